@@ -1,0 +1,103 @@
+"""Crash-safe checkpoints for Keras 3, indexed in SQLite: the public names, each imported on first use.
+
+Importing this package imports neither Keras nor a backend, SQLAlchemy or numpy.
+
+Example:
+    >>> import ckptstore
+    >>> issubclass(ckptstore.CheckpointNotFoundError, LookupError)
+    True
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from ckptstore.errors import (
+        CheckpointNotFoundError,
+        CheckpointStoreError,
+        CorruptError,
+        CorruptManifestError,
+        CorruptPayloadError,
+        DiskFullError,
+        InvalidArgumentError,
+        LockedError,
+        MetricNotFoundError,
+        ModelMismatchError,
+        ModelNotReadyError,
+        NotAStoreError,
+        NotFoundError,
+        ReadOnlyError,
+        RunLockedError,
+        RunNotFoundError,
+        SchemaError,
+        SchemaTooNewError,
+        SchemaTooOldError,
+        StorageError,
+        StoreLockedError,
+        StoreNotFoundError,
+    )
+    from ckptstore.layout import find_store
+    from ckptstore.model_checkpoint import ModelCheckpoint
+    from ckptstore.records import Checkpoint, Problem
+    from ckptstore.retention import keep_last
+    from ckptstore.store import CheckpointStore
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointNotFoundError",
+    "CheckpointStore",
+    "CheckpointStoreError",
+    "CorruptError",
+    "CorruptManifestError",
+    "CorruptPayloadError",
+    "DiskFullError",
+    "InvalidArgumentError",
+    "LockedError",
+    "MetricNotFoundError",
+    "ModelCheckpoint",
+    "ModelMismatchError",
+    "ModelNotReadyError",
+    "NotAStoreError",
+    "NotFoundError",
+    "Problem",
+    "ReadOnlyError",
+    "RunLockedError",
+    "RunNotFoundError",
+    "SchemaError",
+    "SchemaTooNewError",
+    "SchemaTooOldError",
+    "StorageError",
+    "StoreLockedError",
+    "StoreNotFoundError",
+    "__version__",
+    "find_store",
+    "keep_last",
+]
+
+# Where each name lives; what is not listed is an error.
+_HOMES = {
+    "CheckpointStore": "store",
+    "find_store": "layout",
+    "ModelCheckpoint": "model_checkpoint",
+    "Checkpoint": "records",
+    "Problem": "records",
+    "keep_last": "retention",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name's module on first use, and keep the name here."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, imported or not."""
+    return sorted({*globals(), *__all__})

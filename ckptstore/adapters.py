@@ -1,0 +1,72 @@
+"""Where a model's framework is met: finds the adapter that takes models apart and puts them together.
+
+The store below knows no framework. An adapter is looked up by name and imported when it is first needed,
+so that asking the manifest costs no framework's import, and another framework can join by one line here.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ckptstore.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from ckptstore.formats.snapshot import Snapshot
+    from ckptstore.records import Checkpoint, Format
+
+_MODULES = {"keras": "ckptstore.keras_model"}
+
+
+class ModelAdapter(Protocol):
+    """What the store asks of a framework."""
+
+    def snapshot(
+        self, model: Any, *, format: Format, optimizer: Any = None, weights_only: bool = False
+    ) -> Snapshot:
+        """Take the model apart; nothing is written.
+
+        Args:
+            model: A built model.
+            format: The payload that is wanted.
+            optimizer: The optimizer of a training loop written by hand, for a model that is not compiled.
+            weights_only: True to leave out optimizer and training state.
+
+        Raises:
+            ModelNotReadyError: It is not built; or not compiled, with neither `optimizer` nor `weights_only`.
+        """
+
+    def restore(self, model: Any, checkpoint: Checkpoint, *, optimizer: Any = None) -> None:
+        """Verify the payload, check that it fits, then bring back weights, optimizer and training state.
+
+        Raises:
+            CorruptPayloadError: The payload is damaged; the model is unchanged.
+            ModelMismatchError: It does not fit; the model is unchanged.
+        """
+
+    def load_model(self, checkpoint: Checkpoint, **kwargs: Any) -> Any:
+        """Verify the payload and return the whole model in it."""
+
+    def load_weights(self, checkpoint: Checkpoint, model: Any) -> None:
+        """Verify the payload, check that it fits, and load its weights into `model`."""
+
+
+def adapter_named(framework: str) -> ModelAdapter:
+    """Return the adapter of a framework, such as ``"keras"``."""
+    adapter: ModelAdapter = import_module(_MODULES[framework]).adapter
+    return adapter
+
+
+def adapter_for(model: object) -> ModelAdapter:
+    """Return the adapter of the framework that `model` belongs to.
+
+    Raises:
+        InvalidArgumentError: No known framework made it.
+    """
+    for base in type(model).__mro__:
+        framework = base.__module__.partition(".")[0]
+        if framework in _MODULES:
+            return adapter_named(framework)
+    raise InvalidArgumentError(
+        argument="model", value=type(model).__name__, reason="is not a model of a known framework (keras)"
+    )

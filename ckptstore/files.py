@@ -1,0 +1,193 @@
+"""Every change of the file system goes through here: one function per step, each with a hook, each durable.
+
+The order of the steps is the business of the layers above. What is promised here: a function that returns has
+done its step; one that raises names the operation and the path (`StorageError`). Only what says so is durable
+when it returns: a new name is, once `fsync_directory` has been called on its directory.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import xxhash
+
+from ckptstore.errors import CorruptPayloadError, DiskFullError, StorageError
+
+if sys.platform == "darwin":  # pragma: no cover
+    import fcntl
+
+DIGEST = "xxh3_128"
+_CHUNK = 4 << 20
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+_NO_DIRECTORY_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF})
+
+Phase = Literal["before", "after"]
+Hook = Callable[[str, Path, Phase], None]
+_hooks: list[Hook] = []
+
+
+@contextmanager
+def observed(hook: Hook) -> Iterator[None]:
+    """Call `hook(operation, path, phase)` before and after every step that is taken meanwhile.
+
+    Tests stop or fail a save at its n-th step with it. The hook may raise, or end the process.
+
+    Example:
+        >>> import tempfile
+        >>> seen = []
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with observed(lambda operation, path, phase: seen.append((operation, phase))):
+        ...         fsync_directory(Path(folder))
+        >>> seen
+        [('fsync', 'before'), ('fsync', 'after')]
+    """
+    _hooks.append(hook)
+    try:
+        yield
+    finally:
+        _hooks.remove(hook)
+
+
+@contextmanager
+def step(operation: str, path: Path) -> Iterator[None]:
+    """Mark one step: tells the hooks, and turns an `OSError` into a `StorageError` with operation and path."""
+    try:
+        for hook in _hooks:
+            hook(operation, path, "before")
+        yield
+        for hook in _hooks:
+            hook(operation, path, "after")
+    except StorageError:
+        raise
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise DiskFullError(path=path, free=free_bytes(path.parent), code=error.errno or 0) from error
+        raise StorageError(operation=operation, path=path, error=error) from error
+
+
+def free_bytes(directory: Path) -> int | None:
+    """Return the bytes that an ordinary user may still write there, or None where it cannot be known.
+
+    A hint only: file systems refuse a write with blocks to spare, and compressing ones take more than they say.
+    """
+    try:
+        usage = os.statvfs(directory)
+    except OSError:
+        return None
+    return usage.f_bavail * usage.f_frsize
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and its missing parents, each of them durable.
+
+    A crash leaves some of the parents, empty.
+    """
+    if path.is_dir():
+        return
+    if path.parent != path:
+        make_directory(path.parent)
+    with step("mkdir", path):
+        path.mkdir(exist_ok=True)
+    fsync_directory(path.parent)
+
+
+def fsync_directory(path: Path) -> None:
+    """Make the names in a directory durable.
+
+    Where the file system refuses to sync a directory, names are not provably durable: that is said once.
+    """
+    with step("fsync", path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in _NO_DIRECTORY_SYNC:
+                raise
+            warnings.warn(
+                f"{path}: this file system cannot sync a directory; a power cut may undo the last renames",
+                stacklevel=3,
+            )
+        finally:
+            os.close(descriptor)
+
+
+def rename_to_new(source: Path, target: Path) -> None:
+    """Give a file its final name, which nobody may have; durable after `fsync_directory` on both directories.
+
+    A crash leaves it under one name or the other.
+    """
+    with step("rename", target):
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+        source.rename(target)
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a file a second, new name; durable after `fsync_directory`."""
+    with step("link", target):
+        os.link(source, target)
+
+
+def replace(source: Path, target: Path) -> None:
+    """Rename a file over another, atomically; durable after `fsync_directory`.
+
+    A crash leaves the complete old file at `target`, or the complete new one.
+    """
+    with step("rename", target):
+        source.replace(target)
+
+
+def unlink(path: Path) -> None:
+    """Remove a file; nothing happens where there is none. Durable after `fsync_directory`."""
+    with step("unlink", path):
+        path.unlink(missing_ok=True)
+
+
+def is_same_file(one: Path, other: Path) -> bool:
+    """Return True when both names lead to one file."""
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
+
+
+def digest_file(path: Path, progress: Callable[[int], object] | None = None) -> str:
+    """Return ``"xxh3_128:<32 hex digits>"`` of a file's bytes.
+
+    Args:
+        path: The file.
+        progress: Called with the number of bytes after each part of at most 4 MiB.
+
+    Raises:
+        CorruptPayloadError: There is no such file.
+        StorageError: It cannot be read (which does not say that it is damaged).
+    """
+    digest = xxhash.xxh3_128()
+    buffer = memoryview(bytearray(_CHUNK))
+    try:
+        with path.open("rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                digest.update(buffer[:count])
+                if progress is not None:
+                    progress(count)
+    except FileNotFoundError as error:
+        raise CorruptPayloadError(path=path, reason="the file is missing") from error
+    except OSError as error:
+        raise StorageError(operation="read", path=path, error=error) from error
+    return f"{DIGEST}:{digest.hexdigest()}"
+
+
+def sync_file(descriptor: int, path: Path) -> None:
+    """Make a file's bytes durable. A failure is final for this file: never call it again, write a new one."""
+    with step("fsync", path):
+        if sys.platform == "darwin":  # pragma: no cover  (there fsync leaves the bytes in the drive's cache)
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+        else:
+            os.fsync(descriptor)

@@ -1,0 +1,85 @@
+"""Keeps SQLite whole over fork: no transaction is open when this process forks, no connection is used after.
+
+SQLite notes in the process's memory which files it has locked. A child that is forked while any thread is
+inside a transaction would inherit that note without the locks, and would then read unprotected, or wait for
+ever; and a child that closed such a connection would roll the parent's transaction back. So forking waits for
+the other threads' open transactions, which are short, and the child starts with fresh pools and leaves the
+inherited connections alone.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+from weakref import WeakSet
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine, Pool
+
+
+class _Gate:
+    """Counts the transactions that are open in this process, by thread."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.open: Counter[int] = Counter()
+        self.engines: WeakSet[Engine] = WeakSet()
+        self.abandoned: list[Pool] = []
+
+
+_gate = _Gate()
+
+
+@contextmanager
+def no_fork() -> Iterator[None]:
+    """Let this process fork only after the block, except by the thread that is in it.
+
+    Example:
+        >>> with no_fork(), no_fork():
+        ...     pass
+    """
+    me = threading.get_ident()
+    with _gate.changed:
+        _gate.open[me] += 1
+    try:
+        yield
+    finally:
+        with _gate.changed:
+            _gate.open[me] -= 1
+            if not _gate.open[me]:
+                del _gate.open[me]
+            _gate.changed.notify_all()
+
+
+def watch(engine: Engine) -> None:
+    """Give `engine` a fresh pool in every forked child, as long as somebody uses it."""
+    with _gate.changed:
+        _gate.engines.add(engine)
+
+
+def _before_fork() -> None:
+    me = threading.get_ident()
+    _gate.changed.acquire()
+    _gate.changed.wait_for(lambda: all(thread == me for thread in _gate.open))
+
+
+def _after_fork_in_parent() -> None:
+    _gate.changed.release()
+
+
+def _after_fork_in_child() -> None:
+    _gate.changed = threading.Condition()
+    _gate.open = Counter()
+    for engine in _gate.engines:
+        # Kept for ever, so that nothing in this process closes what belongs to the parent.
+        _gate.abandoned.append(engine.pool)
+        engine.dispose(close=False)
+
+
+os.register_at_fork(
+    before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
+)

@@ -1,0 +1,114 @@
+"""What a payload's HDF5 file holds: Keras' variables, our description and state, and the bytes between."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from ckptstore.formats.hdf5_payload import DESCRIPTION, STATE_ARRAYS, STATE_DOCUMENT, unescaped
+from ckptstore.formats.hdf5_reader import StoredDataset, read_texts
+from ckptstore.formats.snapshot import Array
+from ckptstore.formats.source import Source
+
+_PART = 4 << 20
+
+
+class Contents:
+    """The datasets of one file, by what they are.
+
+    Attributes:
+        variables: Keras' own, by path.
+        description: Ours, or None in a file that Keras wrote.
+        document: JSON of the training state, or None.
+        arrays: Arrays of the training state, by the names they were given.
+    """
+
+    def __init__(self, datasets: Mapping[str, StoredDataset]) -> None:
+        self.variables = dict(datasets)
+        self.description = self.variables.pop(DESCRIPTION, None)
+        self.document = self.variables.pop(STATE_DOCUMENT, None)
+        ours = [path for path in self.variables if path.startswith(STATE_ARRAYS)]
+        self.arrays = {unescaped(path.removeprefix(STATE_ARRAYS)): self.variables.pop(path) for path in ours}
+
+    def all(self) -> Iterator[StoredDataset]:
+        """Give every dataset, ours last."""
+        yield from self.variables.values()
+        yield from self.arrays.values()
+        yield from (found for found in (self.document, self.description) if found is not None)
+
+
+def extents(source: Source, contents: Contents) -> list[tuple[int, int, StoredDataset]]:
+    """Return (begin, end, dataset) of all values in the order of the file.
+
+    Raises:
+        CorruptPayloadError: Two arrays share bytes, or the values of one are not in one piece.
+    """
+    found = []
+    for dataset in contents.all():
+        if dataset.offset is None:
+            raise source.corrupt(dataset.refusal)
+        if dataset.nbytes:
+            found.append((dataset.offset, dataset.offset + dataset.nbytes, dataset))
+    found.sort(key=lambda extent: extent[0])
+    for (_, end, first), (begin, _, second) in pairwise(found):
+        if begin < end:
+            raise source.corrupt(f"{first.path!r} and {second.path!r} share bytes")
+    return found
+
+
+def gaps_digest(source: Source, contents: Contents) -> str:
+    """Return xxh3_128, as 32 hex digits, of every byte of the file that is no array's."""
+    digest = xxhash.xxh3_128()
+    position = 0
+    for begin, end, _ in [*extents(source, contents), (source.nbytes, source.nbytes, None)]:
+        for part in parts(source, position, begin):
+            digest.update(part)
+        position = end
+    return digest.hexdigest()
+
+
+def parts(source: Source, begin: int, end: int) -> Iterator[bytes | memoryview]:
+    """Give the bytes from `begin` to `end`; each part is valid until the next is asked for."""
+    if end - begin <= 1 << 16:
+        yield source.read(begin, end - begin)
+        return
+    buffer = memoryview(bytearray(min(_PART, end - begin)))
+    for start in range(begin, end, _PART):
+        part = buffer[: min(_PART, end - start)]
+        source.read_into(start, part)
+        yield part
+
+
+def read_bytes(source: Source, dataset: StoredDataset) -> npt.NDArray[np.uint8]:
+    """Read an array's bytes as they are stored.
+
+    Raises:
+        CorruptPayloadError: They do not lie in one piece, or are not there.
+        StorageError: The disk cannot be read.
+    """
+    if dataset.offset is None:
+        raise source.corrupt(dataset.refusal)
+    data = np.empty(dataset.nbytes, np.uint8)
+    source.read_into(dataset.offset, data.data)
+    return data
+
+
+def values_of(source: Source, dataset: StoredDataset, data: npt.NDArray[np.uint8]) -> Array:
+    """Return the array that stored bytes stand for; a view of them, but for float8 and text."""
+    if dataset.kind.dtype.kind == "O":
+        texts = np.empty(len(data) // 16, object)
+        texts[:] = read_texts(source, data.tobytes())
+        return texts.reshape(dataset.shape)
+    values: Array = data.view(dataset.kind.stored)
+    if dataset.kind.restore is not None:
+        values = dataset.kind.restore(values)
+    return values.reshape(dataset.shape)
+
+
+def read_array(source: Source, dataset: StoredDataset) -> Array:
+    """Read an array's values; raises what `read_bytes` raises."""
+    return values_of(source, dataset, read_bytes(source, dataset))

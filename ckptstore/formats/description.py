@@ -1,0 +1,164 @@
+"""The JSON inside a payload that says what it is, with digests of its parts, the last of them that of itself.
+
+The text is written behind everything that it describes. Its length is known before, since a digest always has
+the same length. `structure` is the digest of every byte of the HDF5 file that belongs to no array and not to
+this text, so that between them the digests leave no byte of the HDF5 file out. The digest of an array is that
+of its bytes as they are stored: C order, little-endian.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import xxhash
+
+from ckptstore.errors import InvalidArgumentError
+from ckptstore.formats.source import Source
+
+PREFIX = "xxh3_128:"
+# Written by this module; whoever asks for a payload may not use them.
+RESERVED = ("variables", "documents", "state", "structure", "description")
+_SEAL = '", "description": "' + PREFIX
+_SEAL_LENGTH = len(_SEAL) + 32 + len('"}')
+_BLANK = "0" * 32
+
+
+def digest_of(data: Any) -> str:
+    """Return ``"xxh3_128:<32 hex digits>"`` of the bytes of any buffer.
+
+    Example:
+        >>> digest_of(b"")
+        'xxh3_128:99aa06d3014798d86001c324468d497f'
+    """
+    return PREFIX + xxhash.xxh3_128_hexdigest(data)
+
+
+def entries_template(arrays: Iterable[tuple[str, tuple[int, ...], str]]) -> str:
+    """Return the JSON object that lists arrays (name, shape, dtype), with a ``%s`` for each one's digest."""
+    digest = f'"digest": "{PREFIX}%s"'
+    entries = [
+        f'{_literal(name)}: {{"shape": {[*map(int, shape)]}, "dtype": {_literal(dtype)}, {digest}}}'
+        for name, shape, dtype in arrays
+    ]
+    return "{" + ", ".join(entries) + "}"
+
+
+def to_json(value: Any, argument: str) -> bytes:
+    """Return a value as JSON text in ASCII; NaN and infinities stand as Python writes them.
+
+    Raises:
+        InvalidArgumentError: JSON has no form for it.
+    """
+    try:
+        return json.dumps(value).encode("ascii")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidArgumentError(argument=argument, value=value, reason=f"is not JSON: {error}") from error
+
+
+class DescriptionText:
+    """The text of a payload's description, before its digests are known.
+
+    Args:
+        fields: What the caller has to say; JSON values.
+        documents: Digests of the archive's other members.
+        variables: From `entries_template`.
+        arrays: The same of the training state's arrays, or None where there is no training state.
+
+    Raises:
+        InvalidArgumentError: `fields` is not JSON, or uses a name that is reserved.
+    """
+
+    def __init__(
+        self,
+        fields: Mapping[str, Any],
+        documents: Mapping[str, str],
+        variables: str,
+        arrays: str | None,
+    ) -> None:
+        for name in RESERVED:
+            if name in fields:
+                raise InvalidArgumentError(argument="description", value=name, reason="is a reserved name")
+        head = to_json({**fields, "documents": dict(documents)}, "description").decode("ascii")
+        state = "null" if arrays is None else f'{{"document": "{PREFIX}%s", "arrays": {arrays}}}'
+        parts = [
+            head[:-1].replace("%", "%%"),
+            f', "variables": {variables}, "state": {state}, "structure": "{PREFIX}%s',
+        ]
+        self._template = "".join(parts)
+        self.nbytes = len(self._template % ((_BLANK,) * self._holes())) + _SEAL_LENGTH
+
+    def _holes(self) -> int:
+        return self._template.replace("%%", "").count("%s")
+
+    def complete(
+        self, *, variables: Sequence[str], state: str | None, arrays: Sequence[str], structure: str
+    ) -> bytes:
+        """Return the text, of exactly `nbytes` bytes; all digests are given as 32 hex digits."""
+        digests = (*variables, *(() if state is None else (state,)), *arrays, structure)
+        body = self._template % digests
+        return f'{body}{_SEAL}{xxhash.xxh3_128_hexdigest(body.encode("ascii"))}"}}'.encode("ascii")
+
+
+def parse_description(source: Source, text: bytes) -> dict[str, Any]:
+    """Return the description that a text holds.
+
+    Raises:
+        CorruptPayloadError: A byte of it is not what was written.
+    """
+    body = text[:-_SEAL_LENGTH]
+    sealed = f'{_SEAL}{xxhash.xxh3_128_hexdigest(body)}"}}'.encode("ascii")
+    if text[len(body) :] != sealed:
+        raise source.corrupt("its description is damaged")
+    try:
+        found = json.loads(text)
+        whole = isinstance(found, dict) and _is_whole(found)
+    except (ValueError, RecursionError) as error:
+        raise source.corrupt("its description is not JSON") from error
+    if not whole:
+        raise source.corrupt("its description is not one that ckptstore writes")
+    del found["description"]
+    return dict(found)
+
+
+def parse_state(source: Source, text: bytes) -> dict[str, Any]:
+    """Return the JSON document of the training state."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise source.corrupt("its training state is not JSON") from error
+    if not isinstance(found, dict):
+        raise source.corrupt("its training state is not a JSON object")
+    return found
+
+
+def _is_whole(found: dict[str, Any]) -> bool:
+    """Whether the parts that this module reads have the form that it writes; a seal is no proof of origin."""
+    if not isinstance(found.get("structure"), str) or not _is_digests(found.get("documents")):
+        return False
+    if not _is_entries(found.get("variables")):
+        return False
+    state = found.get("state", {})
+    if isinstance(state, dict):
+        return isinstance(state.get("document"), str) and _is_entries(state.get("arrays"))
+    return state is None
+
+
+def _is_digests(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(digest, str) for digest in value.values())
+
+
+def _is_entries(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(entry, dict)
+        and isinstance(entry.get("shape"), list)
+        and all(isinstance(size, int) for size in entry["shape"])
+        and isinstance(entry.get("dtype"), str)
+        and isinstance(entry.get("digest"), str)
+        for entry in value.values()
+    )
+
+
+def _literal(text: str) -> str:
+    return json.dumps(text).replace("%", "%%")

@@ -1,0 +1,100 @@
+"""Payload files, whatever their format: the one module of `formats` that the layers above need.
+
+Three formats, told apart by extension: ``.keras`` (Keras' archive of a whole model), ``.weights.h5`` and
+``.h5`` (Keras' older whole-model file). Each is a file that plain Keras loads, and carries its own
+description.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ckptstore.errors import InvalidArgumentError
+from ckptstore.formats.checking import verify_payload
+from ckptstore.formats.description import digest_of
+from ckptstore.formats.hdf5_payload import Hdf5Payload, is_streamable
+from ckptstore.formats.keras_zip import archive_nbytes, write_archive
+from ckptstore.formats.reading import (
+    open_variables,
+    read_description,
+    read_documents,
+    read_layout,
+    read_state,
+)
+from ckptstore.formats.snapshot import Snapshot
+from ckptstore.formats.streaming import Sink
+
+__all__ = [
+    "Encoded",
+    "encode",
+    "open_variables",
+    "read_description",
+    "read_documents",
+    "read_layout",
+    "read_state",
+    "verify_payload",
+]
+
+
+class Encoded:
+    """A payload of known size that has not been written; made by `encode`.
+
+    Attributes:
+        nbytes: Size of the file in bytes, exactly.
+    """
+
+    def __init__(self, snapshot: Snapshot, weights: Any) -> None:
+        self._snapshot = snapshot
+        self._weights = weights
+        self.nbytes: int = weights.nbytes
+        if snapshot.format == "keras":
+            self.nbytes = archive_nbytes(snapshot.documents, weights.nbytes)
+
+    def write(self, sink: Sink) -> None:
+        """Write the payload in one pass; may be called again, for a new file.
+
+        The sink is given views of the snapshot's arrays, which have to stay unchanged until it is finished.
+
+        Raises:
+            InvalidArgumentError: A variable is not what the snapshot said.
+            Exception: What the sink raises, unchanged; what it took till then is no payload.
+        """
+        if self._snapshot.format == "keras":
+            write_archive(sink, self._snapshot.documents, self._weights.nbytes, self._weights.write)
+        else:
+            self._weights.write(sink.write)
+
+
+def encode(snapshot: Snapshot, description: Mapping[str, Any]) -> Encoded:
+    """Work out a payload up to the values of its arrays.
+
+    Args:
+        snapshot: What to save. Variables are read when they are written, one at a time; a snapshot with
+            `fill`, or with arrays that only h5py can store (text), is made in memory here.
+        description: What is to be said of it, JSON; digests of variables, state and documents are added.
+
+    Raises:
+        InvalidArgumentError: A name cannot stand in the format, or a value is not JSON.
+
+    Example:
+        >>> import io
+        >>> import numpy as np
+        >>> from ckptstore.formats.snapshot import Variable
+        >>> ones = np.ones((2, 3), np.float32)
+        >>> kernel = Variable(path="vars/0", shape=ones.shape, dtype=ones.dtype, read=lambda: ones)
+        >>> encoded = encode(Snapshot(format="weights", variables=(kernel,)), {"epoch": 3})
+        >>> file = io.BytesIO()
+        >>> encoded.write(file)
+        >>> len(file.getvalue()) == encoded.nbytes
+        True
+    """
+    if snapshot.documents and snapshot.format != "keras":
+        names = sorted(snapshot.documents)
+        raise InvalidArgumentError(argument="documents", value=names, reason="only a .keras archive has them")
+    documents = {name: digest_of(document) for name, document in snapshot.documents.items()}
+    if is_streamable(snapshot):
+        return Encoded(snapshot, Hdf5Payload(snapshot, description, documents))
+    from ckptstore.formats.in_memory import MemoryPayload
+
+    return Encoded(snapshot, MemoryPayload(snapshot, description, documents))

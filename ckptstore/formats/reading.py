@@ -1,0 +1,148 @@
+"""Reads payloads, ours and Keras' own: an HDF5 file, or the one inside a ``.keras`` archive where it lies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ckptstore.formats.archive import Archive
+from ckptstore.formats.contents import Contents, read_array, read_bytes, values_of
+from ckptstore.formats.description import digest_of, parse_description, parse_state
+from ckptstore.formats.hdf5_reader import StoredDataset, read_datasets
+from ckptstore.formats.snapshot import Array, TrainingState
+from ckptstore.formats.source import Source, open_source, part_of
+from ckptstore.records import SUFFIXES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenPayload:
+    """An open payload: its HDF5 file, what that holds, and, in an archive, the members beside it."""
+
+    source: Source
+    contents: Contents
+    archive: Archive | None
+
+    def description(self) -> dict[str, Any]:
+        """Return the description inside."""
+        found = self.contents.description
+        if found is None:
+            raise self.source.corrupt("it carries no description; ckptstore did not write it")
+        return parse_description(self.source, read_bytes(self.source, found).tobytes())
+
+
+@contextmanager
+def open_payload(path: Path) -> Iterator[OpenPayload]:
+    """Open a payload and list what it holds.
+
+    Raises:
+        CorruptPayloadError: It is missing or damaged, or is no payload.
+        StorageError: It cannot be read, which does not say that it is damaged.
+    """
+    with open_source(path) as file:
+        if path.suffix != SUFFIXES["keras"]:
+            yield OpenPayload(source=file, contents=Contents(read_datasets(file)), archive=None)
+            return
+        archive = Archive(file)
+        with part_of(file, *archive.weights()) as source:
+            yield OpenPayload(source=source, contents=Contents(read_datasets(source)), archive=archive)
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """Return the JSON that a payload says of itself.
+
+    Raises:
+        CorruptPayloadError: It is missing or damaged, or was not written by ckptstore.
+        StorageError: It cannot be read, which does not say that it is damaged.
+    """
+    with open_payload(path) as payload:
+        return payload.description()
+
+
+def read_layout(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return shape and dtype name of each variable by its path; also of files that Keras wrote itself.
+
+    Raises:
+        CorruptPayloadError: It is missing or damaged.
+        StorageError: It cannot be read, which does not say that it is damaged.
+    """
+    with open_payload(path) as payload:
+        found = payload.contents.variables.items()
+        return {name: (variable.shape, variable.kind.dtype.name) for name, variable in found}
+
+
+def read_documents(path: Path) -> dict[str, bytes]:
+    """Return the members of a ``.keras`` archive beside the weights; nothing for other formats.
+
+    Raises:
+        CorruptPayloadError: It is missing or damaged.
+        StorageError: It cannot be read, which does not say that it is damaged.
+    """
+    with open_payload(path) as payload:
+        return {} if payload.archive is None else payload.archive.documents()
+
+
+def read_state(path: Path) -> TrainingState | None:
+    """Return the training state, checked against its digests, or None where a payload carries none.
+
+    Raises:
+        CorruptPayloadError: It is missing or damaged, or was not written by ckptstore.
+        StorageError: It cannot be read, which does not say that it is damaged.
+    """
+    with open_payload(path) as payload:
+        expected = payload.description()["state"]
+        document, stored = payload.contents.document, payload.contents.arrays
+        if expected is None and document is None and not stored:
+            return None
+        if expected is None or document is None or set(expected["arrays"]) != set(stored):
+            raise payload.source.corrupt("its training state is not the one that its description lists")
+        text = _checked(payload.source, document, expected["document"], "training state")
+        arrays = {
+            name: _state_array(payload.source, stored[name], name, entry)
+            for name, entry in expected["arrays"].items()
+        }
+        return TrainingState(document=parse_state(payload.source, text.tobytes()), arrays=arrays)
+
+
+def _state_array(source: Source, found: StoredDataset, name: str, entry: Mapping[str, Any]) -> Array:
+    what = f"training state {name!r}"
+    if list(found.shape) != entry["shape"] or found.kind.dtype.name != entry["dtype"]:
+        raise source.corrupt(f"{what} is not what its description says")
+    return values_of(source, found, _checked(source, found, entry["digest"], what))
+
+
+def _checked(source: Source, found: StoredDataset, digest: str, what: str) -> Array:
+    data = read_bytes(source, found)
+    if digest_of(data.data) != digest:
+        raise source.corrupt(f"{what} differs from its digest")
+    return data
+
+
+@contextmanager
+def open_variables(path: Path) -> Iterator[Mapping[str, Array]]:
+    """Give a payload's variables by path; each is read when it is asked for, straight into its own memory.
+
+    The values are not checked against their digests: whoever has checked the file's own digest need not.
+
+    Raises:
+        CorruptPayloadError: It is missing or damaged.
+        StorageError: It cannot be read, which does not say that it is damaged.
+    """
+    with open_payload(path) as payload:
+        yield _Variables(payload)
+
+
+class _Variables(Mapping[str, Array]):
+    def __init__(self, payload: OpenPayload) -> None:
+        self._payload = payload
+
+    def __getitem__(self, name: str) -> Array:
+        return read_array(self._payload.source, self._payload.contents.variables[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._payload.contents.variables)
+
+    def __len__(self) -> int:
+        return len(self._payload.contents.variables)

@@ -1,0 +1,133 @@
+"""Reads a part of a file, or bytes in memory, by offset; never past its end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ckptstore.errors import CorruptPayloadError, StorageError
+
+_BLOCK = 64 << 10
+_BLOCKS_KEPT = 64
+
+
+class Source:
+    """Bytes of a file that is open for reading, from `start` on.
+
+    Args:
+        path: The file, for messages.
+        descriptor: The open file; it belongs to the caller.
+        start: Where the part begins.
+        nbytes: Its length in bytes.
+    """
+
+    def __init__(self, path: Path, descriptor: int, start: int, nbytes: int) -> None:
+        self.path = path
+        self.nbytes = nbytes
+        self._descriptor = descriptor
+        self._start = start
+        self._blocks: dict[int, bytes] = {}
+
+    def corrupt(self, reason: str) -> CorruptPayloadError:
+        """Return the error that says what is wrong with the file."""
+        return CorruptPayloadError(path=self.path, reason=reason)
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Return `count` bytes; small neighbouring reads cost one read of the disk.
+
+        Raises:
+            CorruptPayloadError: The part ends before.
+            StorageError: The disk cannot be read, which does not say that the file is damaged.
+        """
+        self._check(offset, count)
+        first, last = offset // _BLOCK, (offset + count - 1) // _BLOCK
+        if count == 0 or last - first > 1:
+            return self._read_from_disk(offset, count)
+        data = b"".join([self._block(index) for index in range(first, last + 1)])
+        return data[offset - first * _BLOCK :][:count]
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill a buffer with the bytes at an offset; raises what `read` raises."""
+        self._check(offset, len(buffer))
+        done = 0
+        while done < len(buffer):
+            with _reading(self.path):
+                count = os.preadv(self._descriptor, [buffer[done:]], self._start + offset + done)
+            if not count:
+                raise self.corrupt("the file became shorter while it was read")
+            done += count
+
+    def _check(self, offset: int, count: int) -> None:
+        if count < 0 or offset < 0 or offset + count > self.nbytes:
+            raise self.corrupt(
+                f"it is cut short: {count:,} bytes at {offset:,} of {self.nbytes:,} are missing"
+            )
+
+    def _block(self, index: int) -> bytes:
+        block = self._blocks.get(index)
+        if block is None:
+            if len(self._blocks) >= _BLOCKS_KEPT:
+                self._blocks.clear()
+            start = index * _BLOCK
+            block = self._blocks[index] = self._read_from_disk(start, min(_BLOCK, self.nbytes - start))
+        return block
+
+    def _read_from_disk(self, offset: int, count: int) -> bytes:
+        buffer = bytearray(count)
+        self.read_into(offset, memoryview(buffer))
+        return bytes(buffer)
+
+
+class MemorySource(Source):
+    """The same over bytes in memory, not yet a file; `path` only stands for it in messages."""
+
+    def __init__(self, image: memoryview, path: Path = Path("<memory>")) -> None:
+        super().__init__(path, -1, 0, len(image))
+        self._image = image
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Return `count` bytes."""
+        self._check(offset, count)
+        return bytes(self._image[offset : offset + count])
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill a buffer with the bytes at an offset."""
+        self._check(offset, len(buffer))
+        buffer[:] = self._image[offset : offset + len(buffer)]
+
+
+@contextmanager
+def open_source(path: Path) -> Iterator[Source]:
+    """Open a whole file for reading.
+
+    Raises:
+        CorruptPayloadError: There is no such file.
+        StorageError: It cannot be opened.
+    """
+    with _reading(path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        with _reading(path):
+            nbytes = os.fstat(descriptor).st_size
+        yield Source(path, descriptor, 0, nbytes)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def part_of(source: Source, start: int, nbytes: int) -> Iterator[Source]:
+    """Give a part of a source as a source of its own, valid as long as the whole is."""
+    source._check(start, nbytes)
+    yield Source(source.path, source._descriptor, source._start + start, nbytes)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise CorruptPayloadError(path=path, reason="the file is missing") from error
+    except OSError as error:
+        raise StorageError(operation="read", path=path, error=error) from error

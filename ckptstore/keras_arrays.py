@@ -1,0 +1,66 @@
+"""Live Keras values as numpy arrays, without a copy where the memory can be looked at.
+
+Only what Keras, numpy and torch promise is used here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import ml_dtypes
+import numpy as np
+
+from ckptstore.formats.snapshot import Array
+
+
+def shape_and_dtype(value: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Return shape and numpy dtype of a captured value, without reading it."""
+    if isinstance(value, keras.Variable):
+        # Not the variable's own dtype: JAX without 64-bit types keeps a float64 variable as float32.
+        value = value.value
+    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+        value = np.asarray(value)
+    dtype = value.dtype
+    if not isinstance(dtype, np.dtype):
+        name = keras.backend.standardize_dtype(dtype)
+        dtype = np.dtype(getattr(ml_dtypes, name, name))
+    return tuple(int(size) for size in value.shape), dtype
+
+
+def host_array(value: Any) -> Array:
+    """Return a captured value as a numpy array in C order; a view of the live memory where there is one.
+
+    The view is right until the next training step: whoever keeps it longer makes a copy.
+    """
+    if isinstance(value, keras.Variable):
+        value = value.value
+    if isinstance(value, np.ndarray | np.generic):
+        return np.asarray(value, order="C")
+    if keras.backend.backend() == "torch" and hasattr(value, "detach"):
+        return _torch_array(value)
+    if keras.backend.backend() == "jax":
+        return np.asarray(value, order="C")
+    return np.asarray(keras.ops.convert_to_numpy(value), order="C")
+
+
+def _torch_array(tensor: Any) -> Array:
+    import torch
+
+    tensor = tensor.detach().cpu().contiguous()
+    name = keras.backend.standardize_dtype(tensor.dtype)
+    if not hasattr(ml_dtypes, name):
+        return np.asarray(tensor.numpy())
+    # numpy does not know this dtype, torch not ml_dtypes: the bits pass as integers of the same width.
+    bits = {1: torch.uint8, 2: torch.int16}[tensor.element_size()]
+    return np.asarray(tensor.view(bits).numpy().view(getattr(ml_dtypes, name)))
+
+
+def kept_value(variable: Any) -> Any:
+    """Return a variable's value so that later assignments do not change it; a copy is in host memory."""
+    value = variable.value
+    if keras.backend.backend() == "jax":
+        return value  # immutable: the reference is enough
+    if hasattr(value, "detach"):
+        return value.detach().to("cpu", copy=True)
+    return np.array(keras.ops.convert_to_numpy(value), copy=True)

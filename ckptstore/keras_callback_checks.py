@@ -1,0 +1,64 @@
+"""What callbacks refuse before training: arguments and places that cannot work, in Keras' words."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from ckptstore.errors import InvalidArgumentError, StorageError
+
+
+def check_save_freq(save_freq: object) -> None:
+    """Refuse what is neither ``"epoch"`` nor a number of batches, in Keras' words.
+
+    Raises:
+        InvalidArgumentError: It is neither.
+    """
+    is_count = isinstance(save_freq, int) and not isinstance(save_freq, bool) and save_freq > 0
+    if save_freq != "epoch" and not is_count:
+        raise InvalidArgumentError(
+            argument="save_freq",
+            value=save_freq,
+            reason=f"Unrecognized save_freq: {save_freq}. Expected save_freq are 'epoch' or integer values",
+            hint="a number of batches is 1 or more",
+        )
+
+
+def check_keep(keep: object) -> None:
+    """Refuse what is neither a retention policy nor ``"all"`` nor None.
+
+    Raises:
+        InvalidArgumentError: It is something else.
+    """
+    if keep is not None and keep != "all" and not callable(keep):
+        raise InvalidArgumentError(
+            argument="keep",
+            value=keep,
+            reason="must be a retention policy, such as ckptstore.keep_last(3), or 'all'",
+        )
+
+
+def refuse_directory(target: Path) -> None:
+    """Refuse a directory where a file is to appear, in Keras' words.
+
+    Raises:
+        StorageError: (an OSError) There is a directory.
+    """
+    if target.is_dir():
+        text = (
+            "Please specify a non-directory filepath for ModelCheckpoint. "
+            f"Filepath used is an existing directory: {target}"
+        )
+        raise StorageError(operation="saving", path=target, error=IsADirectoryError(errno.EISDIR, text))
+
+
+def refuse_unwritable(directory: Path) -> None:
+    """Refuse a directory that files cannot be put into.
+
+    Raises:
+        StorageError: They cannot.
+    """
+    if not os.access(directory, os.W_OK | os.X_OK):
+        error = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        raise StorageError(operation="writing", path=directory, error=error, hint="choose another folder")

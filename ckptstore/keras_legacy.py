@@ -1,0 +1,53 @@
+"""Keras' older whole-model HDF5 format (``.h5``): its arrays and a model's variables, in loading order.
+
+The names in it are made up anew for each model, so that only the order tells which array belongs to which
+variable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import h5py
+
+OPTIMIZER = "optimizer_weights"
+_WEIGHTS, _TOP = "model_weights", "top_level_model_weights"
+
+
+def arrays(file: h5py.File) -> Iterator[tuple[str, Any]]:
+    """Yield (path, dataset) of every array in the file."""
+    weights = file[_WEIGHTS]
+    for layer in [*_names(weights, "layer_names"), _TOP]:
+        if layer in weights:
+            for name in _names(weights[layer], "weight_names"):
+                yield f"{_WEIGHTS}/{layer}/{name}", weights[layer][name]
+    if OPTIMIZER in file:
+        for name in _names(file[OPTIMIZER], "weight_names"):
+            yield f"{OPTIMIZER}/{name}", file[OPTIMIZER][name]
+
+
+def variables(model: Any, optimizer: Any) -> Iterator[tuple[str, Any]]:
+    """Yield (path, variable) of everything that the format holds of a model and its optimizer."""
+    in_layers: set[int] = set()
+    for layer in model.layers:
+        for variable in (*layer.trainable_weights, *layer.non_trainable_weights):
+            in_layers.add(id(variable))
+            yield f"{_WEIGHTS}/{layer.name}/{variable.path}", variable
+    for variable in (*model.trainable_weights, *model.non_trainable_weights):
+        if id(variable) not in in_layers:
+            yield f"{_WEIGHTS}/{_TOP}/{variable.path}", variable
+    if optimizer is not None:
+        for variable in optimizer.variables:
+            yield f"{OPTIMIZER}/{variable.path}", variable
+
+
+def _names(group: Any, attribute: str) -> list[str]:
+    if attribute in group.attrs:
+        found = list(group.attrs[attribute])
+    else:  # a list too long for one attribute is split over several
+        parts: list[Any] = []
+        while f"{attribute}{len(parts)}" in group.attrs:
+            parts.append(group.attrs[f"{attribute}{len(parts)}"])
+        found = [name for part in parts for name in part]
+    return [name.decode() if isinstance(name, bytes) else str(name) for name in found]

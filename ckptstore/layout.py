@@ -1,0 +1,121 @@
+"""Where everything of a store lies, and how a store is found."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckptstore.errors import CorruptManifestError, NotAStoreError, StoreNotFoundError
+from ckptstore.files import make_directory
+from ckptstore.records import SUFFIXES, Format
+
+MANIFEST = "manifest.sqlite"
+# Beside the files that a drop-in callback shows, its store lies in this directory.
+DROP_IN = ".ckptstore"
+_PAYLOAD = re.compile(r"(?P<version>\d{8,})-(?P<run>.+?)(?P<suffix>\.weights\.h5|\.keras|\.h5)")
+_FORMATS: dict[str, Format] = {suffix: name for name, suffix in SUFFIXES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The paths of one store; `root` is absolute."""
+
+    root: Path
+
+    @property
+    def manifest(self) -> Path:
+        """The SQLite manifest, the only truth."""
+        return self.root / MANIFEST
+
+    @property
+    def locks(self) -> Path:
+        """Lock files; never removed."""
+        return self.root / "locks"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Payloads, each written once."""
+        return self.root / "checkpoints"
+
+    @property
+    def tmp(self) -> Path:
+        """What is being written."""
+        return self.root / "tmp"
+
+    @property
+    def quarantine(self) -> Path:
+        """Damaged payloads, kept for a person to look at."""
+        return self.root / "quarantine"
+
+    def make(self) -> None:
+        """Make the directories, durably; refuses what is not a store's before anything is changed.
+
+        Raises:
+            NotAStoreError: The path, or a directory above it, is a file.
+            CorruptManifestError: There are payloads but no manifest.
+            StorageError: A directory cannot be made.
+        """
+        for path in (self.root, *self.root.parents):
+            if os.path.lexists(path) and not path.is_dir():
+                raise NotAStoreError(path=path, reason="it is a file, not a directory")
+        if not self.manifest.exists() and self.payload_names():
+            raise CorruptManifestError(path=self.manifest, reason="it is missing, though there are payloads")
+        for path in (self.root, self.locks, self.checkpoints, self.tmp, self.quarantine):
+            make_directory(path)
+
+    def payload_file(self, version: int, run: str, format: Format) -> str:
+        """Return a payload's path relative to the store.
+
+        Example:
+            >>> Layout(Path("/s")).payload_file(7, "digits", "weights")
+            'checkpoints/00000007-digits.weights.h5'
+        """
+        return f"checkpoints/{version:08d}-{run}{SUFFIXES[format]}"
+
+    def payload_names(self) -> list[str]:
+        """Return the names in `checkpoints` that are payloads' names, sorted."""
+        try:
+            names = os.listdir(self.checkpoints)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(name for name in names if _PAYLOAD.fullmatch(name))
+
+
+def parse_payload_name(name: str) -> tuple[int, str, Format]:
+    """Return version, run and format of a payload's file name.
+
+    Example:
+        >>> parse_payload_name("00000007-digits.weights.h5")
+        (7, 'digits', 'weights')
+    """
+    match = _PAYLOAD.fullmatch(name)
+    if match is None:
+        raise ValueError(name)
+    return int(match["version"]), match["run"], _FORMATS[match["suffix"]]
+
+
+def find_store(path: str | os.PathLike[str]) -> Path:
+    """Return the directory of the store at `path`: that directory itself, or its ``.ckptstore``.
+
+    Raises:
+        StoreNotFoundError: Neither holds a manifest.
+
+    Example:
+        >>> find_store("/nowhere")
+        Traceback (most recent call last):
+        ...
+        ckptstore.errors.StoreNotFoundError: /nowhere: no store here ...
+    """
+    given = absolute(path)
+    for root in (given, given / DROP_IN):
+        layout = Layout(root)
+        if os.path.lexists(layout.manifest) or layout.payload_names():
+            return root
+    raise StoreNotFoundError(path=given)
+
+
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """Return `path` made absolute and freed of ``.`` and ``..``, so that a later chdir does not move it."""
+    return Path(os.path.abspath(os.fspath(path)))

@@ -1,0 +1,308 @@
+"""`Manifest`: what the store knows, asked and changed in whole transactions; returns records, never rows."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+from sqlalchemy import func, select
+
+from ckptstore import manifest_changes as changes
+from ckptstore import manifest_queries as queries
+from ckptstore import schema
+from ckptstore.errors import CheckpointNotFoundError, CorruptManifestError
+from ckptstore.manifest_transactions import Transactions
+from ckptstore.models import CHECKPOINTS, RUNS, STORE
+from ckptstore.records import Checkpoint, Event, Holder, Mode, NewCheckpoint, Published, State
+
+COMPLETE_ONLY: tuple[State, ...] = ("complete",)
+
+
+class Manifest:
+    """A store's manifest, for many threads at once; a child may use it after a fork.
+
+    Each method is one transaction. Those that change something return when it is durable; a crash before
+    leaves everything as it was. Callers hold the store's lock for them. Where a COMMIT fails
+    (`StorageError`), the change may have become durable all the same: the next call sees what is on disk.
+
+    Every method may raise `StorageError`, `CorruptManifestError`, `StoreLockedError` (another process was in
+    a transaction for over half a minute) and `SchemaTooNewError` (another process upgraded the manifest);
+    those that change something also `ReadOnlyError` and `DiskFullError`.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     manifest = Manifest.open(Path(folder, "manifest.sqlite"))
+        ...     print(manifest.reserve_version(), manifest.reserve_version(), manifest.latest())
+        ...     manifest.close()
+        1 2 None
+    """
+
+    def __init__(self, path: Path, *, read_only: bool) -> None:
+        self.path = path.absolute()
+        self._store = self.path.parent
+        self._transactions = Transactions(self.path, read_only=read_only)
+
+    @classmethod
+    def open(cls, path: Path, *, read_only: bool = False) -> Self:
+        """Open the manifest at `path`; for writing, make it if there is none, and upgrade an older one.
+
+        Args:
+            path: Of ``manifest.sqlite``; its directory must exist.
+            read_only: True to change nothing, ever.
+
+        Raises:
+            CheckpointStoreError: As `ckptstore.schema.open_manifest` says.
+        """
+        return cls(path, read_only=read_only)
+
+    @staticmethod
+    def check(path: Path) -> None:
+        """Raise what `open` for writing would raise of the file as it is; changes nothing."""
+        schema.check_manifest(path)
+
+    def close(self) -> None:
+        """Close all connections; later calls raise `InvalidArgumentError`."""
+        self._transactions.close()
+
+    @property
+    def schema_version(self) -> str:
+        """The revision of the manifest's schema."""
+        return schema.HEAD
+
+    @cached_property
+    def uuid(self) -> str:
+        """The store's own id, made with it."""
+        with self._transactions.reading() as connection:
+            return connection.execute(select(STORE.uuid)).scalar_one()
+
+    # --- changes -------------------------------------------------------------------------------------
+
+    def reserve_version(self) -> int:
+        """Take the next version. It is never given out again, whatever happens to the save that took it."""
+        with self._transactions.writing("reserve_version") as connection:
+            return changes.reserve_version(connection)
+
+    def add_checkpoint(
+        self,
+        new: NewCheckpoint,
+        *,
+        published_path: str | None = None,
+        monitor: tuple[str, Mode] | None = None,
+    ) -> Checkpoint:
+        """Insert a checkpoint, with all that belongs to it, and return it.
+
+        Args:
+            new: The checkpoint; its run is made if there is none, and its tags move to it.
+            published_path: A path that is to show it: noted as pending until `confirm_published`.
+            monitor: A metric that its run watches, and the better direction.
+
+        Raises:
+            InvalidArgumentError: The version or the file is there already, or a value cannot be stored.
+        """
+        with self._transactions.writing("add_checkpoint") as connection:
+            changes.insert_checkpoint(connection, new)
+            if published_path is not None:
+                changes.put_published(connection, published_path, new.run, new.version)
+            if monitor is not None:
+                changes.put_monitor(connection, new.run, *monitor)
+            changes.add_event(connection, "saved", run=new.run, version=new.version)
+            added = queries.one(connection, self._store, new.version)
+        assert added is not None
+        return added
+
+    def confirm_published(self, path: str) -> None:
+        """Note that a path shows its checkpoint."""
+        with self._transactions.writing("confirm_published") as connection:
+            changes.confirm_published(connection, path)
+
+    def forget_published(self, path: str) -> None:
+        """Forget that a path shows, or was to show, a checkpoint."""
+        with self._transactions.writing("forget_published") as connection:
+            changes.forget_published(connection, path)
+
+    def set_state(self, versions: Sequence[int], state: State) -> None:
+        """Set the state of checkpoints, all at once; versions that are not there are passed over."""
+        with self._transactions.writing("set_state") as connection:
+            changes.set_state(connection, versions, state)
+
+    def remove(self, versions: Sequence[int]) -> None:
+        """Drop checkpoints with their metrics, tags and published paths, all at once; events stay.
+
+        Versions that are not there are passed over, so that it may be repeated.
+        """
+        with self._transactions.writing("remove") as connection:
+            changes.remove(connection, versions)
+
+    def tag(self, version: int, name: str) -> None:
+        """Give a checkpoint a tag; one that stands elsewhere moves, atomically.
+
+        Raises:
+            CheckpointNotFoundError: There is no such version.
+        """
+        with self._transactions.writing("tag") as connection:
+            if queries.one(connection, self._store, version) is None:
+                raise CheckpointNotFoundError(ref=version, store=self._store)
+            changes.put_tag(connection, version, name)
+
+    def pin(self, version: int, pinned: bool = True) -> None:
+        """Keep a checkpoint from retention, or let it go with ``pinned=False``.
+
+        Raises:
+            CheckpointNotFoundError: There is no such version.
+        """
+        with self._transactions.writing("pin") as connection:
+            if queries.one(connection, self._store, version) is None:
+                raise CheckpointNotFoundError(ref=version, store=self._store)
+            changes.set_pinned(connection, version, pinned)
+
+    def set_holder(self, run: str, holder: Holder | None) -> None:
+        """Note who writes a run, or that nobody does; makes the run if there is none."""
+        with self._transactions.writing("set_holder") as connection:
+            changes.set_holder(connection, run, holder)
+
+    def add_event(
+        self,
+        kind: str,
+        *,
+        run: str | None = None,
+        version: int | None = None,
+        detail: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Append an event; makes the run if there is none.
+
+        Raises:
+            InvalidArgumentError: `detail` is not JSON.
+        """
+        with self._transactions.writing("add_event") as connection:
+            changes.add_event(connection, kind, run=run, version=version, detail=detail)
+
+    # --- checkpoints ---------------------------------------------------------------------------------
+
+    def get(self, version: int) -> Checkpoint | None:
+        """Return a checkpoint, in whatever state, or None where there is none."""
+        with self._transactions.reading() as connection:
+            return queries.one(connection, self._store, version)
+
+    def by_tag(self, name: str) -> Checkpoint | None:
+        """Return the checkpoint that has a tag, in whatever state, or None where none has."""
+        with self._transactions.reading() as connection:
+            return queries.one(connection, self._store, queries.tagged_version(name))
+
+    def latest(self, run: str | None = None) -> Checkpoint | None:
+        """Return the newest complete checkpoint of a run, or of all; None where there is none."""
+        with self._transactions.reading() as connection:
+            return queries.one(connection, self._store, queries.latest_version(run))
+
+    def best(self, metric: str, mode: Mode, run: str | None = None) -> Checkpoint | None:
+        """Return the best complete checkpoint of a run, or of all; None where none has the metric.
+
+        NaN is never best, infinities may be; of equals it is the one with the lower version, in both modes.
+        """
+        with self._transactions.reading() as connection:
+            return queries.one(connection, self._store, queries.best_version(metric, mode, run))
+
+    def resume_points(self, run: str | None = None) -> Iterator[Checkpoint]:
+        """Yield the complete checkpoints with training state of a run, or of all, newest first.
+
+        Each is asked for when it is wanted, in a transaction of its own: walking back keeps no writer
+        waiting.
+        """
+        before = None
+        while True:
+            with self._transactions.reading() as connection:
+                point = queries.one(connection, self._store, queries.resume_version(run, before))
+            if point is None:
+                return
+            yield point
+            before = point.version
+
+    def checkpoints(
+        self, run: str | None = None, *, states: Collection[State] | None = COMPLETE_ONLY
+    ) -> list[Checkpoint]:
+        """Return the checkpoints of a run, or all, oldest first, in a constant number of queries.
+
+        Args:
+            run: The run; None for all.
+            states: Which states; None for all.
+        """
+        with self._transactions.reading() as connection:
+            return queries.many(connection, self._store, run, states)
+
+    def in_state(self, state: State) -> list[Checkpoint]:
+        """Return the checkpoints in one state, oldest first."""
+        return self.checkpoints(states=(state,))
+
+    def versions_and_files(self) -> dict[int, str]:
+        """Return each checkpoint's file, in whatever state, relative to the store, by version."""
+        with self._transactions.reading() as connection:
+            chosen = select(CHECKPOINTS.version, CHECKPOINTS.file).order_by(CHECKPOINTS.version)
+            return dict(connection.execute(chosen).all())
+
+    # --- the rest ------------------------------------------------------------------------------------
+
+    def runs(self) -> tuple[str, ...]:
+        """Return the names of all runs, sorted."""
+        with self._transactions.reading() as connection:
+            return tuple(sorted(connection.scalars(select(RUNS.name))))
+
+    def metric_names(self, run: str | None = None) -> tuple[str, ...]:
+        """Return the metrics that a run's complete checkpoints, or any, recorded, sorted."""
+        with self._transactions.reading() as connection:
+            return queries.metric_names(connection, run)
+
+    def monitors(self, run: str) -> dict[str, Mode]:
+        """Return the metrics that a run watches, each with its better direction."""
+        with self._transactions.reading() as connection:
+            return dict(queries.monitors(connection, run))
+
+    def monitored_mode(self, metric: str, run: str | None = None) -> Mode | None:
+        """Return the better direction of a metric that a run, or any, watches; None where that is not one."""
+        with self._transactions.reading() as connection:
+            modes = {mode for name, mode in queries.monitors(connection, run) if name == metric}
+        return modes.pop() if len(modes) == 1 else None
+
+    def holder(self, run: str) -> Holder | None:
+        """Return who writes, or last wrote, a run; None where that is not known."""
+        with self._transactions.reading() as connection:
+            return queries.holder(connection, run)
+
+    def published(self) -> list[Published]:
+        """Return what each of the user's paths shows, sorted by path."""
+        with self._transactions.reading() as connection:
+            return queries.published(connection)
+
+    def published_at(self, path: str) -> Published | None:
+        """Return what a path shows, or None where it was never made to show anything."""
+        with self._transactions.reading() as connection:
+            return next(iter(queries.published(connection, path)), None)
+
+    def events(
+        self,
+        *,
+        kind: str | None = None,
+        run: str | None = None,
+        version: int | None = None,
+        limit: int | None = None,
+    ) -> list[Event]:
+        """Return events, newest first: those of a kind, of a run, of a version, and at most `limit`."""
+        with self._transactions.reading() as connection:
+            return queries.events(connection, kind=kind, run=run, version=version, limit=limit)
+
+    def integrity_problems(self) -> list[str]:
+        """Return what SQLite and the manifest's own rules find wrong, one line each; reads all of it."""
+        try:
+            with self._transactions.reading() as connection:
+                found = connection.exec_driver_sql("PRAGMA integrity_check").scalars().all()
+                problems = [str(line) for line in found if line != "ok"]
+                for table, row, parent, _ in connection.exec_driver_sql("PRAGMA foreign_key_check"):
+                    problems.append(f"row {row} of {table} refers to a row of {parent} that is not there")
+                counter = connection.execute(select(STORE.next_version)).scalar()
+                highest = connection.execute(select(func.max(CHECKPOINTS.version))).scalar() or 0
+        except CorruptManifestError as error:
+            return [error.reason]
+        if counter is None or counter <= highest:
+            problems.append(f"the next version is {counter}, though there is a checkpoint {highest}")
+        return problems

@@ -1,0 +1,205 @@
+"""What is read from a manifest: statements whose cost does not grow with it, and records made of rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any, cast
+
+from sqlalchemy import ColumnElement, Connection, ScalarSelect, Select, exists, func, select
+
+from ckptstore.models import (
+    CHECKPOINTS,
+    COMPLETE,
+    EVENTS,
+    METRIC_NAMES,
+    METRICS,
+    MONITORS,
+    PUBLISHED,
+    RUNS,
+    TAGS,
+)
+from ckptstore.records import Checkpoint, Event, Holder, Mode, Published, State
+
+_ROWS = select(
+    CHECKPOINTS.version,
+    RUNS.name.label("run"),
+    CHECKPOINTS.epoch,
+    CHECKPOINTS.batch,
+    CHECKPOINTS.step,
+    CHECKPOINTS.created_at,
+    CHECKPOINTS.file,
+    CHECKPOINTS.nbytes,
+    CHECKPOINTS.digest,
+    CHECKPOINTS.format,
+    CHECKPOINTS.state,
+    CHECKPOINTS.resumable,
+    CHECKPOINTS.pinned,
+    CHECKPOINTS.extra,
+    CHECKPOINTS.blocked_s,
+    CHECKPOINTS.total_s,
+).join_from(CHECKPOINTS.table, RUNS.table, RUNS.id == CHECKPOINTS.run_id)
+
+
+def id_of_run(name: str) -> ScalarSelect[int]:
+    """Return the id of a run, as part of a statement; NULL, which equals nothing, for an unknown name."""
+    return select(RUNS.id).where(RUNS.name == name).scalar_subquery()
+
+
+def id_of_metric(name: str) -> ScalarSelect[int]:
+    """Return the id of a metric, as part of a statement; NULL, which equals nothing, for an unknown name."""
+    return select(METRIC_NAMES.id).where(METRIC_NAMES.name == name).scalar_subquery()
+
+
+# --- which checkpoint --------------------------------------------------------------------------------
+
+
+def latest_version(run: str | None) -> Select[Any]:
+    """Return the statement for the newest complete checkpoint's version."""
+    newest = select(func.max(CHECKPOINTS.version)).where(CHECKPOINTS.state == COMPLETE)
+    return newest if run is None else newest.where(CHECKPOINTS.run_id == id_of_run(run))
+
+
+def resume_version(run: str | None, before: int | None) -> Select[Any]:
+    """Return the statement for the newest resume point's version, or the newest below version `before`."""
+    newest = select(func.max(CHECKPOINTS.version)).where(CHECKPOINTS.state == COMPLETE, CHECKPOINTS.resumable)
+    if run is not None:
+        newest = newest.where(CHECKPOINTS.run_id == id_of_run(run))
+    return newest if before is None else newest.where(CHECKPOINTS.version < before)
+
+
+def best_version(metric: str, mode: Mode, run: str | None) -> Select[Any]:
+    """Return the statement for the best complete checkpoint's version: the lowest that has the extreme value.
+
+    Both steps are one look at the end of an index. NaN is NULL there, and so neither least nor greatest.
+    """
+    ranked: list[ColumnElement[bool]] = [METRICS.metric_id == id_of_metric(metric), METRICS.state == COMPLETE]
+    if run is not None:
+        ranked.append(METRICS.run_id == id_of_run(run))
+    extreme = func.min(METRICS.value) if mode == "min" else func.max(METRICS.value)
+    value = select(extreme).where(*ranked).correlate(None).scalar_subquery()
+    return select(func.min(METRICS.version)).where(*ranked, METRICS.value == value)
+
+
+def tagged_version(name: str) -> Select[Any]:
+    """Return the statement for the version that has a tag."""
+    return select(TAGS.version).where(TAGS.name == name)
+
+
+# --- checkpoints -------------------------------------------------------------------------------------
+
+
+def one(connection: Connection, store: Path, version: int | Select[Any]) -> Checkpoint | None:
+    """Return one checkpoint, of a version or of a statement that gives one; None where there is none."""
+    wanted = version if isinstance(version, int) else version.scalar_subquery()
+    row = connection.execute(_ROWS.where(CHECKPOINTS.version == wanted)).one_or_none()
+    if row is None:
+        return None
+    metrics = (
+        select(METRIC_NAMES.name, METRICS.value)
+        .join_from(METRICS.table, METRIC_NAMES.table, METRIC_NAMES.id == METRICS.metric_id)
+        .where(METRICS.version == row.version)
+        .order_by(METRICS.metric_id)
+    )
+    values = {name: _number(value) for name, value in connection.execute(metrics)}
+    tags = connection.scalars(select(TAGS.name).where(TAGS.version == row.version))
+    return _checkpoint(row._asdict(), values, tags, store)
+
+
+def many(
+    connection: Connection, store: Path, run: str | None, states: Collection[State] | None
+) -> list[Checkpoint]:
+    """Return checkpoints, lowest version first, in four queries however many there are."""
+    which: list[ColumnElement[bool]] = []
+    if run is not None:
+        which.append(CHECKPOINTS.run_id == id_of_run(run))
+    if states is not None:
+        which.append(CHECKPOINTS.state.in_(sorted(states)))
+    rows = connection.execute(_ROWS.where(*which).order_by(CHECKPOINTS.version)).all()
+    metrics: dict[int, dict[str, float]] = {row.version: {} for row in rows}
+    tags: dict[int, list[str]] = {}
+    names = dict(connection.execute(select(METRIC_NAMES.id, METRIC_NAMES.name)).all())
+    values = (
+        select(METRICS.version, METRICS.metric_id, METRICS.value)
+        .join_from(CHECKPOINTS.table, METRICS.table, METRICS.version == CHECKPOINTS.version)
+        .where(*which)
+        .order_by(CHECKPOINTS.version, METRICS.metric_id)
+    )
+    for version, metric, value in connection.execute(values):
+        metrics[version][names[metric]] = _number(value)
+    for version, name in connection.execute(select(TAGS.version, TAGS.name)):
+        tags.setdefault(version, []).append(name)
+    return [
+        _checkpoint(row._asdict(), metrics[row.version], tags.get(row.version, ()), store) for row in rows
+    ]
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _checkpoint(
+    fields: dict[str, Any], metrics: dict[str, float], tags: Iterable[str], store: Path
+) -> Checkpoint:
+    path = store / fields.pop("file")
+    return Checkpoint(**fields, metrics=metrics, path=path, tags=tuple(sorted(tags)))
+
+
+# --- the rest ----------------------------------------------------------------------------------------
+
+
+def metric_names(connection: Connection, run: str | None) -> tuple[str, ...]:
+    """Return the metrics that complete checkpoints recorded, sorted; one look at an index for each."""
+    recorded = exists().where(METRICS.metric_id == METRIC_NAMES.id, METRICS.state == COMPLETE)
+    if run is not None:
+        recorded = recorded.where(METRICS.run_id == id_of_run(run))
+    return tuple(sorted(connection.scalars(select(METRIC_NAMES.name).where(recorded))))
+
+
+def monitors(connection: Connection, run: str | None) -> list[tuple[str, Mode]]:
+    """Return the monitored metrics, each with its better direction, of a run or of all."""
+    chosen = select(METRIC_NAMES.name, MONITORS.mode).join_from(
+        MONITORS.table, METRIC_NAMES.table, METRIC_NAMES.id == MONITORS.metric_id
+    )
+    if run is not None:
+        chosen = chosen.where(MONITORS.run_id == id_of_run(run))
+    return [(name, cast(Mode, mode)) for name, mode in connection.execute(chosen)]
+
+
+def holder(connection: Connection, run: str) -> Holder | None:
+    """Return who writes, or last wrote, a run."""
+    row = connection.execute(
+        select(RUNS.holder_host, RUNS.holder_pid, RUNS.holder_started_at).where(RUNS.name == run)
+    ).one_or_none()
+    if row is None or row.holder_host is None:
+        return None
+    return Holder(host=row.holder_host, pid=row.holder_pid, started_at=row.holder_started_at)
+
+
+def published(connection: Connection, path: str | None = None) -> list[Published]:
+    """Return what the user's paths show, or what one of them does."""
+    chosen = select(PUBLISHED.path, RUNS.name.label("run"), PUBLISHED.version, PUBLISHED.pending).join_from(
+        PUBLISHED.table, RUNS.table, RUNS.id == PUBLISHED.run_id
+    )
+    if path is not None:
+        chosen = chosen.where(PUBLISHED.path == path)
+    rows = connection.execute(chosen.order_by(PUBLISHED.path))
+    return [Published(**row._asdict()) for row in rows]
+
+
+def events(
+    connection: Connection, *, kind: str | None, run: str | None, version: int | None, limit: int | None
+) -> list[Event]:
+    """Return events, newest first."""
+    chosen = select(EVENTS.at, EVENTS.kind, RUNS.name.label("run"), EVENTS.version, EVENTS.detail).join_from(
+        EVENTS.table, RUNS.table, RUNS.id == EVENTS.run_id, isouter=True
+    )
+    if kind is not None:
+        chosen = chosen.where(EVENTS.kind == kind)
+    if run is not None:
+        chosen = chosen.where(EVENTS.run_id == id_of_run(run))
+    if version is not None:
+        chosen = chosen.where(EVENTS.version == version)
+    rows = connection.execute(chosen.order_by(EVENTS.id.desc()).limit(limit))
+    return [Event(**row._asdict()) for row in rows]

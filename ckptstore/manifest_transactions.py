@@ -1,0 +1,126 @@
+"""Transactions on a manifest: begun explicitly, checked, their errors translated, never left open."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from weakref import finalize
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+from ckptstore import schema
+from ckptstore.errors import CheckpointStoreError, CorruptManifestError, InvalidArgumentError, ReadOnlyError
+from ckptstore.forks import no_fork
+from ckptstore.sqlite_engine import WRITES, roll_back_hot_journal
+from ckptstore.sqlite_errors import FOREIGN_ERRORS, needs_rollback_of_hot_journal, translated
+
+
+class Transactions:
+    """Opens transactions on one manifest, for any number of threads, and for children after a fork.
+
+    Args:
+        path: The manifest file.
+        read_only: True to refuse writing.
+
+    Raises:
+        CheckpointStoreError: As `ckptstore.schema.open_manifest` says.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool) -> None:
+        self.path = path
+        self.read_only = read_only
+        self._engine = schema.open_manifest(path, read_only=read_only)
+        self._closing = finalize(self, self._engine.dispose)
+
+    def close(self) -> None:
+        """Close all connections; later transactions are refused."""
+        self._closing()
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """Open a transaction that sees one state of the manifest, whatever others commit meanwhile.
+
+        A writer's COMMIT waits for it, so it is kept short: nothing but queries belongs into the block.
+
+        Raises:
+            CorruptManifestError: The manifest, or a value in it, cannot be read.
+            StoreLockedError: A writer's COMMIT did not end in time.
+            SchemaError: Another process brought the manifest to another schema.
+            StorageError: It cannot be read.
+        """
+        with self._translating(), no_fork():
+            connection = self._begin(writes=False)
+            try:
+                yield connection
+            except ValueError as error:
+                if isinstance(error, CheckpointStoreError):
+                    raise
+                raise CorruptManifestError(
+                    path=self.path, reason=f"it holds an unreadable value: {error}"
+                ) from error
+            finally:
+                connection.close()
+
+    @contextmanager
+    def writing(self, operation: str) -> Iterator[Connection]:
+        """Open a transaction for writing, alone among all processes, and COMMIT it when the block ends well.
+
+        When the block fails, nothing has changed. When COMMIT itself fails, it may have become durable all
+        the same: the connections are closed, and the next transaction, on a new one, sees what is on disk.
+
+        Args:
+            operation: What is being done, for the error on a manifest that is open for reading.
+
+        Raises:
+            ReadOnlyError: The manifest is open for reading.
+            StoreLockedError: Another process wrote for too long.
+            DiskFullError: There is no room.
+            StorageError: The disk failed.
+        """
+        if self.read_only:
+            raise ReadOnlyError(store=self.path.parent, operation=operation)
+        with self._translating(), no_fork():
+            connection = self._begin(writes=True)
+            try:
+                yield connection
+                connection.commit()
+            except DBAPIError:
+                connection.invalidate()
+                self._engine.dispose()
+                raise
+            finally:
+                connection.close()
+
+    def _begin(self, *, writes: bool) -> Connection:
+        if not self._closing.alive:
+            raise InvalidArgumentError(argument="store", value=str(self.path.parent), reason="it is closed")
+        try:
+            return self._begin_once(writes=writes)
+        except DBAPIError as error:
+            if not needs_rollback_of_hot_journal(error):
+                raise
+        roll_back_hot_journal(self.path)
+        return self._begin_once(writes=writes)
+
+    def _begin_once(self, *, writes: bool) -> Connection:
+        connection = self._engine.connect().execution_options(**{WRITES: writes})
+        try:
+            connection.begin()
+            # This read takes the lock; and a newer ckptstore may have upgraded the manifest since it was
+            # opened.
+            found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+            if found != schema.HEAD:
+                raise schema.refusal(self.path, str(found))
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    @contextmanager
+    def _translating(self) -> Iterator[None]:
+        try:
+            yield
+        except FOREIGN_ERRORS as error:
+            raise translated(error, self.path) from error

@@ -1,0 +1,369 @@
+"""`ModelCheckpoint`: Keras' callback of that name, with saves that are atomic, durable and indexed."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+import weakref
+from pathlib import Path
+from typing import Any, Literal
+
+import keras
+
+from ckptstore import monitor as monitoring
+from ckptstore.checkpoint_path import CheckpointPath
+from ckptstore.errors import InvalidArgumentError, MetricNotFoundError
+from ckptstore.keras_callback_checks import (
+    check_keep,
+    check_save_freq,
+    refuse_directory,
+    refuse_unwritable,
+)
+from ckptstore.keras_private import print_message
+from ckptstore.monitor import Verdict
+from ckptstore.names import check_run
+from ckptstore.records import Checkpoint, Mode
+from ckptstore.retention import Policy, keep_last
+from ckptstore.store import CheckpointStore
+
+# Who writes which run of which store in this process: a fit that an exception ended never closed its store.
+_writers: weakref.WeakValueDictionary[tuple[Path, str], ModelCheckpoint] = weakref.WeakValueDictionary()
+
+
+class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
+    """Save the model while it trains; `keras.callbacks.ModelCheckpoint` with a safe store behind it.
+
+    The first eight arguments are Keras'. Each checkpoint is written to the store ``.ckptstore`` beside the
+    file, made durable and recorded with its position and all its metrics; then `filepath` shows it, by an
+    atomic rename of a hard link. A crash at any instant leaves at `filepath` the complete old file or the
+    complete new one, and every checkpoint that was reported saved. It is a subclass of Keras' class, so that
+    code which looks for a ``keras.callbacks.ModelCheckpoint`` finds it.
+
+    Where it differs from Keras':
+
+    - The best survives a restart: it is looked up in the store when training begins, for the file at
+      `filepath` (of a name with placeholders: for the best one's file). Removing that file makes the best
+      void.
+    - A metric that is missing, NaN or not a scalar never replaces a best, nor a file that is there. Where
+      none is there yet the checkpoint is saved, with Keras' warning.
+    - ``save_best_only`` with an integer `save_freq` works from the first batch on.
+    - ``mode="auto"`` is resolved, or refused, when training begins, not an epoch later.
+    - A placeholder without a value becomes ``nan``, with a warning, and does not end the run.
+    - An existing directory as `filepath` and a folder that cannot be written are refused when training
+      begins.
+    - A relative `filepath` is resolved when the callback is made.
+
+    Args:
+        filepath: Where the file appears; str or PathLike, with placeholders for ``epoch``, ``batch`` (both
+            count from 1) and every log, such as ``"models/{epoch:02d}-{val_loss:.2f}.keras"``. Ends with
+            ``.keras`` or ``.h5``, or with ``.weights.h5`` if `save_weights_only`. Missing folders are made.
+        monitor: The log to watch.
+        verbose: 0 is silent, 1 prints Keras' messages.
+        save_best_only: Save only what is better by `monitor` than everything before.
+        save_weights_only: Save weights and optimizer, not the whole model.
+        mode: ``"min"``, ``"max"``, or ``"auto"`` to tell by the metric.
+        save_freq: ``"epoch"``, or a number of batches after which to save, counted across epochs.
+        initial_value_threshold: The best to begin with.
+        run: The name of the run in the store; by default made from the file name. Two callbacks that write at
+            once need two runs.
+        keep: What stays in the store; by default, with placeholders everything (as in Keras), without them
+            the checkpoint at `filepath` and the one before. ``"all"`` keeps everything.
+
+    Raises:
+        InvalidArgumentError: (a ValueError) An argument cannot be used, in Keras' words where it has some.
+
+    Attributes:
+        best: The best value so far, or None.
+        last: The checkpoint saved last, or None.
+
+    Example:
+        >>> callback = ModelCheckpoint("models/best.keras", monitor="val_accuracy", save_best_only=True)
+        >>> callback.run
+        'best'
+    """
+
+    best: float | None
+
+    def __init__(  # noqa: PLR0917 - Keras' order
+        self,
+        filepath: str | os.PathLike[str],
+        monitor: str = "val_loss",
+        verbose: int = 0,
+        save_best_only: bool = False,
+        save_weights_only: bool = False,
+        mode: str = "auto",
+        save_freq: int | Literal["epoch"] = "epoch",
+        initial_value_threshold: float | None = None,
+        *,
+        run: str | None = None,
+        keep: Policy | Literal["all"] | None = None,
+    ) -> None:
+        self._path = CheckpointPath(filepath, weights_only=save_weights_only)
+        check_save_freq(save_freq)
+        check_keep(keep)
+        super().__init__(
+            filepath,
+            monitor=monitor,
+            verbose=verbose,
+            save_best_only=save_best_only,
+            save_weights_only=save_weights_only,
+            mode=mode,
+            save_freq=save_freq,
+            initial_value_threshold=initial_value_threshold,
+        )
+        # Not every Keras keeps it.
+        self.mode = mode if mode in ("min", "max") else "auto"
+        self.run = self._path.run if run is None else check_run(run)
+        self.keep = keep
+        self.initial_value_threshold = initial_value_threshold
+        self.best = initial_value_threshold
+        self.last: Checkpoint | None = None
+        self._mode: Mode | None = None
+        self._store: CheckpointStore | None = None
+        self._steps_before_epoch: int | None = None
+        self._current_epoch = 0
+        self._batches_in_epoch = 0
+        self._batches_since_save = 0
+        self._dropped_logs: set[str] = set()
+        self._thread: int | None = None
+
+    @property
+    def store_path(self) -> Path:
+        """The directory of the store, absolute."""
+        return self._path.store
+
+    # --- Keras' hooks ------------------------------------------------------------------------------
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Open the store, finishing what a crash left; take the run; look up its best.
+
+        Raises:
+            InvalidArgumentError: Nothing tells the direction of `monitor`; or two callbacks of this fit write
+                one run.
+            RunLockedError: Another process writes the run.
+            StorageError: `filepath` is a directory, or its folder cannot be written.
+        """
+        self._mode = monitoring.resolve_mode(
+            self.monitor, self.mode, self.model, callback=type(self).__name__
+        )
+        if not self._path.has_placeholders:
+            refuse_directory(self._path.absolute(self._filled(0, None, {})))
+        self._steps_before_epoch = None
+        self._batches_in_epoch = 0
+        self._thread = threading.get_ident()
+        store = self._open()
+        self.best = monitoring.better_of(self.initial_value_threshold, self._best_before(store), self._mode)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Note where training is."""
+        self._current_epoch = epoch
+        if self._steps_before_epoch is None:
+            self._steps_before_epoch = self._steps_before(epoch)
+        else:
+            self._steps_before_epoch += self._finished(self._batches_in_epoch)
+        self._batches_in_epoch = 0
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Save, if enough batches have passed; with ``steps_per_execution`` several pass at once."""
+        seen = self._batches_in_epoch
+        self._batches_in_epoch = max(seen, batch + 1)
+        if self.save_freq == "epoch":
+            return
+        self._refuse_another_thread()
+        self._batches_since_save += self._batches_in_epoch - seen
+        if self._batches_since_save >= self.save_freq:
+            self._batches_since_save = 0
+            self._consider(self._current_epoch, batch, logs or {})
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Save, unless `save_freq` counts batches."""
+        if self.save_freq == "epoch":
+            self._consider(epoch, None, logs or {})
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Let go of the run and the store."""
+        self._close()
+
+    # --- what to save ------------------------------------------------------------------------------
+
+    def _consider(self, epoch: int, batch: int | None, logs: dict[str, Any]) -> None:
+        filled = self._filled(epoch, batch, logs)
+        target = self._path.absolute(filled)
+        if not self._is_wanted(epoch, logs, filled, target):
+            return
+        self._save(epoch, batch, logs, target)
+        if self.verbose > 0:
+            print_message(f"\nEpoch {epoch + 1}: finished saving model to {filled}")
+
+    def _refuse_another_thread(self) -> None:
+        """Refuse to read a model that is being trained meanwhile.
+
+        Given one callback that is not in a list, Keras calls its batch hooks from another thread and goes on.
+        """
+        if self._thread not in (None, threading.get_ident()):
+            raise InvalidArgumentError(
+                argument="callbacks",
+                value=type(self).__name__,
+                reason="Keras runs a callback that is not in a list beside the training, which changes the "
+                "model under it",
+                hint="pass a list: fit(..., callbacks=[callback])",
+            )
+
+    def _is_wanted(self, epoch: int, logs: dict[str, Any], filled: str, target: Path) -> bool:
+        if not self.save_best_only:
+            self._say(epoch, f"saving model to {filled}")
+            return True
+        value: Any = logs.get(self.monitor)
+        verdict = monitoring.judge(value, self.best, self._direction())
+        if verdict in (Verdict.MISSING, Verdict.NOT_SCALAR, Verdict.NAN):
+            return self._is_wanted_all_the_same(verdict, value, epoch, target)
+        best = "None" if self.best is None else f"{self.best:.5f}"
+        if verdict is Verdict.NOT_BETTER:
+            self._say(epoch, f"{self.monitor} did not improve from {best}")
+            return False
+        self._say(
+            epoch, f"{self.monitor} improved from {best} to {float(value):.5f}, saving model to {filled}"
+        )
+        return True
+
+    def _is_wanted_all_the_same(self, verdict: Verdict, value: Any, epoch: int, target: Path) -> bool:
+        """Decide without a usable metric: what replaces nothing is saved, with Keras' warning."""
+        if verdict is Verdict.NOT_SCALAR:
+            text = f"Can save best model only when `monitor` is a scalar value. Received: {value}."
+        else:
+            text = f"Can save best model only with {self.monitor} available."
+            text += " Received: NaN." if verdict is Verdict.NAN else ""
+        wanted = not os.path.lexists(target) and (verdict is not Verdict.NAN or self._has_nothing())
+        rest = (
+            "it is saved, since there is no file yet"
+            if wanted
+            else "it is not saved, to replace no better one"
+        )
+        warnings.warn(f"{text} Epoch {epoch + 1}: {rest}.", UserWarning, stacklevel=2)
+        return wanted
+
+    def _has_nothing(self) -> bool:
+        """Return True when no checkpoint of the run has been seen that NaN might be worse than."""
+        if self.best is not None or not self._path.has_placeholders:
+            return self.best is None
+        return (self._store or self._open()).latest(self.run) is None
+
+    def _say(self, epoch: int, text: str) -> None:
+        if self.verbose > 0:
+            print_message(f"\nEpoch {epoch + 1}: {text}")
+
+    def _filled(self, epoch: int, batch: int | None, logs: dict[str, Any]) -> str:
+        return self._path.fill(epoch=epoch, batch=batch, logs=logs)
+
+    # --- saving ------------------------------------------------------------------------------------
+
+    def _save(self, epoch: int, batch: int | None, logs: dict[str, Any], target: Path) -> None:
+        refuse_directory(target)
+        store = self._store or self._open()
+        self.last = store.save(
+            self.model,
+            epoch=epoch,
+            batch=None if batch is None else self._finished(batch + 1) - 1,
+            step=(self._steps_before_epoch or 0) + self._finished(self._batches_in_epoch),
+            metrics=self._metrics(logs),
+            run=self.run,
+            format=self._path.format,
+            publish=target,
+            keep=self._policy(),
+            monitor=None if self._mode is None else (self.monitor, self._mode),
+        )
+        value = self.last.metrics.get(self.monitor)
+        # Only now: what could not be saved is no best.
+        if value is not None and monitoring.is_better(value, self.best, self._direction()):
+            self.best = value
+
+    def _finished(self, batches: int) -> int:
+        """Return how many batches of the epoch there really were.
+
+        With ``steps_per_execution`` Keras counts in whole executions, and so past the end of the epoch.
+        """
+        steps = (self.params or {}).get("steps")
+        return batches if steps is None else min(batches, int(steps))
+
+    def _metrics(self, logs: dict[str, Any]) -> dict[str, float]:
+        metrics, dropped = monitoring.scalars(logs)
+        new = [name for name in dropped if name not in self._dropped_logs]
+        if new:
+            self._dropped_logs.update(new)
+            warnings.warn(
+                f"Logs that are not single numbers are not recorded as metrics: {', '.join(new)}",
+                UserWarning,
+                stacklevel=2,
+            )
+        return metrics
+
+    def _policy(self) -> Policy | None:
+        if self.keep == "all":
+            return None
+        if self.keep is None:
+            return None if self._path.has_placeholders else keep_last(2)
+        return self.keep
+
+    def _direction(self) -> Mode:
+        if self._mode is None:
+            self._mode = monitoring.resolve_mode(
+                self.monitor, self.mode, self.model, callback=type(self).__name__
+            )
+        return self._mode
+
+    # --- the store ---------------------------------------------------------------------------------
+
+    def _open(self) -> CheckpointStore:
+        """Open the store and become the run's writer, in place of one whose fit an exception ended."""
+        self._close()
+        key = (self.store_path, self.run)
+        other = _writers.get(key)
+        if other is not None and other is not self and other._store is not None:
+            if other.params is not None and other.params is self.params:
+                raise InvalidArgumentError(
+                    argument="run",
+                    value=self.run,
+                    reason=f"two callbacks of one fit write this run of {self.store_path}",
+                    hint="give one of them another name: ModelCheckpoint(..., run='...')",
+                )
+            other._close()
+        store = CheckpointStore(self.store_path)
+        try:
+            refuse_unwritable(self._path.directory)
+            store.claim(self.run)
+        except BaseException:
+            store.close()
+            raise
+        self._store = store
+        _writers[key] = self
+        return store
+
+    def _close(self) -> None:
+        store, self._store = self._store, None
+        if store is not None:
+            store.close()
+
+    def _best_before(self, store: CheckpointStore) -> float | None:
+        """Return the best value that the run has on record, if the file that showed it is still there."""
+        try:
+            best = store.best(self.monitor, mode=self._direction(), run=self.run)
+        except MetricNotFoundError:
+            return None
+        if best is None:
+            return None
+        shown = self._path.fill(epoch=best.epoch, batch=best.batch, logs=dict(best.metrics))
+        return best.metrics[self.monitor] if os.path.lexists(self._path.absolute(shown)) else None
+
+    def _steps_before(self, epoch: int) -> int:
+        """Return how many batches the run had finished when it last came to the beginning of an epoch."""
+        if epoch == 0 or self._store is None:
+            return 0
+        earlier = [
+            one for one in self._store.checkpoints(self.run) if one.epoch < epoch and one.step is not None
+        ]
+        return earlier[-1].step or 0 if earlier else 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the open store out: a copy opens its own."""
+        return {**self.__dict__, "_store": None}

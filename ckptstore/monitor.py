@@ -1,0 +1,151 @@
+"""The quantity that a callback watches: which way is better, and whether a value beats the best so far."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from enum import Enum, auto
+from typing import Any
+
+from ckptstore.errors import InvalidArgumentError
+from ckptstore.keras_metrics import metric_directions
+from ckptstore.metric_modes import mode_of
+from ckptstore.names import check_metric_name
+from ckptstore.records import Mode
+
+
+class Verdict(Enum):
+    """What a new value is, against the best."""
+
+    BETTER = auto()
+    NOT_BETTER = auto()
+    MISSING = auto()
+    NOT_SCALAR = auto()
+    NAN = auto()
+
+
+def resolve_mode(monitor: str, mode: str, model: Any, *, callback: str) -> Mode:
+    """Return whether lower or higher is better, before the first batch.
+
+    ``"auto"`` asks, in this order: the class of the compiled metric of that name, as Keras does; the name.
+
+    Args:
+        monitor: Name of the log, with or without ``val_``.
+        mode: ``"auto"``, ``"min"`` or ``"max"``.
+        model: The model about to be trained.
+        callback: Name of the callback, for the message.
+
+    Raises:
+        InvalidArgumentError: Nothing tells, in Keras' words.
+    """
+    if mode in ("min", "max"):
+        return "min" if mode == "min" else "max"
+    name = monitor.removeprefix("val_")
+    if name == "loss":
+        return "min"
+    direction = _direction(name, metric_directions(model))
+    if direction is not None:
+        return "max" if direction == "up" else "min"
+    by_name = mode_of(monitor)
+    if by_name is None:
+        raise InvalidArgumentError(
+            argument="mode",
+            value=mode,
+            reason=f"{callback} callback received monitor={monitor}, but Keras isn't able to automatically "
+            "determine whether that metric should be maximized or minimized. Pass `mode='max'` in order to "
+            "monitor based on the highest metric value, or pass `mode='min'` in order to use the lowest "
+            "value.",
+        )
+    return by_name
+
+
+def _direction(name: str, known: Mapping[str, str]) -> str | None:
+    if name in known:
+        return known[name]
+    # With several outputs a metric's log is named after its output, too.
+    ends = {direction for metric, direction in known.items() if name.endswith(f"_{metric}")}
+    return ends.pop() if len(ends) == 1 else None
+
+
+def judge(value: Any, best: float | None, mode: Mode) -> Verdict:
+    """Say what a log's value is against the best so far.
+
+    Args:
+        value: The log: a number, a backend scalar, anything, or None where there is no such log.
+        best: The best so far, or None.
+        mode: Which way is better.
+
+    Example:
+        >>> judge(0.5, None, "min"), judge(0.5, 0.4, "min"), judge(float("nan"), None, "min")
+        (<Verdict.BETTER: 1>, <Verdict.NOT_BETTER: 2>, <Verdict.NAN: 5>)
+    """
+    if value is None:
+        return Verdict.MISSING
+    number = scalar(value)
+    if number is None:
+        return Verdict.NOT_SCALAR
+    if math.isnan(number):
+        return Verdict.NAN
+    return Verdict.BETTER if is_better(number, best, mode) else Verdict.NOT_BETTER
+
+
+def is_better(value: float, best: float | None, mode: Mode) -> bool:
+    """Return whether a value is better than the best; NaN never is, and anything else is better than none.
+
+    Example:
+        >>> is_better(0.4, 0.5, "min"), is_better(0.5, 0.5, "max"), is_better(float("inf"), None, "min")
+        (True, False, True)
+    """
+    if math.isnan(value):
+        return False
+    if best is None or math.isnan(best):
+        return True
+    return value < best if mode == "min" else value > best
+
+
+def better_of(one: float | None, other: float | None, mode: Mode) -> float | None:
+    """Return the better of two values, either of which may be missing."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one if is_better(one, other, mode) else other
+
+
+def scalar(value: Any) -> float | None:
+    """Return a log's value as a float, or None if it is not one number.
+
+    Example:
+        >>> scalar(1), scalar([1, 2]), scalar("a")
+        (1.0, None, None)
+    """
+    if len(getattr(value, "shape", ())) > 0 or isinstance(value, str | bytes):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def scalars(logs: Mapping[str, Any]) -> tuple[dict[str, float], list[str]]:
+    """Return what of the logs can be recorded as metrics, and the names of what cannot.
+
+    Example:
+        >>> scalars({"loss": 0.5, "confusion": [[1, 2], [3, 4]]})
+        ({'loss': 0.5}, ['confusion'])
+    """
+    kept: dict[str, float] = {}
+    dropped: list[str] = []
+    for name, value in logs.items():
+        number = scalar(value)
+        if number is None or not _is_metric_name(name):
+            dropped.append(str(name))
+        else:
+            kept[name] = number
+    return kept, dropped
+
+
+def _is_metric_name(name: object) -> bool:
+    try:
+        check_metric_name(name)
+    except InvalidArgumentError:
+        return False
+    return True

@@ -1,0 +1,213 @@
+"""Writes one new file: blocks reserved first, digested on the way, synced and closed with every error checked."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import queue
+import sys
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from ckptstore.errors import DiskFullError, StorageError
+from ckptstore.files import DIGEST, free_bytes, step, sync_file, unlink
+
+_CHUNK = 4 << 20
+# Dirty pages are handed to the disk while the next ones are produced, so that the final fsync finds little to do.
+_WRITEBACK = 16 << 20
+_IN_FLIGHT = 4
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+_NO_RESERVATION = frozenset({errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """A file that is complete and synced: its size in bytes and its digest."""
+
+    nbytes: int
+    digest: str
+
+
+class PayloadWriter:
+    """A write-only stream onto a new file, for one thread.
+
+    Bytes are written and digested by a thread of its own while the caller prepares the next ones: a buffer that was
+    handed to `write` must not change until `finish` or `flush` returned. Until `finish` has returned nothing is
+    promised; a crash leaves a part of the file under its temporary name.
+
+    Args:
+        path: The name; must not exist. The file gets mode 0444 less the umask.
+        reserve: Bytes to reserve on the disk beforehand, so that a full disk is met here.
+
+    Raises:
+        DiskFullError: The bytes are not to be had; nothing is left behind.
+        StorageError: The file cannot be made.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     writer = PayloadWriter(Path(folder) / "new", reserve=5)
+        ...     _ = writer.write(b"hello")
+        ...     writer.finish()
+        Written(nbytes=5, digest='xxh3_128:b5e9c1ad071b3e7fc779cfaa5e523818')
+    """
+
+    def __init__(self, path: Path, *, reserve: int) -> None:
+        self.path = path
+        self._reserve = reserve
+        with step("create", path):
+            # Mode 0444 at creation lets the kernel apply the umask; the descriptor may write all the same.
+            flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._descriptor = os.open(path, flags, 0o444)
+        self._tell = 0
+        self._failure: BaseException | None = None
+        self._digest = xxhash.xxh3_128()
+        self._queue: queue.Queue[memoryview | None] = queue.Queue(_IN_FLIGHT)
+        self._thread: threading.Thread | None = None
+        try:
+            self._reserve_blocks(reserve)
+        except BaseException:
+            self.abort()
+            raise
+
+    def _reserve_blocks(self, nbytes: int) -> None:
+        if nbytes <= 0 or not hasattr(os, "posix_fallocate"):
+            return
+        try:
+            with step("reserve", self.path):
+                os.posix_fallocate(self._descriptor, 0, nbytes)
+        except StorageError as error:
+            if error.errno in _NO_RESERVATION:
+                return
+            if error.errno in _NO_ROOM:
+                raise self._disk_full(error) from error
+            raise
+
+    def _disk_full(self, error: OSError) -> DiskFullError:
+        # What was reserved for this very file is free again once it is gone.
+        free = free_bytes(self.path.parent)
+        taken = os.fstat(self._descriptor).st_blocks * 512
+        return DiskFullError(
+            path=self.path,
+            needed=max(self._reserve, self._tell),
+            free=None if free is None else free + taken,
+            code=error.errno or errno.ENOSPC,
+        )
+
+    def write(self, data: Any) -> int:
+        """Hand over the bytes of any C-contiguous buffer; returns their number.
+
+        Raises:
+            StorageError: An earlier write failed (`DiskFullError` where the disk was full).
+        """
+        view = memoryview(data).cast("B") if memoryview(data).nbytes else memoryview(b"")
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._write_behind, name="ckptstore-writer", daemon=True)
+            self._thread.start()
+        for start in range(0, len(view), _CHUNK):
+            self._raise_failure()
+            self._queue.put(view[start : start + _CHUNK])
+        self._tell += len(view)
+        return len(view)
+
+    def tell(self) -> int:
+        """Return the number of bytes handed over so far."""
+        return self._tell
+
+    def flush(self) -> None:
+        """Do nothing; `zipfile` asks for it. Bytes are on their way already."""
+
+    def seekable(self) -> bool:
+        """Return False: this is a stream."""
+        return False
+
+    def finish(self) -> Written:
+        """Write what is left, cut the file to its length, sync and close it.
+
+        Raises:
+            StorageError: Something failed; call `abort`, and write a new file instead of trying this one again.
+        """
+        self._join()
+        self._raise_failure()
+        with step("truncate", self.path):
+            os.ftruncate(self._descriptor, self._tell)
+        sync_file(self._descriptor, self.path)
+        descriptor, self._descriptor = self._descriptor, -1
+        with step("close", self.path):
+            os.close(descriptor)
+        return Written(nbytes=self._tell, digest=f"{DIGEST}:{self._digest.hexdigest()}")
+
+    def abort(self) -> None:
+        """Close and remove the file. Raises nothing: it runs while another error is on its way.
+
+        What cannot be removed now is swept with the writer's other leftovers when the store is next opened.
+        """
+        self._failure = self._failure or StorageError(
+            operation="write", path=self.path, error=OSError(errno.ECANCELED, "aborted")
+        )
+        self._join()
+        if self._descriptor >= 0:
+            descriptor, self._descriptor = self._descriptor, -1
+            with suppress(OSError):
+                os.close(descriptor)
+        with suppress(OSError):
+            unlink(self.path)
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join()
+            self._thread = None
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _write_behind(self) -> None:
+        """Write and digest what is queued; after a failure, take it and drop it so that nobody waits for ever."""
+        written = synced = 0
+        while (chunk := self._queue.get()) is not None:
+            if self._failure is not None:
+                continue
+            try:
+                self._write_all(chunk)
+                self._digest.update(chunk)
+                written += len(chunk)
+                if written - synced >= _WRITEBACK:
+                    _start_writeback(self._descriptor, synced, written - synced)
+                    synced = written
+            except BaseException as error:
+                self._failure = error
+
+    def _write_all(self, chunk: memoryview) -> None:
+        try:
+            with step("write", self.path):
+                while len(chunk):
+                    chunk = chunk[os.write(self._descriptor, chunk) :]
+        except DiskFullError as error:
+            raise self._disk_full(error) from error
+
+
+def _find_sync_file_range() -> Any:
+    if not sys.platform.startswith("linux"):
+        return None
+    function = getattr(ctypes.CDLL(None), "sync_file_range", None)
+    if function is not None:
+        function.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+    return function
+
+
+_SYNC_FILE_RANGE = _find_sync_file_range()
+_SYNC_FILE_RANGE_WRITE = 2
+
+
+def _start_writeback(descriptor: int, offset: int, nbytes: int) -> None:
+    """Ask Linux to begin writing a range out. Only a hint: durability comes from fsync, which reports the errors."""
+    if _SYNC_FILE_RANGE is not None:
+        _SYNC_FILE_RANGE(descriptor, offset, nbytes, _SYNC_FILE_RANGE_WRITE)

@@ -1,0 +1,237 @@
+"""The records that cross layers: frozen, typed, without I/O."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import keras
+
+Format = Literal["keras", "weights", "h5"]
+Mode = Literal["min", "max"]
+State = Literal["complete", "missing", "damaged", "deleting"]
+
+SUFFIXES: dict[Format, str] = {"keras": ".keras", "weights": ".weights.h5", "h5": ".h5"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """One immutable payload file and what the manifest knows of it.
+
+    Attributes:
+        version: Id within the store; increases, is never reused.
+        run: Name of the training run.
+        epoch: Zero-based index of the epoch that it was taken in.
+        batch: Zero-based index of the last finished train batch, or None at the epoch's end.
+        step: Finished train batches of the run so far, or None where the writer did not count.
+        metrics: Every metric known at the save; values may be NaN or infinite.
+        path: The payload, absolute.
+        nbytes: Size of the payload in bytes.
+        digest: ``"xxh3_128:<32 hex digits>"`` of the whole payload.
+        created_at: When the save began; aware, UTC.
+        tags: Names given to it, sorted.
+        pinned: True when retention must leave it.
+        format: ``"keras"`` (whole model), ``"weights"`` or ``"h5"`` (Keras' older whole-model file).
+        state: ``"complete"``; ``"missing"`` or ``"damaged"`` when its file was found so; ``"deleting"``.
+        resumable: True when the payload carries training state, so that a run can go on from it.
+        extra: What the writer stored beside it (JSON), or None.
+        blocked_s: Seconds that training waited for this save, up to the commit.
+        total_s: Seconds from the call to the commit.
+    """
+
+    version: int
+    run: str
+    epoch: int
+    batch: int | None
+    step: int | None
+    metrics: Mapping[str, float] = field(hash=False)
+    path: Path
+    nbytes: int
+    digest: str
+    created_at: datetime
+    tags: tuple[str, ...] = ()
+    pinned: bool = False
+    format: Format = "keras"
+    state: State = "complete"
+    resumable: bool = False
+    extra: Mapping[str, Any] | None = field(default=None, hash=False)
+    blocked_s: float | None = None
+    total_s: float | None = None
+
+    def load_model(self, **kwargs: Any) -> keras.Model:
+        """Verify the payload's digest, then load the whole model with Keras.
+
+        Args:
+            **kwargs: Passed to `keras.saving.load_model` (``custom_objects``, ``compile``, ``safe_mode``).
+
+        Returns:
+            The model, compiled as it was saved unless ``compile=False``.
+
+        Raises:
+            CorruptPayloadError: The file is not the one that was saved.
+            InvalidArgumentError: The checkpoint holds weights only.
+        """
+        from ckptstore.adapters import adapter_named
+
+        return adapter_named("keras").load_model(self, **kwargs)
+
+    def load_weights(self, model: keras.Model) -> None:
+        """Verify the payload's digest, then load its weights into a built model with Keras.
+
+        Raises:
+            CorruptPayloadError: The file is not the one that was saved.
+            ModelMismatchError: The weights do not fit; the model is unchanged.
+        """
+        from ckptstore.adapters import adapter_named
+
+        adapter_named("keras").load_weights(self, model)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the checkpoint as the JSON object of the command line.
+
+        Times are ISO 8601 in UTC; NaN and infinite metrics are the strings ``"NaN"``, ``"Infinity"``
+        and ``"-Infinity"``, since JSON has no numbers for them.
+        """
+        return {
+            "version": self.version,
+            "run": self.run,
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "step": self.step,
+            "metrics": {name: json_number(value) for name, value in self.metrics.items()},
+            "path": str(self.path),
+            "nbytes": self.nbytes,
+            "digest": self.digest,
+            "created_at": json_time(self.created_at),
+            "tags": list(self.tags),
+            "pinned": self.pinned,
+            "format": self.format,
+            "state": self.state,
+            "resumable": self.resumable,
+            "extra": None if self.extra is None else dict(self.extra),
+            "blocked_s": self.blocked_s,
+            "total_s": self.total_s,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One thing that `verify` found wrong.
+
+    Attributes:
+        kind: ``"missing"``, ``"size"``, ``"digest"``, ``"variable"``, ``"identity"`` (the file is another
+            checkpoint's), ``"orphan"`` (a payload without a row) or ``"manifest"``.
+        detail: One line for a person.
+        version: The checkpoint concerned, or None.
+        path: The file concerned, absolute, or None.
+    """
+
+    kind: str
+    detail: str
+    version: int | None = None
+    path: Path | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the problem as a JSON object."""
+        return {
+            "kind": self.kind,
+            "detail": self.detail,
+            "version": self.version,
+            "path": None if self.path is None else str(self.path),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewCheckpoint:
+    """A payload that lies under its final name and waits for its manifest row."""
+
+    version: int
+    run: str
+    epoch: int
+    batch: int | None
+    step: int | None
+    metrics: Mapping[str, float]
+    file: str
+    nbytes: int
+    digest: str
+    created_at: datetime
+    format: Format
+    resumable: bool
+    tags: tuple[str, ...] = ()
+    pinned: bool = False
+    extra: Mapping[str, Any] | None = None
+    blocked_s: float | None = None
+    total_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """Which checkpoint a user's path shows; `pending` until the path has been switched to it.
+
+    Attributes:
+        path: Where it is shown, relative to the store's directory where possible, else absolute.
+        version: The checkpoint that it shows, or will.
+        pending: True between the commit and the switch.
+    """
+
+    path: str
+    run: str
+    version: int
+    pending: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """Who writes, or last wrote, a run."""
+
+    host: str
+    pid: int
+    started_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened to a store, kept for a person to read.
+
+    Attributes:
+        at: When it was recorded; aware, UTC.
+        kind: What happened, such as ``"saved"``.
+        run: The run concerned, or None.
+        version: The checkpoint concerned, which may be gone by now, or None.
+        detail: What more there is to say (JSON), or None.
+    """
+
+    at: datetime
+    kind: str
+    run: str | None
+    version: int | None
+    detail: Mapping[str, Any] | None = field(default=None, hash=False)
+
+
+def json_number(value: float) -> float | str:
+    """Return a float as JSON can hold it.
+
+    Example:
+        >>> json_number(0.5), json_number(float("nan")), json_number(float("-inf"))
+        (0.5, 'NaN', '-Infinity')
+    """
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def json_time(moment: datetime) -> str:
+    """Return an aware time as ISO 8601 in UTC, with microseconds.
+
+    Example:
+        >>> json_time(datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC))
+        '2026-01-02T03:04:05.000000+00:00'
+    """
+    return moment.astimezone(UTC).isoformat(timespec="microseconds")

@@ -1,0 +1,246 @@
+"""Checkpoints and problems as people read them: rich tables and lines, without doing anything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from ckptstore.records import Checkpoint, Problem
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
+_GAP = 2
+_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+# Columns of `ls` are given up in this order when the terminal is narrow; version and epoch always stay.
+_KEEP_ALWAYS = 100
+_METRIC = 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Column:
+    """One column of a table, and how much it matters."""
+
+    name: str
+    cells: tuple[str, ...]
+    rank: float
+    left: bool = False
+
+
+def size_text(nbytes: int) -> str:
+    """Return a size with three significant digits and a decimal unit.
+
+    Example:
+        >>> size_text(512), size_text(48_213), size_text(806_000_000)
+        ('512 B', '48.2 kB', '806 MB')
+    """
+    value = float(nbytes)
+    unit = 0
+    while value >= 999.5 and unit < len(_UNITS) - 1:
+        value /= 1000
+        unit += 1
+    if unit == 0:
+        return f"{nbytes} B"
+    return f"{value:.{max(0, 2 - int(math.log10(value)))}f} {_UNITS[unit]}"
+
+
+def metric_text(value: float | None) -> str:
+    """Return a metric with five significant digits; nothing where it is missing.
+
+    Example:
+        >>> metric_text(0.98765432), metric_text(float("nan")), metric_text(None)
+        ('0.98765', 'nan', '')
+    """
+    return "" if value is None else f"{value:.5g}"
+
+
+def time_text(moment: datetime) -> str:
+    """Return a moment in local time, to the second."""
+    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def printable(text: str) -> str:
+    r"""Return text with everything escaped that could move the cursor, change colours or break the line.
+
+    Example:
+        >>> printable("val_loss\x1b[31m\n 损失")
+        'val_loss\\x1b[31m\\n 损失'
+    """
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def position_text(checkpoint: Checkpoint) -> str:
+    """Return where in the training it was taken, as in ``"epoch 3, batch 17, step 152"``."""
+    batch = "end" if checkpoint.batch is None else f"batch {checkpoint.batch}"
+    where = f"epoch {checkpoint.epoch}, {batch}"
+    return where if checkpoint.step is None else f"{where}, step {checkpoint.step}"
+
+
+def summary(checkpoint: Checkpoint) -> str:
+    """Return one line that tells a checkpoint from the others."""
+    metrics = (f"{printable(name)} {metric_text(value)}" for name, value in checkpoint.metrics.items())
+    parts = (
+        f"version {checkpoint.version}",
+        f"run {printable(checkpoint.run)}",
+        position_text(checkpoint),
+        ", ".join(metrics),
+        size_text(checkpoint.nbytes),
+        time_text(checkpoint.created_at),
+    )
+    return " | ".join(part for part in parts if part)
+
+
+def checkpoint_table(checkpoints: Sequence[Checkpoint], width: int | None) -> tuple[Table, tuple[str, ...]]:
+    """Return a table of checkpoints, and the names of the columns left out.
+
+    Args:
+        checkpoints: In the order of the rows.
+        width: Terminal cells that there are, or None for as many as it takes.
+    """
+    columns = [column for column in _columns(checkpoints) if any(column.cells) or column.rank == _KEEP_ALWAYS]
+    shown = _fitting(columns, width)
+    left_out = tuple(column.name for column in columns if column not in shown)
+    return _table(shown), left_out
+
+
+def problem_table(problems: Sequence[Problem]) -> Table:
+    """Return a table of what `verify` found."""
+    return _table(
+        [
+            _column("version", (_number(problem.version) for problem in problems)),
+            _column("problem", (problem.kind for problem in problems), left=True),
+            _column("detail", (printable(problem.detail) for problem in problems), left=True),
+        ]
+    )
+
+
+def details_table(checkpoint: Checkpoint) -> Table:
+    """Return everything that is known of one checkpoint, a fact a line."""
+    rows = [*_facts(checkpoint), *((name, metric_text(value)) for name, value in checkpoint.metrics.items())]
+    table = _grid()
+    for name, value in rows:
+        table.add_row(*_texts((printable(name), printable(value))))
+    return table
+
+
+def _facts(checkpoint: Checkpoint) -> list[tuple[str, str]]:
+    facts = [
+        ("version", str(checkpoint.version)),
+        ("run", checkpoint.run),
+        ("position", position_text(checkpoint)),
+        ("saved", time_text(checkpoint.created_at)),
+        ("state", checkpoint.state),
+        ("resumable", "yes" if checkpoint.resumable else "no"),
+        ("tags", ", ".join(checkpoint.tags)),
+        ("pinned", "yes" if checkpoint.pinned else ""),
+        ("format", checkpoint.format),
+        ("size", f"{size_text(checkpoint.nbytes)} ({checkpoint.nbytes:,} bytes)"),
+        ("digest", checkpoint.digest),
+        ("cost", _cost(checkpoint)),
+        ("extra", "" if checkpoint.extra is None else str(dict(checkpoint.extra))),
+        ("file", str(checkpoint.path)),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def _cost(checkpoint: Checkpoint) -> str:
+    times = ((checkpoint.blocked_s, "s of waiting"), (checkpoint.total_s, "s in all"))
+    return ", ".join(f"{seconds:.3f} {what}" for seconds, what in times if seconds is not None)
+
+
+def _columns(checkpoints: Sequence[Checkpoint]) -> list[_Column]:
+    several_runs = len({checkpoint.run for checkpoint in checkpoints}) > 1
+    several_formats = len({checkpoint.format for checkpoint in checkpoints}) > 1
+    names = dict.fromkeys(name for checkpoint in checkpoints for name in checkpoint.metrics)
+    ranks = _metric_ranks(list(names))
+    metrics = [
+        _column(
+            printable(name),
+            (metric_text(checkpoint.metrics.get(name)) for checkpoint in checkpoints),
+            rank=ranks[name],
+        )
+        for name in names
+    ]
+    return [
+        _column("version", (str(checkpoint.version) for checkpoint in checkpoints), rank=_KEEP_ALWAYS),
+        _column(
+            "run", (printable(one.run) if several_runs else "" for one in checkpoints), rank=99, left=True
+        ),
+        _column("epoch", (str(checkpoint.epoch) for checkpoint in checkpoints), rank=_KEEP_ALWAYS),
+        _column("batch", ("end" if one.batch is None else str(one.batch) for one in checkpoints), rank=98),
+        _column("step", (_number(checkpoint.step) for checkpoint in checkpoints), rank=20),
+        *metrics,
+        _column("size", (size_text(checkpoint.nbytes) for checkpoint in checkpoints), rank=30),
+        _column(
+            "saved", (time_text(checkpoint.created_at) for checkpoint in checkpoints), rank=25, left=True
+        ),
+        _column("format", (one.format if several_formats else "" for one in checkpoints), rank=10, left=True),
+        _column(
+            "state", ("" if one.state == "complete" else one.state for one in checkpoints), rank=97, left=True
+        ),
+        _column("tags", (printable(", ".join(_marks(one))) for one in checkpoints), rank=90, left=True),
+    ]
+
+
+def _metric_ranks(names: Sequence[str]) -> dict[str, float]:
+    """Return how much each metric matters: those of the validation more, and the first of a kind more."""
+    base = {name: 2 * _METRIC if name.startswith("val_") else _METRIC for name in names}
+    return {name: base[name] - _METRIC * index / len(names) for index, name in enumerate(names)}
+
+
+def _marks(checkpoint: Checkpoint) -> tuple[str, ...]:
+    return (*checkpoint.tags, "(pinned)") if checkpoint.pinned else checkpoint.tags
+
+
+def _column(name: str, cells: Iterable[str], *, rank: float = _KEEP_ALWAYS, left: bool = False) -> _Column:
+    return _Column(name=name, cells=tuple(cells), rank=rank, left=left)
+
+
+def _number(value: int | None) -> str:
+    return "" if value is None else str(value)
+
+
+def _fitting(columns: Sequence[_Column], width: int | None) -> list[_Column]:
+    """Give up the columns that matter least, until the rest fits or only those are left that always stay."""
+    from rich.cells import cell_len
+
+    shown = list(columns)
+    widths = {id(column): max(map(cell_len, (column.name, *column.cells))) for column in columns}
+    while width is not None and sum(widths[id(column)] + _GAP for column in shown) - _GAP > width:
+        least = min(shown, key=lambda column: column.rank)
+        if least.rank == _KEEP_ALWAYS:
+            break
+        shown.remove(least)
+    return shown
+
+
+def _table(columns: Sequence[_Column]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+    for column in columns:
+        table.add_column(Text(column.name), justify="left" if column.left else "right", overflow="fold")
+    for row in zip(*(column.cells for column in columns), strict=True):
+        table.add_row(*_texts(row))
+    return table
+
+
+def _grid() -> Table:
+    from rich.table import Table
+
+    grid = Table(box=None, show_header=False, pad_edge=False, padding=(0, _GAP, 0, 0))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    return grid
+
+
+def _texts(cells: Iterable[str]) -> Iterator[Text]:
+    """Return the cells as they are: rich would read markup and emoji names out of plain strings."""
+    from rich.text import Text
+
+    return (Text(cell) for cell in cells)

@@ -1,0 +1,118 @@
+"""Training state: what a run needs to go on that Keras leaves out of its files.
+
+So far: variables. Keras writes neither the states of seed generators (Dropout's and other random layers') nor
+metrics, and saves some layers in another form than the live one (LoRA is merged into its kernel). The
+document's ``"kind"`` and ``"version"`` leave room for what joins later: generators, callbacks, the position
+in the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ckptstore.errors import ModelMismatchError
+from ckptstore.formats.snapshot import Array, TrainingState
+from ckptstore.keras_arrays import host_array, shape_and_dtype
+from ckptstore.keras_capture import Capture
+
+KIND = "keras"
+VERSION = 1
+
+_VARIABLES, _METRICS = "variables", "metrics"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """One array on its way back into a live variable."""
+
+    variable: Any
+    value: Array
+
+
+def collect(model: Any, captured: Capture, optimizers: list[Any]) -> TrainingState:
+    """Return the training state of a model, as views of its variables.
+
+    Args:
+        model: The model.
+        captured: What Keras' own file will hold of it.
+        optimizers: Its optimizers; their kinds are noted, since the variables of several kinds look the same.
+    """
+    arrays: dict[str, Array] = {}
+    document: dict[str, Any] = {"kind": KIND, "version": VERSION, "optimizers": _kinds(optimizers)}
+    for group, variables in _groups(model, captured).items():
+        document[group] = [str(variable.path) for variable in variables]
+        arrays |= {f"{group}/{index}": host_array(variable) for index, variable in enumerate(variables)}
+    return TrainingState(document=document, arrays=arrays)
+
+
+def plan(
+    model: Any, captured: Capture, optimizers: list[Any], state: TrainingState | None
+) -> list[Assignment]:
+    """Check that training state fits a model, and return what to assign; nothing is changed.
+
+    Metrics that the model has not built yet are left out: Keras builds them on the first batch, from zero.
+
+    Raises:
+        ModelMismatchError: The optimizer is of another kind, or a variable differs.
+    """
+    if state is None or state.document.get("kind") != KIND or state.document.get("version", 0) > VERSION:
+        return []
+    _check_kinds(state.document.get("optimizers", []), _kinds(optimizers))
+    groups = _groups(model, captured)
+    assignments = list(_matched(_VARIABLES, groups[_VARIABLES], state))
+    if len(groups[_METRICS]) == len(state.document.get(_METRICS, ())):
+        try:
+            assignments += _matched(_METRICS, groups[_METRICS], state)
+        except ModelMismatchError:
+            # Other metrics are no reason to refuse: they measure the training and are not part of it.
+            return assignments
+    return assignments
+
+
+def _groups(model: Any, captured: Capture) -> dict[str, list[Any]]:
+    """Return the variables that Keras' file leaves out, in the model's own order, which does not change."""
+    saved = captured.saved_ids() if captured.exact else {id(variable) for variable in model.weights}
+    left_out = [variable for variable in model.variables if id(variable) not in saved]
+    # A metric that is an attribute of the model is saved as part of it.
+    metrics = [variable for variable in model.metrics_variables if id(variable) not in saved]
+    return {_VARIABLES: left_out, _METRICS: metrics}
+
+
+def _matched(group: str, variables: list[Any], state: TrainingState) -> Iterator[Assignment]:
+    paths = list(state.document.get(group, ()))
+    for index in range(max(len(paths), len(variables))):
+        if index >= len(variables):
+            raise ModelMismatchError(where=paths[index], in_checkpoint="a variable", in_model="nothing")
+        variable = variables[index]
+        if index >= len(paths):
+            raise ModelMismatchError(
+                where=str(variable.path), in_checkpoint="nothing", in_model=_shown(variable)
+            )
+        value = state.arrays[f"{group}/{index}"]
+        if shape_and_dtype(value) != shape_and_dtype(variable):
+            raise ModelMismatchError(
+                where=paths[index], in_checkpoint=_shown(value), in_model=_shown(variable)
+            )
+        yield Assignment(variable=variable, value=value)
+
+
+def _kinds(optimizers: list[Any]) -> list[str]:
+    return [type(optimizer).__name__ for optimizer in optimizers]
+
+
+def _check_kinds(saved: list[str], live: list[str]) -> None:
+    if saved != live:
+        raise ModelMismatchError(
+            where="optimizer",
+            in_checkpoint=" of ".join(saved) or "nothing",
+            in_model=" of ".join(live) or "nothing",
+            hint="compile the model with the optimizer that it was saved with, or load its weights alone "
+            "with Checkpoint.load_weights(model); the model was left as it was",
+        )
+
+
+def _shown(value: Any) -> str:
+    shape, dtype = shape_and_dtype(value)
+    return f"{shape} {dtype}"

@@ -1,0 +1,46 @@
+"""What all tests share: a backend kept apart from the developer's settings, and which tests depend on it."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import tempfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Before anything imports Keras. On the CPU, where results are the same from run to run.
+os.environ.setdefault("KERAS_BACKEND", "jax")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("KERAS_TORCH_DEVICE", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ["KERAS_HOME"] = str(Path(tempfile.gettempdir(), f"ckptstore-tests-{os.getuid()}"))
+# Terminals differ; tests that look at a terminal make one of their own.
+for name in ("COLUMNS", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+    os.environ.pop(name, None)
+
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
+
+USES_KERAS = re.compile(r"^\s*(import|from) keras\b|ckptstore\.ModelCheckpoint\(", re.MULTILINE)
+
+
+@functools.cache
+def uses_keras(path: Path) -> bool:
+    """Return whether a test file, or what it starts, imports Keras."""
+    return bool(USES_KERAS.search(path.read_text(encoding="utf-8")))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if uses_keras(item.path):
+            item.add_marker(pytest.mark.backend)
+
+
+def pytest_report_header() -> str:
+    backend = os.environ["KERAS_BACKEND"]
+    packages = ("keras", backend, "numpy", "h5py", "sqlalchemy", "alembic", "filelock")
+    return f"backend {backend}; " + ", ".join(f"{name} {metadata.version(name)}" for name in packages)

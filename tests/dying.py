@@ -1,0 +1,64 @@
+"""Runs work in child processes that die, or meet an error, at a chosen file-system step."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ckptstore.files import observed
+
+DIED = 77
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(
+    ["ckptstore.store", "ckptstore.formats.payload", "numpy", "h5py", "snapshots"]
+)
+
+
+def _child(work: Callable[..., None], arguments: tuple[object, ...], at: int) -> None:
+    steps = itertools.count(1)
+
+    def die(operation: str, path: Path, phase: str) -> None:
+        if next(steps) == at:
+            os._exit(DIED)
+
+    with observed(die):
+        work(*arguments)
+    os._exit(0)
+
+
+def dies_at(at: int, work: Callable[..., None], *arguments: object) -> bool:
+    """Run `work` in a child that exits hard at its `at`-th step; False when it ended before that step.
+
+    Raises:
+        AssertionError: The child failed in another way.
+    """
+    process = _CONTEXT.Process(target=_child, args=(work, arguments, at))
+    process.start()
+    process.join(60)
+    assert process.exitcode in (0, DIED), f"child ended with {process.exitcode} at step {at}"
+    return process.exitcode == DIED
+
+
+def every_death(
+    work: Callable[..., None], prepare: Callable[[], tuple[object, ...]]
+) -> Iterator[tuple[object, ...]]:
+    """Yield the arguments after each death of `work`, at its first step, its second, ... until it passes untouched."""
+    for at in itertools.count(1):
+        arguments = prepare()
+        died = dies_at(at, work, *arguments)
+        yield arguments
+        if not died:
+            assert at > 5, "no steps were seen: the hook is not in the way"
+            return
+
+
+def run_in_child(work: Callable[..., None], *arguments: object) -> int:
+    """Run `work` in a child process and return its exit code."""
+    process = _CONTEXT.Process(target=work, args=arguments)
+    process.start()
+    process.join(60)
+    assert process.exitcode is not None
+    return process.exitcode

@@ -1,0 +1,215 @@
+"""The layers: who may import whom and what, who may change files, how long a file may be."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "ckptstore"
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if "migrations" not in path.relative_to(PACKAGE).parts
+}
+
+# From the bottom up. A module imports from its own layer and those below. `formats` stands for all inside,
+# and `keras_*` for every module whose name begins so.
+FAMILIES = ("keras", "sqlite", "manifest")
+LAYERS = (
+    {"errors", "records", "names", "metric_modes", "adapters", "forks"},
+    {"files", "payload_writer", "layout", "locks", "formats"},
+    {"models", "sqlite_*", "schema", "manifest", "manifest_*"},
+    {"retention", "publishing", "commit", "recovery", "verification", "store"},
+    {"keras_*", "training_state", "checkpoint_path", "monitor", "model_checkpoint"},
+    {"report", "cli"},
+)
+
+# The only modules that import a package, even late. What is for type checkers only does not count.
+OWNERS = {
+    "keras": LAYERS[4],
+    "sqlalchemy": LAYERS[2],
+    "sqlite3": LAYERS[2],
+    "alembic": {"schema"},
+    "h5py": {"formats", "keras_*"},
+    "filelock": {"locks"},
+    "click": {"cli"},
+    "rich": {"report", "cli"},
+}
+
+# `os` functions, and methods of `Path`, that change the file system.
+MUTATING = {
+    "fsync", "fdatasync", "rename", "renames", "replace", "unlink", "remove", "removedirs", "rmdir", "link",
+    "symlink", "truncate", "ftruncate", "posix_fallocate", "mkdir", "makedirs", "chmod", "fchmod",
+    "write_bytes", "write_text", "touch", "symlink_to", "hardlink_to", "rmtree", "copyfile", "copy2",
+    "copytree", "move",
+}  # fmt: skip
+# Methods of `str`, `dict` and `list` that have the same names.
+HARMLESS_AS_METHODS = {"replace", "remove", "copy", "move", "link"}
+MAY_MUTATE = {"files", "payload_writer"}
+# Keras' layers load assets (vocabularies, say) from files: made in a temporary directory, not in a store.
+SCRATCH = {"ckptstore.keras_private": {"mkdir", "write_bytes"}}
+
+
+def short(module: str) -> str:
+    """Return a module's name as the tables above have it."""
+    name = module.removeprefix("ckptstore").removeprefix(".").partition(".")[0] or "__init__"
+    prefix = name.partition("_")[0]
+    return f"{prefix}_*" if prefix in FAMILIES and prefix != name else name
+
+
+def imports(path: Path) -> set[str]:
+    """Return the full names of everything that a file imports when it runs, early or late."""
+    found: set[str] = set()
+
+    class Visitor(ast.NodeVisitor):
+        def visit_If(self, node: ast.If) -> None:
+            if "TYPE_CHECKING" not in ast.dump(node.test):
+                self.generic_visit(node)
+
+        def visit_Import(self, node: ast.Import) -> None:
+            found.update(alias.name for alias in node.names)
+
+        def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+            assert node.level == 0, f"{path}: relative import"
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+
+    Visitor().visit(ast.parse(path.read_text(encoding="utf-8")))
+    return found
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Return the modules of this project that a file imports."""
+    names = {name for name in imports(path) if name.split(".")[0] == "ckptstore"}
+    return {name if name in MODULES else name.rpartition(".")[0] for name in names}
+
+
+def layer(module: str) -> int:
+    return next(number for number, members in enumerate(LAYERS) if short(module) in members)
+
+
+def test_every_module_has_a_layer() -> None:
+    known = set().union(*LAYERS) | {"__init__"}
+    assert {short(module) for module in MODULES} <= known
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_imports_run_downwards(module: str) -> None:
+    if short(module) == "__init__":
+        return  # the package's front door names everything, and imports nothing until it is asked for
+    upwards = {
+        name for name in imported_modules(MODULES[module]) - {"ckptstore"} if layer(name) > layer(module)
+    }
+    # `adapters` names the module that adapts Keras as text: no import, and none until a model is met.
+    assert not upwards
+
+
+def test_there_is_no_import_cycle() -> None:
+    graph = {name: imported_modules(path) - {name, "ckptstore"} for name, path in MODULES.items()}
+    graphlib.TopologicalSorter(graph).prepare()
+
+
+@pytest.mark.parametrize("package", sorted(OWNERS))
+def test_a_package_is_imported_by_its_owners_only(package: str) -> None:
+    importers = {
+        short(module)
+        for module, path in MODULES.items()
+        if any(name.split(".")[0] == package for name in imports(path))
+    }
+    assert importers <= OWNERS[package]
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_only_the_file_module_changes_files(module: str) -> None:
+    if short(module) in MAY_MUTATE:
+        return
+    calls: list[str] = []
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            continue
+        owner, name = node.func.value, node.func.attr
+        of_os = isinstance(owner, ast.Name) and owner.id in {"os", "shutil"}
+        of_files = isinstance(owner, ast.Name) and owner.id == "files"
+        if name in SCRATCH.get(module, set()) or of_files:
+            continue
+        if name in MUTATING and (of_os or name not in HARMLESS_AS_METHODS):
+            calls.append(f"{MODULES[module].name}:{node.lineno}: {ast.unparse(node.func)}")
+    assert not calls
+
+
+FILES = sorted([*MODULES.values(), *(ROOT / "tools").glob("*.py")])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_is_one_idea_of_reasonable_length(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    assert len(source.splitlines()) <= 400
+    docstring = ast.get_docstring(ast.parse(source))
+    assert docstring, f"{path} does not say what it is responsible for"
+    assert docstring.splitlines()[0].endswith((".", ":"))
+
+
+def test_functions_are_short() -> None:
+    long = [
+        f"{path.name}:{node.name}"
+        for path in MODULES.values()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.body[-1].end_lineno - body_start(node) >= 50
+    ]
+    assert not long
+
+
+def body_start(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Return the line at which a function's statements begin, behind its docstring."""
+    body = node.body[1:] if ast.get_docstring(node) and len(node.body) > 1 else node.body
+    return body[0].lineno
+
+
+def test_there_is_no_drawer_for_odds_and_ends() -> None:
+    names = {path.stem for path in MODULES.values()}
+    assert not names & {"utils", "util", "helpers", "common", "misc"}
+
+
+def test_the_top_level_holds_only_what_belongs_there() -> None:
+    allowed = {
+        "pyproject.toml", "README.md", "ckptstore", "migrations", "tests", "tools", "LICENSE", "CHANGELOG.md",
+        "constraints.txt",
+    }  # fmt: skip
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    names = {name.split("/")[0] for name in tracked.stdout.split("\0") if name}
+    assert {name for name in names if not name.startswith(".")} <= allowed
+
+
+def modules_after(code: str) -> set[str]:
+    """Return the top-level modules that a fresh interpreter has imported after some code."""
+    program = (
+        f"import sys\n{code}\nprint(*{{name.partition('.')[0] for name in sys.modules}}, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    return set(done.stderr.split())
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    loaded = modules_after("import ckptstore")
+    assert "ckptstore" in loaded
+    assert not loaded & {"keras", "jax", "torch", "numpy", "sqlalchemy", "alembic", "h5py", "rich", "click"}
+
+
+def test_every_public_name_is_there() -> None:
+    import ckptstore
+
+    for name in ckptstore.__all__:
+        assert getattr(ckptstore, name) is not None
+        assert name in dir(ckptstore)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = ckptstore.nonsense

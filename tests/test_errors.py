@@ -1,0 +1,93 @@
+"""Errors keep their facts, read as one line, pickle, and are what a Python programmer would catch."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import inspect
+import pickle
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from ckptstore import errors
+
+_PATH = Path("/runs/digits")
+EXAMPLES = [
+    errors.StoreNotFoundError(path=_PATH),
+    errors.CheckpointNotFoundError(ref=7, store=_PATH),
+    errors.RunNotFoundError(run="a", store=_PATH, known=tuple("abcdefghijklmnop")),
+    errors.MetricNotFoundError(metric="auc", store=_PATH, known=("loss",)),
+    errors.StoreLockedError(path=_PATH, waited_s=60.0),
+    errors.RunLockedError(
+        run="a", store=_PATH, host="n1", pid=3, started_at=datetime(2026, 1, 1, tzinfo=UTC)
+    ),
+    errors.CorruptPayloadError(path=_PATH, reason="cut short"),
+    errors.CorruptManifestError(path=_PATH, reason="malformed"),
+    errors.SchemaTooOldError(path=_PATH / "manifest.sqlite", found="0001", known="0002"),
+    errors.SchemaTooNewError(path=_PATH, found="0009", known="0002"),
+    errors.ModelMismatchError(
+        where="layers/dense/vars/0", in_checkpoint="(3, 8) float32", in_model="nothing"
+    ),
+    errors.ModelNotReadyError(model="m", missing="compiled", hint="compile it"),
+    errors.StorageError(operation="fsync", path=_PATH, error=OSError(errno.EIO, "Input/output error")),
+    errors.DiskFullError(path=_PATH, needed=800, free=3),
+    errors.NotAStoreError(path=_PATH, reason="it is a file"),
+    errors.InvalidArgumentError(argument="epoch", value=-1, reason="must be 0 or more"),
+    errors.ReadOnlyError(store=_PATH, operation="save"),
+]
+BUILT_IN = {
+    errors.NotFoundError: LookupError,
+    errors.LockedError: TimeoutError,
+    errors.CorruptError: ValueError,
+    errors.SchemaError: ValueError,
+    errors.ModelMismatchError: ValueError,
+    errors.StorageError: OSError,
+    errors.InvalidArgumentError: ValueError,
+    errors.ReadOnlyError: PermissionError,
+}
+
+
+def test_every_error_has_an_example() -> None:
+    leaves = {
+        kind
+        for _, kind in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(kind, errors.CheckpointStoreError)
+        and not any(
+            issubclass(other, kind) and other is not kind
+            for other in vars(errors).values()
+            if inspect.isclass(other)
+        )
+    }
+    assert leaves <= {type(example) for example in EXAMPLES}
+
+
+@pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
+def test_facts_message_and_hint_survive_pickling_and_copying(error: errors.CheckpointStoreError) -> None:
+    for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
+        assert type(twin) is type(error)
+        assert str(twin) == str(error)
+        assert (twin.message, twin.hint, twin.facts) == (error.message, error.hint, error.facts)
+        for name, value in error.facts.items():
+            assert getattr(twin, name) == value
+
+
+@pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
+def test_the_text_is_one_line_with_a_hint(error: errors.CheckpointStoreError) -> None:
+    assert "\n" not in str(error)
+    assert error.hint or isinstance(error, errors.InvalidArgumentError)
+    assert str(error).startswith(error.message)
+
+
+@pytest.mark.parametrize("kind", BUILT_IN, ids=lambda kind: kind.__name__)
+def test_branches_are_built_ins_too(kind: type[errors.CheckpointStoreError]) -> None:
+    assert issubclass(kind, BUILT_IN[kind])
+    assert issubclass(kind, errors.CheckpointStoreError)
+
+
+def test_storage_errors_have_an_errno() -> None:
+    assert [error.errno for error in EXAMPLES if isinstance(error, errors.StorageError)] == [
+        errno.EIO,
+        errno.ENOSPC,
+    ]

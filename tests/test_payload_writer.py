@@ -1,0 +1,123 @@
+"""A new file: reserved, digested, synced, read-only; or gone."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xxhash
+
+from ckptstore.errors import DiskFullError, StorageError
+from ckptstore.files import observed
+from ckptstore.payload_writer import PayloadWriter
+
+
+def test_bytes_digest_and_length(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    parts = [os.urandom(n) for n in (0, 1, 9 << 20, 100)]
+    writer = PayloadWriter(path, reserve=30 << 20)
+    for part in parts:
+        assert writer.write(part) == len(part)
+    assert writer.tell() == sum(map(len, parts))
+    written = writer.finish()
+    content = b"".join(parts)
+    assert path.read_bytes() == content
+    assert written.nbytes == len(content)
+    assert written.digest == f"xxh3_128:{xxhash.xxh3_128_hexdigest(content)}"
+    assert path.stat().st_blocks * 512 < 10 << 20
+
+
+def test_buffers_of_any_shape(tmp_path: Path) -> None:
+    writer = PayloadWriter(tmp_path / "file", reserve=0)
+    arrays = [np.arange(6.0).reshape(2, 3), np.array(7), np.zeros((0, 4)), bytearray(b"x")]
+    for array in arrays:
+        writer.write(array)
+    writer.finish()
+    assert (tmp_path / "file").read_bytes() == b"".join(
+        np.asarray(array).tobytes() for array in arrays[:3]
+    ) + b"x"
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o444), (0o077, 0o400), (0o000, 0o444)])
+def test_the_file_is_read_only_with_the_rights_of_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
+    old = os.umask(umask)
+    try:
+        PayloadWriter(tmp_path / "file", reserve=1).finish()
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == mode
+
+
+def test_a_file_that_exists_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(StorageError) as caught:
+        PayloadWriter(tmp_path / "file", reserve=1)
+    assert caught.value.errno == errno.EEXIST
+    assert (tmp_path / "file").read_text() == "old"
+
+
+@pytest.mark.parametrize("operation", ["create", "reserve", "write", "truncate", "fsync", "close"])
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+def test_a_failure_at_any_step_is_raised_and_leaves_no_file(
+    tmp_path: Path, operation: str, code: int
+) -> None:
+    path = tmp_path / "file"
+
+    def fail(seen: str, where: Path, phase: str) -> None:
+        if (seen, phase) == (operation, "before"):
+            raise OSError(code, os.strerror(code))
+
+    with pytest.raises(StorageError) as caught, observed(fail):
+        writer = PayloadWriter(path, reserve=10)
+        try:
+            writer.write(b"x" * 100)
+            writer.finish()
+        except BaseException:
+            writer.abort()
+            raise
+    assert caught.value.errno == code
+    assert isinstance(caught.value, DiskFullError) == (code == errno.ENOSPC)
+    assert not path.exists()
+
+
+def test_the_caller_never_waits_for_a_writer_that_failed(tmp_path: Path) -> None:
+    def fail(seen: str, where: Path, phase: str) -> None:
+        if seen == "write":
+            raise OSError(errno.EIO, "broken")
+
+    with observed(fail):
+        writer = PayloadWriter(tmp_path / "file", reserve=0)
+        with pytest.raises(StorageError):
+            for _ in range(100):
+                writer.write(bytes(1 << 20))
+        writer.abort()
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not sys.platform.startswith("linux"), reason="mounts a small tmpfs")
+def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(tmp_path)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        with pytest.raises(DiskFullError) as caught:
+            PayloadWriter(tmp_path / "file", reserve=2 << 20)
+        assert caught.value.needed == 2 << 20
+        assert caught.value.free is not None and caught.value.free <= 1 << 20
+        writer = PayloadWriter(tmp_path / "other", reserve=0)
+        with pytest.raises(DiskFullError):
+            for _ in range(4):
+                writer.write(bytes(1 << 20))
+            writer.finish()
+        writer.abort()
+        assert list(tmp_path.iterdir()) == []
+        assert PayloadWriter(tmp_path / "fits", reserve=1 << 19).finish().nbytes == 0
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)

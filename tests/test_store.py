@@ -1,0 +1,331 @@
+"""The façade: queries, refs, locks and refusals; models are met in test_keras_model.py."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import sqlite3
+import threading
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from dying import run_in_child
+from snapshots import committer_of, is_seed, save, snapshot_of
+
+from ckptstore.commit import SaveRequest
+from ckptstore.errors import (
+    CheckpointNotFoundError,
+    CorruptManifestError,
+    InvalidArgumentError,
+    MetricNotFoundError,
+    NotAStoreError,
+    ReadOnlyError,
+    RunLockedError,
+    StoreNotFoundError,
+)
+from ckptstore.retention import keep_last
+from ckptstore.store import CheckpointStore
+
+
+@pytest.fixture
+def store(tmp_path: Path):
+    with CheckpointStore(tmp_path / "store") as store:
+        yield store
+
+
+def test_a_saved_checkpoint_is_as_it_was_given(store: CheckpointStore) -> None:
+    before = datetime.now(UTC)
+    point = save(
+        store,
+        4,
+        run="digits",
+        batch=7,
+        step=107,
+        metrics={"loss": 0.5, "inf": math.inf},
+        tags=("b", "a"),
+        extra={"x": [1]},
+    )
+    assert (point.version, point.run, point.epoch, point.batch, point.step) == (1, "digits", 4, 7, 107)
+    assert point.metrics == {"loss": 0.5, "inf": math.inf}
+    assert point.path == store.path / "checkpoints" / "00000001-digits.keras"
+    assert point.nbytes == point.path.stat().st_size
+    assert (point.tags, point.pinned, point.format, point.state) == (("a", "b"), False, "keras", "complete")
+    assert point.resumable and point.extra == {"x": [1]}
+    assert before <= point.created_at <= before + timedelta(minutes=1)
+    assert 0 < point.blocked_s <= point.total_s < 60
+    assert store.get(1) == point == store.get("1") == store.get("a") == store.get(point)
+    assert list((store.path / "tmp").glob("*.keras")) == []
+
+
+def test_versions_increase_and_are_never_reused(store: CheckpointStore) -> None:
+    for seed in range(4):
+        save(store, seed, keep=keep_last(1))
+    root = store.path
+    store.close()
+    with CheckpointStore(root) as again:
+        assert save(again, 9).version == 5
+
+
+def test_latest_best_and_resume_point(store: CheckpointStore) -> None:
+    assert store.latest() is None and store.resume_point() is None and store.best("loss") is None
+    save(store, 1, metrics={"loss": 0.5, "accuracy": 0.1, "odd": 1}, run="a")
+    save(store, 2, metrics={"loss": 0.2, "accuracy": 0.9, "odd": math.nan}, run="a")
+    save(store, 3, metrics={"loss": 0.2, "accuracy": math.nan}, run="b")
+    save(store, 4, metrics={}, run="b", state=False)
+    assert (store.latest().version, store.latest("a").version) == (4, 2)
+    assert (store.best("loss").version, store.best("loss", run="b").version) == (2, 3)
+    assert (store.best("loss", mode="max").version, store.best("accuracy").version) == (1, 2)
+    assert store.best("accuracy", run="b") is None
+    assert (store.resume_point().version, store.resume_point("a").version) == (3, 2)
+    assert store.runs() == ("a", "b")
+    with pytest.raises(MetricNotFoundError, match="accuracy, loss, odd"):
+        store.best("auc")
+    with pytest.raises(InvalidArgumentError, match="better low or high"):
+        store.best("odd")
+    with pytest.raises(InvalidArgumentError, match="mode"):
+        store.best("loss", mode="low")  # type: ignore[arg-type]
+    assert store.latest("nobody") is None and store.checkpoints("nobody") == []
+
+
+def test_a_watched_metric_keeps_its_direction(store: CheckpointStore) -> None:
+    save(store, 1, metrics={"odd": 1}, monitor=("odd", "max"))
+    save(store, 2, metrics={"odd": 2})
+    assert store.best("odd").version == 2
+
+
+def test_a_resume_point_whose_payload_is_gone_or_cut_is_passed_over(store: CheckpointStore) -> None:
+    for seed in (1, 2, 3):
+        save(store, seed)
+    store.get(3).path.unlink()
+    os.truncate(store.get(2).path, 10)
+    assert store.resume_point().version == 1
+
+
+@pytest.mark.parametrize("ref", [2, "2", "nothing", "resume-point", "9" * 30, "best:"])
+def test_unknown_refs(store: CheckpointStore, ref: object) -> None:
+    save(store, 1, state=False)
+    with pytest.raises((CheckpointNotFoundError, InvalidArgumentError)) as caught:
+        store.get(ref)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("ref", [None, 1.5, True, b"1"])
+def test_refs_of_another_type(store: CheckpointStore, ref: object) -> None:
+    with pytest.raises(InvalidArgumentError):
+        store.get(ref)  # type: ignore[arg-type]
+
+
+def test_tags_move_and_pins_hold(store: CheckpointStore) -> None:
+    first, second = save(store, 1, tags=("production",)), save(store, 2, tags=("production",))
+    assert store.get("production") == second and store.get(first.version).tags == ()
+    store.tag(1, "production")
+    assert store.get("production").version == 1
+    store.pin(1)
+    for seed in range(3, 7):
+        save(store, seed, keep=keep_last(1), metrics={})
+    assert [point.version for point in store.checkpoints()] == [1, 5, 6]
+    store.pin(1, False)
+    save(store, 7, keep=keep_last(1), metrics={})
+    assert [point.version for point in store.checkpoints()] == [6, 7]
+    with pytest.raises(CheckpointNotFoundError):
+        store.get("production")
+
+
+def test_retention_keeps_best_and_what_is_shown(store: CheckpointStore, tmp_path: Path) -> None:
+    values = [3.0, 1.0, 2.0, 4.0, 5.0, 6.0]
+    for seed, value in enumerate(values):
+        save(
+            store, seed, metrics={"loss": value}, monitor=("loss", "min"), keep=keep_last(1),
+            publish=tmp_path / "shown.keras" if seed == 2 else None,
+        )  # fmt: skip
+    assert [point.epoch for point in store.checkpoints()] == [1, 2, 4, 5]
+    assert len(list((store.path / "checkpoints").iterdir())) == 4
+    assert is_seed(tmp_path / "shown.keras", 2)
+
+
+def _hold(root: Path, ready: Path) -> None:
+    with CheckpointStore(root) as store:
+        store.claim("digits")
+        ready.touch()
+        os.read(os.open(ready.with_suffix(".fifo"), os.O_RDONLY), 1)
+    os._exit(0)
+
+
+def test_a_second_writer_is_refused_at_once_and_told_who_writes(
+    store: CheckpointStore, tmp_path: Path
+) -> None:
+    import multiprocessing
+
+    ready = tmp_path / "ready"
+    os.mkfifo(ready.with_suffix(".fifo"))
+    process = multiprocessing.get_context("forkserver").Process(target=_hold, args=(store.path, ready))
+    process.start()
+    descriptor = os.open(ready.with_suffix(".fifo"), os.O_WRONLY)
+    began = datetime.now(UTC)
+    with pytest.raises(RunLockedError) as caught:
+        save(store, 1, run="digits")
+    assert datetime.now(UTC) - began < timedelta(seconds=5)
+    assert (caught.value.host, caught.value.pid) == (socket.gethostname(), process.pid)
+    assert caught.value.started_at <= began
+    assert store.checkpoints() == []
+    save(store, 2, run="other")
+    os.close(descriptor)
+    process.join(60)
+    assert process.exitcode == 0
+    save(store, 3, run="digits")
+
+
+def test_two_stores_of_one_process_exclude_each_other_too(store: CheckpointStore) -> None:
+    save(store, 1)
+    with CheckpointStore(store.path) as other, pytest.raises(RunLockedError) as caught:
+        save(other, 2)
+    assert caught.value.pid == os.getpid()
+
+
+def test_threads_share_a_store(store: CheckpointStore) -> None:
+    def work(number: int) -> None:
+        for seed in range(5):
+            save(store, seed, run=f"run{number}")
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    points = store.checkpoints()
+    assert [point.version for point in points] == sorted({point.version for point in points})
+    assert len(points) == 20 and store.verify() == []
+
+
+def _save_some(root: Path, run: str) -> None:
+    with CheckpointStore(root) as store:
+        for seed in range(6):
+            save(store, seed, run=run, keep=keep_last(2))
+    os._exit(0)
+
+
+def test_processes_share_a_store(store: CheckpointStore) -> None:
+    import multiprocessing
+
+    context = multiprocessing.get_context("forkserver")
+    processes = [context.Process(target=_save_some, args=(store.path, f"run{n}")) for n in range(4)]
+    for process in processes:
+        process.start()
+    while any(process.is_alive() for process in processes):
+        store.latest(), store.checkpoints()
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert [len(store.checkpoints(run)) for run in store.runs()] == [
+        3
+    ] * 4  # the newest two, and the best by loss?
+    assert store.verify() == []
+
+
+def _fork_and_read(root: Path) -> None:
+    with CheckpointStore(root) as store:
+        save(store, 1)
+        child = os.fork()
+        if child == 0:
+            ok = store.latest().version == 1
+            try:
+                save(store, 2)
+            except RunLockedError:
+                os._exit(0 if ok else 1)
+            os._exit(2)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        save(store, 3)
+        assert [point.epoch for point in store.checkpoints()] == [1, 3]
+    os._exit(0)
+
+
+def test_a_forked_child_reads_and_cannot_write_its_parents_run(tmp_path: Path) -> None:
+    assert run_in_child(_fork_and_read, tmp_path) == 0
+
+
+# --- what is refused, with one line and nothing changed -------------------------------------------------------
+
+
+def _tree(folder: Path) -> dict[str, bytes | None]:
+    return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+
+
+def test_a_path_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    before = _tree(tmp_path)
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(NotAStoreError):
+            CheckpointStore(path)
+        with pytest.raises(StoreNotFoundError):
+            CheckpointStore(path, read_only=True)
+    assert _tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_foreign_database_is_left_alone(tmp_path: Path, read_only: bool) -> None:
+    with sqlite3.connect(tmp_path / "manifest.sqlite") as connection:
+        connection.execute("create table mine (x)")
+    connection.close()
+    before = _tree(tmp_path)
+    with pytest.raises(NotAStoreError):
+        CheckpointStore(tmp_path, read_only=read_only)
+    assert _tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+@pytest.mark.parametrize("damage", ["garbage", "cut", "empty", "gone"])
+def test_a_damaged_manifest_is_never_taken_for_an_empty_store(
+    tmp_path: Path, damage: str, read_only: bool
+) -> None:
+    with CheckpointStore(tmp_path) as store:
+        save(store, 1)
+    manifest = tmp_path / "manifest.sqlite"
+    content = manifest.read_bytes()
+    manifest.write_bytes({"garbage": b"x" * 5000, "cut": content[:5000], "empty": b"", "gone": b""}[damage])
+    if damage == "gone":
+        manifest.unlink()
+    before = _tree(tmp_path)
+    with pytest.raises(CorruptManifestError) as caught:
+        CheckpointStore(tmp_path, read_only=read_only).checkpoints()
+    assert "\n" not in str(caught.value)
+    assert _tree(tmp_path) == before
+
+
+def test_nothing_to_read(tmp_path: Path) -> None:
+    with pytest.raises(StoreNotFoundError):
+        CheckpointStore(tmp_path / "nowhere", read_only=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_read_only_store_refuses_changes(store: CheckpointStore) -> None:
+    save(store, 1)
+    with CheckpointStore(store.path, read_only=True) as reader:
+        for change in (lambda: reader.tag(1, "x"), lambda: reader.pin(1), lambda: reader.claim("a")):
+            with pytest.raises(ReadOnlyError):
+                change()
+        assert reader.latest().version == 1
+
+
+@pytest.mark.parametrize("name", ['"; DROP TABLE runs; --', "🎯", "a b", "%s", "' OR 1=1"])
+def test_odd_metric_names_are_just_names(store: CheckpointStore, name: str) -> None:
+    save(store, 1, metrics={name: 2.0})
+    assert store.best(name, mode="min").metrics == {name: 2.0}
+    assert store.metric_names() == (name,)
+
+
+def test_an_interrupted_snapshot_leaves_nothing(store: CheckpointStore) -> None:
+    """A variable that cannot be read in the middle of the writing: an exception of the backend's, say."""
+    from dataclasses import replace
+
+    def explode():
+        raise KeyboardInterrupt
+
+    good = snapshot_of(1)
+    bad = replace(good, variables=(*good.variables[:-1], replace(good.variables[-1], read=explode)))
+    store.claim("default")
+    with pytest.raises(KeyboardInterrupt):
+        committer_of(store).commit(bad, SaveRequest(run="default", epoch=0))
+    assert store.checkpoints() == [] and list((store.path / "checkpoints").iterdir()) == []
+    assert [path.suffix for path in (store.path / "tmp").iterdir()] == [".lease"]
+    assert save(store, 2).epoch == 2
