@@ -3,8 +3,8 @@
 SQLite notes in the process's memory which files it has locked. A child that is forked while any thread is
 inside a transaction would inherit that note without the locks, and would then read unprotected, or wait for
 ever; and a child that closed such a connection would roll the parent's transaction back. So forking waits for
-the other threads' open transactions, which are short, and the child starts with fresh pools and leaves the
-inherited connections alone.
+the other threads' open transactions, which are short, and new ones wait for the fork. The child starts with
+fresh pools and leaves the inherited connections alone.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 
 
 class _Gate:
-    """Counts the transactions that are open in this process, by thread."""
+    """Counts the transactions that are open in this process, by thread, and the threads that are forking."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
         self.open: Counter[int] = Counter()
+        self.forking = 0
         self.engines: WeakSet[Engine] = WeakSet()
         self.abandoned: list[Pool] = []
 
@@ -44,6 +45,8 @@ def no_fork() -> Iterator[None]:
     """
     me = threading.get_ident()
     with _gate.changed:
+        # A block inside a block must not wait: the fork waits for the outer one.
+        _gate.changed.wait_for(lambda: not _gate.forking or me in _gate.open)
         _gate.open[me] += 1
     try:
         yield
@@ -63,17 +66,22 @@ def watch(engine: Engine) -> None:
 
 def _before_fork() -> None:
     me = threading.get_ident()
-    _gate.changed.acquire()
+    _gate.changed.acquire()  # until the fork is done
+    _gate.forking += 1
     _gate.changed.wait_for(lambda: all(thread == me for thread in _gate.open))
 
 
 def _after_fork_in_parent() -> None:
+    _gate.forking -= 1
+    _gate.changed.notify_all()
     _gate.changed.release()
 
 
 def _after_fork_in_child() -> None:
+    me = threading.get_ident()
     _gate.changed = threading.Condition()
-    _gate.open = Counter()
+    _gate.forking = 0
+    _gate.open = Counter({me: _gate.open[me]}) if me in _gate.open else Counter()
     for engine in _gate.engines:
         # Kept for ever, so that nothing in this process closes what belongs to the parent.
         _gate.abandoned.append(engine.pool)

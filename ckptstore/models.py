@@ -89,7 +89,7 @@ class JsonObject(TypeDecorator[Mapping[str, Any]]):
         return document
 
 
-# A literal in every statement: with a bound parameter SQLite would not use the partial indexes below.
+# A literal in every statement: whether a partial index fits must not hang on the value of a bound parameter.
 COMPLETE = literal_column("'complete'", Text)
 
 

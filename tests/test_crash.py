@@ -12,6 +12,7 @@ from snapshots import is_seed, save
 
 from ckptstore.files import observed
 from ckptstore.formats import payload
+from ckptstore.formats.description import RESERVED
 from ckptstore.retention import keep_last
 from ckptstore.store import CheckpointStore
 
@@ -118,7 +119,7 @@ def _rewrite_as(path: Path, *, version: int) -> None:
     from ckptstore.payload_writer import PayloadWriter
 
     description = {**payload.read_description(path), "version": version}
-    for computed in ("variables", "documents", "state"):
+    for computed in RESERVED:
         description.pop(computed, None)
     path.unlink()
     encoded = payload.encode(snapshot_of(3), description)
@@ -127,7 +128,7 @@ def _rewrite_as(path: Path, *, version: int) -> None:
     writer.finish()
 
 
-@pytest.mark.parametrize("code", [28, 5, 122], ids=["ENOSPC", "EIO", "EDQUOT"])
+@pytest.mark.parametrize("code", [28, 5], ids=["ENOSPC", "EIO"])
 def test_an_error_at_any_step_reports_nothing_and_leaves_the_store_working(tmp_path: Path, code: int) -> None:
     for at in itertools.count(1):
         folder = _made(tmp_path / str(at))
@@ -147,12 +148,10 @@ def test_an_error_at_any_step_reports_nothing_and_leaves_the_store_working(tmp_p
             except OSError as error:
                 failed = True
                 assert error.errno == code
-            if failed:
-                assert [checkpoint.epoch for checkpoint in store.checkpoints()][:2] in (
-                    [1, 2],
-                    [1, 3],
-                    [2, 3],
-                )
+            # What fails behind the COMMIT (switching the path, retention) leaves the checkpoint in the store.
+            if failed and store.latest().epoch != 3:
+                assert [checkpoint.epoch for checkpoint in store.checkpoints()] == [1, 2]
+                assert is_seed(target, 2)
                 save(store, 3, publish=target, keep=keep_last(2))
         _assert_whole(root, target, report)
         if not failed:

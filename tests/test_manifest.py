@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from manifests import add, files, in_fork, new
 
@@ -136,7 +136,7 @@ def test_what_cannot_be_stored_changes_nothing(manifest: Manifest, fields: dict[
     add(manifest, metrics={"loss": 1.0}, tags=("tag",))
     before = manifest.checkpoints(), manifest.runs(), manifest.metric_names(), manifest.events()
     with pytest.raises(InvalidArgumentError) as caught:
-        manifest.add_checkpoint(new(2, **({"tags": ("tag",), "metrics": {"new": 1.0}} | fields)))
+        manifest.add_checkpoint(new(**({"version": 2, "tags": ("tag",), "metrics": {"new": 1.0}} | fields)))
     assert "\n" not in str(caught.value)
     assert (manifest.checkpoints(), manifest.runs(), manifest.metric_names(), manifest.events()) == before
     assert add(manifest) == 2
@@ -152,7 +152,6 @@ def test_versions_are_never_reused(manifest: Manifest) -> None:
     manifest.add_checkpoint(new(5))
     manifest.remove([5, 7])
     assert manifest.reserve_version() == 9
-    manifest.close()
     with closing(Manifest.open(manifest.path)) as again:
         assert again.reserve_version() == 10
 
@@ -319,6 +318,7 @@ def model_best(points: list[Checkpoint], metric: str, mode: Mode) -> int | None:
     return min(ranked, key=lambda pair: (sign * pair[0], pair[1]))[1] if ranked else None
 
 
+@settings(max_examples=40)
 @given(history=HISTORY)
 def test_answers_equal_those_of_a_plain_model(
     tmp_path_factory: pytest.TempPathFactory, history: list[tuple[str, dict[str, float], State, bool]]
@@ -386,9 +386,7 @@ def test_look_ups_are_ends_of_indexes(manifest: Manifest, name: str, analyzed: b
     ends = [step for step in steps if step.startswith(("SEARCH metrics", "SEARCH checkpoints"))]
     assert all("USING COVERING INDEX" in step for step in ends)
     # Every condition is met by the index itself, so that no row is passed over.
-    conditions = {"metrics": ["metric_id=?"], "checkpoints": ["state=?"]}[
-        "metrics" if "x" in text else "checkpoints"
-    ]
+    conditions = ["metric_id=?"] if "metrics." in text else ["state=?"]
     conditions += ["run_id=?"] * ("of a run" in name) + ["resumable=?"] * ("resume" in name)
     for step in ends:
         assert all(condition in step for condition in conditions), step
@@ -653,12 +651,12 @@ def test_forking_while_threads_write(manifest: Manifest) -> None:
             add(manifest, "child")
         gc.collect()
 
-    codes = [in_fork(child) for _ in range(8)]
+    codes = [in_fork(child) for _ in range(3)]
     stop.set()
     for thread in threads:
         thread.join()
-    assert (codes, failed) == ([0] * 8, [])
-    assert len(manifest.checkpoints("child")) == 24
+    assert (codes, failed) == ([0] * 3, [])
+    assert len(manifest.checkpoints("child")) == 9
     versions = [point.version for point in manifest.checkpoints()]
     assert versions == list(range(1, len(versions) + 1))
 

@@ -259,11 +259,11 @@ def test_floats_keep_every_bit(tmp_path: Path, kind: str) -> None:
         assert held.tobytes() == array.tobytes()
 
 
-@pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning")
-# Before 3.11, Keras handed the dataset itself to the backend, which asks h5py for a type that it does not know.
+# Before 3.11, Keras handed the dataset itself to the backend, which asks h5py for a type it does not know.
 KERAS_READS = tuple(map(int, keras.__version__.split(".")[:2])) >= (3, 11)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning")
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="Keras sets float8 variables on jax only")
 @pytest.mark.skipif(not KERAS_READS, reason="this Keras cannot read float16 into float8")
 @pytest.mark.parametrize("kind", ["float8_e4m3fn", "float8_e5m2"])

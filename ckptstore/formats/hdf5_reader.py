@@ -73,7 +73,7 @@ def read_datasets(source: Source) -> dict[str, StoredDataset]:
     """
     try:
         return _Walk(source).run()
-    except (struct.error, IndexError, UnicodeDecodeError) as error:
+    except (struct.error, IndexError, OverflowError, UnicodeDecodeError) as error:
         raise source.corrupt("its HDF5 metadata make no sense") from error
 
 
@@ -197,6 +197,8 @@ class _Walk:
         width = 1 << (flags & 0x03)
         length = int.from_bytes(body[position : position + width], "little")
         position += width
+        if position + length + 8 > len(body):
+            raise self.source.corrupt(f"{_shown(path)} has a member whose name does not end")
         (address,) = struct.unpack_from("<Q", body, position + length)
         return body[position : position + length].decode(), address
 

@@ -2,9 +2,9 @@
 
 Numbers, bool and complex are what they are everywhere. HDF5 has no name for the types of ml_dtypes: Keras
 stores bfloat16 as opaque bytes beside an attribute ``dtype`` that names it, and so do we, for all of them but
-two. Keras (3.11 and newer) cannot read float8_e4m3fn back from opaque bytes and cannot write float8_e5m2 at all,
-while it assigns float16 values to variables of these types without loss; so they are stored as float16, which
-holds each of their values.
+two. Keras (3.11 and newer) cannot read float8_e4m3fn back from opaque bytes and cannot write float8_e5m2 at
+all, while it assigns float16 values to variables of these types without loss; so they are stored as float16,
+which holds each of their values.
 """
 
 from __future__ import annotations
@@ -164,6 +164,7 @@ def _stored_extended(dtype: np.dtype[Any]) -> StoredType:
     return StoredType(dtype=dtype, stored=dtype, message=_opaque(dtype.itemsize), mark=dtype.name)
 
 
+_SIZE_MOST = 1 << 31  # of one element, for numpy
 _NUMBERS = ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16")
 _KNOWN = tuple(kind for kind in (stored_type(np.dtype(name)) for name in _NUMBERS) if kind is not None)
 
@@ -180,7 +181,7 @@ def read_type(message: bytes, mark: str | None) -> StoredType | None:
     size = int.from_bytes(message[4:8], "little")
     if message[0] == _OPAQUE:
         return _read_opaque(size, mark)
-    if message[0] == _STRING and size:
+    if message[0] == _STRING and 0 < size < _SIZE_MOST:
         text = np.dtype(f"S{size}")
         return StoredType(dtype=text, stored=text, message=message[:8])
     if message.startswith((VLEN_STRING, _VLEN_STRING_ASCII)):
@@ -194,7 +195,7 @@ def _read_opaque(size: int, mark: str | None) -> StoredType | None:
     named = _EXTENDED.get(mark or "")
     if named is not None and named.itemsize == size and named.name not in _AS_FLOAT16:
         return _stored_extended(named)
-    if not 0 < size < 1 << 31:
+    if not 0 < size < _SIZE_MOST:
         return None
     raw = np.dtype(f"V{size}")
     return StoredType(dtype=raw, stored=raw, message=_opaque(size))
