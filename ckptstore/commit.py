@@ -14,19 +14,20 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ckptstore.errors import CheckpointStoreError
 from ckptstore.files import fsync_directory, rename_to_new, unlink
-from ckptstore.formats import payload
-from ckptstore.formats.snapshot import Snapshot
-from ckptstore.layout import Layout
+from ckptstore.layout import Layout, relative_to, shown_at
 from ckptstore.locks import Lease, store_lock
 from ckptstore.manifest import Manifest
 from ckptstore.payload_writer import PayloadWriter, Written
 from ckptstore.publishing import publish
 from ckptstore.records import SUFFIXES, Checkpoint, Mode, NewCheckpoint, json_number, json_time
 from ckptstore.retention import Policy, always_kept
+
+if TYPE_CHECKING:
+    from ckptstore.formats.snapshot import Snapshot
 
 # Version of the description inside payloads.
 DESCRIPTION = 1
@@ -76,7 +77,7 @@ class Committer:
             StorageError: The disk failed; older checkpoints are as they were.
             StoreLockedError: The store's lock was not free in time.
         """
-        with self._busy:
+        with self._alone():
             version = self._begin()
             written, path = self._write(snapshot, version, request)
             checkpoint = self._insert(snapshot, version, request, written, path)
@@ -96,11 +97,13 @@ class Committer:
     def _begin(self) -> int:
         """Take a version, and a lease when this process has none."""
         with self._locked():
-            if self._lease is None or self._pid != os.getpid():
-                self._lease, self._pid = Lease(self._layout.tmp), os.getpid()
+            if self._lease is None:
+                self._lease = Lease(self._layout.tmp)
             return self._manifest.reserve_version()
 
     def _write(self, snapshot: Snapshot, version: int, request: SaveRequest) -> tuple[Written, Path]:
+        from ckptstore.formats import payload  # numpy and h5py, which a query can do without
+
         assert self._lease is not None
         encoded = payload.encode(snapshot, self._description(snapshot, version, request))
         path = self._lease.new_path(SUFFIXES[snapshot.format])
@@ -193,9 +196,13 @@ class Committer:
             unlink(path)
 
     def _show(self, checkpoint: Checkpoint, target: Path) -> None:
-        publish(checkpoint.path, target)
+        path = relative_to(self._layout.root, target)
+        # Recovery finishes pending paths under this lock; two at once would be in each other's way.
         with self._locked():
-            self._manifest.confirm_published(relative_to(self._layout.root, target))
+            shown = self._manifest.published_at(path)
+            if shown is not None and shown.version == checkpoint.version and shown.pending:
+                publish(checkpoint.path, target)
+                self._manifest.confirm_published(path)
 
     def retain(self, run: str, policy: Policy) -> list[int]:
         """Remove a run's checkpoints that neither `policy` nor the store's own rules keep; returns their versions.
@@ -203,18 +210,39 @@ class Committer:
         The rows are marked and committed first, then the files go, then the rows: a crash in between leaves marked
         rows, and the next opening for writing finishes.
         """
-        with self._busy:
-            checkpoints = self._manifest.checkpoints(run)
-            shown = {published.version for published in self._manifest.published()}
-            kept = policy(checkpoints) | always_kept(
-                checkpoints, monitors=self._manifest.monitors(run), shown=shown, is_whole=has_its_size
-            )
-            gone = [checkpoint for checkpoint in checkpoints if checkpoint.version not in kept]
-            if gone:
-                with self._locked():
+        with self._alone():
+            # Chosen and marked under one lock: nobody pins or shows meanwhile what is about to go.
+            with self._locked():
+                gone = self._not_kept(run, policy)
+                if gone:
                     self._manifest.set_state([checkpoint.version for checkpoint in gone], "deleting")
+            if gone:
                 finish_deletions(self._manifest, gone, self._locked)
             return [checkpoint.version for checkpoint in gone]
+
+    def _not_kept(self, run: str, policy: Policy) -> list[Checkpoint]:
+        checkpoints = self._manifest.checkpoints(run)
+        shown = self._shown()
+        kept = policy(checkpoints) | always_kept(
+            checkpoints, monitors=self._manifest.monitors(run), shown=shown, is_whole=has_its_size
+        )
+        return [checkpoint for checkpoint in checkpoints if checkpoint.version not in kept]
+
+    def _shown(self) -> set[int]:
+        """Versions that a path shows, or is about to; one whose path the user removed is shown no more."""
+        return {
+            published.version
+            for published in self._manifest.published()
+            if published.pending or os.path.lexists(shown_at(self._layout.root, published.path))
+        }
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other threads out; a forked child starts with a lock of its own, which no lost thread holds."""
+        if self._pid != os.getpid():
+            self._busy, self._lease, self._pid = threading.RLock(), None, os.getpid()
+        with self._busy:
+            yield
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -238,8 +266,3 @@ def has_its_size(checkpoint: Checkpoint) -> bool:
         return checkpoint.path.stat().st_size == checkpoint.nbytes
     except OSError:
         return False
-
-
-def relative_to(root: Path, path: Path) -> str:
-    """Return `path` relative to the store, so that store and published files may be moved together."""
-    return os.path.relpath(path, root)

@@ -147,7 +147,10 @@ class KerasAdapter:
         captured = _captured(model, None)
         layout = payload.read_layout(checkpoint.path)
         keras_fit.check_weights(captured.entries, layout)
-        skip = [] if keras_fit.optimizer_fits(captured.entries, layout) else optimizers
+        fits = keras_fit.optimizer_fits(captured.entries, layout) and training_state.same_kinds(
+            optimizers, payload.read_state(checkpoint.path)
+        )
+        skip = [] if fits else optimizers
         with _put_back_on_error(_live_variables(model, optimizers)):
             _load(model, checkpoint, skip=skip)
 

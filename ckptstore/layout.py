@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptstore.errors import CorruptManifestError, NotAStoreError, StoreNotFoundError
+from ckptstore.errors import CorruptManifestError, InvalidArgumentError, NotAStoreError, StoreNotFoundError
 from ckptstore.files import make_directory
 from ckptstore.records import SUFFIXES, Format
 
@@ -119,3 +119,36 @@ def find_store(path: str | os.PathLike[str]) -> Path:
 def absolute(path: str | os.PathLike[str]) -> Path:
     """Return `path` made absolute and freed of ``.`` and ``..``, so that a later chdir does not move it."""
     return Path(os.path.abspath(os.fspath(path)))
+
+
+def relative_to(root: Path, path: Path) -> str:
+    """Return `path` relative to the store, so that store and published files may be moved together.
+
+    Links in the directories are followed, so that one file has one name whichever way the store was opened; a link
+    that `path` itself is stays, since it is what publishing replaces.
+    """
+    return os.path.relpath(real(path), os.path.realpath(root))
+
+
+def shown_at(root: Path, published: str) -> Path:
+    """Return the absolute path of what `relative_to` gave."""
+    return Path(os.path.normpath(Path(os.path.realpath(root), published)))
+
+
+def real(path: Path) -> Path:
+    """Return `path` with the links in its directories followed, but not the one that it may be itself."""
+    return Path(os.path.realpath(path.parent), path.name)
+
+
+def outside(root: Path, target: Path) -> Path:
+    """Return `target` if a checkpoint of the store at `root` may be shown there.
+
+    Raises:
+        InvalidArgumentError: It is the store, lies in it, or is a directory above it.
+    """
+    store, place = Path(os.path.realpath(root)), real(target)
+    if place == store or store in place.parents or place in store.parents:
+        raise InvalidArgumentError(
+            argument="publish", value=str(target), reason="lies in the store, or is a directory above it"
+        )
+    return target

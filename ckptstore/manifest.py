@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from sqlalchemy import func, select
+from sqlalchemy import Connection, func, select
 
 from ckptstore import manifest_changes as changes
 from ckptstore import manifest_queries as queries
@@ -143,8 +143,7 @@ class Manifest:
             CheckpointNotFoundError: There is no such version.
         """
         with self._transactions.writing("tag") as connection:
-            if queries.one(connection, self._store, version) is None:
-                raise CheckpointNotFoundError(ref=version, store=self._store)
+            self._require(connection, version)
             changes.put_tag(connection, version, name)
 
     def pin(self, version: int, pinned: bool = True) -> None:
@@ -154,9 +153,13 @@ class Manifest:
             CheckpointNotFoundError: There is no such version.
         """
         with self._transactions.writing("pin") as connection:
-            if queries.one(connection, self._store, version) is None:
-                raise CheckpointNotFoundError(ref=version, store=self._store)
+            self._require(connection, version)
             changes.set_pinned(connection, version, pinned)
+
+    def _require(self, connection: Connection, version: int) -> None:
+        found = queries.one(connection, self._store, version)
+        if found is None or found.state == "deleting":
+            raise CheckpointNotFoundError(ref=version, store=self._store)
 
     def set_holder(self, run: str, holder: Holder | None) -> None:
         """Note who writes a run, or that nobody does; makes the run if there is none."""

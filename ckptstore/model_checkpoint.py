@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import warnings
@@ -13,7 +14,7 @@ import keras
 
 from ckptstore import monitor as monitoring
 from ckptstore.checkpoint_path import CheckpointPath
-from ckptstore.errors import InvalidArgumentError, MetricNotFoundError
+from ckptstore.errors import InvalidArgumentError
 from ckptstore.keras_callback_checks import (
     check_keep,
     check_save_freq,
@@ -345,15 +346,19 @@ class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
             store.close()
 
     def _best_before(self, store: CheckpointStore) -> float | None:
-        """Return the best value that the run has on record, if the file that showed it is still there."""
-        try:
-            best = store.best(self.monitor, mode=self._direction(), run=self.run)
-        except MetricNotFoundError:
+        """Return the value that must be beaten: that of the best checkpoint which a file of the run still shows.
+
+        Without placeholders that is the one checkpoint at the path. A file that the user removed voids its value.
+        """
+        values: list[float] = []
+        for path, version in store.published(self.run).items():
+            if os.path.lexists(path):
+                value = store.get(version).metrics.get(self.monitor, math.nan)
+                if not math.isnan(value):
+                    values.append(value)
+        if not values:
             return None
-        if best is None:
-            return None
-        shown = self._path.fill(epoch=best.epoch, batch=best.batch, logs=dict(best.metrics))
-        return best.metrics[self.monitor] if os.path.lexists(self._path.absolute(shown)) else None
+        return min(values) if self._direction() == "min" else max(values)
 
     def _steps_before(self, epoch: int) -> int:
         """Return how many batches the run had finished when it last came to the beginning of an epoch."""

@@ -7,16 +7,17 @@ names and sizes only; the bytes of a payload are read when it has no row, which 
 from __future__ import annotations
 
 import os
+import warnings
 from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from ckptstore.commit import finish_deletions, has_its_size
-from ckptstore.errors import CorruptPayloadError, InvalidArgumentError
+from ckptstore.errors import CorruptPayloadError, InvalidArgumentError, StorageError
 from ckptstore.files import digest_file, fsync_directory, rename_to_new
 from ckptstore.formats import payload
-from ckptstore.layout import Layout, parse_payload_name
+from ckptstore.layout import Layout, parse_payload_name, shown_at
 from ckptstore.locks import sweep
 from ckptstore.manifest import Manifest
 from ckptstore.names import check_extra, check_metrics, check_position, check_run, check_tag
@@ -70,6 +71,8 @@ def _take_in_orphans(layout: Layout, manifest: Manifest) -> None:
             path = layout.checkpoints / name
             try:
                 new = describe_orphan(layout, path)
+                if manifest.get(new.version) is not None:
+                    raise CorruptPayloadError(path=path, reason=f"version {new.version} is another's here")
             except CorruptPayloadError as error:
                 _quarantine(layout, manifest, path, error.reason)
             else:
@@ -141,15 +144,23 @@ def _quarantine(layout: Layout, manifest: Manifest, path: Path, reason: str) -> 
 
 
 def _finish_publishing(layout: Layout, manifest: Manifest) -> None:
-    """Switch published paths that a crash left pending; a path that was confirmed is the user's to remove."""
+    """Switch published paths that a crash left pending; a path that was confirmed is the user's to remove.
+
+    The path is the user's, not the store's: where it cannot be switched now, that is said, and the next opening tries
+    again; the store opens all the same.
+    """
     for published in manifest.published():
         if not published.pending:
             continue
-        target = Path(os.path.normpath(layout.root / published.path))
-        tidy(target)
+        target = shown_at(layout.root, published.path)
         checkpoint = manifest.get(published.version)
-        if checkpoint is not None and checkpoint.state == "complete":
-            publish(checkpoint.path, target)
-            manifest.confirm_published(published.path)
-        else:
+        if checkpoint is None or checkpoint.state != "complete":
             manifest.forget_published(published.path)
+            continue
+        try:
+            tidy(target)
+            publish(checkpoint.path, target)
+        except StorageError as error:
+            warnings.warn(f"{target} does not show version {checkpoint.version} yet: {error}", stacklevel=2)
+        else:
+            manifest.confirm_published(published.path)

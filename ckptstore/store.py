@@ -6,11 +6,13 @@ import os
 import socket
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
+from operator import index
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from ckptstore.adapters import adapter_for
-from ckptstore.commit import Committer, SaveRequest, has_its_size, relative_to
+from ckptstore.commit import Committer, SaveRequest, has_its_size
 from ckptstore.errors import (
     CheckpointNotFoundError,
     CorruptManifestError,
@@ -20,7 +22,7 @@ from ckptstore.errors import (
     RunLockedError,
     StoreNotFoundError,
 )
-from ckptstore.layout import Layout, absolute, find_store
+from ckptstore.layout import Layout, absolute, find_store, outside, shown_at
 from ckptstore.locks import RunLock, store_lock
 from ckptstore.manifest import COMPLETE_ONLY, Manifest
 from ckptstore.metric_modes import mode_of
@@ -32,14 +34,13 @@ from ckptstore.names import (
     check_run,
     check_tag,
 )
-from ckptstore.records import SUFFIXES, Checkpoint, Format, Holder, Mode, Problem, Published, State
-from ckptstore.recovery import reconcile
+from ckptstore.records import SUFFIXES, Checkpoint, Format, Holder, Mode, Problem, State
 from ckptstore.retention import Policy
-from ckptstore.verification import Progress
-from ckptstore.verification import verify as verify_store
 
 if TYPE_CHECKING:
     import keras
+
+    from ckptstore.verification import Progress
 
 Ref = str | int | Checkpoint
 
@@ -97,6 +98,8 @@ class CheckpointStore:
     def _open_for_writing(self) -> Manifest:
         if os.path.lexists(self._layout.manifest):
             Manifest.check(self._layout.manifest)
+        from ckptstore.recovery import reconcile  # reads payloads; a query can do without
+
         self._layout.make()
         with store_lock(self._layout.locks):
             manifest = Manifest.open(self._layout.manifest)
@@ -129,8 +132,6 @@ class CheckpointStore:
 
     def __repr__(self) -> str:
         return f"CheckpointStore({str(self.path)!r}{', read_only=True' if self.read_only else ''})"
-
-    # --- saving and restoring ---------------------------------------------------------------------------------
 
     def save(
         self,
@@ -177,19 +178,19 @@ class CheckpointStore:
             DiskFullError: There is no room; older checkpoints are as they were.
             StorageError: The disk failed; older checkpoints are as they were.
         """
+        check_position(epoch, batch, step)
         request = SaveRequest(
             run=check_run(run),
-            epoch=epoch,
-            batch=batch,
-            step=step,
+            epoch=index(epoch),
+            batch=None if batch is None else index(batch),
+            step=None if step is None else index(step),
             metrics=check_metrics(metrics),
             tags=tuple(sorted({check_tag(tag) for tag in tags})),
             extra=check_extra(extra),
-            publish=None if publish is None else absolute(publish),
+            publish=None if publish is None else outside(self.path, absolute(publish)),
             keep=keep,
             monitor=monitor,
         )
-        check_position(epoch, batch, step)
         if format not in SUFFIXES:
             raise InvalidArgumentError(
                 argument="format", value=format, reason=f"must be one of {sorted(SUFFIXES)}"
@@ -252,8 +253,6 @@ class CheckpointStore:
             lock.release()
             raise
         self._runs[run] = lock
-
-    # --- asking -----------------------------------------------------------------------------------------------
 
     def checkpoints(
         self, run: str | None = None, *, states: Collection[State] | None = COMPLETE_ONLY
@@ -347,16 +346,16 @@ class CheckpointStore:
         """Return the names of all metrics that a run, or any run, has recorded."""
         return self._manifest.metric_names(run)
 
-    def published_at(self, path: str | os.PathLike[str]) -> Published | None:
-        """Return which checkpoint a path was last made to show, or None if it never showed one."""
-        return self._manifest.published_at(relative_to(self.path, absolute(path)))
+    def published(self, run: str) -> dict[Path, int]:
+        """Return what a run has been made to show: versions by path, absolute; a path may be gone by now."""
+        return {
+            shown_at(self.path, one.path): one.version for one in self._manifest.published() if one.run == run
+        }
 
     @property
     def schema_version(self) -> str:
         """The manifest's schema revision."""
         return self._manifest.schema_version
-
-    # --- keeping order ----------------------------------------------------------------------------------------
 
     def verify(self, *, deep: bool = True, progress: Progress | None = None) -> list[Problem]:
         """Compare manifest and files, both ways, and change nothing.
@@ -368,6 +367,8 @@ class CheckpointStore:
         Returns:
             The problems; an empty list when all is well.
         """
+        from ckptstore.verification import verify as verify_store
+
         return verify_store(self._layout, self._manifest, deep=deep, progress=progress)
 
     def tag(self, ref: Ref, name: str) -> None:

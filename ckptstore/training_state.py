@@ -98,6 +98,11 @@ def _matched(group: str, variables: list[Any], state: TrainingState) -> Iterator
         yield Assignment(variable=variable, value=value)
 
 
+def same_kinds(optimizers: list[Any], state: TrainingState | None) -> bool:
+    """Return whether training state was saved with optimizers of these kinds; True where it does not say."""
+    return state is None or state.document.get("optimizers", _kinds(optimizers)) == _kinds(optimizers)
+
+
 def _kinds(optimizers: list[Any]) -> list[str]:
     return [type(optimizer).__name__ for optimizer in optimizers]
 

@@ -20,8 +20,10 @@ class ModelCheckpoint(ckptstore.ModelCheckpoint):
         made.append(type(self).__name__)
 
 
-keras.callbacks.ModelCheckpoint = ModelCheckpoint
-keras.src.callbacks.ModelCheckpoint = ModelCheckpoint
+def pytest_configure() -> None:
+    """Swap; only where pytest takes this module as a plugin, not where it is merely imported."""
+    keras.callbacks.ModelCheckpoint = ModelCheckpoint
+    keras.src.callbacks.ModelCheckpoint = ModelCheckpoint
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -194,6 +194,14 @@ def test_text_attributes_are_of_variable_length() -> None:
         assert h5py.check_string_dtype(file["a/b"].attrs.get_id("name").dtype) == ("utf-8", None)
 
 
+def test_names_say_their_character_set() -> None:
+    image = file_of({"plain": np.ones(1), "größe": np.ones(1)})
+    with h5py.File(io.BytesIO(image)) as file:
+        assert file.id.links.get_info(b"plain").cset == h5py.h5t.CSET_ASCII
+        assert file.id.links.get_info("größe".encode()).cset == h5py.h5t.CSET_UTF8
+        assert set(file) == {"plain", "größe"}
+
+
 def test_texts_of_many_heaps() -> None:
     groups = tuple((f"layer_{index}/vars", (("name", f"dense_{index}"),)) for index in range(9_000))
     with h5py.File(io.BytesIO(file_of({}, groups))) as file:

@@ -209,3 +209,49 @@ def _fsync_here() -> None:
     from ckptstore.files import fsync_directory
 
     fsync_directory(Path.cwd())
+
+
+def test_a_path_that_cannot_be_switched_does_not_keep_the_store_shut(tmp_path: Path) -> None:
+    root, target = tmp_path / "store", tmp_path / "shown.keras"
+    target.mkdir()
+    with CheckpointStore(root) as store, pytest.raises(OSError):
+        save(store, 1, publish=target)
+    with pytest.warns(UserWarning, match="does not show version 1 yet"), CheckpointStore(root) as store:
+        assert [point.version for point in store.checkpoints()] == [1]
+    target.rmdir()
+    with CheckpointStore(root):
+        assert is_seed(target, 1)
+
+
+def test_another_stores_payload_under_a_version_that_is_taken_is_put_aside(tmp_path: Path) -> None:
+    for name, run in (("one", "a"), ("two", "b")):
+        with CheckpointStore(tmp_path / name) as store:
+            save(store, 1, run=run)
+    (tmp_path / "two" / "checkpoints" / "00000001-b.keras").rename(
+        tmp_path / "one" / "checkpoints" / "00000001-b.keras"
+    )
+    with CheckpointStore(tmp_path / "one") as store:
+        assert [point.run for point in store.checkpoints()] == ["a"]
+    assert (tmp_path / "one" / "quarantine" / "00000001-b.keras").exists()
+
+
+def test_an_opening_waits_for_a_living_writer_that_switches_a_path(tmp_path: Path) -> None:
+    """The switch is made under the store's lock, as recovery's is: one of them is never in the other's way."""
+    from filelock import FileLock, Timeout
+
+    root, target = tmp_path / "store", tmp_path / "shown.keras"
+    locked: list[bool] = []
+
+    def look(operation: str, path: Path, phase: str) -> None:
+        if path.name == ".shown.keras.ckptstore":
+            lock = FileLock(root / "locks" / "store.lock", timeout=0)
+            try:
+                lock.acquire()
+                lock.release()
+                locked.append(False)
+            except Timeout:
+                locked.append(True)
+
+    with CheckpointStore(root) as store, observed(look):
+        save(store, 1, publish=target)
+    assert locked and all(locked)

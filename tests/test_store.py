@@ -327,3 +327,41 @@ def test_an_interrupted_snapshot_leaves_nothing(store: CheckpointStore) -> None:
     assert store.checkpoints() == [] and list((store.path / "checkpoints").iterdir()) == []
     assert [path.suffix for path in (store.path / "tmp").iterdir()] == [".lease"]
     assert save(store, 2).epoch == 2
+
+
+def test_nothing_of_the_stores_own_is_ever_published_over(store: CheckpointStore, tmp_path: Path) -> None:
+    from ckptstore.layout import outside
+
+    (tmp_path / "link").symlink_to(store.path)
+    inside = [
+        store.path,
+        store.path / "manifest.sqlite",
+        store.path / "checkpoints" / "x",
+        tmp_path,
+        tmp_path / "link" / "a",
+    ]
+    for target in inside:
+        with pytest.raises(InvalidArgumentError, match="lies in the store"):
+            outside(store.path, target)
+    assert outside(store.path, tmp_path / "best.keras") == tmp_path / "best.keras"
+    assert outside(store.path, tmp_path / "store.keras") == tmp_path / "store.keras"
+
+
+def test_what_is_marked_for_deletion_can_be_neither_pinned_nor_tagged(store: CheckpointStore) -> None:
+    save(store, 1)
+    store._manifest.set_state([1], "deleting")
+    for change in (lambda: store.pin(1), lambda: store.tag(1, "mine")):
+        with pytest.raises(CheckpointNotFoundError):
+            change()
+
+
+def test_a_path_has_one_name_whichever_way_the_store_was_opened(tmp_path: Path) -> None:
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "deep" / "er")
+    target = tmp_path / "best.keras"
+    with CheckpointStore(tmp_path / "link" / "store") as store:
+        save(store, 1, publish=target)
+        assert store.published("default") == {target: 1}
+    with CheckpointStore(tmp_path / "deep" / "er" / "store") as store:
+        save(store, 2, publish=target)
+        assert store.published("default") == {target: 2}
