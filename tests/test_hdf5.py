@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -479,18 +480,21 @@ def test_an_empty_array_of_absurd_shape_is_refused() -> None:
 
 
 def test_parts_that_overlap_come_to_an_end() -> None:
-    """A header whose continuations overlap: each costs its whole length, and there are thousands of them."""
-    image = bytearray(1 << 20)
-    image[:SUPERBLOCK_SIZE] = superblock(len(image))
-    count, start = 40_000, SUPERBLOCK_SIZE
-    image[start : start + 16] = np.array([1, count, 1, 24 * count], "<u4").tobytes()
-    image[start : start + 4] = bytes([1, 0]) + min(count, 0xFFFF).to_bytes(2, "little")
-    image[start + 8 : start + 12] = (24 * count).to_bytes(4, "little")
-    for index in range(count):
-        at = start + 16 + 24 * index
-        message = bytes([0x10, 0, 16, 0, 0, 0, 0, 0]) + (96 + index).to_bytes(8, "little")
-        image[at : at + 24] = message + (900_000).to_bytes(8, "little")
-    assert refused(bytes(image))
+    """A header of thousands of continuations, each of them nearly the whole file, one word apart."""
+    nbytes, count = 1 << 20, 5_000
+    header = struct.pack("<BBHII4x", 1, 0, count, 1, 24 * count)
+    parts = [
+        struct.pack("<HHB3xQQ", 0x10, 16, 0, 200_000 + 8 * index, nbytes - 300_000) for index in range(count)
+    ]
+    image = (superblock(nbytes) + header + b"".join(parts)).ljust(nbytes, b"\0")
+    assert refused(image) == "its HDF5 metadata are larger than they can be"
+
+
+def test_values_that_lie_behind_the_end_are_refused() -> None:
+    image = bytearray(file_of({"a": np.arange(3)}))
+    layout = image.index(struct.pack("<BB", 3, 1), SUPERBLOCK_SIZE + 100)
+    struct.pack_into("<Q", image, layout + 2, len(image) - 8)
+    assert "bytes that are not there" in refused(bytes(image))
 
 
 @pytest.mark.parametrize("image", [b"", b"\x89HDF\r\n\x1a\n", b"x" * 1000, bytes(1000)])

@@ -27,6 +27,7 @@ from ckptstore.keras_arrays import host_array, shape_and_dtype
 from ckptstore.keras_model import adapter
 from ckptstore.payload_writer import PayloadWriter
 from ckptstore.records import SUFFIXES, Checkpoint, Format
+from ckptstore.store import CheckpointStore
 
 # numpy 2 about Keras' own variables, on the way through Keras' own code.
 pytestmark = pytest.mark.filterwarnings(
@@ -556,3 +557,14 @@ def test_load_model_passes_its_arguments_on(tmp_path: Path) -> None:
     checkpoint = stored(zoo.dense(), tmp_path)
     assert not adapter.load_model(checkpoint, compile=False).compiled
     assert adapter.load_model(checkpoint).compiled
+
+
+def test_weights_leave_an_optimizer_of_another_kind_as_it_is(tmp_path: Path) -> None:
+    """Adam and Adamax have variables of the same shapes, which mean different things."""
+    with CheckpointStore(tmp_path) as store:
+        checkpoint = store.save(zoo.dense("adam"), epoch=np.int64(0), batch=np.int32(1), step=np.int64(2))
+    assert (checkpoint.epoch, checkpoint.batch, checkpoint.step) == (0, 1, 2)
+    model = zoo.dense("adamax")
+    before = [np.array(one) for one in model.optimizer.variables]
+    adapter.load_weights(checkpoint, model)
+    assert all(np.array_equal(one, old) for one, old in zip(model.optimizer.variables, before, strict=True))

@@ -25,6 +25,7 @@ from ckptstore.errors import (
     RunLockedError,
     StoreNotFoundError,
 )
+from ckptstore.files import observed
 from ckptstore.retention import keep_last
 from ckptstore.store import CheckpointStore
 
@@ -240,6 +241,37 @@ def _fork_and_read(root: Path) -> None:
 
 def test_a_forked_child_reads_and_cannot_write_its_parents_run(tmp_path: Path) -> None:
     assert run_in_child(_fork_and_read, tmp_path) == 0
+
+
+def _fork_while_a_thread_saves(root: Path) -> None:
+    with CheckpointStore(root) as store:
+        save(store, 1)
+        inside, go = threading.Event(), threading.Event()
+
+        def wait(operation: str, path: Path, phase: str) -> None:
+            if (operation, phase) == ("truncate", "before"):
+                inside.set()
+                go.wait()
+
+        with observed(wait):
+            thread = threading.Thread(target=save, args=(store, 2))
+            thread.start()
+            inside.wait()
+            child = os.fork()
+            if child == 0:
+                go.set()
+                save(store, 3, run="childs")
+                os._exit(0)
+            _, status = os.waitpid(child, 0)
+            go.set()
+            thread.join()
+        assert os.waitstatus_to_exitcode(status) == 0
+        assert sorted(point.epoch for point in store.checkpoints()) == [1, 2, 3]
+    os._exit(0)
+
+
+def test_a_child_forked_while_a_thread_saves_does_not_wait_for_it(tmp_path: Path) -> None:
+    assert run_in_child(_fork_while_a_thread_saves, tmp_path) == 0
 
 
 # --- what is refused, with one line and nothing changed -------------------------------------------------------

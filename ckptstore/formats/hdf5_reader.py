@@ -88,7 +88,7 @@ class _Walk:
     def __init__(self, source: Source) -> None:
         self.source = source
         self._seen: set[int] = set()
-        self._budget = 4 * source.nbytes + _METADATA_MOST
+        self._budget = 4 * source.nbytes + (1 << 20)
         self._heaps = _Heaps(source)
         self._found: dict[str, StoredDataset] = {}
 
