@@ -69,7 +69,8 @@ class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
         run: The name of the run in the store; by default made from the file name. Two callbacks that write at
             once need two runs.
         keep: What stays in the store; by default, with placeholders everything (as in Keras), without them
-            the checkpoint at `filepath` and the one before. ``"all"`` keeps everything.
+            the checkpoint at `filepath` and the one before. ``"all"`` keeps everything. A checkpoint whose file
+            still stands at a path is kept whatever the policy says.
 
     Raises:
         InvalidArgumentError: (a ValueError) An argument cannot be used, in Keras' words where it has some.

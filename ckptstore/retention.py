@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from ckptstore.errors import InvalidArgumentError
 from ckptstore.records import Checkpoint, Mode
@@ -29,9 +30,7 @@ class Policy:
         return set(self.kept(checkpoints))
 
     def __or__(self, other: Policy) -> Policy:
-        return Policy(
-            f"{self.name} | {other.name}", lambda checkpoints: self(checkpoints) | other(checkpoints)
-        )
+        return Policy(f"{self.name} | {other.name}", partial(_either, self, other))
 
     def __repr__(self) -> str:
         return self.name
@@ -49,9 +48,16 @@ def keep_last(n: int) -> Policy:
     """
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise InvalidArgumentError(argument="n", value=n, reason="must be a positive integer")
-    return Policy(
-        f"keep_last({n})", lambda checkpoints: [checkpoint.version for checkpoint in checkpoints[-n:]]
-    )
+    return Policy(f"keep_last({n})", partial(_newest, n))
+
+
+# Functions with a name, not lambdas: a callback that holds a policy can be pickled.
+def _newest(n: int, checkpoints: Sequence[Checkpoint]) -> list[int]:
+    return [checkpoint.version for checkpoint in checkpoints[-n:]]
+
+
+def _either(one: Policy, other: Policy, checkpoints: Sequence[Checkpoint]) -> set[int]:
+    return one(checkpoints) | other(checkpoints)
 
 
 def always_kept(

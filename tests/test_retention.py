@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -54,6 +55,11 @@ def test_policies_join() -> None:
     joined = keep_last(1) | even
     assert joined([_checkpoint(n) for n in range(1, 6)]) == {2, 4, 5}
     assert repr(joined) == "keep_last(1) | even"
+
+
+def test_policies_pickle() -> None:
+    twin = pickle.loads(pickle.dumps(keep_last(2) | keep_last(1)))
+    assert twin([_checkpoint(n) for n in range(1, 6)]) == {4, 5}
 
 
 def test_best_pinned_shown_and_the_newest_two_that_are_whole_always_stay() -> None:
