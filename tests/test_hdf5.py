@@ -56,10 +56,16 @@ def file_of(
         dataset_of(path, array, (dataset_attributes or {}).get(path, ())) for path, array in arrays.items()
     ]
     block = lay_out(datasets, attributes)
-    data = bytearray(superblock(block.end) + block.metadata)
-    for dataset, offset, array in zip(datasets, block.offsets, arrays.values(), strict=True):
-        data += bytes(offset - len(data)) + stored_bytes(array, dataset.kind).tobytes()
-    return bytes(data + bytes(block.end - len(data)))
+    data = bytearray(superblock(block.end))
+    for dataset, offset, array, piece in zip(
+        datasets, block.offsets, arrays.values(), block.pieces, strict=False
+    ):
+        data += piece
+        assert len(data) == offset and offset % 64 == 0
+        data += stored_bytes(array, dataset.kind).tobytes()
+    data += block.pieces[-1]
+    assert len(data) == block.end
+    return bytes(data)
 
 
 def bits(name: str, shape: tuple[int, ...] = (3, 4, 5)) -> np.ndarray:
@@ -203,6 +209,29 @@ def test_names_say_their_character_set() -> None:
         assert set(file) == {"plain", "größe"}
 
 
+def test_whoever_reads_in_order_reads_forward() -> None:
+    """Headers lie before the values that they tell of, those of groups without arrays in between."""
+    arrays = {f"layers/dense_{index}/vars/{number}": np.ones(64) for index in range(3) for number in range(2)}
+    groups = [
+        (f"layers/{name}_{index}/vars", (("name", name),))
+        for index in range(3)
+        for name in ("dropout", "dense")
+    ]
+    groups.insert(0, ("vars", (("name", "model"),)))
+    groups.append(("last/vars", (("name", "last"),)))
+    image = file_of(arrays, tuple(groups))
+    with h5py.File(io.BytesIO(image)) as file:
+        places = []
+        for index in range(3):
+            places.append(h5py.h5o.get_info(file[f"layers/dropout_{index}/vars"].id).addr)
+            for number in range(2):
+                dataset = file[f"layers/dense_{index}/vars/{number}"]
+                places += [h5py.h5o.get_info(dataset.id).addr, dataset.id.get_offset()]
+        places.append(h5py.h5o.get_info(file["last/vars"].id).addr)
+        assert file["last/vars"].attrs["name"] == "last"
+    assert places == sorted(places)
+
+
 def test_texts_of_many_heaps() -> None:
     groups = tuple((f"layer_{index}/vars", (("name", f"dense_{index}"),)) for index in range(9_000))
     with h5py.File(io.BytesIO(file_of({}, groups))) as file:
@@ -240,10 +269,9 @@ def test_libhdf5_may_change_the_file(tmp_path: Path) -> None:
 def test_two_blocks_are_one_file() -> None:
     first = lay_out([dataset_of("a", np.arange(3))], link_to_next="more")
     second = lay_out([dataset_of("b/c", np.arange(4))], address=first.end)
-    data = bytearray(superblock(second.end).ljust(second.end, b"\0"))
+    data = bytearray(superblock(second.end))
     for block, count in ((first, 3), (second, 4)):
-        data[block.address : block.address + len(block.metadata)] = block.metadata
-        data[block.offsets[0] : block.offsets[0] + 8 * count] = np.arange(count).tobytes()
+        data += block.pieces[0] + np.arange(count).tobytes() + block.pieces[1]
     assert first.address == SUPERBLOCK_SIZE and second.address == first.end
     with h5py.File(io.BytesIO(data)) as file:
         assert np.array_equal(file["a"], np.arange(3))
@@ -474,9 +502,7 @@ def test_an_empty_array_of_absurd_shape_is_refused() -> None:
     kind = stored_type(np.dtype("f4"))
     assert kind is not None
     block = lay_out([Dataset("a", (0, 1 << 60), kind)])
-    assert "more than the file can hold" in refused(
-        (superblock(block.end) + block.metadata).ljust(block.end, b"\0")
-    )
+    assert "more than the file can hold" in refused(superblock(block.end) + b"".join(block.pieces))
 
 
 def test_parts_that_overlap_come_to_an_end() -> None:

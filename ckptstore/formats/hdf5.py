@@ -6,9 +6,11 @@ version 1 object headers, groups whose links stand as messages in their own head
 in global heap collections. No B-trees, no checksums, no filters. Chapters in the docstrings below are those
 of the "HDF5 File Format Specification", version 3.0.
 
-A file is a superblock and one or more blocks. A block is a tree of groups: headers, then text, then the
-values of its datasets in the order given, each aligned to 64 bytes. The root group of the first block may
-link to the block behind it; so the first block of a model that is saved again and again stays the same.
+A file is a superblock and one or more blocks. A block is a tree of groups: the root's header, then text, then
+dataset by dataset in the order given: headers of groups that are met for the first time, its own header, its
+values, aligned to 64 bytes. Whoever reads in the same order, as Keras does, reads forward only; Keras reads
+``.keras`` weights through `zipfile`, which begins anew at every step back. The root group of the first block
+may link to the block behind it; so the first block of a model that is saved again and again stays the same.
 """
 
 from __future__ import annotations
@@ -16,11 +18,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import chain
 from math import prod
 from typing import NamedTuple
 
 from ckptstore.errors import InvalidArgumentError
+from ckptstore.formats.hdf5_text import Text, TextHeap, padded
 from ckptstore.formats.hdf5_types import VLEN_STRING, StoredType
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -33,8 +36,6 @@ _ALIGNMENT = 64
 _HEADER_PREFIX = 16
 _LINKS_MOST = 65_000  # the number of messages in a header has 16 bits
 _NAME_MOST = 60_000  # so has the length of a message
-_HEAP_LEAST = 4096  # libhdf5 takes no smaller collection
-_HEAP_OBJECTS_MOST = 4000
 
 Attributes = tuple[tuple[str, str], ...]
 
@@ -55,13 +56,14 @@ class Dataset(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A laid-out tree: `metadata` at `address`, values of dataset i at ``offsets[i]``, nothing behind `end`.
+    """A laid-out tree from `address` to `end`, which is aligned: the next block may begin there.
 
-    `end` is aligned: the next block may begin there. Between the parts lie zeros.
+    The file has ``pieces[i]`` in front of the values of dataset i, which lie at ``offsets[i]``, and the last
+    piece behind all values.
     """
 
     address: int
-    metadata: bytes
+    pieces: tuple[bytes, ...]
     offsets: tuple[int, ...]
     end: int
 
@@ -102,42 +104,79 @@ def lay_out(
         ((448,), 512)
     """
     root = _Group()
-    leaves = [root.add_dataset(dataset) for dataset in datasets]
-    for path, attributes in group_attributes:
-        root.group_at(path.split("/") if path else [], path).attributes += attributes
+    runs: list[list[_Node]] = [[root]]
+    for dataset in datasets:
+        runs.append(root.add_dataset(dataset, len(runs)))
+    runs.append(_add_attributes(root, group_attributes, runs))
     if link_to_next is not None:
         if link_to_next in root.members:
             raise _bad_path(link_to_next, "is a reserved name")
         root.add_member(link_to_next, _Elsewhere(), link_to_next)
-    heap = _Heap()
-    nodes = list(_walk(root))
-    for node in nodes:
+    heap = TextHeap()
+    for node in chain.from_iterable(runs):
         node.texts = [heap.add(text) for _, text in node.attributes]
-    sizes = [node.size() for node in nodes]
-    for node, node_address in zip(nodes, accumulate(sizes, initial=address), strict=False):
-        node.address = node_address
-    heap.address = address + sum(sizes)
-    end = _aligned(heap.address + heap.size())
-    for leaf in leaves:
-        leaf.data = end
-        end = _aligned(end + leaf.dataset.nbytes)
+    offsets, end = _give_addresses(runs, heap, address)
     if link_to_next is not None:
         root.members[link_to_next].address = end
-    metadata = b"".join([*(node.encode(heap) for node in nodes), heap.encode()])
-    return Block(address, metadata, tuple(leaf.data for leaf in leaves), end)
+    return Block(address, tuple(_pieces(runs, heap, address, end)), offsets, end)
+
+
+def _add_attributes(
+    root: _Group, group_attributes: Iterable[tuple[str, Attributes]], runs: list[list[_Node]]
+) -> list[_Node]:
+    """Add attributes, and groups that have nothing else; those lie before the group that is named next."""
+    waiting: list[_Node] = []
+    for path, attributes in group_attributes:
+        made: list[_Node] = []
+        group = root.group_at(path.split("/") if path else [], path, made)
+        group.attributes += attributes
+        waiting += made
+        if group.run is not None:
+            where = runs[group.run]
+            where[:] = [where[0], *waiting, *where[1:]] if group.run == 0 else [*waiting, *where]
+            waiting = []
+    return waiting
+
+
+def _give_addresses(runs: list[list[_Node]], heap: TextHeap, address: int) -> tuple[tuple[int, ...], int]:
+    """Settle where every header, the heap and all values lie; return the values' offsets, and the end."""
+    offsets = []
+    for number, run in enumerate(runs):
+        address = padded(address)
+        for node in run:
+            node.address = address
+            address += node.size()
+        if number == 0:
+            heap.address = address
+            address += heap.size()
+        elif isinstance(leaf := run[-1] if run else None, _Leaf):
+            leaf.data = _aligned(address)
+            offsets.append(leaf.data)
+            address = leaf.data + leaf.dataset.nbytes
+    return tuple(offsets), _aligned(address)
+
+
+def _pieces(runs: list[list[_Node]], heap: TextHeap, address: int, end: int) -> Iterator[bytes]:
+    """Give the bytes in front of each dataset's values, and those behind the last."""
+    piece = b""
+    for number, run in enumerate(runs):
+        padding = bytes(padded(address + len(piece)) - address - len(piece))
+        piece = b"".join([piece, padding, *(node.encode(heap) for node in run)])
+        if number == 0:
+            piece += heap.encode()
+        elif isinstance(leaf := run[-1] if run else None, _Leaf):
+            yield piece.ljust(leaf.data - address, b"\0")
+            piece, address = b"", leaf.data + leaf.dataset.nbytes
+    yield piece.ljust(end - address, b"\0")
 
 
 def _aligned(offset: int) -> int:
     return -(-offset // _ALIGNMENT) * _ALIGNMENT
 
 
-def _padded(nbytes: int) -> int:
-    return -(-nbytes // 8) * 8
-
-
 def _message(kind: int, body: bytes) -> bytes:
     """One message of a version 1 header (IV.A.1.a)."""
-    nbytes = _padded(len(body))
+    nbytes = padded(len(body))
     return struct.pack("<HHB3x", kind, nbytes, 0) + body.ljust(nbytes, b"\0")
 
 
@@ -179,7 +218,7 @@ def _bad_path(path: str, reason: str) -> InvalidArgumentError:
 
 
 def _link_size(name: bytes) -> int:
-    return 8 + _padded(3 + (1 if len(name) < 256 else 2) + len(name) + 8)
+    return 8 + padded(3 + (1 if len(name) < 256 else 2) + len(name) + 8)
 
 
 def _link(name: bytes, address: int) -> bytes:
@@ -200,18 +239,18 @@ class _Node:
     def __init__(self, attributes: Attributes = ()) -> None:
         self.address = 0
         self.attributes = attributes
-        self.texts: list[_Text] = []
+        self.texts: list[Text] = []
 
     def size(self) -> int:
         raise NotImplementedError
 
-    def encode(self, heap: _Heap) -> bytes:
+    def encode(self, heap: TextHeap) -> bytes:
         raise NotImplementedError
 
     def _attributes_size(self) -> int:
-        return sum(8 + _padded(9 + len(name.encode()) + 1 + 20 + 8 + 16) for name, _ in self.attributes)
+        return sum(8 + padded(9 + len(name.encode()) + 1 + 20 + 8 + 16) for name, _ in self.attributes)
 
-    def _attribute_messages(self, heap: _Heap) -> list[bytes]:
+    def _attribute_messages(self, heap: TextHeap) -> list[bytes]:
         """Attributes of one text of variable length each (IV.A.2.m, version 3)."""
         messages = []
         for (name, _), text in zip(self.attributes, self.texts, strict=True):
@@ -232,12 +271,15 @@ class _Elsewhere(_Node):
 
 
 class _Group(_Node):
-    __slots__ = ("members", "names")
+    """A group; `run` is the number of the dataset (from 1) in front of which its header lies, 0 for the root."""
+
+    __slots__ = ("members", "names", "run")
 
     def __init__(self) -> None:
         super().__init__()
         self.members: dict[str, _Node] = {}
         self.names: list[bytes] = []
+        self.run: int | None = 0
 
     def add_member(self, name: str, member: _Node, path: str) -> None:
         if len(self.members) >= _LINKS_MOST:
@@ -245,32 +287,35 @@ class _Group(_Node):
         self.names.append(_name_bytes(name, path))
         self.members[name] = member
 
-    def group_at(self, names: list[str], whole: str) -> _Group:
+    def group_at(self, names: list[str], whole: str, made: list[_Node], run: int | None = None) -> _Group:
         group = self
         for name in names:
             member = group.members.get(name)
             if member is None:
                 member = _Group()
+                member.run = run
                 group.add_member(name, member, whole)
+                made.append(member)
             if not isinstance(member, _Group):
                 raise _bad_path(whole, "is both a group and an array")
             group = member
         return group
 
-    def add_dataset(self, dataset: Dataset) -> _Leaf:
+    def add_dataset(self, dataset: Dataset, run: int) -> list[_Node]:
         *parents, name = dataset.path.split("/")
-        group = self.group_at(parents, dataset.path)
+        made: list[_Node] = []
+        group = self.group_at(parents, dataset.path, made, run)
         if name in group.members:
             raise _bad_path(dataset.path, "is there twice")
         leaf = _Leaf(dataset)
         group.add_member(name, leaf, dataset.path)
-        return leaf
+        return [*made, leaf]
 
     def size(self) -> int:
         links = sum(map(_link_size, self.names))
         return _HEADER_PREFIX + sum(map(len, _GROUP_MESSAGES)) + links + self._attributes_size()
 
-    def encode(self, heap: _Heap) -> bytes:
+    def encode(self, heap: TextHeap) -> bytes:
         members = zip(self.names, self.members.values(), strict=True)
         links = [_link(name, member.address) for name, member in members]
         return _header([*_GROUP_MESSAGES, *links, *self._attribute_messages(heap)])
@@ -288,10 +333,10 @@ class _Leaf(_Node):
 
     def size(self) -> int:
         space = 8 + 8 + 8 * len(self.dataset.shape)
-        kind = 8 + _padded(len(self.dataset.kind.message))
+        kind = 8 + padded(len(self.dataset.kind.message))
         return _HEADER_PREFIX + space + kind + len(_FILL_MESSAGE) + 8 + 24 + self._attributes_size()
 
-    def encode(self, heap: _Heap) -> bytes:
+    def encode(self, heap: TextHeap) -> bytes:
         shape, nbytes = self.dataset.shape, self.dataset.nbytes
         space = struct.pack(f"<BB6x{len(shape)}Q", 1, len(shape), *shape)
         layout = struct.pack("<BBQQ", 3, 1, self.data if nbytes else UNDEFINED, nbytes)
@@ -303,74 +348,3 @@ class _Leaf(_Node):
             *self._attribute_messages(heap),
         ]
         return _header(messages)
-
-
-def _walk(group: _Group) -> Iterator[_Node]:
-    """All nodes of the block, the root first, in an order that keeps a group near its members."""
-    stack: list[_Node] = [group]
-    while stack:
-        node = stack.pop()
-        if isinstance(node, _Elsewhere):
-            continue
-        yield node
-        if isinstance(node, _Group):
-            stack.extend(reversed(node.members.values()))
-
-
-class _Text(NamedTuple):
-    """A text in the heap: its length in bytes, its collection and its place there; ``slot=0`` is no text."""
-
-    nbytes: int
-    collection: int
-    slot: int
-
-
-class _Heap:
-    """Global heap collections (III.E) for text of variable length.
-
-    Equal texts are kept apart: libhdf5 frees a text when the attribute that owns it is changed.
-    """
-
-    def __init__(self) -> None:
-        self.address = 0
-        self._collections: list[list[bytes]] = []
-        self._starts: list[int] = []
-
-    def add(self, text: str) -> _Text:
-        encoded = text.encode(errors="surrogatepass")
-        if b"\0" in encoded or encoded.decode(errors="replace") != text:
-            raise InvalidArgumentError(argument="attribute", value=text, reason="cannot be a text in HDF5")
-        if not encoded:
-            return _Text(0, 0, 0)
-        if not self._collections or len(self._collections[-1]) >= _HEAP_OBJECTS_MOST:
-            self._collections.append([])
-        self._collections[-1].append(encoded)
-        return _Text(len(encoded), len(self._collections) - 1, len(self._collections[-1]))
-
-    def size(self) -> int:
-        """Return the size of all collections; nothing may be added after it was asked for."""
-        sizes = [self._collection_size(collection) for collection in self._collections]
-        self._starts = list(accumulate(sizes, initial=0))
-        return self._starts[-1]
-
-    @staticmethod
-    def _collection_size(texts: list[bytes]) -> int:
-        # With the head and the object that stands for the free space.
-        return max(_HEAP_LEAST, 16 + sum(16 + _padded(len(text)) for text in texts) + 16)
-
-    def reference(self, text: _Text) -> bytes:
-        address = self.address + self._starts[text.collection] if text.slot else 0
-        return struct.pack("<IQI", text.nbytes, address, text.slot)
-
-    def encode(self) -> bytes:
-        pieces = []
-        for texts in self._collections:
-            size = self._collection_size(texts)
-            used = [
-                struct.pack("<HHIQ", index, 1, 0, len(text)) + text.ljust(_padded(len(text)), b"\0")
-                for index, text in enumerate(texts, start=1)
-            ]
-            collection = b"".join([b"GCOL", struct.pack("<B3xQ", 1, size), *used])
-            free = size - len(collection)
-            pieces.append(collection + struct.pack("<HHIQ", 0, 0, 0, free).ljust(free, b"\0"))
-        return b"".join(pieces)

@@ -71,7 +71,6 @@ class _Plan:
 
     block: Block
     kinds: tuple[StoredType, ...]
-    gaps: tuple[bytes, ...]
     template: str
 
 
@@ -80,7 +79,7 @@ def _plan(structure: Structure, groups: Groups) -> _Plan:
     datasets = [_dataset(*entry) for entry in structure]
     block = lay_out(datasets, groups, link_to_next=GROUP)
     entries = entries_template((path, shape, dtype.name) for path, shape, dtype, _ in structure)
-    return _Plan(block, tuple(dataset.kind for dataset in datasets), _gaps(block, datasets), entries)
+    return _Plan(block, tuple(dataset.kind for dataset in datasets), entries)
 
 
 def _dataset(path: str, shape: tuple[int, ...], dtype: np.dtype[Any], attributes: Attributes = ()) -> Dataset:
@@ -90,13 +89,6 @@ def _dataset(path: str, shape: tuple[int, ...], dtype: np.dtype[Any], attributes
     if kind.mark is not None and not any(name == "dtype" for name, _ in attributes):
         attributes = (*attributes, ("dtype", kind.mark))
     return Dataset(path, shape, kind, attributes)
-
-
-def _gaps(block: Block, datasets: list[Dataset]) -> tuple[bytes, ...]:
-    """Return the zeros in front of each dataset's values and behind the last."""
-    ends = [block.address + len(block.metadata)]
-    ends += [offset + dataset.nbytes for offset, dataset in zip(block.offsets, datasets, strict=True)]
-    return tuple(bytes(start - end) for start, end in zip((*block.offsets, block.end), ends, strict=True))
 
 
 class Hdf5Payload:
@@ -123,9 +115,8 @@ class Hdf5Payload:
             for array, dataset in zip(_state_arrays(state).values(), datasets[1:], strict=False)
         ]
         self._tail_block = lay_out(datasets, address=self._plan.block.end)
-        self._tail_gaps = _gaps(self._tail_block, datasets)
         self.nbytes = self._tail_block.end
-        self._head = superblock(self.nbytes) + self._plan.block.metadata
+        self._superblock = superblock(self.nbytes)
 
     def _tail_datasets(self, state: TrainingState | None) -> list[Dataset]:
         datasets = []
@@ -143,37 +134,36 @@ class Hdf5Payload:
             Exception: Whatever `write` raises, unchanged; what was written till then is no payload.
         """
         stream = Stream(write)
-        stream.add(self._head)
-        gaps = self._plan.gaps
+        stream.add(self._superblock)
+        pieces = self._plan.block.pieces
         digests = []
-        for variable, kind, gap in zip(self._variables, self._plan.kinds, gaps, strict=False):
-            stream.add(gap)
+        for variable, kind, piece in zip(self._variables, self._plan.kinds, pieces, strict=False):
+            stream.add(piece)
             digests.append(stream.add_array(_values(variable), kind))
-        stream.add(gaps[-1])
+        stream.add(pieces[-1])
         self._write_tail(stream, digests)
         stream.flush()
 
     def _write_tail(self, stream: Stream, variables: list[str]) -> None:
-        stream.add(self._tail_block.metadata)
-        gaps = iter(self._tail_gaps)
+        pieces = iter(self._tail_block.pieces)
         state = None
         if self._state is not None:
-            stream.add(next(gaps))
+            stream.add(next(pieces))
             stream.add(self._state)
             state = xxhash.xxh3_128_hexdigest(self._state)
         arrays = []
         for array, kind in self._arrays:
-            stream.add(next(gaps))
+            stream.add(next(pieces))
             arrays.append(stream.add_array(array, kind))
-        stream.add(next(gaps))
+        stream.add(next(pieces))
         text = self._text.complete(
             variables=variables, state=state, arrays=arrays, structure=self._structure_digest()
         )
         stream.add(text)
-        stream.add(next(gaps))
+        stream.add(next(pieces))
 
     def _structure_digest(self) -> str:
-        pieces = (self._head, *self._plan.gaps, self._tail_block.metadata, *self._tail_gaps)
+        pieces = (self._superblock, *self._plan.block.pieces, *self._tail_block.pieces)
         return xxhash.xxh3_128_hexdigest(b"".join(pieces))
 
 

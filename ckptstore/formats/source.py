@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ckptstore.errors import CorruptPayloadError, StorageError
 
-_BLOCK = 64 << 10
-_BLOCKS_KEPT = 64
+_BLOCK = 16 << 10
+_BLOCKS_KEPT = 256
 
 
 class Source:
