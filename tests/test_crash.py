@@ -157,3 +157,28 @@ def test_an_error_at_any_step_reports_nothing_and_leaves_the_store_working(tmp_p
         if not failed:
             assert at > 10
             return
+
+
+def test_nothing_is_named_before_it_is_synced_nor_listed_before_its_name_is(tmp_path: Path) -> None:
+    """The order that a power cut needs; a process that merely dies would not notice a sync left out."""
+    with CheckpointStore(tmp_path / "store") as store:
+        save(store, 1)
+        steps: list[tuple[str, str, int]] = []
+
+        def note(operation: str, path: Path, phase: str) -> None:
+            if phase == "after":
+                where = path.name if path.suffix == "" else path.suffix
+                with CheckpointStore(store.path, read_only=True) as reader:
+                    steps.append((operation, where, len(reader.checkpoints())))
+
+        with observed(note):
+            save(store, 2)
+    order = [one for one in steps if one[0] in ("write", "fsync", "close", "rename")]
+    assert [(operation, where) for operation, where, _ in order][-5:] == [
+        ("fsync", ".keras"),
+        ("close", ".keras"),
+        ("rename", ".keras"),
+        ("fsync", "checkpoints"),
+        ("fsync", "tmp"),
+    ]
+    assert {listed for _, _, listed in order} == {1}
