@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 import pytest
-from snapshots import save
+from crash_snapshots import save
 
 from ckptstore import errors
 from ckptstore.cli import EXIT_CODES, commands, exit_code, main

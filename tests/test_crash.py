@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 import pytest
-from dying import every_death
-from snapshots import is_seed, save
+from crash_snapshots import is_seed, save
+from crash_steps import every_death
 
 from ckptstore.files import observed
 from ckptstore.formats import payload
@@ -114,7 +114,7 @@ def test_an_opening_that_dies_at_any_step_is_finished_by_the_next(tmp_path: Path
 
 def _rewrite_as(path: Path, *, version: int) -> None:
     """Write a payload anew under another version, as a crash between rename and commit would leave it."""
-    from snapshots import snapshot_of
+    from crash_snapshots import snapshot_of
 
     from ckptstore.payload_writer import PayloadWriter
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from dying import run_in_child
+from crash_steps import run_in_child
 
 from ckptstore.errors import LockedError, RunLockedError, StoreLockedError
 from ckptstore.locks import Lease, RunLock, store_lock, sweep

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
-from dying import dies_at, run_in_child
-from snapshots import is_seed, save
+from crash_snapshots import is_seed, save
+from crash_steps import dies_at, run_in_child
 
 from ckptstore.files import observed
 from ckptstore.layout import Layout

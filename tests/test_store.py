@@ -11,8 +11,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from dying import run_in_child
-from snapshots import committer_of, is_seed, save, snapshot_of
+from crash_snapshots import committer_of, is_seed, save, snapshot_of
+from crash_steps import run_in_child
 
 from ckptstore.commit import SaveRequest
 from ckptstore.errors import (

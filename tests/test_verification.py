@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from snapshots import save
+from crash_snapshots import save
 
 from ckptstore.store import CheckpointStore
 
@@ -47,7 +47,7 @@ def test_every_flipped_byte_of_a_payload_is_found(store: CheckpointStore) -> Non
 
 
 def test_the_damaged_variable_is_named(store: CheckpointStore) -> None:
-    from snapshots import values_of
+    from crash_snapshots import values_of
 
     path = store.get(2).path
     content = path.read_bytes()

@@ -13,7 +13,7 @@ from ckptstore.files import observed
 DIED = 77
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["ckptstore.store", "ckptstore.formats.payload", "numpy", "h5py", "snapshots"]
+    ["ckptstore.store", "ckptstore.formats.payload", "numpy", "h5py", "crash_snapshots"]
 )
 
 

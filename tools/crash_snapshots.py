@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ def values_of(seed: int) -> dict[str, np.ndarray]:
 def snapshot_of(seed: int, *, format: Format = "keras", state: bool = True) -> Snapshot:
     """A snapshot whose every byte follows from `seed`."""
     variables = tuple(
-        Variable(path=path, shape=value.shape, dtype=value.dtype, read=lambda value=value: value)
+        Variable(path=path, shape=value.shape, dtype=value.dtype, read=partial(np.asarray, value))
         for path, value in values_of(seed).items()
     )
     documents = {"metadata.json": b"{}", "config.json": b'{"seed": %d}' % seed} if format == "keras" else {}
