@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         ModelNotReadyError,
         NotAStoreError,
         NotFoundError,
+        NoUsableCheckpointError,
         ReadOnlyError,
         RunLockedError,
         RunNotFoundError,
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
         StorageError,
         StoreLockedError,
         StoreNotFoundError,
+        UnfinishedSaveError,
+        UnsafeFileSystemError,
     )
     from ckptstore.layout import find_store
     from ckptstore.model_checkpoint import ModelCheckpoint
@@ -61,6 +64,7 @@ __all__ = [
     "ModelCheckpoint",
     "ModelMismatchError",
     "ModelNotReadyError",
+    "NoUsableCheckpointError",
     "NotAStoreError",
     "NotFoundError",
     "Problem",
@@ -73,6 +77,8 @@ __all__ = [
     "StorageError",
     "StoreLockedError",
     "StoreNotFoundError",
+    "UnfinishedSaveError",
+    "UnsafeFileSystemError",
     "__version__",
     "find_store",
     "keep_last",

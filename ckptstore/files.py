@@ -68,7 +68,12 @@ def step(operation: str, path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         if error.errno in _NO_ROOM:
-            raise DiskFullError(path=path, free=free_bytes(path.parent), code=error.errno or 0) from error
+            raise DiskFullError(
+                path=path,
+                free=free_bytes(path.parent),
+                disk=mount_point(path),
+                code=error.errno or 0,
+            ) from error
         raise StorageError(operation=operation, path=path, error=error) from error
 
 
@@ -82,6 +87,22 @@ def free_bytes(directory: Path) -> int | None:
     except OSError:
         return None
     return usage.f_bavail * usage.f_frsize
+
+
+def mount_point(path: Path) -> Path | None:
+    """Return the directory at which the file system of `path` is mounted, or None where it cannot be known.
+
+    Example:
+        >>> mount_point(Path("/"))
+        PosixPath('/')
+    """
+    place = Path(os.path.realpath(path.parent))
+    try:
+        while not place.is_mount():
+            place = place.parent
+    except OSError:
+        return None
+    return place
 
 
 def make_directory(path: Path) -> None:

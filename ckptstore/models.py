@@ -318,6 +318,7 @@ class PublishedTable:
         version,
         pending,
         Index("published_by_version", version),
+        Index("published_pending", path, sqlite_where=pending),
         sqlite_with_rowid=False,
     )
 

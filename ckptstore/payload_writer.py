@@ -16,7 +16,7 @@ from typing import Any
 import xxhash
 
 from ckptstore.errors import DiskFullError, StorageError
-from ckptstore.files import DIGEST, free_bytes, step, sync_file, unlink
+from ckptstore.files import DIGEST, free_bytes, mount_point, step, sync_file, unlink
 
 _CHUNK = 4 << 20
 # Dirty pages are handed to the disk while the next ones are produced, so that the final fsync finds little to do.
@@ -97,6 +97,7 @@ class PayloadWriter:
             path=self.path,
             needed=max(self._reserve, self._tell),
             free=None if free is None else free + taken,
+            disk=mount_point(self.path),
             code=error.errno or errno.ENOSPC,
         )
 

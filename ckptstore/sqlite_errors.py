@@ -16,7 +16,7 @@ from ckptstore.errors import (
     StorageError,
     StoreLockedError,
 )
-from ckptstore.files import free_bytes
+from ckptstore.files import free_bytes, mount_point
 
 # Seconds that a statement waits for another process's transaction.
 BUSY_TIMEOUT_S = 30.0
@@ -75,7 +75,7 @@ def translated(error: Exception, path: Path) -> CheckpointStoreError:
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return StoreLockedError(path=path, waited_s=BUSY_TIMEOUT_S)
     if primary == sqlite3.SQLITE_FULL:
-        return DiskFullError(path=path, free=free_bytes(path.parent))
+        return DiskFullError(path=path, free=free_bytes(path.parent), disk=mount_point(path))
     return _storage_error(cause, code, path)
 
 

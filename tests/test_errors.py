@@ -12,8 +12,21 @@ from pathlib import Path
 import pytest
 
 from ckptstore import errors
+from ckptstore.records import Checkpoint
 
 _PATH = Path("/runs/digits")
+_CHECKPOINT = Checkpoint(
+    version=7,
+    run="a",
+    epoch=1,
+    batch=None,
+    step=9,
+    metrics={"loss": 0.5},
+    path=_PATH / "checkpoints" / "00000007-a.keras",
+    nbytes=3,
+    digest="xxh3_128:0",
+    created_at=datetime(2026, 1, 1, tzinfo=UTC),
+)
 EXAMPLES = [
     errors.StoreNotFoundError(path=_PATH),
     errors.CheckpointNotFoundError(ref=7, store=_PATH),
@@ -25,6 +38,7 @@ EXAMPLES = [
     ),
     errors.CorruptPayloadError(path=_PATH, reason="cut short"),
     errors.CorruptManifestError(path=_PATH, reason="malformed"),
+    errors.NoUsableCheckpointError(run="a", store=_PATH, versions=tuple(range(9))),
     errors.SchemaTooOldError(path=_PATH / "manifest.sqlite", found="0001", known="0002"),
     errors.SchemaTooNewError(path=_PATH, found="0009", known="0002"),
     errors.ModelMismatchError(
@@ -32,7 +46,18 @@ EXAMPLES = [
     ),
     errors.ModelNotReadyError(model="m", missing="compiled", hint="compile it"),
     errors.StorageError(operation="fsync", path=_PATH, error=OSError(errno.EIO, "Input/output error")),
-    errors.DiskFullError(path=_PATH, needed=800, free=3),
+    errors.DiskFullError(path=_PATH, needed=800, free=3, disk=Path("/runs")),
+    errors.UnfinishedSaveError(
+        checkpoint=_CHECKPOINT,
+        undone="showing it at best.keras",
+        error=errors.StorageError(operation="rename", path=_PATH, error=OSError(errno.EROFS, "Read-only")),
+    ),
+    errors.UnsafeFileSystemError(
+        path=_PATH,
+        lacks="has no locks",
+        error=OSError(errno.ENOLCK, "No locks available"),
+        hint="use another",
+    ),
     errors.NotAStoreError(path=_PATH, reason="it is a file"),
     errors.InvalidArgumentError(argument="epoch", value=-1, reason="must be 0 or more"),
     errors.ReadOnlyError(store=_PATH, operation="save"),
@@ -90,4 +115,6 @@ def test_storage_errors_have_an_errno() -> None:
     assert [error.errno for error in EXAMPLES if isinstance(error, errors.StorageError)] == [
         errno.EIO,
         errno.ENOSPC,
+        errno.EROFS,
+        errno.ENOLCK,
     ]

@@ -44,14 +44,16 @@ ROOT = Path(__file__).resolve().parent.parent
 Step = Callable[[], object]
 
 # The hardest that an upgrade may do to SQLite: make a table anew under its name, with rows that refer to it.
+NOW = schema.HEAD
+NEXT_HEAD = f"{int(NOW) + 1:04}"
 NEXT = '''
 """Add a note to each run, and forbid empty names."""
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "{next}"
+down_revision = "{head}"
 
 
 def upgrade() -> None:
@@ -61,7 +63,7 @@ def upgrade() -> None:
     with op.batch_alter_table("runs") as runs:
         runs.add_column(sa.Column("note", sa.Text))
         runs.create_check_constraint("ck_runs_name", "length(name) > 0")
-    op.execute("UPDATE runs SET note = 'from 0001'")
+    op.execute("UPDATE runs SET note = 'from {head}'")
     with op.batch_alter_table("checkpoints") as checkpoints:
         checkpoints.add_column(sa.Column("host", sa.Text))
     op.execute("CREATE VIEW checkpoint_list AS SELECT * FROM checkpoints")
@@ -77,7 +79,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def old(path: Path) -> Path:
-    """A manifest of revision 0001, with something in every table."""
+    """A manifest of today's revision, with something in every table."""
     manifest = Manifest.open(path)
     for number in range(5):
         add(manifest, "a" if number % 2 else "b", metrics={"loss": 1.0 / (number + 1), "odd": float("nan")})
@@ -91,14 +93,14 @@ def next_release(old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """A ckptstore with one revision more, released after `old` was made; its migrations' directory."""
     migrations = tmp_path / "migrations 100%"
     shutil.copytree(ROOT / "migrations", migrations, ignore=shutil.ignore_patterns("__pycache__"))
-    (migrations / "versions" / "0002_add_note.py").write_text(NEXT.lstrip())
+    (migrations / "versions" / "add_note.py").write_text(NEXT.lstrip().format(head=NOW, next=NEXT_HEAD))
     monkeypatch.setattr(schema, "MIGRATIONS", (tmp_path / "nowhere", migrations))
-    monkeypatch.setattr(schema, "HEAD", "0002")
+    monkeypatch.setattr(schema, "HEAD", NEXT_HEAD)
     return migrations
 
 
 def rows(path: Path) -> dict[str, list[tuple[object, ...]]]:
-    """Return all rows of the tables of revision 0001, in its columns."""
+    """Return all rows of the tables that the code knows, in their columns."""
     with closing(sqlite3.connect(path)) as database:
         return {
             table.name: database.execute(
@@ -289,7 +291,7 @@ def test_an_older_schema_is_not_changed_by_reading(old: Path) -> None:
     before = files(old.parent)
     with pytest.raises(SchemaTooOldError, match="ckptstore upgrade") as caught:
         Manifest.open(old, read_only=True)
-    assert (caught.value.found, caught.value.known) == ("0001", "0002")
+    assert (caught.value.found, caught.value.known) == (NOW, NEXT_HEAD)
     Manifest.check(old)
     assert files(old.parent) == before
 
@@ -298,21 +300,21 @@ def test_an_older_schema_is_not_changed_by_reading(old: Path) -> None:
 def test_an_upgrade(old: Path) -> None:
     before = rows(old)
     manifest = Manifest.open(old)
-    assert manifest.schema_version == schema.schema_of(old) == "0002"
+    assert manifest.schema_version == schema.schema_of(old) == NEXT_HEAD
     assert rows(old) == before
     assert manifest.integrity_problems() == []
     assert add(manifest, "c") == 6
     manifest.close()
     with closing(sqlite3.connect(old)) as database:
         assert database.execute("SELECT name, note FROM runs ORDER BY 1").fetchall() == [
-            ("a", "from 0001"),
-            ("b", "from 0001"),
+            ("a", f"from {NOW}"),
+            ("b", f"from {NOW}"),
             ("c", None),
         ]
     (backup,) = old.parent.glob("*.backup.sqlite")
-    assert re.fullmatch(r"manifest-0001-\d{8}T\d{6}\.\d{6}Z\.backup\.sqlite", backup.name)
+    assert re.fullmatch(rf"manifest-{NOW}-\d{{8}}T\d{{6}}\.\d{{6}}Z\.backup\.sqlite", backup.name)
     assert rows(backup) == before
-    assert schema.schema_of(backup) == "0001"
+    assert schema.schema_of(backup) == NOW
     assert {*os.listdir(old.parent)} <= {backup.name, old.name, f"{old.name}-journal"}
 
 
@@ -320,13 +322,13 @@ def test_an_upgrade_by_another_process_is_noticed(
     old: Path, next_release: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as past:
-        past.setattr(schema, "HEAD", "0001")
+        past.setattr(schema, "HEAD", NOW)
         past.setattr(schema, "MIGRATIONS", (ROOT / "migrations",))
         manifest = Manifest.open(old)
         assert manifest.latest() is not None
 
         def upgrade() -> None:
-            schema.HEAD, schema.MIGRATIONS = "0002", (next_release,)
+            schema.HEAD, schema.MIGRATIONS = NEXT_HEAD, (next_release,)
             Manifest.open(old).close()
 
         assert in_fork(upgrade) == 0
@@ -377,11 +379,11 @@ def test_an_upgrade_that_would_break_references_is_not_committed(old: Path) -> N
     with pytest.raises(CorruptManifestError, match="1 rows refer to rows that are not there"):
         Manifest.open(old)
     assert rows(old) == before
-    assert schema.schema_of(old) == "0001"
+    assert schema.schema_of(old) == NOW
 
 
 def test_a_revision_that_fails_changes_nothing(old: Path, next_release: Path) -> None:
-    revision = next_release / "versions" / "0002_add_note.py"
+    revision = next_release / "versions" / "add_note.py"
     revision.write_text(revision.read_text() + '    op.execute("INSERT INTO nowhere VALUES (1)")\n')
     before = rows(old), definitions(old)
     with pytest.raises(CorruptManifestError, match="no such table: nowhere"):
@@ -390,12 +392,12 @@ def test_a_revision_that_fails_changes_nothing(old: Path, next_release: Path) ->
 
 
 def test_revisions_that_do_not_lead_anywhere(old: Path, next_release: Path) -> None:
-    shutil.copy(next_release / "versions" / "0002_add_note.py", next_release / "versions" / "0003.py")
-    third = next_release / "versions" / "0003.py"
-    third.write_text(third.read_text().replace('revision = "0002"', 'revision = "0003"'))
-    with pytest.raises(SchemaError, match="cannot be brought to 0002"):
+    shutil.copy(next_release / "versions" / "add_note.py", next_release / "versions" / "third.py")
+    third = next_release / "versions" / "third.py"
+    third.write_text(third.read_text().replace(f'revision = "{NEXT_HEAD}"', 'revision = "9999"'))
+    with pytest.raises(SchemaError, match=f"cannot be brought to {NEXT_HEAD}"):
         Manifest.open(old)
-    assert schema.schema_of(old) == "0001"
+    assert schema.schema_of(old) == NOW
 
 
 @pytest.mark.usefixtures("next_release")
@@ -408,6 +410,6 @@ def test_no_room_for_the_backup(old: Path) -> None:
             Manifest.open(old)
 
     assert in_fork(upgrade) == 0
-    assert schema.schema_of(old) == "0001"
+    assert schema.schema_of(old) == NOW
     assert rows(old) == before
     assert {*os.listdir(old.parent)} <= {old.name, f"{old.name}-journal"}

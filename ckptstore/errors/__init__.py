@@ -1,0 +1,73 @@
+"""Every error that ckptstore raises: facts as attributes, a message derived from them, a hint for what to do next.
+
+The branches follow what a caller would do: look elsewhere (`NotFoundError`), wait (`LockedError`), fall
+back to an older checkpoint (`CorruptError`), upgrade (`SchemaError`), change the model (`ModelMismatchError`),
+free space (`StorageError`), correct the call (`InvalidArgumentError`). Each is also the built-in exception
+that a Python programmer would catch. All of them pickle.
+"""
+
+from __future__ import annotations
+
+from ckptstore.errors.base import CheckpointStoreError
+from ckptstore.errors.corrupt import (
+    CorruptError,
+    CorruptManifestError,
+    CorruptPayloadError,
+    NoUsableCheckpointError,
+    SchemaError,
+    SchemaTooNewError,
+    SchemaTooOldError,
+)
+from ckptstore.errors.locked import LockedError, RunLockedError, StoreLockedError
+from ckptstore.errors.lookup import (
+    CheckpointNotFoundError,
+    MetricNotFoundError,
+    NotFoundError,
+    RunNotFoundError,
+    StoreNotFoundError,
+)
+from ckptstore.errors.storage import (
+    DiskFullError,
+    StorageError,
+    UnfinishedSaveError,
+    UnsafeFileSystemError,
+)
+from ckptstore.errors.usage import (
+    InvalidArgumentError,
+    ModelMismatchError,
+    ModelNotReadyError,
+    NotAStoreError,
+    ReadOnlyError,
+)
+
+__all__ = [
+    "CheckpointNotFoundError",
+    "CheckpointStoreError",
+    "CorruptError",
+    "CorruptManifestError",
+    "CorruptPayloadError",
+    "DiskFullError",
+    "InvalidArgumentError",
+    "LockedError",
+    "MetricNotFoundError",
+    "ModelMismatchError",
+    "ModelNotReadyError",
+    "NoUsableCheckpointError",
+    "NotAStoreError",
+    "NotFoundError",
+    "ReadOnlyError",
+    "RunLockedError",
+    "RunNotFoundError",
+    "SchemaError",
+    "SchemaTooNewError",
+    "SchemaTooOldError",
+    "StorageError",
+    "StoreLockedError",
+    "StoreNotFoundError",
+    "UnfinishedSaveError",
+    "UnsafeFileSystemError",
+]
+
+for _name in __all__:
+    # Tracebacks show where users import an error from.
+    globals()[_name].__module__ = __name__

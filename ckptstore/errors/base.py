@@ -1,0 +1,50 @@
+"""The base of every error: facts as attributes, a message derived from them, a hint; all of it pickles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class CheckpointStoreError(Exception):
+    """Base of every error raised by ckptstore.
+
+    Attributes:
+        message: One line that says what happened and where.
+        hint: What to do next; often a command. Empty where there is nothing useful to say.
+        facts: The keyword arguments that the error was built from, also attributes of their own.
+
+    Example:
+        >>> from ckptstore.errors import InvalidArgumentError
+        >>> error = InvalidArgumentError(argument="epoch", value=-1, reason="must be 0 or more")
+        >>> error.argument, error.value
+        ('epoch', -1)
+        >>> print(error)
+        epoch=-1: must be 0 or more
+    """
+
+    message: str
+    hint: str
+    facts: dict[str, Any]
+
+    def __init__(self, message: str, *, hint: str = "", **facts: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.facts = facts
+        for name, value in facts.items():
+            setattr(self, name, value)
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.facts, self.message, self.hint)
+
+
+def _rebuild(
+    kind: type[CheckpointStoreError], facts: dict[str, Any], message: str, hint: str
+) -> CheckpointStoreError:
+    """Make an unpickled error without running the subclass's own constructor."""
+    error = kind.__new__(kind)
+    CheckpointStoreError.__init__(error, message, hint=hint, **facts)
+    return error

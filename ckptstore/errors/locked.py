@@ -1,0 +1,58 @@
+"""Somebody else holds what is needed."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+from ckptstore.errors.base import CheckpointStoreError
+
+
+class LockedError(CheckpointStoreError, TimeoutError):
+    """Somebody else holds the lock that is needed."""
+
+
+class StoreLockedError(LockedError):
+    """The store's commit lock was not free within the time allowed."""
+
+    path: Path
+    waited_s: float
+
+    def __init__(self, *, path: Path, waited_s: float) -> None:
+        super().__init__(
+            f"{path}: another process has held the store's lock for over {waited_s:g} s",
+            hint=f"see who has it open: lsof {path}",
+            path=path,
+            waited_s=waited_s,
+        )
+
+
+class RunLockedError(LockedError):
+    """Another writer has this run; `host`, `pid` and `started_at` name it (None where unknown)."""
+
+    run: str
+    store: Path
+    host: str | None
+    pid: int | None
+    started_at: datetime | None
+
+    def __init__(
+        self,
+        *,
+        run: str,
+        store: Path,
+        host: str | None = None,
+        pid: int | None = None,
+        started_at: datetime | None = None,
+    ) -> None:
+        since = f" since {started_at.isoformat(timespec='seconds')}" if started_at else ""
+        holder = f"process {pid} on {host}{since}" if pid is not None else "another process"
+        super().__init__(
+            f"{store}: run {run!r} is being written by {holder}",
+            hint="wait for it to end, or write to a run of another name",
+            run=run,
+            store=store,
+            host=host,
+            pid=pid,
+            started_at=started_at,
+        )

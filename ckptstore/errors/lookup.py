@@ -1,0 +1,80 @@
+"""What was asked for is not there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ckptstore.errors.base import CheckpointStoreError
+
+
+class NotFoundError(CheckpointStoreError, LookupError):
+    """What was asked for is not in the store, or the store is not there."""
+
+
+class StoreNotFoundError(NotFoundError):
+    """There is no store at this path."""
+
+    path: Path
+
+    def __init__(self, *, path: Path) -> None:
+        super().__init__(
+            f"{path}: no store here (no manifest.sqlite)",
+            hint="a store is made by the first save; check the path",
+            path=path,
+        )
+
+
+class CheckpointNotFoundError(NotFoundError):
+    """No checkpoint answers to this ref."""
+
+    ref: str
+    store: Path
+
+    def __init__(self, *, ref: object, store: Path) -> None:
+        super().__init__(
+            f"{store}: no checkpoint {str(ref)!r}",
+            hint=f"list what there is: ckptstore ls {store}",
+            ref=str(ref),
+            store=store,
+        )
+
+
+class RunNotFoundError(NotFoundError):
+    """The store has no run of this name."""
+
+    run: str
+    store: Path
+    known: tuple[str, ...]
+
+    def __init__(self, *, run: str, store: Path, known: tuple[str, ...] = ()) -> None:
+        super().__init__(
+            f"{store}: no run {run!r}",
+            hint=f"runs here: {_listed(known)}",
+            run=run,
+            store=store,
+            known=known,
+        )
+
+
+class MetricNotFoundError(NotFoundError):
+    """No checkpoint recorded this metric."""
+
+    metric: str
+    store: Path
+    known: tuple[str, ...]
+
+    def __init__(self, *, metric: str, store: Path, known: tuple[str, ...] = ()) -> None:
+        super().__init__(
+            f"{store}: no checkpoint has a metric {metric!r}",
+            hint=f"metrics here: {_listed(known)}",
+            metric=metric,
+            store=store,
+            known=known,
+        )
+
+
+def _listed(names: tuple[str, ...], most: int = 12) -> str:
+    if not names:
+        return "none"
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest

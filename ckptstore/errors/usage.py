@@ -1,0 +1,87 @@
+"""The call, the model or the path cannot be used like that; nothing was changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ckptstore.errors.base import CheckpointStoreError
+
+
+class ModelMismatchError(CheckpointStoreError, ValueError):
+    """The checkpoint does not fit the model; nothing was changed.
+
+    Attributes:
+        where: Path of the first variable that differs, as in the payload.
+        in_checkpoint: What the checkpoint has there, such as ``"(3, 8) float32"`` or ``"nothing"``.
+        in_model: What the model has there.
+    """
+
+    where: str
+    in_checkpoint: str
+    in_model: str
+
+    def __init__(self, *, where: str, in_checkpoint: str, in_model: str, hint: str = "") -> None:
+        super().__init__(
+            f"the checkpoint does not fit the model: {where} is {in_checkpoint} in the checkpoint "
+            f"and {in_model} in the model",
+            hint=hint or "the model was left as it was; build and compile it as it was when it was saved",
+            where=where,
+            in_checkpoint=in_checkpoint,
+            in_model=in_model,
+        )
+
+
+class ModelNotReadyError(CheckpointStoreError, ValueError):
+    """The model is not built, or not compiled, and so cannot be saved or restored as asked."""
+
+    model: str
+    missing: str
+
+    def __init__(self, *, model: str, missing: str, hint: str) -> None:
+        super().__init__(f"model {model!r} is not {missing}", hint=hint, model=model, missing=missing)
+
+
+class NotAStoreError(CheckpointStoreError, ValueError):
+    """The path holds something that is not a store and must not be written to."""
+
+    path: Path
+    reason: str
+
+    def __init__(self, *, path: Path, reason: str) -> None:
+        super().__init__(
+            f"{path}: not a ckptstore store: {reason}",
+            hint="nothing was changed; choose an empty or new directory",
+            path=path,
+            reason=reason,
+        )
+
+
+class InvalidArgumentError(CheckpointStoreError, ValueError):
+    """An argument has a value that cannot be used; nothing was changed."""
+
+    argument: str
+    value: object
+    reason: str
+
+    def __init__(self, *, argument: str, value: object, reason: str, hint: str = "") -> None:
+        shown = repr(value)
+        if len(shown) > 80:
+            shown = f"{shown[:60]}… ({len(shown)} characters)"
+        super().__init__(
+            f"{argument}={shown}: {reason}", hint=hint, argument=argument, value=value, reason=reason
+        )
+
+
+class ReadOnlyError(CheckpointStoreError, PermissionError):
+    """A change was asked of a store that is open for reading only."""
+
+    store: Path
+    operation: str
+
+    def __init__(self, *, store: Path, operation: str) -> None:
+        super().__init__(
+            f"{store}: {operation} needs a store that is open for writing",
+            hint="open it with CheckpointStore(path)",
+            store=store,
+            operation=operation,
+        )
