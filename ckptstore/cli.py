@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from ckptstore.errors import (
     CheckpointNotFoundError,
     CheckpointStoreError,
     CorruptError,
+    CorruptManifestError,
     InvalidArgumentError,
     LockedError,
     NotFoundError,
@@ -274,37 +277,95 @@ def resume_point(store_path: Path, run: str | None, as_json: bool) -> None:
 
 
 @_command
-@click.option("--quick", is_flag=True, help="Compare names and sizes only; read no payload.")
+@click.option("--shallow", is_flag=True, help="Compare names and sizes only; read no payload.")
 @_as_json
-def verify(store_path: Path, quick: bool, as_json: bool) -> int:
+def verify(store_path: Path, shallow: bool, as_json: bool) -> int:
     """Compare manifest, files and digests; changes nothing.
 
-    Reads every payload in full, unless --quick is given. Exits with 5 when there is a problem.
+    Reads every payload in full, unless --shallow is given. Exits with 5 when there is a problem; what can be done about
+    it, `ckptstore repair` does.
     """
-    with _open(store_path) as store:
-        checkpoints = store.checkpoints(states=None)
-        problems = _verified(store, sum(one.nbytes for one in checkpoints), deep=not quick)
+    with _open(store_path) as store, _progress("verify", store.path) as progress:
+        problems = store.verify(deep=not shallow, progress=progress)
+        checked = len(store.checkpoints(states=None)) if _is_readable(problems) else 0
     if as_json:
-        documents = [problem.to_json() for problem in problems]
-        _print_json({"ok": not problems, "checked": len(checkpoints), "problems": documents})
+        _print_json(_findings(problems, checked, ok=not problems))
     elif problems:
         _print(report.problem_table(problems), _console(sys.stdout))
+        _say(f"what can be mended: ckptstore repair {store_path}")
     else:
-        _tell(f"{len(checkpoints)} checkpoints, all whole")
+        _tell(f"{checked} checkpoints, all whole")
     return PROBLEMS_FOUND if problems else 0
 
 
-def _verified(store: CheckpointStore, nbytes: int, *, deep: bool) -> list[Problem]:
-    """Verify with a progress bar on stderr, if that is a terminal."""
-    if not sys.stderr.isatty():
-        return store.verify(deep=deep)
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+def _is_readable(problems: list[Problem]) -> bool:
+    return not any(problem.kind == "manifest" for problem in problems)
 
-    columns = (BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=_console(sys.stderr), transient=True)
-    with bar:
-        task = bar.add_task("verify", total=nbytes)
-        return store.verify(deep=deep, progress=lambda done: bar.advance(task, done))
+
+def _findings(problems: list[Problem], checked: int, *, ok: bool) -> dict[str, Any]:
+    documents = [problem.to_json() for problem in problems]
+    return {"ok": ok, "checked": checked, "problems": documents}
+
+
+@_command
+@_as_json
+def repair(store_path: Path, as_json: bool) -> int:
+    """Verify everything, and mend what can be; deletes nothing.
+
+    Payloads without a row are taken in; damaged ones are moved to the store's quarantine and marked, missing ones
+    marked; one that lies in quarantine and is whole is put back. A manifest that was lost or cannot be read is made
+    again from the payloads, and the old one kept. Exits with 5 when something stays that was not acted on.
+    """
+    from ckptstore.store import CheckpointStore
+
+    root = find_store(store_path)
+    with _progress("repair", root) as progress:
+        try:
+            unlisted = _orphans(root)
+            with CheckpointStore(root) as store:
+                problems = [*_taken_in(unlisted), *store.repair(progress=progress)]
+        except CorruptManifestError:
+            problems = CheckpointStore.rebuild(root, progress=progress)
+    with _open(root) as store:
+        checked = len(store.checkpoints(states=None))
+    left = [problem for problem in problems if problem.action is None]
+    if as_json:
+        _print_json(_findings(problems, checked, ok=not left))
+    elif problems:
+        _print(report.problem_table(problems), _console(sys.stdout))
+    else:
+        _tell(f"{checked} checkpoints, all whole; nothing to repair")
+    return PROBLEMS_FOUND if left else 0
+
+
+def _orphans(root: Path) -> list[Problem]:
+    """Return the payloads without a row, which opening the store for writing is about to deal with."""
+    with _open(root) as store:
+        return [problem for problem in store.verify(deep=False) if problem.kind == "orphan"]
+
+
+def _taken_in(orphans: list[Problem]) -> list[Problem]:
+    return [
+        replace(problem, action="adopted" if problem.path.exists() else "put aside in quarantine")
+        for problem in orphans
+        if problem.path is not None
+    ]
+
+
+@contextmanager
+def _progress(what: str, root: Path) -> Iterator[Callable[[int], object] | None]:
+    """Give what takes numbers of bytes for a progress bar on stderr; None where that is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    layout = Layout(root)
+    total = sum((layout.checkpoints / name).stat().st_size for name in layout.payload_names())
+    with Progress(*columns, console=_console(sys.stderr), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.advance(task, done)
 
 
 @_command

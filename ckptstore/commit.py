@@ -9,21 +9,31 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckptstore.errors import CheckpointStoreError
+from ckptstore.errors import (
+    CheckpointStoreError,
+    DiskFullError,
+    LockedError,
+    StorageError,
+    UnfinishedSaveError,
+)
 from ckptstore.files import fsync_directory, rename_to_new, unlink
-from ckptstore.layout import Layout, relative_to, shown_at
+from ckptstore.layout import Layout, absolute, outside, payload_file, relative_to, shown_at
 from ckptstore.locks import Lease, store_lock
 from ckptstore.manifest import Manifest
+from ckptstore.names import check_extra, check_metrics, check_position, check_run, check_tag
 from ckptstore.payload_writer import PayloadWriter, Written
 from ckptstore.publishing import publish
 from ckptstore.records import SUFFIXES, Checkpoint, Mode, NewCheckpoint, json_number, json_time
+from ckptstore.reserve import give_up_for
 from ckptstore.retention import Policy, always_kept
 
 if TYPE_CHECKING:
@@ -51,6 +61,40 @@ class SaveRequest:
     began: float = field(default_factory=time.perf_counter)
 
 
+def checked_request(
+    root: Path,
+    *,
+    run: str,
+    position: tuple[int, int | None, int | None],
+    metrics: Mapping[str, Any] | None,
+    tags: Collection[str],
+    extra: Mapping[str, Any] | None,
+    publish: str | os.PathLike[str] | None,
+    keep: Policy | None,
+    monitor: tuple[str, Mode] | None,
+) -> SaveRequest:
+    """Return what a caller asks for, every part of it checked; `position` is epoch, batch and step.
+
+    Raises:
+        InvalidArgumentError: A part of it cannot be used.
+    """
+    check_position(*position)
+    epoch, batch, step = (None if number is None else index(number) for number in position)
+    assert epoch is not None
+    return SaveRequest(
+        run=check_run(run),
+        epoch=epoch,
+        batch=batch,
+        step=step,
+        metrics=check_metrics(metrics),
+        tags=tuple(sorted({check_tag(tag) for tag in tags})),
+        extra=check_extra(extra),
+        publish=None if publish is None else outside(root, absolute(publish)),
+        keep=keep,
+        monitor=monitor,
+    )
+
+
 class Committer:
     """Writes checkpoints into one store, one at a time.
 
@@ -65,6 +109,7 @@ class Committer:
         self._lease: Lease | None = None
         self._pid = os.getpid()
         self._busy = threading.RLock()
+        self._leftovers: list[Path] = []
 
     def commit(self, snapshot: Snapshot, request: SaveRequest) -> Checkpoint:
         """Save a snapshot; when this returns, the checkpoint is durable, indexed and shown.
@@ -73,19 +118,52 @@ class Committer:
         whole one.
 
         Raises:
-            DiskFullError: There is no room; nothing changed.
+            DiskFullError: There is no room, even after what `request.keep` lets go was removed; nothing else changed.
+            UnfinishedSaveError: It is saved, but could not be shown, or retention failed.
             StorageError: The disk failed; older checkpoints are as they were.
-            StoreLockedError: The store's lock was not free in time.
+            StoreLockedError: The store's lock was not free in time; nothing changed.
         """
         with self._alone():
-            version = self._begin()
-            written, path = self._write(snapshot, version, request)
-            checkpoint = self._insert(snapshot, version, request, written, path)
+            try:
+                checkpoint = self._save(snapshot, request)
+            except DiskFullError:
+                if not self._make_room(request):
+                    raise
+                checkpoint = self._save(snapshot, request)
             if request.publish is not None:
-                self._show(checkpoint, request.publish)
+                self._finish(
+                    checkpoint,
+                    f"showing it at {request.publish}",
+                    partial(self._show, checkpoint, request.publish),
+                )
             if request.keep is not None:
-                self.retain(request.run, request.keep)
+                self._finish(
+                    checkpoint,
+                    "removing what the policy does not keep",
+                    partial(self.retain, request.run, request.keep),
+                )
             return checkpoint
+
+    def _save(self, snapshot: Snapshot, request: SaveRequest) -> Checkpoint:
+        version = self._begin()
+        written, path = self._write(snapshot, version, request)
+        return self._insert(snapshot, version, request, written, path)
+
+    def _make_room(self, request: SaveRequest) -> bool:
+        """Remove what the policy would let go after the save anyway; returns whether anything went."""
+        if request.keep is None:
+            return False
+        try:
+            return bool(self.retain(request.run, request.keep))
+        except DiskFullError:
+            return False
+
+    def _finish(self, checkpoint: Checkpoint, what: str, work: Callable[[], object]) -> None:
+        """Do what comes after the COMMIT: if it fails, the caller is told that the checkpoint exists."""
+        try:
+            work()
+        except (StorageError, LockedError) as error:
+            raise UnfinishedSaveError(checkpoint=checkpoint, undone=what, error=error) from error
 
     def close(self) -> None:
         """End this writer's lease."""
@@ -99,6 +177,7 @@ class Committer:
         with self._locked():
             if self._lease is None:
                 self._lease = Lease(self._layout.tmp)
+            self._leftovers = [path for path in self._leftovers if not self._removed(path)]
             return self._manifest.reserve_version()
 
     def _write(self, snapshot: Snapshot, version: int, request: SaveRequest) -> tuple[Written, Path]:
@@ -107,12 +186,16 @@ class Committer:
         assert self._lease is not None
         encoded = payload.encode(snapshot, self._description(snapshot, version, request))
         path = self._lease.new_path(SUFFIXES[snapshot.format])
-        writer = PayloadWriter(path, reserve=encoded.nbytes)
         try:
-            encoded.write(writer)
-            return writer.finish(), path
+            writer = PayloadWriter(path, reserve=encoded.nbytes)
+            try:
+                encoded.write(writer)
+                return writer.finish(), path
+            except BaseException:
+                writer.abort()
+                raise
         except BaseException:
-            writer.abort()
+            self._discard(path)
             raise
 
     def _description(self, snapshot: Snapshot, version: int, request: SaveRequest) -> dict[str, Any]:
@@ -136,64 +219,76 @@ class Committer:
     def _insert(
         self, snapshot: Snapshot, version: int, request: SaveRequest, written: Written, temporary: Path
     ) -> Checkpoint:
-        file = self._layout.payload_file(version, request.run, snapshot.format)
+        file = payload_file(version, request.run, snapshot.format)
         path = self._layout.root / file
-        # Rename and row under one lock: nobody who holds it ever sees the payload of a living writer without its row.
-        with self._locked():
-            try:
-                rename_to_new(temporary, path)
-                fsync_directory(path.parent)
-                fsync_directory(temporary.parent)
-            except BaseException:
-                # Ours is the temporary file until the rename, and only after it the final name.
-                self._discard(temporary if os.path.lexists(temporary) else path)
-                raise
-            waited = time.perf_counter() - request.began
-            new = NewCheckpoint(
-                version=version,
-                run=request.run,
-                epoch=request.epoch,
-                batch=request.batch,
-                step=request.step,
-                metrics=request.metrics,
-                file=file,
-                nbytes=written.nbytes,
-                digest=written.digest,
-                created_at=request.created_at,
-                format=snapshot.format,
-                resumable=snapshot.state is not None,
-                tags=request.tags,
-                extra=request.extra,
-                blocked_s=waited,
-                total_s=waited,
-            )
-            return self._add_row(new, request, path)
-
-    def _add_row(self, new: NewCheckpoint, request: SaveRequest, path: Path) -> Checkpoint:
         try:
-            return self._manifest.add_checkpoint(
-                new, published_path=self._published_path(request), monitor=request.monitor
-            )
+            # Rename and row under one lock: nobody who holds it ever sees the payload of a living writer without
+            # its row.
+            with self._locked():
+                try:
+                    rename_to_new(temporary, path)
+                    fsync_directory(path.parent)
+                    fsync_directory(temporary.parent)
+                    new = self._new(snapshot, version, request, written, file)
+                    return self._manifest.add_checkpoint(
+                        new, published_path=self._published_path(request), monitor=request.monitor
+                    )
+                except BaseException:
+                    # Still under the lock: later, somebody else may have taken the payload in.
+                    if not os.path.lexists(temporary):
+                        self._take_back(version, path)
+                    raise
         except BaseException:
-            # A COMMIT that failed may have become durable all the same: only a row that is surely not there
-            # makes the payload ours to remove. Where even that cannot be told, the next opening decides.
-            if self._surely_absent(new.version):
-                self._discard(path)
+            if os.path.lexists(temporary):
+                self._discard(temporary)
             raise
+
+    def _take_back(self, version: int, path: Path) -> None:
+        """Remove the payload of a save that failed, unless its row may have become durable all the same.
+
+        What cannot be told, or not removed, is left to the next opening, which takes it in.
+        """
+        with suppress(CheckpointStoreError):
+            if self._manifest.get(version) is None:
+                unlink(path)
+
+    def _new(
+        self, snapshot: Snapshot, version: int, request: SaveRequest, written: Written, file: str
+    ) -> NewCheckpoint:
+        waited = time.perf_counter() - request.began
+        return NewCheckpoint(
+            version=version,
+            run=request.run,
+            epoch=request.epoch,
+            batch=request.batch,
+            step=request.step,
+            metrics=request.metrics,
+            file=file,
+            nbytes=written.nbytes,
+            digest=written.digest,
+            created_at=request.created_at,
+            format=snapshot.format,
+            resumable=snapshot.state is not None,
+            tags=request.tags,
+            extra=request.extra,
+            blocked_s=waited,
+            total_s=waited,
+        )
 
     def _published_path(self, request: SaveRequest) -> str | None:
         return None if request.publish is None else relative_to(self._layout.root, request.publish)
 
-    def _surely_absent(self, version: int) -> bool:
-        try:
-            return self._manifest.get(version) is None
-        except CheckpointStoreError:
-            return False
-
     def _discard(self, path: Path) -> None:
-        """Remove what a failed save wrote; what cannot be removed is dealt with when the store is next opened."""
-        with suppress(OSError):
+        """Remove a temporary file of a failed save; what cannot be removed now is tried again at the next save."""
+        if not self._removed(path):
+            self._leftovers.append(path)
+
+    def _removed(self, path: Path) -> bool:
+        try:
             unlink(path)
+        except OSError:
+            return False
+        return True
 
     def _show(self, checkpoint: Checkpoint, target: Path) -> None:
         path = relative_to(self._layout.root, target)
@@ -211,14 +306,17 @@ class Committer:
         rows, and the next opening for writing finishes.
         """
         with self._alone():
-            # Chosen and marked under one lock: nobody pins or shows meanwhile what is about to go.
-            with self._locked():
-                gone = self._not_kept(run, policy)
-                if gone:
-                    self._manifest.set_state([checkpoint.version for checkpoint in gone], "deleting")
+            return give_up_for(self._layout.reserve, partial(self._retain, run, policy))
+
+    def _retain(self, run: str, policy: Policy) -> list[int]:
+        # Chosen and marked under one lock: nobody pins or shows meanwhile what is about to go.
+        with self._locked():
+            gone = self._not_kept(run, policy)
             if gone:
-                finish_deletions(self._manifest, gone, self._locked)
-            return [checkpoint.version for checkpoint in gone]
+                self._manifest.set_state([checkpoint.version for checkpoint in gone], "deleting")
+        if gone:
+            finish_deletions(self._manifest, gone, self._locked)
+        return [checkpoint.version for checkpoint in gone]
 
     def _not_kept(self, run: str, policy: Policy) -> list[Checkpoint]:
         checkpoints = self._manifest.checkpoints(run)
@@ -241,6 +339,7 @@ class Committer:
         """Keep other threads out; a forked child starts with a lock of its own, which no lost thread holds."""
         if self._pid != os.getpid():
             self._busy, self._lease, self._pid = threading.RLock(), None, os.getpid()
+            self._leftovers = []
         with self._busy:
             yield
 

@@ -171,6 +171,25 @@ def unlink(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def make_filled(path: Path, nbytes: int) -> None:
+    """Make a new file of zeros that owns its blocks; not durable. A failure leaves nothing behind.
+
+    Written, not only reserved: on some file systems that alone gives it blocks.
+    """
+    with step("create", path):
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+    try:
+        with step("write", path):
+            written = 0
+            while written < nbytes:
+                written += os.write(descriptor, bytes(nbytes - written))
+    except BaseException:
+        unlink(path)
+        raise
+    finally:
+        os.close(descriptor)
+
+
 def is_same_file(one: Path, other: Path) -> bool:
     """Return True when both names lead to one file."""
     try:

@@ -7,14 +7,20 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptstore.errors import CorruptManifestError, InvalidArgumentError, NotAStoreError, StoreNotFoundError
+from ckptstore.errors import (
+    CorruptManifestError,
+    InvalidArgumentError,
+    NotAStoreError,
+    StorageError,
+    StoreNotFoundError,
+)
 from ckptstore.files import make_directory
 from ckptstore.records import SUFFIXES, Format
 
 MANIFEST = "manifest.sqlite"
 # Beside the files that a drop-in callback shows, its store lies in this directory.
 DROP_IN = ".ckptstore"
-_PAYLOAD = re.compile(r"(?P<version>\d{8,})-(?P<run>.+?)(?P<suffix>\.weights\.h5|\.keras|\.h5)")
+_PAYLOAD = re.compile(r"(?P<version>\d{8,})-(?P<run>[^/]+?)(?P<suffix>\.weights\.h5|\.keras|\.h5)")
 _FORMATS: dict[str, Format] = {suffix: name for name, suffix in SUFFIXES.items()}
 
 
@@ -49,6 +55,11 @@ class Layout:
         """Damaged payloads, kept for a person to look at."""
         return self.root / "quarantine"
 
+    @property
+    def reserve(self) -> Path:
+        """A small file that is given up when the disk is full, so that a deletion can be recorded."""
+        return self.root / "reserve"
+
     def make(self) -> None:
         """Make the directories, durably; refuses what is not a store's before anything is changed.
 
@@ -62,17 +73,16 @@ class Layout:
                 raise NotAStoreError(path=path, reason="it is a file, not a directory")
         if not self.manifest.exists() and self.payload_names():
             raise CorruptManifestError(path=self.manifest, reason="it is missing, though there are payloads")
+        self.make_directories()
+
+    def make_directories(self) -> None:
+        """Make the directories that are missing, durably.
+
+        Raises:
+            StorageError: One cannot be made.
+        """
         for path in (self.root, self.locks, self.checkpoints, self.tmp, self.quarantine):
             make_directory(path)
-
-    def payload_file(self, version: int, run: str, format: Format) -> str:
-        """Return a payload's path relative to the store.
-
-        Example:
-            >>> Layout(Path("/s")).payload_file(7, "digits", "weights")
-            'checkpoints/00000007-digits.weights.h5'
-        """
-        return f"checkpoints/{version:08d}-{run}{SUFFIXES[format]}"
 
     def payload_names(self) -> list[str]:
         """Return the names in `checkpoints` that are payloads' names, sorted."""
@@ -80,7 +90,35 @@ class Layout:
             names = os.listdir(self.checkpoints)
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return sorted(name for name in names if _PAYLOAD.fullmatch(name))
+        except OSError as error:
+            raise StorageError(operation="list", path=self.checkpoints, error=error) from error
+        return sorted(name for name in names if is_payload_name(name))
+
+
+def payload_file(version: int, run: str, format: Format) -> str:
+    """Return a payload's path relative to its store.
+
+    Example:
+        >>> payload_file(7, "digits", "weights")
+        'checkpoints/00000007-digits.weights.h5'
+    """
+    return f"checkpoints/{version:08d}-{run}{SUFFIXES[format]}"
+
+
+def is_payload_name(name: str) -> bool:
+    """Return True when a file of this name in `checkpoints` is taken for a payload."""
+    return _PAYLOAD.fullmatch(name) is not None
+
+
+def is_payload_file(file: str) -> bool:
+    """Return True when a path, relative to a store, is one that a payload may have.
+
+    Example:
+        >>> is_payload_file("checkpoints/00000007-a.keras"), is_payload_file("checkpoints/../a.keras")
+        (True, False)
+    """
+    folder, _, name = file.partition("/")
+    return folder == "checkpoints" and is_payload_name(name)
 
 
 def parse_payload_name(name: str) -> tuple[int, str, Format]:

@@ -6,25 +6,58 @@ A lock is not inherited by a forked child.
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ckptstore.errors import RunLockedError, StorageError, StoreLockedError
+from ckptstore.errors import RunLockedError, StorageError, StoreLockedError, UnsafeFileSystemError
 from ckptstore.files import step, unlink
 
 STORE_LOCK_TIMEOUT_S = 60.0
+# Set to 1 by a user whose file system has no locks, and who sees to it that one process alone uses the store.
+WITHOUT_LOCKS = "CKPTSTORE_WITHOUT_LOCKS"
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 _POLL_S = 0.005
 _LEASE = ".lease"
 
 
-def _file_lock(path: Path, *, timeout_s: float, per_thread: bool) -> FileLock:
+class _NoLock:
+    """Stands in for a lock where the user has said that nobody else is there."""
+
+    def acquire(self) -> None:
+        """Do nothing."""
+
+    def release(self) -> None:
+        """Do nothing."""
+
+
+def without_locks() -> bool:
+    """Return True when the user has taken it on themselves that one process alone uses a store."""
+    return os.environ.get(WITHOUT_LOCKS, "") not in ("", "0")
+
+
+def _file_lock(path: Path, *, timeout_s: float, per_thread: bool) -> FileLock | _NoLock:
+    if without_locks():
+        return _NoLock()
     # fallback_to_soft=False: a marker file instead of a kernel lock would outlive its owner.
     return FileLock(
         path, timeout=timeout_s, poll_interval=_POLL_S, thread_local=per_thread, fallback_to_soft=False
+    )
+
+
+def unsafe(path: Path, lacks: str, error: OSError | None = None) -> UnsafeFileSystemError:
+    """Return the error for a file system whose locks do not work; names the override."""
+    return UnsafeFileSystemError(
+        path=path,
+        lacks=f"{lacks}, so that two writers would not notice each other",
+        error=error,
+        hint=f"keep the store on another disk; or, if one process alone uses it: {WITHOUT_LOCKS}=1",
     )
 
 
@@ -38,13 +71,13 @@ def store_lock(directory: Path, *, timeout_s: float = STORE_LOCK_TIMEOUT_S) -> I
 
     Raises:
         StoreLockedError: It was not free in time.
-        StorageError: This file system has no locks.
+        UnsafeFileSystemError: This file system has no locks.
+        StorageError: The lock file cannot be opened.
     """
     path = directory / "store.lock"
     lock = _file_lock(path, timeout_s=timeout_s, per_thread=False)
     try:
-        with step("lock", path):
-            lock.acquire()
+        _acquire(lock, "lock", path)
     except StorageError as error:
         if isinstance(error.__cause__, Timeout):
             raise StoreLockedError(path=path, waited_s=timeout_s) from error.__cause__
@@ -53,6 +86,39 @@ def store_lock(directory: Path, *, timeout_s: float = STORE_LOCK_TIMEOUT_S) -> I
         yield
     finally:
         lock.release()
+
+
+def _acquire(lock: FileLock | _NoLock, operation: str, path: Path) -> None:
+    try:
+        with step(operation, path):
+            lock.acquire()
+    except BaseException as error:
+        # It may have been granted in the instant before an interrupt.
+        lock.release()
+        if isinstance(error, StorageError) and error.errno in _NO_LOCKS:
+            raise unsafe(path, "has no working locks", error) from error
+        raise
+
+
+def check_exclusion(directory: Path) -> None:
+    """Try whether the store's lock, which the caller holds, is refused to somebody else.
+
+    Raises:
+        UnsafeFileSystemError: It is granted twice.
+        StorageError: The lock file cannot be opened.
+    """
+    if without_locks():
+        return
+    path = directory / "store.lock"
+    with step("probe", path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        finally:
+            os.close(descriptor)
+    raise unsafe(path, "grants one lock twice")
 
 
 class RunLock:
@@ -64,7 +130,7 @@ class RunLock:
 
     Raises:
         RunLockedError: Another writer has it; at once, without waiting.
-        StorageError: This file system has no locks.
+        UnsafeFileSystemError: This file system has no locks.
     """
 
     def __init__(self, directory: Path, run: str) -> None:
@@ -72,8 +138,7 @@ class RunLock:
         path = directory / f"{run}.lock"
         self._lock = _file_lock(path, timeout_s=0, per_thread=False)
         try:
-            with step("lock", path):
-                self._lock.acquire()
+            _acquire(self._lock, "lock", path)
         except StorageError as error:
             if isinstance(error.__cause__, Timeout):
                 raise RunLockedError(run=run, store=directory.parent) from error.__cause__
@@ -82,6 +147,23 @@ class RunLock:
     def release(self) -> None:
         """Give it up."""
         self._lock.release()
+
+
+@contextmanager
+def no_run_is_written(directory: Path) -> Iterator[None]:
+    """Hold the lock of every run that was ever written, so that nobody writes one meanwhile.
+
+    Args:
+        directory: The store's ``locks`` directory.
+
+    Raises:
+        RunLockedError: Somebody writes one now.
+    """
+    with ExitStack() as held:
+        for path in sorted(directory.glob("*.lock")):
+            if path.name != "store.lock":
+                held.callback(RunLock(directory, path.stem).release)
+        yield
 
 
 class Lease:
@@ -99,8 +181,7 @@ class Lease:
         self.id = uuid.uuid4().hex
         self._path = directory / f"{self.id}{_LEASE}"
         self._lock = _file_lock(self._path, timeout_s=0, per_thread=False)
-        with step("lease", self._path):
-            self._lock.acquire()
+        _acquire(self._lock, "lease", self._path)
         self._count = 0
 
     def new_path(self, suffix: str) -> Path:
@@ -122,16 +203,22 @@ def sweep(directory: Path) -> list[Path]:
     """
     removed: list[Path] = []
     names: dict[str, list[Path]] = {}
-    for path in sorted(directory.iterdir()):
+    try:
+        found = sorted(directory.iterdir())
+    except OSError as error:
+        raise StorageError(operation="list", path=directory, error=error) from error
+    for path in found:
         owner = path.name.partition(".")[0]
         if len(owner) == 32 and set(owner) <= set("0123456789abcdef"):
             names.setdefault(owner, []).append(path)
     for owner, paths in names.items():
         lock = _file_lock(directory / f"{owner}{_LEASE}", timeout_s=0, per_thread=False)
         try:
-            lock.acquire()
-        except Timeout:
-            continue
+            _acquire(lock, "lease", directory / f"{owner}{_LEASE}")
+        except StorageError as error:
+            if isinstance(error.__cause__, Timeout):
+                continue
+            raise
         # The lease goes last: until then a crash here leaves the rest to be swept again.
         for path in sorted({*paths, directory / f"{owner}{_LEASE}"}, key=lambda path: path.suffix == _LEASE):
             unlink(path)

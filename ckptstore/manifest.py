@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -91,6 +91,7 @@ class Manifest:
         *,
         published_path: str | None = None,
         monitor: tuple[str, Mode] | None = None,
+        event: str = "saved",
     ) -> Checkpoint:
         """Insert a checkpoint, with all that belongs to it, and return it.
 
@@ -98,6 +99,7 @@ class Manifest:
             new: The checkpoint; its run is made if there is none, and its tags move to it.
             published_path: A path that is to show it: noted as pending until `confirm_published`.
             monitor: A metric that its run watches, and the better direction.
+            event: How it came here.
 
         Raises:
             InvalidArgumentError: The version or the file is there already, or a value cannot be stored.
@@ -108,7 +110,7 @@ class Manifest:
                 changes.put_published(connection, published_path, new.run, new.version)
             if monitor is not None:
                 changes.put_monitor(connection, new.run, *monitor)
-            changes.add_event(connection, "saved", run=new.run, version=new.version)
+            changes.add_event(connection, event, run=new.run, version=new.version)
             added = queries.one(connection, self._store, new.version)
         assert added is not None
         return added
@@ -123,10 +125,26 @@ class Manifest:
         with self._transactions.writing("forget_published") as connection:
             changes.forget_published(connection, path)
 
-    def set_state(self, versions: Sequence[int], state: State) -> None:
-        """Set the state of checkpoints, all at once; versions that are not there are passed over."""
+    def set_state(
+        self,
+        versions: Sequence[int],
+        state: State,
+        *,
+        event: str | None = None,
+        detail: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Set the state of checkpoints, all at once; versions that are not there are passed over.
+
+        Args:
+            versions: The checkpoints.
+            state: Their new state.
+            event: Kind of an event to append for each, in the same transaction.
+            detail: What the event says beyond that.
+        """
         with self._transactions.writing("set_state") as connection:
             changes.set_state(connection, versions, state)
+            for version in versions if event else ():
+                changes.add_event(connection, str(event), version=version, detail=detail)
 
     def remove(self, versions: Sequence[int]) -> None:
         """Drop checkpoints with their metrics, tags and published paths, all at once; events stay.
@@ -181,6 +199,29 @@ class Manifest:
         """
         with self._transactions.writing("add_event") as connection:
             changes.add_event(connection, kind, run=run, version=version, detail=detail)
+
+    def refill(
+        self,
+        rows: Iterable[tuple[NewCheckpoint, str | None]],
+        *,
+        uuid: str,
+        next_version: int,
+        tags: Mapping[str, int],
+        monitors: Iterable[tuple[str, str, Mode]] = (),
+    ) -> None:
+        """Take the place of a manifest that was lost, all at once.
+
+        Args:
+            rows: The checkpoints, each with the path that shows it, or None.
+            uuid: The store's id.
+            next_version: The least number that the next version may have.
+            tags: Versions by tag; of versions that are not among `rows` nothing is kept.
+            monitors: Run, metric and better direction.
+        """
+        with self._transactions.writing("refill") as connection:
+            changes.identify(connection, uuid, next_version)
+            changes.refill(connection, rows, tags, monitors)
+        self.__dict__.pop("uuid", None)
 
     # --- checkpoints ---------------------------------------------------------------------------------
 
@@ -238,6 +279,16 @@ class Manifest:
         """Return the checkpoints in one state, oldest first."""
         return self.checkpoints(states=(state,))
 
+    def files(self, state: State) -> list[str]:
+        """Return the files of the checkpoints in one state, relative to the store, as the rows have them."""
+        with self._transactions.reading() as connection:
+            return queries.files(connection, state)
+
+    def starts(self, run: str | None = None) -> dict[int, int]:
+        """Return how often each checkpoint was resumed from since a run, or any, last saved something."""
+        with self._transactions.reading() as connection:
+            return queries.starts(connection, run)
+
     def versions_and_files(self) -> dict[int, str]:
         """Return each checkpoint's file, in whatever state, relative to the store, by version."""
         with self._transactions.reading() as connection:
@@ -276,6 +327,11 @@ class Manifest:
         """Return what each of the user's paths shows, sorted by path."""
         with self._transactions.reading() as connection:
             return queries.published(connection)
+
+    def pending(self) -> list[Published]:
+        """Return the paths that are still to be switched to their checkpoint, sorted."""
+        with self._transactions.reading() as connection:
+            return queries.published(connection, pending=True)
 
     def published_at(self, path: str) -> Published | None:
         """Return what a path shows, or None where it was never made to show anything."""

@@ -101,6 +101,36 @@ def _for_each(connection: Connection, table: Table, versions: Sequence[int], **v
         )
 
 
+def refill(
+    connection: Connection,
+    rows: Iterable[tuple[NewCheckpoint, str | None]],
+    tags: Mapping[str, int],
+    monitors: Iterable[tuple[str, str, Mode]],
+) -> None:
+    """Insert checkpoints, each with the path that shows it, and what else a lost manifest knew."""
+    versions = set()
+    for new, path in rows:
+        insert_checkpoint(connection, new)
+        add_event(connection, "adopted", run=new.run, version=new.version)
+        versions.add(new.version)
+        if path is not None:
+            put_published(connection, path, new.run, new.version)
+            confirm_published(connection, path)
+    for name, version in tags.items():
+        if version in versions:
+            put_tag(connection, version, name)
+    for run, metric, mode in monitors:
+        put_monitor(connection, run, metric, mode)
+
+
+def identify(connection: Connection, uuid: str, next_version: int) -> None:
+    """Give the store an id, and let its next version be at least `next_version`."""
+    connection.execute(update(STORE.table).values(uuid=uuid))
+    connection.execute(
+        update(STORE.table).where(STORE.next_version < next_version).values(next_version=next_version)
+    )
+
+
 def put_tag(connection: Connection, version: int, name: str) -> None:
     """Give a checkpoint a tag; one that stands elsewhere moves."""
     _put(connection, TAGS.table, {"name": name}, {"version": version, "created_at": datetime.now(UTC)})

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from sqlalchemy import ColumnElement, Connection, ScalarSelect, Select, exists, func, select
 
+from ckptstore.layout import is_payload_file
 from ckptstore.models import (
     CHECKPOINTS,
     COMPLETE,
@@ -142,8 +143,29 @@ def _number(value: float | None) -> float:
 def _checkpoint(
     fields: dict[str, Any], metrics: dict[str, float], tags: Iterable[str], store: Path
 ) -> Checkpoint:
-    path = store / fields.pop("file")
+    file = fields.pop("file")
+    if not is_payload_file(file):
+        # A manifest from elsewhere must not have us read, move or remove what lies outside the store.
+        raise ValueError(f"version {fields['version']} claims the file {file!r}")
+    path = store / file
     return Checkpoint(**fields, metrics=metrics, path=path, tags=tuple(sorted(tags)))
+
+
+def files(connection: Connection, state: State) -> list[str]:
+    """Return the files of all checkpoints in a state, relative to the store."""
+    return list(connection.scalars(select(CHECKPOINTS.file).where(CHECKPOINTS.state == state)))
+
+
+def starts(connection: Connection, run: str | None) -> dict[int, int]:
+    """Return how often each checkpoint was resumed from since a run, or any, last saved something."""
+    saved = select(func.max(EVENTS.id)).where(EVENTS.kind.in_(("saved", "adopted")))
+    resumed = select(EVENTS.version, func.count()).where(EVENTS.kind == "resumed")
+    if run is not None:
+        saved = saved.where(EVENTS.run_id == id_of_run(run))
+        resumed = resumed.where(EVENTS.run_id == id_of_run(run))
+    since = func.coalesce(saved.correlate(None).scalar_subquery(), 0)
+    rows = connection.execute(resumed.where(EVENTS.id > since).group_by(EVENTS.version))
+    return {version: count for version, count in rows if version is not None}
 
 
 # --- the rest ----------------------------------------------------------------------------------------
@@ -177,13 +199,15 @@ def holder(connection: Connection, run: str) -> Holder | None:
     return Holder(host=row.holder_host, pid=row.holder_pid, started_at=row.holder_started_at)
 
 
-def published(connection: Connection, path: str | None = None) -> list[Published]:
-    """Return what the user's paths show, or what one of them does."""
+def published(connection: Connection, path: str | None = None, *, pending: bool = False) -> list[Published]:
+    """Return what the user's paths show, or what one of them does, or those still to be switched."""
     chosen = select(PUBLISHED.path, RUNS.name.label("run"), PUBLISHED.version, PUBLISHED.pending).join_from(
         PUBLISHED.table, RUNS.table, RUNS.id == PUBLISHED.run_id
     )
     if path is not None:
         chosen = chosen.where(PUBLISHED.path == path)
+    if pending:
+        chosen = chosen.where(PUBLISHED.pending)
     rows = connection.execute(chosen.order_by(PUBLISHED.path))
     return [Published(**row._asdict()) for row in rows]
 

@@ -7,6 +7,7 @@ import os
 import threading
 import warnings
 import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from ckptstore.monitor import Verdict
 from ckptstore.names import check_run
 from ckptstore.records import Checkpoint, Mode
 from ckptstore.retention import Policy, keep_last
+from ckptstore.save_failures import OnSaveError, SaveFailures, check_on_save_error
 from ckptstore.store import CheckpointStore
 
 # Who writes which run of which store in this process: a fit that an exception ended never closed its store.
@@ -54,6 +56,7 @@ class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
     - An existing directory as `filepath` and a folder that cannot be written are refused when training
       begins.
     - A relative `filepath` is resolved when the callback is made.
+    - A full or failing disk does not end the training at once; see `on_save_error`.
 
     Args:
         filepath: Where the file appears; str or PathLike, with placeholders for ``epoch``, ``batch`` (both
@@ -71,6 +74,9 @@ class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
         keep: What stays in the store; by default, with placeholders everything (as in Keras), without them
             the checkpoint at `filepath` and the one before. ``"all"`` keeps everything. A checkpoint whose file
             still stands at a path is kept whatever the policy says.
+        on_save_error: What happens when the disk fails or is full, after some tries: ``"warn"`` lets training go on
+            without that checkpoint, ``"raise"`` ends it.
+        max_save_failures: With ``"warn"``, the number of failures in a row that ends the training all the same.
 
     Raises:
         InvalidArgumentError: (a ValueError) An argument cannot be used, in Keras' words where it has some.
@@ -100,10 +106,13 @@ class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
         *,
         run: str | None = None,
         keep: Policy | Literal["all"] | None = None,
+        on_save_error: OnSaveError = "warn",
+        max_save_failures: int = 3,
     ) -> None:
         self._path = CheckpointPath(filepath, weights_only=save_weights_only)
         check_save_freq(save_freq)
         check_keep(keep)
+        check_on_save_error(on_save_error, max_save_failures)
         super().__init__(
             filepath,
             monitor=monitor,
@@ -118,6 +127,7 @@ class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
         self.mode = mode if mode in ("min", "max") else "auto"
         self.run = self._path.run if run is None else check_run(run)
         self.keep = keep
+        self._failures = SaveFailures(on_save_error, max_save_failures)
         self.initial_value_threshold = initial_value_threshold
         self.best = initial_value_threshold
         self.last: Checkpoint | None = None
@@ -194,8 +204,7 @@ class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
         target = self._path.absolute(filled)
         if not self._is_wanted(epoch, logs, filled, target):
             return
-        self._save(epoch, batch, logs, target)
-        if self.verbose > 0:
+        if self._save(epoch, batch, logs, target) and self.verbose > 0:
             print_message(f"\nEpoch {epoch + 1}: finished saving model to {filled}")
 
     def _refuse_another_thread(self) -> None:
@@ -260,10 +269,11 @@ class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
 
     # --- saving ------------------------------------------------------------------------------------
 
-    def _save(self, epoch: int, batch: int | None, logs: dict[str, Any], target: Path) -> None:
+    def _save(self, epoch: int, batch: int | None, logs: dict[str, Any], target: Path) -> bool:
         refuse_directory(target)
         store = self._store or self._open()
-        self.last = store.save(
+        save = partial(
+            store.save,
             self.model,
             epoch=epoch,
             batch=None if batch is None else self._finished(batch + 1) - 1,
@@ -275,10 +285,15 @@ class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
             keep=self._policy(),
             monitor=None if self._mode is None else (self.monitor, self._mode),
         )
+        saved = self._failures.attempt(save)
+        if saved is None:
+            return False
+        self.last = saved
         value = self.last.metrics.get(self.monitor)
         # Only now: what could not be saved is no best.
         if value is not None and monitoring.is_better(value, self.best, self._direction()):
             self.best = value
+        return True
 
     def _finished(self, batches: int) -> int:
         """Return how many batches of the epoch there really were.

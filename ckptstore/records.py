@@ -125,25 +125,29 @@ class Problem:
 
     Attributes:
         kind: ``"missing"``, ``"size"``, ``"digest"``, ``"variable"``, ``"identity"`` (the file is another
-            checkpoint's), ``"orphan"`` (a payload without a row) or ``"manifest"``.
+            checkpoint's), ``"damaged"`` (found so before, and put aside), ``"orphan"`` (a payload without a row)
+            or ``"manifest"``.
         detail: One line for a person.
         version: The checkpoint concerned, or None.
         path: The file concerned, absolute, or None.
+        action: What `repair` did about it; None where nothing was done.
     """
 
     kind: str
     detail: str
     version: int | None = None
     path: Path | None = None
+    action: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the problem as a JSON object."""
-        return {
+        """Return the problem as a JSON object; `action` is there only if something was done."""
+        document: dict[str, Any] = {
             "kind": self.kind,
             "detail": self.detail,
             "version": self.version,
             "path": None if self.path is None else str(self.path),
         }
+        return document if self.action is None else {**document, "action": self.action}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -108,14 +108,16 @@ def checkpoint_table(checkpoints: Sequence[Checkpoint], width: int | None) -> tu
 
 
 def problem_table(problems: Sequence[Problem]) -> Table:
-    """Return a table of what `verify` found."""
-    return _table(
-        [
-            _column("version", (_number(problem.version) for problem in problems)),
-            _column("problem", (problem.kind for problem in problems), left=True),
-            _column("detail", (printable(problem.detail) for problem in problems), left=True),
-        ]
-    )
+    """Return a table of what `verify` found, or of what `repair` found and did."""
+    columns = [
+        _column("version", (_number(problem.version) for problem in problems)),
+        _column("problem", (problem.kind for problem in problems), left=True),
+        _column("detail", (printable(problem.detail) for problem in problems), left=True),
+    ]
+    if any(problem.action is not None for problem in problems):
+        actions = (printable(problem.action or "nothing") for problem in problems)
+        columns.append(_column("done", actions, left=True))
+    return _table(columns)
 
 
 def details_table(checkpoint: Checkpoint) -> Table:

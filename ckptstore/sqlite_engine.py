@@ -20,6 +20,7 @@ from sqlalchemy import Connection, Engine, QueuePool, create_engine, event
 
 from ckptstore import forks
 from ckptstore.errors import StorageError
+from ckptstore.locks import without_locks
 from ckptstore.sqlite_errors import BUSY_TIMEOUT_S, translated
 
 # Identifies our files to `file` and to us (the ASCII letters "ckpt").
@@ -58,8 +59,10 @@ def connect(path: Path, access: Access) -> sqlite3.Connection:
     Raises:
         sqlite3.Error: It cannot be opened. (That it is damaged shows only when it is read.)
     """
+    # SQLite's own locks are left out where the user has said that there are none.
+    locks = "&vfs=unix-none" if without_locks() else ""
     return sqlite3.connect(
-        f"{uri_of(path)}?mode={access}",
+        f"{uri_of(path)}?mode={access}{locks}",
         uri=True,
         timeout=BUSY_TIMEOUT_S,
         isolation_level=None,

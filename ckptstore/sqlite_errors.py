@@ -17,6 +17,7 @@ from ckptstore.errors import (
     StoreLockedError,
 )
 from ckptstore.files import free_bytes, mount_point
+from ckptstore.locks import unsafe
 
 # Seconds that a statement waits for another process's transaction.
 BUSY_TIMEOUT_S = 30.0
@@ -25,6 +26,11 @@ BUSY_TIMEOUT_S = 30.0
 FOREIGN_ERRORS = (SQLAlchemyError, sqlite3.Error, OverflowError, UnicodeEncodeError)
 
 _UNREADABLE = ("no such table", "no such column", "Could not decode")
+_NO_LOCKS = (
+    sqlite3.SQLITE_IOERR_LOCK,
+    sqlite3.SQLITE_IOERR_RDLOCK,
+    sqlite3.SQLITE_IOERR_CHECKRESERVEDLOCK,
+)
 _SYSTEM_CODES = {
     sqlite3.SQLITE_IOERR: errno.EIO,
     sqlite3.SQLITE_READONLY: errno.EROFS,
@@ -74,6 +80,8 @@ def translated(error: Exception, path: Path) -> CheckpointStoreError:
         return InvalidArgumentError(argument="row", value=None, reason=str(cause))
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return StoreLockedError(path=path, waited_s=BUSY_TIMEOUT_S)
+    if code in _NO_LOCKS:
+        return unsafe(path, "has no working locks for SQLite", OSError(str(cause)))
     if primary == sqlite3.SQLITE_FULL:
         return DiskFullError(path=path, free=free_bytes(path.parent), disk=mount_point(path))
     return _storage_error(cause, code, path)

@@ -3,38 +3,24 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Collection, Mapping
-from datetime import UTC, datetime
-from operator import index
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from ckptstore import refs
 from ckptstore.adapters import adapter_for
-from ckptstore.commit import Committer, SaveRequest, has_its_size
-from ckptstore.errors import (
-    CheckpointNotFoundError,
-    CorruptManifestError,
-    InvalidArgumentError,
-    MetricNotFoundError,
-    ReadOnlyError,
-    RunLockedError,
-    StoreNotFoundError,
-)
-from ckptstore.layout import Layout, absolute, find_store, outside, shown_at
-from ckptstore.locks import RunLock, store_lock
-from ckptstore.manifest import COMPLETE_ONLY, Manifest
-from ckptstore.metric_modes import mode_of
-from ckptstore.names import (
-    check_extra,
-    check_metric_name,
-    check_metrics,
-    check_position,
-    check_run,
-    check_tag,
-)
-from ckptstore.records import SUFFIXES, Checkpoint, Format, Holder, Mode, Problem, State
+from ckptstore.claims import Claims
+from ckptstore.commit import Committer, checked_request
+from ckptstore.errors import CheckpointNotFoundError, InvalidArgumentError, ReadOnlyError, StoreNotFoundError
+from ckptstore.layout import Layout, absolute, find_store, shown_at
+from ckptstore.locks import store_lock
+from ckptstore.manifest import COMPLETE_ONLY
+from ckptstore.names import check_tag
+from ckptstore.opening import open_for_reading, open_for_writing
+from ckptstore.records import SUFFIXES, Checkpoint, Format, Mode, Problem, State
+from ckptstore.refs import RESUME_POINT
 from ckptstore.retention import Policy
 
 if TYPE_CHECKING:
@@ -74,10 +60,11 @@ class CheckpointStore:
         None
     """
 
+    # Starts from one checkpoint without a save since, before `resume` steps over it.
+    resume_attempts = 3
+
     def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False) -> None:
         self.read_only = read_only
-        self._runs: dict[str, RunLock] = {}
-        self._pid = os.getpid()
         try:
             self.path = find_store(path)
         except StoreNotFoundError:
@@ -85,41 +72,20 @@ class CheckpointStore:
                 raise
             self.path = absolute(path)
         self._layout = Layout(self.path)
-        self._manifest = self._open_for_reading() if read_only else self._open_for_writing()
+        self._open()
+
+    def _open(self) -> None:
+        self._manifest = (open_for_reading if self.read_only else open_for_writing)(self._layout)
         self._committer = Committer(self._layout, self._manifest)
-
-    def _open_for_reading(self) -> Manifest:
-        if not os.path.lexists(self._layout.manifest):
-            raise CorruptManifestError(
-                path=self._layout.manifest, reason="it is missing, though there are payloads"
-            )
-        return Manifest.open(self._layout.manifest, read_only=True)
-
-    def _open_for_writing(self) -> Manifest:
-        if os.path.lexists(self._layout.manifest):
-            Manifest.check(self._layout.manifest)
-        from ckptstore.recovery import reconcile  # reads payloads; a query can do without
-
-        self._layout.make()
-        with store_lock(self._layout.locks):
-            manifest = Manifest.open(self._layout.manifest)
-            try:
-                reconcile(self._layout, manifest)
-            except BaseException:
-                manifest.close()
-                raise
-        return manifest
+        self._claims = Claims(self._layout, self._manifest)
 
     def close(self) -> None:
         """Release runs, lease and connections. Nothing is pending: every save was durable when it returned."""
-        runs, self._runs = self._runs, {}
         try:
             if not self.read_only:
                 self._committer.close()
         finally:
-            if self._pid == os.getpid():
-                for lock in runs.values():
-                    lock.release()
+            self._claims.release()
             self._manifest.close()
 
     def __enter__(self) -> Self:
@@ -176,18 +142,17 @@ class CheckpointStore:
             ModelNotReadyError: The model is not built or not compiled; nothing changed.
             RunLockedError: Another writer has the run.
             DiskFullError: There is no room; older checkpoints are as they were.
+            UnfinishedSaveError: It is saved (`.checkpoint`), but could not be shown, or retention failed.
             StorageError: The disk failed; older checkpoints are as they were.
         """
-        check_position(epoch, batch, step)
-        request = SaveRequest(
-            run=check_run(run),
-            epoch=index(epoch),
-            batch=None if batch is None else index(batch),
-            step=None if step is None else index(step),
-            metrics=check_metrics(metrics),
-            tags=tuple(sorted({check_tag(tag) for tag in tags})),
-            extra=check_extra(extra),
-            publish=None if publish is None else outside(self.path, absolute(publish)),
+        request = checked_request(
+            self.path,
+            run=run,
+            position=(epoch, batch, step),
+            metrics=metrics,
+            tags=tags,
+            extra=extra,
+            publish=publish,
             keep=keep,
             monitor=monitor,
         )
@@ -219,9 +184,46 @@ class CheckpointStore:
             CorruptPayloadError: The payload is damaged; the model is unchanged.
             ModelMismatchError: It does not fit the model, which is unchanged.
         """
+        if ref == RESUME_POINT:
+            # As `resume` does, but an evaluation that does so again and again is no run that keeps crashing.
+            return self._walk(model, None, optimizer, None) or self.get(ref)
         checkpoint = self.get(ref)
         adapter_for(model).restore(model, checkpoint, optimizer=optimizer)
         return checkpoint
+
+    def resume(
+        self, model: keras.Model, run: str | None = None, *, optimizer: keras.Optimizer | None = None
+    ) -> Checkpoint | None:
+        """Restore the newest resume point that loads, and return it; None where a run has none.
+
+        Each is verified before the model is touched. One that is damaged is put into quarantine, noted and said in
+        one warning, and the next older one is tried. One that was started from three times without a save since is
+        stepped over, in case it is what ends the process. A store that is open for reading notes nothing.
+
+        Args:
+            model: The model, built and compiled as it was when it was saved.
+            run: The run, which this store then writes; None for the newest of all runs.
+            optimizer: The optimizer of a loop written by hand, if one was passed to `save`.
+
+        Raises:
+            NoUsableCheckpointError: There are resume points, and all are damaged or missing.
+            ModelMismatchError: The newest that is whole does not fit the model, which is unchanged.
+            RunLockedError: Another writer has the run.
+            StorageError: One cannot be read, which does not say that it is damaged.
+        """
+        if run is not None and not self.read_only:
+            self.claim(run)
+        return self._walk(model, run, optimizer, self.resume_attempts)
+
+    def _walk(
+        self, model: keras.Model, run: str | None, optimizer: keras.Optimizer | None, attempts: int | None
+    ) -> Checkpoint | None:
+        from ckptstore.resuming import Resumption
+
+        locked = None if self.read_only else partial(store_lock, self._layout.locks)
+        adapter = adapter_for(model)
+        walk = Resumption(self._layout, self._manifest, run=run, locked=locked, attempts=attempts)
+        return walk.load(lambda checkpoint: adapter.restore(model, checkpoint, optimizer=optimizer))
 
     def claim(self, run: str) -> None:
         """Become the writer of a run, until `close`; saving does this by itself.
@@ -230,29 +232,7 @@ class CheckpointStore:
             RunLockedError: Another writer has it; says who.
         """
         self._check_writable("claim")
-        check_run(run)
-        if self._pid != os.getpid():
-            self._runs, self._pid = {}, os.getpid()
-        if run in self._runs:
-            return
-        try:
-            lock = RunLock(self._layout.locks, run)
-        except RunLockedError as error:
-            holder = self._manifest.holder(run)
-            if holder is None:
-                raise
-            raise RunLockedError(
-                run=run, store=self.path, host=holder.host, pid=holder.pid, started_at=holder.started_at
-            ) from error
-        try:
-            with store_lock(self._layout.locks):
-                self._manifest.set_holder(
-                    run, Holder(host=socket.gethostname(), pid=os.getpid(), started_at=datetime.now(UTC))
-                )
-        except BaseException:
-            lock.release()
-            raise
-        self._runs[run] = lock
+        self._claims.claim(run)
 
     def checkpoints(
         self, run: str | None = None, *, states: Collection[State] | None = COMPLETE_ONLY
@@ -284,30 +264,14 @@ class CheckpointStore:
             MetricNotFoundError: There are checkpoints, but none has this metric.
             InvalidArgumentError: `mode` is needed: neither a callback nor the name tells the direction.
         """
-        check_metric_name(metric)
-        if mode not in ("min", "max", None):
-            raise InvalidArgumentError(argument="mode", value=mode, reason="must be 'min' or 'max'")
-        known = self._manifest.metric_names(run)
-        if metric not in known:
-            if self._manifest.latest(run) is None:
-                return None
-            raise MetricNotFoundError(metric=metric, store=self.path, known=tuple(known))
-        direction = mode or self._manifest.monitored_mode(metric, run) or mode_of(metric)
-        if direction is None:
-            raise InvalidArgumentError(
-                argument="mode",
-                value=None,
-                reason=f"whether {metric!r} is better low or high cannot be told from its name",
-                hint="say mode='min' or mode='max' (--mode on the command line)",
-            )
-        return self._manifest.best(metric, direction, run)
+        return refs.best(self._manifest, self.path, metric, mode=mode, run=run)
 
     def resume_point(self, run: str | None = None) -> Checkpoint | None:
         """Return the newest checkpoint that a run can go on from, or None where there is none.
 
         It carries training state, and its payload is there with its size; `restore` verifies its digest.
         """
-        return next((point for point in self._manifest.resume_points(run) if has_its_size(point)), None)
+        return refs.resume_point(self._manifest, run)
 
     def get(self, ref: Ref) -> Checkpoint:
         """Return the checkpoint that a ref names.
@@ -318,25 +282,10 @@ class CheckpointStore:
         Raises:
             CheckpointNotFoundError: There is none.
         """
-        found = ref if isinstance(ref, Checkpoint) else self._look_up(ref)
+        found = ref if isinstance(ref, Checkpoint) else refs.look_up(self._manifest, self.path, ref)
         if found is None:
             raise CheckpointNotFoundError(ref=ref, store=self.path)
         return found
-
-    def _look_up(self, ref: str | int) -> Checkpoint | None:
-        text = str(ref)
-        if isinstance(ref, bool) or not isinstance(ref, str | int):
-            raise InvalidArgumentError(argument="ref", value=ref, reason="must be a string or an integer")
-        if text.isdecimal():
-            # Versions have at most 18 digits; more would not fit the column that is asked.
-            return self._manifest.get(int(text)) if len(text) <= 18 else None
-        if text == "latest":
-            return self.latest()
-        if text == "resume-point":
-            return self.resume_point()
-        if text.startswith("best:"):
-            return self.best(text.removeprefix("best:"))
-        return self._manifest.by_tag(text)
 
     def runs(self) -> tuple[str, ...]:
         """Return the names of all runs."""
@@ -370,6 +319,56 @@ class CheckpointStore:
         from ckptstore.verification import verify as verify_store
 
         return verify_store(self._layout, self._manifest, deep=deep, progress=progress)
+
+    def repair(self, *, progress: Progress | None = None) -> list[Problem]:
+        """Verify everything and mend what can be, deleting nothing; returns the problems, each with its `action`.
+
+        Payloads without a row are taken in, damaged ones put into quarantine and marked, missing ones marked; one that
+        lies in quarantine and is what a row lost is put back. A manifest that SQLite finds damaged is made again. What
+        stays lost is no problem any more. A crash leaves some of it undone; run it again.
+
+        Args:
+            progress: As for `verify`.
+
+        Raises:
+            StorageError: Something cannot be read or moved.
+        """
+        from ckptstore.repairing import repair
+
+        self._check_writable("repair")
+        locked = partial(store_lock, self._layout.locks)
+        problems = repair(self._layout, self._manifest, locked, progress=progress)
+        if not any(problem.kind == "manifest" for problem in problems):
+            return problems
+        self.close()
+        try:
+            return self.rebuild(self.path, progress=progress)
+        finally:
+            self._open()
+
+    @staticmethod
+    def rebuild(path: str | os.PathLike[str], *, progress: Progress | None = None) -> list[Problem]:
+        """Make the manifest of a store again from its payloads, when it was lost or cannot be read.
+
+        Version, run, position, metrics, tags and training state of every checkpoint come back; pins, later tags and
+        costs as far as the damaged manifest can still be read, which is kept in quarantine. Nobody else may have the
+        store open. A crash leaves the old manifest in its place, or the new one; run it again.
+
+        Args:
+            path: The store's directory, or the folder of a drop-in callback.
+            progress: Called with the number of bytes of payloads that were read since the last call.
+
+        Returns:
+            What could not be taken in, with what was done about it; first of all the manifest itself.
+
+        Raises:
+            StoreNotFoundError: There is neither a manifest nor a payload.
+            RunLockedError: A writer has a run of this store.
+            StorageError: Something cannot be read or moved.
+        """
+        from ckptstore import rebuilding
+
+        return rebuilding.rebuild_at(path, progress=progress)
 
     def tag(self, ref: Ref, name: str) -> None:
         """Give a checkpoint a name, by which `get` finds it; a name that another one has moves, atomically.

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
-from ckptstore.errors import CorruptPayloadError
+from ckptstore.errors import CorruptPayloadError, StorageError
 from ckptstore.files import digest_file
 from ckptstore.formats import payload
 from ckptstore.layout import Layout
@@ -20,26 +19,48 @@ def verify(
 ) -> list[Problem]:
     """Return all that is wrong with a store; an empty list when it is whole.
 
+    A checkpoint that was found missing or damaged before stays a problem until a repair has noted the loss.
+
     Args:
         layout: Where the store lies.
         manifest: Its manifest.
         deep: Read and digest every payload; False compares names and sizes only.
         progress: Called with the number of bytes that have been read, or passed over, since the last call.
+
+    Raises:
+        StorageError: Something cannot be read, which does not say that it is missing or damaged.
     """
     problems = [
         Problem(kind="manifest", detail=detail, path=layout.manifest)
         for detail in manifest.integrity_problems()
     ]
+    if problems:
+        # What it says of the payloads means little, and asking it may fail.
+        return problems
     on_disk = set(layout.payload_names())
     for checkpoint in manifest.checkpoints(states=None):
         on_disk.discard(checkpoint.path.name)
         if checkpoint.state != "deleting":
-            problems += _check(checkpoint, deep=deep, progress=progress)
+            problems += _check(manifest, checkpoint, deep=deep, progress=progress)
     problems += _orphans(layout, manifest, on_disk)
     return problems
 
 
-def _check(checkpoint: Checkpoint, *, deep: bool, progress: Progress | None) -> list[Problem]:
+def unacknowledged(manifest: Manifest) -> list[Checkpoint]:
+    """Return the checkpoints that are known to be missing or damaged, and whose loss no repair has noted yet."""
+    lost = (*manifest.in_state("missing"), *manifest.in_state("damaged"))
+    return [checkpoint for checkpoint in lost if not _is_acknowledged(manifest, checkpoint)]
+
+
+def _is_acknowledged(manifest: Manifest, checkpoint: Checkpoint) -> bool:
+    kinds = [event.kind for event in manifest.events(version=checkpoint.version)]
+    newest = next((kind for kind in kinds if kind in ("repaired", "found", "missing", "damaged")), None)
+    return newest == "repaired"
+
+
+def _check(
+    manifest: Manifest, checkpoint: Checkpoint, *, deep: bool, progress: Progress | None
+) -> list[Problem]:
     def problem(kind: str, detail: str) -> list[Problem]:
         if progress is not None:
             progress(checkpoint.nbytes)
@@ -48,7 +69,16 @@ def _check(checkpoint: Checkpoint, *, deep: bool, progress: Progress | None) -> 
     try:
         size = checkpoint.path.stat().st_size
     except FileNotFoundError:
+        now = manifest.get(checkpoint.version)
+        if now is None or now.state == "deleting":
+            return []  # a writer's retention has come by since we listed it
+        if checkpoint.state != "complete" and _is_acknowledged(manifest, checkpoint):
+            return []
+        if checkpoint.state == "damaged":
+            return problem("damaged", "the payload was found damaged and put aside")
         return problem("missing", "the payload is not there")
+    except OSError as error:
+        raise StorageError(operation="stat", path=checkpoint.path, error=error) from error
     if size != checkpoint.nbytes:
         return problem("size", f"the payload has {size:,} bytes instead of {checkpoint.nbytes:,}")
     if not deep:
@@ -58,9 +88,7 @@ def _check(checkpoint: Checkpoint, *, deep: bool, progress: Progress | None) -> 
         return []
     detail = f"the payload's digest is {found} instead of {checkpoint.digest}"
     kind, where = _locate(checkpoint)
-    return [
-        Problem(kind=kind, detail=detail + where, version=checkpoint.version, path=checkpoint.path),
-    ]
+    return [Problem(kind=kind, detail=detail + where, version=checkpoint.version, path=checkpoint.path)]
 
 
 def _locate(checkpoint: Checkpoint) -> tuple[str, str]:
@@ -80,7 +108,7 @@ def _locate(checkpoint: Checkpoint) -> tuple[str, str]:
 
 def _orphans(layout: Layout, manifest: Manifest, names: set[str]) -> list[Problem]:
     # A writer may have committed the row between our look at the directory and at the rows.
-    known = {Path(file).name for file in manifest.versions_and_files().values()} if names else set()
+    known = {file.partition("/")[2] for file in manifest.versions_and_files().values()} if names else set()
     return [
         Problem(
             kind="orphan",

@@ -23,10 +23,25 @@ MODULES = {
 FAMILIES = ("keras", "sqlite", "manifest")
 LAYERS = (
     {"errors", "records", "names", "metric_modes", "adapters", "forks"},
-    {"files", "payload_writer", "layout", "locks", "formats"},
+    {"files", "payload_writer", "layout", "locks", "reserve", "formats"},
     {"models", "sqlite_*", "schema", "manifest", "manifest_*"},
-    {"retention", "publishing", "commit", "recovery", "verification", "store"},
-    {"keras_*", "training_state", "checkpoint_path", "monitor", "model_checkpoint"},
+    {
+        "retention",
+        "publishing",
+        "quarantine",
+        "adoption",
+        "commit",
+        "recovery",
+        "resuming",
+        "verification",
+        "repairing",
+        "rebuilding",
+        "refs",
+        "claims",
+        "opening",
+        "store",
+    },
+    {"keras_*", "training_state", "checkpoint_path", "monitor", "model_checkpoint", "save_failures"},
     {"report", "cli"},
 )
 

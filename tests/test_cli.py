@@ -297,7 +297,7 @@ def test_verify_finds_one_flipped_bit(run: Any, store: Path) -> None:
     assert said.code == 5
     assert said.out.splitlines()[0].split() == ["version", "problem", "detail"]
     assert re.match(r" +2  digest  ", said.out.splitlines()[1])
-    assert (run("verify", store, "--quick").code, run("verify", store, "--quick").err) == (0, "")
+    assert (run("verify", store, "--shallow").code, run("verify", store, "--shallow").err) == (0, "")
 
 
 def test_verify_shows_its_progress_on_a_terminal_only(made: Path) -> None:
@@ -452,11 +452,61 @@ def test_every_error_has_one_exit_code() -> None:
     assert {name: code for name, code in codes.items() if code != 1} == {
         "NotFoundError": 3, "StoreNotFoundError": 3, "CheckpointNotFoundError": 3, "RunNotFoundError": 3,
         "MetricNotFoundError": 3, "LockedError": 4, "StoreLockedError": 4, "RunLockedError": 4,
-        "CorruptError": 5, "CorruptPayloadError": 5, "CorruptManifestError": 5, "SchemaError": 6,
+        "CorruptError": 5, "CorruptPayloadError": 5, "CorruptManifestError": 5,
+        "NoUsableCheckpointError": 5, "SchemaError": 6,
         "SchemaTooOldError": 6, "SchemaTooNewError": 6, "InvalidArgumentError": 2,
     }  # fmt: skip
     assert exit_code(click.UsageError("")) == 2
     assert len({kind for kind, _ in EXIT_CODES}) == len(EXIT_CODES)
+
+
+def test_repair_mends_what_verify_finds(run: Any, store: Path) -> None:
+    one, two, three, _ = sorted((store / "checkpoints").iterdir())
+    one.unlink()
+    two.chmod(0o644)
+    two.write_bytes(b"x" + two.read_bytes()[1:])
+    three.rename(three.with_name(three.name.replace("00000003", "00000009")))
+    found = run("verify", store, "--json")
+    assert (found.code, [problem["kind"] for problem in found.json["problems"]]) == (
+        5, ["missing", "digest", "missing", "orphan"],
+    )  # fmt: skip
+    mended = run("repair", store, "--json")
+    assert (mended.code, mended.json["ok"], mended.json["checked"]) == (0, True, 4)
+    done = {(problem["version"], problem["kind"]): problem["action"] for problem in mended.json["problems"]}
+    assert done == {
+        (None, "orphan"): "put aside in quarantine",
+        (1, "missing"): "marked as missing",
+        (2, "digest"): "put aside in quarantine, and marked as damaged",
+        # The orphan was version 3 under a wrong name, and goes back into its place.
+        (3, "missing"): "put back from quarantine",
+    }
+    assert run("verify", store, "--json").json == {"ok": True, "checked": 4, "problems": []}
+    assert run("repair", store).out == "4 checkpoints, all whole; nothing to repair\n"
+    states = {one["version"]: one["state"] for one in run("ls", store, "--json").json}
+    assert states == {1: "missing", 2: "damaged", 3: "complete", 4: "complete"}
+
+
+@pytest.mark.parametrize("damage", ["lost", "not a database", "cut in half"])
+def test_repair_makes_a_manifest_again(run: Any, store: Path, damage: str) -> None:
+    before = run("ls", store, "--json").json
+    manifest = store / "manifest.sqlite"
+    content = manifest.read_bytes()
+    if damage == "lost":
+        manifest.unlink()
+    else:
+        manifest.write_bytes(b"x" * 5000 if damage == "not a database" else content[: len(content) // 2])
+    assert run("ls", store).code == 5
+    assert "ckptstore repair" in run("latest", store).err
+    mended = run("repair", store, "--json")
+    assert (mended.code, mended.json["checked"]) == (0, 4)
+    assert "made again from 4 payloads" in mended.json["problems"][0]["action"]
+    after = run("ls", store, "--json").json
+    # What a payload cannot know of itself: that it was pinned later, and what it cost.
+    for one in (*before, *after):
+        del one["pinned"], one["blocked_s"], one["total_s"]
+    assert after == before
+    assert run("verify", store).code == 0
+    assert len(list((store / "quarantine").glob("manifest-*.sqlite"))) == (damage != "lost")
 
 
 # --- help ----------------------------------------------------------------------------------------

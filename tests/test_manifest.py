@@ -102,7 +102,7 @@ def test_nan_comes_back_as_nan(manifest: Manifest) -> None:
 
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_odd_names_are_just_names(manifest: Manifest, name: str) -> None:
-    add(manifest, name, metrics={name: 2.0}, tags=(name,), file=name + "/file")
+    add(manifest, name, metrics={name: 2.0}, tags=(name,), file="checkpoints/00000001-a.keras")
     found = manifest.best(name, "min", name)
     assert found is not None
     assert (found.run, found.metrics, found.tags) == (name, {name: 2.0}, (name,))
@@ -446,7 +446,8 @@ def fill(manifest: Manifest, size: int) -> None:
             f"""
             WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {size})
             INSERT INTO checkpoints
-            SELECT n, 1, n, NULL, n, '2026-01-01T00:00:00+00:00', 'file' || n, 1, 'digest', 'keras',
+            SELECT n, 1, n, NULL, n, '2026-01-01T00:00:00+00:00', printf('checkpoints/%08d-a.keras', n),
+                1, 'digest', 'keras',
                 CASE WHEN n <= {size} / 10 THEN 'complete' WHEN n % 2 THEN 'missing' ELSE 'deleting' END,
                 n <= {size} / 20, 0, NULL, NULL, NULL
             FROM numbers

@@ -255,3 +255,24 @@ def test_an_opening_waits_for_a_living_writer_that_switches_a_path(tmp_path: Pat
     with CheckpointStore(root) as store, observed(look):
         save(store, 1, publish=target)
     assert locked and all(locked)
+
+
+def _die_before_commit(root: Path, target: Path) -> None:
+    def die(operation: str, path: Path, phase: str) -> None:
+        if (operation, phase, path.name) == ("fsync", "after", "tmp"):
+            os._exit(0)
+
+    with CheckpointStore(root) as store, observed(die):
+        save(store, 2, run="other", publish=target)
+    os._exit(1)
+
+
+def test_taking_in_an_orphan_does_not_take_a_path_back_to_an_older_version(tmp_path: Path) -> None:
+    root, target = tmp_path / "store", tmp_path / "shown.keras"
+    with CheckpointStore(root) as store:
+        save(store, 1, publish=target)
+        assert run_in_child(_die_before_commit, root, target) == 0
+        assert save(store, 3, publish=target).version == 3
+    with CheckpointStore(root) as store:
+        assert [point.version for point in store.checkpoints()] == [1, 2, 3]
+        assert is_seed(target, 3)

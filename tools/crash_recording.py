@@ -1,8 +1,7 @@
 """Records what a process does to one folder, from strace's log, as an exact list of operations on files and names.
 
 An operation takes effect when its call returns; a sync covers what had returned before it was entered. What cannot be
-told exactly from the log raises `UnmodelledError`; and whoever records compares the end of the list with the real
-folder (`Recording.final`, `picture`).
+told exactly from the log raises `UnmodelledError`; and the folder that the list leads to is compared with the real one.
 """
 
 from __future__ import annotations
@@ -10,174 +9,67 @@ from __future__ import annotations
 import json
 import os
 import re
-import stat
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-ROOT = 0
+from crash_calls import Call
+from crash_operations import (
+    ROOT,
+    Mark,
+    Name,
+    Operation,
+    Recording,
+    Resize,
+    Sync,
+    Tree,
+    UnmodelledError,
+    Write,
+)
+from crash_strace import run_traced
+
 # Strings in hexadecimal, and never cut off; reading moves a file's position, cloning tells which threads share files.
-OPTIONS = (
-    "-xx",
-    "-s",
-    "33554432",
-    "-e",
-    "trace=%file,?open,?creat,close,?dup,?dup2,dup3,fcntl,lseek,read,readv,write,writev,pwrite64,?pwritev,?pwritev2,"
-    "ftruncate,fallocate,fsync,fdatasync,?sync,syncfs,copy_file_range,?sendfile,splice,mmap,ioctl,fchdir,"
-    "?clone,?clone3,?fork,?vfork,?io_uring_setup",
+_TRACED = (
+    "%file,?open,?creat,close,?dup,?dup2,dup3,fcntl,lseek,read,readv,write,writev,pwrite64,?pwritev,?pwritev2,ftruncate,"
+    "fallocate,fsync,fdatasync,?sync,syncfs,copy_file_range,?sendfile,splice,mmap,ioctl,fchdir,?clone,?clone3,?fork,"
+    "?vfork,?io_uring_setup"
 )
+OPTIONS = ("-xx", "-s", "33554432", "-e", f"trace={_TRACED}")
 _LINE = re.compile(r"(\d+) +(.*)")
-_STRING = re.compile(r'"((?:\\x[0-9a-f]{2})*)"')
-_BUFFER = re.compile(r'iov_base="((?:\\x[0-9a-f]{2})*)"')
-_AT = re.compile(r"(?:^|, )(AT_FDCWD|\d+), $")
 _RETURNED = re.compile(r"(\w+)\((.*)\) += (-?\d+|0x[0-9a-f]+|\?)(?:\s.*)?", re.DOTALL)
-
 # Calls that change neither bytes nor names; modes and owners are not compared.
-_HARMLESS = frozenset(
-    "stat lstat newfstatat statx access faccessat faccessat2 readlink readlinkat getcwd statfs chmod fchmodat fchmodat2 "
-    "chown lchown fchownat utime utimes utimensat futimesat inotify_add_watch".split()
+_HARMLESS = re.compile(
+    r"stat|lstat|newfstatat|statx|access|faccessat|faccessat2|readlink|readlinkat|getcwd|statfs|"
+    r"chmod|fchmodat|fchmodat2|chown|lchown|fchownat|utime|utimes|utimensat|futimesat|inotify_add_watch"
 )
 
 
-class UnmodelledError(Exception):
-    """A call on the recorded folder whose effect the log does not tell exactly."""
+def record(work: Callable[..., object], arguments: Sequence[object], root: Path) -> Recording:
+    """Run ``work(marks, *arguments)`` in a traced child whose working directory is `root`, and return what it did.
+
+    Each line of JSON that it writes, unbuffered, to the file `marks` becomes a `Mark` at its place in the order.
+
+    Raises:
+        UnmodelledError: The log does not tell all of it, or what it tells is not what is in the folder now.
+    """
+    root = root.resolve()
+    before = Tree.of(root)
+    with tempfile.TemporaryDirectory(prefix="ckptstore-recording-") as folder:
+        log, marks = Path(folder).resolve() / "log", Path(folder).resolve() / "marks"
+        code = run_traced(_in_folder, (work, root, marks, tuple(arguments)), OPTIONS, log=log)
+        if code != 0:
+            raise RuntimeError(f"the recorded process ended with {code}")
+        with log.open(encoding="ascii") as lines:
+            recording = Parser(root, before, marks=marks, cwd=root).parse(lines)
+    if recording.final().picture() != Tree.of(root).picture():
+        raise UnmodelledError(f"what was recorded does not lead to what is in {root}")
+    return recording
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
-    """Bytes written to a file."""
-
-    inode: int
-    offset: int
-    data: bytes
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Resize:
-    """A file's new size: cut off, or filled up with zeros."""
-
-    inode: int
-    size: int
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Name:
-    """Changes of directory entries that one call makes: what (directory, name) leads to, None for nothing."""
-
-    changes: tuple[tuple[int, str, int | None], ...]
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Sync:
-    """A sync of a file or directory, which covers the operations before number `entered`."""
-
-    inode: int
-    entered: int
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """What the process said of itself."""
-
-    said: dict[str, Any]
-    text: str
-
-
-Operation = Write | Resize | Name | Sync | Mark
-
-
-@dataclass(slots=True)
-class Tree:
-    """A folder: entries by directory, bytes by file, targets by symbolic link; all by inode, `ROOT` at the top."""
-
-    names: dict[int, dict[str, int]] = field(default_factory=lambda: {ROOT: {}})
-    contents: dict[int, bytes] = field(default_factory=dict)
-    links: dict[int, str] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, folder: Path) -> Tree:
-        """Read a folder; hard links are one inode."""
-        tree, inodes = cls(), {os.lstat(folder).st_ino: ROOT}
-        for parent, directories, files in os.walk(folder):
-            entries = tree.names.setdefault(inodes[os.lstat(parent).st_ino], {})
-            for name in (*directories, *files):
-                path = Path(parent, name)
-                found = path.lstat()
-                inode = entries[name] = inodes.setdefault(found.st_ino, len(inodes))
-                if stat.S_ISDIR(found.st_mode):
-                    tree.names[inode] = {}
-                elif stat.S_ISLNK(found.st_mode):
-                    tree.links[inode] = str(path.readlink())
-                elif stat.S_ISREG(found.st_mode):
-                    tree.contents[inode] = path.read_bytes()
-                else:
-                    raise UnmodelledError(f"{path} is neither file, directory nor symbolic link")
-        return tree
-
-    def walk(self, directory: int = ROOT, above: str = "") -> Iterator[tuple[str, int]]:
-        """Yield path and inode of everything, directories before what is in them, in order of names."""
-        for name, inode in sorted(self.names[directory].items()):
-            yield above + name, inode
-            if inode in self.names:
-                yield from self.walk(inode, f"{above}{name}/")
-
-    def picture(self) -> tuple[tuple[str, str, int, bytes], ...]:
-        """Everything in it, comparable: path, kind, which paths are one file, bytes."""
-        firsts: dict[int, int] = {}
-        return tuple(
-            (path, self._kind(inode), firsts.setdefault(inode, len(firsts)), self._bytes(inode))
-            for path, inode in self.walk()
-        )
-
-    def _kind(self, inode: int) -> str:
-        return "directory" if inode in self.names else "link" if inode in self.links else "file"
-
-    def _bytes(self, inode: int) -> bytes:
-        return os.fsencode(self.links[inode]) if inode in self.links else self.contents.get(inode, b"")
-
-
-def written(content: bytes, operation: Write | Resize) -> bytes:
-    """Return a file's bytes after an operation on it."""
-    if isinstance(operation, Resize):
-        return content[: operation.size].ljust(operation.size, b"\0")
-    before = content[: operation.offset].ljust(operation.offset, b"\0")
-    return before + operation.data + content[operation.offset + len(operation.data) :]
-
-
-@dataclass(frozen=True, slots=True)
-class Recording:
-    """A folder before, and the operations on it, in order; inodes that are new have their kind in `kinds`."""
-
-    before: Tree
-    operations: tuple[Operation, ...]
-    kinds: Tree
-
-    def final(self) -> Tree:
-        """The folder after all operations."""
-        tree = self.fresh()
-        for operation in self.operations:
-            if isinstance(operation, Name):
-                for directory, name, inode in operation.changes:
-                    if inode is None:
-                        tree.names[directory].pop(name, None)
-                    else:
-                        tree.names[directory][name] = inode
-            elif isinstance(operation, Write | Resize):
-                tree.contents[operation.inode] = written(tree.contents[operation.inode], operation)
-        return tree
-
-    def fresh(self) -> Tree:
-        """The folder before, and all later inodes, empty and without names."""
-        return Tree(
-            names={inode: dict(self.before.names.get(inode, {})) for inode in self.kinds.names},
-            contents={inode: self.before.contents.get(inode, b"") for inode in self.kinds.contents},
-            links=dict(self.kinds.links),
-        )
+def _in_folder(work: Callable[..., object], root: Path, marks: Path, arguments: tuple[object, ...]) -> None:
+    os.chdir(root)
+    work(marks, *arguments)
 
 
 @dataclass(slots=True)
@@ -188,42 +80,6 @@ class _Open:
     inode: int | None
     position: int = 0
     append: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """One call that succeeded: its arguments as strace prints them, and how many operations preceded its entry."""
-
-    name: str
-    inside: str
-    returned: int
-    entered: int
-
-    @property
-    def descriptor(self) -> int:
-        """The first argument."""
-        return int(self.inside.partition(", ")[0])
-
-    @property
-    def paths(self) -> list[str]:
-        """The strings among the arguments, as paths."""
-        return [os.fsdecode(_bytes_of(found)) for found in _STRING.findall(self.inside)]
-
-    @property
-    def data(self) -> bytes:
-        """The bytes that are written, of all buffers."""
-        pattern = _BUFFER if "iov_base" in self.inside else _STRING
-        return b"".join(map(_bytes_of, pattern.findall(self.inside)))
-
-    def at(self, number: int) -> str:
-        """The descriptor that the given string is relative to."""
-        before = self.inside[: list(_STRING.finditer(self.inside))[number].start()]
-        match = _AT.search(before)
-        return match[1] if match else "AT_FDCWD"
-
-
-def _bytes_of(escaped: str) -> bytes:
-    return bytes.fromhex(escaped.replace("\\x", ""))
 
 
 class Parser:
@@ -246,7 +102,7 @@ class Parser:
         self._files: dict[int, _Open] = {}
         self._operations: list[Operation] = []
 
-    def parse(self, lines: Iterator[str]) -> Recording:
+    def parse(self, lines: Iterable[str]) -> Recording:
         """Read a log of ``strace -f`` with `OPTIONS`.
 
         Raises:
@@ -261,12 +117,17 @@ class Parser:
             entered = len(self._operations)
             if text.endswith("<unfinished ...>"):
                 begun[pid] = (text.removesuffix("<unfinished ...>"), entered)
+                if text.startswith("close("):
+                    # Before it has returned, another thread may get the same number.
+                    self._files.pop(int(re.findall(r"\d+", text)[0]), None)
                 continue
             if text.startswith("<... "):
                 head, entered = begun.pop(pid)
+                if head.startswith("close("):
+                    continue
                 text = head + text.partition(" resumed>")[2]
             self._take(text.rstrip(), entered)
-        kinds = Tree(dict.fromkeys(self._names, {}), dict.fromkeys(self._sizes, b""), self._links)
+        kinds = Tree({inode: {} for inode in self._names}, dict.fromkeys(self._sizes, b""), self._links)
         return Recording(self._before, tuple(self._operations), kinds)
 
     def _take(self, line: str, entered: int) -> None:
@@ -274,26 +135,24 @@ class Parser:
         if match is None:
             raise UnmodelledError(f"not a call: {line[:200]}")
         call, inside, returned = match.groups()
-        handler: Callable[[_Call], None] | None = getattr(self, f"_on_{call}", None)
+        handler: Callable[[Call], None] | None = getattr(self, f"_on_{call}", None)
         # close is the one call that has its effect although it fails.
         if returned == "?" or (returned.startswith("-") and call != "close") or handler is None:
-            if handler is None and not returned.startswith("-") and call not in _HARMLESS:
+            if handler is None and not returned.startswith("-") and not _HARMLESS.fullmatch(call):
                 raise UnmodelledError(f"{call} is not known: {line[:200]}")
             return
-        handler(_Call(call, inside, int(returned, 0), entered))
+        handler(Call(call, inside, int(returned, 0), entered))
 
     # --- where a path leads -------------------------------------------------------------------------------------
 
     def _absolute(self, path: str, at: str = "AT_FDCWD") -> str:
         if path.startswith(("/proc/self/fd", "/dev/fd")):
             raise UnmodelledError(f"a path through a descriptor: {path}")
-        if at.startswith("AT_FDCWD") or path.startswith("/"):
-            base = self._cwd
-        else:
-            opened = self._files.get(int(at))
-            if opened is None:
+        base = self._cwd
+        if at != "AT_FDCWD" and not path.startswith("/"):
+            if int(at) not in self._files:
                 raise UnmodelledError(f"{path} is relative to descriptor {at}, opened before")
-            base = opened.path
+            base = self._files[int(at)].path
         return os.path.normpath(os.path.join(base, path))  # noqa: PTH118
 
     def _entry(self, path: str) -> tuple[int, str] | None:
@@ -331,26 +190,26 @@ class Parser:
         self._next += 1
         return self._next - 1
 
-    def _on_mkdirat(self, call: _Call) -> None:
+    def _on_mkdirat(self, call: Call) -> None:
         path = self._absolute(call.paths[0], call.at(0))
         if entry := self._entry(path):
             inode = self._new()
             self._names[inode] = {}
             self._change([(*entry, inode)], f"mkdir {self._short(path)}")
 
-    def _on_symlinkat(self, call: _Call) -> None:
+    def _on_symlinkat(self, call: Call) -> None:
         path = self._absolute(call.paths[1], call.at(1))
         if entry := self._entry(path):
             inode = self._new()
             self._links[inode] = call.paths[0]
             self._change([(*entry, inode)], f"symlink {self._short(path)}")
 
-    def _on_unlinkat(self, call: _Call) -> None:
+    def _on_unlinkat(self, call: Call) -> None:
         path = self._absolute(call.paths[0], call.at(0))
         if entry := self._entry(path):
             self._change([(*entry, None)], f"{call.name} {self._short(path)}")
 
-    def _on_linkat(self, call: _Call) -> None:
+    def _on_linkat(self, call: Call) -> None:
         if "AT_EMPTY_PATH" in call.inside or "AT_SYMLINK_FOLLOW" in call.inside:
             raise UnmodelledError(f"link with flags: {call.inside[-80:]}")
         source, target = self._two(call)
@@ -359,7 +218,7 @@ class Parser:
         if entry:
             self._change([(*entry, inode)], f"link {self._short(source)} -> {self._short(target)}")
 
-    def _on_renameat2(self, call: _Call) -> None:
+    def _on_renameat2(self, call: Call) -> None:
         if "RENAME_EXCHANGE" in call.inside or "RENAME_WHITEOUT" in call.inside:
             raise UnmodelledError(f"rename with flags: {call.inside[-80:]}")
         source, target = self._two(call)
@@ -367,27 +226,26 @@ class Parser:
         self._both_here(inode, entry, target)
         # Two names of one file: rename does nothing.
         if entry and old and self._names[entry[0]].get(entry[1]) != inode:
-            self._change(
-                [(*entry, inode), (*old, None)], f"rename {self._short(source)} -> {self._short(target)}"
-            )
+            text = f"rename {self._short(source)} -> {self._short(target)}"
+            self._change([(*entry, inode), (*old, None)], text)
 
-    def _two(self, call: _Call) -> tuple[str, str]:
+    def _two(self, call: Call) -> tuple[str, str]:
         return self._absolute(call.paths[0], call.at(0)), self._absolute(call.paths[1], call.at(1))
 
     def _both_here(self, inode: int | None, entry: tuple[int, str] | None, target: str) -> None:
         if (inode is None) != (entry is None):
             raise UnmodelledError(f"{target}: a file moves into the folder or out of it")
 
-    _on_mkdir, _on_symlink, _on_link = _on_mkdirat, _on_symlinkat, _linkat
-    _on_unlink = _on_rmdir = _unlinkat
-    _on_rename = _on_renameat = _renameat2
+    _on_mkdir, _on_symlink, _on_link = _on_mkdirat, _on_symlinkat, _on_linkat
+    _on_unlink = _on_rmdir = _on_unlinkat
+    _on_rename = _on_renameat = _on_renameat2
 
     # --- descriptors ---------------------------------------------------------------------------------------------
 
-    def _on_openat(self, call: _Call) -> None:
+    def _on_openat(self, call: Call) -> None:
         path = self._absolute(call.paths[0], call.at(0))
         self._files[call.returned] = opened = _Open(path, None)
-        entry = None if path == self._root else self._entry(path)
+        entry = self._entry(path)
         if entry is None and path != self._root:
             return
         inode, flags = self._inode(path), set(re.findall(r"O_\w+|__O_\w+", call.inside))
@@ -405,54 +263,54 @@ class Parser:
             self._resize(inode, 0, f"truncate {self._short(path)} 0")
         opened.inode, opened.append = inode, "O_APPEND" in flags
 
-    _on_creat = _on_open = _openat
+    _on_creat = _on_open = _on_openat
 
-    def _on_close(self, call: _Call) -> None:
+    def _on_close(self, call: Call) -> None:
         self._files.pop(call.descriptor, None)
 
-    def _on_dup(self, call: _Call) -> None:
+    def _on_dup(self, call: Call) -> None:
         if call.descriptor in self._files:
             self._files[call.returned] = self._files[call.descriptor]
         else:
             self._files.pop(call.returned, None)
 
-    _on_dup2 = _on_dup3 = _dup
+    _on_dup2 = _on_dup3 = _on_dup
 
-    def _on_fcntl(self, call: _Call) -> None:
+    def _on_fcntl(self, call: Call) -> None:
         if "F_DUPFD" in call.inside:
             self._on_dup(call)
         elif "F_SETFL" in call.inside and self._ours(call):
             raise UnmodelledError(f"flags of an open file change: {call.inside}")
 
-    def _on_chdir(self, call: _Call) -> None:
+    def _on_chdir(self, call: Call) -> None:
         self._cwd = self._absolute(call.paths[0])
 
-    def _on_fchdir(self, call: _Call) -> None:
+    def _on_fchdir(self, call: Call) -> None:
         self._cwd = self._files[call.descriptor].path
 
-    def _on_clone(self, call: _Call) -> None:
+    def _on_clone(self, call: Call) -> None:
         if "CLONE_FILES" not in call.inside:
             raise UnmodelledError("the recorded process started another one")
 
-    _on_clone3 = _on_fork = _on_vfork = _clone
+    _on_clone3 = _on_fork = _on_vfork = _on_clone
 
     # --- bytes ---------------------------------------------------------------------------------------------------
 
-    def _ours(self, call: _Call) -> _Open | None:
+    def _ours(self, call: Call) -> _Open | None:
         opened = self._files.get(call.descriptor)
         return opened if opened is not None and opened.inode is not None else None
 
-    def _on_lseek(self, call: _Call) -> None:
+    def _on_lseek(self, call: Call) -> None:
         if opened := self._ours(call):
             opened.position = call.returned
 
-    def _on_read(self, call: _Call) -> None:
+    def _on_read(self, call: Call) -> None:
         if opened := self._ours(call):
             opened.position += call.returned
 
-    _on_readv = _read
+    _on_readv = _on_read
 
-    def _on_write(self, call: _Call) -> None:
+    def _on_write(self, call: Call) -> None:
         if opened := self._ours(call):
             if opened.append:
                 opened.position = self._sizes[opened.inode or 0]
@@ -462,15 +320,15 @@ class Parser:
             for line in call.data.decode().splitlines():
                 self._operations.append(Mark(json.loads(line), f"the process says {line}"))
 
-    def _on_pwrite64(self, call: _Call) -> None:
+    def _on_pwrite64(self, call: Call) -> None:
         if opened := self._ours(call):
             if opened.append or call.name == "pwritev2":
                 raise UnmodelledError(f"{call.name} on {opened.path}, open for appending or with flags")
             self._put(opened, int(call.inside.rpartition(", ")[2]), call)
 
-    _on_writev, _on_pwritev, _on_pwritev2 = _on_write, _on_pwrite64, _pwrite64
+    _on_writev, _on_pwritev, _on_pwritev2 = _on_write, _on_pwrite64, _on_pwrite64
 
-    def _put(self, opened: _Open, offset: int, call: _Call) -> None:
+    def _put(self, opened: _Open, offset: int, call: Call) -> None:
         assert opened.inode is not None
         data = call.data[: call.returned]
         if len(data) != call.returned:
@@ -487,20 +345,20 @@ class Parser:
             self._sizes[inode] = size
             self._operations.append(Resize(inode, size, text))
 
-    def _on_ftruncate(self, call: _Call) -> None:
+    def _on_ftruncate(self, call: Call) -> None:
         if opened := self._ours(call):
             size = int(call.inside.split(", ")[1])
             self._resize(opened.inode or 0, size, f"ftruncate {self._short(opened.path)} {size}")
 
-    def _on_truncate(self, call: _Call) -> None:
+    def _on_truncate(self, call: Call) -> None:
         path, size = self._absolute(call.paths[0]), int(call.inside.rpartition(", ")[2])
         inode = self._inode(path)
+        if inode in self._links:
+            raise UnmodelledError(f"{path} is a symbolic link")
         if inode is not None:
-            if inode in self._links:
-                raise UnmodelledError(f"{path} is a symbolic link")
             self._resize(inode, size, f"truncate {self._short(path)} {size}")
 
-    def _on_fallocate(self, call: _Call) -> None:
+    def _on_fallocate(self, call: Call) -> None:
         if opened := self._ours(call):
             _, mode, start, length = call.inside.split(", ")
             if mode not in ("0", "FALLOC_FL_KEEP_SIZE"):
@@ -509,34 +367,34 @@ class Parser:
             if mode == "0" and size > self._sizes[opened.inode or 0]:
                 self._resize(opened.inode or 0, size, f"fallocate {self._short(opened.path)} {size}")
 
-    def _on_fsync(self, call: _Call) -> None:
+    def _on_fsync(self, call: Call) -> None:
         if opened := self._ours(call):
             text = f"{call.name} {self._short(opened.path)}"
             self._operations.append(Sync(opened.inode or 0, call.entered, text))
 
-    _on_fdatasync = _fsync
+    _on_fdatasync = _on_fsync
 
-    def _on_mmap(self, call: _Call) -> None:
+    def _on_mmap(self, call: Call) -> None:
         arguments = call.inside.split(", ")
         opened = self._files.get(int(arguments[4]))
         shared = "MAP_SHARED" in call.inside and "PROT_WRITE" in call.inside
         if shared and opened is not None and opened.inode is not None:
             raise UnmodelledError(f"{opened.path} is written through memory")
 
-    def _on_copy_file_range(self, call: _Call) -> None:
+    def _on_copy_file_range(self, call: Call) -> None:
         """Refuse the calls that copy without showing the bytes."""
-        for word in call.inside.split(", "):
-            opened = self._files.get(int(word)) if word.isdecimal() else None
+        for word in filter(str.isdecimal, call.inside.split(", ")):
+            opened = self._files.get(int(word))
             if opened is not None and opened.inode is not None:
                 raise UnmodelledError(f"{call.name} with {opened.path}")
 
-    _on_sendfile = _on_splice = _copy_file_range
+    _on_sendfile = _on_splice = _on_copy_file_range
 
-    def _on_ioctl(self, call: _Call) -> None:
+    def _on_ioctl(self, call: Call) -> None:
         if "FICLONE" in call.inside or "FIDEDUPE" in call.inside:
             raise UnmodelledError(f"blocks are shared: {call.inside}")
 
-    def _on_sync(self, call: _Call) -> None:
+    def _on_sync(self, call: Call) -> None:
         raise UnmodelledError(f"{call.name}: more than one file is synced, or written unseen")
 
-    _on_syncfs = _on_io_uring_setup = _on_mknod = _on_mknodat = _on_openat2 = _sync
+    _on_syncfs = _on_io_uring_setup = _on_mknod = _on_mknodat = _on_openat2 = _on_sync

@@ -1,0 +1,91 @@
+"""Reads from a damaged manifest what only a manifest knows, as far as SQLite still can."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeGuard
+
+from ckptstore.errors import InvalidArgumentError
+from ckptstore.names import check_tag
+from ckptstore.records import Mode
+from ckptstore.sqlite_engine import connect
+
+_MONITORS = (
+    "SELECT runs.name, metric_names.name, mode FROM monitors"
+    " JOIN runs ON runs.id = run_id JOIN metric_names ON metric_names.id = metric_id"
+)
+
+
+@dataclass(slots=True)
+class Salvaged:
+    """What was still there; empty where nothing was.
+
+    Attributes:
+        uuid: The store's id, or None.
+        next_version: The number of the next version; 1 where unknown.
+        pinned: Versions that retention must leave.
+        tags: Versions by tag.
+        costs: `blocked_s` and `total_s` by version.
+        monitors: Run, metric and better direction.
+    """
+
+    uuid: str | None = None
+    next_version: int = 1
+    pinned: set[int] = field(default_factory=set)
+    tags: dict[str, int] = field(default_factory=dict)
+    costs: dict[int, tuple[float | None, float | None]] = field(default_factory=dict)
+    monitors: list[tuple[str, str, Mode]] = field(default_factory=list)
+
+
+def salvage(path: Path) -> Salvaged:
+    """Return what a damaged manifest still says; it is not changed.
+
+    Each table is read for itself, so that one bad page costs no more than the rows behind it.
+    """
+    found = Salvaged()
+    if not path.is_file():
+        return found
+    for uuid, next_version in _rows(path, "SELECT uuid, next_version FROM store"):
+        if isinstance(uuid, str) and isinstance(next_version, int) and 0 < next_version < 10**18:
+            found.uuid, found.next_version = uuid, next_version
+    for (version,) in _rows(path, "SELECT version FROM checkpoints WHERE pinned"):
+        if isinstance(version, int):
+            found.pinned.add(version)
+    for name, version in _rows(path, "SELECT name, version FROM tags"):
+        if isinstance(version, int) and _is_tag(name):
+            found.tags[name] = version
+    for version, blocked_s, total_s in _rows(path, "SELECT version, blocked_s, total_s FROM checkpoints"):
+        if isinstance(version, int):
+            found.costs[version] = (_seconds(blocked_s), _seconds(total_s))
+    for run, metric, mode in _rows(path, _MONITORS):
+        if isinstance(run, str) and isinstance(metric, str) and mode in ("min", "max"):
+            found.monitors.append((run, metric, "min" if mode == "min" else "max"))
+    return found
+
+
+def _is_tag(name: object) -> TypeGuard[str]:
+    try:
+        check_tag(name)
+    except InvalidArgumentError:
+        return False
+    return True
+
+
+def _seconds(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _rows(path: Path, query: str) -> list[tuple[object, ...]]:
+    """Return the rows that come before the first error."""
+    rows: list[tuple[object, ...]] = []
+    try:
+        with closing(connect(path, "ro")) as connection:
+            for row in connection.execute(query):
+                rows.append(row)
+    except sqlite3.Error:
+        # That is what it was called for: the rest cannot be read.
+        return rows
+    return rows

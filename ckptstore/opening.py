@@ -1,0 +1,48 @@
+"""Opens a store's manifest: for reading, without a trace; for writing, after making disk and manifest agree."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+
+from ckptstore import reserve
+from ckptstore.errors import CorruptManifestError
+from ckptstore.layout import Layout
+from ckptstore.locks import check_exclusion, store_lock
+from ckptstore.manifest import Manifest
+
+
+def open_for_reading(layout: Layout) -> Manifest:
+    """Open a manifest and change nothing.
+
+    Raises:
+        CheckpointStoreError: As `ckptstore.CheckpointStore` says.
+    """
+    if not os.path.lexists(layout.manifest):
+        raise CorruptManifestError(path=layout.manifest, reason="it is missing, though there are payloads")
+    return Manifest.open(layout.manifest, read_only=True)
+
+
+def open_for_writing(layout: Layout) -> Manifest:
+    """Open a manifest, making or upgrading it, and finish or undo what a dead writer left.
+
+    What the file system cannot give is found out here: see `ckptstore.locks.check_exclusion`.
+
+    Raises:
+        CheckpointStoreError: As `ckptstore.CheckpointStore` says.
+    """
+    if os.path.lexists(layout.manifest):
+        Manifest.check(layout.manifest)
+    from ckptstore.recovery import reconcile  # reads payloads; a query can do without
+
+    layout.make()
+    with store_lock(layout.locks):
+        check_exclusion(layout.locks)
+        manifest = Manifest.open(layout.manifest)
+        try:
+            reserve.give_up_for(layout.reserve, partial(reconcile, layout, manifest))
+            reserve.hold(layout.reserve)
+        except BaseException:
+            manifest.close()
+            raise
+    return manifest

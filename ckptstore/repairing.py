@@ -1,0 +1,106 @@
+"""Acts on what `verify` reports: adopts, puts aside, puts back, marks. Deletes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+
+from ckptstore.adoption import take_in
+from ckptstore.files import digest_file, fsync_directory, rename_to_new
+from ckptstore.layout import Layout
+from ckptstore.manifest import Manifest
+from ckptstore.quarantine import withdraw
+from ckptstore.records import Checkpoint, Problem
+from ckptstore.verification import Progress, verify
+
+Locked = Callable[[], AbstractContextManager[None]]
+
+
+def repair(
+    layout: Layout, manifest: Manifest, locked: Locked, *, progress: Progress | None = None
+) -> list[Problem]:
+    """Verify a store byte by byte and mend what can be; returns the problems, each with what was done about it.
+
+    A payload in quarantine that is, byte for byte, what a row lost is put back. What stays lost keeps its row, marked,
+    and is no problem any more. A crash leaves some problems acted on; run it again.
+
+    Args:
+        layout: Where the store lies.
+        manifest: Its manifest, whole in SQLite's eyes.
+        locked: Gives the store's lock; held for one problem at a time, not while payloads are read.
+        progress: As `verify` calls it.
+
+    Raises:
+        StorageError: Something cannot be read or moved.
+    """
+    problems = verify(layout, manifest, progress=progress)
+    done: list[Problem] = []
+    for problem in problems:
+        with locked():
+            done.append(replace(problem, action=_act(layout, manifest, problem)))
+    # Known losses too: a repair that died may have noted one and not come to this.
+    for checkpoint in (*manifest.in_state("missing"), *manifest.in_state("damaged")):
+        if _put_back(layout, manifest, locked, checkpoint):
+            done = _with_put_back(done, checkpoint)
+    return done
+
+
+def _with_put_back(done: list[Problem], checkpoint: Checkpoint) -> list[Problem]:
+    action = "put back from quarantine"
+    if not any(problem.version == checkpoint.version for problem in done):
+        detail = "its payload lay in quarantine"
+        new = Problem(kind=checkpoint.state, detail=detail, version=checkpoint.version, path=checkpoint.path)
+        done = [*done, new]
+    return [
+        replace(problem, action=action) if problem.version == checkpoint.version else problem
+        for problem in done
+    ]
+
+
+def _act(layout: Layout, manifest: Manifest, problem: Problem) -> str | None:
+    if problem.kind == "orphan" and problem.path is not None:
+        if not problem.path.exists():
+            return "gone by itself"
+        reason = take_in(layout, manifest, problem.path.name)
+        return "adopted" if reason is None else f"put aside in quarantine: {reason}"
+    if problem.version is None:
+        return None
+    checkpoint = manifest.get(problem.version)
+    if checkpoint is None or checkpoint.state == "deleting":
+        return "gone by itself"
+    if problem.kind not in ("missing", "damaged"):
+        withdraw(layout, manifest, checkpoint, problem.detail)
+        return _note(manifest, checkpoint, "damaged", "put aside in quarantine, and marked as damaged")
+    state = "damaged" if checkpoint.state == "damaged" else "missing"
+    return _note(manifest, checkpoint, state, f"marked as {state}")
+
+
+def _note(manifest: Manifest, checkpoint: Checkpoint, state: str, action: str) -> str:
+    manifest.set_state(
+        [checkpoint.version],
+        state,  # type: ignore[arg-type]
+        event="repaired",
+        detail={"action": action},
+    )
+    return action
+
+
+def _put_back(layout: Layout, manifest: Manifest, locked: Locked, checkpoint: Checkpoint) -> bool:
+    """Move the payload that a row lost back into its place, if it lies in quarantine."""
+    for path in _of_size(layout.quarantine, checkpoint.nbytes):
+        if digest_file(path) == checkpoint.digest:
+            with locked():
+                rename_to_new(path, checkpoint.path)
+                fsync_directory(checkpoint.path.parent)
+                fsync_directory(path.parent)
+                manifest.set_state([checkpoint.version], "complete", event="found")
+            return True
+    return False
+
+
+def _of_size(folder: Path, nbytes: int) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.stat().st_size == nbytes:
+            yield path

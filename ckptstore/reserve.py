@@ -1,0 +1,48 @@
+"""A small file that is given up when the disk is full, so that a deletion can still be recorded, and so free space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from ckptstore.errors import DiskFullError
+from ckptstore.files import make_filled, unlink
+
+# SQLite's journal for marking and removing some thousand rows, and the growth of the manifest itself.
+NBYTES = 512 << 10
+_Result = TypeVar("_Result")
+
+
+def hold(path: Path) -> bool:
+    """Make the file if it is not there, whole; returns False where there is no room for it now.
+
+    The caller holds the store's lock. It needs no sync: what a power cut leaves of it is made anew.
+
+    Raises:
+        StorageError: The disk failed in another way than being full.
+    """
+    if path.exists():
+        if path.stat().st_size == NBYTES:
+            return True
+        unlink(path)
+    try:
+        make_filled(path, NBYTES)
+    except DiskFullError:
+        return False
+    return True
+
+
+def give_up_for(path: Path, work: Callable[[], _Result]) -> _Result:
+    """Do work that needs a little room; if the disk is full, the file goes, and the work is done once more.
+
+    Raises:
+        DiskFullError: There is no room even so.
+    """
+    try:
+        return work()
+    except DiskFullError:
+        if not path.exists():
+            raise
+        unlink(path)
+        return work()

@@ -1,0 +1,147 @@
+"""Finds the newest resume point that loads, walking back over what is damaged and what keeps crashing."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+from ckptstore.errors import (
+    CheckpointStoreError,
+    CorruptPayloadError,
+    NoUsableCheckpointError,
+)
+from ckptstore.layout import Layout
+from ckptstore.manifest import Manifest
+from ckptstore.quarantine import withdraw
+from ckptstore.records import Checkpoint
+from ckptstore.verification import unacknowledged
+
+Load = Callable[[Checkpoint], None]
+Locked = Callable[[], AbstractContextManager[None]]
+
+
+class Resumption:
+    """One walk back through a run's resume points.
+
+    What does not match its digest is put aside at once. What does, and cannot be loaded all the same (`load` raises
+    anything but an error of ckptstore's own, which speaks of the caller's model or of the disk), is put aside once an
+    older one has been loaded: if none can be, the cause lies elsewhere and everything stays.
+
+    A checkpoint that was started from `attempts` times without a save since is stepped over: older ones come first. If
+    all were, the newest has its turn again.
+
+    Args:
+        layout: Where the store lies.
+        manifest: Its manifest.
+        run: The run; None for the newest of all runs.
+        locked: Gives the store's lock; None in a store that is open for reading, where nothing is put aside or noted.
+        attempts: Starts without progress before a checkpoint is stepped over; None to count none, and note none.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        manifest: Manifest,
+        *,
+        run: str | None,
+        locked: Locked | None,
+        attempts: int | None,
+    ) -> None:
+        self._layout = layout
+        self._manifest = manifest
+        self._run = run
+        self._locked = locked
+        self._attempts = attempts
+        self._damaged: list[Checkpoint] = []
+        self._failed: list[tuple[Checkpoint, Exception]] = []
+        self._stepped_over: list[int] = []
+
+    def load(self, load: Load) -> Checkpoint | None:
+        """Load the first that can be, note the start, and return it; None where a run has none.
+
+        A crash meanwhile leaves all checkpoints where they are, or a damaged one put aside.
+
+        Raises:
+            NoUsableCheckpointError: There are resume points, and all are damaged or missing.
+            StorageError: One cannot be read, which does not say that it is damaged.
+            ModelMismatchError: The newest that is whole does not fit the model.
+            Exception: What `load` raised of the newest, where it raised something of every one.
+        """
+        for checkpoint in self._candidates():
+            if self._loads(checkpoint, load):
+                self._conclude(checkpoint)
+                return checkpoint
+        if self._failed:
+            raise self._failed[0][1]
+        lost = [checkpoint.version for checkpoint in self._damaged]
+        lost += [one.version for one in unacknowledged(self._manifest) if self._is_of_the_run(one)]
+        if lost:
+            versions = tuple(sorted(set(lost), reverse=True))
+            raise NoUsableCheckpointError(run=self._run, store=self._layout.root, versions=versions)
+        return None
+
+    def _is_of_the_run(self, checkpoint: Checkpoint) -> bool:
+        return checkpoint.resumable and self._run in (None, checkpoint.run)
+
+    def _candidates(self) -> Iterator[Checkpoint]:
+        """Yield resume points, newest first, those that keep crashing last."""
+        if self._attempts is None:
+            yield from self._manifest.resume_points(self._run)
+            return
+        starts = self._manifest.starts(self._run)
+        crashing: list[Checkpoint] = []
+        for checkpoint in self._manifest.resume_points(self._run):
+            if starts.get(checkpoint.version, 0) < self._attempts:
+                yield checkpoint
+            else:
+                crashing.append(checkpoint)
+                self._step_over(checkpoint, starts[checkpoint.version])
+        attempts = self._attempts
+        yield from sorted(crashing, key=lambda one: starts[one.version] // attempts)
+
+    def _step_over(self, checkpoint: Checkpoint, starts: int) -> None:
+        self._stepped_over.append(checkpoint.version)
+        warnings.warn(
+            f"version {checkpoint.version} is stepped over: started from {starts} times without a save since",
+            stacklevel=2,
+        )
+
+    def _loads(self, checkpoint: Checkpoint, load: Load) -> bool:
+        try:
+            load(checkpoint)
+        except CorruptPayloadError as error:
+            self._damaged.append(checkpoint)
+            self._put_aside(checkpoint, error.reason)
+        except (CheckpointStoreError, MemoryError):
+            raise
+        except Exception as error:
+            self._failed.append((checkpoint, error))
+        else:
+            return True
+        return False
+
+    def _put_aside(self, checkpoint: Checkpoint, reason: str) -> None:
+        where = "stepped over"
+        if self._locked is not None:
+            with self._locked():
+                now = self._manifest.get(checkpoint.version)
+                if now is not None and now.state == "complete":
+                    withdraw(self._layout, self._manifest, checkpoint, reason)
+            where = f"put aside in {self._layout.quarantine}"
+        warnings.warn(f"version {checkpoint.version} is {where}: {reason}", stacklevel=2)
+
+    def _conclude(self, checkpoint: Checkpoint) -> None:
+        for failed, error in self._failed:
+            self._put_aside(failed, f"loading it raises {type(error).__name__}: {error}")
+        if self._locked is None or self._attempts is None:
+            return
+        detail = {
+            "epoch": checkpoint.epoch,
+            "batch": checkpoint.batch,
+            "damaged": [one.version for one in self._damaged],
+            "failed": [one.version for one, _ in self._failed],
+            "stepped_over": [version for version in self._stepped_over if version != checkpoint.version],
+        }
+        with self._locked():
+            self._manifest.add_event("resumed", run=checkpoint.run, version=checkpoint.version, detail=detail)

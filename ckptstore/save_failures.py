@@ -1,0 +1,107 @@
+"""What a callback does when a save fails: tries again, warns, lets training go on, and gives up after some in a row."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from typing import Literal, TypeVar
+
+from ckptstore.errors import (
+    InvalidArgumentError,
+    LockedError,
+    RunLockedError,
+    StorageError,
+    UnfinishedSaveError,
+)
+from ckptstore.records import Checkpoint
+
+OnSaveError = Literal["warn", "raise"]
+
+# Seconds to wait before each further try of one save; training waits meanwhile.
+DELAYS_S = (0.1, 1.0)
+_Save = TypeVar("_Save")
+
+
+def check_on_save_error(on_save_error: object, max_save_failures: object) -> None:
+    """Check the two arguments of a callback.
+
+    Raises:
+        InvalidArgumentError: One cannot be used.
+
+    Example:
+        >>> check_on_save_error("ignore", 3)
+        Traceback (most recent call last):
+        ...
+        ckptstore.errors.InvalidArgumentError: on_save_error='ignore': must be 'warn' or 'raise'
+    """
+    if on_save_error not in ("warn", "raise"):
+        raise InvalidArgumentError(
+            argument="on_save_error", value=on_save_error, reason="must be 'warn' or 'raise'"
+        )
+    number = isinstance(max_save_failures, int) and not isinstance(max_save_failures, bool)
+    if not number or max_save_failures < 1:  # type: ignore[operator]
+        raise InvalidArgumentError(
+            argument="max_save_failures", value=max_save_failures, reason="must be an integer, 1 or more"
+        )
+
+
+class SaveFailures:
+    """Tries saves, and counts those that failed in a row.
+
+    Only what the disk, or another process's lock, did is handled so; an error that another try would meet again, such
+    as a model that cannot be saved, is raised as it is.
+
+    Args:
+        on_save_error: ``"warn"`` to let training go on without the checkpoint, ``"raise"`` to end it at once.
+        most: With ``"warn"``: the failure that ends the training when so many came in a row.
+    """
+
+    def __init__(self, on_save_error: OnSaveError, most: int) -> None:
+        self.on_save_error = on_save_error
+        self.most = most
+        self.in_a_row = 0
+
+    def attempt(self, save: Callable[[], Checkpoint]) -> Checkpoint | None:
+        """Save, trying again after each of `DELAYS_S`; returns None where that failed and training goes on.
+
+        Raises:
+            StorageError: It failed, and `on_save_error` or the number of failures says to raise.
+            StoreLockedError: Likewise.
+        """
+        try:
+            checkpoint = self._tried_again(save)
+        except UnfinishedSaveError as error:
+            # There is a checkpoint; that nobody sees it at its path is a failure all the same.
+            self._failed(error, f"{error}")
+            return error.checkpoint
+        except RunLockedError:
+            raise
+        except (StorageError, LockedError) as error:
+            self._failed(error, f"this checkpoint was not saved, and training goes on without it: {error}")
+            return None
+        self.in_a_row = 0
+        return checkpoint
+
+    def _tried_again(self, save: Callable[[], Checkpoint]) -> Checkpoint:
+        for delay in DELAYS_S:
+            try:
+                return save()
+            except (UnfinishedSaveError, RunLockedError):
+                raise
+            except (StorageError, LockedError):
+                time.sleep(delay)
+        return save()
+
+    def _failed(self, error: StorageError | LockedError, text: str) -> None:
+        self.in_a_row += 1
+        if self.on_save_error == "raise" or self.in_a_row >= self.most:
+            if self.in_a_row > 1:
+                error.add_note(f"{self.in_a_row} saves in a row have failed")
+            raise error
+        left = self.most - self.in_a_row
+        warnings.warn(
+            f"SAVING FAILED ({self.in_a_row} in a row; {left} more will end the training): {text}",
+            UserWarning,
+            stacklevel=4,
+        )

@@ -1,0 +1,179 @@
+"""Resuming finds the newest checkpoint that loads, whatever the newer ones went through, and says so."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from crash_snapshots import save
+
+from ckptstore.errors import (
+    CorruptPayloadError,
+    ModelMismatchError,
+    NoUsableCheckpointError,
+    StorageError,
+)
+from ckptstore.files import digest_file
+from ckptstore.locks import store_lock
+from ckptstore.records import Checkpoint
+from ckptstore.resuming import Resumption
+from ckptstore.store import CheckpointStore
+
+
+def _load(checkpoint: Checkpoint) -> None:
+    """What an adapter does before it touches a model."""
+    if digest_file(checkpoint.path) != checkpoint.digest:
+        raise CorruptPayloadError(path=checkpoint.path, reason="its digest differs")
+
+
+def _walk(
+    store: CheckpointStore, load: Callable[[Checkpoint], None] = _load, run: str | None = "default"
+) -> Checkpoint | None:
+    locked = None if store.read_only else lambda: store_lock(store.path / "locks")
+    return Resumption(store._layout, store._manifest, run=run, locked=locked, attempts=3).load(load)
+
+
+def _damage(path: Path) -> None:
+    path.chmod(0o644)
+    path.write_bytes(b"x" + path.read_bytes()[1:])
+
+
+@pytest.fixture
+def store(tmp_path: Path):
+    with CheckpointStore(tmp_path / "store") as store:
+        for seed in (1, 2, 3):
+            save(store, seed)
+        save(store, 4, state=False)
+        save(store, 5, run="other")
+        yield store
+
+
+def _kinds(store: CheckpointStore, *kinds: str) -> list[tuple[str, int | None]]:
+    return [(event.kind, event.version) for event in store._manifest.events() if event.kind in kinds][::-1]
+
+
+def test_a_run_without_resume_points_begins_anew(tmp_path: Path) -> None:
+    with CheckpointStore(tmp_path) as store:
+        assert _walk(store) is None
+        save(store, 1, state=False)
+        save(store, 2, run="other")
+        assert _walk(store) is None
+
+
+def test_the_newest_of_the_run_is_taken_and_noted(store: CheckpointStore) -> None:
+    assert _walk(store).version == 3
+    assert _walk(store, run=None).version == 5
+    assert _kinds(store, "resumed") == [("resumed", 3), ("resumed", 5)]
+
+
+def test_damaged_ones_are_put_aside_noted_and_said(store: CheckpointStore) -> None:
+    for version in (3, 2):
+        _damage(store.get(version).path)
+    with pytest.warns(
+        UserWarning, match=r"version \d is put aside in .*quarantine: its digest differs"
+    ) as said:
+        assert _walk(store).version == 1
+    assert len(said) == 2
+    assert [store.get(version).state for version in (1, 2, 3)] == ["complete", "damaged", "damaged"]
+    assert sorted(os.listdir(store.path / "quarantine")) == [
+        "00000002-default.keras",
+        "00000003-default.keras",
+    ]
+    assert _kinds(store, "damaged", "resumed") == [("damaged", 3), ("damaged", 2), ("resumed", 1)]
+    assert store.latest("default").version == 4 and store.resume_point("default").version == 1
+
+
+def test_a_file_that_is_missing_is_stepped_over_too(store: CheckpointStore) -> None:
+    store.get(3).path.unlink()
+    with pytest.warns(UserWarning, match="version 3 is put aside"):
+        assert _walk(store).version == 2
+
+
+def test_when_all_are_damaged_the_run_does_not_begin_anew_in_silence(store: CheckpointStore) -> None:
+    for version in (1, 2, 3):
+        _damage(store.get(version).path)
+    with pytest.warns(UserWarning, match="put aside"), pytest.raises(NoUsableCheckpointError) as caught:
+        _walk(store)
+    assert caught.value.versions == (3, 2, 1)
+    # Nor does the next start, which finds none that is complete, before somebody has looked.
+    with pytest.raises(NoUsableCheckpointError):
+        _walk(store)
+    store.repair()
+    assert _walk(store) is None
+
+
+def test_what_raises_is_put_aside_once_an_older_one_loads(store: CheckpointStore) -> None:
+    def load(checkpoint: Checkpoint) -> None:
+        if checkpoint.version == 3:
+            raise KeyError("a layer's own code")
+
+    with pytest.warns(UserWarning, match="version 3 .* loading it raises KeyError"):
+        assert _walk(store, load).version == 2
+    assert store.get(3).state == "damaged"
+    # It is whole, and a repair finds that out.
+    store.repair()
+    assert store.get(3).state == "complete"
+
+
+def test_what_raises_of_every_one_lies_elsewhere(store: CheckpointStore) -> None:
+    def load(checkpoint: Checkpoint) -> None:
+        raise KeyError(checkpoint.version)
+
+    with pytest.raises(KeyError, match="3"):
+        _walk(store, load)
+    assert os.listdir(store.path / "quarantine") == []
+    assert len(store.checkpoints()) == 5
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ModelMismatchError(where="a", in_checkpoint="b", in_model="c"),
+        StorageError(operation="read", path=Path("x"), error=OSError(5, "Input/output error")),
+        MemoryError(),
+        KeyboardInterrupt(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_is_not_the_payloads_fault_is_raised(store: CheckpointStore, error: BaseException) -> None:
+    def load(checkpoint: Checkpoint) -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        _walk(store, load)
+    assert len(store.checkpoints()) == 5 and _kinds(store, "resumed") == []
+
+
+def test_a_resume_point_that_keeps_crashing_is_stepped_over(store: CheckpointStore) -> None:
+    taken = []
+    for _ in range(3):
+        taken.append(_walk(store).version)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        taken += [_walk(store).version for _ in range(8)]
+    assert taken == [3, 3, 3, 2, 2, 2, 1, 1, 1, 3, 3]
+    assert "version 3 is stepped over: started from 3 times without a save since" in str(said[0].message)
+    assert os.listdir(store.path / "quarantine") == []
+
+
+def test_a_save_is_progress(store: CheckpointStore) -> None:
+    for _ in range(2):
+        assert _walk(store).version == 3
+    saved = save(store, 6)
+    for _ in range(3):
+        assert _walk(store).version == saved.version
+    # Another run's save is none.
+    save(store, 7, run="other")
+    with pytest.warns(UserWarning, match="stepped over"):
+        assert _walk(store).version == 3
+
+
+def test_a_reading_store_steps_over_and_changes_nothing(store: CheckpointStore) -> None:
+    _damage(store.get(3).path)
+    said = pytest.warns(UserWarning, match="version 3 is stepped over: its digest")
+    with CheckpointStore(store.path, read_only=True) as reader, said:
+        assert _walk(reader).version == 2
+    assert store.get(3).state == "complete" and _kinds(store, "resumed", "damaged") == []

@@ -1,0 +1,161 @@
+"""What a process did to one folder: operations on files and names, in order, and the folder that they lead to."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = 0
+
+
+class UnmodelledError(Exception):
+    """A call on the recorded folder whose effect the log does not tell exactly."""
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """Bytes written to a file."""
+
+    inode: int
+    offset: int
+    data: bytes
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resize:
+    """A file's new size: cut off, or filled up with zeros."""
+
+    inode: int
+    size: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """Changes of directory entries that one call makes: what (directory, name) leads to, None for nothing."""
+
+    changes: tuple[tuple[int, str, int | None], ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sync:
+    """A sync of a file or directory, which covers the operations before number `entered`."""
+
+    inode: int
+    entered: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What the process said of itself."""
+
+    said: dict[str, Any]
+    text: str
+
+
+Operation = Write | Resize | Name | Sync | Mark
+
+
+@dataclass(slots=True)
+class Tree:
+    """A folder: entries by directory, bytes by file, targets by symbolic link; all by inode, `ROOT` at the top."""
+
+    names: dict[int, dict[str, int]] = field(default_factory=lambda: {ROOT: {}})
+    contents: dict[int, bytes] = field(default_factory=dict)
+    links: dict[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, folder: Path) -> Tree:
+        """Read a folder; hard links are one inode."""
+        tree, inodes = cls(), {os.lstat(folder).st_ino: ROOT}
+        for parent, directories, files in os.walk(folder):
+            entries = tree.names.setdefault(inodes[os.lstat(parent).st_ino], {})
+            for name in (*directories, *files):
+                path = Path(parent, name)
+                found = path.lstat()
+                inode = entries[name] = inodes.setdefault(found.st_ino, len(inodes))
+                if stat.S_ISDIR(found.st_mode):
+                    tree.names[inode] = {}
+                elif stat.S_ISLNK(found.st_mode):
+                    tree.links[inode] = str(path.readlink())
+                elif stat.S_ISREG(found.st_mode):
+                    tree.contents[inode] = path.read_bytes()
+                else:
+                    raise UnmodelledError(f"{path} is neither file, directory nor symbolic link")
+        return tree
+
+    def walk(self, directory: int = ROOT, above: str = "") -> Iterator[tuple[str, int]]:
+        """Yield path and inode of everything, directories before what is in them, in order of names."""
+        for name, inode in sorted(self.names[directory].items()):
+            yield above + name, inode
+            if inode in self.names:
+                yield from self.walk(inode, f"{above}{name}/")
+
+    def reachable(self) -> Tree:
+        """The same without files that have lost their last name."""
+        used = {ROOT, *(inode for _, inode in self.walk())}
+        return Tree(
+            {inode: entries for inode, entries in self.names.items() if inode in used},
+            {inode: content for inode, content in self.contents.items() if inode in used},
+            {inode: target for inode, target in self.links.items() if inode in used},
+        )
+
+    def picture(self) -> tuple[tuple[str, str, int, bytes], ...]:
+        """Everything in it, comparable: path, kind, which paths are one file, bytes."""
+        firsts: dict[int, int] = {}
+        return tuple(
+            (path, self._kind(inode), firsts.setdefault(inode, len(firsts)), self._bytes(inode))
+            for path, inode in self.walk()
+        )
+
+    def _kind(self, inode: int) -> str:
+        return "directory" if inode in self.names else "link" if inode in self.links else "file"
+
+    def _bytes(self, inode: int) -> bytes:
+        return os.fsencode(self.links[inode]) if inode in self.links else self.contents.get(inode, b"")
+
+
+def written(content: bytes, operation: Write | Resize) -> bytes:
+    """Return a file's bytes after an operation on it."""
+    if isinstance(operation, Resize):
+        return content[: operation.size].ljust(operation.size, b"\0")
+    before = content[: operation.offset].ljust(operation.offset, b"\0")
+    return before + operation.data + content[operation.offset + len(operation.data) :]
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """A folder before, and the operations on it, in order; inodes that are new have their kind in `kinds`."""
+
+    before: Tree
+    operations: tuple[Operation, ...]
+    kinds: Tree
+
+    def final(self) -> Tree:
+        """The folder after all operations."""
+        tree = self.fresh()
+        for operation in self.operations:
+            if isinstance(operation, Name):
+                for directory, name, inode in operation.changes:
+                    if inode is None:
+                        tree.names[directory].pop(name, None)
+                    else:
+                        tree.names[directory][name] = inode
+            elif isinstance(operation, Write | Resize):
+                tree.contents[operation.inode] = written(tree.contents[operation.inode], operation)
+        return tree
+
+    def fresh(self) -> Tree:
+        """The folder before, and all later inodes, empty and without names."""
+        return Tree(
+            names={inode: dict(self.before.names.get(inode, {})) for inode in self.kinds.names},
+            contents={inode: self.before.contents.get(inode, b"") for inode in self.kinds.contents},
+            links=dict(self.kinds.links),
+        )
