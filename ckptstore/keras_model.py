@@ -17,7 +17,12 @@ import keras
 import ml_dtypes
 
 from ckptstore import keras_fit, keras_legacy, keras_private, training_state
-from ckptstore.errors import CorruptPayloadError, InvalidArgumentError, ModelMismatchError, ModelNotReadyError
+from ckptstore.errors import (
+    CorruptPayloadError,
+    InvalidArgumentError,
+    ModelNotReadyError,
+    RefusedByLayerError,
+)
 from ckptstore.files import digest_file
 from ckptstore.formats import payload
 from ckptstore.formats.snapshot import Array, Snapshot, Variable
@@ -293,12 +298,7 @@ def _load(model: Any, checkpoint: Checkpoint, *, optimizer: Any = None, skip: It
     try:
         keras_private.load(model, checkpoint.path, optimizer=optimizer, assets=assets, skip=skip)
     except ValueError as error:
-        raise ModelMismatchError(
-            where="a layer's own state",
-            in_checkpoint="there",
-            in_model=f"refused by the layer ({error})",
-            hint="the model's variables were put back as they were",
-        ) from error
+        raise RefusedByLayerError(reason=str(error)) from error
 
 
 def _legacy_value(value: Array) -> Array:

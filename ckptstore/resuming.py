@@ -10,6 +10,7 @@ from ckptstore.errors import (
     CheckpointStoreError,
     CorruptPayloadError,
     NoUsableCheckpointError,
+    RefusedByLayerError,
 )
 from ckptstore.layout import Layout
 from ckptstore.manifest import Manifest
@@ -24,9 +25,9 @@ Locked = Callable[[], AbstractContextManager[None]]
 class Resumption:
     """One walk back through a run's resume points.
 
-    What does not match its digest is put aside at once. What does, and cannot be loaded all the same (`load` raises
-    anything but an error of ckptstore's own, which speaks of the caller's model or of the disk), is put aside once an
-    older one has been loaded: if none can be, the cause lies elsewhere and everything stays.
+    What does not match its digest is put aside at once. What does, and cannot be loaded all the same (a layer's own
+    code, say, raises something), is put aside once an older one has been loaded: if none can be, the cause lies
+    elsewhere and everything stays. That the model is another one, or that the disk cannot be read, is raised.
 
     A checkpoint that was started from `attempts` times without a save since is stepped over: older ones come first. If
     all were, the newest has its turn again.
@@ -113,6 +114,8 @@ class Resumption:
         except CorruptPayloadError as error:
             self._damaged.append(checkpoint)
             self._put_aside(checkpoint, error.reason)
+        except RefusedByLayerError as error:
+            self._failed.append((checkpoint, error))
         except (CheckpointStoreError, MemoryError):
             raise
         except Exception as error:

@@ -44,6 +44,7 @@ EXAMPLES = [
     errors.ModelMismatchError(
         where="layers/dense/vars/0", in_checkpoint="(3, 8) float32", in_model="nothing"
     ),
+    errors.RefusedByLayerError(reason="will not have it"),
     errors.ModelNotReadyError(model="m", missing="compiled", hint="compile it"),
     errors.StorageError(operation="fsync", path=_PATH, error=OSError(errno.EIO, "Input/output error")),
     errors.DiskFullError(path=_PATH, needed=800, free=3, disk=Path("/runs")),

@@ -12,6 +12,11 @@ import pytest
 
 import ckptstore
 
+# numpy 2 about Keras' own variables, on the way through Keras' own code.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
+)
+
 
 def _model() -> keras.Model:
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(40), keras.layers.Dense(1)])

@@ -34,7 +34,7 @@ from crash_strace import KILLED, MUTATING, preload, run_traced
 
 EPOCHS = 3
 KEPT = 2  # what the drop-in keeps without placeholders, beside the best and the shown
-STARTS = ("empty", "used")
+STARTS = ("used", "empty")
 _ROUNDS = 10  # random kills that one store has to take
 _MODULES = (
     "keras",
@@ -279,7 +279,7 @@ def kill_everywhere(
 ) -> Result:
     """Kill a fit at its first call that changes a file system, at its second, ... until one passes untouched.
 
-    The fit begins in an empty folder, and in one that another fit used. The calls are those of the thread that
+    The fit begins in a folder that another fit used, and in an empty one. The calls are those of the thread that
     trains, which makes the most; that which writes a payload is killed at each `write` to that file, which is its
     alone.
 
@@ -290,9 +290,12 @@ def kill_everywhere(
         fault: Of `crash_plants.FAULTS`.
     """
     with _killing(fault) as killing:
+        seen: set[str] = set()
         for start in starts:
             made = _calls_of_a_fit(killing.folder, start, calls, fault)
-            chosen = sorted({*range(0, len(made), stride), *one_of_each(made)})
+            kinds = {place for place in one_of_each(made) if made[place].name not in seen}
+            seen |= {call.name for call in made}
+            chosen = sorted({*range(0, len(made), stride), *kinds})
             # Behind the last of each kind nothing is left to be killed.
             beyond = max((call.nth for call in made), default=0) + 1
             _kill_at(killing, start, (*(made[place] for place in chosen), Call(calls, beyond)))
@@ -300,7 +303,7 @@ def kill_everywhere(
             for save in (1, EPOCHS):
                 payload = f".ckptstore/tmp/{LEASE}.{save}.keras"
                 writes = (Call("write", nth) for nth in itertools.count(1, 1 + stride // 20))
-                _kill_at(killing, starts[-1], writes, payload)
+                _kill_at(killing, starts[0], writes, payload)
         return killing.result()
 
 

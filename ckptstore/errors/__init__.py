@@ -38,6 +38,7 @@ from ckptstore.errors.usage import (
     ModelNotReadyError,
     NotAStoreError,
     ReadOnlyError,
+    RefusedByLayerError,
 )
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "NotAStoreError",
     "NotFoundError",
     "ReadOnlyError",
+    "RefusedByLayerError",
     "RunLockedError",
     "RunNotFoundError",
     "SchemaError",

@@ -31,6 +31,18 @@ class ModelMismatchError(CheckpointStoreError, ValueError):
         )
 
 
+class RefusedByLayerError(ModelMismatchError):
+    """The checkpoint is whole and fits the model, and a layer's own code would not load it all the same."""
+
+    def __init__(self, *, reason: str) -> None:
+        super().__init__(
+            where="a layer's own state",
+            in_checkpoint="there",
+            in_model=f"refused by the layer ({reason})",
+            hint="the model's variables were put back as they were",
+        )
+
+
 class ModelNotReadyError(CheckpointStoreError, ValueError):
     """The model is not built, or not compiled, and so cannot be saved or restored as asked."""
 
