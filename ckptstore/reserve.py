@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from ckptstore.errors import DiskFullError
 from ckptstore.files import make_filled, unlink
+from ckptstore.layout import MANIFEST
 
 # SQLite's journal for marking and removing some thousand rows, and the growth of the manifest itself.
 NBYTES = 512 << 10
@@ -34,15 +35,17 @@ def hold(path: Path) -> bool:
 
 
 def give_up_for(path: Path, work: Callable[[], _Result]) -> _Result:
-    """Do work that needs a little room; if the disk is full, the file goes, and the work is done once more.
+    """Do work that changes the manifest; if it has no room for that, the file goes, and the work is done once more.
+
+    Only then: what failed at a payload or a directory may have been a sync, and no sync is ever tried again.
 
     Raises:
         DiskFullError: There is no room even so.
     """
     try:
         return work()
-    except DiskFullError:
-        if not path.exists():
+    except DiskFullError as error:
+        if error.path.name != MANIFEST or not path.exists():
             raise
         unlink(path)
         return work()

@@ -91,7 +91,7 @@ def _of_the_store(
     found += [
         f"version {checkpoint.version} is listed and not whole"
         for checkpoint in listed.values()
-        if not is_whole(checkpoint)
+        if checkpoint.state == "complete" and not is_whole(checkpoint)
     ]
     complete = [checkpoint for checkpoint in listed.values() if checkpoint.state == "complete"]
     newest = max((checkpoint.version for checkpoint in complete if checkpoint.resumable), default=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import multiprocessing
 import os
 import shutil
@@ -16,13 +17,13 @@ from typing import Any
 from unittest import mock
 
 from crash_disk import MODELS, Disk, fingerprint, put, random_folder
+from crash_faults import FAULTS, plant
 from crash_faults import fault as known_fault
-from crash_faults import plant
 from crash_invariants import Shown, violations
 from crash_operations import Mark, Recording, Resize, Tree, Write
 from crash_recording import record
 from crash_snapshots import is_seed, save
-from crash_strace import preload
+from crash_strace import available, preload
 from crash_workloads import SHOWN, WORKLOADS, Claims, perform
 from sqlalchemy import Engine, create_engine
 
@@ -238,7 +239,8 @@ def _statements_kept() -> Iterator[None]:
 def _wrong(cut: _Cut, folder: Path) -> list[str]:
     shown, workload = folder / SHOWN, WORKLOADS[cut.recorded.name]
     foreign = set() if workload.seeded else {one.version for one in cut.recorded.claims.saved}
-    found = violations(
+    found = workload.heal(folder / workload.store)
+    found += violations(
         folder / workload.store,
         [one for one in cut.claims.saved if one.version not in cut.claims.gone],
         shown=Shown(path=shown, before=cut.recorded.before),
@@ -252,3 +254,20 @@ def _wrong(cut: _Cut, folder: Path) -> list[str]:
         if not shown.exists() or digest_file(shown) not in later:
             found.append(f"the published path shows neither version {cut.claims.shows} nor a later one")
     return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--random", type=int, default=20, help="folders picked at random for each instant")
+    parser.add_argument("--workload", choices=[*WORKLOADS], action="append", help="only this one")
+    parser.add_argument("--fault", choices=[*FAULTS], help="plant a fault")
+    options = parser.parse_args()
+    if not available():
+        raise SystemExit("strace is needed, and the right to attach it to a process of one's own")
+    result = power_cuts(random_per_point=options.random, workloads=options.workload, fault=options.fault)
+    print(result)
+    raise SystemExit(bool(result.violations))
+
+
+if __name__ == "__main__":
+    main()

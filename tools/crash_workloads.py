@@ -11,10 +11,12 @@ import json
 import os
 import shutil
 import sqlite3
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,11 +24,14 @@ from unittest import mock
 from crash_invariants import Saved
 from crash_snapshots import save, snapshot_of
 
+from ckptstore.errors import CorruptManifestError, CorruptPayloadError
 from ckptstore.formats import payload
 from ckptstore.formats.description import RESERVED
+from ckptstore.locks import store_lock
 from ckptstore.manifest import Manifest
 from ckptstore.payload_writer import PayloadWriter
 from ckptstore.records import Checkpoint, State
+from ckptstore.resuming import Resumption
 from ckptstore.retention import keep_last
 from ckptstore.store import CheckpointStore
 
@@ -87,12 +92,15 @@ class Workload:
         run: What is recorded.
         store: Where the store is, in the folder.
         seeded: Whether all that was prepared are snapshots of a seed, and so can be compared bit by bit.
+        heal: What a person does after the cut, where opening the store is not meant to be enough; returns what is
+            wrong then.
     """
 
     prepare: Callable[[Path], Claims]
     run: Callable[[Report], None]
     store: Path = Path("store")
     seeded: bool = True
+    heal: Callable[[Path], list[str]] = lambda root: []
 
 
 def perform(marks: Path, name: str) -> None:
@@ -181,6 +189,41 @@ def _older(folder: Path) -> Claims:
         return Claims(frozenset(Saved(version=row[0], digest=row[1], epoch=row[2]) for row in rows))
 
 
+_DAMAGED = b"damaged"
+
+
+def _one_damaged(folder: Path) -> Claims:
+    """A third checkpoint whose payload is damaged, and a first whose payload somebody moved into quarantine."""
+    claims = _two(folder)
+    with CheckpointStore(folder / "store") as store:
+        first, third = store.get(1), save(store, 3)
+    first.path.rename(folder / "store" / "quarantine" / first.path.name)
+    third.path.unlink()
+    third.path.write_bytes(_DAMAGED)
+    return claims
+
+
+def _no_manifest(folder: Path) -> Claims:
+    """A manifest that is none any more, a stale journal beside it, and a damaged payload among whole ones."""
+    claims = _two(folder)
+    manifest = folder / "store" / "manifest.sqlite"
+    manifest.write_bytes(bytes(manifest.stat().st_size))
+    manifest.with_name("manifest.sqlite-journal").write_bytes(b"stale")
+    (folder / "store" / "checkpoints" / "00000003-default.keras").write_bytes(_DAMAGED)
+    return claims
+
+
+def _repaired(root: Path) -> list[str]:
+    """Repair a store, making its manifest again if need be; what was damaged must still be there."""
+    try:
+        with CheckpointStore(root) as store:
+            store.repair()
+    except CorruptManifestError:
+        CheckpointStore.rebuild(root)
+    kept = (path.read_bytes() for path in (root / "quarantine").iterdir())
+    return [] if _DAMAGED in kept else ["the damaged payload is gone"]
+
+
 # --- what is recorded ------------------------------------------------------------------------------------------------
 
 
@@ -230,6 +273,33 @@ def _open(report: Report) -> None:
             report.saved(checkpoint, shown=checkpoint.version in shown)
 
 
+def _repair(report: Report) -> None:
+    with CheckpointStore("store") as store:
+        store.repair()
+        report.saved(store.get(1))
+
+
+def _rebuild(report: Report) -> None:
+    CheckpointStore.rebuild("store")
+
+
+def _resume(report: Report) -> None:
+    """Resume, walking back over the damaged one."""
+
+    def load(checkpoint: Checkpoint) -> None:
+        if checkpoint.path.read_bytes() == _DAMAGED:
+            raise CorruptPayloadError(path=checkpoint.path, reason="damaged")
+
+    with CheckpointStore("store") as store, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        lock = partial(store_lock, store.path / "locks")
+        walk = Resumption(store._layout, store._manifest, run="default", locked=lock, attempts=3)
+        resumed = walk.load(load)
+        assert resumed is not None
+        assert resumed.version == 2
+        report.saved(resumed)
+
+
 WORKLOADS: dict[str, Workload] = {
     "first save": Workload(_nothing, _first_save, Path("nested/deep/store")),
     "save": Workload(_two, _save),
@@ -239,5 +309,8 @@ WORKLOADS: dict[str, Workload] = {
     "save in two threads": Workload(_two, _save_in_two_threads),
     "open with leftovers": Workload(_leftovers, _open),
     "open with a hot journal": Workload(_half_committed, _open),
+    "repair": Workload(_one_damaged, _repair, heal=_repaired),
+    "rebuild": Workload(_no_manifest, _rebuild, heal=_repaired),
+    "resume over a damaged one": Workload(_one_damaged, _resume, heal=_repaired),
     "open with an older schema": Workload(_older, _open, seeded=False),
 }
