@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ckptstore.errors import CorruptPayloadError, InvalidArgumentError
+from ckptstore.errors import CorruptPayloadError
 from ckptstore.files import digest_file
 from ckptstore.formats import payload
 from ckptstore.layout import Layout, parse_payload_name, payload_file
@@ -14,6 +15,21 @@ from ckptstore.manifest import Manifest
 from ckptstore.names import check_extra, check_metrics, check_position, check_run, check_tag
 from ckptstore.quarantine import quarantine_stray
 from ckptstore.records import NewCheckpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """A payload as it describes itself, every part of it checked.
+
+    Attributes:
+        new: Its row.
+        store: The id of the store that it was written for.
+        published: Where it was to be shown, relative to its store, or None.
+    """
+
+    new: NewCheckpoint
+    store: str
+    published: str | None
 
 
 def take_in(layout: Layout, manifest: Manifest, name: str) -> str | None:
@@ -31,33 +47,33 @@ def take_in(layout: Layout, manifest: Manifest, name: str) -> str | None:
     """
     path = layout.checkpoints / name
     try:
-        new, description = describe(layout, path)
-        if description["store"] != manifest.uuid:
+        found = describe(path)
+        if found.store != manifest.uuid:
             raise CorruptPayloadError(path=path, reason="it is another store's")
-        if manifest.get(new.version) is not None:
-            raise CorruptPayloadError(path=path, reason=f"version {new.version} is another's here")
+        if manifest.get(found.new.version) is not None:
+            raise CorruptPayloadError(path=path, reason=f"version {found.new.version} is another's here")
     except CorruptPayloadError as error:
         quarantine_stray(layout, manifest, path, error.reason)
         return error.reason
-    manifest.add_checkpoint(new, published_path=_published_path(manifest, description), event="adopted")
+    manifest.add_checkpoint(found.new, published_path=_published_path(manifest, found), event="adopted")
     return None
 
 
-def _published_path(manifest: Manifest, description: dict[str, Any]) -> str | None:
+def _published_path(manifest: Manifest, found: Described) -> str | None:
     """Where the orphan was to be shown.
 
     A path that this manifest never heard of is not believed, and one that shows a later version by now stays.
     """
-    path = description.get("published")
-    shown = manifest.published_at(path) if isinstance(path, str) else None
-    return shown.path if shown is not None and shown.version < description["version"] else None
+    shown = None if found.published is None else manifest.published_at(found.published)
+    return shown.path if shown is not None and shown.version < found.new.version else None
 
 
-def describe(layout: Layout, path: Path) -> tuple[NewCheckpoint, dict[str, Any]]:
-    """Return the row of a payload from what it says of itself, verified byte by byte, and all that it says.
+def describe(path: Path) -> Described:
+    """Return what a payload says of itself, after verifying it byte by byte.
 
     Raises:
-        CorruptPayloadError: It is damaged, or says that it is another checkpoint than its name does.
+        CorruptPayloadError: It is damaged, says that it is another checkpoint than its name does, or says what
+            ckptstore would not have written.
         StorageError: It cannot be read, which does not say that it is damaged.
     """
     description = payload.read_description(path)
@@ -67,18 +83,25 @@ def describe(layout: Layout, path: Path) -> tuple[NewCheckpoint, dict[str, Any]]
         raise CorruptPayloadError(path=path, reason=problems[0])
     try:
         new = _row_of(description, path)
-    except (KeyError, TypeError, ValueError, InvalidArgumentError) as error:
+        found = Described(new, _text(description["store"]), _path(description.get("published")))
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CorruptPayloadError(path=path, reason=f"its description cannot be read: {error!r}") from error
     if (new.version, new.run, new.format) != (version, run, format):
         raise CorruptPayloadError(
             path=path, reason=f"it says that it is version {new.version} of run {new.run!r} ({format})"
         )
-    return new, description
+    return found
 
 
 def _row_of(description: dict[str, Any], path: Path) -> NewCheckpoint:
     check_position(description["epoch"], description["batch"], description["step"])
-    version, run, format = int(description["version"]), check_run(description["run"]), description["format"]
+    run, format = check_run(description["run"]), description["format"]
+    version = description["version"]
+    if type(version) is not int:
+        raise TypeError(f"version is {version!r}")
+    created_at = datetime.fromisoformat(_text(description["created_at"]))
+    if created_at.tzinfo is None:
+        raise ValueError("created_at has no time zone")
     return NewCheckpoint(
         version=version,
         run=run,
@@ -89,9 +112,21 @@ def _row_of(description: dict[str, Any], path: Path) -> NewCheckpoint:
         file=payload_file(version, run, format),
         nbytes=path.stat().st_size,
         digest=digest_file(path),
-        created_at=datetime.fromisoformat(description["created_at"]),
+        created_at=created_at.astimezone(UTC),
         format=format,
         resumable=bool(description["resumable"]),
         tags=tuple(check_tag(tag) for tag in description["tags"]),
         extra=check_extra(description["extra"]),
     )
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _path(value: object) -> str | None:
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError("published holds a NUL")
+    return None if value is None else _text(value)

@@ -20,7 +20,9 @@ from ckptstore.records import SUFFIXES, Format
 MANIFEST = "manifest.sqlite"
 # Beside the files that a drop-in callback shows, its store lies in this directory.
 DROP_IN = ".ckptstore"
-_PAYLOAD = re.compile(r"(?P<version>\d{8,})-(?P<run>[^/]+?)(?P<suffix>\.weights\.h5|\.keras|\.h5)")
+_PAYLOAD = re.compile(
+    r"(?P<version>\d{8,})-(?P<run>[A-Za-z0-9_][A-Za-z0-9_.=+@-]{0,99}?)(?P<suffix>\.weights\.h5|\.keras|\.h5)"
+)
 _FORMATS: dict[str, Format] = {suffix: name for name, suffix in SUFFIXES.items()}
 
 

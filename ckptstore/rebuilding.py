@@ -13,9 +13,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from ckptstore.adoption import describe
+from ckptstore.adoption import Described, describe
 from ckptstore.errors import CorruptPayloadError, StorageError
 from ckptstore.files import fsync_directory, is_same_file, link, rename_to_new, unlink
 from ckptstore.files import replace as rename_over
@@ -74,53 +73,43 @@ def rebuild(layout: Layout, *, progress: Progress | None = None) -> list[Problem
     return [first, *problems]
 
 
-Found = list[tuple[NewCheckpoint, dict[str, Any]]]
-
-
 def _read_payloads(
     layout: Layout, progress: Progress | None
-) -> tuple[Found, list[Problem], list[tuple[Path, str]]]:
-    found: Found = []
+) -> tuple[list[Described], list[Problem], list[tuple[Path, str]]]:
+    found: list[Described] = []
     strays: list[tuple[Path, str]] = []
     for name in layout.payload_names():
         path = layout.checkpoints / name
         try:
-            found.append(describe(layout, path))
+            found.append(describe(path))
         except CorruptPayloadError as error:
             strays.append((path, error.reason))
         if progress is not None:
             progress(path.stat().st_size)
     # Most of them say which store this is; a copy from elsewhere may have come among them.
-    stores = Counter(str(description["store"]) for _, description in found)
-    if stores:
-        (own, _), *_ = stores.most_common(1)
-        foreign = [new for new, description in found if description["store"] != own]
-        strays += [(layout.root / new.file, "it is another store's") for new in foreign]
-        found = [(new, description) for new, description in found if description["store"] == own]
+    stores = Counter(one.store for one in found).most_common(1)
+    own: list[Described] = []
+    versions: set[int] = set()
+    for one in found:
+        if one.store != stores[0][0]:
+            strays.append((layout.root / one.new.file, "it is another store's"))
+        elif one.new.version in versions:
+            strays.append((layout.root / one.new.file, f"version {one.new.version} is another's here"))
+        else:
+            versions.add(one.new.version)
+            own.append(one)
     problems = [
         Problem(kind="orphan", detail=reason, path=path, action="put aside in quarantine")
         for path, reason in strays
     ]
-    return _once_each(found, strays, layout), problems, strays
+    return own, problems, strays
 
 
-def _once_each(found: Found, strays: list[tuple[Path, str]], layout: Layout) -> Found:
-    versions: set[int] = set()
-    chosen: Found = []
-    for new, description in found:
-        if new.version in versions:
-            strays.append((layout.root / new.file, f"version {new.version} is another's here"))
-        else:
-            versions.add(new.version)
-            chosen.append((new, description))
-    return chosen
-
-
-def _fill(layout: Layout, manifest: Manifest, found: Found, saved: Salvaged) -> None:
+def _fill(layout: Layout, manifest: Manifest, found: list[Described], saved: Salvaged) -> None:
     highest = max((_version_in(name) for name in _all_names(layout)), default=0)
-    uuid = next((str(description["store"]) for _, description in found), saved.uuid)
+    uuid = next((one.store for one in found), saved.uuid)
     manifest.refill(
-        ((_row(new, saved), _shown(layout, new, description)) for new, description in found),
+        ((_row(one.new, saved), _shown(layout, one)) for one in found),
         uuid=uuid or manifest.uuid,
         next_version=max(highest + 1, saved.next_version),
         tags=saved.tags,
@@ -133,12 +122,12 @@ def _row(new: NewCheckpoint, saved: Salvaged) -> NewCheckpoint:
     return replace(new, pinned=new.version in saved.pinned, blocked_s=blocked_s, total_s=total_s)
 
 
-def _shown(layout: Layout, new: NewCheckpoint, description: dict[str, Any]) -> str | None:
+def _shown(layout: Layout, found: Described) -> str | None:
     """Return the path that shows a payload now; what only was to show it is not believed."""
-    published = description.get("published")
-    if isinstance(published, str) and is_same_file(shown_at(layout.root, published), layout.root / new.file):
-        return published
-    return None
+    if found.published is None:
+        return None
+    shows = is_same_file(shown_at(layout.root, found.published), layout.root / found.new.file)
+    return found.published if shows else None
 
 
 def _all_names(layout: Layout) -> list[str]:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 import warnings
 from contextlib import nullcontext
+from pathlib import Path
 
 from ckptstore.adoption import take_in
 from ckptstore.commit import finish_deletions, has_its_size
-from ckptstore.errors import CorruptManifestError, StorageError
+from ckptstore.errors import CorruptManifestError, InvalidArgumentError, StorageError
 from ckptstore.files import digest_file
-from ckptstore.layout import Layout, is_payload_name, parse_payload_name, shown_at
+from ckptstore.layout import Layout, is_payload_name, outside, parse_payload_name, shown_at
 from ckptstore.locks import sweep
 from ckptstore.manifest import Manifest
 from ckptstore.publishing import publish, tidy
@@ -98,11 +99,14 @@ def finish_publishing(layout: Layout, manifest: Manifest) -> None:
     again; the store opens all the same.
     """
     for published in manifest.pending():
-        target = shown_at(layout.root, published.path)
+        target = _showable(layout, published)
         checkpoint = manifest.get(published.version)
+        if target is None or checkpoint is None:
+            manifest.forget_published(published.path)
+            continue
         try:
             tidy(target)
-            if checkpoint is None or checkpoint.state != "complete" or not _may_show(published):
+            if checkpoint.state != "complete":
                 manifest.forget_published(published.path)
                 continue
             publish(checkpoint.path, target)
@@ -112,6 +116,14 @@ def finish_publishing(layout: Layout, manifest: Manifest) -> None:
             manifest.confirm_published(published.path)
 
 
-def _may_show(published: Published) -> bool:
-    """Whether a path looks like a model's: a manifest from elsewhere must not make us replace other files."""
-    return published.path.endswith(tuple(SUFFIXES.values()))
+def _showable(layout: Layout, published: Published) -> Path | None:
+    """Return where a path leads, or None where no writer of ours would have shown a checkpoint.
+
+    A manifest from elsewhere must not make us replace the store's own files, or what is no model.
+    """
+    if "\0" in published.path or not published.path.endswith(tuple(SUFFIXES.values())):
+        return None
+    try:
+        return outside(layout.root, shown_at(layout.root, published.path))
+    except InvalidArgumentError:
+        return None

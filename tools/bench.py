@@ -125,7 +125,7 @@ def saves(layers: int, width: int, repeat: int, folder: Path, backend: str) -> I
 
 
 def fill(folder: Path, count: int) -> None:
-    """Make a store with `count` checkpoints of ten metrics; only the newest has a payload, of zeros."""
+    """Make a store with `count` checkpoints of ten metrics; the newest payload is of zeros, the others are empty."""
     import ckptstore
 
     with ckptstore.CheckpointStore(folder):
@@ -151,12 +151,14 @@ def fill(folder: Path, count: int) -> None:
         )
         database.execute("UPDATE store SET next_version = ?", (count + 1,))
     database.close()
+    for n in range(1, count + 1):
+        (folder / "checkpoints" / f"{n:08d}-default.keras").touch()
     with (folder / "checkpoints" / f"{count:08d}-default.keras").open("wb") as file:
         file.truncate(nbytes)
 
 
 def queries(counts: Sequence[int], repeat: int, folder: Path) -> Iterator[Row]:
-    """Time the three questions with few and with many checkpoints."""
+    """Time the three questions, and opening for writing with its recovery, with few and with many checkpoints."""
     import ckptstore
 
     questions: dict[str, Callable[[ckptstore.CheckpointStore], object]] = {
@@ -179,6 +181,12 @@ def queries(counts: Sequence[int], repeat: int, folder: Path) -> Iterator[Row]:
                     assert ask(store) is not None
                     if turn:  # the first of each compiles statements and fills caches
                         seconds.setdefault((question, count), []).append(time.perf_counter() - began)
+    for turn in range(repeat + 1):
+        for count in counts:
+            began = time.perf_counter()
+            with ckptstore.CheckpointStore(folder / str(count)):
+                if turn:
+                    seconds.setdefault(("open for writing", count), []).append(time.perf_counter() - began)
     for (question, count), times in sorted(seconds.items()):
         of_fewest = statistics.median(times) / statistics.median(seconds[question, min(counts)])
         yield {"subject": question, "checkpoints": count, **spread(times), "of_fewest": of_fewest}
