@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from datetime import UTC, datetime
+from functools import partial
 
 from ckptstore.errors import RunLockedError
 from ckptstore.layout import Layout
@@ -12,6 +13,7 @@ from ckptstore.locks import RunLock, store_lock
 from ckptstore.manifest import Manifest
 from ckptstore.names import check_run
 from ckptstore.records import Holder
+from ckptstore.reserve import give_up_for
 
 
 class Claims:
@@ -43,7 +45,7 @@ class Claims:
         try:
             holder = Holder(host=socket.gethostname(), pid=os.getpid(), started_at=datetime.now(UTC))
             with store_lock(self._layout.locks):
-                self._manifest.set_holder(run, holder)
+                give_up_for(self._layout.reserve, partial(self._manifest.set_holder, run, holder))
         except BaseException:
             lock.release()
             raise

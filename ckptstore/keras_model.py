@@ -128,6 +128,7 @@ class KerasAdapter:
                 hint="build the model and call Checkpoint.load_weights(model)",
             )
         verify(checkpoint)
+        _look_through(checkpoint)
         return keras.saving.load_model(str(checkpoint.path), **kwargs)
 
     def load_weights(self, checkpoint: Checkpoint, model: Any) -> None:
@@ -142,6 +143,7 @@ class KerasAdapter:
             ModelNotReadyError: The model is not built.
         """
         verify(checkpoint)
+        _look_through(checkpoint)
         _require_built(model, _BUILD)
         if checkpoint.format == "h5":
             assignments = _legacy_assignments(model, checkpoint, None, weights_only=True)
@@ -181,6 +183,17 @@ def verify(checkpoint: Checkpoint) -> None:
     digest = digest_file(path)
     if digest != checkpoint.digest:
         raise CorruptPayloadError(path=path, reason=f"its digest is {digest}, {checkpoint.digest} was saved")
+
+
+def _look_through(checkpoint: Checkpoint) -> None:
+    """Read a payload's structure before Keras does: a digest says that it is what a manifest lists, not who made it.
+
+    Raises:
+        CorruptPayloadError: It links out of itself, or claims more than it holds.
+    """
+    payload.read_layout(checkpoint.path)
+    if checkpoint.format == "keras":
+        payload.read_documents(checkpoint.path)
 
 
 # --- taking apart ------------------------------------------------------------------------------

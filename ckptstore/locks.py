@@ -209,18 +209,22 @@ def sweep(directory: Path) -> list[Path]:
         raise StorageError(operation="list", path=directory, error=error) from error
     for path in found:
         owner = path.name.partition(".")[0]
-        if len(owner) == 32 and set(owner) <= set("0123456789abcdef"):
+        ours = len(owner) == 32 and set(owner) <= set("0123456789abcdef")
+        if ours and path.is_file() and not path.is_symlink():
             names.setdefault(owner, []).append(path)
     for owner, paths in names.items():
-        lock = _file_lock(directory / f"{owner}{_LEASE}", timeout_s=0, per_thread=False)
+        lease = directory / f"{owner}{_LEASE}"
+        if os.path.lexists(lease) and lease not in paths:
+            continue
+        lock = _file_lock(lease, timeout_s=0, per_thread=False)
         try:
-            _acquire(lock, "lease", directory / f"{owner}{_LEASE}")
+            _acquire(lock, "lease", lease)
         except StorageError as error:
             if isinstance(error.__cause__, Timeout):
                 continue
             raise
         # The lease goes last: until then a crash here leaves the rest to be swept again.
-        for path in sorted({*paths, directory / f"{owner}{_LEASE}"}, key=lambda path: path.suffix == _LEASE):
+        for path in sorted({*paths, lease}, key=lambda path: path.suffix == _LEASE):
             unlink(path)
             removed.append(path)
         lock.release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -23,8 +24,8 @@ def hold(path: Path) -> bool:
     Raises:
         StorageError: The disk failed in another way than being full.
     """
-    if path.exists():
-        if path.stat().st_size == NBYTES:
+    if os.path.lexists(path):
+        if not path.is_symlink() and path.stat().st_size == NBYTES:
             return True
         unlink(path)
     try:
@@ -45,7 +46,7 @@ def give_up_for(path: Path, work: Callable[[], _Result]) -> _Result:
     try:
         return work()
     except DiskFullError as error:
-        if error.path.name != MANIFEST or not path.exists():
+        if error.path.name != MANIFEST or not os.path.lexists(path):
             raise
         unlink(path)
         return work()

@@ -160,8 +160,6 @@ FAULTS: dict[str, Fault] = {
     "parents of the store not synced": Fault("first save", _patch((files, "fsync_directory"))),
     "row before rename": Fault("save", _row_before_rename),
     "unlink before mark": Fault("save and keep two", _unlink_before_mark),
-    "rows dropped before unlink": Fault("save and keep two", _rows_dropped_before_unlink),
-    "deletions not synced": Fault("save and keep two", _deletions_not_synced),
     "published before its payload has a durable name": Fault("save", _published_before_commit(synced=False)),
     "SQLite: synchronous OFF": Fault("save and keep two", _sqlite(synchronous=("OFF", 0))),
     "SQLite: synchronous NORMAL": Fault("save and keep two", _sqlite(synchronous=("NORMAL", 1))),
@@ -172,6 +170,9 @@ FAULTS: dict[str, Fault] = {
 
 # Those that none does, since recovery mends what they leave.
 MENDED: dict[str, Fault] = {
+    # What was removed may come back, whole; it is taken in like any orphan.
+    "rows dropped before unlink": Fault("save and keep two", _rows_dropped_before_unlink),
+    "deletions not synced": Fault("save and keep two", _deletions_not_synced),
     "tmp directory not synced": Fault("save", _skip_directory("tmp")),
     "published before COMMIT": Fault("save", _published_before_commit(synced=True)),
 }
