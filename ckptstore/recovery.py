@@ -82,14 +82,15 @@ def _version(manifest: Manifest, name: str) -> int:
 
 def _look_again(layout: Layout, manifest: Manifest) -> None:
     """Unmark what is back and whole; put aside what lies, still damaged, in the place of a damaged one."""
+    back: list[int] = []
     for checkpoint in (*manifest.in_state("missing"), *manifest.in_state("damaged")):
-        if not has_its_size(checkpoint) or digest_file(checkpoint.path) != checkpoint.digest:
-            if checkpoint.state == "damaged" and os.path.lexists(checkpoint.path):
-                # A crash came between the mark and the move; or somebody put a wrong file there.
-                reason = "its row says that it is damaged"
-                quarantine_stray(layout, manifest, checkpoint.path, reason)
-        else:
-            manifest.set_state([checkpoint.version], "complete", event="found")
+        if has_its_size(checkpoint) and digest_file(checkpoint.path) == checkpoint.digest:
+            back.append(checkpoint.version)
+        elif checkpoint.state == "damaged" and os.path.lexists(checkpoint.path):
+            # A crash came between the mark and the move; or somebody put a wrong file there.
+            quarantine_stray(layout, manifest, checkpoint.path, "its row says that it is damaged")
+    if back:
+        manifest.set_state(back, "complete", event="found")
 
 
 def finish_publishing(layout: Layout, manifest: Manifest) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
 from ckptstore.adoption import take_in
+from ckptstore.commit import has_its_size
 from ckptstore.files import digest_file, fsync_directory, rename_to_new
 from ckptstore.layout import Layout
 from ckptstore.manifest import Manifest
 from ckptstore.quarantine import withdraw
-from ckptstore.records import Checkpoint, Problem
+from ckptstore.records import Checkpoint, Problem, State
 from ckptstore.verification import Progress, verify
 
 Locked = Callable[[], AbstractContextManager[None]]
@@ -36,10 +38,12 @@ def repair(
         StorageError: Something cannot be read or moved.
     """
     problems = verify(layout, manifest, progress=progress)
-    done: list[Problem] = []
-    for problem in problems:
-        with locked():
-            done.append(replace(problem, action=_act(layout, manifest, problem)))
+    with locked():
+        done = _mark_lost(manifest, problems)
+    for number, problem in enumerate(done):
+        if problem.action is None:
+            with locked():
+                done[number] = replace(problem, action=_act(layout, manifest, problem))
     # Known losses too: a repair that died may have noted one and not come to this.
     for checkpoint in (*manifest.in_state("missing"), *manifest.in_state("damaged")):
         if _put_back(layout, manifest, locked, checkpoint):
@@ -59,6 +63,28 @@ def _with_put_back(done: list[Problem], checkpoint: Checkpoint) -> list[Problem]
     ]
 
 
+def _mark_lost(manifest: Manifest, problems: list[Problem]) -> list[Problem]:
+    """Note the loss of all checkpoints whose payload is not there, each state in one transaction."""
+    marked: dict[int, State] = {}
+    states: tuple[State, ...] = ("missing", "damaged")
+    for problem in problems:
+        checkpoint = None if problem.version is None else manifest.get(problem.version)
+        if problem.kind not in states or checkpoint is None or checkpoint.state == "deleting":
+            continue
+        if not os.path.lexists(checkpoint.path):
+            marked[checkpoint.version] = "damaged" if checkpoint.state == "damaged" else "missing"
+    for state in states:
+        versions = [version for version, its in marked.items() if its == state]
+        if versions:
+            manifest.set_state(versions, state, event="repaired", detail={"action": f"marked as {state}"})
+    return [
+        replace(problem, action=f"marked as {marked[problem.version]}")
+        if problem.kind in states and problem.version in marked
+        else problem
+        for problem in problems
+    ]
+
+
 def _act(layout: Layout, manifest: Manifest, problem: Problem) -> str | None:
     if problem.kind == "orphan" and problem.path is not None:
         if not problem.path.exists():
@@ -68,23 +94,17 @@ def _act(layout: Layout, manifest: Manifest, problem: Problem) -> str | None:
     if problem.version is None:
         return None
     checkpoint = manifest.get(problem.version)
-    if checkpoint is None or checkpoint.state == "deleting":
+    if checkpoint is None or checkpoint.state == "deleting" or _is_whole(checkpoint):
         return "gone by itself"
-    if problem.kind not in ("missing", "damaged"):
-        withdraw(layout, manifest, checkpoint, problem.detail)
-        return _note(manifest, checkpoint, "damaged", "put aside in quarantine, and marked as damaged")
-    state = "damaged" if checkpoint.state == "damaged" else "missing"
-    return _note(manifest, checkpoint, state, f"marked as {state}")
-
-
-def _note(manifest: Manifest, checkpoint: Checkpoint, state: str, action: str) -> str:
-    manifest.set_state(
-        [checkpoint.version],
-        state,  # type: ignore[arg-type]
-        event="repaired",
-        detail={"action": action},
-    )
+    withdraw(layout, manifest, checkpoint, problem.detail)
+    action = "put aside in quarantine, and marked as damaged"
+    manifest.set_state([checkpoint.version], "damaged", event="repaired", detail={"action": action})
     return action
+
+
+def _is_whole(checkpoint: Checkpoint) -> bool:
+    """Look again, now that nobody else changes anything: another repair may have come before."""
+    return has_its_size(checkpoint) and digest_file(checkpoint.path) == checkpoint.digest
 
 
 def _put_back(layout: Layout, manifest: Manifest, locked: Locked, checkpoint: Checkpoint) -> bool:
@@ -92,6 +112,8 @@ def _put_back(layout: Layout, manifest: Manifest, locked: Locked, checkpoint: Ch
     for path in _of_size(layout.quarantine, checkpoint.nbytes):
         if digest_file(path) == checkpoint.digest:
             with locked():
+                if os.path.lexists(checkpoint.path) or not os.path.lexists(path):
+                    return False
                 rename_to_new(path, checkpoint.path)
                 fsync_directory(checkpoint.path.parent)
                 fsync_directory(path.parent)
