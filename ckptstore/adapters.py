@@ -36,8 +36,12 @@ class ModelAdapter(Protocol):
             ModelNotReadyError: It is not built; or not compiled, with neither `optimizer` nor `weights_only`.
         """
 
-    def restore(self, model: Any, checkpoint: Checkpoint, *, optimizer: Any = None) -> None:
+    def restore(
+        self, model: Any, checkpoint: Checkpoint, *, optimizer: Any = None, generators: bool = False
+    ) -> None:
         """Verify the payload, check that it fits, then bring back weights, optimizer and training state.
+
+        With `generators` the process' global random generators too.
 
         Raises:
             CorruptPayloadError: The payload is damaged; the model is unchanged.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ def take_in(layout: Layout, manifest: Manifest, name: str) -> str | None:
         None when it was adopted, else why it was put aside.
     """
     path = layout.checkpoints / name
+    if _is_listed(manifest, name):
+        return None
     try:
         found = describe(path)
         if found.store != manifest.uuid:
@@ -55,8 +57,22 @@ def take_in(layout: Layout, manifest: Manifest, name: str) -> str | None:
     except CorruptPayloadError as error:
         quarantine_stray(layout, manifest, path, error.reason)
         return error.reason
-    manifest.add_checkpoint(found.new, published_path=_published_path(manifest, found), event="adopted")
+    tags = tuple(tag for tag in found.new.tags if _is_free(manifest, tag, found.new.version))
+    new = replace(found.new, tags=tags)
+    manifest.add_checkpoint(new, published_path=_published_path(manifest, found), event="adopted")
     return None
+
+
+def _is_free(manifest: Manifest, tag: str, version: int) -> bool:
+    """Whether a tag may go to a version that comes late: a later one may have been given it meanwhile."""
+    other = manifest.by_tag(tag)
+    return other is None or other.version < version
+
+
+def _is_listed(manifest: Manifest, name: str) -> bool:
+    """Look again, now under the lock: its writer may have committed the row since it was seen without one."""
+    row = manifest.get(parse_payload_name(name)[0])
+    return row is not None and row.path.name == name and row.state != "deleting"
 
 
 def _published_path(manifest: Manifest, found: Described) -> str | None:
@@ -68,8 +84,12 @@ def _published_path(manifest: Manifest, found: Described) -> str | None:
     return shown.path if shown is not None and shown.version < found.new.version else None
 
 
-def describe(path: Path) -> Described:
+def describe(path: Path, *, name: str | None = None) -> Described:
     """Return what a payload says of itself, after verifying it byte by byte.
+
+    Args:
+        path: Where it lies.
+        name: The name that it ought to have; None for the one that it has.
 
     Raises:
         CorruptPayloadError: It is damaged, says that it is another checkpoint than its name does, or says what
@@ -77,7 +97,7 @@ def describe(path: Path) -> Described:
         StorageError: It cannot be read, which does not say that it is damaged.
     """
     description = payload.read_description(path)
-    version, run, format = parse_payload_name(path.name)
+    version, run, format = parse_payload_name(name or path.name)
     problems = payload.verify_payload(path)
     if problems:
         raise CorruptPayloadError(path=path, reason=problems[0])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 
-from ckptstore.errors import RunLockedError
+from ckptstore.errors import RunLockedError, StorageError, StoreLockedError
 from ckptstore.layout import Layout
 from ckptstore.locks import RunLock, store_lock
 from ckptstore.manifest import Manifest
@@ -29,6 +31,8 @@ class Claims:
         self._manifest = manifest
         self._locks: dict[str, RunLock] = {}
         self._pid = os.getpid()
+        self._busy = threading.RLock()
+        self._started: set[str] = set()
 
     def claim(self, run: str) -> None:
         """Become the writer of a run, if this process is not that yet.
@@ -38,9 +42,12 @@ class Claims:
         """
         check_run(run)
         if self._pid != os.getpid():
-            self._locks, self._pid = {}, os.getpid()
-        if run in self._locks:
-            return
+            self._locks, self._pid, self._busy = {}, os.getpid(), threading.RLock()
+        with self._busy:
+            if run not in self._locks:
+                self._locks[run] = self._claimed(run)
+
+    def _claimed(self, run: str) -> RunLock:
         lock = self._lock(run)
         try:
             holder = Holder(host=socket.gethostname(), pid=os.getpid(), started_at=datetime.now(UTC))
@@ -49,7 +56,7 @@ class Claims:
         except BaseException:
             lock.release()
             raise
-        self._locks[run] = lock
+        return lock
 
     def _lock(self, run: str) -> RunLock:
         try:
@@ -66,9 +73,23 @@ class Claims:
                 started_at=holder.started_at,
             ) from error
 
+    def note_start(self, run: str) -> None:
+        """Remember that a run was resumed here, until `release` can say that it ended well."""
+        self._started.add(run)
+
+    def forget_starts(self) -> None:
+        """Let the starts so far count as crashes: an error ends the process."""
+        self._started.clear()
+
     def release(self) -> None:
-        """Let go of all runs."""
+        """Let go of all runs; those that were resumed here have ended well."""
         locks, self._locks = self._locks, {}
-        if self._pid == os.getpid():
-            for lock in locks.values():
-                lock.release()
+        if self._pid != os.getpid():
+            return
+        started, self._started = self._started, set()
+        for run in sorted(started):
+            # At worst one start too many is counted.
+            with suppress(StorageError, StoreLockedError), store_lock(self._layout.locks):
+                self._manifest.add_event("ended", run=run)
+        for lock in locks.values():
+            lock.release()

@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ckptstore.errors import (
     CheckpointStoreError,
     DiskFullError,
-    LockedError,
-    StorageError,
+    InvalidArgumentError,
     UnfinishedSaveError,
 )
 from ckptstore.files import fsync_directory, rename_to_new, unlink
@@ -65,6 +64,7 @@ def checked_request(
     root: Path,
     *,
     run: str,
+    format: str,
     position: tuple[int, int | None, int | None],
     metrics: Mapping[str, Any] | None,
     tags: Collection[str],
@@ -78,6 +78,10 @@ def checked_request(
     Raises:
         InvalidArgumentError: A part of it cannot be used.
     """
+    if format not in SUFFIXES:
+        raise InvalidArgumentError(
+            argument="format", value=format, reason=f"must be one of {sorted(SUFFIXES)}"
+        )
     check_position(*position)
     epoch, batch, step = (None if number is None else index(number) for number in position)
     assert epoch is not None
@@ -108,7 +112,8 @@ class Committer:
         self._manifest = manifest
         self._lease: Lease | None = None
         self._pid = os.getpid()
-        self._busy = threading.RLock()
+        self._busy = threading.Lock()
+        self._by: int | None = None
         self._leftovers: list[Path] = []
 
     def commit(self, snapshot: Snapshot, request: SaveRequest) -> Checkpoint:
@@ -140,7 +145,7 @@ class Committer:
                 self._finish(
                     checkpoint,
                     "removing what the policy does not keep",
-                    partial(self.retain, request.run, request.keep),
+                    partial(self._retained, request.run, request.keep),
                 )
             return checkpoint
 
@@ -154,7 +159,7 @@ class Committer:
         if request.keep is None:
             return False
         try:
-            return bool(self.retain(request.run, request.keep))
+            return bool(self._retained(request.run, request.keep))
         except DiskFullError:
             return False
 
@@ -162,7 +167,8 @@ class Committer:
         """Do what comes after the COMMIT: if it fails, the caller is told that the checkpoint exists."""
         try:
             work()
-        except (StorageError, LockedError) as error:
+        except Exception as error:
+            # Whatever it is, also of a policy that the user wrote.
             raise UnfinishedSaveError(checkpoint=checkpoint, undone=what, error=error) from error
 
     def close(self) -> None:
@@ -306,7 +312,10 @@ class Committer:
         rows, and the next opening for writing finishes.
         """
         with self._alone():
-            return give_up_for(self._layout.reserve, partial(self._retain, run, policy))
+            return self._retained(run, policy)
+
+    def _retained(self, run: str, policy: Policy) -> list[int]:
+        return give_up_for(self._layout.reserve, partial(self._retain, run, policy))
 
     def _retain(self, run: str, policy: Policy) -> list[int]:
         # Chosen and marked under one lock: nobody pins or shows meanwhile what is about to go.
@@ -336,12 +345,26 @@ class Committer:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Keep other threads out; a forked child starts with a lock of its own, which no lost thread holds."""
+        """Keep other threads out; a forked child starts with a lock of its own, which no lost thread holds.
+
+        A signal's handler runs inside whatever this thread is doing: one that saves would wait for itself.
+        """
         if self._pid != os.getpid():
-            self._busy, self._lease, self._pid = threading.RLock(), None, os.getpid()
-            self._leftovers = []
+            self._busy, self._lease, self._pid = threading.Lock(), None, os.getpid()
+            self._leftovers, self._by = [], None
+        if self._by == threading.get_ident():
+            raise InvalidArgumentError(
+                argument="save",
+                value=str(self._layout.root),
+                reason="this thread is in the middle of a save already",
+                hint="in a signal's handler set a flag, and save when the next batch has ended",
+            )
         with self._busy:
-            yield
+            self._by = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._by = None
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

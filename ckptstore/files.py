@@ -31,6 +31,8 @@ _NO_DIRECTORY_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, e
 Phase = Literal["before", "after"]
 Hook = Callable[[str, Path, Phase], None]
 _hooks: list[Hook] = []
+# File systems of which it was said that their directories cannot be synced.
+_unsynced: set[int] = set()
 
 
 @contextmanager
@@ -131,12 +133,18 @@ def fsync_directory(path: Path) -> None:
         except OSError as error:
             if error.errno not in _NO_DIRECTORY_SYNC:
                 raise
-            warnings.warn(
-                f"{path}: this file system cannot sync a directory; a power cut may undo the last renames",
-                stacklevel=3,
-            )
+            _say_unsynced(path, os.fstat(descriptor).st_dev)
         finally:
             os.close(descriptor)
+
+
+def _say_unsynced(path: Path, device: int) -> None:
+    if device not in _unsynced:
+        _unsynced.add(device)
+        warnings.warn(
+            f"{path}: this file system cannot sync a directory; a power cut may undo the last renames",
+            stacklevel=4,
+        )
 
 
 def rename_to_new(source: Path, target: Path) -> None:

@@ -76,7 +76,9 @@ class KerasAdapter:
             state=state,
         )
 
-    def restore(self, model: Any, checkpoint: Checkpoint, *, optimizer: Any = None) -> None:
+    def restore(
+        self, model: Any, checkpoint: Checkpoint, *, optimizer: Any = None, generators: bool = False
+    ) -> None:
         """Bring weights, optimizer and training state back into a model.
 
         The payload is verified, then compared with the model, all before the model is touched; should a
@@ -87,6 +89,7 @@ class KerasAdapter:
                 built as it was, where the checkpoint is a whole model.
             checkpoint: Where its payload lies, and what it must be.
             optimizer: The optimizer of a training loop written by hand, if one was saved.
+            generators: True to set the global random generators back too, to go on as if never interrupted.
 
         Raises:
             CorruptPayloadError: The payload is damaged; the model is unchanged.
@@ -106,12 +109,14 @@ class KerasAdapter:
             assignments = [*loaded, *training_state.plan(model, captured, optimizers, state)]
             with _put_back_on_error(one.variable for one in assignments):
                 _assign(assignments)
-            return
-        keras_fit.check(captured.entries, payload.read_layout(checkpoint.path))
-        assignments = training_state.plan(model, captured, optimizers, state)
-        with _put_back_on_error(_live_variables(model, optimizers)):
-            _load(model, checkpoint, optimizer=extra)
-            _assign(assignments)
+        else:
+            keras_fit.check(captured.entries, payload.read_layout(checkpoint.path))
+            assignments = training_state.plan(model, captured, optimizers, state)
+            with _put_back_on_error(_live_variables(model, optimizers)):
+                _load(model, checkpoint, optimizer=extra)
+                _assign(assignments)
+        if generators:
+            training_state.restore_generators(state)
 
     def load_model(self, checkpoint: Checkpoint, **kwargs: Any) -> Any:
         """Verify a checkpoint's payload and return the whole model in it, as Keras loads it.

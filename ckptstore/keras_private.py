@@ -13,6 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +25,23 @@ from ckptstore.formats import payload
 from ckptstore.formats.snapshot import Array
 from ckptstore.keras_capture import Capture, Entry, ReadGroup
 
+
+def _optional(name: str) -> Any:
+    """Return a module of Keras' inside, or None in a Keras with another layout."""
+    try:
+        return import_module(name)
+    except ImportError:
+        return None
+
+
 try:
     from keras.src.saving import saving_lib as _saving
-except ImportError:  # pragma: no cover - a Keras with another layout
+except ImportError:  # pragma: no cover
     _saving = None
-try:
-    from keras.src.backend.common import global_state as _global_state
-except ImportError:  # pragma: no cover
-    _global_state = None
-try:
-    from keras.src.legacy.saving import legacy_h5_format as _legacy
-except ImportError:  # pragma: no cover
-    _legacy = None
-try:
-    from keras.src.utils import io_utils as _io_utils
-except ImportError:  # pragma: no cover
-    _io_utils = None
+_global_state = _optional("keras.src.backend.common.global_state")
+_legacy = _optional("keras.src.legacy.saving.legacy_h5_format")
+_io_utils = _optional("keras.src.utils.io_utils")
+_seeds = _optional("keras.src.random.seed_generator")
 
 _METADATA, _CONFIG, _ASSETS = "metadata.json", "config.json", "assets"
 _SKIPPING_TYPES = ("Operation", "Layer", "Functional", "Sequential", "Metric", "Optimizer", "Loss")
@@ -374,6 +376,14 @@ def _compile_config_kept(model: Any) -> Iterator[None]:
     finally:
         if kept:
             config.update(kept)
+
+
+def global_seed(*, make: bool = False) -> Any:
+    """Return the variable that unseeded operations draw from, or None; making it draws from Python's generator."""
+    if _global_state is None or not hasattr(_seeds, "GLOBAL_SEED_GENERATOR"):
+        return None
+    found = _global_state.get_global_attribute(_seeds.GLOBAL_SEED_GENERATOR)
+    return getattr(_seeds.global_seed_generator() if found is None and make else found, "state", None)
 
 
 # --- messages --------------------------------------------------------------------------------

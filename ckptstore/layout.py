@@ -21,7 +21,7 @@ MANIFEST = "manifest.sqlite"
 # Beside the files that a drop-in callback shows, its store lies in this directory.
 DROP_IN = ".ckptstore"
 _PAYLOAD = re.compile(
-    r"(?P<version>\d{8,})-(?P<run>[A-Za-z0-9_][A-Za-z0-9_.=+@-]{0,99}?)(?P<suffix>\.weights\.h5|\.keras|\.h5)"
+    r"(?P<version>[0-9]{8,18})-(?P<run>[A-Za-z0-9_][A-Za-z0-9_.=+@-]{0,99}?)(?P<suffix>\.weights\.h5|\.keras|\.h5)"
 )
 _FORMATS: dict[str, Format] = {suffix: name for name, suffix in SUFFIXES.items()}
 
@@ -107,9 +107,25 @@ def payload_file(version: int, run: str, format: Format) -> str:
     return f"checkpoints/{version:08d}-{run}{SUFFIXES[format]}"
 
 
+def version_in(name: str) -> int:
+    """Return the version that a name begins with as a payload's does, also in quarantine; 0 where it does not.
+
+    Example:
+        >>> version_in("00000007-a.keras.2"), version_in("notes.txt")
+        (7, 0)
+    """
+    head = name.partition("-")[0]
+    return int(head) if 8 <= len(head) <= 18 and head.isascii() and head.isdecimal() else 0
+
+
 def is_payload_name(name: str) -> bool:
     """Return True when a file of this name in `checkpoints` is taken for a payload."""
-    return _PAYLOAD.fullmatch(name) is not None
+    match = _PAYLOAD.fullmatch(name)
+    if match is None:
+        return False
+    version = int(match["version"])
+    written = payload_file(version, match["run"], _FORMATS[match["suffix"]])
+    return version >= 1 and written == f"checkpoints/{name}"
 
 
 def is_payload_file(file: str) -> bool:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -51,6 +52,15 @@ def _file_lock(path: Path, *, timeout_s: float, per_thread: bool) -> FileLock | 
     )
 
 
+# Where the kernel keeps nobody out, at least the threads of this process are kept out of each other's way.
+_threads = threading.RLock()
+
+
+def instead_of_locks() -> AbstractContextManager[object]:
+    """Return what stands in for locks inside this process, where the user has said that there are no others."""
+    return _threads if without_locks() else nullcontext()
+
+
 def unsafe(path: Path, lacks: str, error: OSError | None = None) -> UnsafeFileSystemError:
     """Return the error for a file system whose locks do not work; names the override."""
     return UnsafeFileSystemError(
@@ -83,7 +93,8 @@ def store_lock(directory: Path, *, timeout_s: float = STORE_LOCK_TIMEOUT_S) -> I
             raise StoreLockedError(path=path, waited_s=timeout_s) from error.__cause__
         raise
     try:
-        yield
+        with instead_of_locks():
+            yield
     finally:
         lock.release()
 
@@ -101,7 +112,7 @@ def _acquire(lock: FileLock | _NoLock, operation: str, path: Path) -> None:
 
 
 def check_exclusion(directory: Path) -> None:
-    """Try whether the store's lock, which the caller holds, is refused to somebody else.
+    """Try whether the store's lock, which the caller holds, is refused to somebody else, and SQLite's kind granted.
 
     Raises:
         UnsafeFileSystemError: It is granted twice.
@@ -115,10 +126,20 @@ def check_exclusion(directory: Path) -> None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            _try_record_lock(descriptor, path)
             return
         finally:
             os.close(descriptor)
     raise unsafe(path, "grants one lock twice")
+
+
+def _try_record_lock(descriptor: int, path: Path) -> None:
+    """Try the kind of lock that SQLite takes; it would take a refusal for somebody else's lock, and wait."""
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            raise unsafe(path, "has no working record locks, which SQLite needs", error) from error
 
 
 class RunLock:
@@ -161,7 +182,7 @@ def no_run_is_written(directory: Path) -> Iterator[None]:
     """
     with ExitStack() as held:
         for path in sorted(directory.glob("*.lock")):
-            if path.name != "store.lock":
+            if path.name != "store.lock" and path.is_file():
                 held.callback(RunLock(directory, path.stem).release)
         yield
 

@@ -200,6 +200,11 @@ class Manifest:
         with self._transactions.writing("add_event") as connection:
             changes.add_event(connection, kind, run=run, version=version, detail=detail)
 
+    def count_on(self, next_version: int) -> None:
+        """Let the next version be at least `next_version`."""
+        with self._transactions.writing("count_on") as connection:
+            changes.count_on(connection, next_version)
+
     def refill(
         self,
         rows: Iterable[tuple[NewCheckpoint, str | None]],
@@ -219,9 +224,16 @@ class Manifest:
             monitors: Run, metric and better direction.
         """
         with self._transactions.writing("refill") as connection:
-            changes.identify(connection, uuid, next_version)
+            changes.identify(connection, uuid)
+            changes.count_on(connection, next_version)
             changes.refill(connection, rows, tags, monitors)
         self.__dict__.pop("uuid", None)
+
+    @property
+    def next_version(self) -> int:
+        """The version that the next save will get."""
+        with self._transactions.reading() as connection:
+            return connection.execute(select(STORE.next_version)).scalar_one()
 
     # --- checkpoints ---------------------------------------------------------------------------------
 
@@ -285,7 +297,7 @@ class Manifest:
             return queries.files(connection, state)
 
     def starts(self, run: str | None = None) -> dict[int, int]:
-        """Return how often each checkpoint was resumed from since a run, or any, last saved something."""
+        """Return how often each checkpoint was resumed from since a run, or any, saved something or ended well."""
         with self._transactions.reading() as connection:
             return queries.starts(connection, run)
 

@@ -123,9 +123,13 @@ def refill(
         put_monitor(connection, run, metric, mode)
 
 
-def identify(connection: Connection, uuid: str, next_version: int) -> None:
-    """Give the store an id, and let its next version be at least `next_version`."""
+def identify(connection: Connection, uuid: str) -> None:
+    """Give the store an id."""
     connection.execute(update(STORE.table).values(uuid=uuid))
+
+
+def count_on(connection: Connection, next_version: int) -> None:
+    """Let the store's next version be at least `next_version`."""
     connection.execute(
         update(STORE.table).where(STORE.next_version < next_version).values(next_version=next_version)
     )

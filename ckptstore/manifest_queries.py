@@ -157,9 +157,9 @@ def files(connection: Connection, state: State) -> list[str]:
 
 
 def starts(connection: Connection, run: str | None) -> dict[int, int]:
-    """Return how often each checkpoint was resumed from since a run, or any, last saved something."""
-    saved = select(func.max(EVENTS.id)).where(EVENTS.kind.in_(("saved", "adopted")))
-    resumed = select(EVENTS.version, func.count()).where(EVENTS.kind == "resumed")
+    """Return how often each checkpoint was resumed from since a run, or any, last saved something or ended well."""
+    saved = select(func.max(EVENTS.id)).where(EVENTS.kind.in_(("saved", "adopted", "ended")))
+    resumed = select(EVENTS.version, func.count()).where(EVENTS.kind == "resuming")
     if run is not None:
         saved = saved.where(EVENTS.run_id == id_of_run(run))
         resumed = resumed.where(EVENTS.run_id == id_of_run(run))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeGuard
 
-from ckptstore.errors import InvalidArgumentError
+from ckptstore.errors import CorruptManifestError, InvalidArgumentError
 from ckptstore.names import check_tag
 from ckptstore.records import Mode
-from ckptstore.sqlite_engine import connect
+from ckptstore.sqlite_engine import roll_back_hot_journal, uri_of
 
 _MONITORS = (
     "SELECT runs.name, metric_names.name, mode FROM monitors"
@@ -41,13 +41,16 @@ class Salvaged:
 
 
 def salvage(path: Path) -> Salvaged:
-    """Return what a damaged manifest still says; it is not changed.
+    """Return what a damaged manifest still says.
 
     Each table is read for itself, so that one bad page costs no more than the rows behind it.
     """
     found = Salvaged()
     if not path.is_file():
         return found
+    with suppress(CorruptManifestError):
+        # A commit in which a writer died is undone, as any opening would; a damaged file is left as it is.
+        roll_back_hot_journal(path)
     for uuid, next_version in _rows(path, "SELECT uuid, next_version FROM store"):
         if isinstance(uuid, str) and isinstance(next_version, int) and 0 < next_version < 10**18:
             found.uuid, found.next_version = uuid, next_version
@@ -82,7 +85,8 @@ def _rows(path: Path, query: str) -> list[tuple[object, ...]]:
     """Return the rows that come before the first error."""
     rows: list[tuple[object, ...]] = []
     try:
-        with closing(connect(path, "ro")) as connection:
+        # Immutable: neither a journal is rolled back nor a log read, and nothing is written beside it.
+        with closing(sqlite3.connect(f"{uri_of(path)}?mode=ro&immutable=1", uri=True)) as connection:
             for row in connection.execute(query):
                 rows.append(row)
     except sqlite3.Error:

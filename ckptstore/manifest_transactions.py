@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from ckptstore import schema
 from ckptstore.errors import CheckpointStoreError, CorruptManifestError, InvalidArgumentError, ReadOnlyError
 from ckptstore.forks import no_fork
+from ckptstore.locks import instead_of_locks
 from ckptstore.sqlite_engine import WRITES, roll_back_hot_journal
 from ckptstore.sqlite_errors import FOREIGN_ERRORS, needs_rollback_of_hot_journal, translated
 
@@ -50,7 +51,7 @@ class Transactions:
             SchemaError: Another process brought the manifest to another schema.
             StorageError: It cannot be read.
         """
-        with self._translating(), no_fork():
+        with self._translating(), no_fork(), instead_of_locks():
             connection = self._begin(writes=False)
             try:
                 yield connection
@@ -81,7 +82,7 @@ class Transactions:
         """
         if self.read_only:
             raise ReadOnlyError(store=self.path.parent, operation=operation)
-        with self._translating(), no_fork():
+        with self._translating(), no_fork(), instead_of_locks():
             connection = self._begin(writes=True)
             try:
                 yield connection

@@ -368,8 +368,9 @@ class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
         """
         values: list[float] = []
         for path, version in store.published(self.run).items():
-            if os.path.lexists(path):
-                value = store.get(version).metrics.get(self.monitor, math.nan)
+            checkpoint = store.get(version)
+            if os.path.lexists(path) and checkpoint.state == "complete":
+                value = checkpoint.metrics.get(self.monitor, math.nan)
                 if not math.isnan(value):
                     values.append(value)
         if not values:

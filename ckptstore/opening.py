@@ -6,7 +6,7 @@ import os
 from functools import partial
 
 from ckptstore import reserve
-from ckptstore.errors import CorruptManifestError
+from ckptstore.errors import CorruptManifestError, UnsafeFileSystemError
 from ckptstore.layout import Layout
 from ckptstore.locks import check_exclusion, store_lock
 from ckptstore.manifest import Manifest
@@ -23,6 +23,17 @@ def open_for_reading(layout: Layout) -> Manifest:
     return Manifest.open(layout.manifest, read_only=True)
 
 
+def _check_one_disk(layout: Layout) -> None:
+    """Refuse a store that is spread over file systems: its renames would not be atomic, or not be possible."""
+    disks = {path: path.stat().st_dev for path in (layout.checkpoints, layout.tmp, layout.quarantine)}
+    if len(set(disks.values())) > 1:
+        raise UnsafeFileSystemError(
+            path=layout.root,
+            lacks="is not one: checkpoints, tmp and quarantine lie on several",
+            hint="move them to one disk; the store as a whole may lie anywhere",
+        )
+
+
 def open_for_writing(layout: Layout) -> Manifest:
     """Open a manifest, making or upgrading it, and finish or undo what a dead writer left.
 
@@ -36,6 +47,7 @@ def open_for_writing(layout: Layout) -> Manifest:
     from ckptstore.recovery import reconcile  # reads payloads; a query can do without
 
     layout.make()
+    _check_one_disk(layout)
     with store_lock(layout.locks):
         check_exclusion(layout.locks)
         manifest = Manifest.open(layout.manifest)

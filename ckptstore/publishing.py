@@ -6,11 +6,15 @@ import errno
 import os
 from pathlib import Path
 
+import xxhash
+
 from ckptstore.errors import StorageError
 from ckptstore.files import fsync_directory, is_same_file, link, make_directory, replace, unlink
 from ckptstore.payload_writer import PayloadWriter
 
 _CHUNK = 4 << 20
+# Bytes that a name may have on the usual file systems.
+_NAME_MOST = 255
 _NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
 
@@ -66,4 +70,7 @@ def copy(source: Path, target: Path) -> str:
 
 
 def _beside(target: Path) -> Path:
-    return target.with_name(f".{target.name}.ckptstore")
+    name = f".{target.name}.ckptstore"
+    if len(os.fsencode(name)) > _NAME_MOST:
+        name = f".{xxhash.xxh3_64_hexdigest(os.fsencode(target.name))}.ckptstore"
+    return target.with_name(name)

@@ -8,17 +8,20 @@ the damaged one as far as SQLite still can.
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from ckptstore.adoption import Described, describe
-from ckptstore.errors import CorruptPayloadError, StorageError
-from ckptstore.files import fsync_directory, is_same_file, link, rename_to_new, unlink
+from ckptstore.errors import CheckpointStoreError, CorruptManifestError, CorruptPayloadError, StorageError
+from ckptstore.files import digest_file, fsync_directory, is_same_file, link, rename_to_new, unlink
 from ckptstore.files import replace as rename_over
-from ckptstore.layout import Layout, find_store, shown_at
+from ckptstore.formats import payload
+from ckptstore.layout import Layout, find_store, is_payload_name, shown_at, version_in
 from ckptstore.locks import no_run_is_written, store_lock
 from ckptstore.manifest import Manifest
 from ckptstore.manifest_salvage import Salvaged, salvage
@@ -26,7 +29,10 @@ from ckptstore.quarantine import quarantine_stray
 from ckptstore.records import NewCheckpoint, Problem
 
 Progress = Callable[[int], object]
-_JOURNAL = "-journal"
+# What SQLite keeps beside a database: ours has a journal; other tools may have switched it to a write-ahead log.
+_BESIDE = ("-journal", "-wal", "-shm")
+# A name in quarantine, with the number that makes it unique.
+_ASIDE = re.compile(r"(.*?\.(?:keras|h5))(\.\d+)?")
 
 
 def rebuild_at(path: str | os.PathLike[str], *, progress: Progress | None = None) -> list[Problem]:
@@ -34,14 +40,29 @@ def rebuild_at(path: str | os.PathLike[str], *, progress: Progress | None = None
     layout = Layout(find_store(path))
     layout.make_directories()
     with store_lock(layout.locks), no_run_is_written(layout.locks):
-        return rebuild(layout, progress=progress)
+        # Another repair may have come before.
+        return [] if _is_whole(layout) else rebuild(layout, progress=progress)
+
+
+def _is_whole(layout: Layout) -> bool:
+    if not os.path.lexists(layout.manifest):
+        return False
+    try:
+        manifest = Manifest.open(layout.manifest)
+        try:
+            return not manifest.integrity_problems()
+        finally:
+            manifest.close()
+    except CorruptManifestError:
+        return False
 
 
 def rebuild(layout: Layout, *, progress: Progress | None = None) -> list[Problem]:
     """Put a new manifest, made from the payloads, in the place of the one that is there; that one is kept.
 
     The new one is complete and durable under another name before it takes the place, in one rename; the old one is then
-    in `quarantine`. A crash before that leaves everything as it was, but for damaged payloads, which are put aside.
+    in `quarantine`. A crash before that leaves everything as it was, but for damaged payloads, which are put aside, and
+    whole ones in quarantine, which are put back. Run it again.
 
     Args:
         layout: Where the store lies; the caller holds its lock, and nobody has the manifest open.
@@ -54,10 +75,17 @@ def rebuild(layout: Layout, *, progress: Progress | None = None) -> list[Problem
         StorageError: A payload cannot be read, or the disk failed.
     """
     fresh = layout.root / "manifest.rebuilt.sqlite"
-    for leftover in (fresh, fresh.with_name(fresh.name + _JOURNAL)):
-        unlink(leftover)
+    if _was_finished(layout, fresh):
+        return [
+            _first(
+                layout, "the one that an earlier repair made was put in its place", _exchange(layout, fresh)
+            )
+        ]
+    for suffix in ("", *_BESIDE):
+        unlink(fresh.with_name(fresh.name + suffix))
     saved = salvage(layout.manifest)
-    found, problems, strays = _read_payloads(layout, progress)
+    _take_back(layout, saved.uuid)
+    found, problems, strays = _read_payloads(layout, progress, saved.uuid)
     manifest = Manifest.open(fresh)
     try:
         _fill(layout, manifest, found, saved)
@@ -66,15 +94,60 @@ def rebuild(layout: Layout, *, progress: Progress | None = None) -> list[Problem
         manifest.add_event("rebuilt", detail={"checkpoints": len(found), "put_aside": len(strays)})
     finally:
         manifest.close()
-    kept = _exchange(layout, fresh)
-    action = f"made again from {len(found)} payloads"
+    return [_first(layout, f"made again from {len(found)} payloads", _exchange(layout, fresh)), *problems]
+
+
+def _first(layout: Layout, action: str, kept: Path | None) -> Problem:
     action += "" if kept is None else f"; the damaged one is kept as {kept.relative_to(layout.root)}"
-    first = Problem(kind="manifest", detail="lost or damaged", path=layout.manifest, action=action)
-    return [first, *problems]
+    return Problem(kind="manifest", detail="lost or damaged", path=layout.manifest, action=action)
+
+
+def _was_finished(layout: Layout, fresh: Path) -> bool:
+    """Whether a rebuild died after its manifest was complete, and after the old one had left its place."""
+    if os.path.lexists(layout.manifest) or not fresh.is_file():
+        return False
+    try:
+        manifest = Manifest.open(fresh, read_only=True)
+    except CheckpointStoreError:
+        return False
+    try:
+        return bool(manifest.events(kind="rebuilt", limit=1))
+    finally:
+        manifest.close()
+
+
+def _take_back(layout: Layout, uuid: str | None) -> None:
+    """Put whole payloads that lie in quarantine back: without a manifest, nothing says any more why they are there."""
+    stores = _stores(layout) if uuid is None else {uuid}
+    for name in sorted(os.listdir(layout.quarantine)):
+        match = _ASIDE.fullmatch(name)
+        path = layout.quarantine / name
+        if match is None or not is_payload_name(match[1]) or not path.is_file():
+            continue
+        target = layout.checkpoints / match[1]
+        if os.path.lexists(target):
+            continue
+        try:
+            found = describe(path, name=match[1])
+        except CorruptPayloadError:
+            continue
+        if found.store in stores:
+            rename_to_new(path, target)
+            fsync_directory(target.parent)
+            fsync_directory(path.parent)
+
+
+def _stores(layout: Layout) -> set[str]:
+    """Return the ids of stores that the payloads in their place name, as far as they can be read."""
+    found = set()
+    for name in layout.payload_names():
+        with suppress(CorruptPayloadError):
+            found.add(str(payload.read_description(layout.checkpoints / name).get("store")))
+    return found
 
 
 def _read_payloads(
-    layout: Layout, progress: Progress | None
+    layout: Layout, progress: Progress | None, uuid: str | None
 ) -> tuple[list[Described], list[Problem], list[tuple[Path, str]]]:
     found: list[Described] = []
     strays: list[tuple[Path, str]] = []
@@ -86,12 +159,13 @@ def _read_payloads(
             strays.append((path, error.reason))
         if progress is not None:
             progress(path.stat().st_size)
-    # Most of them say which store this is; a copy from elsewhere may have come among them.
-    stores = Counter(one.store for one in found).most_common(1)
+    # The old manifest says which store this is, or else most of them: a copy may have come from elsewhere.
+    counted = Counter(one.store for one in found)
+    store = uuid if uuid in counted else next((name for name, _ in counted.most_common(1)), None)
     own: list[Described] = []
     versions: set[int] = set()
     for one in found:
-        if one.store != stores[0][0]:
+        if one.store != store:
             strays.append((layout.root / one.new.file, "it is another store's"))
         elif one.new.version in versions:
             strays.append((layout.root / one.new.file, f"version {one.new.version} is another's here"))
@@ -106,7 +180,7 @@ def _read_payloads(
 
 
 def _fill(layout: Layout, manifest: Manifest, found: list[Described], saved: Salvaged) -> None:
-    highest = max((_version_in(name) for name in _all_names(layout)), default=0)
+    highest = max((version_in(name) for name in _all_names(layout)), default=0)
     uuid = next((one.store for one in found), saved.uuid)
     manifest.refill(
         ((_row(one.new, saved), _shown(layout, one)) for one in found),
@@ -126,41 +200,45 @@ def _shown(layout: Layout, found: Described) -> str | None:
     """Return the path that shows a payload now; what only was to show it is not believed."""
     if found.published is None:
         return None
-    shows = is_same_file(shown_at(layout.root, found.published), layout.root / found.new.file)
-    return found.published if shows else None
+    target = shown_at(layout.root, found.published)
+    return found.published if _is_copy(target, layout.root / found.new.file, found.new) else None
+
+
+def _is_copy(target: Path, path: Path, new: NewCheckpoint) -> bool:
+    """Whether a path shows a payload: as a link, or as a copy where there are no links."""
+    if is_same_file(target, path):
+        return True
+    return target.is_file() and target.stat().st_size == new.nbytes and digest_file(target) == new.digest
 
 
 def _all_names(layout: Layout) -> list[str]:
     return [*layout.payload_names(), *os.listdir(layout.quarantine)]
 
 
-def _version_in(name: str) -> int:
-    """Return the version that a payload's name begins with, also with the number that quarantine adds; else 0."""
-    head = name.partition("-")[0]
-    return int(head) if head.isdecimal() and len(head) >= 8 else 0
-
-
 def _exchange(layout: Layout, fresh: Path) -> Path | None:
     """Put the new manifest in the place of the old one, which is kept in quarantine; returns where.
 
-    Its journal goes first: one that stayed would be rolled back into the new manifest.
+    What SQLite keeps beside the old one leaves first, since it would be taken for the new one's; a journal that could
+    still be rolled back was before. Then one rename exchanges them. Where there are no hard links it takes two, and a
+    crash between them leaves no manifest, which is no empty store: the next repair finishes.
     """
     moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
     kept = layout.quarantine / f"manifest-{moment}.sqlite"
-    journal = layout.manifest.with_name(layout.manifest.name + _JOURNAL)
-    if os.path.lexists(journal) and journal.stat().st_size == 0:
-        unlink(journal)
-    elif os.path.lexists(journal):
-        rename_to_new(journal, kept.with_name(kept.name + _JOURNAL))
+    for suffix in _BESIDE:
+        unlink(fresh.with_name(fresh.name + suffix))
+        path = layout.manifest.with_name(layout.manifest.name + suffix)
+        if os.path.lexists(path) and path.stat().st_size == 0:
+            unlink(path)
+        elif os.path.lexists(path):
+            rename_to_new(path, kept.with_name(kept.name + suffix))
     there = os.path.lexists(layout.manifest)
     if there:
         try:
             link(layout.manifest, kept)
         except StorageError:
-            # No hard links here: a crash between the two renames leaves no manifest, and a repair starts again.
             rename_to_new(layout.manifest, kept)
-        fsync_directory(layout.quarantine)
-    unlink(fresh.with_name(fresh.name + _JOURNAL))
+    fsync_directory(layout.quarantine)
+    fsync_directory(layout.root)
     rename_over(fresh, layout.manifest)
     fsync_directory(layout.root)
     return kept if there else None

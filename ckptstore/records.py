@@ -125,7 +125,8 @@ class Problem:
 
     Attributes:
         kind: ``"missing"``, ``"size"``, ``"digest"``, ``"variable"``, ``"identity"`` (the file is another
-            checkpoint's), ``"damaged"`` (found so before, and put aside), ``"orphan"`` (a payload without a row)
+            checkpoint's), ``"damaged"`` (found so before, and put aside),
+            ``"found"`` (marked as missing or damaged, and there again), ``"orphan"`` (a payload without a row)
             or ``"manifest"``.
         detail: One line for a person.
         version: The checkpoint concerned, or None.

@@ -16,7 +16,7 @@ from ckptstore.adoption import take_in
 from ckptstore.commit import finish_deletions, has_its_size
 from ckptstore.errors import CorruptManifestError, InvalidArgumentError, StorageError
 from ckptstore.files import digest_file
-from ckptstore.layout import Layout, is_payload_name, outside, parse_payload_name, shown_at
+from ckptstore.layout import Layout, is_payload_name, outside, parse_payload_name, shown_at, version_in
 from ckptstore.locks import sweep
 from ckptstore.manifest import Manifest
 from ckptstore.publishing import publish, tidy
@@ -42,8 +42,26 @@ def reconcile(layout: Layout, manifest: Manifest) -> None:
     unlisted = present - complete
     for name in sorted(unlisted - missing - damaged):
         if is_payload_name(name):
-            take_in(layout, manifest, name)
+            _take_in(layout, manifest, name)
+    _never_give_out_again(layout, manifest)
     finish_publishing(layout, manifest)
+
+
+def _never_give_out_again(layout: Layout, manifest: Manifest) -> None:
+    """Count on behind the versions in quarantine: an older manifest that was put back does not know of them."""
+    highest = max(map(version_in, os.listdir(layout.quarantine)), default=0)
+    if highest >= manifest.next_version:
+        manifest.count_on(highest + 1)
+
+
+def _take_in(layout: Layout, manifest: Manifest, name: str) -> None:
+    """Take in an orphan; one that cannot be read stays where it is, for nobody was told of it."""
+    try:
+        take_in(layout, manifest, name)
+    except StorageError as error:
+        if error.operation != "read" or error.path.name != name:
+            raise
+        warnings.warn(f"a payload that has no row cannot be read, and is left alone: {error}", stacklevel=2)
 
 
 def finish_marked(manifest: Manifest) -> None:

@@ -94,7 +94,12 @@ def _act(layout: Layout, manifest: Manifest, problem: Problem) -> str | None:
     if problem.version is None:
         return None
     checkpoint = manifest.get(problem.version)
-    if checkpoint is None or checkpoint.state == "deleting" or _is_whole(checkpoint):
+    if checkpoint is None or checkpoint.state == "deleting":
+        return "gone by itself"
+    if _is_whole(checkpoint):
+        if checkpoint.state != "complete":
+            manifest.set_state([checkpoint.version], "complete", event="found")
+            return "marked as complete"
         return "gone by itself"
     withdraw(layout, manifest, checkpoint, problem.detail)
     action = "put aside in quarantine, and marked as damaged"

@@ -24,6 +24,8 @@ def hold(path: Path) -> bool:
     Raises:
         StorageError: The disk failed in another way than being full.
     """
+    if path.is_dir() and not path.is_symlink():
+        return False  # not ours
     if os.path.lexists(path):
         if not path.is_symlink() and path.stat().st_size == NBYTES:
             return True

@@ -69,18 +69,31 @@ class Resumption:
             ModelMismatchError: The newest that is whole does not fit the model.
             Exception: What `load` raised of the newest, where it raised something of every one.
         """
+        lost = {one.version for one in unacknowledged(self._manifest) if self._is_of_the_run(one)}
         for checkpoint in self._candidates():
+            self._note_start(checkpoint)
             if self._loads(checkpoint, load):
-                self._conclude(checkpoint)
+                self._conclude(checkpoint, lost)
                 return checkpoint
         if self._failed:
             raise self._failed[0][1]
-        lost = [checkpoint.version for checkpoint in self._damaged]
-        lost += [one.version for one in unacknowledged(self._manifest) if self._is_of_the_run(one)]
+        lost.update(checkpoint.version for checkpoint in self._damaged)
         if lost:
-            versions = tuple(sorted(set(lost), reverse=True))
+            versions = tuple(sorted(lost, reverse=True))
             raise NoUsableCheckpointError(run=self._run, store=self._layout.root, versions=versions)
+        known = [*self._manifest.in_state("missing"), *self._manifest.in_state("damaged")]
+        gone = sum(map(self._is_of_the_run, known))
+        if gone:
+            warnings.warn(
+                f"the run begins anew: all its {gone} resume points are damaged or missing", stacklevel=2
+            )
         return None
+
+    def _note_start(self, checkpoint: Checkpoint) -> None:
+        """Count the start before it is made: loading itself may be what ends the process."""
+        if self._locked is not None and self._attempts is not None:
+            with self._locked():
+                self._manifest.add_event("resuming", run=checkpoint.run, version=checkpoint.version)
 
     def _is_of_the_run(self, checkpoint: Checkpoint) -> bool:
         return checkpoint.resumable and self._run in (None, checkpoint.run)
@@ -109,19 +122,24 @@ class Resumption:
         )
 
     def _loads(self, checkpoint: Checkpoint, load: Load) -> bool:
-        try:
-            load(checkpoint)
-        except CorruptPayloadError as error:
-            self._damaged.append(checkpoint)
-            self._put_aside(checkpoint, error.reason)
-        except RefusedByLayerError as error:
-            self._failed.append((checkpoint, error))
-        except (CheckpointStoreError, MemoryError):
-            raise
-        except Exception as error:
-            self._failed.append((checkpoint, error))
-        else:
-            return True
+        for last in (False, True):
+            try:
+                load(checkpoint)
+            except CorruptPayloadError as error:
+                self._damaged.append(checkpoint)
+                self._put_aside(checkpoint, error.reason)
+                return False
+            except RefusedByLayerError as error:
+                failure: Exception = error
+            except (CheckpointStoreError, MemoryError, OSError):
+                raise
+            except Exception as error:
+                failure = error
+            else:
+                return True
+            if last:
+                self._failed.append((checkpoint, failure))
+            # Once may have been chance: a device that was out of memory for a moment.
         return False
 
     def _put_aside(self, checkpoint: Checkpoint, reason: str) -> None:
@@ -134,9 +152,13 @@ class Resumption:
             where = f"put aside in {self._layout.quarantine}"
         warnings.warn(f"version {checkpoint.version} is {where}: {reason}", stacklevel=2)
 
-    def _conclude(self, checkpoint: Checkpoint) -> None:
+    def _conclude(self, checkpoint: Checkpoint, lost: set[int]) -> None:
         for failed, error in self._failed:
             self._put_aside(failed, f"loading it raises {type(error).__name__}: {error}")
+        newer = sorted(version for version in lost if version > checkpoint.version)
+        if newer:
+            shown = ", ".join(map(str, newer))
+            warnings.warn(f"stepped over, since missing or damaged: version {shown}", stacklevel=2)
         if self._locked is None or self._attempts is None:
             return
         detail = {
@@ -144,6 +166,7 @@ class Resumption:
             "batch": checkpoint.batch,
             "damaged": [one.version for one in self._damaged],
             "failed": [one.version for one, _ in self._failed],
+            "lost": newer,
             "stepped_over": [version for version in self._stepped_over if version != checkpoint.version],
         }
         with self._locked():

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 from ckptstore.errors import InvalidArgumentError
 from ckptstore.records import Checkpoint, Mode
@@ -69,8 +70,8 @@ def always_kept(
 ) -> set[int]:
     """Return the versions that no policy removes.
 
-    These are the best by each monitored metric, the newest two whose payloads are whole, the pinned, and those
-    shown at a published path.
+    These are the best by each monitored metric, the newest two whose payloads are whole, the newest two of those that
+    can be resumed from, the pinned, and those shown at a published path.
 
     Args:
         checkpoints: One run's complete checkpoints, oldest first.
@@ -85,14 +86,13 @@ def always_kept(
         best = best_of(checkpoints, metric, mode)
         if best is not None:
             kept.add(best.version)
-    newest = 0
-    for checkpoint in reversed(checkpoints):
-        if newest == _NEWEST:
-            break
-        if is_whole(checkpoint):
-            kept.add(checkpoint.version)
-            newest += 1
-    return kept
+    resumable = [checkpoint for checkpoint in checkpoints if checkpoint.resumable]
+    return kept | _newest_whole(checkpoints, is_whole) | _newest_whole(resumable, is_whole)
+
+
+def _newest_whole(checkpoints: Sequence[Checkpoint], is_whole: Callable[[Checkpoint], bool]) -> set[int]:
+    whole = (checkpoint.version for checkpoint in reversed(checkpoints) if is_whole(checkpoint))
+    return set(islice(whole, _NEWEST))
 
 
 def best_of(checkpoints: Sequence[Checkpoint], metric: str, mode: Mode) -> Checkpoint | None:

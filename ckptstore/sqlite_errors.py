@@ -102,6 +102,13 @@ def _storage_error(cause: BaseException, code: int | None, path: Path) -> Storag
             ),
             hint="open the store once where its directory can be written; nothing is lost",
         )
+    if code == sqlite3.SQLITE_READONLY_DBMOVED:
+        return StorageError(
+            operation="SQLite",
+            path=path,
+            error=OSError(errno.ESTALE, "the manifest was replaced by another while it was open here"),
+            hint="open the store again",
+        )
     name = getattr(cause, "sqlite_errorname", type(cause).__name__)
     number = _SYSTEM_CODES.get((code or 0) & 0xFF)
     if (code or 0) & 0xFF == sqlite3.SQLITE_CANTOPEN:

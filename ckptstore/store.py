@@ -13,18 +13,18 @@ from ckptstore import refs
 from ckptstore.adapters import adapter_for
 from ckptstore.claims import Claims
 from ckptstore.commit import Committer, checked_request
-from ckptstore.errors import CheckpointNotFoundError, InvalidArgumentError, ReadOnlyError, StoreNotFoundError
+from ckptstore.errors import CheckpointNotFoundError, ReadOnlyError, StoreNotFoundError
 from ckptstore.layout import Layout, absolute, find_store, shown_at
 from ckptstore.locks import store_lock
 from ckptstore.manifest import COMPLETE_ONLY
 from ckptstore.names import check_tag
 from ckptstore.opening import open_for_reading, open_for_writing
-from ckptstore.records import SUFFIXES, Checkpoint, Format, Mode, Problem, State
+from ckptstore.records import Checkpoint, Format, Mode, Problem, State
 from ckptstore.refs import RESUME_POINT
 from ckptstore.retention import Policy
 
 if TYPE_CHECKING:
-    import keras
+    from keras import Model, Optimizer
 
     from ckptstore.verification import Progress
 
@@ -60,8 +60,7 @@ class CheckpointStore:
         None
     """
 
-    # Starts from one checkpoint without a save since, before `resume` steps over it.
-    resume_attempts = 3
+    resume_attempts = 3  # starts without a save since, before `resume` steps over a checkpoint
 
     def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False) -> None:
         self.read_only = read_only
@@ -94,6 +93,8 @@ class CheckpointStore:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, Exception):
+            self._claims.forget_starts()
         self.close()
 
     def __repr__(self) -> str:
@@ -101,7 +102,7 @@ class CheckpointStore:
 
     def save(
         self,
-        model: keras.Model,
+        model: Model,
         *,
         epoch: int,
         batch: int | None = None,
@@ -111,7 +112,7 @@ class CheckpointStore:
         tags: Collection[str] = (),
         extra: Mapping[str, Any] | None = None,
         format: Format = "keras",
-        optimizer: keras.Optimizer | None = None,
+        optimizer: Optimizer | None = None,
         weights_only: bool = False,
         publish: str | os.PathLike[str] | None = None,
         keep: Policy | None = None,
@@ -148,6 +149,7 @@ class CheckpointStore:
         request = checked_request(
             self.path,
             run=run,
+            format=format,
             position=(epoch, batch, step),
             metrics=metrics,
             tags=tags,
@@ -156,10 +158,6 @@ class CheckpointStore:
             keep=keep,
             monitor=monitor,
         )
-        if format not in SUFFIXES:
-            raise InvalidArgumentError(
-                argument="format", value=format, reason=f"must be one of {sorted(SUFFIXES)}"
-            )
         self._check_writable("save")
         snapshot = adapter_for(model).snapshot(
             model, format=format, optimizer=optimizer, weights_only=weights_only
@@ -167,9 +165,7 @@ class CheckpointStore:
         self.claim(run)
         return self._committer.commit(snapshot, request)
 
-    def restore(
-        self, ref: Ref, model: keras.Model, *, optimizer: keras.Optimizer | None = None
-    ) -> Checkpoint:
+    def restore(self, ref: Ref, model: Model, *, optimizer: Optimizer | None = None) -> Checkpoint:
         """Bring a checkpoint's weights, optimizer and training state back into a model; returns the checkpoint.
 
         The payload is verified and compared with the model before anything is touched.
@@ -192,9 +188,11 @@ class CheckpointStore:
         return checkpoint
 
     def resume(
-        self, model: keras.Model, run: str | None = None, *, optimizer: keras.Optimizer | None = None
+        self, model: Model, run: str | None = None, *, optimizer: Optimizer | None = None
     ) -> Checkpoint | None:
         """Restore the newest resume point that loads, and return it; None where a run has none.
+
+        With it come back the random generators of Python, numpy, torch and Keras, as they were at the save.
 
         Each is verified before the model is touched. One that is damaged is put into quarantine, noted and said in
         one warning, and the next older one is tried. One that was started from three times without a save since is
@@ -216,14 +214,19 @@ class CheckpointStore:
         return self._walk(model, run, optimizer, self.resume_attempts)
 
     def _walk(
-        self, model: keras.Model, run: str | None, optimizer: keras.Optimizer | None, attempts: int | None
+        self, model: Model, run: str | None, optimizer: Optimizer | None, attempts: int | None
     ) -> Checkpoint | None:
         from ckptstore.resuming import Resumption
 
         locked = None if self.read_only else partial(store_lock, self._layout.locks)
         adapter = adapter_for(model)
         walk = Resumption(self._layout, self._manifest, run=run, locked=locked, attempts=attempts)
-        return walk.load(lambda checkpoint: adapter.restore(model, checkpoint, optimizer=optimizer))
+        resumed = walk.load(
+            partial(adapter.restore, model, optimizer=optimizer, generators=attempts is not None)
+        )
+        if resumed is not None and locked is not None and attempts is not None:
+            self._claims.note_start(resumed.run)
+        return resumed
 
     def claim(self, run: str) -> None:
         """Become the writer of a run, until `close`; saving does this by itself.
@@ -297,9 +300,8 @@ class CheckpointStore:
 
     def published(self, run: str) -> dict[Path, int]:
         """Return what a run has been made to show: versions by path, absolute; a path may be gone by now."""
-        return {
-            shown_at(self.path, one.path): one.version for one in self._manifest.published() if one.run == run
-        }
+        shown = (one for one in self._manifest.published() if one.run == run)
+        return {shown_at(self.path, one.path): one.version for one in shown}
 
     @property
     def schema_version(self) -> str:
@@ -307,14 +309,11 @@ class CheckpointStore:
         return self._manifest.schema_version
 
     def verify(self, *, deep: bool = True, progress: Progress | None = None) -> list[Problem]:
-        """Compare manifest and files, both ways, and change nothing.
+        """Compare manifest and files, both ways, and change nothing; returns the problems.
 
         Args:
             deep: Read and digest every payload; False compares names and sizes.
             progress: Called with numbers of bytes as they are done; their sum is that of all `nbytes`.
-
-        Returns:
-            The problems; an empty list when all is well.
         """
         from ckptstore.verification import verify as verify_store
 

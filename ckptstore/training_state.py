@@ -1,17 +1,19 @@
 """Training state: what a run needs to go on that Keras leaves out of its files.
 
-So far: variables. Keras writes neither the states of seed generators (Dropout's and other random layers') nor
-metrics, and saves some layers in another form than the live one (LoRA is merged into its kernel). The
-document's ``"kind"`` and ``"version"`` leave room for what joins later: generators, callbacks, the position
-in the data.
+So far: variables and the global random generators. Keras writes neither the states of seed generators (Dropout's and
+other random layers') nor metrics, and saves some layers in another form than the live one (LoRA is merged into its
+kernel). The document's ``"kind"`` and ``"version"`` leave room for what joins later: callbacks, the position in the
+data.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ckptstore import random_state
 from ckptstore.errors import ModelMismatchError
 from ckptstore.formats.snapshot import Array, TrainingState
 from ckptstore.keras_arrays import host_array, shape_and_dtype
@@ -44,6 +46,9 @@ def collect(model: Any, captured: Capture, optimizers: list[Any]) -> TrainingSta
     for group, variables in _groups(model, captured).items():
         document[group] = [str(variable.path) for variable in variables]
         arrays |= {f"{group}/{index}": host_array(variable) for index, variable in enumerate(variables)}
+    generators = random_state.capture()
+    document[random_state.GROUP] = generators.document
+    arrays |= {f"{random_state.GROUP}/{name}": array for name, array in generators.arrays.items()}
     return TrainingState(document=document, arrays=arrays)
 
 
@@ -69,6 +74,17 @@ def plan(
             # Other metrics are no reason to refuse: they measure the training and are not part of it.
             return assignments
     return assignments
+
+
+def restore_generators(state: TrainingState | None) -> None:
+    """Set the global random generators back to where they were at the save.
+
+    What this process cannot set is said in a warning: a backend with other seeds, a device that is not there.
+    """
+    saved = None if state is None else random_state.of_state(state.document, state.arrays)
+    left = [] if saved is None else random_state.restore(saved)
+    if left:
+        warnings.warn(f"random generators that are not as they were: {', '.join(left)}", stacklevel=2)
 
 
 def _groups(model: Any, captured: Capture) -> dict[str, list[Any]]:

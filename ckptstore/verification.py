@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from ckptstore.errors import CorruptPayloadError, StorageError
@@ -12,6 +13,8 @@ from ckptstore.manifest import Manifest
 from ckptstore.records import Checkpoint, Problem
 
 Progress = Callable[[int], object]
+_LOOKS = 4
+_BETWEEN_LOOKS_S = 0.05
 
 
 def verify(
@@ -82,10 +85,14 @@ def _check(
     if size != checkpoint.nbytes:
         return problem("size", f"the payload has {size:,} bytes instead of {checkpoint.nbytes:,}")
     if not deep:
-        return problem("damaged", "marked as damaged") if checkpoint.state == "damaged" else []
+        marked = f"marked as {checkpoint.state}; only reading it would tell whether it is whole"
+        return [] if checkpoint.state == "complete" else problem("found", marked)
     found = digest_file(checkpoint.path, progress)
     if found == checkpoint.digest:
-        return []
+        if checkpoint.state == "complete":
+            return []
+        detail = f"marked as {checkpoint.state}, and whole; the next opening for writing marks it complete"
+        return [Problem(kind="found", detail=detail, version=checkpoint.version, path=checkpoint.path)]
     detail = f"the payload's digest is {found} instead of {checkpoint.digest}"
     kind, where = _locate(checkpoint)
     return [Problem(kind=kind, detail=detail + where, version=checkpoint.version, path=checkpoint.path)]
@@ -108,13 +115,20 @@ def _locate(checkpoint: Checkpoint) -> tuple[str, str]:
 
 def _orphans(layout: Layout, manifest: Manifest, names: set[str]) -> list[Problem]:
     # A writer may have committed the row between our look at the directory and at the rows.
-    known = {file.partition("/")[2] for file in manifest.versions_and_files().values()} if names else set()
+    for _ in range(_LOOKS):
+        known = (
+            {file.partition("/")[2] for file in manifest.versions_and_files().values()} if names else set()
+        )
+        names = {name for name in names - known if (layout.checkpoints / name).exists()}
+        if not names:
+            return []
+        # The rename and the row of a living writer are milliseconds apart.
+        time.sleep(_BETWEEN_LOOKS_S)
     return [
         Problem(
             kind="orphan",
             detail="a payload without a manifest row; the next opening for writing takes it in",
             path=layout.checkpoints / name,
         )
-        for name in sorted(names - known)
-        if (layout.checkpoints / name).exists()
+        for name in sorted(names)
     ]

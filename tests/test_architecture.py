@@ -41,7 +41,15 @@ LAYERS = (
         "opening",
         "store",
     },
-    {"keras_*", "training_state", "checkpoint_path", "monitor", "model_checkpoint", "save_failures"},
+    {
+        "keras_*",
+        "training_state",
+        "random_state",
+        "checkpoint_path",
+        "monitor",
+        "model_checkpoint",
+        "save_failures",
+    },
     {"report", "cli"},
 )
 

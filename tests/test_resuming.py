@@ -102,7 +102,8 @@ def test_when_all_are_damaged_the_run_does_not_begin_anew_in_silence(store: Chec
     with pytest.raises(NoUsableCheckpointError):
         _walk(store)
     store.repair()
-    assert _walk(store) is None
+    with pytest.warns(UserWarning, match="begins anew: all its 3 resume points are damaged"):
+        assert _walk(store) is None
 
 
 def test_what_raises_is_put_aside_once_an_older_one_loads(store: CheckpointStore) -> None:

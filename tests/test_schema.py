@@ -28,6 +28,7 @@ from ckptstore.errors import (
     StorageError,
     StoreLockedError,
     StoreNotFoundError,
+    UnsafeFileSystemError,
 )
 from ckptstore.manifest import Manifest
 from ckptstore.sqlite_errors import translated
@@ -541,7 +542,8 @@ def test_the_file_was_removed_while_it_was_open(filled: Path) -> None:
         (sqlite3.SQLITE_LOCKED, StoreLockedError, None),
         (sqlite3.SQLITE_FULL, DiskFullError, errno.ENOSPC),
         (sqlite3.SQLITE_IOERR_FSYNC, StorageError, errno.EIO),
-        (sqlite3.SQLITE_READONLY_DBMOVED, StorageError, errno.EROFS),
+        (sqlite3.SQLITE_IOERR_LOCK, UnsafeFileSystemError, None),
+        (sqlite3.SQLITE_READONLY_DBMOVED, StorageError, errno.ESTALE),
         (sqlite3.SQLITE_READONLY_ROLLBACK, StorageError, errno.EROFS),
         (sqlite3.SQLITE_CANTOPEN, StorageError, errno.ENOENT),
         (sqlite3.SQLITE_PERM, StorageError, errno.EACCES),

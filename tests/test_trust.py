@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ast
+import errno
 import os
 import sqlite3
 import stat
 import tracemalloc
-import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -22,12 +22,17 @@ from crash_snapshots import is_seed, save, snapshot_of
 from manifests import files
 
 from ckptstore.cli import main
-from ckptstore.errors import CorruptManifestError, CorruptPayloadError, InvalidArgumentError
-from ckptstore.files import digest_file
+from ckptstore.errors import CorruptManifestError, CorruptPayloadError, InvalidArgumentError, StorageError
+from ckptstore.files import digest_file, observed
 from ckptstore.formats import payload
 from ckptstore.formats.description import digest_of
 from ckptstore.records import SUFFIXES, Checkpoint, Format
 from ckptstore.store import CheckpointStore
+
+# numpy 2 about Keras' own variables, on the way through Keras' own code.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = {
@@ -134,12 +139,12 @@ def uuid_of(root: Path) -> str:
         return str(connection.execute("SELECT uuid FROM store").fetchone()[0])
 
 
-def forge(root: Path, name: str = "00000004-default.keras", **changes: Any) -> Path:
+def forge(root: Path, name: str = "00000008-default.keras", **changes: Any) -> Path:
     """Put a whole payload without a row into a store; `changes` to its description, ... leaves a field out."""
     description = {
         "ckptstore": 1,
         "store": uuid_of(root),
-        "version": 4,
+        "version": 8,
         "run": "default",
         "epoch": 9,
         "batch": None,
@@ -172,7 +177,7 @@ def put_aside(root: Path, path: Path) -> None:
 
 def test_a_payload_that_was_not_forged_is_taken_in(root: Path) -> None:
     forge(root)
-    assert [checkpoint.version for checkpoint in still_works(root)] == [1, 2, 3, 4]
+    assert [checkpoint.version for checkpoint in still_works(root)] == [1, 2, 3, 8]
     assert is_seed(root.parent / "shown.keras", 9)
 
 
@@ -182,8 +187,8 @@ def test_a_payload_that_was_not_forged_is_taken_in(root: Path) -> None:
         {"store": ...},
         {"store": "another"},
         {"store": None},
-        {"version": "4"},
-        {"version": 4.0},
+        {"version": "8"},
+        {"version": 8.0},
         {"version": float("inf")},
         {"version": 5},
         {"run": "../x"},
@@ -210,19 +215,6 @@ def test_a_payload_whose_description_is_forged_is_put_aside(root: Path, changes:
     before = outside(root)
     put_aside(root, forge(root, **changes))
     assert outside(root) == before
-
-
-@pytest.mark.parametrize(
-    ("name", "version"),
-    [
-        ("9223372036854775807-default.keras", 2**63 - 1),
-        ("99999999999999999999999-default.keras", 10**23 - 1),
-        ("00000000-default.keras", 0),
-        ("000000004-default.keras", 4),
-    ],
-)
-def test_a_payload_whose_name_no_row_can_have_is_put_aside(root: Path, name: str, version: int) -> None:
-    put_aside(root, forge(root, name, version=version))
 
 
 def test_a_payload_copied_from_another_store_is_not_taken_for_ours(root: Path, tmp_path: Path) -> None:
@@ -311,29 +303,43 @@ def little_memory() -> Iterator[None]:
 def test_an_array_that_lies_elsewhere_or_nowhere_is_put_aside(
     root: Path, suffix: str, hostile: Callable[..., None]
 ) -> None:
-    path = forge(root, f"00000004-default{suffix}")
+    path = forge(root, f"00000008-default{suffix}")
     exchange(path, hostile, root.parent / "elsewhere.h5")
     with little_memory():
         put_aside(root, path)
 
 
-@pytest.mark.parametrize("document", ["config.json", "assets/vocabulary.txt", "../outside", "/tmp/outside"])
-def test_an_archive_that_unpacks_to_much_or_elsewhere_is_put_aside(root: Path, document: str) -> None:
+@pytest.mark.parametrize(
+    ("document", "nbytes", "reason"),
+    [
+        ("config.json", 64 * MIB, "bytes that are not there"),
+        ("assets/vocabulary.txt", 64 * MIB, "bytes that are not there"),
+        ("../outside", 5, "has a member named"),
+        ("/tmp/outside", 5, "has a member named"),
+    ],
+)
+def test_an_archive_that_unpacks_to_much_or_elsewhere_is_put_aside(
+    root: Path, document: str, nbytes: int, reason: str
+) -> None:
     path, before = forge(root), outside(root)
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w") as archive:
-        for name, data in (members | {document: bytes(64 * MIB)}).items():
+        for name, data in (members | {document: bytes(nbytes)}).items():
             archive.writestr(name, data, zipfile.ZIP_STORED if name.endswith(".h5") else zipfile.ZIP_DEFLATED)
     assert path.stat().st_size < MIB
     with little_memory():
+        with CheckpointStore(root) as store:
+            (event,) = store._manifest.events(kind="quarantined")
+            assert event.detail is not None and reason in event.detail["reason"]
+        (root / "quarantine" / path.name).rename(path)
         put_aside(root, path)
     assert outside(root) == before and not Path("/tmp/outside").exists()
 
 
 @pytest.mark.parametrize("shape", ["[1048576, 1048576]", "[-7, -5]", "[7, 5, 0]", "[true, 35]"])
 def test_a_description_of_another_shape_is_not_believed(root: Path, shape: str) -> None:
-    path = forge(root, "00000004-default.weights.h5")
+    path = forge(root, "00000008-default.weights.h5")
     with h5py.File(path, "r+") as file:
         text = file["ckptstore/description"][()].tobytes()
         body = text.replace(b'"shape": [7, 5]', f'"shape": {shape}'.encode())[: -len(digest_of(b"")) - 2]
@@ -344,3 +350,252 @@ def test_a_description_of_another_shape_is_not_believed(root: Path, shape: str) 
         file["ckptstore/description"] = np.frombuffer(sealed + seal.encode(), np.uint8)
     with little_memory():
         put_aside(root, path)
+
+
+# --- the same, handed to Keras: a row's digest says that it is the file that is listed, not who made it ---
+
+
+def model(*more: Any) -> keras.Model:
+    built = keras.Sequential([keras.Input((4,)), *more, keras.layers.Dense(3)])
+    built.compile("adam", "mse")
+    return built
+
+
+def with_its_row(store: CheckpointStore, checkpoint: Checkpoint) -> Checkpoint:
+    """Forge the row of a payload that was exchanged, so that size and digest are right."""
+    facts = (digest_file(checkpoint.path), checkpoint.path.stat().st_size, checkpoint.version)
+    sql(store.path, "UPDATE checkpoints SET digest = ?, nbytes = ? WHERE version = ?", *facts)
+    return store.get(checkpoint.version)
+
+
+@pytest.mark.parametrize("hostile", HOSTILE, ids=lambda hostile: hostile.__name__)
+@pytest.mark.parametrize("format", ["keras", "weights", "h5"])
+def test_an_array_that_lies_elsewhere_or_nowhere_is_not_loaded(
+    tmp_path: Path, format: Format, hostile: Callable[..., None]
+) -> None:
+    live = model()
+    before = [array.copy() for array in live.get_weights()]
+    with CheckpointStore(tmp_path / "store") as store:
+        checkpoint = store.save(live, epoch=0, format=format)
+        exchange(checkpoint.path, hostile, tmp_path / "elsewhere.h5")
+        checkpoint = with_its_row(store, checkpoint)
+        ways: list[Callable[[], object]] = [
+            lambda: store.restore(checkpoint, live),
+            lambda: checkpoint.load_weights(live),
+        ]
+        for way in ways if format == "weights" else [*ways, checkpoint.load_model]:
+            with little_memory(), pytest.raises(CorruptPayloadError):
+                way()
+    assert all(np.array_equal(*pair) for pair in zip(before, live.get_weights(), strict=True))
+
+
+@pytest.mark.parametrize("document", ["config.json", "metadata.json"])
+def test_a_model_that_unpacks_to_much_is_not_loaded(tmp_path: Path, document: str) -> None:
+    with CheckpointStore(tmp_path / "store") as store:
+        checkpoint = store.save(model(), epoch=0)
+        with zipfile.ZipFile(checkpoint.path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        members[document] += b" " * (64 * MIB)
+        checkpoint.path.chmod(0o644)
+        with zipfile.ZipFile(checkpoint.path, "w") as archive:
+            for name, data in members.items():
+                archive.writestr(name, data, zipfile.ZIP_DEFLATED if name == document else zipfile.ZIP_STORED)
+        del members
+        checkpoint = with_its_row(store, checkpoint)
+        live = model()
+        for way in (
+            lambda: store.restore(checkpoint, live),
+            lambda: checkpoint.load_weights(live),
+            checkpoint.load_model,
+        ):
+            with little_memory(), pytest.raises(CorruptPayloadError, match="bytes that are not there"):
+                way()
+
+
+@pytest.mark.parametrize("format", ["keras", "h5"])
+def test_code_in_a_model_is_not_run_unless_the_caller_says_so(tmp_path: Path, format: Format) -> None:
+    with CheckpointStore(tmp_path / "store") as store:
+        checkpoint = store.save(model(keras.layers.Lambda(lambda values: values * 2)), epoch=0, format=format)
+        for options in ({}, {"safe_mode": True}, {"compile": False}):
+            with pytest.raises(ValueError, match="Lambda"):
+                checkpoint.load_model(**options)
+        loaded = checkpoint.load_model(safe_mode=False, compile=False)
+        assert isinstance(loaded.layers[0], keras.layers.Lambda)
+
+
+# --- manifests from elsewhere ---------------------------------------------------------------------------
+
+
+def sql(root: Path, statement: str, *values: object) -> None:
+    """Change a manifest as a hostile hand would."""
+    with closing(sqlite3.connect(root / "manifest.sqlite")) as connection, connection:
+        connection.execute(statement, values)
+
+
+@pytest.mark.parametrize("state", ["complete", "deleting", "missing", "damaged"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "../x",
+        "{outside}/x",
+        "checkpoints/../../y.keras",
+        "checkpoints/00000002-../../y.keras",
+        "quarantine/00000002-a.keras",
+        "checkpoints/00000002-a\0b.keras",
+        "checkpoints/00000002-" + "a" * 300 + ".keras",
+        "checkpoints/.",
+        "",
+    ],
+)
+def test_a_row_cannot_name_a_file_that_is_no_payload_of_the_store(root: Path, file: str, state: str) -> None:
+    before, payloads = outside(root), files(root / "checkpoints")
+    values = (file.format(outside=root.parent), state)
+    sql(root, "UPDATE checkpoints SET file = ?, state = ? WHERE version = 2", *values)
+    with pytest.raises(CorruptManifestError):
+        CheckpointStore(root)
+    with CheckpointStore(root, read_only=True) as store, pytest.raises(CorruptManifestError):
+        store.checkpoints(states=None)
+    CheckpointStore.rebuild(root)
+    assert files(root / "checkpoints") == payloads
+    assert [checkpoint.version for checkpoint in still_works(root)] == [1, 2, 3]
+    assert outside(root) == before
+
+
+@pytest.mark.parametrize("state", ["deleting", "damaged"])
+def test_of_a_payload_that_is_a_link_only_the_link_goes(root: Path, state: str) -> None:
+    path, victim = root / "checkpoints" / "00000002-default.keras", root.parent / "x"
+    path.unlink()
+    path.symlink_to(victim)
+    sql(root, "UPDATE checkpoints SET state = ? WHERE version = 2", state)
+    before = outside(root)
+    with CheckpointStore(root) as store:
+        assert [one.version for one in store.checkpoints()] == [1, 3]
+    assert not os.path.lexists(path) and outside(root) == before
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../../.bashrc",
+        "../.bashrc",
+        "{outside}/x",
+        "/",
+        "..",
+        "",
+        "manifest.sqlite",
+        "../a\0b.keras",
+        "checkpoints/00000001-default.keras",
+        "locks/x.keras",
+        "../store/checkpoints/00000001-default.keras",
+    ],
+)
+def test_a_path_that_no_checkpoint_may_be_shown_at_is_not_replaced(root: Path, path: str) -> None:
+    before, payloads, locks = outside(root), files(root / "checkpoints"), files(root / "locks")
+    sql(root, "UPDATE published SET path = ?, pending = 1", path.format(outside=root.parent))
+    with CheckpointStore(root) as store:
+        assert store.published("default") == {}
+    assert (outside(root), files(root / "checkpoints"), files(root / "locks")) == (before, payloads, locks)
+    assert [checkpoint.version for checkpoint in still_works(root)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "name", ["a'; DROP TABLE tags; --", "x\0y", "", "latest", "1", "../../x", "%s", "{0}"]
+)
+def test_names_that_the_api_would_refuse_are_just_text(root: Path, name: str) -> None:
+    before = outside(root)
+    sql(
+        root,
+        "INSERT INTO tags (name, version, created_at) SELECT ?, 2, created_at FROM checkpoints LIMIT 1",
+        name,
+    )
+    sql(root, "UPDATE runs SET name = ?", name)
+    with CheckpointStore(root) as store:
+        assert store.get(2).tags == (name,) and store.runs() == (name,)
+        point = store.resume_point(name)
+        assert point is not None and (point.run, point.version) == (name, 3)
+        store.tag(1, "mine")
+        assert store.get("mine").version == 1
+    assert [one.version for one in still_works(root)] == [1, 2, 3]
+    assert outside(root) == before
+    assert {path.name for path in (root / "locks").iterdir()} == {"store.lock", "default.lock"}
+
+
+# --- names that a caller gives --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["../../x", "/tmp/x", "a/b", "..", "a\0b", "a\\b", "x\n", ".lock", "store"])
+def test_no_name_leads_out_of_a_store(root: Path, name: str) -> None:
+    before = outside(root)
+    with CheckpointStore(root) as store:
+        contents = files(root)
+        with pytest.raises(InvalidArgumentError):
+            save(store, 4, run=name)
+        assert store.latest(name) is None and store.resume_point(name) is None
+        for command in (["show", str(root), name], ["latest", str(root), "--run", name]):
+            assert main(command) == 3
+        assert files(root) == contents
+    assert outside(root) == before
+
+
+# --- links and modes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("exists", [True, False], ids=["link", "dangling"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "reserve",
+        f"tmp/{'a' * 32}.lease",
+        f"tmp/{'a' * 32}.1.keras",
+        "checkpoints/00000004-default.keras",
+        "checkpoints/00000008-default.keras",
+        "quarantine/00000008-default.keras",
+        "../shown.keras",
+        "../.shown.keras.ckptstore",
+    ],
+)
+def test_nothing_is_written_through_a_link(root: Path, name: str, exists: bool) -> None:
+    link, victim = Path(os.path.normpath(root / name)), root.parent / ("x" if exists else "nothing")
+    link.unlink(missing_ok=True)
+    link.symlink_to(victim)
+    before = outside(root)
+    with CheckpointStore(root) as store:
+        shown = save(store, 9, publish=root.parent / "shown.keras")
+        assert [problem.detail for problem in store.verify()] == []
+    assert not (root.parent / "shown.keras").is_symlink() and is_seed(root.parent / "shown.keras", 9)
+    assert is_seed(shown.path, 9) and not shown.path.is_symlink()
+    assert outside(root) == before
+
+
+@pytest.mark.parametrize("name", ["locks/store.lock", "locks/default.lock"])
+def test_a_lock_that_is_a_link_is_refused(root: Path, name: str) -> None:
+    (root / name).unlink()
+    (root / name).symlink_to(root.parent / "x")
+    before = outside(root)
+    with pytest.raises(StorageError, match="lock"), CheckpointStore(root) as store:
+        save(store, 9)
+    assert outside(root) == before
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o027, 0o077])
+def test_modes_are_those_of_the_umask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        with CheckpointStore(tmp_path / "store") as store:
+            save(store, 1, publish=tmp_path / "shown.keras")
+            with observed(refuse_links):
+                save(store, 2, publish=tmp_path / "copied.keras")
+            found = {path: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
+    finally:
+        os.umask(before)
+    assert len(found) > 12
+    for path, mode in found.items():
+        full = 0o777 if path.is_dir() else 0o444 if path.suffix == ".keras" else 0o666
+        if path.name.startswith("manifest.sqlite"):
+            full = 0o644  # what SQLite gives to a new file
+        assert mode == full & ~umask, path
+
+
+def refuse_links(operation: str, path: Path, phase: str) -> None:
+    if operation == "link":
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))

@@ -69,7 +69,7 @@ class DiskFullError(StorageError):
         CheckpointStoreError.__init__(
             self,
             f"{path}: {what}{where}{needed_text}{free_text}",
-            hint="free some space; older checkpoints are not touched by this",
+            hint="free some space; saving then works again",
             operation="write",
             path=path,
             needed=needed,
@@ -90,10 +90,13 @@ class UnfinishedSaveError(StorageError):
     checkpoint: Checkpoint
     undone: str
 
-    def __init__(self, *, checkpoint: Checkpoint, undone: str, error: CheckpointStoreError) -> None:
+    def __init__(self, *, checkpoint: Checkpoint, undone: str, error: Exception) -> None:
+        reason = (
+            error.message if isinstance(error, CheckpointStoreError) else f"{type(error).__name__}: {error}"
+        )
         CheckpointStoreError.__init__(
             self,
-            f"version {checkpoint.version} is saved, but {undone} failed: {error.message}",
+            f"version {checkpoint.version} is saved, but {undone} failed: {reason}",
             hint="the next save, or the next opening of the store, finishes it",
             checkpoint=checkpoint,
             undone=undone,

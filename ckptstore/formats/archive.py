@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ckptstore.errors import CorruptPayloadError
+from ckptstore.errors import CorruptPayloadError, StorageError
 from ckptstore.formats.keras_zip import WEIGHTS, is_unsafe_name
 from ckptstore.formats.source import Source
 
@@ -40,7 +40,8 @@ class Archive:
 
     def __init__(self, file: Source) -> None:
         self._file = file
-        with self._translated(), zipfile.ZipFile(_AsFile(file)) as archive:
+        self._stream = _AsFile(file)
+        with self._translated(), zipfile.ZipFile(self._stream) as archive:
             members = archive.infolist()
         self._members = {member.filename: member for member in members}
         if len(self._members) != len(members):
@@ -71,7 +72,7 @@ class Archive:
     def documents(self) -> dict[str, bytes]:
         """Return the members beside the weights, by name, checked against their CRC-32."""
         found = {}
-        with self._translated(), zipfile.ZipFile(_AsFile(self._file)) as archive:
+        with self._translated(), zipfile.ZipFile(self._stream) as archive:
             for name, member in self._members.items():
                 if name != WEIGHTS and not member.is_dir():
                     found[name] = self._document(archive, member)
@@ -98,6 +99,9 @@ class Archive:
         except CorruptPayloadError:
             raise
         except _ZIP_ERRORS as error:
+            # zipfile takes a file that cannot be read for one that is no archive.
+            if self._stream.failure is not None:
+                raise self._stream.failure from error
             raise self._file.corrupt(f"it is not a whole .keras archive: {error}") from error
 
 
@@ -107,6 +111,7 @@ class _AsFile:
     def __init__(self, source: Source) -> None:
         self._source = source
         self._position = 0
+        self.failure: StorageError | None = None
 
     def seekable(self) -> bool:
         return True
@@ -124,7 +129,11 @@ class _AsFile:
     def read(self, count: int = -1) -> bytes:
         left = max(self._source.nbytes - self._position, 0)
         count = left if count < 0 else min(count, left)
-        data = self._source.read(self._position, count) if count else b""
+        try:
+            data = self._source.read(self._position, count) if count else b""
+        except StorageError as error:
+            self.failure = error
+            raise
         self._position += count
         return data
 

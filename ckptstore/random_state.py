@@ -1,0 +1,169 @@
+"""The global random generators that a training draws from: Python's, numpy's, torch's, Keras' own.
+
+Their states are taken as arrays and JSON, never pickled. Keras' layers have generators of their own (variables of the
+model); JAX has no global one. What draws from elsewhere (an unseeded `numpy.random.default_rng()` of the user's, the
+operating system's entropy) cannot be reached from here.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ckptstore.formats.snapshot import Array
+from ckptstore.keras_arrays import host_array, shape_and_dtype
+from ckptstore.keras_private import global_seed
+
+# Name of the group among a training state's arrays.
+GROUP = "generators"
+
+
+@dataclass(frozen=True, slots=True)
+class Generators:
+    """The states of all global generators at one moment.
+
+    Attributes:
+        document: JSON values, by generator.
+        arrays: Arrays by name, each beginning with its generator's.
+    """
+
+    document: dict[str, Any] = field(default_factory=dict)
+    arrays: dict[str, Array] = field(default_factory=dict)
+
+
+def capture() -> Generators:
+    """Return the states of the generators that this process has by now; nothing is drawn.
+
+    Example:
+        >>> before = capture()
+        >>> first = random.random(), np.random.rand()
+        >>> restore(before)
+        []
+        >>> bool(first == (random.random(), np.random.rand()))
+        True
+    """
+    found = Generators()
+    _capture_python(found)
+    _capture_numpy(found)
+    if "torch" in sys.modules:
+        _capture_torch(found)
+    seed = global_seed()
+    if seed is not None:
+        found.arrays["keras"] = host_array(seed).copy()
+    return found
+
+
+def restore(saved: Generators) -> list[str]:
+    """Set the generators back; returns the names of those that could not be, since this process has none such.
+
+    Args:
+        saved: What `capture` returned, perhaps in another process.
+    """
+    left: list[str] = []
+    # First, since making it draws from Python's.
+    if "keras" in saved.arrays and not _restore_keras(saved.arrays["keras"]):
+        left.append("keras")
+    _restore_python(saved)
+    _restore_numpy(saved)
+    if "torch" in saved.arrays:
+        left += _restore_torch(saved.arrays)
+    return left
+
+
+def _restore_keras(value: Array) -> bool:
+    seed = global_seed(make=True)
+    if seed is None or shape_and_dtype(seed) != shape_and_dtype(value):
+        return False
+    seed.assign(value)
+    return True
+
+
+def of_state(document: Mapping[str, Any], arrays: Mapping[str, Array]) -> Generators | None:
+    """Return what a training state holds of generators, or None where it holds nothing."""
+    if GROUP not in document:
+        return None
+    prefix = f"{GROUP}/"
+    own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+    return Generators(dict(document[GROUP]), own)
+
+
+# --- Python --------------------------------------------------------------------------------------
+
+
+def _capture_python(found: Generators) -> None:
+    version, words, gauss = random.getstate()
+    found.arrays["python"] = np.array(words, np.uint32)
+    found.document["python"] = {"version": version, "gauss": _hex(gauss)}
+
+
+def _restore_python(saved: Generators) -> None:
+    facts = saved.document["python"]
+    words = tuple(int(word) for word in saved.arrays["python"])
+    random.setstate((facts["version"], words, _unhex(facts["gauss"])))
+
+
+# --- numpy ---------------------------------------------------------------------------------------
+
+
+def _capture_numpy(found: Generators) -> None:
+    state: Any = np.random.get_state(legacy=False)
+    inner = {}
+    for name, value in state["state"].items():
+        if isinstance(value, np.ndarray):
+            found.arrays[f"numpy/{name}"] = value.copy()
+        else:
+            inner[name] = int(value)
+    rest = {name: value for name, value in state.items() if name not in ("state", "gauss")}
+    found.document["numpy"] = {**rest, "state": inner, "gauss": _hex(state.get("gauss"))}
+
+
+def _restore_numpy(saved: Generators) -> None:
+    facts = dict(saved.document["numpy"])
+    arrays = {
+        name.removeprefix("numpy/"): array
+        for name, array in saved.arrays.items()
+        if name.startswith("numpy/")
+    }
+    np.random.set_state({**facts, "state": {**facts["state"], **arrays}, "gauss": _unhex(facts["gauss"])})
+
+
+def _hex(value: float | None) -> str | None:
+    """A float as text that gives back each of its bits."""
+    return None if value is None else float(value).hex()
+
+
+def _unhex(text: str | None) -> Any:
+    return None if text is None else float.fromhex(text)
+
+
+# --- torch ---------------------------------------------------------------------------------------
+
+
+def _capture_torch(found: Generators) -> None:
+    import torch
+
+    found.arrays["torch"] = torch.get_rng_state().numpy().copy()
+    # Asking a device that was never used would start it.
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        for number, state in enumerate(torch.cuda.get_rng_state_all()):
+            found.arrays[f"torch-cuda/{number}"] = state.numpy().copy()
+
+
+def _restore_torch(arrays: Mapping[str, Array]) -> list[str]:
+    import torch
+
+    torch.set_rng_state(torch.from_numpy(arrays["torch"].copy()))
+    left = []
+    for name, array in arrays.items():
+        if name.startswith("torch-cuda/"):
+            number = int(name.partition("/")[2])
+            if torch.cuda.is_available() and number < torch.cuda.device_count():
+                torch.cuda.set_rng_state(torch.from_numpy(array.copy()), number)
+            else:
+                left.append(name)
+    return left
