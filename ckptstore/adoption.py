@@ -46,7 +46,7 @@ def take_in(layout: Layout, manifest: Manifest, name: str) -> str | None:
         None when it was adopted, else why it was put aside.
     """
     path = layout.checkpoints / name
-    if _is_listed(manifest, name):
+    if is_listed(manifest, name):
         return None
     try:
         found = describe(path)
@@ -69,10 +69,10 @@ def _is_free(manifest: Manifest, tag: str, version: int) -> bool:
     return other is None or other.version < version
 
 
-def _is_listed(manifest: Manifest, name: str) -> bool:
+def is_listed(manifest: Manifest, name: str) -> bool:
     """Look again, now under the lock: its writer may have committed the row since it was seen without one."""
     row = manifest.get(parse_payload_name(name)[0])
-    return row is not None and row.path.name == name and row.state != "deleting"
+    return row is not None and row.path.name == name
 
 
 def _published_path(manifest: Manifest, found: Described) -> str | None:

@@ -296,6 +296,11 @@ class Manifest:
         with self._transactions.reading() as connection:
             return queries.files(connection, state)
 
+    def acknowledged(self) -> set[int]:
+        """Return the checkpoints whose loss a repair has noted, and of which nothing was heard since."""
+        with self._transactions.reading() as connection:
+            return queries.acknowledged(connection)
+
     def starts(self, run: str | None = None) -> dict[int, int]:
         """Return how often each checkpoint was resumed from since a run, or any, saved something or ended well."""
         with self._transactions.reading() as connection:

@@ -156,6 +156,14 @@ def files(connection: Connection, state: State) -> list[str]:
     return list(connection.scalars(select(CHECKPOINTS.file).where(CHECKPOINTS.state == state)))
 
 
+def acknowledged(connection: Connection) -> set[int]:
+    """Return the checkpoints whose loss a repair has noted, and of which nothing was heard since."""
+    kinds = ("repaired", "found", "missing", "damaged")
+    newest = select(func.max(EVENTS.id)).where(EVENTS.kind.in_(kinds)).group_by(EVENTS.version)
+    noted = select(EVENTS.version).where(EVENTS.kind == "repaired", EVENTS.id.in_(newest))
+    return {version for version in connection.scalars(noted) if version is not None}
+
+
 def starts(connection: Connection, run: str | None) -> dict[int, int]:
     """Return how often each checkpoint was resumed from since a run, or any, last saved something or ended well."""
     saved = select(func.max(EVENTS.id)).where(EVENTS.kind.in_(("saved", "adopted", "ended")))

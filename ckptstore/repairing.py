@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
-from ckptstore.adoption import take_in
+from ckptstore.adoption import is_listed, take_in
 from ckptstore.commit import has_its_size
 from ckptstore.files import digest_file, fsync_directory, rename_to_new
 from ckptstore.layout import Layout
@@ -87,7 +87,7 @@ def _mark_lost(manifest: Manifest, problems: list[Problem]) -> list[Problem]:
 
 def _act(layout: Layout, manifest: Manifest, problem: Problem) -> str | None:
     if problem.kind == "orphan" and problem.path is not None:
-        if not problem.path.exists():
+        if not problem.path.exists() or is_listed(manifest, problem.path.name):
             return "gone by itself"
         reason = take_in(layout, manifest, problem.path.name)
         return "adopted" if reason is None else f"put aside in quarantine: {reason}"

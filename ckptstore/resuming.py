@@ -22,6 +22,15 @@ Load = Callable[[Checkpoint], None]
 Locked = Callable[[], AbstractContextManager[None]]
 
 
+def _lies_elsewhere(error: BaseException | None) -> bool:
+    """Whether an error, or what led to it, speaks of memory or the system, not of the payload."""
+    while error is not None:
+        if isinstance(error, MemoryError | OSError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 class Resumption:
     """One walk back through a run's resume points.
 
@@ -130,6 +139,8 @@ class Resumption:
                 self._put_aside(checkpoint, error.reason)
                 return False
             except RefusedByLayerError as error:
+                if _lies_elsewhere(error):
+                    raise
                 failure: Exception = error
             except (CheckpointStoreError, MemoryError, OSError):
                 raise

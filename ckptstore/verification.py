@@ -41,10 +41,11 @@ def verify(
         # What it says of the payloads means little, and asking it may fail.
         return problems
     on_disk = set(layout.payload_names())
+    noted = manifest.acknowledged()
     for checkpoint in manifest.checkpoints(states=None):
         on_disk.discard(checkpoint.path.name)
         if checkpoint.state != "deleting":
-            problems += _check(manifest, checkpoint, deep=deep, progress=progress)
+            problems += _check(manifest, checkpoint, noted, deep=deep, progress=progress)
     problems += _orphans(layout, manifest, on_disk)
     return problems
 
@@ -52,17 +53,12 @@ def verify(
 def unacknowledged(manifest: Manifest) -> list[Checkpoint]:
     """Return the checkpoints that are known to be missing or damaged, and whose loss no repair has noted yet."""
     lost = (*manifest.in_state("missing"), *manifest.in_state("damaged"))
-    return [checkpoint for checkpoint in lost if not _is_acknowledged(manifest, checkpoint)]
-
-
-def _is_acknowledged(manifest: Manifest, checkpoint: Checkpoint) -> bool:
-    kinds = [event.kind for event in manifest.events(version=checkpoint.version)]
-    newest = next((kind for kind in kinds if kind in ("repaired", "found", "missing", "damaged")), None)
-    return newest == "repaired"
+    noted = manifest.acknowledged() if lost else set()
+    return [checkpoint for checkpoint in lost if checkpoint.version not in noted]
 
 
 def _check(
-    manifest: Manifest, checkpoint: Checkpoint, *, deep: bool, progress: Progress | None
+    manifest: Manifest, checkpoint: Checkpoint, noted: set[int], *, deep: bool, progress: Progress | None
 ) -> list[Problem]:
     def problem(kind: str, detail: str) -> list[Problem]:
         if progress is not None:
@@ -75,7 +71,7 @@ def _check(
         now = manifest.get(checkpoint.version)
         if now is None or now.state == "deleting":
             return []  # a writer's retention has come by since we listed it
-        if checkpoint.state != "complete" and _is_acknowledged(manifest, checkpoint):
+        if checkpoint.state != "complete" and checkpoint.version in noted:
             return []
         if checkpoint.state == "damaged":
             return problem("damaged", "the payload was found damaged and put aside")
