@@ -160,3 +160,23 @@ def test_resuming_takes_the_run(tmp_path: Path) -> None:
         with pytest.raises(ckptstore.RunLockedError):
             other.resume(model, "a")
         assert other.resume(model).version == 1
+
+
+@pytest.mark.filterwarnings("ignore:version 1 is stepped over")
+def test_starts_that_end_well_are_no_crashes(tmp_path: Path) -> None:
+    model = _model()
+    with ckptstore.CheckpointStore(tmp_path) as store:
+        for number in (1, 2):
+            store.save(model, epoch=number)
+    for _ in range(5):
+        with ckptstore.CheckpointStore(tmp_path) as store:
+            assert store.resume(model).version == 2
+    for _ in range(3):
+        with pytest.raises(RuntimeError), ckptstore.CheckpointStore(tmp_path) as store:
+            assert store.resume(model).version == 2
+            raise RuntimeError("the training's own")
+    with (
+        pytest.warns(UserWarning, match="version 2 is stepped over: started from 3 times"),
+        ckptstore.CheckpointStore(tmp_path) as store,
+    ):
+        assert store.resume(model).version == 1

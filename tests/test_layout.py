@@ -63,7 +63,18 @@ def test_payload_names_are_read_as_they_are_written(format: str) -> None:
 def test_other_names_are_not_payloads(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     layout.make()
-    for name in ("README", "1-a.keras", "00000001-a.txt", "00000001.keras", ".00000001-a.keras"):
+    for name in (
+        "README",
+        "1-a.keras",
+        "00000001-a.txt",
+        "00000001.keras",
+        ".00000001-a.keras",
+        "00000000-a.keras",
+        "000000008-a.keras",
+        "٠٠٠٠٠٠٠٧-a.keras",
+        "9223372036854775808-a.keras",
+        "00000001-a b.keras",
+    ):
         (layout.checkpoints / name).touch()
     assert layout.payload_names() == []
     with pytest.raises(ValueError, match="README"):

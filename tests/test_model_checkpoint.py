@@ -707,3 +707,17 @@ def test_people_can_ask_with_sqlite(tmp_path: Path) -> None:
         found = manifest.execute("SELECT count(*) FROM checkpoint_metrics").fetchone()
     manifest.close()
     assert found[0] == 8
+
+
+def test_a_best_that_rotted_is_no_best(model: keras.Model, tmp_path: Path) -> None:
+    callback = ModelCheckpoint(tmp_path / "best.keras", save_best_only=True)
+    run(callback, model, [{"val_loss": 0.1}])
+    path = callback.last.path
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(content)
+    with CheckpointStore(tmp_path) as store:
+        assert store.repair()[0].kind == "digest"
+    run(ModelCheckpoint(tmp_path / "best.keras", save_best_only=True), model, [{"val_loss": 0.5}])
+    assert shown_at(tmp_path / "best.keras") == 0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -276,3 +277,53 @@ def test_taking_in_an_orphan_does_not_take_a_path_back_to_an_older_version(tmp_p
     with CheckpointStore(root) as store:
         assert [point.version for point in store.checkpoints()] == [1, 2, 3]
         assert is_seed(target, 3)
+
+
+def test_an_older_manifest_that_was_put_back_gives_out_no_version_again(tmp_path: Path) -> None:
+    with CheckpointStore(tmp_path) as store:
+        save(store, 1)
+    (tmp_path / "quarantine" / "00000009-default.keras.1").write_bytes(b"damaged")
+    with CheckpointStore(tmp_path) as store:
+        assert save(store, 2).version == 10
+
+
+def test_an_orphan_that_cannot_be_read_does_not_keep_the_store_shut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with CheckpointStore(tmp_path) as store:
+        save(store, 1)
+    assert run_in_child(_orphan, tmp_path) == 0
+
+    def broken(*arguments: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as reading:
+        reading.setattr(os, "preadv", broken)
+        with (
+            pytest.warns(UserWarning, match="cannot be read, and is left alone"),
+            CheckpointStore(tmp_path) as store,
+        ):
+            assert [point.version for point in store.checkpoints(states=None)] == [1]
+    # It was not taken for damaged.
+    with CheckpointStore(tmp_path) as store:
+        assert [point.version for point in store.checkpoints()] == [1, 2]
+
+
+def _tag_and_die_before_commit(root: Path) -> None:
+    def die(operation: str, path: Path, phase: str) -> None:
+        if (operation, phase, path.name) == ("fsync", "after", "tmp"):
+            os._exit(0)
+
+    with CheckpointStore(root) as store, observed(die):
+        save(store, 2, run="other", tags=("mine",))
+    os._exit(1)
+
+
+def test_an_orphan_does_not_take_a_tag_from_a_later_checkpoint(tmp_path: Path) -> None:
+    with CheckpointStore(tmp_path) as store:
+        save(store, 1)
+        assert run_in_child(_tag_and_die_before_commit, tmp_path) == 0
+        assert save(store, 3, tags=("mine",)).version == 3
+    with CheckpointStore(tmp_path) as store:
+        assert store.get("mine").version == 3
+        assert store.get(2).tags == ()

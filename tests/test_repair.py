@@ -11,7 +11,9 @@ import pytest
 from crash_invariants import Saved, violations
 from crash_snapshots import is_seed, save
 from crash_steps import every_death
+from manifests import leave_hot_journal
 
+from ckptstore.adoption import take_in
 from ckptstore.errors import CorruptManifestError, RunLockedError
 from ckptstore.records import Checkpoint, json_number
 from ckptstore.store import CheckpointStore
@@ -286,3 +288,58 @@ def test_json_numbers_survive(tmp_path: Path) -> None:
         name: json_number(value) for name, value in odd.items()
     }
     assert os.listdir(root / "quarantine") == []
+
+
+def test_a_payload_whose_row_came_meanwhile_is_no_orphan(tmp_path: Path) -> None:
+    """`verify` may see a payload between another writer's rename and COMMIT."""
+    with CheckpointStore(tmp_path) as store:
+        checkpoint = save(store, 1)
+        assert take_in(store._layout, store._manifest, checkpoint.path.name) is None
+        store._manifest.set_state([1], "deleting")
+        assert take_in(store._layout, store._manifest, checkpoint.path.name) is None
+        store._manifest.set_state([1], "complete")
+        assert store.verify() == [] and checkpoint.path.exists()
+    assert os.listdir(tmp_path / "quarantine") == []
+
+
+def test_a_rebuild_rolls_back_what_a_writer_died_in(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    before = _made(root)
+    leave_hot_journal(root / "manifest.sqlite")
+    CheckpointStore.rebuild(root)
+    with CheckpointStore(root) as store:
+        assert store.checkpoints() == before
+        assert store.get("later").version == 5 and store.get(2).pinned
+        assert store.verify() == []
+
+
+def test_what_lies_beside_a_manifest_does_not_reach_the_new_one(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    before = _made(root)
+    (root / "manifest.sqlite").write_bytes(b"x" * 9000)
+    for suffix in ("-journal", "-wal", "-shm"):
+        (root / f"manifest.sqlite{suffix}").write_bytes(b"stale" * 999)
+    CheckpointStore.rebuild(root)
+    assert not (root / "manifest.sqlite-wal").exists()
+    with CheckpointStore(root) as store:
+        assert len(store.checkpoints()) == len(before) and store.verify() == []
+
+
+def test_a_rebuild_takes_whole_payloads_back_and_counts_on_behind_quarantine(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    before = _made(root)
+    before[1].path.rename(root / "quarantine" / f"{before[1].path.name}.3")
+    (root / "quarantine" / "00000044-default.keras").write_bytes(b"damaged")
+    (root / "manifest.sqlite").unlink()
+    CheckpointStore.rebuild(root)
+    with CheckpointStore(root) as store:
+        assert [one.version for one in store.checkpoints()] == [1, 2, 3, 4, 5]
+        assert save(store, 6).version == 45
+
+
+def test_a_rebuild_of_a_whole_manifest_does_nothing(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    before = _made(root)
+    assert CheckpointStore.rebuild(root) == []
+    with CheckpointStore(root) as store:
+        assert store.checkpoints() == before

@@ -14,6 +14,7 @@ from ckptstore.errors import (
     CorruptPayloadError,
     ModelMismatchError,
     NoUsableCheckpointError,
+    RefusedByLayerError,
     StorageError,
 )
 from ckptstore.files import digest_file
@@ -178,3 +179,49 @@ def test_a_reading_store_steps_over_and_changes_nothing(store: CheckpointStore) 
     with CheckpointStore(store.path, read_only=True) as reader, said:
         assert _walk(reader).version == 2
     assert store.get(3).state == "complete" and _kinds(store, "resumed", "damaged") == []
+
+
+def test_a_newer_one_that_went_missing_before_is_said(store: CheckpointStore) -> None:
+    store.get(3).path.unlink()
+    with CheckpointStore(store.path) as again:
+        assert again.get(3).state == "missing"
+        with pytest.warns(UserWarning, match="stepped over, since missing or damaged: version 3"):
+            assert _walk(again).version == 2
+        again.repair()
+        assert _walk(again).version == 2
+
+
+def test_a_start_counts_before_it_is_made(store: CheckpointStore) -> None:
+    """Loading itself may be what ends the process."""
+
+    def die(checkpoint: Checkpoint) -> None:
+        raise KeyboardInterrupt
+
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            _walk(store, die)
+    with pytest.warns(UserWarning, match="version 3 is stepped over"):
+        assert _walk(store).version == 2
+
+
+def test_what_fails_once_is_tried_again(store: CheckpointStore) -> None:
+    failures = [RuntimeError("out of memory for a moment")]
+
+    def load(checkpoint: Checkpoint) -> None:
+        if failures:
+            raise failures.pop()
+
+    assert _walk(store, load).version == 3
+    assert len(store.checkpoints()) == 5
+
+
+def test_a_layer_that_runs_out_of_memory_displaces_nothing(store: CheckpointStore) -> None:
+    def load(checkpoint: Checkpoint) -> None:
+        try:
+            raise MemoryError
+        except MemoryError as error:
+            raise RefusedByLayerError(reason="no memory") from error
+
+    with pytest.raises(RefusedByLayerError):
+        _walk(store, load)
+    assert os.listdir(store.path / "quarantine") == []

@@ -7,6 +7,7 @@ import os
 import socket
 import sqlite3
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -24,9 +25,10 @@ from ckptstore.errors import (
     ReadOnlyError,
     RunLockedError,
     StoreNotFoundError,
+    UnfinishedSaveError,
 )
 from ckptstore.files import observed
-from ckptstore.retention import keep_last
+from ckptstore.retention import Policy, keep_last
 from ckptstore.store import CheckpointStore
 
 
@@ -397,3 +399,65 @@ def test_a_path_has_one_name_whichever_way_the_store_was_opened(tmp_path: Path) 
     with CheckpointStore(tmp_path / "deep" / "er" / "store") as store:
         save(store, 2, publish=target)
         assert store.published("default") == {target: 2}
+
+
+def test_retention_keeps_what_a_run_can_be_resumed_from(tmp_path: Path) -> None:
+    with CheckpointStore(tmp_path) as store:
+        save(store, 1, keep=keep_last(2))
+        for seed in (2, 3, 4):
+            save(store, seed, state=False, keep=keep_last(2))
+        assert [one.version for one in store.checkpoints()] == [1, 3, 4]
+        assert store.resume_point().version == 1
+
+
+def test_threads_of_one_store_save_to_one_run(tmp_path: Path) -> None:
+    with CheckpointStore(tmp_path) as store, ThreadPoolExecutor(4) as pool:
+        saved = list(pool.map(lambda seed: save(store, seed).version, range(1, 13)))
+        assert sorted(saved) == [one.version for one in store.checkpoints()] == list(range(1, 13))
+
+
+def test_a_signal_handler_that_saves_in_the_middle_of_a_save_is_told_so_at_once(tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    def handler(operation: str, path: Path, phase: str) -> None:
+        if (operation, phase) == ("rename", "before") and not refused:
+            with pytest.raises(InvalidArgumentError, match="in the middle of a save") as caught:
+                save(store, 9)
+            refused.append(caught.value.hint)
+
+    with CheckpointStore(tmp_path) as store:
+        save(store, 1)
+        with observed(handler):
+            save(store, 2)
+        assert [one.epoch for one in store.checkpoints()] == [1, 2]
+    assert "set a flag" in refused[0]
+
+
+def test_a_policy_that_raises_says_that_the_checkpoint_is_saved(tmp_path: Path) -> None:
+    def broken(checkpoints: object) -> set[int]:
+        raise KeyError("policy")
+
+    with CheckpointStore(tmp_path) as store:
+        with pytest.raises(UnfinishedSaveError, match=r"version 1 is saved, but .* KeyError") as caught:
+            save(store, 1, keep=Policy("broken", broken))
+        assert caught.value.checkpoint == store.latest()
+
+
+def test_names_as_long_as_a_file_system_takes_can_be_shown(tmp_path: Path) -> None:
+    target = tmp_path / ("x" * 249 + ".keras")
+    with CheckpointStore(tmp_path / "store") as store:
+        save(store, 1, publish=target)
+    assert is_seed(target, 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["store", target.name]
+
+
+def test_without_locks_the_threads_of_the_process_are_still_kept_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CKPTSTORE_WITHOUT_LOCKS", "1")
+    with CheckpointStore(tmp_path) as store, CheckpointStore(tmp_path, read_only=True) as reader:
+        with ThreadPoolExecutor(3) as pool:
+            saves = [pool.submit(save, store, seed) for seed in range(1, 21)]
+            reads = [pool.submit(reader.checkpoints) for _ in range(200)]
+            assert all(one.result() is not None for one in (*saves, *reads))
+        assert len(store.checkpoints()) == 20 and store.verify() == []

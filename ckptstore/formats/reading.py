@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,10 @@ class OpenPayload:
         return parse_description(self.source, read_bytes(self.source, found).tobytes())
 
 
+# What makes a name in quarantine unique.
+_NUMBER = re.compile(r"\.[0-9]+$")
+
+
 @contextmanager
 def open_payload(path: Path) -> Iterator[OpenPayload]:
     """Open a payload and list what it holds.
@@ -42,7 +47,7 @@ def open_payload(path: Path) -> Iterator[OpenPayload]:
         StorageError: It cannot be read, which does not say that it is damaged.
     """
     with open_source(path) as file:
-        if path.suffix != SUFFIXES["keras"]:
+        if not _NUMBER.sub("", path.name).endswith(SUFFIXES["keras"]):
             yield OpenPayload(source=file, contents=Contents(read_datasets(file)), archive=None)
             return
         archive = Archive(file)
