@@ -50,6 +50,7 @@ def _is_whole(layout: Layout) -> bool:
     try:
         manifest = Manifest.open(layout.manifest)
         try:
+            manifest.checkpoints(states=None)  # each row is checked as it is read
             return not manifest.integrity_problems()
         finally:
             manifest.close()

@@ -170,6 +170,7 @@ def put_aside(root: Path, path: Path) -> None:
     aside = root / "quarantine" / path.name
     assert os.path.lexists(aside) and not os.path.lexists(path)
     aside.rename(path)
+    (root / "manifest.sqlite").unlink()
     problems = CheckpointStore.rebuild(root)
     assert [problem.action for problem in problems[1:]] == ["put aside in quarantine"]
     assert os.path.lexists(aside)
