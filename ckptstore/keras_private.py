@@ -382,9 +382,14 @@ def global_seed(*, make: bool = False) -> Any:
     """Return the variable that unseeded operations draw from, or None; making it draws from Python's generator."""
     if _global_state is None or _seeds is None:  # pragma: no cover - a Keras with another layout
         return None
-    name = getattr(_seeds, "GLOBAL_SEED_GENERATOR", "global_seed_generator")
-    found = _global_state.get_global_attribute(name)
+    found = _global_state.get_global_attribute("global_seed_generator")
     return getattr(_seeds.global_seed_generator() if found is None and make else found, "state", None)
+
+
+def forget_global_seed() -> None:
+    """Have Keras draw the seed of unseeded operations anew, from Python's generator, at their next use."""
+    if global_seed() is not None:
+        _global_state.set_global_attribute("global_seed_generator", None)
 
 
 # --- messages --------------------------------------------------------------------------------
@@ -392,7 +397,4 @@ def global_seed(*, make: bool = False) -> Any:
 
 def print_message(text: str) -> None:
     """Print a line as Keras prints its own, following its switch for interactive logging."""
-    if _io_utils is None:
-        print(text)
-    else:
-        _io_utils.print_msg(text)
+    (print if _io_utils is None else _io_utils.print_msg)(text)

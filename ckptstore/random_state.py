@@ -17,7 +17,7 @@ import numpy as np
 
 from ckptstore.formats.snapshot import Array
 from ckptstore.keras_arrays import host_array, shape_and_dtype
-from ckptstore.keras_private import global_seed
+from ckptstore.keras_private import forget_global_seed, global_seed
 
 # Name of the group among a training state's arrays.
 GROUP = "generators"
@@ -66,7 +66,9 @@ def restore(saved: Generators) -> list[str]:
     """
     left: list[str] = []
     # First, since making it draws from Python's.
-    if "keras" in saved.arrays and not _restore_keras(saved.arrays["keras"]):
+    if "keras" not in saved.arrays:
+        forget_global_seed()
+    elif not _restore_keras(saved.arrays["keras"]):
         left.append("keras")
     _restore_python(saved)
     _restore_numpy(saved)

