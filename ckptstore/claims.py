@@ -9,7 +9,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 
-from ckptstore.errors import RunLockedError, StorageError, StoreLockedError
+from ckptstore.errors import CheckpointStoreError, RunLockedError
 from ckptstore.layout import Layout
 from ckptstore.locks import RunLock, store_lock
 from ckptstore.manifest import Manifest
@@ -87,9 +87,11 @@ class Claims:
         if self._pid != os.getpid():
             return
         started, self._started = self._started, set()
-        for run in sorted(started):
-            # At worst one start too many is counted.
-            with suppress(StorageError, StoreLockedError), store_lock(self._layout.locks):
-                self._manifest.add_event("ended", run=run)
-        for lock in locks.values():
-            lock.release()
+        try:
+            for run in sorted(started):
+                # At worst one start too many is counted.
+                with suppress(CheckpointStoreError), store_lock(self._layout.locks):
+                    self._manifest.add_event("ended", run=run)
+        finally:
+            for lock in locks.values():
+                lock.release()

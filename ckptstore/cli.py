@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,6 +26,7 @@ from ckptstore.errors import (
     NotFoundError,
     RunNotFoundError,
     SchemaError,
+    SchemaTooOldError,
 )
 from ckptstore.layout import Layout, find_store
 from ckptstore.records import Checkpoint, Mode, Problem
@@ -282,19 +285,19 @@ def resume_point(store_path: Path, run: str | None, as_json: bool) -> None:
 def verify(store_path: Path, shallow: bool, as_json: bool) -> int:
     """Compare manifest, files and digests; changes nothing.
 
-    Reads every payload in full, unless --shallow is given. Exits with 5 when there is a problem; what can be done about
-    it, `ckptstore repair` does.
+    Reads every payload in full, unless --shallow is given. Exits with 5 when there is a problem; then
+    `ckptstore repair` acts on it.
     """
     with _open(store_path) as store, _progress("verify", store.path) as progress:
         problems = store.verify(deep=not shallow, progress=progress)
-        checked = len(store.checkpoints(states=None)) if _is_readable(problems) else 0
+        counted = report.counted(store.checkpoints(states=None)) if _is_readable(problems) else Counter()
     if as_json:
-        _print_json(_findings(problems, checked, ok=not problems))
+        _print_json(report.findings(problems, counted, ok=not problems))
     elif problems:
         _print(report.problem_table(problems), _console(sys.stdout))
-        _say(f"what can be mended: ckptstore repair {store_path}")
+        _say(f"to mend it, run: ckptstore repair {shlex.quote(str(store_path))}")
     else:
-        _tell(f"{checked} checkpoints, all whole")
+        _tell(report.all_whole(counted))
     return PROBLEMS_FOUND if problems else 0
 
 
@@ -302,19 +305,14 @@ def _is_readable(problems: list[Problem]) -> bool:
     return not any(problem.kind == "manifest" for problem in problems)
 
 
-def _findings(problems: list[Problem], checked: int, *, ok: bool) -> dict[str, Any]:
-    documents = [problem.to_json() for problem in problems]
-    return {"ok": ok, "checked": checked, "problems": documents}
-
-
 @_command
 @_as_json
-def repair(store_path: Path, as_json: bool) -> int:
+def repair(store_path: Path, as_json: bool) -> None:
     """Verify everything, and mend what can be; deletes nothing.
 
     Payloads without a row are taken in; damaged ones are moved to the store's quarantine and marked, missing ones
     marked; one that lies in quarantine and is whole is put back. A manifest that was lost or cannot be read is made
-    again from the payloads, and the old one kept. Exits with 5 when something stays that was not acted on.
+    again from the payloads, and the old one kept. Losses are listed and noted; they end it with 0, too.
     """
     from ckptstore.store import CheckpointStore
 
@@ -327,21 +325,22 @@ def repair(store_path: Path, as_json: bool) -> int:
         except CorruptManifestError:
             problems = CheckpointStore.rebuild(root, progress=progress)
     with _open(root) as store:
-        checked = len(store.checkpoints(states=None))
-    left = [problem for problem in problems if problem.action is None]
+        counted = report.counted(store.checkpoints(states=None))
     if as_json:
-        _print_json(_findings(problems, checked, ok=not left))
+        _print_json(report.findings(problems, counted, ok=True))
     elif problems:
         _print(report.problem_table(problems), _console(sys.stdout))
     else:
-        _tell(f"{checked} checkpoints, all whole; nothing to repair")
-    return PROBLEMS_FOUND if left else 0
+        _tell(f"{report.all_whole(counted)}; nothing to repair")
 
 
 def _orphans(root: Path) -> list[Problem]:
     """Return the payloads without a row, which opening the store for writing is about to deal with."""
-    with _open(root) as store:
-        return [problem for problem in store.verify(deep=False) if problem.kind == "orphan"]
+    try:
+        with _open(root) as store:
+            return [problem for problem in store.verify(deep=False) if problem.kind == "orphan"]
+    except SchemaTooOldError:
+        return []  # the opening brings it up to date first
 
 
 def _taken_in(orphans: list[Problem]) -> list[Problem]:

@@ -22,9 +22,10 @@ from ckptstore.errors import (
     CheckpointStoreError,
     DiskFullError,
     InvalidArgumentError,
+    SaveInProgressError,
     UnfinishedSaveError,
 )
-from ckptstore.files import fsync_directory, rename_to_new, unlink
+from ckptstore.files import digest_file, fsync_directory, rename_to_new, unlink
 from ckptstore.layout import Layout, absolute, outside, payload_file, relative_to, shown_at
 from ckptstore.locks import Lease, store_lock
 from ckptstore.manifest import Manifest
@@ -353,12 +354,7 @@ class Committer:
             self._busy, self._lease, self._pid = threading.Lock(), None, os.getpid()
             self._leftovers, self._by = [], None
         if self._by == threading.get_ident():
-            raise InvalidArgumentError(
-                argument="save",
-                value=str(self._layout.root),
-                reason="this thread is in the middle of a save already",
-                hint="in a signal's handler set a flag, and save when the next batch has ended",
-            )
+            raise SaveInProgressError(store=self._layout.root)
         with self._busy:
             self._by = threading.get_ident()
             try:
@@ -388,3 +384,12 @@ def has_its_size(checkpoint: Checkpoint) -> bool:
         return checkpoint.path.stat().st_size == checkpoint.nbytes
     except OSError:
         return False
+
+
+def is_whole(checkpoint: Checkpoint) -> bool:
+    """Return True when the payload is there, byte for byte as its row says; reads all of it.
+
+    Raises:
+        StorageError: It cannot be read, which does not say that it is damaged.
+    """
+    return has_its_size(checkpoint) and digest_file(checkpoint.path) == checkpoint.digest

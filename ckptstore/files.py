@@ -158,6 +158,13 @@ def rename_to_new(source: Path, target: Path) -> None:
         source.rename(target)
 
 
+def move_durably(source: Path, target: Path) -> None:
+    """Move a file to a new name, and make that durable; a crash leaves it under one name or the other."""
+    rename_to_new(source, target)
+    fsync_directory(target.parent)
+    fsync_directory(source.parent)
+
+
 def link(source: Path, target: Path) -> None:
     """Give a file a second, new name; durable after `fsync_directory`."""
     with step("link", target):

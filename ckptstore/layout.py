@@ -54,7 +54,7 @@ class Layout:
 
     @property
     def quarantine(self) -> Path:
-        """Damaged payloads, kept for a person to look at."""
+        """Damaged payloads, and manifests, kept for a person to look at."""
         return self.root / "quarantine"
 
     @property
@@ -73,7 +73,7 @@ class Layout:
         for path in (self.root, *self.root.parents):
             if os.path.lexists(path) and not path.is_dir():
                 raise NotAStoreError(path=path, reason="it is a file, not a directory")
-        if not self.manifest.exists() and self.payload_names():
+        if not self.manifest.exists() and self.holds_payloads():
             raise CorruptManifestError(path=self.manifest, reason="it is missing, though there are payloads")
         self.make_directories()
 
@@ -85,6 +85,17 @@ class Layout:
         """
         for path in (self.root, self.locks, self.checkpoints, self.tmp, self.quarantine):
             make_directory(path)
+
+    def holds_payloads(self) -> bool:
+        """Return True when there are payloads, be it in quarantine: then a manifest belongs to them."""
+        if self.payload_names():
+            return True
+        try:
+            return any(map(version_in, os.listdir(self.quarantine)))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise StorageError(operation="list", path=self.quarantine, error=error) from error
 
     def payload_names(self) -> list[str]:
         """Return the names in `checkpoints` that are payloads' names, sorted."""
@@ -156,7 +167,7 @@ def find_store(path: str | os.PathLike[str]) -> Path:
     """Return the directory of the store at `path`: that directory itself, or its ``.ckptstore``.
 
     Raises:
-        StoreNotFoundError: Neither holds a manifest.
+        StoreNotFoundError: Neither holds a manifest, nor payloads.
 
     Example:
         >>> find_store("/nowhere")
@@ -167,7 +178,7 @@ def find_store(path: str | os.PathLike[str]) -> Path:
     given = absolute(path)
     for root in (given, given / DROP_IN):
         layout = Layout(root)
-        if os.path.lexists(layout.manifest) or layout.payload_names():
+        if os.path.lexists(layout.manifest) or layout.holds_payloads():
             return root
     raise StoreNotFoundError(path=given)
 

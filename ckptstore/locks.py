@@ -65,7 +65,7 @@ def unsafe(path: Path, lacks: str, error: OSError | None = None) -> UnsafeFileSy
     """Return the error for a file system whose locks do not work; names the override."""
     return UnsafeFileSystemError(
         path=path,
-        lacks=f"{lacks}, so that two writers would not notice each other",
+        lacks=f"this file system {lacks}, so that two writers would not notice each other",
         error=error,
         hint=f"keep the store on another disk; or, if one process alone uses it: {WITHOUT_LOCKS}=1",
     )

@@ -293,7 +293,7 @@ class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
         # Only now: what could not be saved is no best.
         if value is not None and monitoring.is_better(value, self.best, self._direction()):
             self.best = value
-        return True
+        return self._failures.in_a_row == 0
 
     def _finished(self, batches: int) -> int:
         """Return how many batches of the epoch there really were.

@@ -29,8 +29,9 @@ def _check_one_disk(layout: Layout) -> None:
     if len(set(disks.values())) > 1:
         raise UnsafeFileSystemError(
             path=layout.root,
-            lacks="is not one: checkpoints, tmp and quarantine lie on several",
-            hint="move them to one disk; the store as a whole may lie anywhere",
+            lacks="checkpoints, tmp and quarantine lie on different file systems, so that files cannot be renamed "
+            "from one to the other",
+            hint="move them onto one disk",
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ckptstore.files import fsync_directory, rename_to_new
+from ckptstore.files import move_durably
 from ckptstore.layout import Layout
 from ckptstore.manifest import Manifest
 from ckptstore.records import Checkpoint
@@ -24,9 +24,7 @@ def set_aside(layout: Layout, path: Path) -> Path:
     while os.path.lexists(target):
         count += 1
         target = layout.quarantine / f"{path.name}.{count}"
-    rename_to_new(path, target)
-    fsync_directory(target.parent)
-    fsync_directory(path.parent)
+    move_durably(path, target)
     return target
 
 

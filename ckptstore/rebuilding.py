@@ -18,7 +18,15 @@ from pathlib import Path
 
 from ckptstore.adoption import Described, describe
 from ckptstore.errors import CheckpointStoreError, CorruptManifestError, CorruptPayloadError, StorageError
-from ckptstore.files import digest_file, fsync_directory, is_same_file, link, rename_to_new, unlink
+from ckptstore.files import (
+    digest_file,
+    fsync_directory,
+    is_same_file,
+    link,
+    move_durably,
+    rename_to_new,
+    unlink,
+)
 from ckptstore.files import replace as rename_over
 from ckptstore.formats import payload
 from ckptstore.layout import Layout, find_store, is_payload_name, shown_at, version_in
@@ -41,10 +49,10 @@ def rebuild_at(path: str | os.PathLike[str], *, progress: Progress | None = None
     layout.make_directories()
     with store_lock(layout.locks), no_run_is_written(layout.locks):
         # Another repair may have come before.
-        return [] if _is_whole(layout) else rebuild(layout, progress=progress)
+        return [] if _is_sound(layout) else rebuild(layout, progress=progress)
 
 
-def _is_whole(layout: Layout) -> bool:
+def _is_sound(layout: Layout) -> bool:
     if not os.path.lexists(layout.manifest):
         return False
     try:
@@ -85,7 +93,7 @@ def rebuild(layout: Layout, *, progress: Progress | None = None) -> list[Problem
     for suffix in ("", *_BESIDE):
         unlink(fresh.with_name(fresh.name + suffix))
     saved = salvage(layout.manifest)
-    _take_back(layout, saved.uuid)
+    _return_from_quarantine(layout, saved.uuid)
     found, problems, strays = _read_payloads(layout, progress, saved.uuid)
     manifest = Manifest.open(fresh)
     try:
@@ -117,7 +125,7 @@ def _was_finished(layout: Layout, fresh: Path) -> bool:
         manifest.close()
 
 
-def _take_back(layout: Layout, uuid: str | None) -> None:
+def _return_from_quarantine(layout: Layout, uuid: str | None) -> None:
     """Put whole payloads that lie in quarantine back: without a manifest, nothing says any more why they are there."""
     stores = _stores(layout) if uuid is None else {uuid}
     for name in sorted(os.listdir(layout.quarantine)):
@@ -132,10 +140,8 @@ def _take_back(layout: Layout, uuid: str | None) -> None:
             found = describe(path, name=match[1])
         except CorruptPayloadError:
             continue
-        if found.store in stores:
-            rename_to_new(path, target)
-            fsync_directory(target.parent)
-            fsync_directory(path.parent)
+        if found.store in stores or not stores:
+            move_durably(path, target)
 
 
 def _stores(layout: Layout) -> set[str]:

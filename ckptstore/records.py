@@ -121,10 +121,10 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """One thing that `verify` found wrong.
+    """One thing that `verify`, `repair` or `rebuild` found wrong.
 
     Attributes:
-        kind: ``"missing"``, ``"size"``, ``"digest"``, ``"variable"``, ``"identity"`` (the file is another
+        kind: ``"missing"``, ``"size"``, ``"digest"``, ``"identity"`` (the file is another
             checkpoint's), ``"damaged"`` (found so before, and put aside),
             ``"found"`` (marked as missing or damaged, and there again), ``"orphan"`` (a payload without a row)
             or ``"manifest"``.

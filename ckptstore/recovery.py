@@ -13,9 +13,8 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from ckptstore.adoption import take_in
-from ckptstore.commit import finish_deletions, has_its_size
+from ckptstore.commit import finish_deletions, is_whole
 from ckptstore.errors import CorruptManifestError, InvalidArgumentError, StorageError
-from ckptstore.files import digest_file
 from ckptstore.layout import Layout, is_payload_name, outside, parse_payload_name, shown_at, version_in
 from ckptstore.locks import sweep
 from ckptstore.manifest import Manifest
@@ -33,7 +32,7 @@ def reconcile(layout: Layout, manifest: Manifest) -> None:
         StorageError: The disk cannot be read (which is not taken for absence), or a step failed.
     """
     sweep(layout.tmp)
-    finish_marked(manifest)
+    _finish_marked(manifest)
     present = _listed(layout)
     complete, missing, damaged = (_names(manifest, state) for state in ("complete", "missing", "damaged"))
     _mark_missing(manifest, complete - present)
@@ -64,7 +63,7 @@ def _take_in(layout: Layout, manifest: Manifest, name: str) -> None:
         warnings.warn(f"a payload that has no row cannot be read, and is left alone: {error}", stacklevel=2)
 
 
-def finish_marked(manifest: Manifest) -> None:
+def _finish_marked(manifest: Manifest) -> None:
     """Finish the deletions that a crash cut short."""
     marked = manifest.in_state("deleting")
     if marked:
@@ -102,7 +101,7 @@ def _look_again(layout: Layout, manifest: Manifest) -> None:
     """Unmark what is back and whole; put aside what lies, still damaged, in the place of a damaged one."""
     back: list[int] = []
     for checkpoint in (*manifest.in_state("missing"), *manifest.in_state("damaged")):
-        if has_its_size(checkpoint) and digest_file(checkpoint.path) == checkpoint.digest:
+        if is_whole(checkpoint):
             back.append(checkpoint.version)
         elif checkpoint.state == "damaged" and os.path.lexists(checkpoint.path):
             # A crash came between the mark and the move; or somebody put a wrong file there.

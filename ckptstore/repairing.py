@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ckptstore.adoption import is_listed, take_in
-from ckptstore.commit import has_its_size
-from ckptstore.files import digest_file, fsync_directory, rename_to_new
+from ckptstore.commit import is_whole
+from ckptstore.files import digest_file, move_durably
 from ckptstore.layout import Layout
 from ckptstore.manifest import Manifest
 from ckptstore.quarantine import withdraw
@@ -96,7 +96,7 @@ def _act(layout: Layout, manifest: Manifest, problem: Problem) -> str | None:
     checkpoint = manifest.get(problem.version)
     if checkpoint is None or checkpoint.state == "deleting":
         return "gone by itself"
-    if _is_whole(checkpoint):
+    if is_whole(checkpoint):  # another repair may have come before
         if checkpoint.state != "complete":
             manifest.set_state([checkpoint.version], "complete", event="found")
             return "marked as complete"
@@ -107,11 +107,6 @@ def _act(layout: Layout, manifest: Manifest, problem: Problem) -> str | None:
     return action
 
 
-def _is_whole(checkpoint: Checkpoint) -> bool:
-    """Look again, now that nobody else changes anything: another repair may have come before."""
-    return has_its_size(checkpoint) and digest_file(checkpoint.path) == checkpoint.digest
-
-
 def _put_back(layout: Layout, manifest: Manifest, locked: Locked, checkpoint: Checkpoint) -> bool:
     """Move the payload that a row lost back into its place, if it lies in quarantine."""
     for path in _of_size(layout.quarantine, checkpoint.nbytes):
@@ -119,9 +114,7 @@ def _put_back(layout: Layout, manifest: Manifest, locked: Locked, checkpoint: Ch
             with locked():
                 if os.path.lexists(checkpoint.path) or not os.path.lexists(path):
                     return False
-                rename_to_new(path, checkpoint.path)
-                fsync_directory(checkpoint.path.parent)
-                fsync_directory(path.parent)
+                move_durably(path, checkpoint.path)
                 manifest.set_state([checkpoint.version], "complete", event="found")
             return True
     return False

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ckptstore.records import Checkpoint, Problem
 
@@ -118,6 +119,33 @@ def problem_table(problems: Sequence[Problem]) -> Table:
         actions = (printable(problem.action or "nothing") for problem in problems)
         columns.append(_column("done", actions, left=True))
     return _table(columns)
+
+
+def counted(checkpoints: Iterable[Checkpoint]) -> Counter[str]:
+    """Return how many checkpoints there are in each state."""
+    return Counter(checkpoint.state for checkpoint in checkpoints)
+
+
+def all_whole(counts: Counter[str]) -> str:
+    """Return the line of a store without problems; losses that are known are no problem, but are told.
+
+    Example:
+        >>> all_whole(Counter(complete=3, missing=1))
+        '3 checkpoints, all whole; 1 known to be lost (ckptstore ls tells which)'
+    """
+    lost = f"; {_lost(counts)} known to be lost (ckptstore ls tells which)" if _lost(counts) else ""
+    return f"{counts['complete']} checkpoints, all whole{lost}"
+
+
+def findings(problems: Sequence[Problem], counts: Counter[str], *, ok: bool) -> dict[str, Any]:
+    """Return the JSON of `verify` and `repair`; it tells of known losses only where there are some."""
+    documents = [problem.to_json() for problem in problems]
+    found = {"ok": ok, "checked": counts.total(), "problems": documents}
+    return {**found, "lost": _lost(counts)} if _lost(counts) else found
+
+
+def _lost(counts: Counter[str]) -> int:
+    return counts["missing"] + counts["damaged"]
 
 
 def details_table(checkpoint: Checkpoint) -> Table:

@@ -11,6 +11,7 @@ from ckptstore.errors import (
     InvalidArgumentError,
     LockedError,
     RunLockedError,
+    SaveInProgressError,
     StorageError,
     UnfinishedSaveError,
 )
@@ -65,17 +66,22 @@ class SaveFailures:
     def attempt(self, save: Callable[[], Checkpoint]) -> Checkpoint | None:
         """Save, trying again after each of `DELAYS_S`; returns None where that failed and training goes on.
 
+        A checkpoint that is saved and not shown at its path is returned, and counts as a failure.
+
         Raises:
+            RunLockedError: Another writer has the run.
             StorageError: It failed, and `on_save_error` or the number of failures says to raise.
             StoreLockedError: Likewise.
         """
         try:
             checkpoint = self._tried_again(save)
         except UnfinishedSaveError as error:
+            if not isinstance(error.__cause__, StorageError | LockedError):
+                raise
             # There is a checkpoint; that nobody sees it at its path is a failure all the same.
             self._failed(error, f"{error}")
             return error.checkpoint
-        except RunLockedError:
+        except (RunLockedError, SaveInProgressError):
             raise
         except (StorageError, LockedError) as error:
             self._failed(error, f"this checkpoint was not saved, and training goes on without it: {error}")
@@ -87,7 +93,7 @@ class SaveFailures:
         for delay in DELAYS_S:
             try:
                 return save()
-            except (UnfinishedSaveError, RunLockedError):
+            except (UnfinishedSaveError, RunLockedError, SaveInProgressError):
                 raise
             except (StorageError, LockedError):
                 time.sleep(delay)

@@ -131,7 +131,7 @@ def schema_of(path: Path) -> str | None:
             raise translated(error, path) from error
         roll_back_hot_journal(path)
         found = schema_of(path)
-    if found is None and Layout(path.parent).payload_names():
+    if found is None and Layout(path.parent).holds_payloads():
         raise CorruptManifestError(path=path, reason="it is empty, though there are payloads")
     return found
 

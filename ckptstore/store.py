@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ckptstore.verification import Progress
 
 Ref = str | int | Checkpoint
+_RESUME_ATTEMPTS = 3  # starts without a save since, before `resume` steps over a checkpoint
 
 
 class CheckpointStore:
@@ -59,8 +60,6 @@ class CheckpointStore:
         ...     print(store.latest())
         None
     """
-
-    resume_attempts = 3  # starts without a save since, before `resume` steps over a checkpoint
 
     def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False) -> None:
         self.read_only = read_only
@@ -177,11 +176,12 @@ class CheckpointStore:
 
         Raises:
             CheckpointNotFoundError: No checkpoint answers to `ref`.
-            CorruptPayloadError: The payload is damaged; the model is unchanged.
+            CorruptPayloadError: The payload is damaged; the model is unchanged. With ``"resume-point"`` that is put
+                into quarantine and the one before restored, as `resume` does; `NoUsableCheckpointError` if all are.
             ModelMismatchError: It does not fit the model, which is unchanged.
         """
         if ref == RESUME_POINT:
-            # As `resume` does, but an evaluation that does so again and again is no run that keeps crashing.
+            # An evaluation that does so again and again is no run that keeps crashing: no start is counted.
             return self._walk(model, None, optimizer, None) or self.get(ref)
         checkpoint = self.get(ref)
         adapter_for(model).restore(model, checkpoint, optimizer=optimizer)
@@ -211,7 +211,7 @@ class CheckpointStore:
         """
         if run is not None and not self.read_only:
             self.claim(run)
-        return self._walk(model, run, optimizer, self.resume_attempts)
+        return self._walk(model, run, optimizer, _RESUME_ATTEMPTS)
 
     def _walk(
         self, model: Model, run: str | None, optimizer: Optimizer | None, attempts: int | None
@@ -330,6 +330,8 @@ class CheckpointStore:
             progress: As for `verify`.
 
         Raises:
+            RunLockedError: The manifest must be made again, and a run is being written. Those of this store are let go
+                for that, and no other thread may use it meanwhile.
             StorageError: Something cannot be read or moved.
         """
         from ckptstore.repairing import repair

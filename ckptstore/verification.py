@@ -60,19 +60,22 @@ def unacknowledged(manifest: Manifest) -> list[Checkpoint]:
 def _check(
     manifest: Manifest, checkpoint: Checkpoint, noted: set[int], *, deep: bool, progress: Progress | None
 ) -> list[Problem]:
-    def problem(kind: str, detail: str) -> list[Problem]:
+    def passed_over() -> list[Problem]:
         if progress is not None:
             progress(checkpoint.nbytes)
+        return []
+
+    def problem(kind: str, detail: str) -> list[Problem]:
+        passed_over()
         return [Problem(kind=kind, detail=detail, version=checkpoint.version, path=checkpoint.path)]
 
     try:
         size = checkpoint.path.stat().st_size
     except FileNotFoundError:
         now = manifest.get(checkpoint.version)
-        if now is None or now.state == "deleting":
-            return []  # a writer's retention has come by since we listed it
-        if checkpoint.state != "complete" and checkpoint.version in noted:
-            return []
+        gone = now is None or now.state == "deleting"  # a writer's retention has come by since we listed it
+        if gone or (checkpoint.state != "complete" and checkpoint.version in noted):
+            return passed_over()
         if checkpoint.state == "damaged":
             return problem("damaged", "the payload was found damaged and put aside")
         return problem("missing", "the payload is not there")
@@ -82,7 +85,7 @@ def _check(
         return problem("size", f"the payload has {size:,} bytes instead of {checkpoint.nbytes:,}")
     if not deep:
         marked = f"marked as {checkpoint.state}; only reading it would tell whether it is whole"
-        return [] if checkpoint.state == "complete" else problem("found", marked)
+        return passed_over() if checkpoint.state == "complete" else problem("found", marked)
     found = digest_file(checkpoint.path, progress)
     if found == checkpoint.digest:
         if checkpoint.state == "complete":

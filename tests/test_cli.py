@@ -452,6 +452,7 @@ def test_every_error_has_one_exit_code() -> None:
     assert {name: code for name, code in codes.items() if code != 1} == {
         "NotFoundError": 3, "StoreNotFoundError": 3, "CheckpointNotFoundError": 3, "RunNotFoundError": 3,
         "MetricNotFoundError": 3, "LockedError": 4, "StoreLockedError": 4, "RunLockedError": 4,
+        "SaveInProgressError": 4,
         "CorruptError": 5, "CorruptPayloadError": 5, "CorruptManifestError": 5,
         "NoUsableCheckpointError": 5, "SchemaError": 6,
         "SchemaTooOldError": 6, "SchemaTooNewError": 6, "InvalidArgumentError": 2,
@@ -480,8 +481,10 @@ def test_repair_mends_what_verify_finds(run: Any, store: Path) -> None:
         # The orphan was version 3 under a wrong name, and goes back into its place.
         (3, "missing"): "put back from quarantine",
     }
-    assert run("verify", store, "--json").json == {"ok": True, "checked": 4, "problems": []}
-    assert run("repair", store).out == "4 checkpoints, all whole; nothing to repair\n"
+    assert run("verify", store, "--json").json == {"ok": True, "checked": 4, "problems": [], "lost": 2}
+    whole = "2 checkpoints, all whole; 2 known to be lost (ckptstore ls tells which)"
+    assert run("verify", store).out == f"{whole}\n"
+    assert run("repair", store).out == f"{whole}; nothing to repair\n"
     states = {one["version"]: one["state"] for one in run("ls", store, "--json").json}
     assert states == {1: "missing", 2: "damaged", 3: "complete", 4: "complete"}
 
@@ -507,6 +510,13 @@ def test_repair_makes_a_manifest_again(run: Any, store: Path, damage: str) -> No
     assert after == before
     assert run("verify", store).code == 0
     assert len(list((store / "quarantine").glob("manifest-*.sqlite"))) == (damage != "lost")
+
+
+def test_repair_upgrades_an_older_store_by_itself(run: Any, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(Path(__file__).parent / "stores" / "0001", tmp_path / "store"))
+    assert run("verify", root).code == 6
+    assert run("repair", root).out == "4 checkpoints, all whole; nothing to repair\n"
+    assert run("verify", root).code == 0
 
 
 # --- help ----------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ EXAMPLES = [
     errors.RunNotFoundError(run="a", store=_PATH, known=tuple("abcdefghijklmnop")),
     errors.MetricNotFoundError(metric="auc", store=_PATH, known=("loss",)),
     errors.StoreLockedError(path=_PATH, waited_s=60.0),
+    errors.SaveInProgressError(store=_PATH),
     errors.RunLockedError(
         run="a", store=_PATH, host="n1", pid=3, started_at=datetime(2026, 1, 1, tzinfo=UTC)
     ),

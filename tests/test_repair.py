@@ -343,3 +343,16 @@ def test_a_rebuild_of_a_whole_manifest_does_nothing(tmp_path: Path) -> None:
     assert CheckpointStore.rebuild(root) == []
     with CheckpointStore(root) as store:
         assert store.checkpoints() == before
+
+
+def test_payloads_in_quarantine_alone_are_no_empty_store(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    with CheckpointStore(root) as store:
+        path = save(store, 1).path
+    path.rename(root / "quarantine" / path.name)
+    (root / "manifest.sqlite").unlink()
+    with pytest.raises(CorruptManifestError):
+        CheckpointStore(root)
+    CheckpointStore.rebuild(root)
+    with CheckpointStore(root) as store:
+        assert [one.version for one in store.checkpoints()] == [1]

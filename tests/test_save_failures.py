@@ -103,6 +103,7 @@ def test_a_checkpoint_that_is_not_shown_is_a_checkpoint() -> None:
     from test_errors import _CHECKPOINT
 
     unfinished = UnfinishedSaveError(checkpoint=_CHECKPOINT, undone="showing it", error=BROKEN)
+    unfinished.__cause__ = BROKEN
     saving = Saving([unfinished])
     failures = SaveFailures("warn", 2)
     with pytest.warns(UserWarning, match="version 7 is saved, but showing it failed"):
@@ -118,3 +119,12 @@ def test_a_checkpoint_that_is_not_shown_is_a_checkpoint() -> None:
 def test_bad_arguments(what: Any, most: Any) -> None:
     with pytest.raises(InvalidArgumentError):
         check_on_save_error(what, most)
+
+
+def test_a_policy_that_raises_ends_the_training_at_once() -> None:
+    from test_errors import _CHECKPOINT
+
+    unfinished = UnfinishedSaveError(checkpoint=_CHECKPOINT, undone="retention", error=KeyError("policy"))
+    unfinished.__cause__ = KeyError("policy")
+    with pytest.raises(UnfinishedSaveError, match="correct what raised it"):
+        SaveFailures("warn", 3).attempt(Saving([unfinished]))

@@ -24,6 +24,7 @@ from ckptstore.errors import (
     NotAStoreError,
     ReadOnlyError,
     RunLockedError,
+    SaveInProgressError,
     StoreNotFoundError,
     UnfinishedSaveError,
 )
@@ -421,7 +422,7 @@ def test_a_signal_handler_that_saves_in_the_middle_of_a_save_is_told_so_at_once(
 
     def handler(operation: str, path: Path, phase: str) -> None:
         if (operation, phase) == ("rename", "before") and not refused:
-            with pytest.raises(InvalidArgumentError, match="in the middle of a save") as caught:
+            with pytest.raises(SaveInProgressError, match="while this thread is saving") as caught:
                 save(store, 9)
             refused.append(caught.value.hint)
 

@@ -18,7 +18,7 @@ from ckptstore.errors.corrupt import (
     SchemaTooNewError,
     SchemaTooOldError,
 )
-from ckptstore.errors.locked import LockedError, RunLockedError, StoreLockedError
+from ckptstore.errors.locked import LockedError, RunLockedError, SaveInProgressError, StoreLockedError
 from ckptstore.errors.lookup import (
     CheckpointNotFoundError,
     MetricNotFoundError,
@@ -60,6 +60,7 @@ __all__ = [
     "RefusedByLayerError",
     "RunLockedError",
     "RunNotFoundError",
+    "SaveInProgressError",
     "SchemaError",
     "SchemaTooNewError",
     "SchemaTooOldError",

@@ -27,6 +27,19 @@ class StoreLockedError(LockedError):
         )
 
 
+class SaveInProgressError(LockedError):
+    """A save was called inside a save of the same thread, as from a signal's handler."""
+
+    store: Path
+
+    def __init__(self, *, store: Path) -> None:
+        super().__init__(
+            f"{store}: save was called while this thread is saving already",
+            hint="in a signal's handler set a flag, and save when the next batch has ended",
+            store=store,
+        )
+
+
 class RunLockedError(LockedError):
     """Another writer has this run; `host`, `pid` and `started_at` name it (None where unknown)."""
 

@@ -18,8 +18,8 @@ class StoreNotFoundError(NotFoundError):
 
     def __init__(self, *, path: Path) -> None:
         super().__init__(
-            f"{path}: no store here (no manifest.sqlite)",
-            hint="a store is made by the first save; check the path",
+            f"{path}: no store here (neither manifest.sqlite nor payloads)",
+            hint="a store is made when it is first opened for writing; check the path",
             path=path,
         )
 

@@ -97,10 +97,12 @@ class UnfinishedSaveError(StorageError):
         CheckpointStoreError.__init__(
             self,
             f"version {checkpoint.version} is saved, but {undone} failed: {reason}",
-            hint="the next save, or the next opening of the store, finishes it",
+            hint="the next save, or the next opening of the store, finishes it"
+            if isinstance(error, CheckpointStoreError)
+            else "the checkpoint is there all the same; correct what raised it",
             checkpoint=checkpoint,
             undone=undone,
-            operation=getattr(error, "operation", "lock"),
+            operation=getattr(error, "operation", "finish"),
             path=getattr(error, "path", checkpoint.path),
             errno=getattr(error, "errno", None),
         )
@@ -119,7 +121,7 @@ class UnsafeFileSystemError(StorageError):
         cause = "" if error is None else f" ({error.strerror or error})"
         CheckpointStoreError.__init__(
             self,
-            f"{path}: this file system {lacks}{cause}",
+            f"{path}: {lacks}{cause}",
             hint=hint,
             operation="lock",
             path=path,
