@@ -138,8 +138,8 @@ def _return_from_quarantine(layout: Layout, uuid: str | None) -> None:
             continue
         try:
             found = describe(path, name=match[1])
-        except CorruptPayloadError:
-            continue
+        except (CorruptPayloadError, StorageError):
+            continue  # damaged, or not to be read: it stays where it is
         if found.store in stores or not stores:
             move_durably(path, target)
 
