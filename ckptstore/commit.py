@@ -152,8 +152,15 @@ class Committer:
 
     def _save(self, snapshot: Snapshot, request: SaveRequest) -> Checkpoint:
         version = self._begin()
-        written, path = self._write(snapshot, version, request)
-        return self._insert(snapshot, version, request, written, path)
+        assert self._lease is not None
+        temporary = self._lease.new_path(SUFFIXES[snapshot.format])
+        try:
+            written = self._write(snapshot, version, request, temporary)
+            return self._insert(snapshot, version, request, written, temporary)
+        except BaseException:
+            if os.path.lexists(temporary):
+                self._discard(temporary)
+            raise
 
     def _make_room(self, request: SaveRequest) -> bool:
         """Remove what the policy would let go after the save anyway; returns whether anything went."""
@@ -187,22 +194,16 @@ class Committer:
             self._leftovers = [path for path in self._leftovers if not self._removed(path)]
             return self._manifest.reserve_version()
 
-    def _write(self, snapshot: Snapshot, version: int, request: SaveRequest) -> tuple[Written, Path]:
+    def _write(self, snapshot: Snapshot, version: int, request: SaveRequest, path: Path) -> Written:
         from ckptstore.formats import payload  # numpy and h5py, which a query can do without
 
-        assert self._lease is not None
         encoded = payload.encode(snapshot, self._description(snapshot, version, request))
-        path = self._lease.new_path(SUFFIXES[snapshot.format])
+        writer = PayloadWriter(path, reserve=encoded.nbytes)
         try:
-            writer = PayloadWriter(path, reserve=encoded.nbytes)
-            try:
-                encoded.write(writer)
-                return writer.finish(), path
-            except BaseException:
-                writer.abort()
-                raise
+            encoded.write(writer)
+            return writer.finish()
         except BaseException:
-            self._discard(path)
+            writer.abort()
             raise
 
     def _description(self, snapshot: Snapshot, version: int, request: SaveRequest) -> dict[str, Any]:
@@ -228,27 +229,21 @@ class Committer:
     ) -> Checkpoint:
         file = payload_file(version, request.run, snapshot.format)
         path = self._layout.root / file
-        try:
-            # Rename and row under one lock: nobody who holds it ever sees the payload of a living writer without
-            # its row.
-            with self._locked():
-                try:
-                    rename_to_new(temporary, path)
-                    fsync_directory(path.parent)
-                    fsync_directory(temporary.parent)
-                    new = self._new(snapshot, version, request, written, file)
-                    return self._manifest.add_checkpoint(
-                        new, published_path=self._published_path(request), monitor=request.monitor
-                    )
-                except BaseException:
-                    # Still under the lock: later, somebody else may have taken the payload in.
-                    if not os.path.lexists(temporary):
-                        self._take_back(version, path)
-                    raise
-        except BaseException:
-            if os.path.lexists(temporary):
-                self._discard(temporary)
-            raise
+        # Rename and row under one lock: nobody who holds it ever sees the payload of a living writer without its row.
+        with self._locked():
+            try:
+                rename_to_new(temporary, path)
+                fsync_directory(path.parent)
+                fsync_directory(temporary.parent)
+                new = self._new(snapshot, version, request, written, file)
+                return self._manifest.add_checkpoint(
+                    new, published_path=self._published_path(request), monitor=request.monitor
+                )
+            except BaseException:
+                # Still under the lock: later, somebody else may have taken the payload in.
+                if not os.path.lexists(temporary):
+                    self._take_back(version, path)
+                raise
 
     def _take_back(self, version: int, path: Path) -> None:
         """Remove the payload of a save that failed, unless its row may have become durable all the same.

@@ -87,15 +87,19 @@ def store_lock(directory: Path, *, timeout_s: float = STORE_LOCK_TIMEOUT_S) -> I
     path = directory / "store.lock"
     lock = _file_lock(path, timeout_s=timeout_s, per_thread=False)
     try:
-        _acquire(lock, "lock", path)
-    except StorageError as error:
-        if isinstance(error.__cause__, Timeout):
-            raise StoreLockedError(path=path, waited_s=timeout_s) from error.__cause__
-        raise
-    try:
-        with instead_of_locks():
-            yield
+        try:
+            try:
+                _acquire(lock, "lock", path)
+            except StorageError as error:
+                if isinstance(error.__cause__, Timeout):
+                    raise StoreLockedError(path=path, waited_s=timeout_s) from error.__cause__
+                raise
+            with instead_of_locks():
+                yield
+        finally:
+            lock.release()
     finally:
+        # Twice, since an interrupt may come before the first has begun; a lock that is free stays so.
         lock.release()
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from weakref import finalize
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, ResourceClosedError
 
 from ckptstore import schema
 from ckptstore.errors import CheckpointStoreError, CorruptManifestError, InvalidArgumentError, ReadOnlyError
@@ -51,8 +51,7 @@ class Transactions:
             SchemaError: Another process brought the manifest to another schema.
             StorageError: It cannot be read.
         """
-        with self._translating(), no_fork(), instead_of_locks():
-            connection = self._begin(writes=False)
+        with self._translating(), no_fork(), instead_of_locks(), self._begun(writes=False) as connection:
             try:
                 yield connection
             except ValueError as error:
@@ -61,8 +60,6 @@ class Transactions:
                 raise CorruptManifestError(
                     path=self.path, reason=f"it holds an unreadable value: {error}"
                 ) from error
-            finally:
-                connection.close()
 
     @contextmanager
     def writing(self, operation: str) -> Iterator[Connection]:
@@ -82,42 +79,43 @@ class Transactions:
         """
         if self.read_only:
             raise ReadOnlyError(store=self.path.parent, operation=operation)
-        with self._translating(), no_fork(), instead_of_locks():
-            connection = self._begin(writes=True)
+        with self._translating(), no_fork(), instead_of_locks(), self._begun(writes=True) as connection:
             try:
                 yield connection
                 connection.commit()
             except DBAPIError:
-                connection.invalidate()
                 self._engine.dispose()
                 raise
-            finally:
-                connection.close()
 
-    def _begin(self, *, writes: bool) -> Connection:
+    @contextmanager
+    def _begun(self, *, writes: bool) -> Iterator[Connection]:
+        """Give a connection whose transaction has begun; it ends with the block, and with it every lock."""
         if not self._closing.alive:
             raise InvalidArgumentError(argument="store", value=str(self.path.parent), reason="it is closed")
-        try:
-            return self._begin_once(writes=writes)
-        except DBAPIError as error:
-            if not needs_rollback_of_hot_journal(error):
-                raise
-        roll_back_hot_journal(self.path)
-        return self._begin_once(writes=writes)
-
-    def _begin_once(self, *, writes: bool) -> Connection:
         connection = self._engine.connect().execution_options(**{WRITES: writes})
         try:
-            connection.begin()
-            # This read takes the lock; and a newer ckptstore may have upgraded the manifest since it was
-            # opened.
-            found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
-            if found != schema.HEAD:
-                raise schema.refusal(self.path, str(found))
-        except BaseException:
+            try:
+                self._begin(connection)
+            except DBAPIError as error:
+                if not needs_rollback_of_hot_journal(error):
+                    raise
+                connection.rollback()
+                roll_back_hot_journal(self.path)
+                self._begin(connection)
+            yield connection
             connection.close()
+        except BaseException:
+            # An interrupt may have come anywhere, also in a rollback: nothing of this connection is used again.
+            with suppress(ResourceClosedError):
+                connection.invalidate()
             raise
-        return connection
+
+    def _begin(self, connection: Connection) -> None:
+        connection.begin()
+        # This read takes the lock; and a newer ckptstore may have upgraded the manifest since it was opened.
+        found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+        if found != schema.HEAD:
+            raise schema.refusal(self.path, str(found))
 
     @contextmanager
     def _translating(self) -> Iterator[None]:

@@ -163,7 +163,9 @@ class PayloadWriter:
     def _join(self) -> None:
         if self._thread is not None:
             self._queue.put(None)
-            self._thread.join()
+            # RuntimeError: an interrupt came while it was started; nothing was handed to it yet.
+            with suppress(RuntimeError):
+                self._thread.join()
             self._thread = None
 
     def _raise_failure(self) -> None:

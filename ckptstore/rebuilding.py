@@ -81,7 +81,7 @@ def rebuild(layout: Layout, *, progress: Progress | None = None) -> list[Problem
         What could not be taken in, with what was done about it; first of all the manifest itself.
 
     Raises:
-        StorageError: A payload cannot be read, or the disk failed.
+        StorageError: None of the payloads can be read, or the disk failed.
     """
     fresh = layout.root / "manifest.rebuilt.sqlite"
     if _was_finished(layout, fresh):
@@ -148,7 +148,7 @@ def _stores(layout: Layout) -> set[str]:
     """Return the ids of stores that the payloads in their place name, as far as they can be read."""
     found = set()
     for name in layout.payload_names():
-        with suppress(CorruptPayloadError):
+        with suppress(CorruptPayloadError, StorageError):
             found.add(str(payload.read_description(layout.checkpoints / name).get("store")))
     return found
 
@@ -158,14 +158,23 @@ def _read_payloads(
 ) -> tuple[list[Described], list[Problem], list[tuple[Path, str]]]:
     found: list[Described] = []
     strays: list[tuple[Path, str]] = []
+    unread: list[Problem] = []
+    failure: StorageError | None = None
     for name in layout.payload_names():
         path = layout.checkpoints / name
         try:
             found.append(describe(path))
         except CorruptPayloadError as error:
             strays.append((path, error.reason))
+        except StorageError as error:
+            # It stays where it is, and the next opening that can read it takes it in.
+            detail, action = f"it cannot be read: {error.__cause__}", "left alone"
+            unread.append(Problem(kind="unreadable", detail=detail, path=path, action=action))
+            failure = error
         if progress is not None:
             progress(path.stat().st_size)
+    if failure is not None and not found:
+        raise failure  # the disk is away, rather than bad in places
     # The old manifest says which store this is, or else most of them: a copy may have come from elsewhere.
     counted = Counter(one.store for one in found)
     store = uuid if uuid in counted else next((name for name, _ in counted.most_common(1)), None)
@@ -183,7 +192,7 @@ def _read_payloads(
         Problem(kind="orphan", detail=reason, path=path, action="put aside in quarantine")
         for path, reason in strays
     ]
-    return own, problems, strays
+    return own, [*problems, *unread], strays
 
 
 def _fill(layout: Layout, manifest: Manifest, found: list[Described], saved: Salvaged) -> None:

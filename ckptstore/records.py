@@ -126,8 +126,8 @@ class Problem:
     Attributes:
         kind: ``"missing"``, ``"size"``, ``"digest"``, ``"identity"`` (the file is another
             checkpoint's), ``"damaged"`` (found so before, and put aside),
-            ``"found"`` (marked as missing or damaged, and there again), ``"orphan"`` (a payload without a row)
-            or ``"manifest"``.
+            ``"found"`` (marked as missing or damaged, and there again), ``"unreadable"`` (the disk refuses to read it,
+            which does not say that it is damaged), ``"orphan"`` (a payload without a row) or ``"manifest"``.
         detail: One line for a person.
         version: The checkpoint concerned, or None.
         path: The file concerned, absolute, or None.

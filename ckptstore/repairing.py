@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ckptstore.adoption import is_listed, take_in
 from ckptstore.commit import is_whole
+from ckptstore.errors import StorageError
 from ckptstore.files import digest_file, move_durably
 from ckptstore.layout import Layout
 from ckptstore.manifest import Manifest
@@ -26,7 +27,8 @@ def repair(
     """Verify a store byte by byte and mend what can be; returns the problems, each with what was done about it.
 
     A payload in quarantine that is, byte for byte, what a row lost is put back. What stays lost keeps its row, marked,
-    and is no problem any more. A crash leaves some problems acted on; run it again.
+    and is no problem any more; what cannot be read is left alone, and stays one. A crash leaves some problems acted on;
+    run it again.
 
     Args:
         layout: Where the store lies.
@@ -91,7 +93,7 @@ def _act(layout: Layout, manifest: Manifest, problem: Problem) -> str | None:
             return "gone by itself"
         reason = take_in(layout, manifest, problem.path.name)
         return "adopted" if reason is None else f"put aside in quarantine: {reason}"
-    if problem.version is None:
+    if problem.version is None or problem.kind == "unreadable":
         return None
     checkpoint = manifest.get(problem.version)
     if checkpoint is None or checkpoint.state == "deleting":
@@ -110,7 +112,7 @@ def _act(layout: Layout, manifest: Manifest, problem: Problem) -> str | None:
 def _put_back(layout: Layout, manifest: Manifest, locked: Locked, checkpoint: Checkpoint) -> bool:
     """Move the payload that a row lost back into its place, if it lies in quarantine."""
     for path in _of_size(layout.quarantine, checkpoint.nbytes):
-        if digest_file(path) == checkpoint.digest:
+        if _digest(path) == checkpoint.digest:
             with locked():
                 if os.path.lexists(checkpoint.path) or not os.path.lexists(path):
                     return False
@@ -118,6 +120,14 @@ def _put_back(layout: Layout, manifest: Manifest, locked: Locked, checkpoint: Ch
                 manifest.set_state([checkpoint.version], "complete", event="found")
             return True
     return False
+
+
+def _digest(path: Path) -> str | None:
+    """Return a file's digest, or None where it cannot be read: then it is not what is looked for, for now."""
+    try:
+        return digest_file(path)
+    except StorageError:
+        return None
 
 
 def _of_size(folder: Path, nbytes: int) -> Iterator[Path]:

@@ -13,8 +13,9 @@ import sqlite3
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import quote
+from weakref import WeakSet
 
 from sqlalchemy import Connection, Engine, QueuePool, create_engine, event
 
@@ -49,6 +50,28 @@ WRITER_PRAGMAS: tuple[Pragma, ...] = (*_ALWAYS, *_DURABLE, ("foreign_keys", "ON"
 MIGRATION_PRAGMAS: tuple[Pragma, ...] = (*_ALWAYS, *_DURABLE, ("foreign_keys", "OFF", 0))
 
 
+class _Connection(sqlite3.Connection):
+    """A connection that takes its cursors along when it is closed.
+
+    SQLite keeps a connection, and its locks, for as long as a statement of it is halfway through; and after an
+    interrupt, whoever holds the traceback holds the cursor.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._cursors: WeakSet[sqlite3.Cursor] = WeakSet()
+        super().__init__(*arguments, **options)
+
+    def cursor(self, *arguments: Any) -> Any:
+        cursor = super().cursor(*arguments)
+        self._cursors.add(cursor)
+        return cursor
+
+    def close(self) -> None:
+        for cursor in list(self._cursors):
+            cursor.close()
+        super().close()
+
+
 def connect(path: Path, access: Access) -> sqlite3.Connection:
     """Open a connection, without settings of ours, that begins and ends no transaction by itself.
 
@@ -67,6 +90,7 @@ def connect(path: Path, access: Access) -> sqlite3.Connection:
         timeout=BUSY_TIMEOUT_S,
         isolation_level=None,
         check_same_thread=False,
+        factory=_Connection,
     )
 
 

@@ -31,7 +31,7 @@ def verify(
         progress: Called with the number of bytes that have been read, or passed over, since the last call.
 
     Raises:
-        StorageError: Something cannot be read, which does not say that it is missing or damaged.
+        StorageError: A directory cannot be read, which does not say that anything is missing.
     """
     problems = [
         Problem(kind="manifest", detail=detail, path=layout.manifest)
@@ -86,7 +86,11 @@ def _check(
     if not deep:
         marked = f"marked as {checkpoint.state}; only reading it would tell whether it is whole"
         return passed_over() if checkpoint.state == "complete" else problem("found", marked)
-    found = digest_file(checkpoint.path, progress)
+    try:
+        found = digest_file(checkpoint.path, progress)
+    except StorageError as error:
+        detail = f"the payload cannot be read, which does not say that it is damaged: {error.__cause__}"
+        return [Problem(kind="unreadable", detail=detail, version=checkpoint.version, path=checkpoint.path)]
     if found == checkpoint.digest:
         if checkpoint.state == "complete":
             return []
@@ -109,6 +113,8 @@ def _locate(checkpoint: Checkpoint) -> tuple[str, str]:
         differing = payload.verify_payload(checkpoint.path)
     except CorruptPayloadError as error:
         return "digest", f"; {error.reason}"
+    except StorageError as error:
+        return "digest", f"; then it could not be read again: {error.__cause__}"
     return "digest", f"; {differing[0]}" if differing else "; no variable differs"
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 from crash_invariants import Saved, violations
@@ -14,7 +19,8 @@ from crash_steps import every_death
 from manifests import leave_hot_journal
 
 from ckptstore.adoption import take_in
-from ckptstore.errors import CorruptManifestError, RunLockedError
+from ckptstore.errors import CorruptManifestError, RunLockedError, StorageError
+from ckptstore.files import digest_file
 from ckptstore.records import Checkpoint, json_number
 from ckptstore.store import CheckpointStore
 
@@ -47,6 +53,25 @@ def _known(checkpoints: list[Checkpoint], *without: str) -> list[dict[str, objec
     ]
 
 
+@contextmanager
+def _refused(*refused: Path) -> Iterator[None]:
+    """Have the disk refuse to read these files: a bad sector, or a cable that hangs loose."""
+
+    def refusing(open_it: Callable[..., Any]) -> Callable[..., Any]:
+        def opened(path: Any, *arguments: Any, **options: Any) -> Any:
+            if path in refused:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return open_it(path, *arguments, **options)
+
+        return opened
+
+    with (
+        mock.patch.object(os, "open", refusing(os.open)),
+        mock.patch.object(Path, "open", refusing(Path.open)),
+    ):
+        yield
+
+
 # --- repair ------------------------------------------------------------------------------------
 
 
@@ -75,6 +100,21 @@ def test_damage_is_put_aside_and_its_loss_is_then_known(tmp_path: Path) -> None:
         assert [one.version for one in store.checkpoints()] == [1, 3, 4]
         assert store.get(5).state == "damaged" and store.get(2).state == "missing"
     assert (tmp_path / "store" / "quarantine" / before[4].path.name).exists()
+
+
+def test_what_cannot_be_read_is_named_left_alone_and_keeps_nothing_else_from_repair(tmp_path: Path) -> None:
+    before = _made(tmp_path / "store")
+    _break(before[4].path)
+    with CheckpointStore(tmp_path / "store") as store:
+        with _refused(before[0].path):
+            assert [(one.kind, one.version) for one in store.verify()] == [("unreadable", 1), ("digest", 5)]
+            (unread, damaged) = store.repair()
+            assert unread.action is None and damaged.action is not None
+            assert store.get(1).state == "complete" and before[0].path.exists()
+            with pytest.raises(StorageError) as caught:
+                digest_file(before[0].path)
+            assert "move the file out of the store" in caught.value.hint
+        assert store.verify() == []
 
 
 def test_what_an_opening_marked_stays_a_problem_until_a_repair(tmp_path: Path) -> None:
@@ -178,6 +218,25 @@ def test_a_damaged_manifest_is_no_empty_store_and_comes_back(tmp_path: Path, dam
         assert save(store, 6).version == 6
     kept = list((root / "quarantine").glob("manifest-*.sqlite"))
     assert len(kept) == (damage != "lost")
+
+
+def test_a_rebuild_steps_over_what_cannot_be_read_and_the_next_opening_takes_it_in(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    before = _made(root)
+    (root / "manifest.sqlite").unlink()
+    with _refused(*(one.path for one in before)), pytest.raises(StorageError):
+        CheckpointStore.rebuild(root)
+    assert not (root / "manifest.sqlite").exists()
+    with _refused(before[1].path):
+        (_, unread) = CheckpointStore.rebuild(root)
+        assert (unread.kind, unread.path, unread.action) == ("unreadable", before[1].path, "left alone")
+        with pytest.warns(UserWarning, match="cannot be read, and is left alone"):
+            store = CheckpointStore(root)
+        with store:
+            assert [one.version for one in store.checkpoints()] == [1, 3, 4, 5]
+            assert save(store, 6).version == 6
+    with CheckpointStore(root) as store:
+        assert _known(store.checkpoints(), "tags", "pinned")[:5] == _known(before, "tags", "pinned")
 
 
 def test_what_only_the_manifest_knew_is_read_from_it_as_far_as_it_can_be(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ _HINTS = {
     _errno.EROFS: "the file system is mounted read-only; to query: read_only=True",
     _errno.EACCES: "this user may not do that there; to query: read_only=True",
 }
+_UNTOUCHED = "older checkpoints are not touched by this"
+_UNREAD = "if that stays so, move the file out of the store: `resume` then goes back to the one before"
 
 
 class StorageError(CheckpointStoreError, OSError):
@@ -31,9 +33,10 @@ class StorageError(CheckpointStoreError, OSError):
     errno: int | None
 
     def __init__(self, *, operation: str, path: Path, error: OSError, hint: str = "") -> None:
+        usual = _UNREAD if operation == "read" and error.errno == _errno.EIO else _UNTOUCHED
         super().__init__(
             f"{path}: {operation} failed: {error.strerror or error}",
-            hint=hint or _HINTS.get(error.errno or 0, "older checkpoints are not touched by this"),
+            hint=hint or _HINTS.get(error.errno or 0, usual),
             operation=operation,
             path=path,
             errno=error.errno,

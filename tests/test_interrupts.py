@@ -1,0 +1,40 @@
+"""A process that is interrupted while it saves, and lives on, is in nobody's way, and has lost nothing."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import crash_interrupts
+import pytest
+from crash_snapshots import save
+
+from ckptstore.store import CheckpointStore
+
+
+@pytest.mark.slow
+def test_an_interrupt_at_any_line_of_a_save_is_in_nobodys_way() -> None:
+    """At one line in so many; `tools/crash_interrupts.py` takes all of them."""
+    result = crash_interrupts.interrupt_saves(stride=131, most=60)
+    assert result.violations == ()
+    assert result.interrupts == 60
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_a_statement_that_was_interrupted_halfway_holds_no_lock(tmp_path: Path, writes: bool) -> None:
+    with CheckpointStore(tmp_path) as store:
+        for seed in range(1, 4):
+            save(store, seed)
+        transactions = store._manifest._transactions
+        begun = transactions.writing("test") if writes else transactions.reading()
+        # The traceback, and so the statement, lives as long as `interrupted` does, as it would in a notebook.
+        with pytest.raises(KeyboardInterrupt) as interrupted, begun as connection:
+            rows = connection.exec_driver_sql("SELECT version FROM checkpoints")
+            assert rows.fetchone() is not None
+            raise KeyboardInterrupt
+        with closing(sqlite3.connect(tmp_path / "manifest.sqlite", timeout=0, isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            other.execute("ROLLBACK")
+        assert interrupted.traceback
+        assert save(store, 4).epoch == 4
