@@ -13,6 +13,8 @@ from crash_snapshots import save
 from ckptstore.store import CheckpointStore
 
 
+# Python prints an interrupt that hits a finalizer, and forgets it.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.slow
 def test_an_interrupt_at_any_line_of_a_save_is_in_nobodys_way() -> None:
     """At one line in so many; `tools/crash_interrupts.py` takes all of them."""

@@ -54,6 +54,12 @@ PARTS = {
     "errors": Part(
         "system calls that fail", ("tools/crash_errors.py",), ("--stride", "29"), ("--stride", "1")
     ),
+    "interrupts": Part(
+        "saves that are interrupted at a line of Python, in a process that lives on",
+        ("tools/crash_interrupts.py",),
+        ("--stride", "1009"),
+        ("--stride", "29"),
+    ),
     "disks": Part("disks that are really full", ("tools/crash_full_disks.py",)),
     "processes": Part(
         "many writers and readers, killed and started again",
