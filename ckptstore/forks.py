@@ -25,7 +25,9 @@ class _Gate:
     """Counts the transactions that are open in this process, by thread, and the threads that are forking."""
 
     def __init__(self) -> None:
-        self.changed = threading.Condition()
+        # Taken as it is, not through the condition, whose Python code an interrupt could leave with the lock taken.
+        self.lock = threading.RLock()
+        self.changed = threading.Condition(self.lock)
         self.open: Counter[int] = Counter()
         self.forking = 0
         self.engines: WeakSet[Engine] = WeakSet()
@@ -44,14 +46,14 @@ def no_fork() -> Iterator[None]:
         ...     pass
     """
     me = threading.get_ident()
-    with _gate.changed:
+    with _gate.lock:
         # A block inside a block must not wait: the fork waits for the outer one.
         _gate.changed.wait_for(lambda: not _gate.forking or me in _gate.open)
         _gate.open[me] += 1
     try:
         yield
     finally:
-        with _gate.changed:
+        with _gate.lock:
             _gate.open[me] -= 1
             if not _gate.open[me]:
                 del _gate.open[me]
@@ -60,13 +62,13 @@ def no_fork() -> Iterator[None]:
 
 def watch(engine: Engine) -> None:
     """Give `engine` a fresh pool in every forked child, as long as somebody uses it."""
-    with _gate.changed:
+    with _gate.lock:
         _gate.engines.add(engine)
 
 
 def _before_fork() -> None:
     me = threading.get_ident()
-    _gate.changed.acquire()  # until the fork is done
+    _gate.lock.acquire()  # until the fork is done
     _gate.forking += 1
     _gate.changed.wait_for(lambda: all(thread == me for thread in _gate.open))
 
@@ -74,12 +76,13 @@ def _before_fork() -> None:
 def _after_fork_in_parent() -> None:
     _gate.forking -= 1
     _gate.changed.notify_all()
-    _gate.changed.release()
+    _gate.lock.release()
 
 
 def _after_fork_in_child() -> None:
     me = threading.get_ident()
-    _gate.changed = threading.Condition()
+    _gate.lock = threading.RLock()
+    _gate.changed = threading.Condition(_gate.lock)
     _gate.forking = 0
     _gate.open = Counter({me: _gate.open[me]}) if me in _gate.open else Counter()
     for engine in _gate.engines:

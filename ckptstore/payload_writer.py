@@ -68,7 +68,11 @@ class PayloadWriter:
         self._tell = 0
         self._failure: BaseException | None = None
         self._digest = xxhash.xxh3_128()
-        self._queue: queue.Queue[memoryview | None] = queue.Queue(_IN_FLIGHT)
+        # An interrupt may leave the lock inside a `queue.Queue` taken for ever; these have none that Python code holds.
+        self._queue: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(_IN_FLIGHT):
+            self._free.put(None)
         self._thread: threading.Thread | None = None
         try:
             self._reserve_blocks(reserve)
@@ -112,6 +116,7 @@ class PayloadWriter:
             self._thread = threading.Thread(target=self._write_behind, name="ckptstore-writer", daemon=True)
             self._thread.start()
         for start in range(0, len(view), _CHUNK):
+            self._free.get()
             self._raise_failure()
             self._queue.put(view[start : start + _CHUNK])
         self._tell += len(view)
@@ -176,17 +181,18 @@ class PayloadWriter:
         """Write and digest what is queued; after a failure, take it and drop it so that nobody waits for ever."""
         written = synced = 0
         while (chunk := self._queue.get()) is not None:
-            if self._failure is not None:
-                continue
             try:
-                self._write_all(chunk)
-                self._digest.update(chunk)
-                written += len(chunk)
-                if written - synced >= _WRITEBACK:
-                    _start_writeback(self._descriptor, synced, written - synced)
-                    synced = written
+                if self._failure is None:
+                    self._write_all(chunk)
+                    self._digest.update(chunk)
+                    written += len(chunk)
+                    if written - synced >= _WRITEBACK:
+                        _start_writeback(self._descriptor, synced, written - synced)
+                        synced = written
             except BaseException as error:
                 self._failure = error
+            finally:
+                self._free.put(None)
 
     def _write_all(self, chunk: memoryview) -> None:
         try:

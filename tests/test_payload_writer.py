@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 import pytest
@@ -121,3 +124,37 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
         assert PayloadWriter(tmp_path / "fits", reserve=1 << 19).finish().nbytes == 0
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_a_write_that_is_interrupted_at_any_call_can_be_aborted(tmp_path: Path) -> None:
+    """Python's own queues and conditions may keep their lock when they are interrupted: the next one waits for ever."""
+    for at in itertools.count(1):
+        writer = PayloadWriter(tmp_path / "file", reserve=0)
+        left = at
+
+        def interrupt(frame: FrameType, event: str, argument: object) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+
+        def work(writer: PayloadWriter = writer) -> None:
+            sys.settrace(interrupt)
+            try:
+                for _ in range(6):
+                    writer.write(bytes(100))
+            except (KeyboardInterrupt, RuntimeError):  # the latter from a condition that was interrupted
+                pass
+            finally:
+                sys.settrace(None)
+            writer.abort()
+
+        worker = threading.Thread(target=work, daemon=True)
+        worker.start()
+        worker.join(20)
+        assert not worker.is_alive(), f"interrupted at call {at}"
+        assert not (tmp_path / "file").exists()
+        if left > 0:
+            assert at > 20
+            return

@@ -52,13 +52,13 @@ PARTS = {
         ("--stride", "1", "--random", "300"),
     ),
     "errors": Part(
-        "system calls that fail", ("tools/crash_errors.py",), ("--stride", "29"), ("--stride", "1")
+        "system calls that fail", ("tools/crash_errors.py",), ("--stride", "13"), ("--stride", "1")
     ),
     "interrupts": Part(
-        "saves that are interrupted at a line of Python, in a process that lives on",
+        "saves that are interrupted at a call of a Python function, in a process that lives on",
         ("tools/crash_interrupts.py",),
-        ("--stride", "1009"),
-        ("--stride", "29"),
+        ("--stride", "499"),
+        ("--stride", "13"),
     ),
     "disks": Part("disks that are really full", ("tools/crash_full_disks.py",)),
     "processes": Part(

@@ -1,10 +1,10 @@
-"""Interrupts a save (Ctrl-C, a notebook's stop button) at any line of Python, and goes on in the same process.
+"""Interrupts a save (Ctrl-C, a notebook's stop button) at any call of a function, and goes on in the same process.
 
 A process that lives on must hold no lock that others wait for, leave nothing in the way of its next save, and lose
 nothing that it reported. Each interrupt's traceback is kept while that is checked, as notebooks keep it.
 
-    tools/crash_interrupts.py                  every line of a save: half an hour
-    tools/crash_interrupts.py --stride 997
+    tools/crash_interrupts.py                  every call of a save: half an hour
+    tools/crash_interrupts.py --stride 499
 """
 
 from __future__ import annotations
@@ -33,36 +33,34 @@ from ckptstore.errors import CheckpointStoreError
 from ckptstore.retention import keep_last
 from ckptstore.store import CheckpointStore
 
-Trace = Callable[[FrameType, str, Any], "Trace | None"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """How many saves were interrupted, how many lines one has, and one line for each violation."""
+    """How many saves were interrupted, how many calls one has, and one line for each violation."""
 
     interrupts: int
-    lines: int
+    calls: int
     seconds: float
     violations: tuple[str, ...]
 
 
 class _Interruption:
-    """Raises `KeyboardInterrupt` in this thread at its n-th line, or soon behind it; says where that was."""
+    """Raises `KeyboardInterrupt` in this thread at its n-th call, or soon behind it; says where that was.
+
+    The start of a function is one of the places where Python looks for signals. Inside contextlib's own few lines an
+    interrupt leaves a block open for as long as the traceback lives: nothing that is written in Python can mend that.
+    """
 
     def __init__(self, at: int) -> None:
         self.left = at
         self.where = ""
 
-    def __call__(self, frame: FrameType, event: str, argument: Any) -> Trace | None:
-        if event == "line":
-            self.left -= 1
-            # An interrupt inside contextlib's own few lines leaves a block open for as long as the traceback lives:
-            # nothing that is written in Python can mend that.
-            if self.left <= 0 and not self.where and frame.f_code.co_filename != contextlib.__file__:
-                sys.settrace(None)
-                self.where = f"{frame.f_code.co_filename}:{frame.f_lineno} ({frame.f_code.co_name})"
-                raise KeyboardInterrupt
-        return self
+    def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
+        self.left -= 1
+        if self.left <= 0 and not self.where and frame.f_code.co_filename != contextlib.__file__:
+            sys.settrace(None)
+            self.where = f"{frame.f_code.co_filename}:{frame.f_lineno} ({frame.f_code.co_name})"
+            raise KeyboardInterrupt
 
 
 def _led_to(error: BaseException | None, kind: type[BaseException]) -> bool:
@@ -133,7 +131,7 @@ class _Trial:
         return Saved(version=saved.version, digest=saved.digest, epoch=saved.epoch)
 
     def interrupt(self, at: int) -> bool:
-        """Interrupt a save at its line `at`, look, and save again; returns False where it had passed before."""
+        """Interrupt a save at its call `at`, look, and save again; returns False where it had passed before."""
         interruption = _Interruption(at)
         sys.settrace(interruption)
         try:
@@ -151,7 +149,7 @@ class _Trial:
             found += self._after()
         except CheckpointStoreError as error:
             found.append(f"the store does not work again: {error!r}")
-        self.violations += [f"interrupted at line {at}, {interruption.where}: {line}" for line in found]
+        self.violations += [f"interrupted at call {at}, {interruption.where}: {line}" for line in found]
         return bool(interruption.where)
 
     def _after(self) -> Iterator[str]:
@@ -165,11 +163,11 @@ class _Trial:
 
 
 def interrupt_saves(*, stride: int = 1, first: int = 1, most: int | None = None) -> Result:
-    """Interrupt a save at every so many lines, until one passes untouched.
+    """Interrupt a save at every so many calls, until one passes untouched.
 
     Args:
-        stride: How many lines lie between two that are tried.
-        first: The first line.
+        stride: How many calls lie between two that are tried.
+        first: The first call.
         most: How many interrupts; None for no end but the save's.
     """
     began, at, count = time.monotonic(), first, 0
@@ -187,13 +185,13 @@ def interrupt_saves(*, stride: int = 1, first: int = 1, most: int | None = None)
             is_whole=lambda checkpoint: is_seed(checkpoint.path, checkpoint.epoch),
         )
     seconds = time.monotonic() - began
-    return Result(interrupts=count, lines=at, seconds=seconds, violations=tuple(found))
+    return Result(interrupts=count, calls=at, seconds=seconds, violations=tuple(found))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--stride", type=int, default=1, help="only every so many lines")
-    parser.add_argument("--first", type=int, default=1, help="from which line on")
+    parser.add_argument("--stride", type=int, default=1, help="only every so many calls")
+    parser.add_argument("--first", type=int, default=1, help="from which call on")
     parser.add_argument("--most", type=int, help="how many interrupts")
     options = parser.parse_args()
     result = interrupt_saves(stride=options.stride, first=options.first, most=options.most)
