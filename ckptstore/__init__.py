@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from ckptstore.backup_and_restore import BackupAndRestore
     from ckptstore.errors import (
         CheckpointNotFoundError,
         CheckpointStoreError,
@@ -49,9 +50,12 @@ if TYPE_CHECKING:
     from ckptstore.model_checkpoint import ModelCheckpoint
     from ckptstore.records import Checkpoint, Problem
     from ckptstore.retention import keep_last
+    from ckptstore.signals import TrainingInterrupted
     from ckptstore.store import CheckpointStore
+    from ckptstore.store_checkpoint import StoreCheckpoint
 
 __all__ = [
+    "BackupAndRestore",
     "Checkpoint",
     "CheckpointNotFoundError",
     "CheckpointStore",
@@ -79,8 +83,10 @@ __all__ = [
     "SchemaTooNewError",
     "SchemaTooOldError",
     "StorageError",
+    "StoreCheckpoint",
     "StoreLockedError",
     "StoreNotFoundError",
+    "TrainingInterrupted",
     "UnfinishedSaveError",
     "UnsafeFileSystemError",
     "__version__",
@@ -92,7 +98,10 @@ __all__ = [
 _HOMES = {
     "CheckpointStore": "store",
     "find_store": "layout",
+    "BackupAndRestore": "backup_and_restore",
     "ModelCheckpoint": "model_checkpoint",
+    "StoreCheckpoint": "store_checkpoint",
+    "TrainingInterrupted": "signals",
     "Checkpoint": "records",
     "Problem": "records",
     "keep_last": "retention",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ckptstore.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from ckptstore.formats.snapshot import Snapshot
+    from ckptstore.formats.snapshot import FitState, Snapshot, TrainingState
     from ckptstore.records import Checkpoint, Format
 
 _MODULES = {"keras": "ckptstore.keras_model"}
@@ -22,7 +22,14 @@ class ModelAdapter(Protocol):
     """What the store asks of a framework."""
 
     def snapshot(
-        self, model: Any, *, format: Format, optimizer: Any = None, weights_only: bool = False
+        self,
+        model: Any,
+        *,
+        format: Format,
+        optimizer: Any = None,
+        weights_only: bool = False,
+        fit: FitState | None = None,
+        resumable: bool = True,
     ) -> Snapshot:
         """Take the model apart; nothing is written.
 
@@ -31,6 +38,8 @@ class ModelAdapter(Protocol):
             format: The payload that is wanted.
             optimizer: The optimizer of a training loop written by hand, for a model that is not compiled.
             weights_only: True to leave out optimizer and training state.
+            fit: What joins the training state: where the running fit stands.
+            resumable: False to leave out the training state alone.
 
         Raises:
             ModelNotReadyError: It is not built; or not compiled, with neither `optimizer` nor `weights_only`.
@@ -38,10 +47,10 @@ class ModelAdapter(Protocol):
 
     def restore(
         self, model: Any, checkpoint: Checkpoint, *, optimizer: Any = None, generators: bool = False
-    ) -> None:
+    ) -> TrainingState | None:
         """Verify the payload, check that it fits, then bring back weights, optimizer and training state.
 
-        With `generators` the process' global random generators too.
+        With `generators` the process' global random generators too. Returns the training state.
 
         Raises:
             CorruptPayloadError: The payload is damaged; the model is unchanged.

@@ -25,11 +25,13 @@ class Described:
         new: Its row.
         store: The id of the store that it was written for.
         published: Where it was to be shown, relative to its store, or None.
+        attempt: At its run; 1 in payloads that do not say it.
     """
 
     new: NewCheckpoint
     store: str
     published: str | None
+    attempt: int
 
 
 def take_in(layout: Layout, manifest: Manifest, name: str) -> str | None:
@@ -59,6 +61,7 @@ def take_in(layout: Layout, manifest: Manifest, name: str) -> str | None:
         return error.reason
     tags = tuple(tag for tag in found.new.tags if _is_free(manifest, tag, found.new.version))
     new = replace(found.new, tags=tags)
+    manifest.note_attempt(new.run, found.attempt, new.version)
     manifest.add_checkpoint(new, published_path=_published_path(manifest, found), event="adopted")
     return None
 
@@ -103,7 +106,12 @@ def describe(path: Path, *, name: str | None = None) -> Described:
         raise CorruptPayloadError(path=path, reason=problems[0])
     try:
         new = _row_of(description, path)
-        found = Described(new, _text(description["store"]), _path(description.get("published")))
+        found = Described(
+            new,
+            store=_text(description["store"]),
+            published=_path(description.get("published")),
+            attempt=_attempt(description.get("attempt", 1)),
+        )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CorruptPayloadError(path=path, reason=f"its description cannot be read: {error!r}") from error
     if (new.version, new.run, new.format) != (version, run, format):
@@ -150,3 +158,9 @@ def _path(value: object) -> str | None:
     if isinstance(value, str) and "\0" in value:
         raise ValueError("published holds a NUL")
     return None if value is None else _text(value)
+
+
+def _attempt(value: object) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"attempt is {value!r}")
+    return value

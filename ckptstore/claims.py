@@ -9,7 +9,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 
-from ckptstore.errors import CheckpointStoreError, RunLockedError
+from ckptstore.errors import CheckpointStoreError, RunLockedError, StoreNotFoundError
 from ckptstore.layout import Layout
 from ckptstore.locks import RunLock, store_lock
 from ckptstore.manifest import Manifest
@@ -52,6 +52,9 @@ class Claims:
         try:
             holder = Holder(host=socket.gethostname(), pid=os.getpid(), started_at=datetime.now(UTC))
             with store_lock(self._layout.locks):
+                if not os.path.lexists(self._layout.manifest):
+                    # Its last run has ended and taken the store with it, between our opening and this.
+                    raise StoreNotFoundError(path=self._layout.root)
                 give_up_for(self._layout.reserve, partial(self._manifest.set_holder, run, holder))
         except BaseException:
             lock.release()
@@ -72,6 +75,11 @@ class Claims:
                 pid=holder.pid,
                 started_at=holder.started_at,
             ) from error
+
+    def begin(self, run: str) -> int:
+        """Begin a new attempt at a claimed run; returns its number."""
+        with store_lock(self._layout.locks):
+            return give_up_for(self._layout.reserve, partial(self._manifest.begin_attempt, run))
 
     def note_start(self, run: str) -> None:
         """Remember that a run was resumed here, until `release` can say that it ended well."""

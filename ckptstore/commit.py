@@ -212,6 +212,7 @@ class Committer:
             "store": self._manifest.uuid,
             "version": version,
             "run": request.run,
+            "attempt": self._manifest.attempt(request.run, version),
             "epoch": request.epoch,
             "batch": request.batch,
             "step": request.step,

@@ -186,6 +186,20 @@ def unlink(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def remove_directory(path: Path) -> bool:
+    """Remove an empty directory; returns False, and removes nothing, where something lies in it."""
+    with step("rmdir", path):
+        try:
+            path.rmdir()
+        except FileNotFoundError:
+            return True
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY):
+                return False
+            raise
+    return True
+
+
 def make_filled(path: Path, nbytes: int) -> None:
     """Make a new file of zeros that owns its blocks; not durable. A failure leaves nothing behind.
 

@@ -11,6 +11,7 @@ import keras
 import ml_dtypes
 import numpy as np
 
+from ckptstore.backend_values import torch_array
 from ckptstore.formats.snapshot import Array
 
 
@@ -38,22 +39,10 @@ def host_array(value: Any) -> Array:
     if isinstance(value, np.ndarray | np.generic):
         return np.asarray(value, order="C")
     if keras.backend.backend() == "torch" and hasattr(value, "detach"):
-        return _torch_array(value)
+        return torch_array(value)
     if keras.backend.backend() == "jax":
         return np.asarray(value, order="C")
     return np.asarray(keras.ops.convert_to_numpy(value), order="C")
-
-
-def _torch_array(tensor: Any) -> Array:
-    import torch
-
-    tensor = tensor.detach().cpu().contiguous()
-    name = keras.backend.standardize_dtype(tensor.dtype)
-    if not hasattr(ml_dtypes, name):
-        return np.asarray(tensor.numpy())
-    # numpy does not know this dtype, torch not ml_dtypes: the bits pass as integers of the same width.
-    bits = {1: torch.uint8, 2: torch.int16}[tensor.element_size()]
-    return np.asarray(tensor.view(bits).numpy().view(getattr(ml_dtypes, name)))
 
 
 def kept_value(variable: Any) -> Any:

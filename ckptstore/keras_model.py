@@ -7,7 +7,7 @@ a layer's own code spoils after that is put back.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -18,16 +18,16 @@ import ml_dtypes
 
 from ckptstore import keras_fit, keras_legacy, keras_private, training_state
 from ckptstore.errors import (
-    CorruptPayloadError,
     InvalidArgumentError,
     ModelNotReadyError,
     RefusedByLayerError,
 )
-from ckptstore.files import digest_file
 from ckptstore.formats import payload
-from ckptstore.formats.snapshot import Array, Snapshot, Variable
+from ckptstore.formats.snapshot import Array, FitState, Snapshot, TrainingState, Variable
 from ckptstore.keras_arrays import host_array, kept_value, shape_and_dtype
 from ckptstore.keras_capture import Capture, Entry
+from ckptstore.keras_marks import Marks
+from ckptstore.keras_payload import look_through, verify
 from ckptstore.records import Checkpoint, Format
 
 _BUILD = "call it once on data, or model.build(input_shape)"
@@ -42,7 +42,14 @@ class KerasAdapter:
     """What the store asks of Keras; see `ckptstore.adapters.ModelAdapter`."""
 
     def snapshot(
-        self, model: Any, *, format: Format, optimizer: Any = None, weights_only: bool = False
+        self,
+        model: Any,
+        *,
+        format: Format,
+        optimizer: Any = None,
+        weights_only: bool = False,
+        fit: FitState | None = None,
+        resumable: bool = True,
     ) -> Snapshot:
         """Take a model apart; nothing is written, and its variables are read when the payload is.
 
@@ -51,6 +58,8 @@ class KerasAdapter:
             format: ``"keras"``, ``"weights"`` or ``"h5"``.
             optimizer: The optimizer of a training loop written by hand, for a model that is not compiled.
             weights_only: True to leave out optimizer and training state.
+            fit: What joins the training state: where the running fit stands.
+            resumable: False to leave out the training state alone.
 
         Raises:
             ModelNotReadyError: It is not built; not compiled, with neither `optimizer` nor `weights_only`; or
@@ -65,7 +74,7 @@ class KerasAdapter:
             raise ModelNotReadyError(model=model.name, missing="compiled", hint=_COMPILE)
         optimizers = _built_optimizers(model, extra)
         captured = _captured(model, extra, documents=format == "keras")
-        state = training_state.collect(model, captured, optimizers)
+        state = training_state.collect(model, captured, optimizers, fit) if resumable else None
         if format == "h5":
             return Snapshot(format=format, state=state, fill=partial(_fill_legacy, model, extra))
         return Snapshot(
@@ -77,9 +86,15 @@ class KerasAdapter:
         )
 
     def restore(
-        self, model: Any, checkpoint: Checkpoint, *, optimizer: Any = None, generators: bool = False
-    ) -> None:
-        """Bring weights, optimizer and training state back into a model.
+        self,
+        model: Any,
+        checkpoint: Checkpoint,
+        *,
+        optimizer: Any = None,
+        generators: bool = False,
+        check: Callable[[TrainingState | None], None] | None = None,
+    ) -> TrainingState | None:
+        """Bring weights, optimizer and training state back into a model; returns the training state.
 
         The payload is verified, then compared with the model, all before the model is touched; should a
         layer's own loading fail after that, the model's variables are put back as they were.
@@ -90,6 +105,7 @@ class KerasAdapter:
             checkpoint: Where its payload lies, and what it must be.
             optimizer: The optimizer of a training loop written by hand, if one was saved.
             generators: True to set the global random generators back too, to go on as if never interrupted.
+            check: Called with the training state before anything of the model is touched, to refuse it.
 
         Raises:
             CorruptPayloadError: The payload is damaged; the model is unchanged.
@@ -103,6 +119,8 @@ class KerasAdapter:
         extra = _uncompiled_optimizer(model, optimizer)
         optimizers = _built_optimizers(model, extra)
         state = payload.read_state(checkpoint.path)
+        if check is not None:
+            check(state)
         captured = _captured(model, extra)
         if checkpoint.format == "h5":
             loaded = _legacy_assignments(model, checkpoint, extra)
@@ -117,6 +135,29 @@ class KerasAdapter:
                 _assign(assignments)
         if generators:
             training_state.restore_generators(state)
+        return state
+
+    def restore_state(self, model: Any, state: TrainingState | None, *, metrics: bool) -> None:
+        """Bring back, once more, what Keras leaves out of its files: seed generators, metrics; not the weights.
+
+        Args:
+            model: The model.
+            state: The training state.
+            metrics: False to leave metrics as they are, where an epoch has reset them.
+
+        Raises:
+            ModelMismatchError: It does not fit; the model is unchanged.
+        """
+        optimizers = _built_optimizers(model, None)
+        assignments = training_state.plan(model, _captured(model, None), optimizers, state)
+        left = set() if metrics else {id(one) for one in model.metrics_variables}
+        assignments = [one for one in assignments if id(one.variable) not in left]
+        with _put_back_on_error(one.variable for one in assignments):
+            _assign(assignments)
+
+    def marks(self, model: Any) -> Marks:
+        """Return marks of all that a resume loads, to find out whether it was assigned to since."""
+        return Marks(_live_variables(model, _built_optimizers(model, None)))
 
     def load_model(self, checkpoint: Checkpoint, **kwargs: Any) -> Any:
         """Verify a checkpoint's payload and return the whole model in it, as Keras loads it.
@@ -133,7 +174,7 @@ class KerasAdapter:
                 hint="build the model and call Checkpoint.load_weights(model)",
             )
         verify(checkpoint)
-        _look_through(checkpoint)
+        look_through(checkpoint)
         return keras.saving.load_model(str(checkpoint.path), **kwargs)
 
     def load_weights(self, checkpoint: Checkpoint, model: Any) -> None:
@@ -148,7 +189,7 @@ class KerasAdapter:
             ModelNotReadyError: The model is not built.
         """
         verify(checkpoint)
-        _look_through(checkpoint)
+        look_through(checkpoint)
         _require_built(model, _BUILD)
         if checkpoint.format == "h5":
             assignments = _legacy_assignments(model, checkpoint, None, weights_only=True)
@@ -168,37 +209,6 @@ class KerasAdapter:
 
 
 adapter = KerasAdapter()
-
-
-def verify(checkpoint: Checkpoint) -> None:
-    """Check that a checkpoint's payload is the file that was saved.
-
-    Raises:
-        CorruptPayloadError: It is missing, or differs in size or digest.
-    """
-    path = checkpoint.path
-    try:
-        nbytes = path.stat().st_size
-    except FileNotFoundError as error:
-        raise CorruptPayloadError(path=path, reason="the file is missing") from error
-    if nbytes != checkpoint.nbytes:
-        raise CorruptPayloadError(
-            path=path, reason=f"it has {nbytes:,} bytes, {checkpoint.nbytes:,} were saved"
-        )
-    digest = digest_file(path)
-    if digest != checkpoint.digest:
-        raise CorruptPayloadError(path=path, reason=f"its digest is {digest}, {checkpoint.digest} was saved")
-
-
-def _look_through(checkpoint: Checkpoint) -> None:
-    """Read a payload's structure before Keras does: a digest says that it is what a manifest lists, not who made it.
-
-    Raises:
-        CorruptPayloadError: It links out of itself, or claims more than it holds.
-    """
-    payload.read_layout(checkpoint.path)
-    if checkpoint.format == "keras":
-        payload.read_documents(checkpoint.path)
 
 
 # --- taking apart ------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from ckptstore import manifest_changes as changes
 from ckptstore import manifest_queries as queries
 from ckptstore import schema
 from ckptstore.errors import CheckpointNotFoundError, CorruptManifestError
+from ckptstore.manifest_attempts import ManifestAttempts, note
 from ckptstore.manifest_transactions import Transactions
 from ckptstore.models import CHECKPOINTS, RUNS, STORE
 from ckptstore.records import Checkpoint, Event, Holder, Mode, NewCheckpoint, Published, State
@@ -20,7 +21,7 @@ from ckptstore.records import Checkpoint, Event, Holder, Mode, NewCheckpoint, Pu
 COMPLETE_ONLY: tuple[State, ...] = ("complete",)
 
 
-class Manifest:
+class Manifest(ManifestAttempts):
     """A store's manifest, for many threads at once; a child may use it after a fork.
 
     Each method is one transaction. Those that change something return when it is durable; a crash before
@@ -213,6 +214,7 @@ class Manifest:
         next_version: int,
         tags: Mapping[str, int],
         monitors: Iterable[tuple[str, str, Mode]] = (),
+        attempts: Iterable[tuple[str, int, int]] = (),
     ) -> None:
         """Take the place of a manifest that was lost, all at once.
 
@@ -222,11 +224,14 @@ class Manifest:
             next_version: The least number that the next version may have.
             tags: Versions by tag; of versions that are not among `rows` nothing is kept.
             monitors: Run, metric and better direction.
+            attempts: Run, number and least version of those that began anew, each run's in order.
         """
         with self._transactions.writing("refill") as connection:
             changes.identify(connection, uuid)
             changes.count_on(connection, next_version)
             changes.refill(connection, rows, tags, monitors)
+            for run, number, first in attempts:
+                note(connection, run, number, first)
         self.__dict__.pop("uuid", None)
 
     @property
@@ -262,6 +267,8 @@ class Manifest:
 
     def resume_points(self, run: str | None = None) -> Iterator[Checkpoint]:
         """Yield the complete checkpoints with training state of a run, or of all, newest first.
+
+        Those that were saved before their run was begun anew are none.
 
         Each is asked for when it is wanted, in a transaction of its own: walking back keeps no writer
         waiting.
@@ -302,7 +309,10 @@ class Manifest:
             return queries.acknowledged(connection)
 
     def starts(self, run: str | None = None) -> dict[int, int]:
-        """Return how often each checkpoint was resumed from since a run, or any, saved something or ended well."""
+        """Return how often each checkpoint was resumed from since a run, or any, saved something or ended well.
+
+        Those of earlier attempts at a run are left out.
+        """
         with self._transactions.reading() as connection:
             return queries.starts(connection, run)
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 from sqlalchemy import ColumnElement, Connection, ScalarSelect, Select, exists, func, select
 
 from ckptstore.layout import is_payload_file
+from ckptstore.manifest_attempts import first_version
 from ckptstore.models import (
     CHECKPOINTS,
     COMPLETE,
@@ -63,11 +64,32 @@ def latest_version(run: str | None) -> Select[Any]:
 
 
 def resume_version(run: str | None, before: int | None) -> Select[Any]:
-    """Return the statement for the newest resume point's version, or the newest below version `before`."""
-    newest = select(func.max(CHECKPOINTS.version)).where(CHECKPOINTS.state == COMPLETE, CHECKPOINTS.resumable)
+    """Return the statement for the newest resume point's version, or the newest below version `before`.
+
+    What was saved before its run was begun anew is none. Of all runs, it is nearly always the newest with training
+    state; where that one's run was begun anew since, each run is asked for its own.
+    """
     if run is not None:
-        newest = newest.where(CHECKPOINTS.run_id == id_of_run(run))
-    return newest if before is None else newest.where(CHECKPOINTS.version < before)
+        return select(_newest_resumable(before, of_run=id_of_run(run)))
+    point = CHECKPOINTS.table.alias("point")
+    newest = select(point.c.version).where(
+        point.c.version == _newest_resumable(before), point.c.version >= first_version(point.c.run_id)
+    )
+    of_each = select(_newest_resumable(before, of_run=RUNS.id).label("version")).select_from(RUNS.table)
+    of_any = select(func.max(of_each.subquery("of_each").c.version))
+    return select(func.coalesce(newest.scalar_subquery(), of_any.scalar_subquery()))
+
+
+def _newest_resumable(
+    before: int | None, *, of_run: ColumnElement[int] | ScalarSelect[int] | None = None
+) -> ScalarSelect[int]:
+    """Return the newest version with training state, of whatever attempt, or of a run's newest attempt."""
+    newest = select(func.max(CHECKPOINTS.version)).where(CHECKPOINTS.state == COMPLETE, CHECKPOINTS.resumable)
+    if of_run is not None:
+        newest = newest.where(CHECKPOINTS.run_id == of_run, CHECKPOINTS.version >= first_version(of_run))
+    if before is not None:
+        newest = newest.where(CHECKPOINTS.version < before)
+    return newest.correlate_except(CHECKPOINTS.table).scalar_subquery()
 
 
 def best_version(metric: str, mode: Mode, run: str | None) -> Select[Any]:
@@ -165,14 +187,18 @@ def acknowledged(connection: Connection) -> set[int]:
 
 
 def starts(connection: Connection, run: str | None) -> dict[int, int]:
-    """Return how often each checkpoint was resumed from since a run, or any, last saved something or ended well."""
+    """Return how often each checkpoint was resumed from since a run, or any, last saved something or ended well.
+
+    Those of earlier attempts are left out.
+    """
     saved = select(func.max(EVENTS.id)).where(EVENTS.kind.in_(("saved", "adopted", "ended")))
     resumed = select(EVENTS.version, func.count()).where(EVENTS.kind == "resuming")
     if run is not None:
         saved = saved.where(EVENTS.run_id == id_of_run(run))
         resumed = resumed.where(EVENTS.run_id == id_of_run(run))
     since = func.coalesce(saved.correlate(None).scalar_subquery(), 0)
-    rows = connection.execute(resumed.where(EVENTS.id > since).group_by(EVENTS.version))
+    resumed = resumed.where(EVENTS.id > since, EVENTS.version >= first_version(EVENTS.run_id))
+    rows = connection.execute(resumed.group_by(EVENTS.version))
     return {version: count for version, count in rows if version is not None}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -17,6 +18,10 @@ _MONITORS = (
     "SELECT runs.name, metric_names.name, mode FROM monitors"
     " JOIN runs ON runs.id = run_id JOIN metric_names ON metric_names.id = metric_id"
 )
+_BEGINNINGS = (
+    "SELECT runs.name, version, detail FROM events JOIN runs ON runs.id = run_id"
+    " WHERE kind = 'began' ORDER BY events.id"
+)
 
 
 @dataclass(slots=True)
@@ -30,6 +35,7 @@ class Salvaged:
         tags: Versions by tag.
         costs: `blocked_s` and `total_s` by version.
         monitors: Run, metric and better direction.
+        attempts: Least versions of the attempts that were begun, by run and number.
     """
 
     uuid: str | None = None
@@ -38,6 +44,7 @@ class Salvaged:
     tags: dict[str, int] = field(default_factory=dict)
     costs: dict[int, tuple[float | None, float | None]] = field(default_factory=dict)
     monitors: list[tuple[str, str, Mode]] = field(default_factory=list)
+    attempts: dict[tuple[str, int], int] = field(default_factory=dict)
 
 
 def salvage(path: Path) -> Salvaged:
@@ -66,6 +73,7 @@ def salvage(path: Path) -> Salvaged:
     for run, metric, mode in _rows(path, _MONITORS):
         if isinstance(run, str) and isinstance(metric, str) and mode in ("min", "max"):
             found.monitors.append((run, metric, "min" if mode == "min" else "max"))
+    found.attempts = _attempts(path, found.next_version)
     return found
 
 
@@ -75,6 +83,23 @@ def _is_tag(name: object) -> TypeGuard[str]:
     except InvalidArgumentError:
         return False
     return True
+
+
+def _attempts(path: Path, next_version: int) -> dict[tuple[str, int], int]:
+    found: dict[tuple[str, int], int] = {}
+    for run, version, detail in _rows(path, _BEGINNINGS):
+        number = _number(detail)
+        if isinstance(run, str) and isinstance(version, int) and 0 < version <= next_version and number:
+            found[run, number] = version
+    return found
+
+
+def _number(detail: object) -> int | None:
+    try:
+        number = json.loads(detail)["attempt"] if isinstance(detail, str) else None
+    except (ValueError, TypeError, LookupError):
+        return None
+    return number if type(number) is int and number > 0 else None
 
 
 def _seconds(value: object) -> float | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 import warnings
 import weakref
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -165,7 +165,8 @@ class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
         self._batches_in_epoch = 0
         self._thread = threading.get_ident()
         store = self._open()
-        self.best = monitoring.better_of(self.initial_value_threshold, self._best_before(store), self._mode)
+        shown = monitoring.best_shown(store, self.run, self.monitor, self._mode)
+        self.best = monitoring.better_of(self.initial_value_threshold, shown, self._mode)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Note where training is."""
@@ -196,6 +197,28 @@ class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Let go of the run and the store."""
         self._close()
+
+    # --- a fit that is resumed by another callback ---------------------------------------------------
+
+    def get_state(self) -> dict[str, Any]:
+        """Return where training is, as this callback counts it; `best` is not part of it, the store knows that."""
+        return {
+            "epoch": self._current_epoch,
+            "batches_in_epoch": self._batches_in_epoch,
+            "batches_since_save": self._batches_since_save,
+            "steps_before_epoch": self._steps_before_epoch,
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from where training was; called after `on_train_begin`, in the middle of an epoch or at its end.
+
+        Args:
+            state: What `get_state` returned, perhaps in another process.
+        """
+        self._current_epoch = state["epoch"]
+        self._batches_in_epoch = state["batches_in_epoch"]
+        self._batches_since_save = state["batches_since_save"]
+        self._steps_before_epoch = state["steps_before_epoch"]
 
     # --- what to save ------------------------------------------------------------------------------
 
@@ -360,22 +383,6 @@ class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
         store, self._store = self._store, None
         if store is not None:
             store.close()
-
-    def _best_before(self, store: CheckpointStore) -> float | None:
-        """Return the value that must be beaten: that of the best checkpoint which a file of the run still shows.
-
-        Without placeholders that is the one checkpoint at the path. A file that the user removed voids its value.
-        """
-        values: list[float] = []
-        for path, version in store.published(self.run).items():
-            checkpoint = store.get(version)
-            if os.path.lexists(path) and checkpoint.state == "complete":
-                value = checkpoint.metrics.get(self.monitor, math.nan)
-                if not math.isnan(value):
-                    values.append(value)
-        if not values:
-            return None
-        return min(values) if self._direction() == "min" else max(values)
 
     def _steps_before(self, epoch: int) -> int:
         """Return how many batches the run had finished when it last came to the beginning of an epoch."""

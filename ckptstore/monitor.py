@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from enum import Enum, auto
 from typing import Any
@@ -12,6 +13,7 @@ from ckptstore.keras_metrics import metric_directions
 from ckptstore.metric_modes import mode_of
 from ckptstore.names import check_metric_name
 from ckptstore.records import Mode
+from ckptstore.store import CheckpointStore
 
 
 class Verdict(Enum):
@@ -149,3 +151,20 @@ def _is_metric_name(name: object) -> bool:
     except InvalidArgumentError:
         return False
     return True
+
+
+def best_shown(store: CheckpointStore, run: str, monitor: str, mode: Mode) -> float | None:
+    """Return the value that must be beaten: that of the best checkpoint which a file of the run still shows.
+
+    Without placeholders that is the one checkpoint at the path. A file that the user removed voids its value.
+    """
+    values: list[float] = []
+    for path, version in store.published(run).items():
+        checkpoint = store.get(version)
+        if os.path.lexists(path) and checkpoint.state == "complete":
+            value = checkpoint.metrics.get(monitor, math.nan)
+            if not math.isnan(value):
+                values.append(value)
+    if not values:
+        return None
+    return min(values) if mode == "min" else max(values)

@@ -1,15 +1,16 @@
-"""The global random generators that a training draws from: Python's, numpy's, torch's, Keras' own.
+"""The global random generators that a training draws from: Python's, numpy's, torch's, TensorFlow's, Keras' own.
 
 Their states are taken as arrays and JSON, never pickled. Keras' layers have generators of their own (variables of the
 model); JAX has no global one. What draws from elsewhere (an unseeded `numpy.random.default_rng()` of the user's, the
-operating system's entropy) cannot be reached from here.
+operating system's entropy, the random operations that TensorFlow keeps a state of its own for inside a `tf.function`)
+cannot be reached from here.
 """
 
 from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,29 +53,67 @@ def capture() -> Generators:
     _capture_numpy(found)
     if "torch" in sys.modules:
         _capture_torch(found)
+    _capture_tensorflow(found)
     seed = global_seed()
     if seed is not None:
         found.arrays["keras"] = host_array(seed).copy()
     return found
 
 
-def restore(saved: Generators) -> list[str]:
+def restore(saved: Generators, *, leave: Collection[str] = ()) -> list[str]:
     """Set the generators back; returns the names of those that could not be, since this process has none such.
 
     Args:
         saved: What `capture` returned, perhaps in another process.
+        leave: Names of generators not to touch: another thread may be drawing from them.
     """
     left: list[str] = []
     # First, since making it draws from Python's.
-    if "keras" not in saved.arrays:
-        forget_global_seed()
-    elif not _restore_keras(saved.arrays["keras"]):
-        left.append("keras")
-    _restore_python(saved)
-    _restore_numpy(saved)
-    if "torch" in saved.arrays:
+    if "keras" not in leave:
+        if "keras" not in saved.arrays:
+            forget_global_seed()
+        elif not _restore_keras(saved.arrays["keras"]):
+            left.append("keras")
+    if "python" not in leave:
+        _restore_python(saved)
+    if "numpy" not in leave:
+        _restore_numpy(saved)
+    if "torch" in saved.arrays and "torch" not in leave:
         left += _restore_torch(saved.arrays)
+    if "tensorflow" in saved.arrays and "tensorflow" not in leave:
+        left += _restore_tensorflow(saved)
     return left
+
+
+def names(states: Generators) -> tuple[str, ...]:
+    """Return the names of the generators whose states these are.
+
+    Example:
+        >>> {"python", "numpy"} <= set(names(capture()))
+        True
+    """
+    return tuple(dict.fromkeys([*states.document, *(name.partition("/")[0] for name in states.arrays)]))
+
+
+def agree(name: str, one: Generators, other: Generators) -> bool:
+    """Return whether a generator is in the same state in both.
+
+    Example:
+        >>> before = capture()
+        >>> _ = random.random()
+        >>> agree("python", before, capture()), agree("numpy", before, capture())
+        (False, True)
+    """
+    return _of(name, one) == _of(name, other)
+
+
+def _of(name: str, states: Generators) -> tuple[Any, dict[str, tuple[str, bytes]]]:
+    arrays = {
+        key: (str(array.dtype), array.tobytes())
+        for key, array in states.arrays.items()
+        if key.partition("/")[0] == name
+    }
+    return states.document.get(name), arrays
 
 
 def _restore_keras(value: Array) -> bool:
@@ -169,3 +208,33 @@ def _restore_torch(arrays: Mapping[str, Array]) -> list[str]:
             else:
                 left.append(name)
     return left
+
+
+# --- TensorFlow ----------------------------------------------------------------------------------
+
+
+def _tensorflow_generator() -> Any:
+    """TensorFlow's global generator, or None where nobody asked for it: asking would make one, with a random seed."""
+    module = sys.modules.get("tensorflow.python.ops.stateful_random_ops")
+    return getattr(module, "global_generator", None)
+
+
+def _capture_tensorflow(found: Generators) -> None:
+    generator = _tensorflow_generator()
+    if generator is not None:
+        found.arrays["tensorflow"] = generator.state.numpy().copy()
+        found.document["tensorflow"] = {"algorithm": int(generator.algorithm)}
+
+
+def _restore_tensorflow(saved: Generators) -> list[str]:
+    if "tensorflow" not in sys.modules:
+        return ["tensorflow"]
+    import tensorflow as tf
+
+    state, algorithm = saved.arrays["tensorflow"], saved.document["tensorflow"]["algorithm"]
+    generator = _tensorflow_generator()
+    if generator is not None and int(generator.algorithm) == algorithm:
+        generator.reset(state)  # in place: functions that are traced already hold its variable
+    else:
+        tf.random.set_global_generator(tf.random.Generator.from_state(state, algorithm))
+    return []

@@ -204,7 +204,22 @@ def _fill(layout: Layout, manifest: Manifest, found: list[Described], saved: Sal
         next_version=max(highest + 1, saved.next_version),
         tags=saved.tags,
         monitors=saved.monitors,
+        attempts=_attempts(found, saved),
     )
+
+
+def _attempts(found: list[Described], saved: Salvaged) -> list[tuple[str, int, int]]:
+    """Return run, number and least version of each attempt that was begun anew.
+
+    What the payloads tell stands above what a damaged manifest does; only that knows one that has saved nothing yet.
+    """
+    told: dict[tuple[str, int], int] = {}
+    for one in found:
+        key = (one.new.run, one.attempt)
+        if one.attempt > 1:
+            told[key] = min(told.get(key, one.new.version), one.new.version)
+    known = saved.attempts | told
+    return [(run, number, known[run, number]) for run, number in sorted(known)]
 
 
 def _row(new: NewCheckpoint, saved: Salvaged) -> NewCheckpoint:

@@ -64,6 +64,20 @@ def time_text(moment: datetime) -> str:
     return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"
 
 
+def age_text(seconds: float) -> str:
+    """Return how long ago something was, in its largest unit.
+
+    Example:
+        >>> age_text(41.2), age_text(750), age_text(12_000), age_text(400_000)
+        ('41 s', '12 min', '3.3 h', '4.6 days')
+    """
+    if seconds < 120:
+        return f"{max(0, round(seconds))} s"
+    if seconds < 7200:
+        return f"{seconds // 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"
+
+
 def printable(text: str) -> str:
     r"""Return text with everything escaped that could move the cursor, change colours or break the line.
 

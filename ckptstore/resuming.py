@@ -18,7 +18,7 @@ from ckptstore.quarantine import withdraw
 from ckptstore.records import Checkpoint
 from ckptstore.verification import unacknowledged
 
-Load = Callable[[Checkpoint], None]
+Load = Callable[[Checkpoint], object]
 Locked = Callable[[], AbstractContextManager[None]]
 
 
@@ -39,7 +39,7 @@ class Resumption:
     elsewhere and everything stays. That the model is another one, or that the disk cannot be read, is raised.
 
     A checkpoint that was started from `attempts` times without a save since is stepped over: older ones come first. If
-    all were, the newest has its turn again.
+    all were, the newest has its turn again. What was saved before the run was begun anew is never looked at.
 
     Args:
         layout: Where the store lies.
@@ -66,6 +66,7 @@ class Resumption:
         self._damaged: list[Checkpoint] = []
         self._failed: list[tuple[Checkpoint, Exception]] = []
         self._stepped_over: list[int] = []
+        self._floors: dict[str, int] = {}
 
     def load(self, load: Load) -> Checkpoint | None:
         """Load the first that can be, note the start, and return it; None where a run has none.
@@ -105,7 +106,13 @@ class Resumption:
                 self._manifest.add_event("resuming", run=checkpoint.run, version=checkpoint.version)
 
     def _is_of_the_run(self, checkpoint: Checkpoint) -> bool:
-        return checkpoint.resumable and self._run in (None, checkpoint.run)
+        """Whether it is, or was, a resume point of the run's newest attempt."""
+        run = checkpoint.run
+        if not checkpoint.resumable or self._run not in (None, run):
+            return False
+        if run not in self._floors:
+            self._floors[run] = self._manifest.attempt_floor(run)
+        return checkpoint.version >= self._floors[run]
 
     def _candidates(self) -> Iterator[Checkpoint]:
         """Yield resume points, newest first, those that keep crashing last."""

@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from ckptstore import refs
 from ckptstore.adapters import adapter_for
 from ckptstore.claims import Claims
 from ckptstore.commit import Committer, checked_request
-from ckptstore.errors import CheckpointNotFoundError, ReadOnlyError, StoreNotFoundError
-from ckptstore.layout import Layout, absolute, find_store, shown_at
+from ckptstore.errors import ReadOnlyError, StoreNotFoundError
+from ckptstore.layout import Layout, absolute, find_store
 from ckptstore.locks import store_lock
-from ckptstore.manifest import COMPLETE_ONLY
 from ckptstore.names import check_tag
 from ckptstore.opening import open_for_reading, open_for_writing
-from ckptstore.records import Checkpoint, Format, Mode, Problem, State
+from ckptstore.records import Checkpoint, Format, Mode, Problem
 from ckptstore.refs import RESUME_POINT
 from ckptstore.retention import Policy
+from ckptstore.store_queries import Ref, StoreQueries
 
 if TYPE_CHECKING:
     from keras import Model, Optimizer
 
+    from ckptstore.formats.snapshot import FitState
     from ckptstore.verification import Progress
 
-Ref = str | int | Checkpoint
 _RESUME_ATTEMPTS = 3  # starts without a save since, before `resume` steps over a checkpoint
 
 
-class CheckpointStore:
+class CheckpointStore(StoreQueries):
     """A directory of checkpoints with a manifest that can be asked for them.
 
     Opening for writing makes the store if there is none, upgrades an older schema, and finishes or undoes what a dead
@@ -113,9 +111,11 @@ class CheckpointStore:
         format: Format = "keras",
         optimizer: Optimizer | None = None,
         weights_only: bool = False,
+        resumable: bool = True,
         publish: str | os.PathLike[str] | None = None,
         keep: Policy | None = None,
         monitor: tuple[str, Mode] | None = None,
+        fit: FitState | None = None,
     ) -> Checkpoint:
         """Save a model; when this returns, the checkpoint is durable, indexed, and shown at `publish`.
 
@@ -133,9 +133,11 @@ class CheckpointStore:
             format: ``"keras"`` for the whole model, ``"weights"``, or ``"h5"`` for Keras' older whole-model file.
             optimizer: The optimizer of a loop written by hand, for a model that is not compiled.
             weights_only: True to save no optimizer and no training state.
+            resumable: False to save model and optimizer, but no training state: it is never a resume point.
             publish: A path at which the checkpoint is shown, by hard link where possible.
             keep: What stays of the run after this save; None keeps everything.
             monitor: A metric that is watched and its better direction: its best is never removed.
+            fit: What a callback keeps of the running fit, for its resume.
 
         Raises:
             InvalidArgumentError: An argument cannot be used; nothing changed.
@@ -159,7 +161,12 @@ class CheckpointStore:
         )
         self._check_writable("save")
         snapshot = adapter_for(model).snapshot(
-            model, format=format, optimizer=optimizer, weights_only=weights_only
+            model,
+            format=format,
+            optimizer=optimizer,
+            weights_only=weights_only,
+            fit=fit,
+            resumable=resumable,
         )
         self.claim(run)
         return self._committer.commit(snapshot, request)
@@ -182,7 +189,7 @@ class CheckpointStore:
         """
         if ref == RESUME_POINT:
             # An evaluation that does so again and again is no run that keeps crashing: no start is counted.
-            return self._walk(model, None, optimizer, None) or self.get(ref)
+            return self._walk(self._load(model, optimizer), None, None) or self.get(ref)
         checkpoint = self.get(ref)
         adapter_for(model).restore(model, checkpoint, optimizer=optimizer)
         return checkpoint
@@ -209,21 +216,27 @@ class CheckpointStore:
             RunLockedError: Another writer has the run.
             StorageError: One cannot be read, which does not say that it is damaged.
         """
+        return self.resume_with(self._load(model, optimizer, generators=True), run)
+
+    def resume_with(self, load: Callable[[Checkpoint], object], run: str | None = None) -> Checkpoint | None:
+        """Do as `resume` does, with `load` in the place of `restore`; what it raises says what to do next, as there."""
         if run is not None and not self.read_only:
             self.claim(run)
-        return self._walk(model, run, optimizer, _RESUME_ATTEMPTS)
+        return self._walk(load, run, _RESUME_ATTEMPTS)
+
+    def _load(
+        self, model: Model, optimizer: Optimizer | None, **kwargs: Any
+    ) -> Callable[[Checkpoint], object]:
+        return partial(adapter_for(model).restore, model, optimizer=optimizer, **kwargs)
 
     def _walk(
-        self, model: Model, run: str | None, optimizer: Optimizer | None, attempts: int | None
+        self, load: Callable[[Checkpoint], object], run: str | None, attempts: int | None
     ) -> Checkpoint | None:
         from ckptstore.resuming import Resumption
 
         locked = None if self.read_only else partial(store_lock, self._layout.locks)
-        adapter = adapter_for(model)
         walk = Resumption(self._layout, self._manifest, run=run, locked=locked, attempts=attempts)
-        resumed = walk.load(
-            partial(adapter.restore, model, optimizer=optimizer, generators=attempts is not None)
-        )
+        resumed = walk.load(load)
         if resumed is not None and locked is not None and attempts is not None:
             self._claims.note_start(resumed.run)
         return resumed
@@ -237,76 +250,18 @@ class CheckpointStore:
         self._check_writable("claim")
         self._claims.claim(run)
 
-    def checkpoints(
-        self, run: str | None = None, *, states: Collection[State] | None = COMPLETE_ONLY
-    ) -> list[Checkpoint]:
-        """Return a run's checkpoints, or all, oldest first.
+    def begin(self, run: str) -> int:
+        """Begin a run anew, beside what it has, and become its writer; returns the attempt's number, from 1.
 
-        Args:
-            run: The run; None for all runs.
-            states: Which states to list; None for all, those with a missing or damaged payload too.
-        """
-        return self._manifest.checkpoints(run, states=states)
-
-    def latest(self, run: str | None = None) -> Checkpoint | None:
-        """Return the newest checkpoint, or None where there is none."""
-        return self._manifest.latest(run)
-
-    def best(self, metric: str, *, mode: Mode | None = None, run: str | None = None) -> Checkpoint | None:
-        """Return the checkpoint with the best value of a metric, or None where there is none.
-
-        NaN is never best; of equals the earlier is returned.
-
-        Args:
-            metric: The metric's name, as in Keras' logs.
-            mode: ``"min"`` or ``"max"``; None for the direction that the run's callback watched it in, or else the
-                one that its name tells.
-            run: The run; None for all runs.
+        Its earlier checkpoints stay and can be asked for, but `resume` and `resume_point` never go back to them: until
+        the new attempt has saved something, there is nothing to resume from. A crash meanwhile leaves the attempt
+        begun, or the run as it was.
 
         Raises:
-            MetricNotFoundError: There are checkpoints, but none has this metric.
-            InvalidArgumentError: `mode` is needed: neither a callback nor the name tells the direction.
+            RunLockedError: Another writer has the run.
         """
-        return refs.best(self._manifest, self.path, metric, mode=mode, run=run)
-
-    def resume_point(self, run: str | None = None) -> Checkpoint | None:
-        """Return the newest checkpoint that a run can go on from, or None where there is none.
-
-        It carries training state, and its payload is there with its size; `restore` verifies its digest.
-        """
-        return refs.resume_point(self._manifest, run)
-
-    def get(self, ref: Ref) -> Checkpoint:
-        """Return the checkpoint that a ref names.
-
-        Args:
-            ref: A version, ``"latest"``, ``"best:METRIC"``, ``"resume-point"``, a tag, or a `Checkpoint`.
-
-        Raises:
-            CheckpointNotFoundError: There is none.
-        """
-        found = ref if isinstance(ref, Checkpoint) else refs.look_up(self._manifest, self.path, ref)
-        if found is None:
-            raise CheckpointNotFoundError(ref=ref, store=self.path)
-        return found
-
-    def runs(self) -> tuple[str, ...]:
-        """Return the names of all runs."""
-        return self._manifest.runs()
-
-    def metric_names(self, run: str | None = None) -> tuple[str, ...]:
-        """Return the names of all metrics that a run, or any run, has recorded."""
-        return self._manifest.metric_names(run)
-
-    def published(self, run: str) -> dict[Path, int]:
-        """Return what a run has been made to show: versions by path, absolute; a path may be gone by now."""
-        shown = (one for one in self._manifest.published() if one.run == run)
-        return {shown_at(self.path, one.path): one.version for one in shown}
-
-    @property
-    def schema_version(self) -> str:
-        """The manifest's schema revision."""
-        return self._manifest.schema_version
+        self.claim(run)
+        return self._claims.begin(run)
 
     def verify(self, *, deep: bool = True, progress: Progress | None = None) -> list[Problem]:
         """Compare manifest and files, both ways, and change nothing; returns the problems.
@@ -398,3 +353,24 @@ class CheckpointStore:
     def _check_writable(self, operation: str) -> None:
         if self.read_only:
             raise ReadOnlyError(store=self.path, operation=operation)
+
+    @staticmethod
+    def discard(path: str | os.PathLike[str]) -> bool:
+        """Remove a store with all its checkpoints, and its directory if nothing else lies there.
+
+        Payloads in quarantine stay, and then so does the store. A crash leaves all checkpoints or none.
+
+        Returns:
+            Whether the directory is gone.
+
+        Raises:
+            StoreNotFoundError: There is no store.
+            RunLockedError: Another writer has a run of it; nothing was changed.
+        """
+        from ckptstore.discarding import remove_checkpoints, remove_empty_store
+
+        with CheckpointStore(find_store(path)) as store:
+            for run in store.runs():
+                store.claim(run)
+            remove_checkpoints(store._layout, store._manifest)
+            return remove_empty_store(store._layout)

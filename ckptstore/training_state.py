@@ -1,9 +1,9 @@
 """Training state: what a run needs to go on that Keras leaves out of its files.
 
-So far: variables and the global random generators. Keras writes neither the states of seed generators (Dropout's and
-other random layers') nor metrics, and saves some layers in another form than the live one (LoRA is merged into its
-kernel). The document's ``"kind"`` and ``"version"`` leave room for what joins later: callbacks, the position in the
-data.
+Variables, the global random generators, and where the fit stands (position, callbacks, data). Keras writes neither the
+states of seed generators (Dropout's and other random layers') nor metrics, and saves some layers in another form than
+the live one (LoRA is merged into its kernel). The document's ``"kind"`` and ``"version"`` leave room for what joins
+later.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ckptstore import random_state
+from ckptstore import random_state, state_tree
 from ckptstore.errors import ModelMismatchError
-from ckptstore.formats.snapshot import Array, TrainingState
+from ckptstore.formats.snapshot import Array, FitState, TrainingState
 from ckptstore.keras_arrays import host_array, shape_and_dtype
 from ckptstore.keras_capture import Capture
 
 KIND = "keras"
 VERSION = 1
 
-_VARIABLES, _METRICS = "variables", "metrics"
+_VARIABLES, _METRICS, _FIT = "variables", "metrics", "fit"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,23 +33,44 @@ class Assignment:
     value: Array
 
 
-def collect(model: Any, captured: Capture, optimizers: list[Any]) -> TrainingState:
+def collect(
+    model: Any, captured: Capture, optimizers: list[Any], fit: FitState | None = None
+) -> TrainingState:
     """Return the training state of a model, as views of its variables.
 
     Args:
         model: The model.
         captured: What Keras' own file will hold of it.
         optimizers: Its optimizers; their kinds are noted, since the variables of several kinds look the same.
+        fit: Where the running fit stands, if one of its callbacks saves.
+
+    Raises:
+        InvalidArgumentError: Something of the fit can be kept neither as JSON nor as an array; says where it stands.
     """
+    fit = fit or FitState(values={})
     arrays: dict[str, Array] = {}
     document: dict[str, Any] = {"kind": KIND, "version": VERSION, "optimizers": _kinds(optimizers)}
     for group, variables in _groups(model, captured).items():
         document[group] = [str(variable.path) for variable in variables]
-        arrays |= {f"{group}/{index}": host_array(variable) for index, variable in enumerate(variables)}
-    generators = random_state.capture()
+        arrays |= {
+            f"{group}/{index}": fit.frozen.get(id(variable), host_array(variable))
+            for index, variable in enumerate(variables)
+        }
+    generators = fit.generators or random_state.capture()
     document[random_state.GROUP] = generators.document
     arrays |= {f"{random_state.GROUP}/{name}": array for name, array in generators.arrays.items()}
+    if fit.values:
+        document[_FIT], found = state_tree.pack(dict(fit.values), _FIT)
+        arrays |= found
     return TrainingState(document=document, arrays=arrays)
+
+
+def fit_values(state: TrainingState | None) -> dict[str, Any]:
+    """Return what a training state says of the fit that it was taken in; nothing where none was running."""
+    if state is None or _FIT not in state.document:
+        return {}
+    values: dict[str, Any] = state_tree.unpack(state.document[_FIT], state.arrays, _FIT)
+    return values
 
 
 def plan(

@@ -26,6 +26,8 @@ settings.register_profile("suite", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("suite")
 
 TESTS = Path(__file__).parent
+# Backends that are installed under one of several names.
+RELEASED_AS = {"tensorflow": ["tensorflow", "tensorflow-cpu"]}
 USES_KERAS = re.compile(r"^\s*(import|from) keras\b|ckptstore\.ModelCheckpoint\(", re.MULTILINE)
 
 
@@ -49,5 +51,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_report_header() -> str:
     backend = os.environ["KERAS_BACKEND"]
-    packages = ("keras", backend, "numpy", "h5py", "sqlalchemy", "alembic", "filelock")
-    return f"backend {backend}; " + ", ".join(f"{name} {metadata.version(name)}" for name in packages)
+    packages = (
+        "keras",
+        *RELEASED_AS.get(backend, [backend]),
+        "numpy",
+        "h5py",
+        "sqlalchemy",
+        "alembic",
+        "filelock",
+    )
+    found = {name: release for name in packages if (release := _version(name))}
+    return f"backend {backend}; " + ", ".join(f"{name} {release}" for name, release in found.items())
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

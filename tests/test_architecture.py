@@ -20,9 +20,9 @@ MODULES = {
 
 # From the bottom up. A module imports from its own layer and those below. `formats` stands for all inside,
 # and `keras_*` for every module whose name begins so.
-FAMILIES = ("keras", "sqlite", "manifest")
+FAMILIES = ("keras", "sqlite", "manifest", "fingerprint", "cli")
 LAYERS = (
-    {"errors", "records", "names", "metric_modes", "adapters", "forks"},
+    {"errors", "records", "names", "metric_modes", "adapters", "forks", "signals", "signal_handlers"},
     {"files", "payload_writer", "layout", "locks", "reserve", "formats"},
     {"models", "sqlite_*", "schema", "manifest", "manifest_*"},
     {
@@ -39,18 +39,40 @@ LAYERS = (
         "refs",
         "claims",
         "opening",
+        "discarding",
         "store",
+        "store_queries",
     },
     {
         "keras_*",
+        "fingerprint",
+        "fingerprint_*",
         "training_state",
         "random_state",
+        "generator_state",
+        "backend_values",
+        "state_arrays",
+        "state_tree",
+        "callback_state",
+        "callback_inspection",
+        "data_state",
+        "data_attributes",
         "checkpoint_path",
         "monitor",
         "model_checkpoint",
         "save_failures",
+        "run_writer",
+        "iteration",
+        "fit_moment",
+        "fit_position",
+        "fit_session",
+        "resumed_run",
+        "resume_report",
+        "resuming_callback",
+        "store_checkpoint",
+        "backup_and_restore",
     },
-    {"report", "cli"},
+    {"report", "supervise", "supervised_child", "cli", "cli_*"},
 )
 
 # The only modules that import a package, even late. What is for type checkers only does not count.
@@ -61,8 +83,8 @@ OWNERS = {
     "alembic": {"schema"},
     "h5py": {"formats", "keras_*"},
     "filelock": {"locks"},
-    "click": {"cli"},
-    "rich": {"report", "cli"},
+    "click": {"cli", "cli_*"},
+    "rich": {"report", "cli_*"},
 }
 
 # `os` functions, and methods of `Path`, that change the file system.

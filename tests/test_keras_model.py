@@ -355,6 +355,22 @@ def test_weights_only_leaves_the_rest_out(format: Format, tmp_path: Path) -> Non
         assert weights_of(model) == expected
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_save_that_is_no_resume_point_leaves_the_training_state_out(format: Format, tmp_path: Path) -> None:
+    model = zoo.dense()
+    with CheckpointStore(tmp_path) as store:
+        saved = store.save(model, epoch=0, format=format)
+        checkpoint = store.save(model, epoch=1, format=format, resumable=False)
+        assert not checkpoint.resumable and store.latest() == checkpoint
+        assert payload.read_state(checkpoint.path) is None
+        assert store.resume_point() == saved
+        # Model and optimizer are there, whole.
+        expected = weights_of(model), [zoo.bits(variable) for variable in model.optimizer.variables]
+        store.restore(checkpoint, zoo.scrambled(model))
+        assert (weights_of(model), [zoo.bits(variable) for variable in model.optimizer.variables]) == expected
+        assert store.resume(model) == saved
+
+
 def test_an_optimizer_that_saw_no_step_is_saved_whole(
     tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -170,3 +171,35 @@ def test_a_global_seed_that_was_not_made_yet_is_made_anew(monkeypatch: pytest.Mo
     first = _draws()
     random_state.restore(saved)
     assert _draws() == first
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the generator is TensorFlow's")
+@pytest.mark.parametrize("remade", [False, True], ids=["in place", "after another kind took its place"])
+def test_the_global_generator_of_tensorflow(monkeypatch: pytest.MonkeyPatch, remade: bool) -> None:
+    import tensorflow as tf
+    from tensorflow.python.ops import stateful_random_ops
+
+    monkeypatch.setattr(stateful_random_ops, "global_generator", None)
+    assert "tensorflow" not in random_state.capture().arrays
+    assert stateful_random_ops.global_generator is None  # looking makes none
+    tf.random.set_global_generator(tf.random.Generator.from_seed(5, alg="philox"))
+    draw = tf.function(lambda: tf.random.get_global_generator().normal((3,)))
+    draw()
+    saved = random_state.capture()
+    first = [draw().numpy().tobytes() for _ in range(2)]
+    if remade:
+        tf.random.set_global_generator(tf.random.Generator.from_seed(5, alg="threefry"))
+    assert random_state.restore(saved) == []
+    if remade:
+        draw = tf.function(lambda: tf.random.get_global_generator().normal((3,)))
+    assert [draw().numpy().tobytes() for _ in range(2)] == first
+    assert first[0] != first[1]
+
+
+def test_a_generator_of_tensorflow_without_tensorflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = random_state.capture()
+    saved.arrays["tensorflow"] = np.zeros(3, np.int64)
+    saved.document["tensorflow"] = {"algorithm": 1}
+    monkeypatch.delitem(sys.modules, "tensorflow", raising=False)
+    assert random_state.restore(saved) == ["tensorflow"]
+    assert "tensorflow" not in sys.modules

@@ -209,6 +209,10 @@ def test_a_payload_that_was_not_forged_is_taken_in(root: Path) -> None:
         {"extra": [1]},
         {"published": "a\0b.keras"},
         {"published": 5},
+        {"attempt": 0},
+        {"attempt": "2"},
+        {"attempt": True},
+        {"attempt": None},
     ],
     ids=str,
 )

@@ -55,6 +55,22 @@ class TrainingState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FitState:
+    """Where a running fit stands, on its way into a training state.
+
+    Attributes:
+        values: Plain values and arrays by name: position, callbacks, data.
+        frozen: Values of variables that a validation has changed since, by the variables' ids; they are saved
+            instead of the live ones.
+        generators: States of the global random generators to save instead of the present ones, or None.
+    """
+
+    values: Mapping[str, Any]
+    frozen: Mapping[int, Array] = field(default_factory=dict)
+    generators: Any = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """A model, taken apart for one of the payload formats.
 

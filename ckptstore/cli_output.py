@@ -1,0 +1,117 @@
+"""How commands print: text and JSON on stdout, messages and progress on stderr; streams that are closed or full."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from ckptstore import report
+from ckptstore.errors import CheckpointNotFoundError
+from ckptstore.layout import Layout
+from ckptstore.records import Checkpoint
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from ckptstore.store import CheckpointStore
+
+_ANY_WIDTH = 100_000
+
+
+class ReaderLeftError(Exception):
+    """Nobody reads what is printed any more, as behind `| head`."""
+
+
+def prepare_streams() -> None:
+    """Let printing fail neither on characters that the terminal cannot show nor on closed streams."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def abandon_stdout() -> None:
+    """Send what is still buffered nowhere, or the interpreter would complain of it at its end."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+
+
+def print_json(document: object) -> None:
+    """Print one JSON document."""
+    tell(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def tell(text: str) -> None:
+    """Print what was asked for.
+
+    Raises:
+        ReaderLeftError: Nobody reads it.
+    """
+    try:
+        print(text)
+    except BrokenPipeError as error:
+        # Click would turn it into exit code 1; that somebody has read enough is no failure.
+        raise ReaderLeftError from error
+
+
+def say(message: str) -> None:
+    """Print a message, on stderr."""
+    print(message, file=sys.stderr)
+
+
+def console_on(stream: IO[str]) -> Console:
+    """Return a console as wide as the terminal, or, into a pipe or file, as wide as it takes.
+
+    COLUMNS counts on a terminal only: shells export it to programs that print into a pipe, too.
+    """
+    from rich.console import Console
+
+    return Console(file=stream, width=None if stream.isatty() else _ANY_WIDTH, highlight=False)
+
+
+def print_table(what: RenderableType, console: Console) -> None:
+    """Print a table."""
+    with console.capture() as capture:
+        console.print(what)
+    # Cells are padded to their column; the end of a line needs none.
+    tell("\n".join(line.rstrip() for line in capture.get().splitlines()))
+
+
+def print_one(checkpoint: Checkpoint | None, ref: str, store: CheckpointStore, as_json: bool) -> None:
+    """Print one checkpoint: its file, and what it is.
+
+    Raises:
+        CheckpointNotFoundError: There is none.
+    """
+    if checkpoint is None:
+        raise CheckpointNotFoundError(ref=ref, store=store.path)
+    if as_json:
+        print_json(checkpoint.to_json())
+    else:
+        tell(report.printable(str(checkpoint.path)))
+        tell(report.summary(checkpoint))
+
+
+@contextmanager
+def progress_bar(what: str, root: Path) -> Iterator[Callable[[int], object] | None]:
+    """Give what takes numbers of bytes for a progress bar on stderr; None where that is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    layout = Layout(root)
+    total = sum((layout.checkpoints / name).stat().st_size for name in layout.payload_names())
+    with Progress(*columns, console=console_on(sys.stderr), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.advance(task, done)

@@ -1,0 +1,62 @@
+"""Removes a store whose run has come to its end and is not wanted any more, and nothing that is not the store's."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+
+from ckptstore.commit import finish_deletions
+from ckptstore.errors import StorageError
+from ckptstore.files import fsync_directory, remove_directory, unlink
+from ckptstore.layout import Layout
+from ckptstore.locks import store_lock
+from ckptstore.manifest import Manifest
+from ckptstore.reserve import give_up_for
+
+_BACKUPS = "manifest-*.backup.sqlite"
+
+
+def remove_checkpoints(layout: Layout, manifest: Manifest) -> None:
+    """Remove all checkpoints of a store; the caller holds the locks of all its runs.
+
+    A crash leaves them all, or rows marked for deletion, which the next opening finishes.
+    """
+    locked = partial(store_lock, layout.locks)
+    with locked():
+        checkpoints = manifest.checkpoints(states=None)
+        versions = [checkpoint.version for checkpoint in checkpoints]
+        give_up_for(layout.reserve, partial(manifest.set_state, versions, "deleting"))
+    finish_deletions(manifest, checkpoints, locked)
+
+
+def remove_empty_store(layout: Layout) -> bool:
+    """Remove what is left of a store without checkpoints, and its directory; returns whether that is gone.
+
+    The caller holds the locks of all its runs. Whatever else lies there stays, and so does what is in quarantine. A
+    crash leaves some of it: an empty store.
+    """
+    with store_lock(layout.locks):
+        if layout.holds_payloads():
+            return False
+        manifest = layout.manifest
+        for path in (*layout.root.glob(_BACKUPS), layout.reserve, manifest, _journal(manifest)):
+            unlink(path)
+        for path in _files_in(layout.tmp, layout.locks):
+            unlink(path)
+    for directory in (layout.tmp, layout.quarantine, layout.checkpoints, layout.locks, layout.root):
+        if not remove_directory(directory):
+            return False
+    fsync_directory(layout.root.parent)
+    return True
+
+
+def _journal(manifest: Path) -> Path:
+    return manifest.with_name(f"{manifest.name}-journal")
+
+
+def _files_in(*directories: Path) -> list[Path]:
+    try:
+        return [directory / name for directory in directories for name in os.listdir(directory)]
+    except OSError as error:
+        raise StorageError(operation="list", path=directories[0], error=error) from error

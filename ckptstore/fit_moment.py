@@ -1,0 +1,98 @@
+"""A moment at which a fit can be saved, and what a callback is asked and told about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self
+
+import numpy as np
+
+from ckptstore import random_state
+from ckptstore.formats.snapshot import Array, FitState
+from ckptstore.keras_arrays import host_array
+from ckptstore.monitor import scalar
+from ckptstore.random_state import Generators
+from ckptstore.store import CheckpointStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """A moment at which a fit can be saved.
+
+    Attributes:
+        epoch: Zero-based index of the epoch.
+        batch: Zero-based index of its last finished batch, or None at its end.
+        step: Finished batches of the run.
+        logs: Keras' logs, numbers where they are scalars.
+        fit: Where the fit stands.
+        resumable: False after a loss that is not finite: nobody wants to go on from there.
+    """
+
+    epoch: int
+    batch: int | None
+    step: int
+    logs: Mapping[str, Any]
+    fit: FitState
+    resumable: bool
+
+
+class Saver(Protocol):
+    """The callback that a session works for."""
+
+    model: Any
+    params: Any
+
+    def due_after(self, batches: int) -> bool:
+        """Return whether to save, now that so many more batches are finished."""
+
+    def due_at_epoch_end(self, *, last: bool) -> bool:
+        """Return whether to save at an epoch's end; `last` where training ends with it."""
+
+    def save_at(self, moment: Moment) -> None:
+        """Save."""
+
+    def fit_begins(self, store: CheckpointStore) -> None:
+        """Prepare for a fit; nothing is loaded or saved yet."""
+
+    def fit_ended(self, *, complete: bool) -> None:
+        """Hear that the fit ended by itself; `complete` where it reached its last epoch."""
+
+    def progress(self) -> dict[str, Any]:
+        """Return what of the callback itself a resumed fit needs."""
+
+    def set_progress(self, saved: Mapping[str, Any]) -> None:
+        """Take over what `progress` returned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """What a validation changes, as it was before.
+
+    Attributes:
+        values: Copies of metrics and seed generators, by the variables' ids.
+        generators: The global random generators; None for the present ones.
+    """
+
+    values: Mapping[int, Array] = field(default_factory=dict)
+    generators: Generators | None = None
+
+    @classmethod
+    def of(cls, model: Any) -> Self:
+        """Return what a validation of a model is about to change."""
+        weights = {id(one) for one in model.weights}
+        left_out = [*model.variables, *model.metrics_variables]
+        # The arrays of a snapshot are read when the payload is written: these must be copies.
+        values = {id(one): np.array(host_array(one)) for one in left_out if id(one) not in weights}
+        return cls(values, random_state.capture())
+
+
+def plain_logs(logs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return logs as numbers, and as arrays what is none."""
+    numbers = {}
+    for name, value in logs.items():
+        number = scalar(value)
+        numbers[str(name)] = (
+            np.array(host_array(value)) if number is None and hasattr(value, "shape") else number
+        )
+    return numbers

@@ -1,0 +1,396 @@
+"""One fit from its beginning to its end: goes on from a resume point, says when to save, lets go of everything.
+
+The hooks of all callbacks are wrapped, so that what is saved is what they all are after a batch or an epoch, whichever
+place in the list this one has; and so that what is put back is there before any of them sees the next epoch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Literal
+
+from ckptstore import callback_state, fingerprint, resume_report
+from ckptstore.errors import CheckpointNotFoundError, InvalidArgumentError
+from ckptstore.fit_moment import Frozen, Moment, Saver, plain_logs
+from ckptstore.fit_position import FitPosition
+from ckptstore.formats.snapshot import FitState
+from ckptstore.iteration import Arrival, Iteration, Target
+from ckptstore.keras_loop import FitLoop, running_fit
+from ckptstore.monitor import scalar
+from ckptstore.resumed_run import ResumedRun, load_resume_point
+from ckptstore.run_writer import RunWriter
+from ckptstore.signals import StopRequest
+from ckptstore.store import CheckpointStore
+
+Resume = Literal["auto", "must", "never"]
+# A checkpoint that says nothing of the data: an epoch's beginning can be reached from it all the same.
+_UNKNOWN = {
+    "made": 0,
+    "source": None,
+    "source_position": None,
+    "generators": None,
+    "kept": None,
+    "prefetched": None,
+}
+
+
+class FitSession:
+    """One fit of one callback.
+
+    Args:
+        saver: The callback.
+        writer: Opens the store that it writes to.
+        resume: ``"auto"`` goes on from the newest resume point if there is one, ``"must"`` refuses to begin anew,
+            ``"never"`` begins anew beside what there is.
+        stop: Notices signals.
+        save_on_exception: Whether to save when a callback or the user ends the fit by an exception.
+    """
+
+    def __init__(
+        self,
+        saver: Saver,
+        writer: RunWriter,
+        *,
+        resume: Resume,
+        stop: StopRequest,
+        save_on_exception: bool,
+    ) -> None:
+        self._saver = saver
+        self._writer = writer
+        self._resume = resume
+        self._stop = stop
+        self._save_on_exception = save_on_exception
+        self.position = FitPosition()
+        self.resumed: ResumedRun | None = None
+        self.arrival: Arrival | None = None
+        self._pending: ResumedRun | None = None
+        self._loop: FitLoop | None = None
+        self._iteration: Iteration | None = None
+        self._fingerprint: dict[str, Any] = {}
+        self._frozen: Frozen | None = None
+        self._saved: tuple[int, int | None] | None = None
+        self._epoch_logs: Mapping[str, Any] | None = None
+        self._logs: Mapping[str, Any] = {}
+        self._finished = False
+
+    # --- beginning ---------------------------------------------------------------------------------
+
+    def begin(self) -> CheckpointStore:
+        """Open the store, load the resume point, and lay the hooks; called in ``on_train_begin``.
+
+        Raises:
+            CheckpointNotFoundError: There is no resume point, and there must be one.
+            ModelMismatchError: The resume point is of another model; nothing was changed.
+            CheckpointStoreError: As `CheckpointStore` and its `resume` say.
+        """
+        store = self._writer.open(self._saver.params)
+        try:
+            self._loop = running_fit(self._saver)
+            self._refuse_a_second()
+            self._saver.fit_begins(store)
+            self._find_resume_point(store)
+            self._lay_hooks()
+            self._stop.install()
+        except BaseException as error:
+            self.end(error)
+            raise
+        return store
+
+    def _refuse_a_second(self) -> None:
+        if self._loop is not None and self._loop.is_hooked:
+            raise InvalidArgumentError(
+                argument="callbacks",
+                value=type(self._saver).__name__,
+                reason="another callback of this fit resumes it already",
+                hint="use one of them; ckptstore.ModelCheckpoint may stand beside it",
+            )
+
+    def _find_resume_point(self, store: CheckpointStore) -> None:
+        model, run = self._saver.model, self._writer.run
+        self._fingerprint = fingerprint.take(model)
+        if self._resume == "never":
+            store.begin(run)
+            return
+        if self._loop is not None and store.resume_point(run) is not None:
+            self._loop.build()
+        self.resumed = self._pending = load_resume_point(store, run, model, self._fingerprint)
+        if self.resumed is None and self._resume == "must":
+            raise CheckpointNotFoundError(ref="resume-point", store=store.path)
+        if self.resumed is not None:
+            self._saver.set_progress(self.resumed.values.get("saver", {}))
+
+    def _lay_hooks(self) -> None:
+        loop, resumed = self._loop, self.resumed
+        if loop is None:
+            resume_report.say_without_loop(resumed, self._saver.model)
+            return
+        self._stop.is_looking = loop.is_running
+        loop.run_hooks_in_order()
+        self.position.per_epoch = loop.batches_per_epoch
+        self._iteration = Iteration(loop, self._progress, self._data_failed)
+        for name, method in (
+            ("on_epoch_begin", self._epoch_begins),
+            ("on_epoch_end", self._epoch_ends),
+            ("on_train_batch_begin", self._batch_begins),
+            ("on_train_batch_end", self._batch_ends),
+            ("on_test_begin", self._test_begins),
+            ("on_test_batch_end", self._test_batch_ends),
+            ("on_train_end", self._train_ends),
+        ):
+            loop.hook(loop.callbacks, name, partial(partial, method))
+        if resumed is not None:
+            self._finished = self._is_finished(resumed, loop)
+            loop.begin_at(loop.epochs if self._finished else resumed.next_epoch)
+            resume_report.say_resumed(resumed, finished=self._finished, epochs=loop.epochs)
+
+    def _is_finished(self, resumed: ResumedRun, loop: FitLoop) -> bool:
+        if resumed.next_epoch >= loop.epochs:
+            return True
+        stopped = resumed.batches == 0 and bool(resumed.values.get("stopped"))
+        return stopped and not callback_state.would_go_on(
+            self._siblings(), resumed.values.get("callbacks", {})
+        )
+
+    def _siblings(self) -> list[Any]:
+        assert self._loop is not None
+        return [one for one in self._loop.callbacks.callbacks if one is not self._saver]
+
+    # --- epochs ------------------------------------------------------------------------------------
+
+    def _epoch_begins(self, others: Callable[..., None], epoch: int, logs: Any = None) -> None:
+        resumed, self._pending = self._pending, None
+        if resumed is None:
+            with self._guarded():
+                others(epoch, logs)
+            self.position.begin_epoch(epoch)
+            return
+        assert self._loop is not None
+        self._loop.forget_beginning()
+        if resumed.batches:
+            # Those that keep no state of their own are new, and have to see the epoch begin.
+            for one in self._siblings():
+                if not callback_state.keeps_own_state(one):
+                    one.on_epoch_begin(epoch, logs)
+        self._put_back(resumed)
+        if not resumed.batches:
+            others(epoch, logs)
+        step = resumed.checkpoint.step
+        self.position.stand_at(epoch=epoch, batches=resumed.batches, step=step)
+
+    def _put_back(self, resumed: ResumedRun) -> None:
+        assert self._iteration is not None
+        model = self._saver.model
+        resumed.load_again(model)
+        resume_report.say_left_out(resumed.put_back_callbacks(self._siblings()))
+        resumed.put_back_generators()
+        self._iteration.go_to(
+            Target(
+                position=resumed.values.get("data", _UNKNOWN),
+                batches=resumed.batches,
+                generators=resumed.generators,
+                logs=resumed.values.get("logs", {}),
+                arrived=self._arrived,
+            )
+        )
+
+    def _arrived(self, arrival: Arrival) -> None:
+        self.arrival = arrival
+        resume_report.say_arrived(arrival)
+
+    def _progress(self, batch: int) -> None:
+        assert self._loop is not None
+        self._loop.show_progress(batch)
+
+    def _epoch_ends(self, others: Callable[..., None], epoch: int, logs: Any = None) -> None:
+        self._frozen, self._epoch_logs = None, None
+        try:
+            others(epoch, logs)
+        except BaseException as error:
+            self._call_the_rest("on_epoch_end", epoch, error)
+            due = self._saver.due_at_epoch_end(last=False)
+            self._save_before_end(error, due=due, batch=None, logs=logs)
+            raise
+        self._epoch_ended(epoch, self._epoch_logs or logs or {})
+
+    def _epoch_ended(self, epoch: int, logs: Mapping[str, Any]) -> None:
+        last = self._saver.model.stop_training or self._is_last(epoch)
+        if self._saver.due_at_epoch_end(last=last) or self._stop.received is not None:
+            self._save(batch=None, logs=logs)
+        self._logs = logs
+        self._obey_signal()
+
+    def _is_last(self, epoch: int) -> bool:
+        return self._loop is not None and epoch + 1 >= self._loop.epochs
+
+    # --- batches -----------------------------------------------------------------------------------
+
+    def _is_passing_over(self) -> bool:
+        return self._iteration is not None and self._iteration.passing_over
+
+    def _batch_begins(self, others: Callable[..., None], batch: int, logs: Any = None) -> None:
+        if not self._is_passing_over():
+            with self._guarded():
+                others(batch, logs)
+
+    def _batch_ends(self, others: Callable[..., None], batch: int, logs: Any = None) -> None:
+        if self._is_passing_over():
+            if self.resumed is not None and self.resumed.values.get("stopped"):
+                self._saver.model.stop_training = True
+            return
+        try:
+            others(batch, logs)
+        except BaseException as error:
+            self._call_the_rest("on_train_batch_end", batch, error)
+            due = self._saver.due_after(self.position.batch_done(batch))
+            self._save_before_end(error, due=due, batch=self.position.batch, logs=logs)
+            raise
+        new = self.position.batch_done(batch)
+        if self._saver.due_after(new) or self._stop.received is not None:
+            self._save(batch=self.position.batch, logs=logs)
+        self._logs = logs or {}
+        self._obey_signal()
+
+    def _data_failed(self, error: Exception) -> None:
+        """Save what is finished when the data raises in the place of a batch."""
+        if self.position.batches and not self._is_passing_over():
+            self._save_before_end(error, due=False, batch=self.position.batch, logs=self._logs)
+        else:
+            self.end(error)
+
+    # --- loops that are not Keras' own -------------------------------------------------------------
+
+    def epoch_begins_elsewhere(self, epoch: int) -> None:
+        """Note where training is."""
+        if self._loop is None:
+            self.position.begin_epoch(epoch)
+
+    def batch_ends_elsewhere(self, batch: int, logs: Mapping[str, Any] | None) -> None:
+        """Save if it is time."""
+        if self._loop is None:
+            self._batch_ends(_nobody, batch, logs)
+
+    def note_epoch_logs(self, epoch: int, logs: Mapping[str, Any] | None) -> None:
+        """Remember the logs as callbacks see them, and add to them; save if it is time and nobody else says so."""
+        self._epoch_logs = logs
+        if self._loop is None:
+            self._epoch_ended(epoch, logs or {})
+
+    def train_ends_elsewhere(self) -> None:
+        """Let go of everything."""
+        if self._loop is None:
+            self._train_ends(_nobody)
+
+    # --- validation --------------------------------------------------------------------------------
+
+    def _test_begins(self, others: Callable[..., None], logs: Any = None) -> None:
+        self._frozen = Frozen.of(self._saver.model)
+        others(logs)
+
+    def _test_batch_ends(self, others: Callable[..., None], batch: int, logs: Any = None) -> None:
+        others(batch, logs)
+        if self._stop.received is not None and self._frozen is not None:
+            if self.position.batches:
+                self._save(batch=self.position.batch, logs=self._logs, frozen=self._frozen)
+            self._obey_signal()
+
+    # --- saving ------------------------------------------------------------------------------------
+
+    def _save(self, *, batch: int | None, logs: Any, frozen: Frozen | None = None) -> None:
+        if self._saved == (self.position.epoch, batch):
+            return
+        numbers = plain_logs(logs or {})
+        loss = scalar(numbers.get("loss"))
+        self._saver.save_at(
+            Moment(
+                epoch=self.position.epoch,
+                batch=batch,
+                step=self.position.step,
+                logs=numbers,
+                fit=self._state(batch, numbers, frozen or Frozen()),
+                resumable=loss is None or math.isfinite(loss),
+            )
+        )
+        self._saved = (self.position.epoch, batch)
+
+    def _state(self, batch: int | None, logs: Mapping[str, Any], frozen: Frozen) -> FitState:
+        values: dict[str, Any] = {"fingerprint": self._fingerprint, "logs": dict(logs)}
+        if self._loop is not None and self._iteration is not None:
+            values["saver"] = self._saver.progress()
+            values["stopped"] = bool(self._saver.model.stop_training)
+            values["callbacks"] = callback_state.capture(self._siblings())
+            values["data"] = self._iteration.position(in_epoch=batch is not None)
+        return FitState(values=values, frozen=frozen.values, generators=frozen.generators)
+
+    # --- the end -----------------------------------------------------------------------------------
+
+    def _obey_signal(self) -> None:
+        if self._stop.received is None:
+            return
+        resume_report.say_stopped(self._stop.received, self._writer.path)
+        self.end()
+        self._stop.deliver()
+
+    def _guarded(self) -> _Guard:
+        return _Guard(self)
+
+    def _call_the_rest(self, hook: str, number: int, error: BaseException) -> None:
+        if self._loop is not None and isinstance(error, Exception):
+            self._loop.call_the_rest(hook, number, error)
+
+    def _save_before_end(self, error: BaseException, *, due: bool, batch: int | None, logs: Any) -> None:
+        """Save what is finished, for an exception is about to end the fit; what fails then is a note on it."""
+        try:
+            if self._save_on_exception or due:
+                self._save(batch=batch, logs=logs)
+        except Exception as failure:
+            error.add_note(f"saving before the end failed too: {failure}")
+        finally:
+            self.end(error)
+
+    def _train_ends(self, others: Callable[..., None], logs: Any = None) -> None:
+        resumed, self._pending = self._pending, None
+        if resumed is not None and self._loop is not None:
+            # Not one epoch was left. Weights stay: Keras has put their final values in.
+            self._loop.forget_beginning()
+            resumed.put_back_callbacks(self._siblings())
+            resumed.put_back_generators()
+        with self._guarded():
+            others(logs)
+        complete = self._finished or self._is_last(self.position.epoch)
+        self.end()
+        self._saver.fit_ended(complete=complete)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the fit is running."""
+        return self._writer.store is not None
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Let go of the fit and of the store; may be repeated."""
+        self._stop.uninstall()
+        if self._loop is not None:
+            if self._pending is not None:
+                self._loop.forget_beginning()
+            self._loop.release()
+        self._pending = None
+        self._writer.close(error)
+
+
+def _nobody(*arguments: Any) -> None:
+    """Call no other callbacks."""
+
+
+class _Guard:
+    """Ends the session when the block raises."""
+
+    def __init__(self, session: FitSession) -> None:
+        self._session = session
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is not None:
+            self._session.end(error)

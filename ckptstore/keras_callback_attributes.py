@@ -1,0 +1,58 @@
+"""What Keras' own callbacks learn during a fit: the attributes that hold it, some of them private.
+
+Tried with Keras 3.12 to 3.15. Settings (patience, min_delta, monitor) are not among them: they come from the code. An
+attribute that a Keras no longer has is left out, and `callback_state.apply` names its callback.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import keras
+
+_BATCH_COUNTERS = ("_batches_seen_since_last_saving", "_last_batch_seen", "_current_epoch")
+_ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "History": ("history", "epoch"),
+    "EarlyStopping": ("wait", "stopped_epoch", "best", "best_weights", "best_epoch"),
+    "ReduceLROnPlateau": ("wait", "best", "cooldown_counter"),
+    "SwapEMAWeights": ("_ema_weights_in_model",),
+    "ModelCheckpoint": ("best", *_BATCH_COUNTERS),
+    "OrbaxCheckpoint": ("best", "_total_batches_seen", *_BATCH_COUNTERS),
+    "TensorBoard": ("_global_train_batch", "_global_test_batch", "_previous_epoch_iterations"),
+}
+
+# Keras calculates with these, and so they have to be the backend's own.
+_TENSORS = {"_previous_epoch_iterations"}
+
+
+def run_time_attributes(kind: type) -> tuple[str, ...]:
+    """Return the names of what a callback's class, or the Keras class it is made from, learns during a fit.
+
+    Example:
+        >>> run_time_attributes(keras.callbacks.ReduceLROnPlateau)
+        ('wait', 'best', 'cooldown_counter')
+    """
+    for one in kind.__mro__:
+        if one.__module__.partition(".")[0] == "ckptstore":
+            return ()  # ours say themselves what they keep
+        for name, attributes in _ATTRIBUTES.items():
+            if one is getattr(keras.callbacks, name, None):
+                return attributes
+    return ()
+
+
+def set_attribute(callback: Any, name: str, value: Any) -> None:
+    """Set one of the run-time attributes to a value that was taken out of a callback."""
+    setattr(callback, name, keras.ops.convert_to_tensor(value, "float32") if name in _TENSORS else value)
+
+
+def is_keras_own(kind: type) -> bool:
+    """Return whether a class comes from Keras itself."""
+    return kind.__module__.partition(".")[0] == "keras"
+
+
+def start_clocks(callback: Any) -> None:
+    """Give a callback the times that it would have taken when the epoch began."""
+    if isinstance(callback, keras.callbacks.TensorBoard) and not hasattr(callback, "_epoch_start_time"):
+        callback._epoch_start_time = time.time()

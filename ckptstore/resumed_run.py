@@ -1,0 +1,99 @@
+"""What a fit goes on from: a checkpoint that was loaded, and all of its training state that is still to be put back.
+
+Weights and optimizer are loaded when training begins. The rest waits until every callback has had its
+``on_train_begin``, since many reset themselves there, and so does a second look at what was loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ckptstore import callback_state, fingerprint, random_state, training_state
+from ckptstore.formats.snapshot import TrainingState
+from ckptstore.keras_marks import Marks
+from ckptstore.keras_model import adapter
+from ckptstore.random_state import Generators
+from ckptstore.records import Checkpoint
+from ckptstore.store import CheckpointStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResumedRun:
+    """A checkpoint that was loaded into a model, on the way to a fit that goes on.
+
+    Attributes:
+        checkpoint: The checkpoint.
+        state: Its training state.
+        values: What the callback that saved it kept of its fit; empty where it was saved otherwise.
+        drift: What differs from what it was saved with, without being another model.
+        marks: The variables as they were loaded.
+    """
+
+    checkpoint: Checkpoint
+    state: TrainingState | None
+    values: dict[str, Any]
+    drift: tuple[str, ...]
+    marks: Marks
+
+    @property
+    def next_epoch(self) -> int:
+        """The epoch to go on with."""
+        return self.checkpoint.epoch + (self.checkpoint.batch is None)
+
+    @property
+    def batches(self) -> int:
+        """Batches of that epoch that are trained on already."""
+        return 0 if self.checkpoint.batch is None else self.checkpoint.batch + 1
+
+    @property
+    def generators(self) -> Generators | None:
+        """The global random generators at the save."""
+        return None if self.state is None else random_state.of_state(self.state.document, self.state.arrays)
+
+    def load_again(self, model: Any) -> None:
+        """Undo what other callbacks did to the model since it was loaded; put back what Keras does not save."""
+        if self.marks.put_back():
+            adapter.restore(model, self.checkpoint)
+        if not self.batches:
+            model.reset_metrics()
+        adapter.restore_state(model, self.state, metrics=bool(self.batches))
+
+    def put_back_callbacks(self, callbacks: Sequence[Any]) -> list[str]:
+        """Give the other callbacks their state; returns those of which none is known."""
+        return callback_state.apply(callbacks, self.values.get("callbacks", {}))
+
+    def put_back_generators(self) -> None:
+        """Set the global random generators to where they were at the save."""
+        training_state.restore_generators(self.state)
+
+
+def load_resume_point(
+    store: CheckpointStore, run: str, model: Any, live_fingerprint: dict[str, Any]
+) -> ResumedRun | None:
+    """Load the newest resume point of a run that can be loaded, or return None where it has none.
+
+    Raises:
+        ModelMismatchError: It was saved of another architecture; the model is unchanged.
+        CheckpointStoreError: As `CheckpointStore.resume` says.
+    """
+    found: dict[str, Any] = {}
+
+    def check(state: TrainingState | None) -> None:
+        found["values"] = training_state.fit_values(state)
+        found["drift"] = fingerprint.check(found["values"].get("fingerprint"), live_fingerprint)
+
+    def load(checkpoint: Checkpoint) -> None:
+        found["state"] = adapter.restore(model, checkpoint, check=check)
+
+    checkpoint = store.resume_with(load, run)
+    if checkpoint is None:
+        return None
+    return ResumedRun(
+        checkpoint=checkpoint,
+        state=found["state"],
+        values=found["values"],
+        drift=tuple(found["drift"]),
+        marks=adapter.marks(model),
+    )

@@ -1,0 +1,162 @@
+"""What the callbacks that resume have in common: Keras' hooks, handed to the session of the fit that is running."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from ckptstore.fit_moment import Moment
+from ckptstore.fit_session import FitSession, Resume
+from ckptstore.run_writer import RunWriter
+from ckptstore.signals import StopRequest
+from ckptstore.store import CheckpointStore
+
+
+class ResumingCallback(keras.callbacks.Callback):
+    """A callback that saves a fit and goes on with it in another process; see `ckptstore.fit_session`.
+
+    Args:
+        path: The store's directory, absolute.
+        run: The run.
+        resume: What to do with a resume point, see `FitSession`.
+        signals: Signals at which to save and stop.
+        save_on_exception: Whether to save when an exception ends the fit.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        run: str,
+        *,
+        resume: Resume,
+        signals: Sequence[signal.Signals],
+        save_on_exception: bool,
+    ) -> None:
+        super().__init__()
+        self.run = run
+        self.store_path = path
+        self._resume: Resume = resume
+        self._signals = tuple(signals)
+        self._save_on_exception = save_on_exception
+        self._writer = RunWriter(path, run)
+        self._session: FitSession | None = None
+        self._stop: StopRequest | None = None
+
+    # --- what a callback decides -------------------------------------------------------------------
+
+    def fit_begins(self, store: CheckpointStore) -> None:
+        """Prepare for a fit; nothing is loaded or saved yet."""
+
+    def due_after(self, batches: int) -> bool:
+        """Return whether to save, now that so many more batches are finished."""
+        raise NotImplementedError
+
+    def due_at_epoch_end(self, *, last: bool) -> bool:
+        """Return whether to save at an epoch's end; `last` where training ends with it."""
+        raise NotImplementedError
+
+    def save_at(self, moment: Moment) -> None:
+        """Save."""
+        raise NotImplementedError
+
+    def fit_ended(self, *, complete: bool) -> None:
+        """Hear that the fit ended by itself; `complete` where it reached its last epoch."""
+
+    def progress(self) -> dict[str, Any]:
+        """Return what of this callback itself a resumed fit needs."""
+        return {}
+
+    def set_progress(self, saved: Mapping[str, Any]) -> None:
+        """Take over what `progress` returned."""
+
+    # --- Keras' hooks ------------------------------------------------------------------------------
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Open the store, finishing what a crash left; take the run; go on from its resume point.
+
+        Raises:
+            CheckpointStoreError: As `CheckpointStore` and its `resume` say; nothing of the model was changed.
+        """
+        if self._session is not None:
+            self._session.end()
+        self._session = FitSession(
+            self,
+            self._writer,
+            resume=self._resume,
+            stop=self._stop_request(),
+            save_on_exception=self._save_on_exception,
+        )
+        self._session.begin()
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Note where training is, in a loop that is not Keras' own."""
+        if self._session is not None:
+            self._session.epoch_begins_elsewhere(epoch)
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Save if it is time, in a loop that is not Keras' own."""
+        if self._session is not None:
+            self._session.batch_ends_elsewhere(batch, logs)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Save if it is time."""
+        if self._session is not None:
+            self._session.note_epoch_logs(epoch, logs)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Let go of the run and the store, in a loop that is not Keras' own."""
+        if self._session is not None:
+            self._session.train_ends_elsewhere()
+
+    # Outside of a fit there is nothing to save, and a signal that has come ends the loop.
+
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Listen for signals during an evaluation by itself."""
+        self._listen()
+
+    def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Stop if a signal has come."""
+        self._obey()
+
+    def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Stop listening."""
+        self._stop_listening()
+
+    def on_predict_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Listen for signals during a prediction."""
+        self._listen()
+
+    def on_predict_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Stop if a signal has come."""
+        self._obey()
+
+    def on_predict_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Stop listening."""
+        self._stop_listening()
+
+    def _stop_request(self) -> StopRequest:
+        return StopRequest(self._signals)
+
+    def _listen(self) -> None:
+        if self._stop is None and (self._session is None or not self._session.is_open):
+            self._stop = self._stop_request()
+            self._stop.install()
+
+    def _obey(self) -> None:
+        stop = self._stop
+        if stop is not None and stop.received is not None:
+            self._stop_listening()
+            stop.deliver()
+
+    def _stop_listening(self) -> None:
+        stop, self._stop = self._stop, None
+        if stop is not None:
+            stop.uninstall()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the running fit out: a copy begins its own."""
+        return {**self.__dict__, "_session": None, "_stop": None}

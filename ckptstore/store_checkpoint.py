@@ -1,0 +1,269 @@
+"""`StoreCheckpoint`: saves a fit into a store, and goes on with it when the script is started again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from functools import partial
+from typing import Any, Literal
+
+from ckptstore import monitor as monitoring
+from ckptstore.errors import InvalidArgumentError
+from ckptstore.fit_moment import Moment
+from ckptstore.fit_session import Resume
+from ckptstore.keras_callback_checks import check_keep, check_save_freq
+from ckptstore.keras_private import print_message
+from ckptstore.layout import absolute
+from ckptstore.monitor import Verdict
+from ckptstore.names import check_run
+from ckptstore.records import Checkpoint, Mode
+from ckptstore.resuming_callback import ResumingCallback
+from ckptstore.retention import Policy, keep_last
+from ckptstore.save_failures import OnSaveError, SaveFailures, check_on_save_error
+from ckptstore.signals import STOP_SIGNALS
+from ckptstore.store import CheckpointStore
+
+
+class StoreCheckpoint(ResumingCallback):
+    """Save a fit while it runs, and go on with it to the bit when the same script is started again.
+
+    When training begins, the run's newest resume point that is whole is loaded, if there is one: weights, optimizer,
+    metrics, random generators, History and the state of the other callbacks; training goes on with the batch behind
+    it. A script needs no branch for its first start. Every checkpoint is in the manifest of the store, with its
+    position and all metrics, when `fit` goes on behind the save; a crash at any instant leaves all that were saved,
+    and the next start goes on from the newest. What cannot be exact is said in a warning at the resume.
+
+    Args:
+        directory: The store; str or PathLike, made if there is none.
+        monitor: The metric whose best checkpoint always stays.
+        verbose: 0 is silent but for one line at a resume, 1 tells of each save.
+        save_best_only: Keep only the best checkpoint by `monitor`, and the newest as the resume point.
+        save_weights_only: Save weights, optimizer and training state, without the model's configuration; it can be
+            resumed from, and loads with ``model.load_weights``.
+        mode: ``"min"``, ``"max"``, or ``"auto"`` to tell by the metric.
+        save_freq: ``"epoch"``, or a number of batches after which to save, counted across epochs. The end of the last
+            epoch is saved in any case.
+        initial_value_threshold: The best to begin with.
+        run: The name of the run in the store. Two fits that write at once need two.
+        resume: ``"auto"``; ``"must"`` to refuse to begin anew; ``"never"`` to begin anew beside what there is, whose
+            checkpoints stay and are not gone back to.
+        keep: A retention policy for the run; by default everything stays.
+        background: Not used yet: training waits for each save.
+        save_interval: Save also when so much time has passed since the last save, at the next batch: seconds, or a
+            `datetime.timedelta`.
+        save_on_exception: Save what is finished when a callback ends the fit by an exception.
+        signals: Signals at which to save, at the next batch, and end the process with exit code 75, as
+            `ckptstore.TrainingInterrupted` says; empty for none. A second signal ends it at once.
+        on_save_error: What happens when the disk fails or is full, after some tries: ``"warn"`` lets training go on
+            without that checkpoint, ``"raise"`` ends it.
+        max_save_failures: With ``"warn"``, the number of failures in a row that ends the training all the same.
+
+    Raises:
+        InvalidArgumentError: (a ValueError) An argument cannot be used; nothing was made on the disk.
+
+    Attributes:
+        best: The best value of `monitor` so far, or None.
+        last: The checkpoint saved last, or None.
+        resumed_from: The checkpoint that the fit went on from, or None.
+
+    Example:
+        >>> callback = StoreCheckpoint("runs/digits", monitor="val_accuracy", save_freq=100)
+        >>> callback.run
+        'default'
+    """
+
+    def __init__(  # noqa: PLR0917 - Keras' order
+        self,
+        directory: str | os.PathLike[str],
+        monitor: str = "val_loss",
+        verbose: int = 0,
+        save_best_only: bool = False,
+        save_weights_only: bool = False,
+        mode: str = "auto",
+        save_freq: int | Literal["epoch"] = "epoch",
+        initial_value_threshold: float | None = None,
+        *,
+        run: str = "default",
+        resume: Resume = "auto",
+        keep: Policy | None = None,
+        background: bool = True,
+        save_interval: float | timedelta | None = None,
+        save_on_exception: bool = True,
+        signals: Sequence[signal.Signals] = STOP_SIGNALS,
+        on_save_error: OnSaveError = "warn",
+        max_save_failures: int = 3,
+    ) -> None:
+        check_save_freq(save_freq)
+        check_keep(keep)
+        check_on_save_error(on_save_error, max_save_failures)
+        check_resume(resume)
+        super().__init__(
+            absolute(directory),
+            check_run(run),
+            resume=resume,
+            signals=signals,
+            save_on_exception=save_on_exception,
+        )
+        self.monitor = monitor
+        self.verbose = verbose
+        self.save_best_only = save_best_only
+        self.save_weights_only = save_weights_only
+        self.mode = mode if mode in ("min", "max") else "auto"
+        self.save_freq = save_freq
+        self.initial_value_threshold = initial_value_threshold
+        self.keep = keep
+        self.background = background
+        self.save_interval_s = interval_s(save_interval)
+        self.best: float | None = initial_value_threshold
+        self.last: Checkpoint | None = None
+        self._failures = SaveFailures(on_save_error, max_save_failures)
+        self._mode: Mode | None = None
+        self._batches_since_save = 0
+        self._saved_at = 0.0
+
+    @property
+    def resumed_from(self) -> Checkpoint | None:
+        """The checkpoint that the fit went on from, or None."""
+        resumed = None if self._session is None else self._session.resumed
+        return None if resumed is None else resumed.checkpoint
+
+    # --- when --------------------------------------------------------------------------------------
+
+    def fit_begins(self, store: CheckpointStore) -> None:
+        """Resolve the direction of `monitor`.
+
+        Raises:
+            InvalidArgumentError: Only the best is wanted, and nothing tells the direction.
+        """
+        self._mode = self._direction()
+        self.best = self.initial_value_threshold
+        self._batches_since_save = 0
+        self._saved_at = time.monotonic()
+
+    def _direction(self) -> Mode | None:
+        try:
+            return monitoring.resolve_mode(self.monitor, self.mode, self.model, callback=type(self).__name__)
+        except InvalidArgumentError:
+            if self.save_best_only:
+                raise
+            return None  # a fit without this metric has no best, and is saved all the same
+
+    def due_after(self, batches: int) -> bool:
+        """Return whether `save_freq` or `save_interval` asks for a save."""
+        self._batches_since_save += batches
+        counted = self.save_freq != "epoch" and self._batches_since_save >= self.save_freq
+        return counted or self._is_time()
+
+    def due_at_epoch_end(self, *, last: bool) -> bool:
+        """Return whether to save at an epoch's end."""
+        return last or self.save_freq == "epoch" or self._is_time()
+
+    def _is_time(self) -> bool:
+        return self.save_interval_s is not None and time.monotonic() - self._saved_at >= self.save_interval_s
+
+    def progress(self) -> dict[str, Any]:
+        """Return what of this callback itself a resumed fit needs."""
+        return {"best": self.best, "batches_since_save": self._batches_since_save}
+
+    def set_progress(self, saved: Mapping[str, Any]) -> None:
+        """Take over what `progress` returned."""
+        self.best = saved.get("best", self.best)
+        self._batches_since_save = saved.get("batches_since_save", 0)
+
+    # --- saving ------------------------------------------------------------------------------------
+
+    def save_at(self, moment: Moment) -> None:
+        """Save, durably; the first thing a crash may undo is the next save."""
+        store = self._writer.store
+        assert store is not None
+        metrics, _ = monitoring.scalars(moment.logs)
+        better = self._judge(metrics)
+        before, self._batches_since_save = self._batches_since_save, 0
+        if better:
+            best_before, self.best = self.best, metrics[self.monitor]
+        saved = self._failures.attempt(
+            partial(
+                store.save,
+                self.model,
+                epoch=moment.epoch,
+                batch=moment.batch,
+                step=moment.step,
+                metrics=metrics,
+                run=self.run,
+                format="weights" if self.save_weights_only else "keras",
+                keep=self._policy(),
+                monitor=None if self._mode is None else (self.monitor, self._mode),
+                fit=moment.fit,
+                resumable=moment.resumable,
+            )
+        )
+        self._saved_at = time.monotonic()
+        if saved is None:
+            self._batches_since_save = before
+            if better:
+                self.best = best_before
+            return
+        self.last = saved
+        self._say(saved, better)
+
+    def _judge(self, metrics: Mapping[str, float]) -> bool:
+        if self._mode is None:
+            return False
+        return monitoring.judge(metrics.get(self.monitor), self.best, self._mode) is Verdict.BETTER
+
+    def _policy(self) -> Policy | None:
+        if self.save_best_only:
+            return keep_last(1) if self.keep is None else self.keep
+        return self.keep
+
+    def _say(self, saved: Checkpoint, better: bool) -> None:
+        if self.verbose > 0:
+            best = f", the best {self.monitor} so far: {self.best:.5f}" if better else ""
+            where = "" if saved.batch is None else f", batch {saved.batch + 1}"
+            print_message(f"\nEpoch {saved.epoch + 1}{where}: saved as version {saved.version}{best}")
+
+
+def check_resume(resume: object) -> None:
+    """Check the argument of a callback.
+
+    Raises:
+        InvalidArgumentError: It is not one of the three.
+
+    Example:
+        >>> check_resume("always")
+        Traceback (most recent call last):
+        ...
+        ckptstore.errors.InvalidArgumentError: resume='always': must be 'auto', 'must' or 'never'
+    """
+    if resume not in ("auto", "must", "never"):
+        raise InvalidArgumentError(
+            argument="resume", value=resume, reason="must be 'auto', 'must' or 'never'"
+        )
+
+
+def interval_s(interval: float | timedelta | None) -> float | None:
+    """Return an interval in seconds.
+
+    Raises:
+        InvalidArgumentError: It is not a positive time.
+
+    Example:
+        >>> interval_s(timedelta(minutes=10)), interval_s(30), interval_s(None)
+        (600.0, 30.0, None)
+    """
+    if interval is None:
+        return None
+    try:
+        seconds = interval.total_seconds() if isinstance(interval, timedelta) else float(interval)
+    except (TypeError, ValueError):
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise InvalidArgumentError(
+            argument="save_interval",
+            value=interval,
+            reason="must be a time in seconds, or a timedelta, above zero",
+        )
+    return seconds

@@ -1,0 +1,293 @@
+"""Trainings of every kind that a resume must bring to the same bits: small, seeded, each with a random part."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+
+ROWS, FEATURES, CLASSES = 96, 6, 3
+BATCH, EPOCHS = 8, 4
+BACKEND = os.environ["KERAS_BACKEND"]
+
+
+@dataclass
+class Case:
+    """One training: the model, what `fit` is called with, and how it is saved."""
+
+    model: Any
+    fit: dict[str, Any]
+    callbacks: list[Any] = field(default_factory=list)
+    save_freq: Any = 5
+    place: int = 0  # of our callback among the others
+
+
+CASES: dict[str, Callable[[], Case]] = {}
+BACKENDS: dict[str, tuple[str, ...]] = {}
+
+
+def case(*backends: str) -> Callable[[Callable[[], Case]], Callable[[], Case]]:
+    def known(make: Callable[[], Case]) -> Callable[[], Case]:
+        CASES[make.__name__] = make
+        BACKENDS[make.__name__] = backends or ("jax", "torch", "tensorflow")
+        return make
+
+    return known
+
+
+def rows(number: int = ROWS, *shape: int) -> tuple[Any, Any]:
+    draw = np.random.default_rng(3)
+    inputs = draw.normal(size=(number, *(shape or (FEATURES,)))).astype("float32")
+    return inputs, draw.integers(0, CLASSES, number)
+
+
+def dense(*middle: Any, optimizer: Any = None, **compiled: Any) -> Any:
+    model = keras.Sequential(
+        [keras.Input((FEATURES,)), layers.Dense(8, "relu"), *middle, layers.Dense(CLASSES, "softmax")]
+    )
+    compiled = {"loss": "sparse_categorical_crossentropy", "metrics": ["accuracy"], **compiled}
+    model.compile(optimizer or keras.optimizers.Adam(0.01), **compiled)
+    return model
+
+
+def on_arrays(model: Any, **fit: Any) -> dict[str, Any]:
+    inputs, targets = rows()
+    return {"x": inputs, "y": targets, "batch_size": BATCH, "epochs": EPOCHS, **fit}
+
+
+@case()
+def arrays() -> Case:
+    model = dense(layers.BatchNormalization(), layers.Dropout(0.4))
+    return Case(model, on_arrays(model, validation_split=0.25), place=0)
+
+
+@case()
+def stopping_early() -> Case:
+    model = dense(layers.Dropout(0.2))
+    watching = {"monitor": "val_loss"}
+    callbacks = [
+        keras.callbacks.EarlyStopping(patience=2, restore_best_weights=True, **watching),
+        keras.callbacks.ReduceLROnPlateau(patience=1, factor=0.5, **watching),
+        keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate * (0.9 if epoch else 1.0)),
+    ]
+    return Case(model, on_arrays(model, validation_split=0.25, epochs=6), callbacks, "epoch", place=1)
+
+
+@case()
+def stopping_early_in_batches() -> Case:
+    made = stopping_early()
+    made.save_freq, made.place = 4, 3
+    return made
+
+
+@case()
+def several_steps_per_execution() -> Case:
+    model = dense(layers.Dropout(0.3), steps_per_execution=4)
+    return Case(model, on_arrays(model, batch_size=9), save_freq=4)
+
+
+@case()
+def schedule() -> Case:
+    rate = keras.optimizers.schedules.CosineDecay(0.02, 40)
+    model = dense(layers.Dropout(0.3), optimizer=keras.optimizers.SGD(rate, momentum=0.9))
+    return Case(model, on_arrays(model), save_freq=7)
+
+
+class Reshuffled(keras.utils.PyDataset):
+    """Keeps its own order from epoch to epoch, and draws from the global generator too."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.inputs, self.targets = rows()
+        self.order = np.arange(ROWS)
+        self.draw = np.random.default_rng(11)
+
+    def __len__(self) -> int:
+        return ROWS // BATCH
+
+    def __getitem__(self, index: int) -> Any:
+        chosen = self.order[index * BATCH : (index + 1) * BATCH]
+        return self.inputs[chosen], self.targets[chosen]
+
+    def on_epoch_end(self) -> None:
+        self.draw.shuffle(self.order)
+        self.order = self.order[np.random.permutation(ROWS)]
+
+
+@case()
+def dataset() -> Case:
+    return Case(dense(layers.Dropout(0.3)), {"x": Reshuffled(), "epochs": EPOCHS})
+
+
+@case()
+def dataset_with_workers() -> Case:
+    return Case(dense(layers.Dropout(0.3)), {"x": Reshuffled(workers=2), "epochs": 3, "shuffle": False})
+
+
+@keras.saving.register_keras_serializable("tests")
+class Jitter(layers.Layer):
+    """Draws through keras.random."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.seed = keras.random.SeedGenerator(5)
+
+    def call(self, inputs: Any) -> Any:
+        return inputs + keras.random.normal(keras.ops.shape(inputs), stddev=0.1, seed=self.seed)
+
+
+@case()
+def several_outputs() -> Case:
+    inputs = keras.Input((FEATURES,))
+    hidden = layers.GaussianNoise(0.2)(Jitter()(layers.Dense(8, "tanh")(inputs)))
+    model = keras.Model(
+        inputs,
+        {
+            "kind": layers.Dense(CLASSES, "softmax", name="kind")(hidden),
+            "size": layers.Dense(1, name="size")(hidden),
+        },
+    )
+    model.compile(
+        keras.optimizers.RMSprop(0.01, momentum=0.5),
+        loss={"kind": "sparse_categorical_crossentropy", "size": "mse"},
+        loss_weights={"kind": 1.0, "size": 0.3},
+        weighted_metrics={"kind": ["accuracy"], "size": ["mae"]},
+    )
+    features, targets = rows()
+    weights = np.random.default_rng(4).uniform(0.5, 1.5, ROWS).astype("float32")
+    both = {"kind": targets, "size": features[:, :1]}
+    fit = on_arrays(model, x=features, y=both, sample_weight={"kind": weights, "size": weights})
+    return Case(model, fit)
+
+
+@case()
+def recurrent() -> Case:
+    model = keras.Sequential(
+        [
+            keras.Input((5, FEATURES)),
+            layers.LSTM(6, dropout=0.3, recurrent_dropout=0.3, return_sequences=True),
+            layers.GRU(4, dropout=0.2),
+            layers.Dense(CLASSES, "softmax"),
+        ]
+    )
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    inputs, targets = rows(40, 5, FEATURES)
+    return Case(model, {"x": inputs, "y": targets, "batch_size": BATCH, "epochs": 3}, save_freq=3)
+
+
+@case()
+def averaged_weights() -> Case:
+    optimizer = keras.optimizers.Adam(0.02, use_ema=True, ema_momentum=0.8, ema_overwrite_frequency=7)
+    model = dense(layers.Dropout(0.2), optimizer=optimizer)
+    callbacks = [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)]
+    return Case(model, on_arrays(model, validation_split=0.25), callbacks, place=1)
+
+
+@case()
+def accumulated_gradients() -> Case:
+    optimizer = keras.optimizers.AdamW(0.02, gradient_accumulation_steps=3, clipnorm=1.0)
+    model = dense(layers.Dropout(0.2), optimizer=optimizer)
+    return Case(model, on_arrays(model))
+
+
+@case()
+def mixed_precision() -> Case:
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = dense(layers.Dropout(0.2), optimizer="adam")
+    finally:
+        keras.config.set_dtype_policy(before)
+    return Case(model, on_arrays(model))
+
+
+def stream() -> Iterator[tuple[Any, Any]]:
+    inputs, targets = rows()
+    draw = np.random.default_rng(8)
+    while True:
+        chosen = draw.integers(0, ROWS, BATCH)
+        yield inputs[chosen], targets[chosen]
+
+
+@case()
+def generator_without_end() -> Case:
+    return Case(
+        dense(layers.Dropout(0.3)), {"x": stream(), "steps_per_epoch": 9, "epochs": EPOCHS}, save_freq=4
+    )
+
+
+@case()
+def part_of_the_arrays_per_epoch() -> Case:
+    model = dense(layers.Dropout(0.3))
+    return Case(model, on_arrays(model, steps_per_epoch=6), save_freq=4)
+
+
+@case()
+def class_weights_and_rare_validation() -> Case:
+    model = dense(layers.Dropout(0.3))
+    inputs, targets = rows(24)
+    fit = on_arrays(
+        model,
+        class_weight={0: 1.0, 1: 2.0, 2: 0.5},
+        validation_data=(inputs, targets),
+        validation_freq=2,
+        epochs=5,
+    )
+    return Case(
+        model, fit, [keras.callbacks.EarlyStopping(monitor="loss", patience=4)], save_freq="epoch", place=0
+    )
+
+
+@case("jax", "tensorflow")
+def shuffled_in_batches() -> Case:
+    model = dense(layers.Dropout(0.3))
+    return Case(model, on_arrays(model, shuffle="batch"))
+
+
+def loader(**kwargs: Any) -> Any:
+    import torch
+
+    torch.manual_seed(1)  # Keras seeds it on its own backend only
+    inputs, targets = rows()
+
+    class Rows(torch.utils.data.Dataset):  # type: ignore[misc]
+        def __len__(self) -> int:
+            return ROWS
+
+        def __getitem__(self, index: int) -> Any:
+            # Drawn in the workers, each of which has a generator of its own.
+            return inputs[index] + 0.05 * torch.randn(FEATURES).numpy(), targets[index]
+
+    return torch.utils.data.DataLoader(Rows(), batch_size=BATCH, shuffle=True, **kwargs)
+
+
+@case("jax", "torch")
+def loader_with_workers() -> Case:
+    return Case(dense(layers.Dropout(0.3)), {"x": loader(num_workers=2), "epochs": 3}, save_freq=7)
+
+
+def pipeline(**shuffling: Any) -> Any:
+    import tensorflow as tf
+
+    return tf.data.Dataset.from_tensor_slices(rows()).shuffle(40, **shuffling).batch(BATCH)
+
+
+@case("tensorflow")
+def shuffled_pipeline() -> Case:
+    return Case(dense(layers.Dropout(0.3)), {"x": pipeline(seed=7).prefetch(2), "epochs": EPOCHS})
+
+
+@case("tensorflow")
+def pipeline_shuffled_by_the_global_seed() -> Case:
+    return Case(dense(layers.Dropout(0.3)), {"x": pipeline(), "epochs": EPOCHS}, save_freq="epoch")
+
+
+@case("tensorflow")
+def repeating_pipeline() -> Case:
+    data = pipeline(seed=7).repeat()
+    return Case(dense(layers.Dropout(0.3)), {"x": data, "steps_per_epoch": 7, "epochs": EPOCHS}, save_freq=4)

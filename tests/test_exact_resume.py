@@ -1,0 +1,141 @@
+"""A training that is killed and started again ends as one that was never interrupted: the same bits everywhere."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from resume_cases import BACKENDS, CASES  # imports keras: these tests run once per backend
+from resume_runs import Outcome, Runs
+
+BACKEND = os.environ["KERAS_BACKEND"]
+HERE = sorted(name for name in CASES if BACKEND in BACKENDS[name])
+SAME = ("weights", "optimizer", "metrics", "steps", "history", "epochs", "initial_epoch")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    started = Runs(BACKEND, tmp_path_factory.mktemp("runs"))
+    yield started
+    started.close()
+
+
+def found(outcome: Outcome) -> dict[str, Any]:
+    assert outcome.status == 0, outcome.output
+    assert outcome.found is not None
+    return outcome.found
+
+
+def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
+    for name in SAME:
+        assert one[name] == other[name], name
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_a_run_that_is_killed_ends_as_one_that_was_not(runs: Runs, name: str, tmp_path: Path) -> None:
+    plain = found(runs.run(name))
+    saved = found(runs.run(name, store=str(tmp_path / "uninterrupted")))
+    assert_same(saved, plain)
+    assert saved["seen"] == plain["seen"]
+    draw = random.Random(f"{name} {BACKEND}")
+    store = str(tmp_path / "killed")
+    # In an epoch, in a save, and again soon after.
+    for death in (
+        {"die_after": draw.randrange(2, plain["batches"])},
+        {"die_in_step": draw.randrange(20, 60)},
+        {"die_after": draw.randrange(1, 4)},
+    ):
+        outcome = runs.run(name, store=store, **death)
+        assert outcome.status in (-signal.SIGKILL, 0), outcome.output
+    resumed = found(runs.run(name, store=store))
+    assert_same(resumed, plain)
+
+
+# --- ends that are asked for -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("hook", "at"),
+    [("on_train_batch_end", 14), ("on_test_batch_end", 4), ("on_epoch_end", 2), ("on_epoch_begin", 2)],
+)
+def test_a_signal_saves_stops_and_is_resumed_from_to_the_bit(
+    runs: Runs, hook: str, at: int, tmp_path: Path
+) -> None:
+    plain = found(runs.run("arrays"))
+    store = str(tmp_path / "store")
+    stopped = runs.run("arrays", store=store, act=[hook, at, "SIGTERM"], saving={"save_freq": 1000})
+    assert stopped.status == 75, stopped.output
+    assert "SIGTERM received" in stopped.output
+    resumed = found(runs.run("arrays", store=store, saving={"save_freq": 1000}))
+    assert_same(resumed, plain)
+    # Not one batch was lost, and none trained twice.
+    assert resumed["batches"] < plain["batches"]
+    if hook == "on_train_batch_end":
+        assert resumed["batches"] == plain["batches"] - at
+
+
+def test_an_interrupt_from_the_keyboard_saves_too(runs: Runs, tmp_path: Path) -> None:
+    plain = found(runs.run("arrays"))
+    store = str(tmp_path / "store")
+    stopped = runs.run(
+        "arrays", store=store, act=["on_train_batch_end", 5, "SIGINT"], saving={"save_freq": 1000}
+    )
+    assert stopped.status == 1
+    assert "KeyboardInterrupt" in stopped.output
+    resumed = found(runs.run("arrays", store=store))
+    assert_same(resumed, plain)
+    assert resumed["batches"] == plain["batches"] - 5
+
+
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_epoch_end"])
+def test_an_exception_of_a_callback_saves_too(runs: Runs, hook: str, tmp_path: Path) -> None:
+    plain = found(runs.run("arrays"))
+    store = str(tmp_path / "store")
+    stopped = runs.run("arrays", store=store, act=[hook, 2, "raise"], saving={"save_freq": 1000})
+    assert stopped.status == 1
+    assert "as the test asked" in stopped.output
+    resumed = found(runs.run("arrays", store=store, saving={"save_freq": 1000}))
+    assert_same(resumed, plain)
+    assert resumed["batches"] < plain["batches"]
+
+
+# --- runs ------------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_trains_nothing_and_ends_the_same(runs: Runs, tmp_path: Path) -> None:
+    for name in ("averaged_weights", "stopping_early"):
+        store = str(tmp_path / name)
+        first = found(runs.run(name, store=store))
+        again = runs.run(name, store=store)
+        assert found(again)["batches"] == 0
+        assert "nothing is left to train" in again.output
+        assert_same(found(again), first)
+
+
+def test_more_epochs_go_on_with_a_finished_run(runs: Runs, tmp_path: Path) -> None:
+    whole = found(runs.run("arrays", epochs=6))
+    store = str(tmp_path / "store")
+    found(runs.run("arrays", store=store))
+    longer = found(runs.run("arrays", store=store, epochs=6))
+    assert_same(longer, whole)
+    assert longer["seen"][0] == [4, 0]
+
+
+def test_a_run_that_never_resumes_begins_anew_beside_the_old(runs: Runs, tmp_path: Path) -> None:
+    plain = found(runs.run("arrays"))
+    store = str(tmp_path / "store")
+    assert runs.run("arrays", store=store, die_after=20).status == -signal.SIGKILL
+    again = found(runs.run("arrays", store=store, saving={"resume": "never"}))
+    assert_same(again, plain)
+    assert again["batches"] == plain["batches"]
+
+
+def test_a_run_that_must_resume_refuses_to_begin(runs: Runs, tmp_path: Path) -> None:
+    refused = runs.run("arrays", store=str(tmp_path / "store"), saving={"resume": "must"})
+    assert refused.status == 1
+    assert "CheckpointNotFoundError" in refused.output
