@@ -185,15 +185,14 @@ class FitSession:
         resumed.load_again(model)
         resume_report.say_left_out(resumed.put_back_callbacks(self._siblings()))
         resumed.put_back_generators()
-        self._iteration.go_to(
-            Target(
-                position=resumed.values.get("data", _UNKNOWN),
-                batches=resumed.batches,
-                generators=resumed.generators,
-                logs=resumed.values.get("logs", {}),
-                arrived=self._arrived,
-            )
+        target = Target(
+            position=resumed.values.get("data", _UNKNOWN),
+            batches=resumed.batches,
+            generators=resumed.generators,
+            logs=resumed.values.get("logs", {}),
+            arrived=self._arrived,
         )
+        resume_report.say_doubts(self._iteration.go_to(target))
 
     def _arrived(self, arrival: Arrival) -> None:
         self.arrival = arrival

@@ -19,7 +19,7 @@ from typing import Any
 
 import keras
 
-from ckptstore import data_state, random_state
+from ckptstore import data_state, exactness, random_state
 from ckptstore.errors import InvalidArgumentError
 from ckptstore.keras_loop import FitLoop
 from ckptstore.random_state import Generators
@@ -82,7 +82,9 @@ class Iteration:
         self._failed = failed
         self._is_asked_in_python = keras.backend.backend() != "tensorflow"
         self._watcher = data_state.Watcher(loop.source)
-        self._made = 0
+        self._beginning = exactness.beginning(loop)
+        self._made = self._made_by_step = 0
+        self._ended = False
         self._made_in_epoch = False
         self._taken = 0
         self._generators_when_made: Generators | None = None
@@ -102,9 +104,15 @@ class Iteration:
             in_epoch: False at an epoch's end, when the next one has not begun.
         """
         has_position = data_state.kind(self._loop.source) == "position"
-        place: dict[str, Any] = {"made": self._made, "source_position": None, **self._between_epochs()}
+        place: dict[str, Any] = {
+            "made": self._made,
+            "ended": False,
+            "beginning": self._beginning,
+            "source_position": None,
+            **self._between_epochs(),
+        }
         if in_epoch:
-            place |= self._epoch
+            place |= {**self._epoch, "made": self._made_by_step, "ended": self._ended}
         if has_position:
             place["source_position"] = data_state.capture(self._loop.source)
         return place
@@ -160,6 +168,7 @@ class Iteration:
         return counted
 
     def _counted(self, steps: Iterator[Step]) -> Iterator[Step]:
+        self._ended = False
         for begin, end, batches in steps:
             if self._taken == 0:
                 self._made += not self._loop.makes_at_once
@@ -167,12 +176,15 @@ class Iteration:
                     # Made at the end of an epoch, and asked only now.
                     self._generators_when_begun = random_state.capture()
             self._taken += self._loop.batches_per_execution
+            self._made_by_step = self._made
             yield begin, end, _Watched(batches, self._failed) if self._is_asked_in_python else batches
+        # What Keras does at the end of an epoch's batches is done: it may have drawn for the next one.
+        self._ended = True
 
     # --- going there -------------------------------------------------------------------------------
 
-    def go_to(self, target: Target) -> None:
-        """Let the next epoch begin where another process stood.
+    def go_to(self, target: Target) -> list[str]:
+        """Let the next epoch begin where another process stood; returns why that may not be exact.
 
         Raises:
             InvalidArgumentError: The batches of one execution were counted otherwise then.
@@ -190,6 +202,9 @@ class Iteration:
         for name in ("source", "source_position"):
             if target.position[name] is not None:
                 data_state.apply(self._loop.source, target.position[name])
+        reasons = list(exactness.doubts(self._loop, target.position, self._beginning))
+        self._beginning = target.position.get("beginning") or self._beginning
+        return reasons
 
     def _go_to_epoch(self, target: Target) -> None:
         """Go to where the epoch began; batches of earlier epochs are taken from an iterator that goes on over them."""
@@ -246,6 +261,7 @@ class Iteration:
         # Where a thread asks ahead, what was drawn for a first batch cannot be told from what was for the next.
         first = random_state.capture() if self._loop.asks_ahead else None
         positioned = target.position["source_position"] is not None
+        ended = target.position.get("ended", False)
         for begin, end, batches in steps:
             if begin >= target.batches:
                 yield begin, end, batches
@@ -260,9 +276,12 @@ class Iteration:
                 self.passing_over = True
                 yield begin, end, self._loop.pass_over_execution(target.logs)
                 self.passing_over = False
-                inexact = self._set_generators(target.generators, first)
+                inexact = () if ended else self._set_generators(target.generators, first)
                 seconds = time.perf_counter() - began
                 target.arrived(Arrival(batches=taken, seconds=seconds, inexact=inexact))
+        if ended and target.generators is not None:
+            # Saved during a validation, behind the end of the batches.
+            random_state.restore(target.generators)
 
     def _set_generators(self, saved: Generators | None, first: Generators) -> tuple[str, ...]:
         """Set the generators to where they were at the save; returns those of which that is not all there is to say.

@@ -56,6 +56,12 @@ def say_arrived(arrival: Arrival) -> None:
         )
 
 
+def say_doubts(reasons: list[str]) -> None:
+    """Warn of what may keep the run from being exact."""
+    for reason in reasons:
+        _warn(f"the run may not be exact: {reason}")
+
+
 def say_left_out(keys: list[str]) -> None:
     """Warn of callbacks that begin anew."""
     if keys:

@@ -36,8 +36,8 @@ class Runs:
         paths = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
         environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": os.pathsep.join(paths)}
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", __file__],
-            env={**environment, "PYTHONWARNINGS": "ignore", "TF_CPP_MIN_LOG_LEVEL": "3"},
+            [sys.executable, "-W", "ignore", "-W", "always::UserWarning", __file__],
+            env={**environment, "TF_CPP_MIN_LOG_LEVEL": "3"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -63,6 +63,8 @@ class Runs:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
 
 
 # --- in the child ------------------------------------------------------------------------------
@@ -76,6 +78,7 @@ def train(
     die_in_step: int | None = None,
     act: list[Any] | None = None,
     saving: dict[str, Any] | None = None,
+    seed: int | None = 1,
     **fit: Any,
 ) -> dict[str, Any]:
     """Train a case, and return what it comes to.
@@ -87,15 +90,17 @@ def train(
         die_in_step: The change of the file system at which it does.
         act: A hook, the number of its call, and ``"raise"`` or a signal that is sent then.
         saving: Other arguments of `StoreCheckpoint`.
+        seed: What the script seeds everything with; None if it does not.
         **fit: Other arguments of `fit`.
     """
     import keras
-    from resume_cases import CASES
+    from resume_cases import CASES, INEXACT
 
     import ckptstore
 
-    keras.utils.set_random_seed(1)
-    made = CASES[case]()
+    if seed is not None:
+        keras.utils.set_random_seed(seed)
+    made = (CASES | INEXACT)[case]()
     counter = _counter(die_after, act)
     callbacks = [*made.callbacks, counter]
     if store is not None:
@@ -142,6 +147,12 @@ def _counter(die_after: int | None, act: list[Any] | None) -> Any:
             self.seen: list[list[int]] = []
             self.epoch = -1
             self.calls: Counter_[str] = Counter_()
+
+        def get_state(self) -> dict[str, int]:
+            return {"epoch": self.epoch}
+
+        def set_state(self, state: dict[str, int]) -> None:
+            self.epoch = state["epoch"]
 
         def _called(self, hook: str) -> None:
             self.calls[hook] += 1

@@ -63,6 +63,7 @@ LAYERS = (
         "save_failures",
         "run_writer",
         "iteration",
+        "exactness",
         "fit_moment",
         "fit_position",
         "fit_session",

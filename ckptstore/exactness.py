@@ -1,0 +1,68 @@
+"""What keeps a resumed run from being exact, as far as it can be told when it is resumed: one line for each reason."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from types import GeneratorType
+from typing import Any
+
+import xxhash
+
+from ckptstore import random_state
+from ckptstore.keras_loop import FitLoop
+
+_SEED = "keras.utils.set_random_seed(...) at the start of the script"
+
+
+def beginning(loop: FitLoop) -> dict[str, str] | None:
+    """Return what tells whether a Python generator's first batches are the same in another process.
+
+    Keras takes them before training begins, and so before anything can be set back: what it finds must be what it
+    found the first time. Other data needs no such thing: None.
+    """
+    if loop.adapter_name != "GeneratorDataAdapter":
+        return None
+    states = random_state.capture()
+    return {name: _digest(states, name) for name in random_state.names(states)}
+
+
+def _digest(states: random_state.Generators, name: str) -> str:
+    digest = xxhash.xxh3_128(repr(states.document.get(name)).encode())
+    for key, array in sorted(states.arrays.items()):
+        if key.partition("/")[0] == name:
+            digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def doubts(loop: FitLoop, place: Mapping[str, Any], now: Mapping[str, str] | None) -> Iterator[str]:
+    """Yield the reasons for which going to a place in the data may not be exact.
+
+    Args:
+        loop: The fit that is resumed.
+        place: What `Iteration.position` said at the save.
+        now: What `beginning` says of this process.
+    """
+    if loop.is_unseeded:
+        yield f"TensorFlow shuffles the data from no seed that another process has: call {_SEED}"
+    before = place.get("beginning")
+    if before is not None and now is not None and before != now:
+        names = ", ".join(name for name in before if before[name] != now.get(name))
+        yield (
+            f"the data is a Python generator, of which Keras takes batches before training begins, and the random "
+            f"generators of {names} stand elsewhere now than at the first start: call {_SEED}"
+        )
+    if isinstance(loop.validation_source, GeneratorType):
+        yield "the validation data is a Python generator, which begins anew; a PyDataset does not"
+    if _keeps_workers(loop.source):
+        yield (
+            "the workers of the DataLoader live on from epoch to epoch (persistent_workers), and what random numbers "
+            "they have drawn cannot be saved"
+        )
+    if loop.prefetched is not None and place.get("prefetched") is None:
+        yield "the batches that the data's workers had ready for the next epoch were too large to be saved"
+
+
+def _keeps_workers(source: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(source, torch.utils.data.DataLoader) and source.persistent_workers
