@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -105,14 +105,6 @@ class BackupAndRestore(ResumingCallback):
     def due_at_epoch_end(self, *, last: bool) -> bool:
         """Return whether each epoch's end is backed up; the last one's is, unless the backups are to go."""
         return self.save_freq == "epoch" or (last and not self.delete_checkpoint)
-
-    def progress(self) -> dict[str, Any]:
-        """Return the batches since the last backup."""
-        return {"batches_since_save": self._batches_seen_since_last_saving}
-
-    def set_progress(self, saved: Mapping[str, Any]) -> None:
-        """Go on counting."""
-        self._batches_seen_since_last_saving = saved.get("batches_since_save", 0)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Note the batch."""

@@ -58,8 +58,8 @@ class Saver(Protocol):
     def fit_ended(self, *, complete: bool) -> None:
         """Hear that the fit ended by itself; `complete` where it reached its last epoch."""
 
-    def progress(self) -> dict[str, Any]:
-        """Return what of the callback itself a resumed fit needs."""
+    def progress(self, logs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what of the callback itself a fit needs that is resumed from what is about to be saved."""
 
     def set_progress(self, saved: Mapping[str, Any]) -> None:
         """Take over what `progress` returned."""

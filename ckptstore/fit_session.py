@@ -161,11 +161,14 @@ class FitSession:
 
     def _epoch_begins(self, others: Callable[..., None], epoch: int, logs: Any = None) -> None:
         resumed, self._pending = self._pending, None
-        if resumed is None:
-            with self._guarded():
-                others(epoch, logs)
+        with self._guarded():
+            if resumed is not None:
+                self._go_on(resumed, others, epoch, logs)
+                return
+            others(epoch, logs)
             self.position.begin_epoch(epoch)
-            return
+
+    def _go_on(self, resumed: ResumedRun, others: Callable[..., None], epoch: int, logs: Any) -> None:
         assert self._loop is not None
         self._loop.forget_beginning()
         if resumed.batches:
@@ -316,7 +319,7 @@ class FitSession:
     def _state(self, batch: int | None, logs: Mapping[str, Any], frozen: Frozen) -> FitState:
         values: dict[str, Any] = {"fingerprint": self._fingerprint, "logs": dict(logs)}
         if self._loop is not None and self._iteration is not None:
-            values["saver"] = self._saver.progress()
+            values["saver"] = self._saver.progress(logs)
             values["stopped"] = bool(self._saver.model.stop_training)
             values["callbacks"] = callback_state.capture(self._siblings())
             values["data"] = self._iteration.position(in_epoch=batch is not None)

@@ -164,14 +164,13 @@ class StoreCheckpoint(ResumingCallback):
     def _is_time(self) -> bool:
         return self.save_interval_s is not None and time.monotonic() - self._saved_at >= self.save_interval_s
 
-    def progress(self) -> dict[str, Any]:
-        """Return what of this callback itself a resumed fit needs."""
-        return {"best": self.best, "batches_since_save": self._batches_since_save}
+    def progress(self, logs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the best value so far, with that of the logs."""
+        return {"best": logs[self.monitor] if self._judge(logs) else self.best}
 
     def set_progress(self, saved: Mapping[str, Any]) -> None:
         """Take over what `progress` returned."""
         self.best = saved.get("best", self.best)
-        self._batches_since_save = saved.get("batches_since_save", 0)
 
     # --- saving ------------------------------------------------------------------------------------
 
