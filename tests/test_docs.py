@@ -197,7 +197,7 @@ def test_the_benchmark_runs(tmp_path: Path) -> None:
     sizes = ["--large", "2", "8", "--small", "3", "4", "--checkpoints", "5", "20"]
     done = subprocess.run([*command, *sizes], capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
-    for heading in ("large", "small", "manifest", "start", "file_system"):
+    for heading in ("large", "small", "capture", "resume", "batches", "manifest", "start", "file_system"):
         assert f'"{heading}"' in done.stdout
 
 
