@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,9 @@ class FirstBatch(keras.callbacks.Callback):  # type: ignore[misc]
 
 def resumed(model: Any, folder: Path) -> None:
     """Have a fit go on, up to its first batch."""
-    with contextlib.suppress(ReachedError):
+    with contextlib.suppress(ReachedError), warnings.catch_warnings():
+        # Started again and again without a save in between, as nobody but a benchmark does.
+        warnings.filterwarnings("ignore", message=".*is stepped over")
         callback = ckptstore.StoreCheckpoint(folder, monitor="loss", resume="must", save_on_exception=False)
         fit(model, [callback, FirstBatch()], batches=3)
 
