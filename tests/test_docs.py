@@ -182,7 +182,9 @@ def test_the_demonstration_runs(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "killed with SIGKILL" in done.stdout
+    assert done.stdout.count("killed with SIGKILL") == 2
+    assert "killed with SIGKILL in the middle of a save" in done.stdout
+    assert re.search(r"^identical$", done.stdout, re.MULTILINE)
     assert re.search(r"^\d+ checkpoints, all whole$", done.stdout, re.MULTILINE)
     right = re.search(r"^(\d+) of 297 held-out digits right", done.stdout, re.MULTILINE)
     assert right is not None
@@ -195,7 +197,7 @@ def test_the_benchmark_runs(tmp_path: Path) -> None:
     sizes = ["--large", "2", "8", "--small", "3", "4", "--checkpoints", "5", "20"]
     done = subprocess.run([*command, *sizes], capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
-    for heading in ("large", "small", "manifest", "start", "file_system"):
+    for heading in ("large", "small", "capture", "resume", "batches", "manifest", "start", "file_system"):
         assert f'"{heading}"' in done.stdout
 
 

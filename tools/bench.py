@@ -1,4 +1,4 @@
-"""Measures saves, queries and the start of the command, each beside what it is compared with, in one run.
+"""Measures saves, resumes, queries and the start of the command, each beside what it is compared with, in one run.
 
 Subjects take turns, so that what else the machine does falls on all alike; medians are compared as ratios.
 What is dirty in the page cache is written back before each save, outside the time that is measured.
@@ -31,7 +31,7 @@ from typing import IO, Any
 from rich.console import Console
 from rich.table import Table
 
-SECTIONS = ("large", "small", "manifest", "start")
+SECTIONS = ("large", "small", "capture", "resume", "batches", "manifest", "start")
 SUBJECTS = (
     "raw write + fsync",
     "keras .keras",
@@ -43,6 +43,11 @@ METRICS = tuple(
     f"{prefix}{name}" for prefix in ("", "val_") for name in ("loss", "accuracy", "auc", "mae", "f1")
 )
 EPOCH_STEPS = 100
+FITS = {
+    "capture": "a save with the state of the fit",
+    "resume": "from the start of fit to its first batch, resumed, and behind a restore by hand",
+    "batches": "a batch of a tiny model when nothing is saved",
+}
 
 Row = dict[str, Any]
 
@@ -119,6 +124,27 @@ def saves(layers: int, width: int, repeat: int, folder: Path, backend: str) -> I
             "of_keras": medians[subject.name] / medians.get(f"keras {suffix}", medians["keras .keras"]),
             "of_raw": medians[subject.name] / medians["raw write + fsync"],
         }
+
+
+# --- fits ------------------------------------------------------------------------------------------------
+
+
+def fits(part: str, size: Sequence[int], repeat: int, folder: Path, backend: str) -> Iterator[Row]:
+    """Time what the training state of a fit costs, each subject beside the first, in one process; see bench_fit.py."""
+    script = Path(__file__).with_name("bench_fit.py")
+    done = subprocess.run(
+        [sys.executable, str(script), part, *map(str, size), str(repeat), str(folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={"JAX_PLATFORMS": "cpu", **os.environ, "KERAS_BACKEND": backend},
+        check=True,
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    seconds: dict[str, list[float]] = found["seconds"]
+    base = statistics.median(next(iter(seconds.values())))
+    for name, times in seconds.items():
+        row = {"subject": name, **found["facts"], **spread(times)}
+        yield row | {"of_first": statistics.median(times) / base, **found.get(name, {})}
 
 
 # --- queries ---------------------------------------------------------------------------------------------
@@ -247,6 +273,8 @@ def facts(folder: Path, backend: str) -> Row:
 def cell(name: str, value: Any) -> str:
     """Return a number in the unit of its name."""
     if name.endswith("_s"):
+        if value < 0.001:
+            return f"{value * 1e6:.0f} µs"
         return f"{value:.3f} s" if value >= 0.1 else f"{value * 1000:.2f} ms"
     if name.endswith("_bytes"):
         return f"{value / 1e6:,.0f} MB"
@@ -282,6 +310,15 @@ def section(name: str, options: argparse.Namespace) -> tuple[str, list[Row]]:
             return "queries, ten metrics a checkpoint", list(rows)
         if name == "start":
             return "starting", list(starts(options.repeat * 2, folder))
+        if name in ("capture", "resume", "batches"):
+            sizes = [(1, 8)] if name == "batches" else [options.large, options.small]
+            measured: list[Row] = []
+            for number, size in enumerate(sizes):
+                inside = folder / str(number)
+                inside.mkdir()
+                measured += fits(name, size, options.repeat, inside, options.backend)
+                shutil.rmtree(inside)
+            return f"{FITS[name]}, {options.backend}", measured
         layers, width = options.large if name == "large" else options.small
         title = f"saves: {layers} Dense({width}) with Adam, {options.backend}"
         return title, list(saves(layers, width, options.repeat, folder, options.backend))

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ckptstore.errors import CorruptPayloadError, StorageError
 
-_BLOCK = 16 << 10
-_BLOCKS_KEPT = 256
+_BLOCK = 4 << 10
+_BLOCKS_KEPT = 1024
 
 
 class Source:
