@@ -33,6 +33,7 @@ _UNKNOWN = {
     "generators": None,
     "kept": None,
     "prefetched": None,
+    "batches_inferred": None,
 }
 
 
@@ -187,7 +188,7 @@ class FitSession:
         resumed.put_back_generators()
         self._iteration.go_to(
             Target(
-                position=resumed.values.get("data", _UNKNOWN),
+                position=_UNKNOWN | resumed.values.get("data", {}),
                 batches=resumed.batches,
                 generators=resumed.generators,
                 logs=resumed.values.get("logs", {}),
