@@ -154,6 +154,11 @@ def tells_position(source: Any) -> bool:
     return source.num_workers == 0 or _methods(source.dataset) is not None
 
 
+def keeps_workers(source: Any) -> bool:
+    """Return whether a torch loader's processes go on from epoch to epoch, and their generators with them."""
+    return _is_torch(source, "DataLoader") and source.num_workers > 0 and bool(source.persistent_workers)
+
+
 def position(holder: Any) -> Any:
     """Return what a source or an iterator says of its position, for `state_tree.pack`.
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
-from ckptstore import callback_state, fingerprint, resume_report
+from ckptstore import callback_state, data_state, fingerprint, resume_report
 from ckptstore.errors import CheckpointNotFoundError, InvalidArgumentError
 from ckptstore.fit_moment import Frozen, Moment, Saver, plain_logs
 from ckptstore.fit_position import FitPosition
@@ -145,6 +145,8 @@ class FitSession:
             self._finished = self._is_finished(resumed, loop)
             loop.begin_at(loop.epochs if self._finished else resumed.next_epoch)
             resume_report.say_resumed(resumed, finished=self._finished, epochs=loop.epochs)
+            if resumed.next_epoch and data_state.keeps_workers(loop.source) and not self._finished:
+                resume_report.say_kept_workers()
 
     def _is_finished(self, resumed: ResumedRun, loop: FitLoop) -> bool:
         if resumed.next_epoch >= loop.epochs:

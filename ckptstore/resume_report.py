@@ -56,6 +56,14 @@ def say_arrived(arrival: Arrival) -> None:
         )
 
 
+def say_kept_workers() -> None:
+    """Warn of random numbers that no other process can draw."""
+    _warn(
+        "the run may not be exact: the workers of a loader with persistent_workers=True go on from epoch to epoch, "
+        "and what they draw after the first cannot be drawn again; with persistent_workers=False it can"
+    )
+
+
 def say_left_out(keys: list[str]) -> None:
     """Warn of callbacks that begin anew."""
     if keys:

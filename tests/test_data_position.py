@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ class Asked:
         return self.inputs[index], self.targets[index]
 
 
-def own_loader(data: Asked) -> Any:
+def own_loader(data: Asked, **settings: Any) -> Any:
     from torch.utils.data import DataLoader
 
     class Own(DataLoader):  # type: ignore[type-arg]
@@ -62,7 +63,7 @@ def own_loader(data: Asked) -> Any:
         def load_state_dict(self, state: dict[str, Any]) -> None:
             self.at, self.goes_on = state["at"], True
 
-    return Own(data, batch_size=BATCH)  # type: ignore[arg-type]
+    return Own(data, batch_size=BATCH, **settings)  # type: ignore[arg-type]
 
 
 def stateful_loader(data: Asked) -> Any:
@@ -162,6 +163,21 @@ def test_what_was_overlaid_is_put_back(tmp_path: Path) -> None:
     adapter, during = loops[0]
     assert during is not source
     assert adapter._dataloader is source
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_workers_that_go_on_over_epochs_are_warned_of(epochs: int, tmp_path: Path) -> None:
+    store = str(tmp_path / "store")
+    loader = own_loader(Asked(), num_workers=2, persistent_workers=True)  # settings alone: it starts none
+    fit = {"verbose": 0, "shuffle": False}
+    with pytest.raises(KeyboardInterrupt):
+        callbacks = [ckptstore.StoreCheckpoint(store), stop_at(3)]
+        dense().fit(loader, epochs=epochs + 1, initial_epoch=epochs, callbacks=callbacks, **fit)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        callbacks = [ckptstore.StoreCheckpoint(store)]
+        dense().fit(loader, epochs=epochs + 1, callbacks=callbacks, **fit)
+    assert any("persistent_workers" in str(one.message) for one in caught) == bool(epochs)
 
 
 # --- what is asked -----------------------------------------------------------------------------------
