@@ -360,12 +360,13 @@ def stateful_stream() -> Any:
             self.at = 0
 
         def __iter__(self) -> Any:
+            self.at = 0 if self.at == 39 else self.at
             return self
 
         def __next__(self) -> Any:
-            self.at += 1
-            if self.at % 40 == 0:
+            if self.at == 39:
                 raise StopIteration
+            self.at += 1
             index = self.rng.integers(ROWS)
             return inputs[index], targets[index]
 
