@@ -7,6 +7,7 @@ inside a transformation, is not found.
 
 from __future__ import annotations
 
+import functools
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -43,6 +44,12 @@ _LIBRARIES = {
     "grain",
 }
 _TENSOR = ("torch", "Tensor")
+_SETTINGS_OF_TORCHDATA = {
+    "in_order",
+    "next_iter_state",
+    "snapshot_every_n_steps",
+    "_initial_iter_for_state_dict",
+}
 
 
 def kind(source: Any) -> str:
@@ -108,9 +115,8 @@ def apply(source: Any, saved: Mapping[str, Any]) -> None:
     problems: list[str] = []
     for place, holder in _parts(source):
         entry = saved.get(place, {})
-        methods = _methods(holder)
-        if _POSITION in entry and methods is not None:
-            getattr(holder, methods[1])(_with_tensors(entry[_POSITION]))
+        if _POSITION in entry and _methods(holder) is not None:
+            set_position(holder, entry[_POSITION])
         for name, value in entry.get(_ATTRIBUTES, {}).items():
             reason = give_back(holder, name, value)
             problems += [] if reason is None else [f"{place}{name}: {reason}"]
@@ -130,6 +136,55 @@ def _differences(place: str, holder: Any, unchanged: Mapping[str, str]) -> Itera
                 yield f"{place}{name} was {mark} and is {live[name]!r}"
             else:
                 yield f"{place}{name} holds other integers"
+
+
+# --- positions -------------------------------------------------------------------------------------
+
+
+def tells_position(source: Any) -> bool:
+    """Return whether iterators over a source go on where it says, and with all that it draws.
+
+    Those over a `keras.utils.PyDataset` do not: they count by themselves, and its state belongs to the epoch. A torch
+    loader's workers begin with new generators, so that their dataset must have methods of its own.
+    """
+    if _methods(source) is None or isinstance(source, keras.utils.PyDataset):
+        return False
+    if not _is_torch(source, "DataLoader"):
+        return True
+    return source.num_workers == 0 or _methods(source.dataset) is not None
+
+
+def keeps_workers(source: Any) -> bool:
+    """Return whether a torch loader's processes go on from epoch to epoch, and their generators with them."""
+    return _is_torch(source, "DataLoader") and source.num_workers > 0 and bool(source.persistent_workers)
+
+
+def position(holder: Any) -> Any:
+    """Return what a source or an iterator says of its position, for `state_tree.pack`.
+
+    Raises:
+        Exception: What its own method raises.
+    """
+    names = _methods(holder)
+    assert names is not None
+    return _without_tensors(getattr(holder, names[0])())
+
+
+def set_position(holder: Any, saved: Any) -> None:
+    """Set a source or an iterator to what `position` returned.
+
+    Raises:
+        Exception: What its own method raises.
+    """
+    names = _methods(holder)
+    assert names is not None
+    getattr(holder, names[1])(_with_tensors(saved))
+
+
+def untold_dataset(source: Any) -> Any:
+    """Return the dataset of a torch loader whose position says nothing of it, or None."""
+    dataset = source.dataset if _is_torch(source, "DataLoader") else None
+    return dataset if _methods(dataset) is None else None
 
 
 class Watcher:
@@ -180,9 +235,8 @@ class Watcher:
 def _captured(source: Any, marks: Mapping[str, Mapping[str, str]]) -> dict[str, Any] | None:
     found = {}
     for place, holder in _parts(source):
-        methods = _methods(holder)
-        if methods is not None:
-            found[place] = {_POSITION: _without_tensors(getattr(holder, methods[0])())}
+        if _methods(holder) is not None:
+            found[place] = {_POSITION: position(holder)}
             continue
         entry = _changed(holder, marks.get(place, {}))
         if any(entry.values()):
@@ -213,11 +267,11 @@ def _parts(source: Any) -> Iterator[tuple[str, Any]]:
     """Yield the objects that may hold state, each with the beginning of its attributes' names."""
     if kind(source) == "none":
         return
-    if _methods(source) is not None or not _is_torch(source, "DataLoader"):
+    if not _is_torch(source, "DataLoader"):
         yield "", source
         return
-    # Not the loader itself: all else that it has are settings.
-    yield "", _Only(source, "generator")
+    # Not the loader itself: all else that it has are settings, or say where in an epoch it is.
+    yield "", _Own(source)
     batches = source.batch_sampler
     inner = getattr(batches, "sampler", None)
     seen: list[Any] = []
@@ -232,11 +286,26 @@ def _parts(source: Any) -> Iterator[tuple[str, Any]]:
             yield place, part
 
 
-class _Only:
-    """One attribute of an object, as an object that has no other."""
+class _Own:
+    """The attributes of a torch loader that are not torch's or torchdata's, and its generator."""
 
-    def __init__(self, holder: Any, name: str) -> None:
-        setattr(self, name, getattr(holder, name))
+    _loader: Any
+
+    def __init__(self, loader: Any) -> None:
+        known = _settings_of_loaders() - {"generator"}
+        own = {name: value for name, value in vars(loader).items() if name not in known}
+        self.__dict__.update(own, _loader=loader)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._loader, name, value)
+
+
+@functools.cache
+def _settings_of_loaders() -> frozenset[str]:
+    """Return the names of the attributes that torch and torchdata give to every loader."""
+    from torch.utils.data import DataLoader
+
+    return frozenset(vars(DataLoader([0]))) | _SETTINGS_OF_TORCHDATA
 
 
 def _methods(source: Any) -> tuple[str, str] | None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from types import GeneratorType
 from typing import Any
 
 import xxhash
 
-from ckptstore import random_state
+from ckptstore import data_state, random_state
 from ckptstore.keras_loop import FitLoop
 
 _SEED = "keras.utils.set_random_seed(...) at the start of the script"
@@ -54,15 +53,10 @@ def doubts(loop: FitLoop, place: Mapping[str, Any], now: Mapping[str, str] | Non
         )
     if isinstance(loop.validation_source, GeneratorType):
         yield "the validation data is a Python generator, which begins anew; a PyDataset does not"
-    if _keeps_workers(loop.source):
+    if data_state.keeps_workers(loop.source):
         yield (
             "the workers of the DataLoader live on from epoch to epoch (persistent_workers), and what random numbers "
             "they have drawn cannot be saved"
         )
     if loop.prefetched is not None and place.get("prefetched") is None:
         yield "the batches that the data's workers had ready for the next epoch were too large to be saved"
-
-
-def _keeps_workers(source: Any) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(source, torch.utils.data.DataLoader) and source.persistent_workers

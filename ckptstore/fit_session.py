@@ -33,6 +33,7 @@ _UNKNOWN = {
     "generators": None,
     "kept": None,
     "prefetched": None,
+    "batches_inferred": None,
 }
 
 
@@ -189,7 +190,7 @@ class FitSession:
         resume_report.say_left_out(resumed.put_back_callbacks(self._siblings()))
         resumed.put_back_generators()
         target = Target(
-            position=resumed.values.get("data", _UNKNOWN),
+            position=_UNKNOWN | resumed.values.get("data", {}),
             batches=resumed.batches,
             generators=resumed.generators,
             logs=resumed.values.get("logs", {}),

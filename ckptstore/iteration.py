@@ -7,7 +7,7 @@ iteration begins, and to get there again they are set back, a new iterator is ma
 on are taken from it and dropped. Then the generators are set to where they were at the save: what training drew from
 them meanwhile need not be drawn again.
 
-A source that can tell its own position (`ckptstore.data_state`) is set there instead; nothing is replayed.
+A source that can tell its own position (`ckptstore.data_position`) is set there instead; nothing is replayed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import keras
 
 from ckptstore import data_state, exactness, random_state
+from ckptstore.data_position import DataPosition
 from ckptstore.errors import InvalidArgumentError
 from ckptstore.keras_loop import FitLoop
 from ckptstore.random_state import Generators
@@ -82,6 +83,7 @@ class Iteration:
         self._failed = failed
         self._is_asked_in_python = keras.backend.backend() != "tensorflow"
         self._watcher = data_state.Watcher(loop.source)
+        self._position = DataPosition(loop)
         self._beginning = exactness.beginning(loop)
         self._made = self._made_by_step = 0
         self._ended = False
@@ -89,6 +91,7 @@ class Iteration:
         self._taken = 0
         self._generators_when_made: Generators | None = None
         self._generators_when_begun: Generators | None = None
+        self._source_when_made: dict[str, Any] | None = None
         self._epoch: dict[str, Any] = {}
         self._target: Target | None = None
         self.passing_over = False
@@ -103,7 +106,6 @@ class Iteration:
         Args:
             in_epoch: False at an epoch's end, when the next one has not begun.
         """
-        has_position = data_state.kind(self._loop.source) == "position"
         place: dict[str, Any] = {
             "made": self._made,
             "ended": False,
@@ -113,8 +115,10 @@ class Iteration:
         }
         if in_epoch:
             place |= {**self._epoch, "made": self._made_by_step, "ended": self._ended}
-        if has_position:
-            place["source_position"] = data_state.capture(self._loop.source)
+        kept = place["kept"]
+        # An epoch begins with a new iterator, unless there is one that goes on: not one that was made only now.
+        if in_epoch or (kept is not None and kept["taken"]):
+            place["source_position"] = self._position.capture()
         return place
 
     def _between_epochs(self) -> dict[str, Any]:
@@ -124,6 +128,7 @@ class Iteration:
             kept = {
                 "when_made": _plain(self._generators_when_made),
                 "when_begun": _plain(self._generators_when_begun),
+                "source": self._source_when_made,
                 "taken": self._taken,
                 "steps_seen": self._loop.iterator._steps_seen,
             }
@@ -132,6 +137,7 @@ class Iteration:
             "generators": None,
             "kept": kept,
             "prefetched": self._prefetched(),
+            "batches_inferred": self._loop.batches_inferred,
         }
 
     def _prefetched(self) -> list[Any] | None:
@@ -151,6 +157,9 @@ class Iteration:
             self._taken = 0
             self._made_in_epoch = True
             self._generators_when_made, self._generators_when_begun = random_state.capture(), None
+            if self._loop.goes_on_over_epochs:
+                self._source_when_made = self._watcher.capture()
+            self._position.renew()
             return make()
 
         return counted
@@ -162,6 +171,8 @@ class Iteration:
                 self._go_to_epoch(target)
             self._epoch = self._between_epochs() | {"generators": _plain(random_state.capture())}
             self._made_in_epoch = False
+            if target is not None and target.position["kept"] is None:
+                self._go_to_source_position(target)
             steps = self._counted(enumerate_batches())
             return steps if target is None else self._behind(target, steps)
 
@@ -199,17 +210,25 @@ class Iteration:
                 hint="compile with the steps_per_execution that it was saved with",
             )
         self._target = target
-        for name in ("source", "source_position"):
-            if target.position[name] is not None:
-                data_state.apply(self._loop.source, target.position[name])
+        self._put_back_source(target.position["source"])
         reasons = list(exactness.doubts(self._loop, target.position, self._beginning))
         self._beginning = target.position.get("beginning") or self._beginning
         return reasons
 
+    def _put_back_source(self, saved: dict[str, Any] | None) -> None:
+        if saved is not None:
+            data_state.apply(self._loop.source, saved)
+
+    def _go_to_source_position(self, target: Target) -> None:
+        saved = target.position["source_position"]
+        if saved is not None:
+            self._position.go_to(saved)
+
     def _go_to_epoch(self, target: Target) -> None:
         """Go to where the epoch began; batches of earlier epochs are taken from an iterator that goes on over them."""
         place = target.position
-        kept = place["kept"] if place["source_position"] is None else None
+        kept = place["kept"]
+        self._loop.infer_batches(place["batches_inferred"])
         begun = _generators(place["generators"]) or random_state.capture()
         waiting, before = self._loop.prefetched, place["prefetched"]
         if waiting is not None and before is not None:
@@ -221,7 +240,10 @@ class Iteration:
         if self._loop.counts_iterators:
             self._make_iterators(made - self._made)
         if kept is not None:
-            own = self._take_again(kept)
+            self._put_back_source(kept.get("source"))
+            self._go_to_source_position(target)
+            own = self._take_again(kept, positioned=place["source_position"] is not None)
+            self._put_back_source(place["source"])
         random_state.restore(begun, leave=own)
         self._made = place["made"] if kept is not None else made
 
@@ -231,16 +253,23 @@ class Iteration:
             if not self._loop.makes_at_once:
                 next(iterator, None)
 
-    def _take_again(self, kept: dict[str, Any]) -> Collection[str]:
-        """Take the batches of earlier epochs; returns the generators that the data draws from meanwhile."""
+    def _take_again(self, kept: dict[str, Any], *, positioned: bool) -> Collection[str]:
+        """Take the batches of earlier epochs; returns the generators that the data draws from meanwhile.
+
+        Args:
+            kept: What was noted of the iterator.
+            positioned: Whether it begins behind these batches.
+        """
         made, begun = _generators(kept["when_made"]), _generators(kept["when_begun"])
         if made is not None:
             random_state.restore(made)
         batches = self._loop.make_iterator()
         if begun is not None:
             random_state.restore(begun)
+        if positioned:
+            self._position.begin()
         first = None
-        for index in range(0, kept["taken"], self._loop.batches_per_execution):
+        for index in range(0, 0 if positioned else kept["taken"], self._loop.batches_per_execution):
             self._loop.take(batches)
             first = first or random_state.capture()
             self._progress(index)
@@ -260,13 +289,15 @@ class Iteration:
         taken = 0
         # Where a thread asks ahead, what was drawn for a first batch cannot be told from what was for the next.
         first = random_state.capture() if self._loop.asks_ahead else None
-        positioned = target.position["source_position"] is not None
+        position = target.position["source_position"]
         ended = target.position.get("ended", False)
         for begin, end, batches in steps:
             if begin >= target.batches:
                 yield begin, end, batches
                 continue
-            if not positioned:
+            if position is not None:
+                self._position.begin()
+            else:
                 self._loop.take(batches)
                 taken += self._loop.batches_per_execution
             first = first or random_state.capture()
@@ -276,6 +307,8 @@ class Iteration:
                 self.passing_over = True
                 yield begin, end, self._loop.pass_over_execution(target.logs)
                 self.passing_over = False
+                if position is not None:
+                    self._position.arrive(position)
                 inexact = () if ended else self._set_generators(target.generators, first)
                 seconds = time.perf_counter() - began
                 target.arrived(Arrival(batches=taken, seconds=seconds, inexact=inexact))

@@ -23,6 +23,9 @@ import keras
 # What an epoch's iterator must have for its batches to be counted and passed over.
 _ITERATOR = ("_enumerate_iterator", "_get_iterator", "_current_iterator", "_steps_seen", "data_adapter")
 _BATCHES = Iterator[tuple[int, int, Any]]
+# With which Keras, on JAX, takes batches ahead of training: of this version, of earlier ones.
+_TAKE_AHEAD = ("_one_batch_ahead_iterator", "_prefetch_numpy_iterator")
+_NOTHING = object()
 
 
 class FitLoop:
@@ -47,16 +50,19 @@ class FitLoop:
         self.source: Any = names.get("x")
         self.validation_source: Any = names.get("val_x")
         self._code = code
-        self._hooked: list[tuple[Any, str, Any]] = []
+        self._hooked: list[tuple[Any, str, Any, Any]] = []
         self._before: Any = None
 
     # --- hooks -------------------------------------------------------------------------------------
 
     def hook(self, owner: Any, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
         """Lay what `make` returns, given the method as it was, over a method of one object of this fit."""
-        laid = make(getattr(owner, name))
+        self._overlay(owner, name, make(getattr(owner, name)))
+
+    def _overlay(self, owner: Any, name: str, laid: Any) -> None:
+        before = owner.__dict__.get(name, _NOTHING)
         owner.__dict__[name] = laid
-        self._hooked.append((owner, name, laid))
+        self._hooked.append((owner, name, laid, before))
 
     @property
     def is_hooked(self) -> bool:
@@ -66,9 +72,13 @@ class FitLoop:
     def release(self) -> None:
         """Take all hooks away; may be repeated."""
         hooked, self._hooked = self._hooked, []
-        for owner, name, laid in reversed(hooked):
-            if owner.__dict__.get(name) is laid:
+        for owner, name, laid, before in reversed(hooked):
+            if owner.__dict__.get(name) is not laid:
+                continue
+            if before is _NOTHING:
                 del owner.__dict__[name]
+            else:
+                owner.__dict__[name] = before
 
     def run_hooks_in_order(self) -> None:
         """Have Keras call batch hooks before it goes on, not in another thread, whose model is in use meanwhile."""
@@ -131,6 +141,17 @@ class FitLoop:
         return None if number is None else int(number)
 
     @property
+    def batches_inferred(self) -> int | None:
+        """How many batches an epoch has by what Keras saw of an earlier one; None where it has seen none, or knew."""
+        known = self.iterator.data_adapter.num_batches
+        return None if known is not None else self.iterator._num_batches
+
+    def infer_batches(self, number: int | None) -> None:
+        """Have Keras ask for as many as it had inferred in another process."""
+        if number is not None and self.iterator._num_batches is None:
+            self.iterator._num_batches = number
+
+    @property
     def goes_on_over_epochs(self) -> bool:
         """Whether one pass over the data serves several epochs (``steps_per_epoch``)."""
         return bool(self.iterator.steps_per_epoch)
@@ -156,6 +177,11 @@ class FitLoop:
         return _is_tensorflow()
 
     @property
+    def is_grain(self) -> bool:
+        """Whether the data is a Grain dataset or loader."""
+        return self.adapter_name == "GrainDatasetAdapter"
+
+    @property
     def is_unseeded(self) -> bool:
         """Whether TensorFlow draws the order of shuffled data from no seed that another process would have."""
         context = sys.modules.get("tensorflow.python.eager.context")
@@ -170,6 +196,29 @@ class FitLoop:
         enqueuer = getattr(self.iterator.data_adapter, "enqueuer", None)
         batches = getattr(getattr(enqueuer, "ready_queue", None), "queue", None)
         return batches if isinstance(batches, deque) else None
+
+    def asks_one_batch_at_a_time(self) -> bool:
+        """Have Keras ask the data for a batch only when it trains on it; returns whether it does.
+
+        On an accelerator JAX's transfer of a batch then waits for the training on the one before.
+        """
+        for name in _TAKE_AHEAD:
+            if hasattr(self.iterator, name):
+                self.hook(self.iterator, name, lambda _: iter)
+        return not _is_tensorflow()
+
+    def overlay_data(self, make: Callable[[Any], Any]) -> None:
+        """Have Keras iterate over what `make` returns, given the torch loader or Grain dataset that it would.
+
+        In a Keras that keeps it elsewhere, and for other data, `make` is never called.
+        """
+        adapter, on_torch = self.iterator.data_adapter, keras.backend.backend() == "torch"
+        if self.adapter_name == "TorchDataLoaderAdapter" and hasattr(adapter, "_dataloader"):
+            self._overlay(adapter, "_dataloader", make(adapter._dataloader))
+        elif self.is_grain and on_torch:
+            self.hook(adapter, "get_torch_dataloader", lambda get: lambda: _overlaid_inside(get(), make))
+        elif self.is_grain:
+            self.hook(adapter, "get_jax_iterator", lambda get: lambda: make(get()))
 
     def take(self, batches: Iterator[Any]) -> bool:
         """Take from an iterator what one execution takes, and drop it; returns whether there was any."""
@@ -203,6 +252,13 @@ class FitLoop:
             return keras.KerasTensor(spec.shape, dtype=keras.backend.standardize_dtype(spec.dtype))
 
         build(data_batch=keras.tree.map_structure(symbol, dataset.element_spec))
+
+
+def _overlaid_inside(loader: Any, make: Callable[[Any], Any]) -> Any:
+    """Return the torch loader in which Keras wraps a Grain dataset, with what `make` returns in it."""
+    if hasattr(loader.dataset, "iterable"):
+        loader.dataset.iterable = make(loader.dataset.iterable)
+    return loader
 
 
 def _is_tensorflow() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -29,12 +30,15 @@ class Case:
 
 CASES: dict[str, Callable[[], Case]] = {}
 BACKENDS: dict[str, tuple[str, ...]] = {}
+# Packages without which a case cannot run.
+NEEDS: dict[str, str] = {}
 
 
-def case(*backends: str) -> Callable[[Callable[[], Case]], Callable[[], Case]]:
+def case(*backends: str, needs: str = "") -> Callable[[Callable[[], Case]], Callable[[], Case]]:
     def known(make: Callable[[], Case]) -> Callable[[], Case]:
         CASES[make.__name__] = make
         BACKENDS[make.__name__] = backends or ("jax", "torch", "tensorflow")
+        NEEDS[make.__name__] = needs
         return make
 
     return known
@@ -51,6 +55,10 @@ def inexact(*backends: str) -> Callable[[Callable[[], Case]], Callable[[], Case]
         return make
 
     return known
+
+
+def is_installed(package: str) -> bool:
+    return not package or importlib.util.find_spec(package) is not None
 
 
 def rows(number: int = ROWS, *shape: int) -> tuple[Any, Any]:
@@ -266,26 +274,282 @@ def shuffled_in_batches() -> Case:
     return Case(model, on_arrays(model, shuffle="batch"))
 
 
-def loader(**kwargs: Any) -> Any:
+def noisy_rows(draw: Callable[[], Any]) -> Any:
     import torch
 
     torch.manual_seed(1)  # Keras seeds it on its own backend only
     inputs, targets = rows()
 
     class Rows(torch.utils.data.Dataset):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.rng = np.random.default_rng(2)
+
         def __len__(self) -> int:
             return ROWS
 
         def __getitem__(self, index: int) -> Any:
             # Drawn in the workers, each of which has a generator of its own.
-            return inputs[index] + 0.05 * torch.randn(FEATURES).numpy(), targets[index]
+            noise = draw() + self.rng.normal()
+            return inputs[index] + np.float32(0.05 * noise), targets[index]
 
-    return torch.utils.data.DataLoader(Rows(), batch_size=BATCH, shuffle=True, **kwargs)
+    return Rows()
+
+
+def torch_noise() -> Any:
+    import torch
+
+    return torch.randn(FEATURES).numpy()
+
+
+def loader(**kwargs: Any) -> Any:
+    import torch
+
+    return torch.utils.data.DataLoader(noisy_rows(torch_noise), batch_size=BATCH, shuffle=True, **kwargs)
 
 
 @case("jax", "torch")
 def loader_with_workers() -> Case:
     return Case(dense(layers.Dropout(0.3)), {"x": loader(num_workers=2), "epochs": 3}, save_freq=7)
+
+
+# --- loaders that know their position ----------------------------------------------------------------
+
+
+def stateful(data: Any = None, **kwargs: Any) -> Any:
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    data = noisy_rows(torch_noise) if data is None else data
+    return StatefulDataLoader(data, batch_size=BATCH, **kwargs)
+
+
+@case("jax", "torch", needs="torchdata")
+def stateful_loader() -> Case:
+    return Case(dense(layers.Dropout(0.3)), {"x": stateful(shuffle=True), "epochs": EPOCHS})
+
+
+@case("jax", "torch", needs="torchdata")
+def stateful_loader_saved_at_last_batches() -> Case:
+    return Case(dense(layers.Dropout(0.3)), {"x": stateful(shuffle=True), "epochs": EPOCHS}, save_freq=6)
+
+
+@case("jax", "torch", needs="torchdata")
+def stateful_loader_saved_at_epochs() -> Case:
+    data = stateful(shuffle=True)
+    return Case(dense(layers.Dropout(0.3)), {"x": data, "epochs": EPOCHS}, save_freq="epoch")
+
+
+@case("jax", "torch", needs="torchdata")
+def stateful_loader_of_a_sampler() -> Case:
+    import torch
+
+    data = noisy_rows(torch_noise)
+    sampler = torch.utils.data.RandomSampler(data)  # which draws its seed when an iterator begins
+    return Case(dense(layers.Dropout(0.3)), {"x": stateful(data, sampler=sampler), "epochs": EPOCHS})
+
+
+@case("jax", "torch", needs="torchdata")
+def stateful_loader_with_workers() -> Case:
+    data = stateful(shuffle=True, num_workers=2)
+    return Case(dense(layers.Dropout(0.3)), {"x": data, "epochs": 3})
+
+
+@case("jax", "torch", needs="torchdata")
+def stateful_loader_over_epochs() -> Case:
+    data = stateful(shuffle=True)
+    fit = {"x": data, "steps_per_epoch": 4, "epochs": 6}
+    return Case(dense(layers.Dropout(0.3)), fit, save_freq=3)
+
+
+@case("jax", "torch", needs="torchdata")
+def stateful_loader_with_workers_over_epochs() -> Case:
+    fit = {"x": stateful(shuffle=True, num_workers=2), "steps_per_epoch": 4, "epochs": 6}
+    return Case(dense(layers.Dropout(0.3)), fit, save_freq=3)
+
+
+def stateful_stream() -> Any:
+    import torch
+
+    inputs, targets = rows()
+
+    class Stream(torch.utils.data.IterableDataset):  # type: ignore[misc]
+        """Without a length; ends and begins anew, each time in another order."""
+
+        def __init__(self) -> None:
+            self.rng = np.random.default_rng(4)
+            self.at = 0
+
+        def __iter__(self) -> Any:
+            self.at = 0 if self.at == 39 else self.at
+            return self
+
+        def __next__(self) -> Any:
+            if self.at == 39:
+                raise StopIteration
+            self.at += 1
+            index = self.rng.integers(ROWS)
+            return inputs[index], targets[index]
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"rng": self.rng.bit_generator.state, "at": self.at}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            self.rng.bit_generator.state, self.at = state["rng"], state["at"]
+
+    return Stream()
+
+
+@case("jax", "torch", needs="torchdata")
+def stateful_stream_of_unknown_length() -> Case:
+    data = stateful(stateful_stream())
+    return Case(dense(layers.Dropout(0.3)), {"x": data, "epochs": EPOCHS}, save_freq=3)
+
+
+@case("jax", "torch", needs="torchdata")
+def stateful_stream_with_workers() -> Case:
+    data = stateful(stateful_stream(), num_workers=2)
+    return Case(dense(layers.Dropout(0.3)), {"x": data, "epochs": 3}, save_freq=3)
+
+
+@case("jax", "torch")
+def own_loader() -> Case:
+    import torch
+
+    class Own(torch.utils.data.DataLoader):  # type: ignore[misc]
+        """Goes on where its state says; its order is its own."""
+
+        def __init__(self) -> None:
+            super().__init__(noisy_rows(np.random.normal), batch_size=BATCH)
+            self.draw = np.random.default_rng(6)
+            self.order: Any = None
+            self.at = 0
+            self.goes_on = False
+
+        def __iter__(self) -> Any:
+            if not self.goes_on:
+                self.order, self.at = self.draw.permutation(ROWS), 0
+            self.goes_on = False
+            return self.batches()
+
+        def batches(self) -> Iterator[Any]:
+            while self.at < ROWS:
+                chosen = self.order[self.at : self.at + BATCH]
+                self.at += BATCH
+                yield self.collate_fn([self.dataset[int(index)] for index in chosen])
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"order": self.order, "at": self.at, "draw": self.draw}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            self.order, self.at, self.goes_on = state["order"], state["at"], True
+            state["draw"].apply(self.draw)
+
+    return Case(dense(layers.Dropout(0.3)), {"x": Own(), "epochs": EPOCHS})
+
+
+class Stateful(Reshuffled):
+    """Tells its order itself, and what it draws for each batch."""
+
+    def __getitem__(self, index: int) -> Any:
+        inputs, targets = super().__getitem__(index)
+        return inputs + self.draw.normal(size=inputs.shape).astype("float32"), targets
+
+    def get_state(self) -> dict[str, Any]:
+        return {"order": self.order.copy(), "draw": self.draw.bit_generator.state}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self.order, self.draw.bit_generator.state = state["order"], state["draw"]
+
+
+@case("jax", "torch")
+def dataset_with_a_state() -> Case:
+    return Case(dense(layers.Dropout(0.3)), {"x": Stateful(), "epochs": EPOCHS})
+
+
+@case("jax", "torch")
+def dataset_with_a_state_over_epochs() -> Case:
+    fit = {"x": Stateful(), "steps_per_epoch": 5, "epochs": 5}
+    return Case(dense(layers.Dropout(0.3)), fit, save_freq=3)
+
+
+# --- Grain -------------------------------------------------------------------------------------------
+
+
+def grain_rows() -> list[Any]:
+    return list(zip(*rows(), strict=True))
+
+
+def grain_noise(row: Any, draw: Any) -> Any:
+    return row[0] + draw.normal(size=FEATURES).astype("float32"), row[1]
+
+
+def grain_map() -> Any:
+    import grain
+
+    return grain.MapDataset.source(grain_rows()).seed(5).shuffle().random_map(grain_noise)
+
+
+@case("jax", "torch", needs="grain")
+def grain_dataset() -> Case:
+    return Case(dense(layers.Dropout(0.3)), {"x": grain_map().batch(BATCH), "epochs": EPOCHS})
+
+
+@case("jax", "torch", needs="grain")
+def grain_dataset_over_epochs() -> Case:
+    fit = {"x": grain_map().repeat().batch(BATCH), "steps_per_epoch": 7, "epochs": EPOCHS}
+    return Case(dense(layers.Dropout(0.3)), fit, save_freq=4)
+
+
+@case("jax", "torch", needs="grain")
+def grain_iterable() -> Case:
+    import grain
+
+    # Drawn from a global generator: in this thread.
+    data = grain_map().to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    data = data.map(lambda row: (row[0] + np.float32(np.random.normal()), row[1]))
+    return Case(dense(layers.Dropout(0.3)), {"x": data.batch(BATCH), "epochs": EPOCHS})
+
+
+@case("jax", "torch", needs="grain")
+def grain_iterable_shuffled_in_windows() -> Case:
+    import grain
+
+    data = grain_map().to_iter_dataset()
+    data = grain.experimental.WindowShuffleIterDataset(data, window_size=10, seed=3).batch(BATCH)
+    return Case(dense(layers.Dropout(0.3)), {"x": data, "epochs": EPOCHS}, save_freq=6)
+
+
+@case("jax", "torch", needs="grain")
+def grain_iterable_over_epochs() -> Case:
+    data = grain_map().repeat().to_iter_dataset().batch(BATCH)
+    fit = {"x": data, "steps_per_epoch": 7, "epochs": EPOCHS}
+    return Case(dense(layers.Dropout(0.3)), fit, save_freq=4)
+
+
+def grain_loader(epochs: int | None) -> Any:
+    import grain
+
+    class Noise(grain.transforms.RandomMap):  # type: ignore[misc]
+        def random_map(self, row: Any, draw: Any) -> Any:
+            return grain_noise(row, draw)
+
+    return grain.DataLoader(
+        data_source=grain_rows(),
+        sampler=grain.samplers.IndexSampler(
+            ROWS, shuffle=True, seed=2, num_epochs=epochs, shard_options=grain.sharding.NoSharding()
+        ),
+        operations=[Noise(), grain.transforms.Batch(BATCH)],
+    )
+
+
+@case("jax", "torch", needs="grain")
+def loader_of_grain() -> Case:
+    return Case(dense(layers.Dropout(0.3)), {"x": grain_loader(1), "epochs": EPOCHS})
+
+
+@case("jax", "torch", needs="grain")
+def loader_of_grain_over_epochs() -> Case:
+    fit = {"x": grain_loader(None), "steps_per_epoch": 7, "epochs": EPOCHS}
+    return Case(dense(layers.Dropout(0.3)), fit, save_freq=4)
 
 
 # --- what cannot be exact, and is said to be so ------------------------------------------------

@@ -34,6 +34,7 @@ class Runs:
         self._folder = folder
         self._number = 0
         paths = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+        paths += filter(None, [os.environ.get("PYTHONPATH")])
         environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": os.pathsep.join(paths)}
         self._process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-W", "always::UserWarning", __file__],

@@ -56,6 +56,7 @@ LAYERS = (
         "callback_state",
         "callback_inspection",
         "data_state",
+        "data_position",
         "data_attributes",
         "checkpoint_path",
         "monitor",

@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from resume_cases import BACKENDS, CASES, INEXACT  # imports keras: these tests run once per backend
+from resume_cases import BACKENDS, CASES, INEXACT, NEEDS, is_installed  # imports keras
 from resume_runs import Outcome, Runs
 
 BACKEND = os.environ["KERAS_BACKEND"]
-HERE = sorted(name for name in CASES if BACKEND in BACKENDS[name])
+HERE = [
+    pytest.param(name, marks=pytest.mark.skipif(not is_installed(NEEDS[name]), reason=f"needs {NEEDS[name]}"))
+    for name in sorted(CASES)
+    if BACKEND in BACKENDS[name]
+]
 SAME = ("weights", "optimizer", "metrics", "steps", "history", "epochs", "initial_epoch")
 
 
