@@ -6,8 +6,10 @@ place in the list this one has; and so that what is put back is there before any
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
@@ -69,7 +71,7 @@ class FitSession:
         self._pending: ResumedRun | None = None
         self._loop: FitLoop | None = None
         self._iteration: Iteration | None = None
-        self._fingerprint: dict[str, Any] = {}
+        self._fingerprint = ""
         self._frozen: Frozen | None = None
         self._saved: tuple[int, int | None] | None = None
         self._epoch_logs: Mapping[str, Any] | None = None
@@ -110,13 +112,15 @@ class FitSession:
 
     def _find_resume_point(self, store: CheckpointStore) -> None:
         model, run = self._saver.model, self._writer.run
-        self._fingerprint = fingerprint.take(model)
+        live = fingerprint.take(model)
+        # As text: it stands in every checkpoint of the fit, and is not taken apart for each.
+        self._fingerprint = json.dumps(live)
         if self._resume == "never":
             store.begin(run)
             return
         if self._loop is not None and store.resume_point(run) is not None:
             self._loop.build()
-        self.resumed = self._pending = load_resume_point(store, run, model, self._fingerprint)
+        self.resumed = self._pending = load_resume_point(store, run, model, live)
         if self.resumed is None and self._resume == "must":
             raise CheckpointNotFoundError(ref="resume-point", store=store.path)
         if self.resumed is not None:
@@ -178,6 +182,7 @@ class FitSession:
                 if not callback_state.keeps_own_state(one):
                     one.on_epoch_begin(epoch, logs)
         self._put_back(resumed)
+        self.resumed = resumed.settled()
         if not resumed.batches:
             others(epoch, logs)
         step = resumed.checkpoint.step
@@ -335,8 +340,14 @@ class FitSession:
         self.end()
         self._stop.deliver()
 
-    def _guarded(self) -> _Guard:
-        return _Guard(self)
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Let go of everything when the block raises."""
+        try:
+            yield
+        except BaseException as error:
+            self.end(error)
+            raise
 
     def _call_the_rest(self, hook: str, number: int, error: BaseException) -> None:
         if self._loop is not None and isinstance(error, Exception):
@@ -383,17 +394,3 @@ class FitSession:
 
 def _nobody(*arguments: Any) -> None:
     """Call no other callbacks."""
-
-
-class _Guard:
-    """Ends the session when the block raises."""
-
-    def __init__(self, session: FitSession) -> None:
-        self._session = session
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is not None:
-            self._session.end(error)

@@ -6,9 +6,10 @@ Weights and optimizer are loaded when training begins. The rest waits until ever
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 from ckptstore import callback_state, fingerprint, random_state, training_state
 from ckptstore.formats.snapshot import TrainingState
@@ -36,6 +37,11 @@ class ResumedRun:
     values: dict[str, Any]
     drift: tuple[str, ...]
     marks: Marks
+
+    def settled(self) -> Self:
+        """Return what is left to know of it once all is put back: none of its arrays, which may be large."""
+        values = {"stopped": self.values.get("stopped", False)}
+        return replace(self, state=None, values=values, marks=Marks(()))
 
     @property
     def next_epoch(self) -> int:
@@ -82,7 +88,8 @@ def load_resume_point(
 
     def check(state: TrainingState | None) -> None:
         found["values"] = training_state.fit_values(state)
-        found["drift"] = fingerprint.check(found["values"].get("fingerprint"), live_fingerprint)
+        saved = found["values"].get("fingerprint")
+        found["drift"] = fingerprint.check(None if saved is None else json.loads(saved), live_fingerprint)
 
     def load(checkpoint: Checkpoint) -> None:
         found["state"] = adapter.restore(model, checkpoint, check=check)

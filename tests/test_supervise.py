@@ -126,8 +126,8 @@ def test_a_crash_is_started_again_from_what_was_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("step", "code"), [("exit 75", 75), ("kill 9", 137), ("kill 15", 143)])
 def test_without_progress_it_gives_up_after_some_starts(tmp_path: Path, step: str, code: int) -> None:
     ran = steps(tmp_path, step)
-    assert (ran.code, ran.starts) == (code, 3)
-    assert ran.err.splitlines()[-1].endswith("not started again: 3 starts in a row without a new checkpoint")
+    assert (ran.code, ran.starts) == (code, 5)
+    assert ran.err.splitlines()[-1].endswith("not started again: 5 starts in a row without a new checkpoint")
 
 
 def test_progress_lets_the_count_of_idle_starts_begin_anew(tmp_path: Path) -> None:
