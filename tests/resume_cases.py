@@ -32,11 +32,16 @@ CASES: dict[str, Callable[[], Case]] = {}
 BACKENDS: dict[str, tuple[str, ...]] = {}
 # Packages without which a case cannot run.
 NEEDS: dict[str, str] = {}
+# Backends on which a case is tried in the long mode only, since one very like it is tried there.
+RARE: dict[str, str] = {}
 
 
-def case(*backends: str, needs: str = "") -> Callable[[Callable[[], Case]], Callable[[], Case]]:
+def case(
+    *backends: str, needs: str = "", rare: str = ""
+) -> Callable[[Callable[[], Case]], Callable[[], Case]]:
     def known(make: Callable[[], Case]) -> Callable[[], Case]:
         CASES[make.__name__] = make
+        RARE[make.__name__] = rare
         BACKENDS[make.__name__] = backends or ("jax", "torch", "tensorflow")
         NEEDS[make.__name__] = needs
         return make
@@ -327,18 +332,18 @@ def stateful_loader() -> Case:
     return Case(dense(layers.Dropout(0.3)), {"x": stateful(shuffle=True), "epochs": EPOCHS})
 
 
-@case("jax", "torch", needs="torchdata")
+@case("jax", "torch", needs="torchdata", rare="jax")
 def stateful_loader_saved_at_last_batches() -> Case:
     return Case(dense(layers.Dropout(0.3)), {"x": stateful(shuffle=True), "epochs": EPOCHS}, save_freq=6)
 
 
-@case("jax", "torch", needs="torchdata")
+@case("jax", "torch", needs="torchdata", rare="jax")
 def stateful_loader_saved_at_epochs() -> Case:
     data = stateful(shuffle=True)
     return Case(dense(layers.Dropout(0.3)), {"x": data, "epochs": EPOCHS}, save_freq="epoch")
 
 
-@case("jax", "torch", needs="torchdata")
+@case("jax", "torch", needs="torchdata", rare="jax")
 def stateful_loader_of_a_sampler() -> Case:
     import torch
 
@@ -347,20 +352,20 @@ def stateful_loader_of_a_sampler() -> Case:
     return Case(dense(layers.Dropout(0.3)), {"x": stateful(data, sampler=sampler), "epochs": EPOCHS})
 
 
-@case("jax", "torch", needs="torchdata")
+@case("jax", "torch", needs="torchdata", rare="jax")
 def stateful_loader_with_workers() -> Case:
     data = stateful(shuffle=True, num_workers=2)
     return Case(dense(layers.Dropout(0.3)), {"x": data, "epochs": 3})
 
 
-@case("jax", "torch", needs="torchdata")
+@case("jax", "torch", needs="torchdata", rare="jax")
 def stateful_loader_over_epochs() -> Case:
     data = stateful(shuffle=True)
     fit = {"x": data, "steps_per_epoch": 4, "epochs": 6}
     return Case(dense(layers.Dropout(0.3)), fit, save_freq=3)
 
 
-@case("jax", "torch", needs="torchdata")
+@case("jax", "torch", needs="torchdata", rare="jax")
 def stateful_loader_with_workers_over_epochs() -> Case:
     fit = {"x": stateful(shuffle=True, num_workers=2), "steps_per_epoch": 4, "epochs": 6}
     return Case(dense(layers.Dropout(0.3)), fit, save_freq=3)
@@ -404,7 +409,7 @@ def stateful_stream_of_unknown_length() -> Case:
     return Case(dense(layers.Dropout(0.3)), {"x": data, "epochs": EPOCHS}, save_freq=3)
 
 
-@case("jax", "torch", needs="torchdata")
+@case("jax", "torch", needs="torchdata", rare="jax")
 def stateful_stream_with_workers() -> Case:
     data = stateful(stateful_stream(), num_workers=2)
     return Case(dense(layers.Dropout(0.3)), {"x": data, "epochs": 3}, save_freq=3)
@@ -460,12 +465,12 @@ class Stateful(Reshuffled):
         self.order, self.draw.bit_generator.state = state["order"], state["draw"]
 
 
-@case("jax", "torch")
+@case("jax", "torch", rare="jax")
 def dataset_with_a_state() -> Case:
     return Case(dense(layers.Dropout(0.3)), {"x": Stateful(), "epochs": EPOCHS})
 
 
-@case("jax", "torch")
+@case("jax", "torch", rare="jax")
 def dataset_with_a_state_over_epochs() -> Case:
     fit = {"x": Stateful(), "steps_per_epoch": 5, "epochs": 5}
     return Case(dense(layers.Dropout(0.3)), fit, save_freq=3)
@@ -493,13 +498,13 @@ def grain_dataset() -> Case:
     return Case(dense(layers.Dropout(0.3)), {"x": grain_map().batch(BATCH), "epochs": EPOCHS})
 
 
-@case("jax", "torch", needs="grain")
+@case("jax", "torch", needs="grain", rare="jax")
 def grain_dataset_over_epochs() -> Case:
     fit = {"x": grain_map().repeat().batch(BATCH), "steps_per_epoch": 7, "epochs": EPOCHS}
     return Case(dense(layers.Dropout(0.3)), fit, save_freq=4)
 
 
-@case("jax", "torch", needs="grain")
+@case("jax", "torch", needs="grain", rare="jax")
 def grain_iterable() -> Case:
     import grain
 
@@ -509,7 +514,7 @@ def grain_iterable() -> Case:
     return Case(dense(layers.Dropout(0.3)), {"x": data.batch(BATCH), "epochs": EPOCHS})
 
 
-@case("jax", "torch", needs="grain")
+@case("jax", "torch", needs="grain", rare="jax")
 def grain_iterable_shuffled_in_windows() -> Case:
     import grain
 
@@ -518,7 +523,7 @@ def grain_iterable_shuffled_in_windows() -> Case:
     return Case(dense(layers.Dropout(0.3)), {"x": data, "epochs": EPOCHS}, save_freq=6)
 
 
-@case("jax", "torch", needs="grain")
+@case("jax", "torch", needs="grain", rare="jax")
 def grain_iterable_over_epochs() -> Case:
     data = grain_map().repeat().to_iter_dataset().batch(BATCH)
     fit = {"x": data, "steps_per_epoch": 7, "epochs": EPOCHS}
@@ -541,12 +546,12 @@ def grain_loader(epochs: int | None) -> Any:
     )
 
 
-@case("jax", "torch", needs="grain")
+@case("jax", "torch", needs="grain", rare="jax")
 def loader_of_grain() -> Case:
     return Case(dense(layers.Dropout(0.3)), {"x": grain_loader(1), "epochs": EPOCHS})
 
 
-@case("jax", "torch", needs="grain")
+@case("jax", "torch", needs="grain", rare="jax")
 def loader_of_grain_over_epochs() -> Case:
     fit = {"x": grain_loader(None), "steps_per_epoch": 7, "epochs": EPOCHS}
     return Case(dense(layers.Dropout(0.3)), fit, save_freq=4)
