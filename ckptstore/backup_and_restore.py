@@ -151,7 +151,7 @@ class BackupAndRestore(ResumingCallback):
         A crash meanwhile leaves all of them, or none.
         """
         if self.delete_checkpoint and complete and (self._loss is None or math.isfinite(self._loss)):
-            CheckpointStore.discard(self.store_path)
+            CheckpointStore.discard(self.store_path, run=self.run)
 
     # --- where Keras' class has its files ----------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
@@ -17,14 +18,14 @@ from ckptstore.reserve import give_up_for
 _BACKUPS = "manifest-*.backup.sqlite"
 
 
-def remove_checkpoints(layout: Layout, manifest: Manifest) -> None:
-    """Remove all checkpoints of a store; the caller holds the locks of all its runs.
+def remove_checkpoints(layout: Layout, manifest: Manifest, runs: Collection[str]) -> None:
+    """Remove all checkpoints of some runs; the caller holds their locks.
 
     A crash leaves them all, or rows marked for deletion, which the next opening finishes.
     """
     locked = partial(store_lock, layout.locks)
     with locked():
-        checkpoints = manifest.checkpoints(states=None)
+        checkpoints = [one for one in manifest.checkpoints(states=None) if one.run in runs]
         versions = [checkpoint.version for checkpoint in checkpoints]
         give_up_for(layout.reserve, partial(manifest.set_state, versions, "deleting"))
     finish_deletions(manifest, checkpoints, locked)

@@ -51,6 +51,9 @@ def doubts(loop: FitLoop, place: Mapping[str, Any], now: Mapping[str, str] | Non
             f"the data is a Python generator, of which Keras takes batches before training begins, and the random "
             f"generators of {names} stand elsewhere now than at the first start: call {_SEED}"
         )
+    known, whole = place.get("batches_per_epoch"), loop.batches_per_epoch
+    if known is not None and whole is not None and known != whole:
+        yield f"an epoch had {known} batches when the checkpoint was saved, and has {whole} now"
     if isinstance(loop.validation_source, GeneratorType):
         yield "the validation data is a Python generator, which begins anew; a PyDataset does not"
     if data_state.keeps_workers(loop.source):

@@ -145,6 +145,8 @@ class FitSession:
             ("on_train_end", self._train_ends),
         ):
             loop.hook(loop.callbacks, name, partial(partial, method))
+        for one in loop.behind(self._saver):
+            loop.hook(one, "on_train_begin", self._guarding)
         if resumed is not None:
             self._finished = self._is_finished(resumed, loop)
             loop.begin_at(loop.epochs if self._finished else resumed.next_epoch)
@@ -349,8 +351,15 @@ class FitSession:
             self.end(error)
             raise
 
+    def _guarding(self, hook: Callable[..., None]) -> Callable[..., None]:
+        def guarded(*arguments: Any, **named: Any) -> None:
+            with self._guarded():
+                hook(*arguments, **named)
+
+        return guarded
+
     def _call_the_rest(self, hook: str, number: int, error: BaseException) -> None:
-        if self._loop is not None and isinstance(error, Exception):
+        if self._loop is not None:
             self._loop.call_the_rest(hook, number, error)
 
     def _save_before_end(self, error: BaseException, *, due: bool, batch: int | None, logs: Any) -> None:
@@ -372,9 +381,15 @@ class FitSession:
             resumed.put_back_generators()
         with self._guarded():
             others(logs)
-        complete = self._finished or self._is_last(self.position.epoch)
+        self._obey_signal()
+        complete = self._reached_the_last_epoch()
         self.end()
         self._saver.fit_ended(complete=complete)
+
+    def _reached_the_last_epoch(self) -> bool:
+        if self._finished and self.resumed is not None and self._loop is not None:
+            return self.resumed.next_epoch >= self._loop.epochs  # and not one that was stopped early
+        return self._is_last(self.position.epoch)
 
     @property
     def is_open(self) -> bool:

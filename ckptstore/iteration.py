@@ -110,6 +110,7 @@ class Iteration:
             "made": self._made,
             "ended": False,
             "beginning": self._beginning,
+            "batches_per_epoch": self._loop.batches_per_epoch,
             "source_position": None,
             **self._between_epochs(),
         }
@@ -208,6 +209,13 @@ class Iteration:
                 value=per_execution,
                 reason=f"the run stands behind batch {target.batches} of an epoch, inside an execution",
                 hint="compile with the steps_per_execution that it was saved with",
+            )
+        if whole is not None and target.batches > whole:
+            raise InvalidArgumentError(
+                argument="x",
+                value=f"{whole} batches per epoch",
+                reason=f"the run stands behind batch {target.batches} of an epoch",
+                hint="train on the data, and with the batch_size, that it was saved with",
             )
         self._target = target
         self._put_back_source(target.position["source"])

@@ -86,6 +86,11 @@ class FitLoop:
             if getattr(self.callbacks, name, False):
                 setattr(self.callbacks, name, False)
 
+    def behind(self, callback: Any) -> list[Any]:
+        """Return the callbacks that Keras calls after one."""
+        found = [one is callback for one in self.callbacks.callbacks]
+        return list(self.callbacks.callbacks[found.index(True) + 1 :])
+
     def call_the_rest(self, hook: str, number: int, error: BaseException) -> None:
         """Have the callbacks behind one that raised an error see the end of the batch or epoch too.
 

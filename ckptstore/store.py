@@ -355,10 +355,14 @@ class CheckpointStore(StoreQueries):
             raise ReadOnlyError(store=self.path, operation=operation)
 
     @staticmethod
-    def discard(path: str | os.PathLike[str]) -> bool:
+    def discard(path: str | os.PathLike[str], *, run: str | None = None) -> bool:
         """Remove a store with all its checkpoints, and its directory if nothing else lies there.
 
         Payloads in quarantine stay, and then so does the store. A crash leaves all checkpoints or none.
+
+        Args:
+            path: The store.
+            run: The only run to remove; where there are others, they stay, and so does the store.
 
         Returns:
             Whether the directory is gone.
@@ -370,7 +374,11 @@ class CheckpointStore(StoreQueries):
         from ckptstore.discarding import remove_checkpoints, remove_empty_store
 
         with CheckpointStore(find_store(path)) as store:
-            for run in store.runs():
-                store.claim(run)
-            remove_checkpoints(store._layout, store._manifest)
+            runs = store.runs()
+            doomed = runs if run is None else [run]
+            for one in doomed:
+                store.claim(one)
+            remove_checkpoints(store._layout, store._manifest, doomed)
+            if set(runs) - set(doomed):
+                return False
             return remove_empty_store(store._layout)

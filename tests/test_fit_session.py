@@ -1,0 +1,122 @@
+"""How a fit that resumes ends when something else ends it, and what it leaves to the next fit and to other runs."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import ckptstore
+
+# What Keras' own code does on torch.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
+)
+
+
+def fit(*callbacks: Any, trained: Any = None, **options: Any) -> Any:
+    trained = model() if trained is None else trained
+    draw = np.random.default_rng(0)
+    given = {"x": draw.normal(size=(24, 3)), "y": draw.normal(size=(24, 1)), "batch_size": 4}
+    return trained.fit(**{**given, "epochs": 2, "verbose": 0, **options}, callbacks=list(callbacks))
+
+
+def model() -> Any:
+    made = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    made.compile("sgd", "mse")
+    return made
+
+
+class Acting(keras.callbacks.Callback):
+    """Does something in one hook, at one of its calls."""
+
+    def __init__(self, hook: str, at: int, act: Any) -> None:
+        super().__init__()
+        self.act, self.at, self.calls = act, at, 0
+        setattr(self, hook, self.call)
+
+    def call(self, *arguments: Any, **named: Any) -> None:
+        self.calls += 1
+        if self.calls == self.at:
+            self.act(self)
+
+    def get_state(self) -> Any:
+        raise NotImplementedError
+
+    def set_state(self, state: Any) -> None:
+        raise NotImplementedError
+
+
+def raising(error: BaseException) -> Any:
+    def act(_: Any) -> None:
+        raise error
+
+    return act
+
+
+def stop(callback: Any) -> None:
+    callback.model.stop_training = True
+
+
+def interrupted(path: Path, at: int) -> None:
+    with pytest.raises(RuntimeError):
+        fit(
+            ckptstore.StoreCheckpoint(path),
+            Acting("on_train_batch_end", at, raising(RuntimeError("as asked"))),
+        )
+
+
+def test_a_signal_at_the_very_end_is_not_swallowed(tmp_path: Path) -> None:
+    backup = ckptstore.BackupAndRestore(tmp_path / "store", signals=[signal.SIGUSR1])
+    last = Acting("on_train_end", 1, lambda _: signal.raise_signal(signal.SIGUSR1))
+    before = signal.getsignal(signal.SIGUSR1)
+    with pytest.raises(ckptstore.TrainingInterrupted):
+        fit(backup, last)
+    assert signal.getsignal(signal.SIGUSR1) == before
+    # The same command is started again, and trains nothing twice.
+    assert backup.last is not None
+    assert backup.last.path.exists()
+
+
+def test_callbacks_see_the_end_of_an_epoch_in_which_one_exits(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        fit(Acting("on_epoch_end", 1, raising(SystemExit(3))), ckptstore.StoreCheckpoint(tmp_path / "store"))
+    assert fit(ckptstore.StoreCheckpoint(tmp_path / "store")).epoch == [0, 1]
+
+
+def test_a_fit_that_never_begins_leaves_nothing_to_the_next(tmp_path: Path) -> None:
+    interrupted(tmp_path / "store", at=8)
+    trained, before = model(), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ValueError, match="as asked"):
+        fit(
+            ckptstore.StoreCheckpoint(tmp_path / "store"),
+            Acting("on_train_begin", 1, raising(ValueError("as asked"))),
+            trained=trained,
+        )
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert fit(trained=trained).epoch == [0, 1]
+
+
+def test_an_epoch_of_other_batches_is_told_or_refused(tmp_path: Path) -> None:
+    interrupted(tmp_path / "store", at=5)
+    with pytest.raises(ckptstore.InvalidArgumentError, match="behind batch 5"):
+        fit(ckptstore.StoreCheckpoint(tmp_path / "store"), batch_size=12)
+    with pytest.warns(UserWarning, match="had 6 batches .* has 12 now"):
+        fit(ckptstore.StoreCheckpoint(tmp_path / "store"), batch_size=2)
+
+
+def test_backups_of_an_early_stop_stay_when_it_is_started_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        fit(ckptstore.BackupAndRestore(tmp_path / "store"), Acting("on_epoch_end", 1, stop), epochs=5)
+        assert (tmp_path / "store").exists()
+
+
+def test_the_end_of_a_backed_up_fit_leaves_other_runs_alone(tmp_path: Path) -> None:
+    fit(ckptstore.StoreCheckpoint(tmp_path / "store"))
+    fit(ckptstore.BackupAndRestore(tmp_path / "store"))
+    with ckptstore.CheckpointStore(tmp_path / "store", read_only=True) as store:
+        assert [one.run for one in store.checkpoints()] == ["default", "default"]
