@@ -146,9 +146,10 @@ class FitSession:
         ):
             loop.hook(loop.callbacks, name, partial(partial, method))
         for one in loop.behind(self._saver):
-            loop.hook(one, "on_train_begin", self._guarding)
+            loop.hook(one, "on_train_begin", self._guarded())
         if resumed is not None:
             self._finished = self._is_finished(resumed, loop)
+            self.position.epoch = resumed.next_epoch - self._finished
             loop.begin_at(loop.epochs if self._finished else resumed.next_epoch)
             resume_report.say_resumed(resumed, finished=self._finished, epochs=loop.epochs)
 
@@ -351,13 +352,6 @@ class FitSession:
             self.end(error)
             raise
 
-    def _guarding(self, hook: Callable[..., None]) -> Callable[..., None]:
-        def guarded(*arguments: Any, **named: Any) -> None:
-            with self._guarded():
-                hook(*arguments, **named)
-
-        return guarded
-
     def _call_the_rest(self, hook: str, number: int, error: BaseException) -> None:
         if self._loop is not None:
             self._loop.call_the_rest(hook, number, error)
@@ -382,14 +376,9 @@ class FitSession:
         with self._guarded():
             others(logs)
         self._obey_signal()
-        complete = self._reached_the_last_epoch()
+        complete = self._is_last(self.position.epoch)
         self.end()
         self._saver.fit_ended(complete=complete)
-
-    def _reached_the_last_epoch(self) -> bool:
-        if self._finished and self.resumed is not None and self._loop is not None:
-            return self.resumed.next_epoch >= self._loop.epochs  # and not one that was stopped early
-        return self._is_last(self.position.epoch)
 
     @property
     def is_open(self) -> bool:
