@@ -119,8 +119,8 @@ class BackupAndRestore(ResumingCallback):
 
     # --- saving ------------------------------------------------------------------------------------
 
-    def save_at(self, moment: Moment) -> None:
-        """Back up, durably; the two newest backups stay."""
+    def save_at(self, moment: Moment) -> bool:
+        """Back up, durably; the two newest backups stay. Returns whether it is saved."""
         store = self._writer.store
         assert store is not None
         metrics, _ = monitoring.scalars(moment.logs)
@@ -142,8 +142,9 @@ class BackupAndRestore(ResumingCallback):
         )
         if saved is None:
             self._batches_seen_since_last_saving = before
-        else:
-            self.last = saved
+            return False
+        self.last = saved
+        return True
 
     def fit_ended(self, *, complete: bool) -> None:
         """Remove the backups, if they are not wanted and the fit is really at its end.

@@ -55,7 +55,7 @@ def doubts(loop: FitLoop, place: Mapping[str, Any], now: Mapping[str, str] | Non
     if known is not None and whole is not None and known != whole:
         yield f"an epoch had {known} batches when the checkpoint was saved, and has {whole} now"
     if isinstance(loop.validation_source, GeneratorType):
-        yield "the validation data is a Python generator, which begins anew; a PyDataset does not"
+        yield "the validation data is a Python generator, which begins anew; a PyDataset would go on"
     if data_state.keeps_workers(loop.source):
         yield (
             "the workers of the DataLoader live on from epoch to epoch (persistent_workers), and what random numbers "

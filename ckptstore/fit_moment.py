@@ -49,8 +49,8 @@ class Saver(Protocol):
     def due_at_epoch_end(self, *, last: bool) -> bool:
         """Return whether to save at an epoch's end; `last` where training ends with it."""
 
-    def save_at(self, moment: Moment) -> None:
-        """Save."""
+    def save_at(self, moment: Moment) -> bool:
+        """Save; returns whether it is saved."""
 
     def fit_begins(self, store: CheckpointStore) -> None:
         """Prepare for a fit; nothing is loaded or saved yet."""

@@ -145,21 +145,15 @@ class FitSession:
             ("on_train_end", self._train_ends),
         ):
             loop.hook(loop.callbacks, name, partial(partial, method))
+        for name in ("on_test_batch_begin", "on_test_end"):
+            loop.hook(loop.callbacks, name, self._guarded())
         for one in loop.behind(self._saver):
             loop.hook(one, "on_train_begin", self._guarded())
         if resumed is not None:
-            self._finished = self._is_finished(resumed, loop)
+            self._finished = resumed.leaves_nothing(loop.epochs, self._siblings())
             self.position.epoch = resumed.next_epoch - self._finished
             loop.begin_at(loop.epochs if self._finished else resumed.next_epoch)
             resume_report.say_resumed(resumed, finished=self._finished, epochs=loop.epochs)
-
-    def _is_finished(self, resumed: ResumedRun, loop: FitLoop) -> bool:
-        if resumed.next_epoch >= loop.epochs:
-            return True
-        stopped = resumed.batches == 0 and bool(resumed.values.get("stopped"))
-        return stopped and not callback_state.would_go_on(
-            self._siblings(), resumed.values.get("callbacks", {})
-        )
 
     def _siblings(self) -> list[Any]:
         assert self._loop is not None
@@ -179,6 +173,9 @@ class FitSession:
     def _go_on(self, resumed: ResumedRun, others: Callable[..., None], epoch: int, logs: Any) -> None:
         assert self._loop is not None
         self._loop.forget_beginning()
+        if epoch != resumed.next_epoch:
+            reason = f"the run goes on with epoch {resumed.next_epoch}; leave it out"
+            raise InvalidArgumentError(argument="initial_epoch", value=epoch, reason=reason)
         if resumed.batches:
             # Those that keep no state of their own are new, and have to see the epoch begin.
             for one in self._siblings():
@@ -296,11 +293,13 @@ class FitSession:
     # --- validation --------------------------------------------------------------------------------
 
     def _test_begins(self, others: Callable[..., None], logs: Any = None) -> None:
-        self._frozen = Frozen.of(self._saver.model)
-        others(logs)
+        with self._guarded():
+            self._frozen = Frozen.of(self._saver.model)
+            others(logs)
 
     def _test_batch_ends(self, others: Callable[..., None], batch: int, logs: Any = None) -> None:
-        others(batch, logs)
+        with self._guarded():
+            others(batch, logs)
         if self._stop.received is not None and self._frozen is not None:
             if self.position.batches:
                 self._save(batch=self.position.batch, logs=self._logs, frozen=self._frozen)
@@ -313,17 +312,16 @@ class FitSession:
             return
         numbers = plain_logs(logs or {})
         loss = scalar(numbers.get("loss"))
-        self._saver.save_at(
-            Moment(
-                epoch=self.position.epoch,
-                batch=batch,
-                step=self.position.step,
-                logs=numbers,
-                fit=self._state(batch, numbers, frozen or Frozen()),
-                resumable=loss is None or math.isfinite(loss),
-            )
+        moment = Moment(
+            epoch=self.position.epoch,
+            batch=batch,
+            step=self.position.step,
+            logs=numbers,
+            fit=self._state(batch, numbers, frozen or Frozen()),
+            resumable=loss is None or math.isfinite(loss),
         )
-        self._saved = (self.position.epoch, batch)
+        if self._saver.save_at(moment):
+            self._saved = (self.position.epoch, batch)
 
     def _state(self, batch: int | None, logs: Mapping[str, Any], frozen: Frozen) -> FitState:
         values: dict[str, Any] = {"fingerprint": self._fingerprint, "logs": dict(logs)}

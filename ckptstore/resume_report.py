@@ -81,8 +81,10 @@ def say_without_loop(resumed: ResumedRun | None, model: Any) -> None:
 
 
 def say_stopped(received: signal.Signals, path: Path) -> None:
-    """Say that a signal ends the fit, and what is left."""
-    print_message(f"\nckptstore: {received.name} received; saved to {path}, and training stops")
+    """Say that a signal ends the fit, and where it goes on from."""
+    print_message(
+        f"\nckptstore: {received.name} received, training stops; started again, it goes on from {path}"
+    )
 
 
 def _warn(text: str) -> None:

@@ -58,6 +58,13 @@ class ResumedRun:
         """The global random generators at the save."""
         return None if self.state is None else random_state.of_state(self.state.document, self.state.arrays)
 
+    def leaves_nothing(self, epochs: int, callbacks: Sequence[Any]) -> bool:
+        """Return whether nothing is left to train: the last epoch is done, or training was stopped early."""
+        if self.next_epoch >= epochs:
+            return True
+        stopped = self.batches == 0 and bool(self.values.get("stopped"))
+        return stopped and not callback_state.would_go_on(callbacks, self.values.get("callbacks", {}))
+
     def load_again(self, model: Any) -> None:
         """Undo what other callbacks did to the model since it was loaded; put back what Keras does not save."""
         if self.marks.put_back():

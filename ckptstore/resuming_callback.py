@@ -59,8 +59,8 @@ class ResumingCallback(keras.callbacks.Callback):
         """Return whether to save at an epoch's end; `last` where training ends with it."""
         raise NotImplementedError
 
-    def save_at(self, moment: Moment) -> None:
-        """Save."""
+    def save_at(self, moment: Moment) -> bool:
+        """Save; returns whether it is saved."""
         raise NotImplementedError
 
     def fit_ended(self, *, complete: bool) -> None:

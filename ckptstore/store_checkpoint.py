@@ -174,8 +174,8 @@ class StoreCheckpoint(ResumingCallback):
 
     # --- saving ------------------------------------------------------------------------------------
 
-    def save_at(self, moment: Moment) -> None:
-        """Save, durably; the first thing a crash may undo is the next save."""
+    def save_at(self, moment: Moment) -> bool:
+        """Save, durably; returns whether it is saved. The first thing that a crash may undo is the next save."""
         store = self._writer.store
         assert store is not None
         metrics, _ = monitoring.scalars(moment.logs)
@@ -204,9 +204,10 @@ class StoreCheckpoint(ResumingCallback):
             self._batches_since_save = before
             if better:
                 self.best = best_before
-            return
+            return False
         self.last = saved
         self._say(saved, better)
+        return True
 
     def _judge(self, metrics: Mapping[str, float]) -> bool:
         if self._mode is None:

@@ -151,6 +151,14 @@ def dataset() -> Case:
 
 
 @case()
+def validation_that_reshuffles() -> Case:
+    model = dense(layers.Dropout(0.3))
+    callbacks = [keras.callbacks.ReduceLROnPlateau(monitor="val_loss", patience=0, min_delta=0.01)]
+    data = {"validation_data": Reshuffled(), "validation_steps": 3}
+    return Case(model, on_arrays(model, **data), callbacks, save_freq=7)
+
+
+@case()
 def dataset_with_workers() -> Case:
     model = dense(layers.Dropout(0.3))
     # While Keras builds a model from the data, its workers run ahead, as far as chance has it, and what they have made

@@ -82,12 +82,13 @@ class TimedSaves(ckptstore.StoreCheckpoint):
         """Save after batches only."""
         return False
 
-    def save_at(self, moment: Any) -> None:
+    def save_at(self, moment: Any) -> bool:
         """Save, and stop the clock."""
-        super().save_at(moment)
+        saved = super().save_at(moment)
         self.seconds["StoreCheckpoint"].append(time.perf_counter() - self._began)
         if not self._turn % 2:
             self._save_plainly()
+        return saved
 
     def _save_plainly(self) -> None:
         os.sync()
