@@ -18,6 +18,12 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Without a seed TensorFlow shuffles as no other process would, and a resume says so."""
+    keras.utils.set_random_seed(1)
+
+
 def fit(*callbacks: Any, trained: Any = None, **options: Any) -> Any:
     trained = model() if trained is None else trained
     draw = np.random.default_rng(0)

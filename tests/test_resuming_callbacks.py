@@ -22,6 +22,12 @@ pytestmark = pytest.mark.filterwarnings(
 ROWS = 24
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Without a seed TensorFlow shuffles as no other process would, and a resume says so."""
+    keras.utils.set_random_seed(1)
+
+
 def data() -> dict[str, Any]:
     draw = np.random.default_rng(0)
     return {
