@@ -34,13 +34,16 @@ def _digest(states: random_state.Generators, name: str) -> str:
     return digest.hexdigest()
 
 
-def doubts(loop: FitLoop, place: Mapping[str, Any], now: Mapping[str, str] | None) -> Iterator[str]:
+def doubts(
+    loop: FitLoop, place: Mapping[str, Any], now: Mapping[str, str] | None, *, epoch: int
+) -> Iterator[str]:
     """Yield the reasons for which going to a place in the data may not be exact.
 
     Args:
         loop: The fit that is resumed.
         place: What `Iteration.position` said at the save.
         now: What `beginning` says of this process.
+        epoch: The epoch that it goes on with.
     """
     if loop.is_unseeded:
         yield f"TensorFlow shuffles the data from no seed that another process has: call {_SEED}"
@@ -56,7 +59,7 @@ def doubts(loop: FitLoop, place: Mapping[str, Any], now: Mapping[str, str] | Non
         yield f"an epoch had {known} batches when the checkpoint was saved, and has {whole} now"
     if isinstance(loop.validation_source, GeneratorType):
         yield "the validation data is a Python generator, which begins anew; a PyDataset would go on"
-    if data_state.keeps_workers(loop.source):
+    if epoch and data_state.keeps_workers(loop.source):
         yield (
             "the workers of the DataLoader live on from epoch to epoch (persistent_workers), and what random numbers "
             "they have drawn cannot be saved"

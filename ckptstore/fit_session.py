@@ -196,6 +196,7 @@ class FitSession:
         resumed.put_back_generators()
         target = Target(
             position=_UNKNOWN | resumed.values.get("data", {}),
+            epoch=resumed.next_epoch,
             batches=resumed.batches,
             generators=resumed.generators,
             logs=resumed.values.get("logs", {}),

@@ -52,6 +52,7 @@ class Target:
 
     Attributes:
         position: What was saved.
+        epoch: The epoch to go on with.
         batches: Batches of the epoch that are trained on already; 0 at its beginning.
         generators: The global generators at the save.
         logs: What the last of these batches gave.
@@ -59,6 +60,7 @@ class Target:
     """
 
     position: dict[str, Any]
+    epoch: int
     batches: int
     generators: Generators | None
     logs: dict[str, Any] = field(default_factory=dict)
@@ -230,7 +232,7 @@ class Iteration:
         self._put_back_source(target.position["source"])
         if target.position.get("validation") is not None:
             data_state.apply(self._loop.validation_source, target.position["validation"])
-        reasons = list(exactness.doubts(self._loop, target.position, self._beginning))
+        reasons = list(exactness.doubts(self._loop, target.position, self._beginning, epoch=target.epoch))
         self._beginning = target.position.get("beginning") or self._beginning
         return reasons
 

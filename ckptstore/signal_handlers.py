@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any, ClassVar, Protocol
 from weakref import WeakSet
 
-_ECHO_S = 1.0
+_ECHO_S = 3.0
 _Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 
 

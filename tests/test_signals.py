@@ -180,7 +180,7 @@ def test_the_same_signal_come_twice_at_a_time_is_one_request(sig: str) -> None:
             send(sig)
             say(stop.received.name)
             now = time.monotonic()
-            signal_handlers.time.monotonic = lambda: now + 2
+            signal_handlers.time.monotonic = lambda: now + 4
             send(sig)
         """,
         sig,
