@@ -193,6 +193,8 @@ def _device(model: Any, backend: str, module: Any) -> str | None:
         if backend == "torch" and model.built and model.weights:
             device = model.weights[0].value.device
             return f"gpu:{module.cuda.get_device_name(device)}" if device.type == "cuda" else str(device.type)
+        if backend == "tensorflow":
+            return "gpu" if module.config.list_logical_devices("GPU") else "cpu"
     except (AttributeError, RuntimeError):
         # A fact to show, and no reason to end a training: a mesh of devices, another release of the backend.
         return None

@@ -61,7 +61,7 @@ class StopRequest:
     """A request to stop, which signals make and the training looks for between two batches.
 
     While it is installed, the first of the signals is only noted, in `received`. The caller saves and then calls
-    `deliver`. A second signal stops at once, as it would have without us; SIGTERM come twice within three seconds counts
+    `deliver`. A second signal stops at once, as it would have without us; SIGTERM come twice within 3 seconds counts
     once, since some programs send it to a process and to its group. Any number may be installed at a time, each sees
     the request. Forked children, such as the workers of a data loader, have the handlers from before.
 
