@@ -17,6 +17,7 @@ from ckptstore.signals import TRY_AGAIN
 from ckptstore.supervised_child import Supervised
 
 _LONGEST_PAUSE_S = 60.0
+_STOPPED_BY = (-signal.SIGTERM, -signal.SIGUSR1)
 _STOPPED = "not started again: a signal asked to stop"
 
 
@@ -163,6 +164,9 @@ def supervise(
             if code == 0:
                 break
             stopped = supervised.asked_to_stop
+            if stopped and code in _STOPPED_BY:
+                # The signal came twice, to the job and through us, and the second met a process that was ending.
+                code = TRY_AGAIN
             refusal = _STOPPED if stopped else _refusal(code, progress, restarts, idle, limits)
             if refusal is not None:
                 say(f"{_ended(code)}; {refusal}")
