@@ -321,8 +321,9 @@ class FitSession:
             fit=self._state(batch, numbers, frozen or Frozen()),
             resumable=loss is None or math.isfinite(loss),
         )
-        if self._saver.save_at(moment):
-            self._saved = (self.position.epoch, batch)
+        with self._guarded():
+            if self._saver.save_at(moment):
+                self._saved = (self.position.epoch, batch)
 
     def _state(self, batch: int | None, logs: Mapping[str, Any], frozen: Frozen) -> FitState:
         values: dict[str, Any] = {"fingerprint": self._fingerprint, "logs": dict(logs)}

@@ -126,3 +126,18 @@ def test_the_end_of_a_backed_up_fit_leaves_other_runs_alone(tmp_path: Path) -> N
     fit(ckptstore.BackupAndRestore(tmp_path / "store"))
     with ckptstore.CheckpointStore(tmp_path / "store", read_only=True) as store:
         assert [one.run for one in store.checkpoints()] == ["default", "default"]
+
+
+def test_a_save_that_ends_the_fit_leaves_the_run_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    callback = ckptstore.StoreCheckpoint(tmp_path)
+    monkeypatch.setattr(callback, "keep", lambda checkpoints: 1 / 0)
+    trained = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    trained.compile("sgd", "mse")
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ckptstore.UnfinishedSaveError):
+        trained.fit(np.zeros((8, 3)), np.zeros((8, 1)), verbose=0, callbacks=[callback])
+    assert signal.getsignal(signal.SIGTERM) == before
+    with ckptstore.CheckpointStore(tmp_path) as store:
+        store.claim("default")
