@@ -11,11 +11,12 @@ from functools import partial
 
 from ckptstore.errors import CheckpointStoreError, RunLockedError, StoreNotFoundError
 from ckptstore.layout import Layout
-from ckptstore.locks import RunLock, store_lock
+from ckptstore.locks import store_lock
 from ckptstore.manifest import Manifest
 from ckptstore.names import check_run
 from ckptstore.records import Holder
 from ckptstore.reserve import give_up_for
+from ckptstore.run_lock import RunLock
 
 
 class Claims:

@@ -1,4 +1,4 @@
-"""Locks between processes: the store's commit lock, one lock per run, and leases of live writers.
+"""Locks between processes: the store's commit lock, and leases of live writers; a run's lock is in `run_lock`.
 
 All are kernel locks (flock, through filelock), so that a dead process holds none; lock files are never removed.
 A lock is not inherited by a forked child.
@@ -12,18 +12,19 @@ import os
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ckptstore.errors import RunLockedError, StorageError, StoreLockedError, UnsafeFileSystemError
+from ckptstore.errors import StorageError, StoreLockedError, UnsafeFileSystemError
 from ckptstore.files import step, unlink
 
 STORE_LOCK_TIMEOUT_S = 60.0
 # Set to 1 by a user whose file system has no locks, and who sees to it that one process alone uses the store.
 WITHOUT_LOCKS = "CKPTSTORE_WITHOUT_LOCKS"
-_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
+# What a file system without locks answers.
+NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 _POLL_S = 0.005
 _LEASE = ".lease"
 
@@ -110,7 +111,7 @@ def _acquire(lock: FileLock | _NoLock, operation: str, path: Path) -> None:
     except BaseException as error:
         # It may have been granted in the instant before an interrupt.
         lock.release()
-        if isinstance(error, StorageError) and error.errno in _NO_LOCKS:
+        if isinstance(error, StorageError) and error.errno in NO_LOCKS:
             raise unsafe(path, "has no working locks", error) from error
         raise
 
@@ -142,53 +143,8 @@ def _try_record_lock(descriptor: int, path: Path) -> None:
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno in _NO_LOCKS:
+        if error.errno in NO_LOCKS:
             raise unsafe(path, "has no working record locks, which SQLite needs", error) from error
-
-
-class RunLock:
-    """The right to write one run, for the life of the writer.
-
-    Args:
-        directory: The store's ``locks`` directory.
-        run: The run's name, checked before.
-
-    Raises:
-        RunLockedError: Another writer has it; at once, without waiting.
-        UnsafeFileSystemError: This file system has no locks.
-    """
-
-    def __init__(self, directory: Path, run: str) -> None:
-        self.run = run
-        path = directory / f"{run}.lock"
-        self._lock = _file_lock(path, timeout_s=0, per_thread=False)
-        try:
-            _acquire(self._lock, "lock", path)
-        except StorageError as error:
-            if isinstance(error.__cause__, Timeout):
-                raise RunLockedError(run=run, store=directory.parent) from error.__cause__
-            raise
-
-    def release(self) -> None:
-        """Give it up."""
-        self._lock.release()
-
-
-@contextmanager
-def no_run_is_written(directory: Path) -> Iterator[None]:
-    """Hold the lock of every run that was ever written, so that nobody writes one meanwhile.
-
-    Args:
-        directory: The store's ``locks`` directory.
-
-    Raises:
-        RunLockedError: Somebody writes one now.
-    """
-    with ExitStack() as held:
-        for path in sorted(directory.glob("*.lock")):
-            if path.name != "store.lock" and path.is_file():
-                held.callback(RunLock(directory, path.stem).release)
-        yield
 
 
 class Lease:

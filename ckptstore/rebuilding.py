@@ -30,11 +30,12 @@ from ckptstore.files import (
 from ckptstore.files import replace as rename_over
 from ckptstore.formats import payload
 from ckptstore.layout import Layout, find_store, is_payload_name, shown_at, version_in
-from ckptstore.locks import no_run_is_written, store_lock
+from ckptstore.locks import store_lock
 from ckptstore.manifest import Manifest
 from ckptstore.manifest_salvage import Salvaged, salvage
 from ckptstore.quarantine import quarantine_stray
 from ckptstore.records import NewCheckpoint, Problem
+from ckptstore.run_lock import no_run_is_written
 
 Progress = Callable[[int], object]
 # What SQLite keeps beside a database: ours has a journal; other tools may have switched it to a write-ahead log.

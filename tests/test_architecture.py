@@ -23,7 +23,7 @@ MODULES = {
 FAMILIES = ("keras", "sqlite", "manifest", "fingerprint", "cli")
 LAYERS = (
     {"errors", "records", "names", "metric_modes", "adapters", "forks", "signals", "signal_handlers"},
-    {"files", "payload_writer", "layout", "locks", "reserve", "formats"},
+    {"files", "payload_writer", "layout", "locks", "reserve", "run_lock", "formats"},
     {"models", "sqlite_*", "schema", "manifest", "manifest_*"},
     {
         "retention",
@@ -84,7 +84,7 @@ OWNERS = {
     "sqlite3": LAYERS[2],
     "alembic": {"schema"},
     "h5py": {"formats", "keras_*"},
-    "filelock": {"locks"},
+    "filelock": {"locks", "run_lock"},
     "click": {"cli", "cli_*"},
     "rich": {"report", "cli_*"},
 }

@@ -22,7 +22,8 @@ from crash_snapshots import save
 
 from ckptstore import errors
 from ckptstore.cli import EXIT_CODES, commands, exit_code, main
-from ckptstore.locks import RunLock, store_lock
+from ckptstore.locks import store_lock
+from ckptstore.run_lock import RunLock
 from ckptstore.store import CheckpointStore
 
 ODD = '"; DROP TABLE metrics; --'

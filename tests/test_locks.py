@@ -11,7 +11,8 @@ import pytest
 from crash_steps import run_in_child
 
 from ckptstore.errors import LockedError, RunLockedError, StoreLockedError
-from ckptstore.locks import Lease, RunLock, store_lock, sweep
+from ckptstore.locks import Lease, store_lock, sweep
+from ckptstore.run_lock import RunLock
 
 
 def _try_run(directory: Path) -> None:
@@ -96,7 +97,8 @@ def test_a_forked_child_does_not_keep_a_lock_of_its_dead_parent(tmp_path: Path) 
 
 
 def _fork_and_die(directory: Path) -> None:
-    RunLock(directory, "digits")
+    lock = RunLock(directory, "digits")
+    assert lock.descriptor is not None
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
