@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 _MODULES = {"keras": "ckptstore.keras_model"}
 
 
-class ModelAdapter(Protocol):
-    """What the store asks of a framework."""
+class Snapshots(Protocol):
+    """Takes models of a framework apart."""
 
-    def snapshot(
+    def take(
         self,
         model: Any,
         *,
@@ -44,6 +44,13 @@ class ModelAdapter(Protocol):
         Raises:
             ModelNotReadyError: It is not built; or not compiled, with neither `optimizer` nor `weights_only`.
         """
+
+
+class ModelAdapter(Protocol):
+    """What the store asks of a framework."""
+
+    def snapshots(self) -> Snapshots:
+        """Return what takes models apart; one for all saves of a fit works out once what stays the same."""
 
     def restore(
         self, model: Any, checkpoint: Checkpoint, *, optimizer: Any = None, generators: bool = False

@@ -6,11 +6,11 @@ import math
 import os
 import signal
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from ckptstore import monitor as monitoring
+from ckptstore.background.ring import Backpressure
 from ckptstore.errors import InvalidArgumentError
 from ckptstore.fit_moment import Moment
 from ckptstore.layout import Layout, absolute
@@ -47,6 +47,9 @@ class BackupAndRestore(ResumingCallback):
         save_freq: ``"epoch"``, a number of batches, or False.
         double_checkpoint: Accepted; two backups are kept in any case.
         delete_checkpoint: Whether to remove the backups when the fit has come to its end.
+        background: Whether to back up beside the training, in a process of its own; see `ckptstore.StoreCheckpoint`.
+        backpressure: What happens then when backups come faster than the disk takes them: ``"replace"`` the one that
+            waits, or ``"wait"``.
         save_on_exception: Save what is finished when a callback ends the fit by an exception.
         signals: Signals at which to save and stop; see `ckptstore.StoreCheckpoint`.
         on_save_error: What happens when the disk fails or is full: ``"warn"`` or ``"raise"``.
@@ -68,6 +71,8 @@ class BackupAndRestore(ResumingCallback):
         double_checkpoint: bool = False,
         delete_checkpoint: bool = True,
         *,
+        background: bool = False,
+        backpressure: Backpressure = "replace",
         save_on_exception: bool = False,
         signals: Sequence[signal.Signals] = STOP_SIGNALS,
         on_save_error: OnSaveError = "warn",
@@ -76,14 +81,20 @@ class BackupAndRestore(ResumingCallback):
         _check(backup_dir, save_freq)
         check_on_save_error(on_save_error, max_save_failures)
         super().__init__(
-            absolute(backup_dir), _RUN, resume="auto", signals=signals, save_on_exception=save_on_exception
+            absolute(backup_dir),
+            _RUN,
+            resume="auto",
+            signals=signals,
+            save_on_exception=save_on_exception,
+            failures=SaveFailures(on_save_error, max_save_failures),
+            background=background,
+            backpressure=backpressure,
         )
         self.backup_dir = backup_dir
         self.save_freq = save_freq
         self.double_checkpoint = double_checkpoint
         self.delete_checkpoint = delete_checkpoint
         self.last: Checkpoint | None = None
-        self._failures = SaveFailures(on_save_error, max_save_failures)
         self._batches_seen_since_last_saving = 0
         self._last_batch_seen = 0
         self._current_epoch = 0
@@ -120,31 +131,33 @@ class BackupAndRestore(ResumingCallback):
     # --- saving ------------------------------------------------------------------------------------
 
     def save_at(self, moment: Moment) -> bool:
-        """Back up, durably; the two newest backups stay. Returns whether it is saved."""
-        store = self._writer.store
-        assert store is not None
+        """Back up, or hand over to the process that does; returns whether that was done. The two newest stay."""
         metrics, _ = monitoring.scalars(moment.logs)
         before, self._batches_seen_since_last_saving = self._batches_seen_since_last_saving, 0
-        saved = self._failures.attempt(
-            partial(
-                store.save,
-                self.model,
-                epoch=moment.epoch,
-                batch=moment.batch,
-                step=moment.step,
-                metrics=metrics,
-                run=self.run,
-                format="weights",
-                keep=keep_last(2),
-                fit=moment.fit,
-                resumable=moment.resumable,
-            )
+        return self._saves.save(
+            self.model,
+            before,
+            droppable=moment.batch is not None,
+            epoch=moment.epoch,
+            batch=moment.batch,
+            step=moment.step,
+            metrics=metrics,
+            keep=keep_last(2),
+            fit=moment.fit,
+            resumable=moment.resumable,
+            **self.save_options(),
         )
-        if saved is None:
-            self._batches_seen_since_last_saving = before
-            return False
-        self.last = saved
-        return True
+
+    def save_options(self) -> dict[str, Any]:
+        """Return what is the same for all backups."""
+        return {"format": "weights"}
+
+    def settled(self, note: int, checkpoint: Checkpoint | None) -> None:
+        """Take what is saved as the last; what could not be saved is due again."""
+        if checkpoint is None:
+            self._batches_seen_since_last_saving += note
+        else:
+            self.last = checkpoint
 
     def fit_ended(self, *, complete: bool) -> None:
         """Remove the backups, if they are not wanted and the fit is really at its end.

@@ -48,6 +48,10 @@ class Claims:
             if run not in self._locks:
                 self._locks[run] = self._claimed(run)
 
+    def lock_of(self, run: str) -> RunLock:
+        """Return the lock of a claimed run, for a process that works for this one."""
+        return self._locks[run]
+
     def _claimed(self, run: str) -> RunLock:
         lock = self._lock(run)
         try:

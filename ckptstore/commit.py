@@ -8,96 +8,34 @@ from __future__ import annotations
 
 import os
 import threading
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import partial
-from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.errors import (
     CheckpointStoreError,
     DiskFullError,
-    InvalidArgumentError,
     SaveInProgressError,
     UnfinishedSaveError,
 )
 from ckptstore.files import digest_file, fsync_directory, rename_to_new, unlink
-from ckptstore.layout import Layout, absolute, outside, payload_file, relative_to, shown_at
+from ckptstore.layout import Layout, payload_file, relative_to, shown_at
 from ckptstore.locks import Lease, store_lock
 from ckptstore.manifest import Manifest
-from ckptstore.names import check_extra, check_metrics, check_position, check_run, check_tag
 from ckptstore.payload_writer import PayloadWriter, Written
 from ckptstore.publishing import publish
-from ckptstore.records import SUFFIXES, Checkpoint, Mode, NewCheckpoint, json_number, json_time
+from ckptstore.records import SUFFIXES, Checkpoint, NewCheckpoint, json_number, json_time
 from ckptstore.reserve import give_up_for
 from ckptstore.retention import Policy, always_kept
+from ckptstore.save_request import SaveRequest
 
 if TYPE_CHECKING:
     from ckptstore.formats.snapshot import Snapshot
 
 # Version of the description inside payloads.
 DESCRIPTION = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SaveRequest:
-    """What is to be saved, checked before: position, metrics and names; `began` is `time.perf_counter()`."""
-
-    run: str
-    epoch: int
-    batch: int | None = None
-    step: int | None = None
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    tags: tuple[str, ...] = ()
-    extra: Mapping[str, Any] | None = None
-    publish: Path | None = None
-    keep: Policy | None = None
-    monitor: tuple[str, Mode] | None = None
-    created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
-    began: float = field(default_factory=time.perf_counter)
-
-
-def checked_request(
-    root: Path,
-    *,
-    run: str,
-    format: str,
-    position: tuple[int, int | None, int | None],
-    metrics: Mapping[str, Any] | None,
-    tags: Collection[str],
-    extra: Mapping[str, Any] | None,
-    publish: str | os.PathLike[str] | None,
-    keep: Policy | None,
-    monitor: tuple[str, Mode] | None,
-) -> SaveRequest:
-    """Return what a caller asks for, every part of it checked; `position` is epoch, batch and step.
-
-    Raises:
-        InvalidArgumentError: A part of it cannot be used.
-    """
-    if format not in SUFFIXES:
-        raise InvalidArgumentError(
-            argument="format", value=format, reason=f"must be one of {sorted(SUFFIXES)}"
-        )
-    check_position(*position)
-    epoch, batch, step = (None if number is None else index(number) for number in position)
-    assert epoch is not None
-    return SaveRequest(
-        run=check_run(run),
-        epoch=epoch,
-        batch=batch,
-        step=step,
-        metrics=check_metrics(metrics),
-        tags=tuple(sorted({check_tag(tag) for tag in tags})),
-        extra=check_extra(extra),
-        publish=None if publish is None else outside(root, absolute(publish)),
-        keep=keep,
-        monitor=monitor,
-    )
 
 
 class Committer:
@@ -258,7 +196,7 @@ class Committer:
     def _new(
         self, snapshot: Snapshot, version: int, request: SaveRequest, written: Written, file: str
     ) -> NewCheckpoint:
-        waited = time.perf_counter() - request.began
+        waited = request.waited_s()
         return NewCheckpoint(
             version=version,
             run=request.run,
@@ -274,7 +212,7 @@ class Committer:
             resumable=snapshot.state is not None,
             tags=request.tags,
             extra=request.extra,
-            blocked_s=waited,
+            blocked_s=waited if request.blocked_s is None else request.blocked_s,
             total_s=waited,
         )
 

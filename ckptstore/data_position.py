@@ -14,6 +14,17 @@ from typing import Any
 from ckptstore import data_state
 from ckptstore.keras_loop import FitLoop
 
+# What a checkpoint says that says nothing of the data: an epoch's beginning can be reached from it all the same.
+UNKNOWN = {
+    "made": 0,
+    "source": None,
+    "source_position": None,
+    "generators": None,
+    "kept": None,
+    "prefetched": None,
+    "batches_inferred": None,
+}
+
 
 class DataPosition:
     """The position of what one fit trains on.

@@ -50,7 +50,16 @@ class Saver(Protocol):
         """Return whether to save at an epoch's end; `last` where training ends with it."""
 
     def save_at(self, moment: Moment) -> bool:
-        """Save; returns whether it is saved."""
+        """Save, or hand over; returns whether that was done."""
+
+    def saves_begin(self, store: CheckpointStore) -> None:
+        """Get ready to save."""
+
+    def look_after_saves(self) -> None:
+        """Hear of saves that are done, and make ready for the first one."""
+
+    def saves_end(self, error: BaseException | None) -> None:
+        """Wait for what is on its way."""
 
     def fit_begins(self, store: CheckpointStore) -> None:
         """Prepare for a fit; nothing is loaded or saved yet."""

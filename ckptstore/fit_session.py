@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
-from ckptstore import callback_state, fingerprint, resume_report
+from ckptstore import callback_state, data_position, fingerprint, resume_report
 from ckptstore.errors import CheckpointNotFoundError, InvalidArgumentError
 from ckptstore.fit_moment import Frozen, Moment, Saver, plain_logs
 from ckptstore.fit_position import FitPosition
@@ -27,16 +27,6 @@ from ckptstore.signals import StopRequest
 from ckptstore.store import CheckpointStore
 
 Resume = Literal["auto", "must", "never"]
-# A checkpoint that says nothing of the data: an epoch's beginning can be reached from it all the same.
-_UNKNOWN = {
-    "made": 0,
-    "source": None,
-    "source_position": None,
-    "generators": None,
-    "kept": None,
-    "prefetched": None,
-    "batches_inferred": None,
-}
 
 
 class FitSession:
@@ -92,6 +82,7 @@ class FitSession:
         try:
             self._loop = running_fit(self._saver)
             self._refuse_a_second()
+            self._saver.saves_begin(store)
             self._saver.fit_begins(store)
             self._find_resume_point(store)
             self._lay_hooks()
@@ -195,7 +186,7 @@ class FitSession:
         resume_report.say_left_out(resumed.put_back_callbacks(self._siblings()))
         resumed.put_back_generators()
         target = Target(
-            position=_UNKNOWN | resumed.values.get("data", {}),
+            position=data_position.UNKNOWN | resumed.values.get("data", {}),
             epoch=resumed.next_epoch,
             batches=resumed.batches,
             generators=resumed.generators,
@@ -255,6 +246,8 @@ class FitSession:
             due = self._saver.due_after(self.position.batch_done(batch))
             self._save_before_end(error, due=due, batch=self.position.batch, logs=logs)
             raise
+        with self._guarded():
+            self._saver.look_after_saves()
         new = self.position.batch_done(batch)
         if self._saver.due_after(new) or self._stop.received is not None:
             self._save(batch=self.position.batch, logs=logs)
@@ -379,6 +372,8 @@ class FitSession:
         complete = self._is_last(self.position.epoch)
         self.end()
         self._saver.fit_ended(complete=complete)
+        # One that came while the last saves were waited for.
+        self._stop.deliver()
 
     @property
     def is_open(self) -> bool:
@@ -387,13 +382,16 @@ class FitSession:
 
     def end(self, error: BaseException | None = None) -> None:
         """Let go of the fit and of the store; may be repeated."""
-        self._stop.uninstall()
         if self._loop is not None:
             if self._pending is not None:
                 self._loop.forget_beginning()
             self._loop.release()
         self._pending = None
-        self._writer.close(error)
+        try:
+            self._saver.saves_end(error)
+        finally:
+            self._stop.uninstall()
+            self._writer.close(error)
 
 
 def _nobody(*arguments: Any) -> None:

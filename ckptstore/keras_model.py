@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import h5py
@@ -23,67 +22,27 @@ from ckptstore.errors import (
     RefusedByLayerError,
 )
 from ckptstore.formats import payload
-from ckptstore.formats.snapshot import Array, FitState, Snapshot, TrainingState, Variable
-from ckptstore.keras_arrays import host_array, kept_value, shape_and_dtype
-from ckptstore.keras_capture import Capture, Entry
+from ckptstore.formats.snapshot import Array, TrainingState
+from ckptstore.keras_arrays import kept_value
 from ckptstore.keras_marks import Marks
 from ckptstore.keras_payload import look_through, verify
-from ckptstore.records import Checkpoint, Format
-
-_BUILD = "call it once on data, or model.build(input_shape)"
-_COMPILE = "model.compile(...); or pass optimizer= (a loop written by hand), or weights_only=True"
-_SERIALISE = (
-    "Keras asks for a get_config() that returns plain values; or save the weights alone "
-    "(format='weights', save_weights_only=True)"
+from ckptstore.keras_snapshots import (
+    BUILD,
+    Snapshots,
+    built_optimizers,
+    captured_model,
+    require_built,
+    uncompiled_optimizer,
 )
+from ckptstore.records import Checkpoint
 
 
 class KerasAdapter:
     """What the store asks of Keras; see `ckptstore.adapters.ModelAdapter`."""
 
-    def snapshot(
-        self,
-        model: Any,
-        *,
-        format: Format,
-        optimizer: Any = None,
-        weights_only: bool = False,
-        fit: FitState | None = None,
-        resumable: bool = True,
-    ) -> Snapshot:
-        """Take a model apart; nothing is written, and its variables are read when the payload is.
-
-        Args:
-            model: A built Keras model.
-            format: ``"keras"``, ``"weights"`` or ``"h5"``.
-            optimizer: The optimizer of a training loop written by hand, for a model that is not compiled.
-            weights_only: True to leave out optimizer and training state.
-            fit: What joins the training state: where the running fit stands.
-            resumable: False to leave out the training state alone.
-
-        Raises:
-            ModelNotReadyError: It is not built; not compiled, with neither `optimizer` nor `weights_only`; or
-                it is to be saved whole and cannot tell its configuration.
-            InvalidArgumentError: `optimizer` is given for a model that was compiled with another one.
-        """
-        _require_built(model, _BUILD)
-        if weights_only:
-            return _weights_snapshot(model, format)
-        extra = _uncompiled_optimizer(model, optimizer)
-        if extra is None and not model.compiled:
-            raise ModelNotReadyError(model=model.name, missing="compiled", hint=_COMPILE)
-        optimizers = _built_optimizers(model, extra)
-        captured = _captured(model, extra, documents=format == "keras")
-        state = training_state.collect(model, captured, optimizers, fit) if resumable else None
-        if format == "h5":
-            return Snapshot(format=format, state=state, fill=partial(_fill_legacy, model, extra))
-        return Snapshot(
-            format=format,
-            variables=_variables(captured.entries),
-            attributes=captured.attributes,
-            documents=captured.documents,
-            state=state,
-        )
+    def snapshots(self) -> Snapshots:
+        """Return what takes models apart, see `ckptstore.keras_snapshots`; one for all saves of a fit."""
+        return Snapshots()
 
     def restore(
         self,
@@ -115,13 +74,13 @@ class KerasAdapter:
         verify(checkpoint)
         if checkpoint.format == "keras" and not model.built:
             _build_as_saved(model, checkpoint)
-        _require_built(model, f"{_BUILD}; or take a new one from Checkpoint.load_model()")
-        extra = _uncompiled_optimizer(model, optimizer)
-        optimizers = _built_optimizers(model, extra)
+        require_built(model, f"{BUILD}; or take a new one from Checkpoint.load_model()")
+        extra = uncompiled_optimizer(model, optimizer)
+        optimizers = built_optimizers(model, extra)
         state = payload.read_state(checkpoint.path)
         if check is not None:
             check(state)
-        captured = _captured(model, extra)
+        captured = captured_model(model, extra)
         if checkpoint.format == "h5":
             loaded = _legacy_assignments(model, checkpoint, extra)
             assignments = [*loaded, *training_state.plan(model, captured, optimizers, state)]
@@ -148,8 +107,8 @@ class KerasAdapter:
         Raises:
             ModelMismatchError: It does not fit; the model is unchanged.
         """
-        optimizers = _built_optimizers(model, None)
-        assignments = training_state.plan(model, _captured(model, None), optimizers, state)
+        optimizers = built_optimizers(model, None)
+        assignments = training_state.plan(model, captured_model(model, None), optimizers, state)
         left = set() if metrics else {id(one) for one in model.metrics_variables}
         assignments = [one for one in assignments if id(one.variable) not in left]
         with _put_back_on_error(one.variable for one in assignments):
@@ -157,7 +116,7 @@ class KerasAdapter:
 
     def marks(self, model: Any) -> Marks:
         """Return marks of all that a resume loads, to find out whether it was assigned to since."""
-        return Marks(_live_variables(model, _built_optimizers(model, None)))
+        return Marks(_live_variables(model, built_optimizers(model, None)))
 
     def load_model(self, checkpoint: Checkpoint, **kwargs: Any) -> Any:
         """Verify a checkpoint's payload and return the whole model in it, as Keras loads it.
@@ -190,14 +149,14 @@ class KerasAdapter:
         """
         verify(checkpoint)
         look_through(checkpoint)
-        _require_built(model, _BUILD)
+        require_built(model, BUILD)
         if checkpoint.format == "h5":
             assignments = _legacy_assignments(model, checkpoint, None, weights_only=True)
             with _put_back_on_error(one.variable for one in assignments):
                 _assign(assignments)
             return
-        optimizers = _built_optimizers(model, None)
-        captured = _captured(model, None)
+        optimizers = built_optimizers(model, None)
+        captured = captured_model(model, None)
         layout = payload.read_layout(checkpoint.path)
         keras_fit.check_weights(captured.entries, layout)
         fits = keras_fit.optimizer_fits(captured.entries, layout) and training_state.same_kinds(
@@ -209,99 +168,6 @@ class KerasAdapter:
 
 
 adapter = KerasAdapter()
-
-
-# --- taking apart ------------------------------------------------------------------------------
-
-
-def _require_built(model: Any, hint: str) -> None:
-    if not model.built:
-        raise ModelNotReadyError(model=model.name, missing="built", hint=hint)
-
-
-def _uncompiled_optimizer(model: Any, optimizer: Any) -> Any:
-    """Return `optimizer` if the model does not know it, None if it does or there is none."""
-    if optimizer is None or any(optimizer is known for known in keras_private.optimizers_of(model)):
-        return None
-    if model.compiled:
-        raise InvalidArgumentError(
-            argument="optimizer",
-            value=type(optimizer).__name__,
-            reason="the model is compiled with another optimizer",
-            hint="leave optimizer= out, or do not compile the model",
-        )
-    return optimizer
-
-
-def _built_optimizers(model: Any, extra: Any) -> list[Any]:
-    """Return the model's optimizers, after building those that have seen no training step yet.
-
-    Only those that train this model's variables can be built here: the compiled one and the one given.
-    """
-    for optimizer in (getattr(model, "optimizer", None), extra):
-        if isinstance(optimizer, keras.optimizers.Optimizer) and not optimizer.built:
-            optimizer.build(model.trainable_variables)
-    return keras_private.optimizers_of(model, extra)
-
-
-def _captured(model: Any, optimizer: Any, *, documents: bool = False) -> Capture:
-    try:
-        return keras_private.capture(model, optimizer=optimizer, documents=documents)
-    except NotImplementedError as error:
-        raise ModelNotReadyError(
-            model=model.name, missing="serialisable as a whole", hint=_SERIALISE
-        ) from error
-
-
-def _weights_snapshot(model: Any, format: Format) -> Snapshot:
-    if format == "h5":
-        raise InvalidArgumentError(
-            argument="weights_only",
-            value=True,
-            reason="the older .h5 format holds whole models",
-            hint="format='weights'",
-        )
-    captured = _captured(model, None, documents=format == "keras")
-    return Snapshot(
-        format=format,
-        variables=_variables(entry for entry in captured.entries if entry.owner == "model"),
-        attributes={
-            group: values
-            for group, values in captured.attributes.items()
-            if not group.startswith("optimizer/")
-        },
-        documents=captured.documents,
-    )
-
-
-def _variables(entries: Iterable[Entry]) -> tuple[Variable, ...]:
-    variables = []
-    for entry in entries:
-        shape, dtype = shape_and_dtype(entry.value)
-        variables.append(
-            Variable(
-                path=entry.path,
-                shape=shape,
-                dtype=dtype,
-                read=partial(host_array, entry.value),
-                attributes={"dtype": "bfloat16"} if dtype.name == "bfloat16" else {},
-            )
-        )
-    return tuple(variables)
-
-
-def _fill_legacy(model: Any, optimizer: Any, file: h5py.File) -> None:
-    try:
-        keras_private.save_legacy(model, file, optimizer=optimizer)
-    except NotImplementedError as error:
-        raise ModelNotReadyError(
-            model=model.name, missing="serialisable as a whole", hint=_SERIALISE
-        ) from error
-    except ValueError as error:
-        # Keras names datasets after variables there, which need not be unique (Adafactor's are not).
-        raise ModelNotReadyError(
-            model=model.name, missing="storable in the older .h5 format", hint=f"save it as .keras; {error}"
-        ) from error
 
 
 # --- putting together --------------------------------------------------------------------------
@@ -318,7 +184,7 @@ def _build_as_saved(model: Any, checkpoint: Checkpoint) -> None:
         model.built = True
     except Exception as error:
         # Whatever a model's own build raises, it means that it cannot be built from here.
-        raise ModelNotReadyError(model=model.name, missing="built", hint=f"{_BUILD}: {error}") from error
+        raise ModelNotReadyError(model=model.name, missing="built", hint=f"{BUILD}: {error}") from error
 
 
 def _load(model: Any, checkpoint: Checkpoint, *, optimizer: Any = None, skip: Iterable[Any] = ()) -> None:

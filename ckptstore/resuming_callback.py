@@ -9,9 +9,13 @@ from typing import Any
 
 import keras
 
+from ckptstore.background.ring import Backpressure
 from ckptstore.fit_moment import Moment
 from ckptstore.fit_session import FitSession, Resume
+from ckptstore.records import Checkpoint
 from ckptstore.run_writer import RunWriter
+from ckptstore.save_failures import SaveFailures
+from ckptstore.saves import Saves, check_background
 from ckptstore.signals import StopRequest
 from ckptstore.store import CheckpointStore
 
@@ -25,6 +29,9 @@ class ResumingCallback(keras.callbacks.Callback):
         resume: What to do with a resume point, see `FitSession`.
         signals: Signals at which to save and stop.
         save_on_exception: Whether to save when an exception ends the fit.
+        failures: What is done when a save fails.
+        background: Whether to save beside the training.
+        backpressure: What to do when saves come faster than the disk takes them.
     """
 
     def __init__(
@@ -35,14 +42,22 @@ class ResumingCallback(keras.callbacks.Callback):
         resume: Resume,
         signals: Sequence[signal.Signals],
         save_on_exception: bool,
+        failures: SaveFailures,
+        background: bool,
+        backpressure: Backpressure,
     ) -> None:
         super().__init__()
+        check_background(background, backpressure)
         self.run = run
         self.store_path = path
         self._resume: Resume = resume
         self._signals = tuple(signals)
         self._save_on_exception = save_on_exception
         self._writer = RunWriter(path, run)
+        self._failures = failures
+        self._saves: Saves[Any] = Saves(
+            failures, self.settled, background=background, backpressure=backpressure
+        )
         self._session: FitSession | None = None
         self._stop: StopRequest | None = None
 
@@ -60,7 +75,15 @@ class ResumingCallback(keras.callbacks.Callback):
         raise NotImplementedError
 
     def save_at(self, moment: Moment) -> bool:
-        """Save; returns whether it is saved."""
+        """Save, or hand over to whoever saves beside the training; returns whether that was done."""
+        raise NotImplementedError
+
+    def settled(self, note: Any, checkpoint: Checkpoint | None) -> None:
+        """Hear what became of a save: the checkpoint, or None where it failed and training goes on."""
+        raise NotImplementedError
+
+    def save_options(self) -> dict[str, Any]:
+        """Return what is the same for all saves."""
         raise NotImplementedError
 
     def fit_ended(self, *, complete: bool) -> None:
@@ -72,6 +95,34 @@ class ResumingCallback(keras.callbacks.Callback):
 
     def set_progress(self, saved: Mapping[str, Any]) -> None:
         """Take over what `progress` returned."""
+
+    # --- saving beside the training ----------------------------------------------------------------
+
+    @property
+    def background(self) -> bool:
+        """Whether saves are made beside the training."""
+        return self._saves.background
+
+    def wait(self) -> None:
+        """Wait until every save so far is durable and in the manifest; an interrupt ends the waiting alone.
+
+        Raises:
+            CheckpointStoreError: One failed, and `on_save_error` says to raise.
+        """
+        self._saves.drain()
+
+    def saves_begin(self, store: CheckpointStore) -> None:
+        """Get ready to save."""
+        self._saves.begin(store, self.run, self.model)
+
+    def look_after_saves(self) -> None:
+        """Hear of saves that are done, and make ready for the first one."""
+        self._saves.settle()
+        self._saves.prepare(self.model, epoch=0, **self.save_options())
+
+    def saves_end(self, error: BaseException | None) -> None:
+        """Wait for what is on its way; failures are raised, or are notes on the error that ends the fit."""
+        self._saves.end(error)
 
     # --- Keras' hooks ------------------------------------------------------------------------------
 
@@ -159,4 +210,12 @@ class ResumingCallback(keras.callbacks.Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the running fit out: a copy begins its own."""
-        return {**self.__dict__, "_session": None, "_stop": None}
+        state = {**self.__dict__, "_session": None, "_stop": None}
+        state["_saves"] = (self._saves.background, self._saves.backpressure)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Begin with saves of its own."""
+        self.__dict__.update(state)
+        background, backpressure = state["_saves"]
+        self._saves = Saves(self._failures, self.settled, background=background, backpressure=backpressure)

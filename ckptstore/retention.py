@@ -21,17 +21,21 @@ class Policy:
     Attributes:
         name: How it reads, such as ``"keep_last(3)"``.
         kept: Maps one run's complete checkpoints, oldest first, to the versions that it keeps.
+        is_ours: True where every part of it is of this module, so that another process can apply it.
     """
 
     name: str
     kept: Callable[[Sequence[Checkpoint]], Collection[int]]
+    is_ours: bool = False
 
     def __call__(self, checkpoints: Sequence[Checkpoint]) -> set[int]:
         """Return the versions that stay."""
         return set(self.kept(checkpoints))
 
     def __or__(self, other: Policy) -> Policy:
-        return Policy(f"{self.name} | {other.name}", partial(_either, self, other))
+        return Policy(
+            f"{self.name} | {other.name}", partial(_either, self, other), self.is_ours and other.is_ours
+        )
 
     def __repr__(self) -> str:
         return self.name
@@ -49,7 +53,7 @@ def keep_last(n: int) -> Policy:
     """
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise InvalidArgumentError(argument="n", value=n, reason="must be a positive integer")
-    return Policy(f"keep_last({n})", partial(_newest, n))
+    return Policy(f"keep_last({n})", partial(_newest, n), is_ours=True)
 
 
 # Functions with a name, not lambdas: a callback that holds a policy can be pickled.

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import Literal
 
 from ckptstore.errors import (
     InvalidArgumentError,
@@ -16,12 +15,9 @@ from ckptstore.errors import (
     UnfinishedSaveError,
 )
 from ckptstore.records import Checkpoint
+from ckptstore.retries import tried_again
 
 OnSaveError = Literal["warn", "raise"]
-
-# Seconds to wait before each further try of one save; training waits meanwhile.
-DELAYS_S = (0.1, 1.0)
-_Save = TypeVar("_Save")
 
 
 def check_on_save_error(on_save_error: object, max_save_failures: object) -> None:
@@ -64,7 +60,7 @@ class SaveFailures:
         self.in_a_row = 0
 
     def attempt(self, save: Callable[[], Checkpoint]) -> Checkpoint | None:
-        """Save, trying again after each of `DELAYS_S`; returns None where that failed and training goes on.
+        """Save, trying again after some delays; returns None where that failed and training goes on.
 
         A checkpoint that is saved and not shown at its path is returned, and counts as a failure.
 
@@ -74,30 +70,35 @@ class SaveFailures:
             StoreLockedError: Likewise.
         """
         try:
-            checkpoint = self._tried_again(save)
-        except UnfinishedSaveError as error:
-            if not isinstance(error.__cause__, StorageError | LockedError):
-                raise
-            # There is a checkpoint; that nobody sees it at its path is a failure all the same.
-            self._failed(error, f"{error}")
-            return error.checkpoint
+            return self.heard(tried_again(save), None)
         except (RunLockedError, SaveInProgressError):
             raise
         except (StorageError, LockedError) as error:
-            self._failed(error, f"this checkpoint was not saved, and training goes on without it: {error}")
-            return None
-        self.in_a_row = 0
-        return checkpoint
+            return self.heard(getattr(error, "checkpoint", None), error)
 
-    def _tried_again(self, save: Callable[[], Checkpoint]) -> Checkpoint:
-        for delay in DELAYS_S:
-            try:
-                return save()
-            except (UnfinishedSaveError, RunLockedError, SaveInProgressError):
-                raise
-            except (StorageError, LockedError):
-                time.sleep(delay)
-        return save()
+    def heard(self, checkpoint: Checkpoint | None, error: BaseException | None) -> Checkpoint | None:
+        """Count how a save ended that was tried elsewhere; returns the checkpoint, None where there is none.
+
+        Raises:
+            StorageError: It failed, and `on_save_error` or the number of failures says to raise.
+            StoreLockedError: Likewise.
+            BaseException: `error`, where it is neither the disk's nor a lock's doing.
+        """
+        if error is None:
+            self.in_a_row = 0
+            return checkpoint
+        if isinstance(error, UnfinishedSaveError):
+            if not isinstance(error.__cause__, StorageError | LockedError):
+                raise error
+            # There is a checkpoint; that nobody sees it at its path is a failure all the same.
+            self._failed(error, f"{error}")
+            return error.checkpoint
+        if isinstance(error, RunLockedError | SaveInProgressError) or not isinstance(
+            error, StorageError | LockedError
+        ):
+            raise error
+        self._failed(error, f"this checkpoint was not saved, and training goes on without it: {error}")
+        return None
 
     def _failed(self, error: StorageError | LockedError, text: str) -> None:
         self.in_a_row += 1

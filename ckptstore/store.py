@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from ckptstore.adapters import adapter_for
 from ckptstore.claims import Claims
-from ckptstore.commit import Committer, checked_request
-from ckptstore.errors import ReadOnlyError, StoreNotFoundError
+from ckptstore.commit import Committer
+from ckptstore.errors import StoreNotFoundError
 from ckptstore.layout import Layout, absolute, find_store
 from ckptstore.locks import store_lock
 from ckptstore.names import check_tag
 from ckptstore.opening import open_for_reading, open_for_writing
-from ckptstore.records import Checkpoint, Format, Mode, Problem
+from ckptstore.records import Checkpoint, Problem
 from ckptstore.refs import RESUME_POINT
-from ckptstore.retention import Policy
-from ckptstore.store_queries import Ref, StoreQueries
+from ckptstore.store_queries import Ref
+from ckptstore.store_saving import StoreSaving
 
 if TYPE_CHECKING:
     from keras import Model, Optimizer
 
-    from ckptstore.formats.snapshot import FitState
     from ckptstore.verification import Progress
 
 _RESUME_ATTEMPTS = 3  # starts without a save since, before `resume` steps over a checkpoint
 
 
-class CheckpointStore(StoreQueries):
+class CheckpointStore(StoreSaving):
     """A directory of checkpoints with a manifest that can be asked for them.
 
     Opening for writing makes the store if there is none, upgrades an older schema, and finishes or undoes what a dead
@@ -96,80 +95,6 @@ class CheckpointStore(StoreQueries):
 
     def __repr__(self) -> str:
         return f"CheckpointStore({str(self.path)!r}{', read_only=True' if self.read_only else ''})"
-
-    def save(
-        self,
-        model: Model,
-        *,
-        epoch: int,
-        batch: int | None = None,
-        step: int | None = None,
-        metrics: Mapping[str, Any] | None = None,
-        run: str = "default",
-        tags: Collection[str] = (),
-        extra: Mapping[str, Any] | None = None,
-        format: Format = "keras",
-        optimizer: Optimizer | None = None,
-        weights_only: bool = False,
-        resumable: bool = True,
-        publish: str | os.PathLike[str] | None = None,
-        keep: Policy | None = None,
-        monitor: tuple[str, Mode] | None = None,
-        fit: FitState | None = None,
-    ) -> Checkpoint:
-        """Save a model; when this returns, the checkpoint is durable, indexed, and shown at `publish`.
-
-        A crash meanwhile leaves all older checkpoints as they were, and of this one nothing or the whole.
-
-        Args:
-            model: A built and compiled Keras model.
-            epoch: Zero-based index of the epoch.
-            batch: Zero-based index of the last finished train batch, or None at the epoch's end.
-            step: Finished train batches of the run so far, or None.
-            metrics: Scalars by name: numbers, or 0-d tensors.
-            run: The run that it belongs to; this store writes it until `close`.
-            tags: Names for it; one that another checkpoint has moves.
-            extra: JSON to keep beside it.
-            format: ``"keras"`` for the whole model, ``"weights"``, or ``"h5"`` for Keras' older whole-model file.
-            optimizer: The optimizer of a loop written by hand, for a model that is not compiled.
-            weights_only: True to save no optimizer and no training state.
-            resumable: False to save model and optimizer, but no training state: it is never a resume point.
-            publish: A path at which the checkpoint is shown, by hard link where possible.
-            keep: What stays of the run after this save; None keeps everything.
-            monitor: A metric that is watched and its better direction: its best is never removed.
-            fit: What a callback keeps of the running fit, for its resume.
-
-        Raises:
-            InvalidArgumentError: An argument cannot be used; nothing changed.
-            ModelNotReadyError: The model is not built or not compiled; nothing changed.
-            RunLockedError: Another writer has the run.
-            DiskFullError: There is no room; older checkpoints are as they were.
-            UnfinishedSaveError: It is saved (`.checkpoint`), but could not be shown, or retention failed.
-            StorageError: The disk failed; older checkpoints are as they were.
-        """
-        request = checked_request(
-            self.path,
-            run=run,
-            format=format,
-            position=(epoch, batch, step),
-            metrics=metrics,
-            tags=tags,
-            extra=extra,
-            publish=publish,
-            keep=keep,
-            monitor=monitor,
-        )
-        self._check_writable("save")
-        snapshot = adapter_for(model).snapshot(
-            model,
-            format=format,
-            optimizer=optimizer,
-            weights_only=weights_only,
-            fit=fit,
-            resumable=resumable,
-        )
-        self.claim(run)
-        return self._committer.commit(snapshot, request)
 
     def restore(self, ref: Ref, model: Model, *, optimizer: Optimizer | None = None) -> Checkpoint:
         """Bring a checkpoint's weights, optimizer and training state back into a model; returns the checkpoint.
@@ -349,10 +274,6 @@ class CheckpointStore(StoreQueries):
         version = self.get(ref).version
         with store_lock(self._layout.locks):
             self._manifest.pin(version, pinned)
-
-    def _check_writable(self, operation: str) -> None:
-        if self.read_only:
-            raise ReadOnlyError(store=self.path, operation=operation)
 
     @staticmethod
     def discard(path: str | os.PathLike[str], *, run: str | None = None) -> bool:

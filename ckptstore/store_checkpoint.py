@@ -6,11 +6,12 @@ import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from typing import Any, Literal
 
 from ckptstore import monitor as monitoring
+from ckptstore.background.ring import Backpressure
 from ckptstore.errors import InvalidArgumentError
 from ckptstore.fit_moment import Moment
 from ckptstore.fit_session import Resume
@@ -25,6 +26,14 @@ from ckptstore.retention import Policy, keep_last
 from ckptstore.save_failures import OnSaveError, SaveFailures, check_on_save_error
 from ckptstore.signals import STOP_SIGNALS
 from ckptstore.store import CheckpointStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Note:
+    """What is remembered of a save: the value, where it is the best so far, and the batches since the one before."""
+
+    value: float | None
+    batches: int
 
 
 class StoreCheckpoint(ResumingCallback):
@@ -51,7 +60,11 @@ class StoreCheckpoint(ResumingCallback):
         resume: ``"auto"``; ``"must"`` to refuse to begin anew; ``"never"`` to begin anew beside what there is, whose
             checkpoints stay and are not gone back to.
         keep: A retention policy for the run; by default everything stays.
-        background: Not used yet: training waits for each save.
+        background: Save beside the training, in a process of its own: a step waits for one copy of the state in memory.
+            False to have it wait until each checkpoint is durable.
+        backpressure: What happens when saves come faster than the disk takes them, and one is waiting already:
+            ``"replace"`` it by the newer, if it was taken within an epoch and is not the best, or ``"wait"`` for the
+            disk.
         save_interval: Save also when so much time has passed since the last save, at the next batch: seconds, or a
             `datetime.timedelta`.
         save_on_exception: Save what is finished when a callback ends the fit by an exception.
@@ -90,6 +103,7 @@ class StoreCheckpoint(ResumingCallback):
         resume: Resume = "auto",
         keep: Policy | None = None,
         background: bool = True,
+        backpressure: Backpressure = "replace",
         save_interval: float | timedelta | None = None,
         save_on_exception: bool = True,
         signals: Sequence[signal.Signals] = STOP_SIGNALS,
@@ -106,6 +120,9 @@ class StoreCheckpoint(ResumingCallback):
             resume=resume,
             signals=signals,
             save_on_exception=save_on_exception,
+            failures=SaveFailures(on_save_error, max_save_failures),
+            background=background,
+            backpressure=backpressure,
         )
         self.monitor = monitor
         self.verbose = verbose
@@ -115,11 +132,10 @@ class StoreCheckpoint(ResumingCallback):
         self.save_freq = save_freq
         self.initial_value_threshold = initial_value_threshold
         self.keep = keep
-        self.background = background
         self.save_interval_s = interval_s(save_interval)
         self.best: float | None = initial_value_threshold
         self.last: Checkpoint | None = None
-        self._failures = SaveFailures(on_save_error, max_save_failures)
+        self._best_saved = initial_value_threshold
         self._mode: Mode | None = None
         self._batches_since_save = 0
         self._saved_at = 0.0
@@ -139,7 +155,7 @@ class StoreCheckpoint(ResumingCallback):
             InvalidArgumentError: Only the best is wanted, and nothing tells the direction.
         """
         self._mode = self._direction()
-        self.best = self.initial_value_threshold
+        self.best = self._best_saved = self.initial_value_threshold
         self._batches_since_save = 0
         self._saved_at = time.monotonic()
 
@@ -170,44 +186,50 @@ class StoreCheckpoint(ResumingCallback):
 
     def set_progress(self, saved: Mapping[str, Any]) -> None:
         """Take over what `progress` returned."""
-        self.best = saved.get("best", self.best)
+        self.best = self._best_saved = saved.get("best", self.best)
 
     # --- saving ------------------------------------------------------------------------------------
 
     def save_at(self, moment: Moment) -> bool:
-        """Save, durably; returns whether it is saved. The first thing that a crash may undo is the next save."""
-        store = self._writer.store
-        assert store is not None
+        """Save, or hand over to the process that does; returns whether that was done."""
         metrics, _ = monitoring.scalars(moment.logs)
         better = self._judge(metrics)
-        before, self._batches_since_save = self._batches_since_save, 0
+        note = _Note(value=metrics[self.monitor] if better else None, batches=self._batches_since_save)
+        self._batches_since_save = 0
         if better:
-            best_before, self.best = self.best, metrics[self.monitor]
-        saved = self._failures.attempt(
-            partial(
-                store.save,
-                self.model,
-                epoch=moment.epoch,
-                batch=moment.batch,
-                step=moment.step,
-                metrics=metrics,
-                run=self.run,
-                format="weights" if self.save_weights_only else "keras",
-                keep=self._policy(),
-                monitor=None if self._mode is None else (self.monitor, self._mode),
-                fit=moment.fit,
-                resumable=moment.resumable,
-            )
+            self.best = note.value
+        handed = self._saves.save(
+            self.model,
+            note,
+            droppable=moment.batch is not None and not better,
+            epoch=moment.epoch,
+            batch=moment.batch,
+            step=moment.step,
+            metrics=metrics,
+            keep=self._policy(),
+            monitor=None if self._mode is None else (self.monitor, self._mode),
+            fit=moment.fit,
+            resumable=moment.resumable,
+            **self.save_options(),
         )
         self._saved_at = time.monotonic()
-        if saved is None:
-            self._batches_since_save = before
-            if better:
-                self.best = best_before
-            return False
-        self.last = saved
-        self._say(saved, better)
-        return True
+        return handed
+
+    def save_options(self) -> dict[str, Any]:
+        """Return what is the same for all saves."""
+        return {"format": "weights" if self.save_weights_only else "keras"}
+
+    def settled(self, note: _Note, checkpoint: Checkpoint | None) -> None:
+        """Take what is saved as the last, and perhaps as the best; what could not be saved is due again."""
+        if checkpoint is None:
+            self._batches_since_save += note.batches
+            self.best = self._best_saved
+            return
+        self.last = checkpoint
+        if note.value is not None and self._mode is not None:
+            self._best_saved = note.value
+            self.best = monitoring.better_of(self.best, note.value, self._mode)
+        self._say(checkpoint, note.value)
 
     def _judge(self, metrics: Mapping[str, float]) -> bool:
         if self._mode is None:
@@ -219,9 +241,9 @@ class StoreCheckpoint(ResumingCallback):
             return keep_last(1) if self.keep is None else self.keep
         return self.keep
 
-    def _say(self, saved: Checkpoint, better: bool) -> None:
+    def _say(self, saved: Checkpoint, best_value: float | None) -> None:
         if self.verbose > 0:
-            best = f", the best {self.monitor} so far: {self.best:.5f}" if better else ""
+            best = "" if best_value is None else f", the best {self.monitor} so far: {best_value:.5f}"
             where = "" if saved.batch is None else f", batch {saved.batch + 1}"
             print_message(f"\nEpoch {saved.epoch + 1}{where}: saved as version {saved.version}{best}")
 

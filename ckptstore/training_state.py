@@ -24,6 +24,8 @@ VERSION = 1
 
 _VARIABLES, _METRICS, _FIT = "variables", "metrics", "fit"
 
+Groups = dict[str, list[Any]]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
@@ -33,14 +35,11 @@ class Assignment:
     value: Array
 
 
-def collect(
-    model: Any, captured: Capture, optimizers: list[Any], fit: FitState | None = None
-) -> TrainingState:
+def collect(groups: Groups, optimizers: list[Any], fit: FitState | None = None) -> TrainingState:
     """Return the training state of a model, as views of its variables.
 
     Args:
-        model: The model.
-        captured: What Keras' own file will hold of it.
+        groups: Its variables that Keras' own file leaves out.
         optimizers: Its optimizers; their kinds are noted, since the variables of several kinds look the same.
         fit: Where the running fit stands, if one of its callbacks saves.
 
@@ -50,7 +49,7 @@ def collect(
     fit = fit or FitState(values={})
     arrays: dict[str, Array] = {}
     document: dict[str, Any] = {"kind": KIND, "version": VERSION, "optimizers": _kinds(optimizers)}
-    for group, variables in _groups(model, captured).items():
+    for group, variables in groups.items():
         document[group] = [str(variable.path) for variable in variables]
         arrays |= {
             f"{group}/{index}": fit.frozen.get(id(variable), host_array(variable))
@@ -86,11 +85,11 @@ def plan(
     if state is None or state.document.get("kind") != KIND or state.document.get("version", 0) > VERSION:
         return []
     _check_kinds(state.document.get("optimizers", []), _kinds(optimizers))
-    groups = _groups(model, captured)
-    assignments = list(_matched(_VARIABLES, groups[_VARIABLES], state))
-    if len(groups[_METRICS]) == len(state.document.get(_METRICS, ())):
+    live = groups(model, captured)
+    assignments = list(_matched(_VARIABLES, live[_VARIABLES], state))
+    if len(live[_METRICS]) == len(state.document.get(_METRICS, ())):
         try:
-            assignments += _matched(_METRICS, groups[_METRICS], state)
+            assignments += _matched(_METRICS, live[_METRICS], state)
         except ModelMismatchError:
             # Other metrics are no reason to refuse: they measure the training and are not part of it.
             return assignments
@@ -108,8 +107,8 @@ def restore_generators(state: TrainingState | None) -> None:
         warnings.warn(f"random generators that are not as they were: {', '.join(left)}", stacklevel=2)
 
 
-def _groups(model: Any, captured: Capture) -> dict[str, list[Any]]:
-    """Return the variables that Keras' file leaves out, in the model's own order, which does not change."""
+def groups(model: Any, captured: Capture) -> Groups:
+    """Return the variables that Keras' own file leaves out, in the model's own order, which does not change."""
     saved = captured.saved_ids() if captured.exact else {id(variable) for variable in model.weights}
     left_out = [variable for variable in model.variables if id(variable) not in saved]
     # A metric that is an attribute of the model is saved as part of it.

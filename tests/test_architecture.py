@@ -26,7 +26,10 @@ LAYERS = (
     {"files", "payload_writer", "layout", "locks", "reserve", "run_lock", "formats"},
     {"models", "sqlite_*", "schema", "manifest", "manifest_*"},
     {
+        "background",
         "retention",
+        "retries",
+        "save_request",
         "publishing",
         "quarantine",
         "adoption",
@@ -42,6 +45,7 @@ LAYERS = (
         "discarding",
         "store",
         "store_queries",
+        "store_saving",
     },
     {
         "keras_*",
@@ -62,6 +66,7 @@ LAYERS = (
         "monitor",
         "model_checkpoint",
         "save_failures",
+        "saves",
         "run_writer",
         "iteration",
         "exactness",
@@ -100,7 +105,11 @@ MUTATING = {
 HARMLESS_AS_METHODS = {"replace", "remove", "copy", "move", "link"}
 MAY_MUTATE = {"files", "payload_writer"}
 # Keras' layers load assets (vocabularies, say) from files: made in a temporary directory, not in a store.
-SCRATCH = {"ckptstore.keras_private": {"mkdir", "write_bytes"}}
+# A memfd has no place in any file system.
+SCRATCH = {
+    "ckptstore.keras_private": {"mkdir", "write_bytes"},
+    "ckptstore.background.memory": {"ftruncate"},
+}
 
 
 def short(module: str) -> str:

@@ -41,7 +41,7 @@ FORMATS: tuple[Format, ...] = ("keras", "weights", "h5")
 
 def stored(model: Any, folder: Path, *, format: Format = "keras", **how: Any) -> Checkpoint:
     """Save a model as a payload, and return its record, without a store around it."""
-    snapshot = adapter.snapshot(model, format=format, **how)
+    snapshot = adapter.snapshots().take(model, format=format, **how)
     encoded = payload.encode(snapshot, {"epoch": 0})
     path = folder / f"{len(list(folder.iterdir())):08d}-run{SUFFIXES[format]}"
     writer = PayloadWriter(path, reserve=encoded.nbytes)

@@ -657,7 +657,7 @@ def test_a_model_that_is_not_compiled_says_so(tmp_path: Path) -> None:
 def test_a_failed_save_is_no_best(
     model: keras.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ckptstore.save_failures.DELAYS_S", (0,))
+    monkeypatch.setattr("ckptstore.retries.DELAYS_S", (0,))
     callback = ModelCheckpoint(tmp_path / "best.keras", save_best_only=True, on_save_error="raise")
     begin(callback, model)
 

@@ -89,7 +89,7 @@ def test_each_epoch_is_saved_with_its_metrics(tmp_path: Path) -> None:
 
 
 def test_batches_are_counted_across_epochs_and_the_end_is_saved(tmp_path: Path) -> None:
-    fit(model(), ckptstore.StoreCheckpoint(tmp_path, save_freq=4))
+    fit(model(), ckptstore.StoreCheckpoint(tmp_path, save_freq=4, backpressure="wait"))
     assert positions(tmp_path) == [(0, 3, 4), (1, 1, 8), (1, 5, 12), (1, None, 12)]
 
 
@@ -101,7 +101,8 @@ def test_what_a_callback_adds_to_the_logs_is_a_metric_wherever_it_stands(tmp_pat
 
 
 def test_an_interval_saves_at_the_next_batch(tmp_path: Path) -> None:
-    fit(model(), ckptstore.StoreCheckpoint(tmp_path, save_freq=1000, save_interval=1e-9), epochs=1)
+    saving = ckptstore.StoreCheckpoint(tmp_path, save_freq=1000, save_interval=1e-9, backpressure="wait")
+    fit(model(), saving, epochs=1)
     assert positions(tmp_path)[:6] == [(0, batch, batch + 1) for batch in range(6)]
 
 

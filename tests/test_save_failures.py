@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ckptstore import save_failures
+from ckptstore import retries
 from ckptstore.errors import (
     DiskFullError,
     InvalidArgumentError,
@@ -44,7 +44,7 @@ class Saving:
 @pytest.fixture(autouse=True)
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     waited: list[float] = []
-    monkeypatch.setattr(save_failures.time, "sleep", waited.append)
+    monkeypatch.setattr(retries.time, "sleep", waited.append)
     return waited
 
 
@@ -52,7 +52,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_a_failure_that_passes_is_not_noticed(error: Exception, waits: list[float]) -> None:
     saving = Saving([error, error, None])
     assert SaveFailures("raise", 3).attempt(saving) == "saved"
-    assert saving.calls == 3 and waits == list(save_failures.DELAYS_S)
+    assert saving.calls == 3 and waits == list(retries.DELAYS_S)
 
 
 def test_training_goes_on_and_is_told(waits: list[float]) -> None:

@@ -15,7 +15,6 @@ import pytest
 from crash_snapshots import committer_of, is_seed, save, snapshot_of
 from crash_steps import run_in_child
 
-from ckptstore.commit import SaveRequest
 from ckptstore.errors import (
     CheckpointNotFoundError,
     CorruptManifestError,
@@ -30,6 +29,7 @@ from ckptstore.errors import (
 )
 from ckptstore.files import observed
 from ckptstore.retention import Policy, keep_last
+from ckptstore.save_request import SaveRequest
 from ckptstore.store import CheckpointStore
 
 

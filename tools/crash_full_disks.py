@@ -22,11 +22,11 @@ from crash_invariants import Shown, violations
 from crash_plants import plant
 from crash_snapshots import committer_of, is_seed, snapshot_of
 
-from ckptstore.commit import SaveRequest
 from ckptstore.errors import DiskFullError
 from ckptstore.files import free_bytes
 from ckptstore.records import Checkpoint
 from ckptstore.retention import keep_last
+from ckptstore.save_request import SaveRequest
 from ckptstore.store import CheckpointStore
 
 DISKS: dict[str, tuple[str, ...]] = {

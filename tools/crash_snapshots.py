@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ckptstore.commit import Committer, SaveRequest
+from ckptstore.commit import Committer
 from ckptstore.formats.snapshot import Snapshot, TrainingState, Variable
 from ckptstore.records import Checkpoint, Format
+from ckptstore.save_request import SaveRequest
 from ckptstore.store import CheckpointStore
 
 

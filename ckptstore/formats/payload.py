@@ -28,6 +28,7 @@ from ckptstore.formats.streaming import Sink
 __all__ = [
     "Encoded",
     "encode",
+    "is_streamable",
     "open_variables",
     "read_description",
     "read_documents",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +82,8 @@ class Snapshot:
         state: Training state, or None when the payload is not meant to be resumed from.
         fill: Only for format ``"h5"``, and for arrays that the streaming writer does not know: fills an
             open, empty `h5py.File`; then `variables` and `attributes` are not used.
+        copy: Copies all variables at once into arrays of their shapes and dtypes, in their order, faster than one after
+            the other; or None.
     """
 
     format: Format
@@ -90,3 +92,4 @@ class Snapshot:
     documents: Mapping[str, bytes] = field(default_factory=dict)
     state: TrainingState | None = None
     fill: Callable[[h5py.File], None] | None = None
+    copy: Callable[[Sequence[Array]], None] | None = None

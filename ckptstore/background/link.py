@@ -1,0 +1,50 @@
+"""What the trainer knows of a worker, wherever that runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from ckptstore.background.memory import Memory
+from ckptstore.background.token import Token
+from ckptstore.background.worker import Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a snapshot lies from its copy to its commit."""
+
+    memory: Memory
+    token: Token
+
+
+class Link(Protocol):
+    """A worker that takes letters from places, in the order in which they were posted.
+
+    Attributes:
+        outlives: True where it commits what it holds even when the trainer is killed.
+    """
+
+    outlives: bool
+
+    def post(self, place: int) -> None:
+        """Give a place, with a letter in it, to the worker."""
+
+    def outcomes(self, timeout_s: float | None = 0.0) -> list[Outcome]:
+        """Return what was done since, oldest first.
+
+        Args:
+            timeout_s: How long to wait for the first; None for as long as the worker is alive.
+        """
+
+    def is_alive(self) -> bool:
+        """Return False where it has died, and no more outcomes will come."""
+
+    def last_words(self) -> str:
+        """Return what is known of its death."""
+
+    def finish(self) -> None:
+        """End it, after what was posted; returns when it is gone."""
+
+    def abandon(self) -> None:
+        """Let it finish alone."""

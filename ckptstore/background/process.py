@@ -1,0 +1,168 @@
+"""A worker in a process of its own, which ends its work when the trainer is killed.
+
+It is started as a program of ours and not by `multiprocessing`, so that it neither runs the user's script again nor
+has its memory; all that it gets is descriptors.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import threading
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from ckptstore.background.link import Place
+from ckptstore.background.worker import Outcome
+from ckptstore.run_lock import RunLock
+
+PROGRAM = "ckptstore.background.writer"
+FINISH = b"finish"
+_LAST_WORDS = 2000
+# Libraries that start a thread per core as soon as they are imported are kept to one.
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+
+class WriterProcess:
+    """A worker in a process of its own.
+
+    Args:
+        root: The store's directory.
+        places: The places for letters, with tokens of both processes.
+        first: The place that the next letter will come to.
+        lock: The run's, which the process holds for as long as it lives.
+        again: True where the first letters may have been committed before.
+
+    Raises:
+        OSError: It cannot be started.
+    """
+
+    outlives = True
+
+    def __init__(
+        self,
+        root: Path,
+        places: tuple[Place, ...],
+        *,
+        first: int,
+        lock: RunLock | None,
+        again: bool = False,
+    ) -> None:
+        if not sys.executable:
+            raise FileNotFoundError("this interpreter does not know where its program is")
+        self._places = places
+        self._lock = lock
+        self._log = os.memfd_create("ckptstore-writer-log", os.MFD_CLOEXEC)
+        self.process, self._connection = self._start(root, first, again)
+        if lock is not None:
+            lock.shared = True
+
+    def _start(self, root: Path, first: int, again: bool) -> tuple[subprocess.Popen[bytes], Any]:
+        ours, theirs = socket.socketpair()
+        trainer = os.pidfd_open(os.getpid())
+        try:
+            facts = {
+                "root": str(root),
+                "memories": [place.memory.descriptor for place in self._places],
+                "tokens": [place.token.descriptor for place in self._places],
+                "connection": theirs.fileno(),
+                "trainer": trainer,
+                "first": first,
+                "again": again,
+            }
+            held = [*facts["memories"], *facts["tokens"], theirs.fileno(), trainer]  # type: ignore[misc]
+            if self._lock is not None and self._lock.descriptor is not None:
+                held.append(self._lock.descriptor)
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", PROGRAM, json.dumps(facts)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._log,
+                pass_fds=held,
+                start_new_session=True,
+                env=_environment(),
+            )
+        except BaseException:
+            ours.close()
+            os.close(self._log)
+            raise
+        finally:
+            theirs.close()
+            os.close(trainer)
+        return process, Connection(ours.detach())
+
+    @property
+    def pid(self) -> int:
+        """The process."""
+        return self.process.pid
+
+    def post(self, place: int) -> None:
+        """Give a place, with a letter in it, to the worker; from here on the trainer's death does not lose it."""
+        self._places[place].token.post()
+
+    def outcomes(self, timeout_s: float | None = 0.0) -> list[Outcome]:
+        """Return what was done since, oldest first; see `Link`."""
+        found: list[Outcome] = []
+        try:
+            # When it dies, its end of the connection closes; a fork of another thread may hold that open for a while.
+            while timeout_s is None and not self._connection.poll(1.0):
+                if not self.is_alive() and not self._connection.poll(0):
+                    return found
+            while self._connection.poll(timeout_s or 0.0):
+                found.append(pickle.loads(self._connection.recv_bytes()))
+                timeout_s = 0.0
+        except (EOFError, ConnectionResetError):
+            self.process.wait()
+        return found
+
+    def is_alive(self) -> bool:
+        """Return False where it has died."""
+        return self.process.poll() is None
+
+    def last_words(self) -> str:
+        """Return what is known of its death."""
+        size = os.fstat(self._log).st_size
+        text = os.pread(self._log, _LAST_WORDS, max(0, size - _LAST_WORDS)).decode(errors="replace").strip()
+        return f"the process that saves has ended with {self.process.returncode}" + (
+            f": {text}" if text else ""
+        )
+
+    def finish(self) -> None:
+        """End it, after what was posted; returns when it is gone, and the run's lock is this process's alone."""
+        self._tell()
+        self.process.wait()
+        self._let_go()
+        if self._lock is not None:
+            self._lock.shared = False
+
+    def abandon(self) -> None:
+        """Let it finish alone; a thread waits for its end, so that no zombie is left."""
+        self._tell()
+        threading.Thread(target=self.process.wait, name="ckptstore-reaper", daemon=True).start()
+        self._let_go()
+
+    def _tell(self) -> None:
+        try:
+            self._connection.send_bytes(FINISH)
+        except OSError:
+            return  # it has ended already
+
+    def _let_go(self) -> None:
+        self._connection.close()
+        os.close(self._log)
+
+
+def can_start() -> bool:
+    """Return whether this platform has what a writer's process needs."""
+    return all(hasattr(os, name) for name in ("memfd_create", "eventfd", "pidfd_open"))
+
+
+def _environment() -> dict[str, str]:
+    # Where the trainer found ckptstore, the writer finds it; the current directory is there under its own name.
+    path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+    return {**os.environ, **_ONE_THREAD, "PYTHONPATH": path, "PYTHONFAULTHANDLER": "1"}

@@ -1,0 +1,71 @@
+"""A worker in a thread of the training process: where no process can be started."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from pathlib import Path
+
+from ckptstore.background.link import Place
+from ckptstore.background.worker import Outcome, Worker
+
+
+class WriterThread:
+    """A worker beside the training, in its process: what it holds is lost when that is killed.
+
+    Args:
+        root: The store's directory.
+        places: The places for letters.
+        again: True where the first letters may have been committed before.
+    """
+
+    outlives = False
+
+    def __init__(self, root: Path, places: tuple[Place, ...], *, again: bool = False) -> None:
+        self._places = places
+        self._worker = Worker(root, tuple(place.memory for place in places))
+        self._again = again
+        # Of these two, Python code holds no lock that an interrupt could leave taken.
+        self._posted: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="ckptstore-saves", daemon=True)
+        self._thread.start()
+
+    def post(self, place: int) -> None:
+        """Give a place, with a letter in it, to the worker."""
+        self._places[place].token.post()
+        self._posted.put(place)
+
+    def outcomes(self, timeout_s: float | None = 0.0) -> list[Outcome]:
+        """Return what was done since, oldest first; see `Link`."""
+        found: list[Outcome] = []
+        try:
+            found.append(self._done.get(timeout_s != 0.0, timeout_s))
+            while True:
+                found.append(self._done.get_nowait())
+        except queue.Empty:
+            return found
+
+    def is_alive(self) -> bool:
+        """Return False where it has died."""
+        return self._thread.is_alive()
+
+    def last_words(self) -> str:
+        """Return what is known of its death."""
+        return "the thread that saves has ended"
+
+    def finish(self) -> None:
+        """End it, after what was posted."""
+        self._posted.put(None)
+        self._thread.join()
+
+    def abandon(self) -> None:
+        """Let it finish alone."""
+        self._posted.put(None)
+
+    def _work(self) -> None:
+        while (place := self._posted.get()) is not None:
+            # A letter that was withdrawn, and written anew, was posted twice and is there once.
+            if self._places[place].token.take():
+                self._done.put(self._worker.commit(place, again=self._again))
+        self._worker.close()

@@ -1,0 +1,111 @@
+"""Commits letters into one store; runs in the writer's process, or in a thread where there is none."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from ckptstore.background.letter import Letter, LetterReader
+from ckptstore.background.memory import Memory
+from ckptstore.commit import Committer
+from ckptstore.layout import Layout
+from ckptstore.manifest import Manifest
+from ckptstore.opening import open_for_writing
+from ckptstore.records import Checkpoint
+from ckptstore.retries import tried_again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of one letter.
+
+    Attributes:
+        number: The letter's.
+        checkpoint: What was saved, or None.
+        error: What went wrong, or None; a checkpoint may be saved all the same (`UnfinishedSaveError`).
+        cause: The error behind that, which an exception does not take along when it is pickled.
+        cpu_s: Seconds of processor time that it took.
+    """
+
+    number: int
+    checkpoint: Checkpoint | None = None
+    error: BaseException | None = None
+    cause: BaseException | None = None
+    cpu_s: float = 0.0
+
+
+class Worker:
+    """Opens the store when the first letter comes, and commits one letter after the other.
+
+    Args:
+        root: The store's directory.
+        memories: The places for letters.
+    """
+
+    def __init__(self, root: Path, memories: tuple[Memory, ...]) -> None:
+        self._layout = Layout(root)
+        self._readers = [LetterReader(memory) for memory in memories]
+        self._manifest: Manifest | None = None
+        self._committer: Committer | None = None
+
+    def commit(self, place: int, *, again: bool = False) -> Outcome:
+        """Commit the letter in a place; raises nothing but what ends a process.
+
+        Args:
+            place: Which.
+            again: True where a writer that died may have committed it before.
+        """
+        number, began = 0, time.process_time()
+        try:
+            letter = self._readers[place].read()
+            number = letter.number
+            checkpoint = tried_again(partial(self._commit, letter, again))
+        except Exception as error:
+            # Whatever it is, the training has to hear of it.
+            return Outcome(
+                number=number,
+                checkpoint=getattr(error, "checkpoint", None),
+                error=portable(error),
+                cause=None if error.__cause__ is None else portable(error.__cause__),
+                cpu_s=time.process_time() - began,
+            )
+        return Outcome(number=number, checkpoint=checkpoint, cpu_s=time.process_time() - began)
+
+    def _commit(self, letter: Letter, again: bool) -> Checkpoint:
+        committer, manifest = self._opened()
+        if again:
+            # Opening the store has taken in a payload without a row; what is there now is what was saved.
+            for checkpoint in reversed(manifest.checkpoints(letter.request.run)):
+                if checkpoint.created_at == letter.request.created_at:
+                    return checkpoint
+        return committer.commit(letter.snapshot, letter.request)
+
+    def _opened(self) -> tuple[Committer, Manifest]:
+        if self._committer is None or self._manifest is None:
+            self._manifest = open_for_writing(self._layout)
+            self._committer = Committer(self._layout, self._manifest)
+        return self._committer, self._manifest
+
+    def close(self) -> None:
+        """End the lease and close the manifest."""
+        if self._committer is not None:
+            self._committer.close()
+        if self._manifest is not None:
+            self._manifest.close()
+
+
+def portable(error: BaseException) -> BaseException:
+    """Return an error as another process can have it: itself, or its words where it does not pickle.
+
+    Example:
+        >>> portable(ValueError("x"))
+        ValueError('x')
+    """
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception as reason:
+        return RuntimeError(f"{type(error).__name__}: {error} (cannot be pickled: {reason})")
+    return error

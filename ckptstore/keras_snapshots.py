@@ -1,0 +1,283 @@
+"""Takes Keras models apart for the store, again and again: what stays the same from save to save is worked out once.
+
+Walking over a model costs some tens of milliseconds at a thousand variables, its configuration as much again; a copy
+of as many small arrays costs a few. So the walk is kept as long as the model has the very same variables, and all that
+Keras would write are variables; and the configuration as long as making it anew would cost a noticeable part of the
+time between two saves.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import h5py
+import keras
+
+from ckptstore import keras_private, training_state
+from ckptstore.errors import InvalidArgumentError, ModelNotReadyError
+from ckptstore.formats.snapshot import Array, FitState, Snapshot, Variable
+from ckptstore.keras_arrays import host_array, shape_and_dtype
+from ckptstore.keras_capture import Capture, Entry
+from ckptstore.keras_copy import copy_all
+from ckptstore.records import Format
+from ckptstore.training_state import Groups
+
+BUILD = "call it once on data, or model.build(input_shape)"
+_COMPILE = "model.compile(...); or pass optimizer= (a loop written by hand), or weights_only=True"
+_SERIALISE = (
+    "Keras asks for a get_config() that returns plain values; or save the weights alone "
+    "(format='weights', save_weights_only=True)"
+)
+# Part of the time since the configuration was last made that making it again may take.
+_DOCUMENTS_SHARE = 0.01
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Walk:
+    """What a walk over a model has found.
+
+    Attributes:
+        key: Identities of everything that was found; they cannot be another's while this is kept.
+        captured: The walk's result.
+        variables: The same for a payload.
+        groups: The variables that Keras would not write.
+        optimizers: All optimizers.
+        held: What `key` names.
+    """
+
+    key: tuple[int, ...]
+    captured: Capture
+    variables: tuple[Variable, ...]
+    groups: Groups
+    optimizers: list[Any]
+    held: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Documents:
+    """Members of an archive, and when and for what they were made."""
+
+    members: Mapping[str, bytes]
+    key: tuple[Any, ...]
+    made_at: float
+    cost_s: float
+
+
+class Snapshots:
+    """Snapshots of one model, each to be written or copied before training goes on.
+
+    A configuration that changes in the middle of a fit, without a variable or its `trainable` changing, stands in a
+    later ``.keras`` payload: at latest when a hundred times the time has passed that making it takes.
+    """
+
+    def __init__(self) -> None:
+        self._walk: _Walk | None = None
+        self._documents: _Documents | None = None
+
+    def take(
+        self,
+        model: Any,
+        *,
+        format: Format,
+        optimizer: Any = None,
+        weights_only: bool = False,
+        fit: FitState | None = None,
+        resumable: bool = True,
+    ) -> Snapshot:
+        """Take a model apart; nothing is written, and its variables are read when the payload is.
+
+        Args:
+            model: A built Keras model.
+            format: ``"keras"``, ``"weights"`` or ``"h5"``.
+            optimizer: The optimizer of a training loop written by hand, for a model that is not compiled.
+            weights_only: True to leave out optimizer and training state.
+            fit: What joins the training state: where the running fit stands.
+            resumable: False to leave out the training state alone.
+
+        Raises:
+            ModelNotReadyError: It is not built; not compiled, with neither `optimizer` nor `weights_only`; or
+                it is to be saved whole and cannot tell its configuration.
+            InvalidArgumentError: `optimizer` is given for a model that was compiled with another one.
+        """
+        require_built(model, BUILD)
+        if weights_only:
+            return _weights_snapshot(model, format)
+        extra = uncompiled_optimizer(model, optimizer)
+        if extra is None and not model.compiled:
+            raise ModelNotReadyError(model=model.name, missing="compiled", hint=_COMPILE)
+        walk, members = self._walked(model, extra, documents=format == "keras")
+        state = training_state.collect(walk.groups, walk.optimizers, fit) if resumable else None
+        if format == "h5":
+            return Snapshot(format=format, state=state, fill=partial(_fill_legacy, model, extra))
+        return Snapshot(
+            format=format,
+            variables=walk.variables,
+            attributes=walk.captured.attributes,
+            documents=members,
+            state=state,
+            copy=_copier(walk.captured.entries),
+        )
+
+    def _walked(self, model: Any, extra: Any, *, documents: bool) -> tuple[_Walk, Mapping[str, bytes]]:
+        optimizers = built_optimizers(model, extra)
+        held = _held(model, optimizers)
+        key = tuple(map(id, held))
+        kept = self._walk if self._walk is not None and self._walk.key == key else None
+        members = self._kept_documents(held) if documents else {}
+        if kept is not None and members is not None:
+            return kept, members
+        began = time.monotonic()
+        captured = captured_model(model, extra, documents=documents)
+        now = time.monotonic()
+        if documents:
+            self._documents = _Documents(
+                members=captured.documents, key=_trained(held), made_at=now, cost_s=now - began
+            )
+        walk = kept or _Walk(
+            key=key,
+            captured=captured,
+            variables=_variables(captured.entries),
+            groups=training_state.groups(model, captured),
+            optimizers=optimizers,
+            held=held,
+        )
+        self._walk = walk if captured.exact and all(one.is_variable for one in captured.entries) else None
+        return walk, captured.documents
+
+    def _kept_documents(self, held: Sequence[Any]) -> Mapping[str, bytes] | None:
+        """Return the documents that were made before, or None where they are to be made anew."""
+        kept = self._documents
+        if kept is None or self._walk is None or kept.key != _trained(held):
+            return None
+        age = time.monotonic() - kept.made_at
+        return kept.members if kept.cost_s > _DOCUMENTS_SHARE * age else None
+
+
+def _held(model: Any, optimizers: Iterable[Any]) -> tuple[Any, ...]:
+    slots = [variable for optimizer in optimizers for variable in optimizer.variables]
+    return (model, *optimizers, *model.variables, *model.metrics_variables, *slots)
+
+
+def _trained(held: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple((id(one), getattr(one, "trainable", None)) for one in held)
+
+
+# --- what must be so before ----------------------------------------------------------------------
+
+
+def require_built(model: Any, hint: str) -> None:
+    """Refuse a model that is not built.
+
+    Raises:
+        ModelNotReadyError: It is not.
+    """
+    if not model.built:
+        raise ModelNotReadyError(model=model.name, missing="built", hint=hint)
+
+
+def uncompiled_optimizer(model: Any, optimizer: Any) -> Any:
+    """Return `optimizer` if the model does not know it, None if it does or there is none.
+
+    Raises:
+        InvalidArgumentError: The model is compiled with another one.
+    """
+    if optimizer is None or any(optimizer is known for known in keras_private.optimizers_of(model)):
+        return None
+    if model.compiled:
+        raise InvalidArgumentError(
+            argument="optimizer",
+            value=type(optimizer).__name__,
+            reason="the model is compiled with another optimizer",
+            hint="leave optimizer= out, or do not compile the model",
+        )
+    return optimizer
+
+
+def built_optimizers(model: Any, extra: Any) -> list[Any]:
+    """Return the model's optimizers, after building those that have seen no training step yet.
+
+    Only those that train this model's variables can be built here: the compiled one and the one given.
+    """
+    for optimizer in (getattr(model, "optimizer", None), extra):
+        if isinstance(optimizer, keras.optimizers.Optimizer) and not optimizer.built:
+            optimizer.build(model.trainable_variables)
+    return keras_private.optimizers_of(model, extra)
+
+
+def captured_model(model: Any, optimizer: Any, *, documents: bool = False) -> Capture:
+    """Return what Keras would write for a model.
+
+    Raises:
+        ModelNotReadyError: It cannot tell its configuration.
+    """
+    try:
+        return keras_private.capture(model, optimizer=optimizer, documents=documents)
+    except NotImplementedError as error:
+        raise ModelNotReadyError(
+            model=model.name, missing="serialisable as a whole", hint=_SERIALISE
+        ) from error
+
+
+# --- parts ---------------------------------------------------------------------------------------
+
+
+def _weights_snapshot(model: Any, format: Format) -> Snapshot:
+    if format == "h5":
+        raise InvalidArgumentError(
+            argument="weights_only",
+            value=True,
+            reason="the older .h5 format holds whole models",
+            hint="format='weights'",
+        )
+    captured = captured_model(model, None, documents=format == "keras")
+    return Snapshot(
+        format=format,
+        variables=_variables(entry for entry in captured.entries if entry.owner == "model"),
+        attributes={
+            group: values
+            for group, values in captured.attributes.items()
+            if not group.startswith("optimizer/")
+        },
+        documents=captured.documents,
+    )
+
+
+def _variables(entries: Iterable[Entry]) -> tuple[Variable, ...]:
+    variables = []
+    for entry in entries:
+        shape, dtype = shape_and_dtype(entry.value)
+        variables.append(
+            Variable(
+                path=entry.path,
+                shape=shape,
+                dtype=dtype,
+                read=partial(host_array, entry.value),
+                attributes={"dtype": "bfloat16"} if dtype.name == "bfloat16" else {},
+            )
+        )
+    return tuple(variables)
+
+
+def _copier(entries: Sequence[Entry]) -> Any:
+    def copy(targets: Sequence[Array]) -> None:
+        copy_all([entry.value for entry in entries], targets)
+
+    return copy
+
+
+def _fill_legacy(model: Any, optimizer: Any, file: h5py.File) -> None:
+    try:
+        keras_private.save_legacy(model, file, optimizer=optimizer)
+    except NotImplementedError as error:
+        raise ModelNotReadyError(
+            model=model.name, missing="serialisable as a whole", hint=_SERIALISE
+        ) from error
+    except ValueError as error:
+        # Keras names datasets after variables there, which need not be unique (Adafactor's are not).
+        raise ModelNotReadyError(
+            model=model.name, missing="storable in the older .h5 format", hint=f"save it as .keras; {error}"
+        ) from error

@@ -1,0 +1,207 @@
+"""The saves of one callback: each waited for, or handed over to what saves beside the training and heard of later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Generic, TypeVar
+
+from ckptstore.adapters import Snapshots, adapter_for
+from ckptstore.background.ring import Backpressure, Ring
+from ckptstore.background.worker import Outcome
+from ckptstore.errors import InvalidArgumentError, UnfinishedSaveError
+from ckptstore.formats.payload import is_streamable
+from ckptstore.records import Checkpoint
+from ckptstore.retention import Policy
+from ckptstore.save_failures import SaveFailures
+from ckptstore.store import CheckpointStore
+
+# What a callback wants to remember of a save until it hears of it.
+Note = TypeVar("Note")
+
+
+class Saves(Generic[Note]):
+    """Saves a model into a store, from the beginning of a fit to its end.
+
+    Args:
+        failures: What is done when a save fails.
+        settled: Told of each save, in order: the callback's note, and the checkpoint or None where there is none.
+        background: Whether to save beside the training.
+        backpressure: See `ckptstore.background.ring.Ring`.
+
+    Attributes:
+        background: Whether to save beside the training.
+        backpressure: See `ckptstore.background.ring.Ring`.
+    """
+
+    def __init__(
+        self,
+        failures: SaveFailures,
+        settled: Callable[[Note, Checkpoint | None], None],
+        *,
+        background: bool,
+        backpressure: Backpressure,
+    ) -> None:
+        self.background = background
+        self._failures = failures
+        self._settled = settled
+        self.backpressure: Backpressure = backpressure
+        self._store: CheckpointStore | None = None
+        self._run = ""
+        self._snapshots: Snapshots | None = None
+        self._ring: Ring | None = None
+        self._prepared = False
+        self._notes: dict[int, tuple[Note, Policy | None]] = {}
+
+    def begin(self, store: CheckpointStore, run: str, model: Any) -> None:
+        """Get ready for a fit: the process that saves starts by itself meanwhile."""
+        self._store, self._run, self._snapshots = store, run, adapter_for(model).snapshots()
+        self._prepared, self._notes = False, {}
+        if self.background:
+            self._ring = store.saving_beside(run, backpressure=self.backpressure)
+            self._ring.start()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether saves are on their way."""
+        return bool(self._notes)
+
+    # --- saving --------------------------------------------------------------------------------------
+
+    def save(self, model: Any, note: Note, *, droppable: bool = False, **options: Any) -> bool:
+        """Save, or hand over; returns whether that was done.
+
+        A crash after this returns leaves the checkpoint saved; beside the training, by the process that has it.
+
+        Args:
+            model: The model; it may change as soon as this returns.
+            note: Comes back with the checkpoint.
+            droppable: True where a newer one may take its place while it waits for the disk.
+            **options: As for `CheckpointStore.save`.
+
+        Raises:
+            CheckpointStoreError: As `CheckpointStore.save`, as far as `SaveFailures` lets it pass.
+        """
+        assert self._store is not None
+        snapshots = self._snapshots or adapter_for(model).snapshots()
+        snapshot, request = self._store.prepare(model, run=self._run, snapshots=snapshots, **options)
+        if self._ring is None or not is_streamable(snapshot):
+            # What only h5py can write is not copied, and comes after what is on its way.
+            self.drain()
+            store = self._store
+            saved = self._failures.attempt(lambda: store.commit(snapshot, request))
+            self._settled(note, saved)
+            return saved is not None
+        # A user's own function is not known to another process.
+        mine = None if request.keep is None or getattr(request.keep, "is_ours", False) else request.keep
+        if mine is not None:
+            request = replace(request, keep=None)
+        handed = self._ring.hand_over(snapshot, request, droppable=droppable)
+        if handed.dropped is not None:
+            self._notes.pop(handed.dropped, None)
+        self._notes[handed.number] = note, mine
+        return True
+
+    def prepare(self, model: Any, **options: Any) -> None:
+        """Do early what the first save would wait for; may be called at every batch."""
+        if self._prepared or self._ring is None:
+            return
+        self._prepared = True
+        assert self._store is not None
+        snapshot, _ = self._store.prepare(model, run=self._run, snapshots=self._snapshots, **options)
+        if is_streamable(snapshot):
+            self._ring.prepare(snapshot)
+
+    # --- hearing of them -----------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Tell the callback of what is saved by now; waits for nothing.
+
+        Raises:
+            CheckpointStoreError: A save failed, and `SaveFailures` says to raise.
+        """
+        if self._notes and self._ring is not None:
+            self._hear(self._ring.outcomes())
+
+    def drain(self) -> None:
+        """Wait until nothing is on its way; a line says so where it takes long.
+
+        Raises:
+            CheckpointStoreError: As `settle`.
+        """
+        if self._ring is not None and self._notes:
+            self._ring.drain()
+            self.settle()
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Wait for what is on its way and let go of the store; may be repeated.
+
+        Args:
+            error: What ends the fit; failures of saves are then notes on it.
+
+        Raises:
+            CheckpointStoreError: As `settle`; everything is let go of all the same.
+        """
+        try:
+            self.drain()
+        except Exception as failure:
+            if error is None:
+                raise
+            error.add_note(f"a save before that failed too: {failure}")
+        finally:
+            ring, self._ring = self._ring, None
+            self._store = self._snapshots = None
+            self._notes = {}
+            if ring is not None:
+                ring.close()
+
+    def _hear(self, outcomes: list[Outcome]) -> None:
+        for position, outcome in enumerate(outcomes):
+            note, mine = self._notes.pop(outcome.number, (None, None))
+            if outcome.error is not None:
+                outcome.error.__cause__ = outcome.cause
+            try:
+                saved = self._failures.heard(outcome.checkpoint, outcome.error)
+                if saved is not None and mine is not None:
+                    self._retain(saved, mine)
+            except BaseException:
+                self._settled(note, None)  # type: ignore[arg-type]
+                self._hear_rest(outcomes[position + 1 :])
+                raise
+            self._settled(note, saved)  # type: ignore[arg-type]
+
+    def _retain(self, saved: Checkpoint, policy: Policy) -> None:
+        assert self._store is not None
+        try:
+            self._store.retain(self._run, policy)
+        except Exception as error:
+            # Whatever it is: it comes from what the user wrote.
+            raise UnfinishedSaveError(
+                checkpoint=saved, undone="removing what the policy does not keep", error=error
+            ) from error
+
+    def _hear_rest(self, outcomes: list[Outcome]) -> None:
+        """Note what is saved behind a save whose failure ends the training."""
+        for outcome in outcomes:
+            note, _ = self._notes.pop(outcome.number, (None, None))
+            self._settled(note, outcome.checkpoint)  # type: ignore[arg-type]
+
+
+def check_background(background: object, backpressure: object) -> None:
+    """Check the two arguments of a callback.
+
+    Raises:
+        InvalidArgumentError: One cannot be used.
+
+    Example:
+        >>> check_background(True, "drop")
+        Traceback (most recent call last):
+        ...
+        ckptstore.errors.InvalidArgumentError: backpressure='drop': must be 'replace' or 'wait'
+    """
+    if not isinstance(background, bool):
+        raise InvalidArgumentError(argument="background", value=background, reason="must be True or False")
+    if backpressure not in ("replace", "wait"):
+        raise InvalidArgumentError(
+            argument="backpressure", value=backpressure, reason="must be 'replace' or 'wait'"
+        )
