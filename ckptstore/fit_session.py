@@ -78,7 +78,7 @@ class FitSession:
             ModelMismatchError: The resume point is of another model; nothing was changed.
             CheckpointStoreError: As `CheckpointStore` and its `resume` say.
         """
-        store = self._writer.open(self._saver.params)
+        store = self._writer.open(self._saver.params, before=partial(self._saver.saves_end, None))
         try:
             self._loop = running_fit(self._saver)
             self._refuse_a_second()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-import weakref
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,8 @@ from typing import Any, Literal
 import keras
 
 from ckptstore import monitor as monitoring
+from ckptstore.background.ring import Backpressure
+from ckptstore.batch_count import BatchCount
 from ckptstore.checkpoint_path import CheckpointPath
 from ckptstore.errors import InvalidArgumentError
 from ckptstore.keras_callback_checks import (
@@ -27,34 +29,39 @@ from ckptstore.monitor import Verdict
 from ckptstore.names import check_run
 from ckptstore.records import Checkpoint, Mode
 from ckptstore.retention import Policy, keep_last
+from ckptstore.run_writer import RunWriter
 from ckptstore.save_failures import OnSaveError, SaveFailures, check_on_save_error
+from ckptstore.saves import Saves, check_background
 from ckptstore.store import CheckpointStore
 
-# Who writes which run of which store in this process: a fit that an exception ended never closed its store.
-_writers: weakref.WeakValueDictionary[tuple[Path, str], ModelCheckpoint] = weakref.WeakValueDictionary()
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Note:
+    """What is remembered of a save: the epoch, the file as the user named it, and the value, where it is the best."""
+
+    epoch: int
+    filled: str
+    value: float | None
 
 
 class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
     """Save the model while it trains; `keras.callbacks.ModelCheckpoint` with a safe store behind it.
 
-    The first eight arguments are Keras'. Each checkpoint is written to the store ``.ckptstore`` beside the
-    file, made durable and recorded with its position and all its metrics; then `filepath` shows it, by an
-    atomic rename of a hard link. A crash at any instant leaves at `filepath` the complete old file or the
-    complete new one, and every checkpoint that was reported saved. It is a subclass of Keras' class, so that
-    code which looks for a ``keras.callbacks.ModelCheckpoint`` finds it.
+    The first eight arguments are Keras'. Each checkpoint is written to the store ``.ckptstore`` beside the file, made
+    durable and recorded with its position and all its metrics; then `filepath` shows it, by an atomic rename of a hard
+    link. A crash at any instant leaves at `filepath` the complete old file or the complete new one, and every
+    checkpoint that was reported saved. It is a subclass of Keras' class, so that code which looks for one finds it.
 
     Where it differs from Keras':
 
-    - The best survives a restart: it is looked up in the store when training begins, for the file at
-      `filepath` (of a name with placeholders: for the best one's file). Removing that file makes the best
-      void.
-    - A metric that is missing, NaN or not a scalar never replaces a best, nor a file that is there. Where
-      none is there yet the checkpoint is saved, with Keras' warning.
+    - The best survives a restart: it is looked up in the store when training begins, for the file at `filepath` (of a
+      name with placeholders: for the best one's file). Removing that file makes the best void.
+    - A metric that is missing, NaN or not a scalar never replaces a best, nor a file that is there. Where none is there
+      yet the checkpoint is saved, with Keras' warning.
     - ``save_best_only`` with an integer `save_freq` works from the first batch on.
     - ``mode="auto"`` is resolved, or refused, when training begins, not an epoch later.
     - A placeholder without a value becomes ``nan``, with a warning, and does not end the run.
-    - An existing directory as `filepath` and a folder that cannot be written are refused when training
-      begins.
+    - An existing directory as `filepath` and a folder that cannot be written are refused when training begins.
     - A relative `filepath` is resolved when the callback is made.
     - A full or failing disk does not end the training at once; see `on_save_error`.
 
@@ -71,9 +78,15 @@ class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
         initial_value_threshold: The best to begin with.
         run: The name of the run in the store; by default made from the file name. Two callbacks that write at
             once need two runs.
-        keep: What stays in the store; by default, with placeholders everything (as in Keras), without them
-            the checkpoint at `filepath` and the one before. ``"all"`` keeps everything. A checkpoint whose file
-            still stands at a path is kept whatever the policy says.
+        keep: What stays in the store; by default, with placeholders everything (as in Keras), without them the
+            checkpoint at `filepath` and the one before. ``"all"`` keeps everything. A checkpoint whose file still
+            stands at a path is kept whatever the policy says.
+        background: True to save beside the training, in a process of its own: a step waits for one copy of the state
+            in memory, and the file appears when it is durable, at latest when training ends. The older ``.h5`` format
+            is waited for all the same.
+        backpressure: What happens then when saves come faster than the disk takes them, and one is waiting already:
+            ``"replace"`` it by the newer, if it is not the best and the file has one name only, or ``"wait"`` for the
+            disk.
         on_save_error: What happens when the disk fails or is full, after some tries: ``"warn"`` lets training go on
             without that checkpoint, ``"raise"`` ends it.
         max_save_failures: With ``"warn"``, the number of failures in a row that ends the training all the same.
@@ -106,6 +119,8 @@ class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
         *,
         run: str | None = None,
         keep: Policy | Literal["all"] | None = None,
+        background: bool = False,
+        backpressure: Backpressure = "replace",
         on_save_error: OnSaveError = "warn",
         max_save_failures: int = 3,
     ) -> None:
@@ -113,6 +128,7 @@ class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
         check_save_freq(save_freq)
         check_keep(keep)
         check_on_save_error(on_save_error, max_save_failures)
+        check_background(background, backpressure)
         super().__init__(
             filepath,
             monitor=monitor,
@@ -128,15 +144,15 @@ class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
         self.run = self._path.run if run is None else check_run(run)
         self.keep = keep
         self._failures = SaveFailures(on_save_error, max_save_failures)
+        self._saves: Saves[_Note] = Saves(
+            self._failures, self._settled, background=background, backpressure=backpressure
+        )
+        self._writer = RunWriter(self.store_path, self.run)
         self.initial_value_threshold = initial_value_threshold
-        self.best = initial_value_threshold
+        self.best = self._best_saved = initial_value_threshold
         self.last: Checkpoint | None = None
         self._mode: Mode | None = None
-        self._store: CheckpointStore | None = None
-        self._steps_before_epoch: int | None = None
-        self._current_epoch = 0
-        self._batches_in_epoch = 0
-        self._batches_since_save = 0
+        self._count = BatchCount()
         self._dropped_logs: set[str] = set()
         self._thread: int | None = None
 
@@ -144,6 +160,19 @@ class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
     def store_path(self) -> Path:
         """The directory of the store, absolute."""
         return self._path.store
+
+    @property
+    def background(self) -> bool:
+        """Whether saves are made beside the training."""
+        return self._saves.background
+
+    def wait(self) -> None:
+        """Wait until every save so far is durable, in the manifest and shown; an interrupt ends the waiting alone.
+
+        Raises:
+            CheckpointStoreError: One failed, and `on_save_error` says to raise.
+        """
+        self._saves.drain()
 
     # --- Keras' hooks ------------------------------------------------------------------------------
 
@@ -156,58 +185,45 @@ class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
             RunLockedError: Another process writes the run.
             StorageError: `filepath` is a directory, or its folder cannot be written.
         """
-        self._mode = monitoring.resolve_mode(
-            self.monitor, self.mode, self.model, callback=type(self).__name__
-        )
+        self._mode = self._resolved()
         if not self._path.has_placeholders:
-            refuse_directory(self._path.absolute(self._filled(0, None, {})))
-        self._steps_before_epoch = None
-        self._batches_in_epoch = 0
+            refuse_directory(self._path.absolute(self._path.fill(epoch=0, batch=None, logs={})))
+        steps = (self.params or {}).get("steps")
+        self._count.begin(None if steps is None else int(steps))
         self._thread = threading.get_ident()
         store = self._open()
         shown = monitoring.best_shown(store, self.run, self.monitor, self._mode)
         self.best = monitoring.better_of(self.initial_value_threshold, shown, self._mode)
+        self._best_saved = self.best
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Note where training is."""
-        self._current_epoch = epoch
-        if self._steps_before_epoch is None:
-            self._steps_before_epoch = self._steps_before(epoch)
-        else:
-            self._steps_before_epoch += self._finished(self._batches_in_epoch)
-        self._batches_in_epoch = 0
+        self._count.begin_epoch(epoch, self._steps_before)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Save, if enough batches have passed; with ``steps_per_execution`` several pass at once."""
-        seen = self._batches_in_epoch
-        self._batches_in_epoch = max(seen, batch + 1)
-        if self.save_freq == "epoch":
-            return
-        self._refuse_another_thread()
-        self._batches_since_save += self._batches_in_epoch - seen
-        if self._batches_since_save >= self.save_freq:
-            self._batches_since_save = 0
-            self._consider(self._current_epoch, batch, logs or {})
+        self._count.batch_done(batch)
+        self._look_after_saves()
+        if self.save_freq != "epoch":
+            self._refuse_another_thread()
+            if self._count.is_due(self.save_freq):
+                self._consider(self._count.epoch, batch, logs or {})
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Save, unless `save_freq` counts batches."""
+        self._saves.settle()
         if self.save_freq == "epoch":
             self._consider(epoch, None, logs or {})
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Let go of the run and the store."""
-        self._close()
+        """Wait for what is still being saved, and let go of the run and the store."""
+        self._writer.close_for_another()
 
     # --- a fit that is resumed by another callback ---------------------------------------------------
 
     def get_state(self) -> dict[str, Any]:
         """Return where training is, as this callback counts it; `best` is not part of it, the store knows that."""
-        return {
-            "epoch": self._current_epoch,
-            "batches_in_epoch": self._batches_in_epoch,
-            "batches_since_save": self._batches_since_save,
-            "steps_before_epoch": self._steps_before_epoch,
-        }
+        return self._count.state()
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Go on from where training was; called after `on_train_begin`, in the middle of an epoch or at its end.
@@ -215,20 +231,16 @@ class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
         Args:
             state: What `get_state` returned, perhaps in another process.
         """
-        self._current_epoch = state["epoch"]
-        self._batches_in_epoch = state["batches_in_epoch"]
-        self._batches_since_save = state["batches_since_save"]
-        self._steps_before_epoch = state["steps_before_epoch"]
+        self._count.set_state(state)
 
     # --- what to save ------------------------------------------------------------------------------
 
     def _consider(self, epoch: int, batch: int | None, logs: dict[str, Any]) -> None:
-        filled = self._filled(epoch, batch, logs)
+        filled = self._path.fill(epoch=epoch, batch=batch, logs=logs)
         target = self._path.absolute(filled)
         if not self._is_wanted(epoch, logs, filled, target):
             return
-        if self._save(epoch, batch, logs, target) and self.verbose > 0:
-            print_message(f"\nEpoch {epoch + 1}: finished saving model to {filled}")
+        self._save(epoch, batch, logs, target, filled)
 
     def _refuse_another_thread(self) -> None:
         """Refuse to read a model that is being trained meanwhile.
@@ -239,8 +251,7 @@ class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
             raise InvalidArgumentError(
                 argument="callbacks",
                 value=type(self).__name__,
-                reason="Keras runs a callback that is not in a list beside the training, which changes the "
-                "model under it",
+                reason="Keras runs a callback that is not in a list beside the training, which changes the model",
                 hint="pass a list: fit(..., callbacks=[callback])",
             )
 
@@ -268,6 +279,7 @@ class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
         else:
             text = f"Can save best model only with {self.monitor} available."
             text += " Received: NaN." if verdict is Verdict.NAN else ""
+        self._saves.drain()  # what is there can only be told once everything is
         wanted = not os.path.lexists(target) and (verdict is not Verdict.NAN or self._has_nothing())
         rest = (
             "it is saved, since there is no file yet"
@@ -281,50 +293,58 @@ class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
         """Return True when no checkpoint of the run has been seen that NaN might be worse than."""
         if self.best is not None or not self._path.has_placeholders:
             return self.best is None
-        return (self._store or self._open()).latest(self.run) is None
+        return (self._writer.store or self._open()).latest(self.run) is None
 
     def _say(self, epoch: int, text: str) -> None:
         if self.verbose > 0:
             print_message(f"\nEpoch {epoch + 1}: {text}")
 
-    def _filled(self, epoch: int, batch: int | None, logs: dict[str, Any]) -> str:
-        return self._path.fill(epoch=epoch, batch=batch, logs=logs)
-
     # --- saving ------------------------------------------------------------------------------------
 
-    def _save(self, epoch: int, batch: int | None, logs: dict[str, Any], target: Path) -> bool:
+    def _save(self, epoch: int, batch: int | None, logs: dict[str, Any], target: Path, filled: str) -> None:
         refuse_directory(target)
-        store = self._store or self._open()
-        save = partial(
-            store.save,
+        if self._writer.store is None:
+            self._open()
+        metrics = self._metrics(logs)
+        value = metrics.get(self.monitor)
+        better = value is not None and monitoring.is_better(value, self.best, self._direction())
+        note = _Note(epoch=epoch, filled=filled, value=value if better else None)
+        self._saves.save(
             self.model,
+            note,
+            droppable=not better and not self._path.has_placeholders,
             epoch=epoch,
-            batch=None if batch is None else self._finished(batch + 1) - 1,
-            step=(self._steps_before_epoch or 0) + self._finished(self._batches_in_epoch),
-            metrics=self._metrics(logs),
-            run=self.run,
-            format=self._path.format,
+            batch=None if batch is None else self._count.finished(batch + 1) - 1,
+            step=self._count.step,
+            metrics=metrics,
             publish=target,
             keep=self._policy(),
             monitor=None if self._mode is None else (self.monitor, self._mode),
+            **self._save_options(),
         )
-        saved = self._failures.attempt(save)
-        if saved is None:
-            return False
-        self.last = saved
-        value = self.last.metrics.get(self.monitor)
-        # Only now: what could not be saved is no best.
-        if value is not None and monitoring.is_better(value, self.best, self._direction()):
-            self.best = value
-        return self._failures.in_a_row == 0
+        if better and self._saves.waiting:
+            self.best = value  # the next one is compared with it, whether it is on the disk by then or not
 
-    def _finished(self, batches: int) -> int:
-        """Return how many batches of the epoch there really were.
+    def _save_options(self) -> dict[str, Any]:
+        return {"format": self._path.format}
 
-        With ``steps_per_execution`` Keras counts in whole executions, and so past the end of the epoch.
-        """
-        steps = (self.params or {}).get("steps")
-        return batches if steps is None else min(batches, int(steps))
+    def _look_after_saves(self) -> None:
+        self._saves.settle()
+        if self._saves.background:
+            self._refuse_another_thread()
+            self._saves.prepare(self.model, epoch=0, **self._save_options())
+
+    def _settled(self, note: _Note, checkpoint: Checkpoint | None) -> None:
+        """Take what is saved as the last, and perhaps as the best: what could not be saved is no best."""
+        if checkpoint is None:
+            self.best = self._best_saved
+            return
+        self.last = checkpoint
+        if note.value is not None:
+            self._best_saved = note.value
+            self.best = monitoring.better_of(self.best, note.value, self._direction())
+        if self._failures.in_a_row == 0:
+            self._say(note.epoch, f"finished saving model to {note.filled}")
 
     def _metrics(self, logs: dict[str, Any]) -> dict[str, float]:
         metrics, dropped = monitoring.scalars(logs)
@@ -347,52 +367,34 @@ class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
 
     def _direction(self) -> Mode:
         if self._mode is None:
-            self._mode = monitoring.resolve_mode(
-                self.monitor, self.mode, self.model, callback=type(self).__name__
-            )
+            self._mode = self._resolved()
         return self._mode
+
+    def _resolved(self) -> Mode:
+        return monitoring.resolve_mode(self.monitor, self.mode, self.model, callback=type(self).__name__)
 
     # --- the store ---------------------------------------------------------------------------------
 
     def _open(self) -> CheckpointStore:
         """Open the store and become the run's writer, in place of one whose fit an exception ended."""
-        self._close()
-        key = (self.store_path, self.run)
-        other = _writers.get(key)
-        if other is not None and other is not self and other._store is not None:
-            if other.params is not None and other.params is self.params:
-                raise InvalidArgumentError(
-                    argument="run",
-                    value=self.run,
-                    reason=f"two callbacks of one fit write this run of {self.store_path}",
-                    hint="give one of them another name: ModelCheckpoint(..., run='...')",
-                )
-            other._close()
-        store = CheckpointStore(self.store_path)
-        try:
-            refuse_unwritable(self._path.directory)
-            store.claim(self.run)
-        except BaseException:
-            store.close()
-            raise
-        self._store = store
-        _writers[key] = self
+        store = self._writer.open(
+            self.params,
+            ready=partial(refuse_unwritable, self._path.directory),
+            before=self._saves.end,
+        )
+        self._saves.begin(store, self.run, self.model)
         return store
-
-    def _close(self) -> None:
-        store, self._store = self._store, None
-        if store is not None:
-            store.close()
 
     def _steps_before(self, epoch: int) -> int:
         """Return how many batches the run had finished when it last came to the beginning of an epoch."""
-        if epoch == 0 or self._store is None:
+        store = self._writer.store
+        if epoch == 0 or store is None:
             return 0
-        earlier = [
-            one for one in self._store.checkpoints(self.run) if one.epoch < epoch and one.step is not None
-        ]
+        earlier = [one for one in store.checkpoints(self.run) if one.epoch < epoch and one.step is not None]
         return earlier[-1].step or 0 if earlier else 0
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the open store out: a copy opens its own."""
-        return {**self.__dict__, "_store": None}
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Be a copy that begins a fit of its own: another process may have it, or this one beside the original."""
+        self.__dict__.update(state)
+        self._writer = RunWriter(self.store_path, self.run)
+        self._saves = self._saves.anew(self._failures, self._settled)

@@ -210,12 +210,10 @@ class ResumingCallback(keras.callbacks.Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the running fit out: a copy begins its own."""
-        state = {**self.__dict__, "_session": None, "_stop": None}
-        state["_saves"] = (self._saves.background, self._saves.backpressure)
-        return state
+        return {**self.__dict__, "_session": None, "_stop": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Begin with saves of its own."""
+        """Begin with a writer and saves of its own."""
         self.__dict__.update(state)
-        background, backpressure = state["_saves"]
-        self._saves = Saves(self._failures, self.settled, background=background, backpressure=backpressure)
+        self._writer = RunWriter(self.store_path, self.run)
+        self._saves = self._saves.anew(self._failures, self.settled)

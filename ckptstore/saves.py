@@ -53,6 +53,14 @@ class Saves(Generic[Note]):
         self._prepared = False
         self._notes: dict[int, tuple[Note, Policy | None]] = {}
 
+    def anew(self, failures: SaveFailures, settled: Callable[[Note, Checkpoint | None], None]) -> Saves[Note]:
+        """Return such saves for a copy of the callback, which begins a fit of its own."""
+        return Saves(failures, settled, background=self.background, backpressure=self.backpressure)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the running fit and the callback out; `anew` makes of the rest what a copy needs."""
+        return {"background": self.background, "backpressure": self.backpressure}
+
     def begin(self, store: CheckpointStore, run: str, model: Any) -> None:
         """Get ready for a fit: the process that saves starts by itself meanwhile."""
         self._store, self._run, self._snapshots = store, run, adapter_for(model).snapshots()

@@ -71,6 +71,7 @@ LAYERS = (
         "iteration",
         "exactness",
         "fit_moment",
+        "batch_count",
         "fit_position",
         "fit_session",
         "resumed_run",
