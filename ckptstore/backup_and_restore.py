@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,7 +113,7 @@ class BackupAndRestore(ResumingCallback):
             return False
         return self._batches_seen_since_last_saving >= self.save_freq
 
-    def due_at_epoch_end(self, *, last: bool) -> bool:
+    def due_at_epoch_end(self, logs: Mapping[str, Any], *, last: bool) -> bool:
         """Return whether each epoch's end is backed up; the last one's is, unless the backups are to go."""
         return self.save_freq == "epoch" or (last and not self.delete_checkpoint)
 

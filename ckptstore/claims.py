@@ -10,13 +10,14 @@ from datetime import UTC, datetime
 from functools import partial
 
 from ckptstore.errors import CheckpointStoreError, RunLockedError, StoreNotFoundError
+from ckptstore.holders import Patience
 from ckptstore.layout import Layout
 from ckptstore.locks import store_lock
 from ckptstore.manifest import Manifest
 from ckptstore.names import check_run
 from ckptstore.records import Holder
 from ckptstore.reserve import give_up_for
-from ckptstore.run_lock import RunLock
+from ckptstore.run_lock import RunLock, is_held_here
 
 
 class Claims:
@@ -37,6 +38,8 @@ class Claims:
 
     def claim(self, run: str) -> None:
         """Become the writer of a run, if this process is not that yet.
+
+        Where its last writer has ended, and what it left is still being saved, that is waited for, at most two minutes.
 
         Raises:
             RunLockedError: Another writer has it; says who.
@@ -67,19 +70,22 @@ class Claims:
         return lock
 
     def _lock(self, run: str) -> RunLock:
-        try:
-            return RunLock(self._layout.locks, run)
-        except RunLockedError as error:
-            holder = self._manifest.holder(run)
-            if holder is None:
-                raise
-            raise RunLockedError(
-                run=run,
-                store=self._layout.root,
-                host=holder.host,
-                pid=holder.pid,
-                started_at=holder.started_at,
-            ) from error
+        patience = Patience(run)
+        while True:
+            try:
+                return RunLock(self._layout.locks, run)
+            except RunLockedError as error:
+                holder = self._manifest.holder(run)
+                if holder is None:
+                    raise
+                if not patience.lasts(holder, here=is_held_here(self._layout.locks, run)):
+                    raise RunLockedError(
+                        run=run,
+                        store=self._layout.root,
+                        host=holder.host,
+                        pid=holder.pid,
+                        started_at=holder.started_at,
+                    ) from error
 
     def begin(self, run: str) -> int:
         """Begin a new attempt at a claimed run; returns its number."""

@@ -176,7 +176,10 @@ class Committer:
                 fsync_directory(temporary.parent)
                 new = self._new(snapshot, version, request, written, file)
                 return self._manifest.add_checkpoint(
-                    new, published_path=self._published_path(request), monitor=request.monitor
+                    new,
+                    published_path=self._published_path(request),
+                    monitor=request.monitor,
+                    notes=request.notes,
                 )
             except BaseException:
                 # Still under the lock: later, somebody else may have taken the payload in.

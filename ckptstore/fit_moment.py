@@ -46,7 +46,7 @@ class Saver(Protocol):
     def due_after(self, batches: int) -> bool:
         """Return whether to save, now that so many more batches are finished."""
 
-    def due_at_epoch_end(self, *, last: bool) -> bool:
+    def due_at_epoch_end(self, logs: Mapping[str, Any], *, last: bool) -> bool:
         """Return whether to save at an epoch's end; `last` where training ends with it."""
 
     def save_at(self, moment: Moment) -> bool:

@@ -209,14 +209,14 @@ class FitSession:
             others(epoch, logs)
         except BaseException as error:
             self._call_the_rest("on_epoch_end", epoch, error)
-            due = self._saver.due_at_epoch_end(last=False)
+            due = self._saver.due_at_epoch_end(logs or {}, last=False)
             self._save_before_end(error, due=due, batch=None, logs=logs)
             raise
         self._epoch_ended(epoch, self._epoch_logs or logs or {})
 
     def _epoch_ended(self, epoch: int, logs: Mapping[str, Any]) -> None:
         last = self._saver.model.stop_training or self._is_last(epoch)
-        if self._saver.due_at_epoch_end(last=last) or self._stop.received is not None:
+        if self._saver.due_at_epoch_end(logs, last=last) or self._stop.received is not None:
             self._save(batch=None, logs=logs)
         self._logs = logs
         self._obey_signal()

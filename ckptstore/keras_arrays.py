@@ -5,6 +5,7 @@ Only what Keras, numpy and torch promise is used here.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
@@ -53,3 +54,10 @@ def kept_value(variable: Any) -> Any:
     if hasattr(value, "detach"):
         return value.detach().to("cpu", copy=True)
     return np.array(keras.ops.convert_to_numpy(value), copy=True)
+
+
+def nbytes_of(model: Any) -> int:
+    """Return about how many bytes a model's state has, with its optimizer's; 0 for one that is not built yet."""
+    optimizer = getattr(model, "optimizer", None)
+    variables = [*model.variables, *getattr(optimizer, "variables", ())]
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in map(shape_and_dtype, variables))

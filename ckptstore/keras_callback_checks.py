@@ -9,14 +9,14 @@ from pathlib import Path
 from ckptstore.errors import InvalidArgumentError, StorageError
 
 
-def check_save_freq(save_freq: object) -> None:
-    """Refuse what is neither ``"epoch"`` nor a number of batches, in Keras' words.
+def check_save_freq(save_freq: object, *, auto: bool = False) -> None:
+    """Refuse what is neither ``"epoch"`` nor a number of batches, nor ``"auto"`` where that is known, in Keras' words.
 
     Raises:
         InvalidArgumentError: It is neither.
     """
     is_count = isinstance(save_freq, int) and not isinstance(save_freq, bool) and save_freq > 0
-    if save_freq != "epoch" and not is_count:
+    if save_freq != "epoch" and not is_count and not (auto and save_freq == "auto"):
         raise InvalidArgumentError(
             argument="save_freq",
             value=save_freq,

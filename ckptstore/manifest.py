@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 from sqlalchemy import Connection, func, select
@@ -93,6 +94,7 @@ class Manifest(ManifestAttempts):
         published_path: str | None = None,
         monitor: tuple[str, Mode] | None = None,
         event: str = "saved",
+        notes: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     ) -> Checkpoint:
         """Insert a checkpoint, with all that belongs to it, and return it.
 
@@ -101,6 +103,7 @@ class Manifest(ManifestAttempts):
             published_path: A path that is to show it: noted as pending until `confirm_published`.
             monitor: A metric that its run watches, and the better direction.
             event: How it came here.
+            notes: More events of it, by their kinds.
 
         Raises:
             InvalidArgumentError: The version or the file is there already, or a value cannot be stored.
@@ -111,7 +114,8 @@ class Manifest(ManifestAttempts):
                 changes.put_published(connection, published_path, new.run, new.version)
             if monitor is not None:
                 changes.put_monitor(connection, new.run, *monitor)
-            changes.add_event(connection, event, run=new.run, version=new.version)
+            for kind, detail in ({event: None} | dict(notes)).items():
+                changes.add_event(connection, kind, run=new.run, version=new.version, detail=detail)
             added = queries.one(connection, self._store, new.version)
         assert added is not None
         return added

@@ -70,7 +70,7 @@ class ResumingCallback(keras.callbacks.Callback):
         """Return whether to save, now that so many more batches are finished."""
         raise NotImplementedError
 
-    def due_at_epoch_end(self, *, last: bool) -> bool:
+    def due_at_epoch_end(self, logs: Mapping[str, Any], *, last: bool) -> bool:
         """Return whether to save at an epoch's end; `last` where training ends with it."""
         raise NotImplementedError
 

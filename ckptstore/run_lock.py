@@ -50,7 +50,7 @@ class RunLock:
         self._descriptor = -1
         if without_locks():
             return
-        path = directory / f"{run}.lock"
+        self._path = path = directory / f"{run}.lock"
         try:
             with step("lock", path):
                 self._descriptor = _locked(path)
@@ -93,6 +93,12 @@ class RunLock:
 
 
 _held: WeakSet[RunLock] = WeakSet()
+
+
+def is_held_here(directory: Path, run: str) -> bool:
+    """Return whether this process has the lock of a run itself."""
+    path = directory / f"{run}.lock"
+    return any(lock._path == path for lock in list(_held))
 
 
 def _leave_all() -> None:

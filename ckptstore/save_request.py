@@ -23,6 +23,7 @@ class SaveRequest:
     """What is to be saved, checked before: position, metrics and names.
 
     Attributes:
+        notes: Events that belong to it, by their kinds.
         began: `time.perf_counter()` when the caller began to wait; the same clock in all processes of a machine.
         blocked_s: Seconds that the caller waited, where it did not wait for the end.
     """
@@ -37,6 +38,7 @@ class SaveRequest:
     publish: Path | None = None
     keep: Policy | None = None
     monitor: tuple[str, Mode] | None = None
+    notes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     began: float = field(default_factory=time.perf_counter)
     blocked_s: float | None = None
@@ -58,6 +60,7 @@ def checked_request(
     publish: str | os.PathLike[str] | None,
     keep: Policy | None,
     monitor: tuple[str, Mode] | None,
+    notes: Mapping[str, Mapping[str, Any]],
 ) -> SaveRequest:
     """Return what a caller asks for, every part of it checked; `position` is epoch, batch and step.
 
@@ -82,4 +85,5 @@ def checked_request(
         publish=None if publish is None else outside(root, absolute(publish)),
         keep=keep,
         monitor=monitor,
+        notes=notes,
     )

@@ -15,6 +15,7 @@ from ckptstore.background.ring import Backpressure
 from ckptstore.errors import InvalidArgumentError
 from ckptstore.fit_moment import Moment
 from ckptstore.fit_session import Resume
+from ckptstore.keras_arrays import nbytes_of
 from ckptstore.keras_callback_checks import check_keep, check_save_freq
 from ckptstore.keras_private import print_message
 from ckptstore.layout import absolute
@@ -23,6 +24,7 @@ from ckptstore.names import check_run
 from ckptstore.records import Checkpoint, Mode
 from ckptstore.resuming_callback import ResumingCallback
 from ckptstore.retention import Policy, keep_last
+from ckptstore.save_budget import MAX_OVERHEAD, SaveBudget
 from ckptstore.save_failures import OnSaveError, SaveFailures, check_on_save_error
 from ckptstore.signals import STOP_SIGNALS
 from ckptstore.store import CheckpointStore
@@ -53,8 +55,8 @@ class StoreCheckpoint(ResumingCallback):
         save_weights_only: Save weights, optimizer and training state, without the model's configuration; it can be
             resumed from, and loads with ``model.load_weights``.
         mode: ``"min"``, ``"max"``, or ``"auto"`` to tell by the metric.
-        save_freq: ``"epoch"``, or a number of batches after which to save, counted across epochs. The end of the last
-            epoch is saved in any case.
+        save_freq: ``"epoch"``; a number of batches after which to save, counted across epochs; or ``"auto"`` to save as
+            often as `max_overhead` allows, measured while training. The end of the last epoch is saved in any case.
         initial_value_threshold: The best to begin with.
         run: The name of the run in the store. Two fits that write at once need two.
         resume: ``"auto"``; ``"must"`` to refuse to begin anew; ``"never"`` to begin anew beside what there is, whose
@@ -65,6 +67,9 @@ class StoreCheckpoint(ResumingCallback):
         backpressure: What happens when saves come faster than the disk takes them, and one is waiting already:
             ``"replace"`` it by the newer, if it was taken within an epoch and is not the best, or ``"wait"`` for the
             disk.
+        max_overhead: With ``save_freq="auto"``, the share of the run that saving may cost: what steps wait for, and
+            what those beside a save take longer. An epoch's end that is the best so far is saved a little early;
+            where epochs are shorter than the interval that is allowed, some of these are not saved.
         save_interval: Save also when so much time has passed since the last save, at the next batch: seconds, or a
             `datetime.timedelta`.
         save_on_exception: Save what is finished when a callback ends the fit by an exception.
@@ -96,7 +101,7 @@ class StoreCheckpoint(ResumingCallback):
         save_best_only: bool = False,
         save_weights_only: bool = False,
         mode: str = "auto",
-        save_freq: int | Literal["epoch"] = "epoch",
+        save_freq: int | Literal["epoch", "auto"] = "epoch",
         initial_value_threshold: float | None = None,
         *,
         run: str = "default",
@@ -104,13 +109,15 @@ class StoreCheckpoint(ResumingCallback):
         keep: Policy | None = None,
         background: bool = True,
         backpressure: Backpressure = "replace",
+        max_overhead: float = MAX_OVERHEAD,
         save_interval: float | timedelta | None = None,
         save_on_exception: bool = True,
         signals: Sequence[signal.Signals] = STOP_SIGNALS,
         on_save_error: OnSaveError = "warn",
         max_save_failures: int = 3,
     ) -> None:
-        check_save_freq(save_freq)
+        check_save_freq(save_freq, auto=True)
+        check_max_overhead(max_overhead)
         check_keep(keep)
         check_on_save_error(on_save_error, max_save_failures)
         check_resume(resume)
@@ -132,6 +139,7 @@ class StoreCheckpoint(ResumingCallback):
         self.save_freq = save_freq
         self.initial_value_threshold = initial_value_threshold
         self.keep = keep
+        self.max_overhead = max_overhead
         self.save_interval_s = interval_s(save_interval)
         self.best: float | None = initial_value_threshold
         self.last: Checkpoint | None = None
@@ -139,6 +147,8 @@ class StoreCheckpoint(ResumingCallback):
         self._mode: Mode | None = None
         self._batches_since_save = 0
         self._saved_at = 0.0
+        self._budget: SaveBudget | None = None
+        self._was_saving = False
 
     @property
     def resumed_from(self) -> Checkpoint | None:
@@ -158,6 +168,9 @@ class StoreCheckpoint(ResumingCallback):
         self.best = self._best_saved = self.initial_value_threshold
         self._batches_since_save = 0
         self._saved_at = time.monotonic()
+        self._budget = None
+        if self.save_freq == "auto":
+            self._budget = SaveBudget(self.max_overhead, nbytes=nbytes_of(self.model))
 
     def _direction(self) -> Mode | None:
         try:
@@ -170,12 +183,20 @@ class StoreCheckpoint(ResumingCallback):
     def due_after(self, batches: int) -> bool:
         """Return whether `save_freq` or `save_interval` asks for a save."""
         self._batches_since_save += batches
-        counted = self.save_freq != "epoch" and self._batches_since_save >= self.save_freq
+        if self._budget is not None:
+            self._budget.batches_done(batches, saving=self._was_saving)
+            self._was_saving = self._saves.waiting
+            return (not self._was_saving and self._budget.is_due()) or self._is_time()
+        counted = isinstance(self.save_freq, int) and self._batches_since_save >= self.save_freq
         return counted or self._is_time()
 
-    def due_at_epoch_end(self, *, last: bool) -> bool:
-        """Return whether to save at an epoch's end."""
-        return last or self.save_freq == "epoch" or self._is_time()
+    def due_at_epoch_end(self, logs: Mapping[str, Any], *, last: bool) -> bool:
+        """Return whether to save at an epoch's end; `last` where training ends with it."""
+        due = last or self.save_freq == "epoch" or self._is_time()
+        if self._budget is not None:
+            due = due or self._budget.is_due(early=self._judge(monitoring.scalars(logs)[0]))
+            self._budget.pause()
+        return due
 
     def _is_time(self) -> bool:
         return self.save_interval_s is not None and time.monotonic() - self._saved_at >= self.save_interval_s
@@ -210,10 +231,18 @@ class StoreCheckpoint(ResumingCallback):
             monitor=None if self._mode is None else (self.monitor, self._mode),
             fit=moment.fit,
             resumable=moment.resumable,
+            notes=self._notes(),
             **self.save_options(),
         )
         self._saved_at = time.monotonic()
+        if self._budget is not None:
+            self._budget.saved()
+            self._was_saving = self._saves.waiting
         return handed
+
+    def _notes(self) -> dict[str, dict[str, Any]]:
+        news = None if self._budget is None else self._budget.news()
+        return {} if news is None else {"interval": news.detail()}
 
     def save_options(self) -> dict[str, Any]:
         """Return what is the same for all saves."""
@@ -226,6 +255,8 @@ class StoreCheckpoint(ResumingCallback):
             self.best = self._best_saved
             return
         self.last = checkpoint
+        if self._budget is not None and checkpoint.total_s is not None:
+            self._budget.settled(checkpoint.total_s)
         if note.value is not None and self._mode is not None:
             self._best_saved = note.value
             self.best = monitoring.better_of(self.best, note.value, self._mode)
@@ -263,6 +294,27 @@ def check_resume(resume: object) -> None:
     if resume not in ("auto", "must", "never"):
         raise InvalidArgumentError(
             argument="resume", value=resume, reason="must be 'auto', 'must' or 'never'"
+        )
+
+
+def check_max_overhead(max_overhead: object) -> None:
+    """Check the argument of a callback.
+
+    Raises:
+        InvalidArgumentError: It is no share.
+
+    Example:
+        >>> check_max_overhead(3.5)
+        Traceback (most recent call last):
+        ...
+        ckptstore.errors.InvalidArgumentError: max_overhead=3.5: must be a share of the run, above 0 and below 1
+    """
+    if not isinstance(max_overhead, (int, float)) or not 0 < max_overhead < 1:
+        raise InvalidArgumentError(
+            argument="max_overhead",
+            value=max_overhead,
+            reason="must be a share of the run, above 0 and below 1",
+            hint="0.035 stands for 3.5 %",
         )
 
 

@@ -41,6 +41,7 @@ class SaveOptions(TypedDict, total=False):
     keep: Policy | None
     monitor: tuple[str, Mode] | None
     fit: FitState | None
+    notes: Mapping[str, Mapping[str, Any]]
 
 
 class StoreSaving(StoreQueries):
@@ -142,7 +143,7 @@ class StoreSaving(StoreQueries):
             model: As for `save`.
             epoch: Likewise.
             snapshots: What took the model apart at earlier saves of the same fit, and knows what stays the same.
-            **options: As for `save`.
+            **options: As for `save`; and `notes`, events that are recorded with the checkpoint, by their kinds.
 
         Returns:
             The snapshot, whose arrays are the model's own, and the request: for `commit`, or for the ring of
@@ -163,6 +164,7 @@ class StoreSaving(StoreQueries):
             publish=options.get("publish"),
             keep=options.get("keep"),
             monitor=options.get("monitor"),
+            notes=options.get("notes", {}),
         )
         self._check_writable("save")
         snapshot = (snapshots or adapter_for(model).snapshots()).take(

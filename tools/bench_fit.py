@@ -13,7 +13,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ class TimedSaves(ckptstore.StoreCheckpoint):
         self._began = time.perf_counter()
         return True
 
-    def due_at_epoch_end(self, *, last: bool) -> bool:
+    def due_at_epoch_end(self, logs: Mapping[str, Any], *, last: bool) -> bool:
         """Save after batches only."""
         return False
 
@@ -121,7 +121,7 @@ def capture(model: Any, repeat: int, folder: Path) -> dict[str, Any]:
 class SavesInside(ckptstore.StoreCheckpoint):
     """Leaves a checkpoint of the middle of an epoch as the newest."""
 
-    def due_at_epoch_end(self, *, last: bool) -> bool:
+    def due_at_epoch_end(self, logs: Mapping[str, Any], *, last: bool) -> bool:
         """Save after batches only."""
         return False
 

@@ -129,6 +129,11 @@ class Memory:
         if descriptor is not None:
             os.close(descriptor)
 
+    def __del__(self) -> None:
+        """Let go of what nobody closed."""
+        if getattr(self, "descriptor", None) is not None:
+            self.close()
+
 
 def _find_madvise() -> Any:
     function = getattr(ctypes.CDLL(None), "madvise", None)

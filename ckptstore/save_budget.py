@@ -1,0 +1,182 @@
+"""When to save so that it costs at most a share of the run: measured while training, and tuned as it goes.
+
+Of all that a run has taken so far, saves may have cost a share: what is earned with time is spent by saves, and one is
+due when enough is there for it. What a save costs is what the step waits for, and what the steps beside it take longer
+than others do. This follows CheckFreq (Mohan, Phanishayee, Chidambaram, FAST 2021), which profiles once and then
+adapts an interval; with an account there is nothing to profile first.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+MAX_OVERHEAD = 0.035
+# Before the first save: a copy, and what writing takes from the training.
+_EXPECTED_S = 0.01
+_EXPECTED_BYTES_PER_S = 1e9
+# Steps that are looked back on, fewer that must be known, and the share of the slowest that says nothing.
+_STEPS = 64
+_FEWEST = 3
+_OUTLIERS = 0.1
+# The newest save says as much as all before it.
+_WEIGHT = 0.5
+# A change that is worth a note.
+_NEWS = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """What was chosen, and from which figures.
+
+    Attributes:
+        batches: Batches from save to save.
+        step_s: Seconds that a batch takes, with nothing beside it.
+        blocked_s: Seconds that a save makes the training wait.
+        slowed_s: Seconds that the batches beside a save take longer, all together.
+        write_s: Seconds until a save is durable.
+        max_overhead: The share of the run that saves may cost.
+    """
+
+    batches: int
+    step_s: float
+    blocked_s: float
+    slowed_s: float
+    write_s: float
+    max_overhead: float
+
+    def detail(self) -> dict[str, Any]:
+        """Return it as the manifest's events have it."""
+        return {
+            name: round(value, 6) if isinstance(value, float) else value
+            for name, value in asdict(self).items()
+        }
+
+
+class SaveBudget:
+    """The account of one fit.
+
+    Args:
+        max_overhead: The share of the run that saves may cost, above 0 and below 1.
+        nbytes: The size of the state, for a guess before the first save.
+        clock: Seconds.
+
+    Example:
+        >>> seconds = iter(range(1000))
+        >>> budget = SaveBudget(0.1, nbytes=0, clock=lambda: next(seconds))
+        >>> for _ in range(5):
+        ...     budget.batches_done(1, saving=False)
+        >>> budget.saved()  # a second after the batch
+        >>> budget.settled(4.0)
+        >>> budget.interval().batches  # each costs a second, a tenth of ten batches
+        10
+    """
+
+    def __init__(
+        self, max_overhead: float, *, nbytes: int, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._share = max_overhead
+        self._clock = clock
+        self._began: float | None = None
+        self._mark: float | None = None
+        self._paused = False
+        self._steps: deque[float] = deque(maxlen=_STEPS)
+        self._beside_s, self._beside = 0.0, 0
+        self._blocked_s: float | None = None
+        self._slowed_s: float | None = None
+        self._write_s = 0.0
+        self._expected_s = _EXPECTED_S + nbytes / _EXPECTED_BYTES_PER_S
+        self._spent_s = 0.0
+        self._waited_s = 0.0
+        self._noted = 0
+
+    # --- what is measured ----------------------------------------------------------------------------
+
+    def batches_done(self, batches: int, *, saving: bool) -> None:
+        """Note that so many batches are finished; `saving` where a save was being written beside them."""
+        now = self._clock()
+        if self._began is None:
+            self._began = now  # the first one compiles
+        elif self._mark is not None and not self._paused and batches > 0:
+            if saving:
+                self._beside_s += now - self._mark
+                self._beside += batches
+            else:
+                self._steps.append((now - self._mark) / batches)
+        self._mark, self._paused = now, False
+
+    def pause(self) -> None:
+        """Note that an epoch is over: what comes before the next batch, validation say, is no part of it."""
+        self._mark, self._paused = self._clock(), True
+
+    def saved(self) -> None:
+        """Note that a save, begun when the last batch was done or at a `pause`, lets the training go on."""
+        now = self._clock()
+        if self._mark is not None:
+            self._blocked_s = _mixed(self._blocked_s, now - self._mark)
+            self._spent_s += now - self._mark
+            self._waited_s += now - self._mark
+            self._mark = now
+
+    def settled(self, write_s: float) -> None:
+        """Note that a save is durable, `write_s` seconds after it was begun."""
+        slowed = min(max(0.0, self._beside_s - self._beside * self.step_s), write_s)
+        self._beside_s, self._beside = 0.0, 0
+        self._slowed_s = _mixed(self._slowed_s, slowed)
+        self._spent_s += slowed
+        self._write_s = _mixed(self._write_s or None, write_s)
+
+    # --- what follows ----------------------------------------------------------------------------------
+
+    @property
+    def step_s(self) -> float:
+        """Seconds that a batch takes with nothing beside it; the slowest are left out. 0 where none is known."""
+        kept = sorted(self._steps)[: math.ceil(len(self._steps) * (1 - _OUTLIERS))]
+        return sum(kept) / len(kept) if kept else 0.0
+
+    @property
+    def cost_s(self) -> float:
+        """Seconds that a save costs the training."""
+        if self._blocked_s is None:
+            return self._expected_s
+        return self._blocked_s + (self._slowed_s or 0.0)
+
+    def is_due(self, *, early: bool = False) -> bool:
+        """Return whether enough is earned for a save; `early` for one that may be paid for afterwards."""
+        if self._began is None or (len(self._steps) < _FEWEST and not early):
+            return False
+        earned = self._share * (self._clock() - self._began - self._waited_s)
+        cost = self.cost_s
+        # What was not spent is not saved up: a long validation is no reason for many saves.
+        self._spent_s = max(self._spent_s, earned - cost)
+        return earned - self._spent_s >= (0.0 if early else cost)
+
+    def interval(self) -> Interval:
+        """Return the interval that comes of it, as far as is known by now."""
+        step = max(self.step_s, 1e-9)
+        return Interval(
+            batches=max(1, math.ceil(round(max(self.cost_s / self._share, self._write_s) / step, 6))),
+            step_s=self.step_s,
+            blocked_s=self._blocked_s or 0.0,
+            slowed_s=self._slowed_s or 0.0,
+            write_s=self._write_s,
+            max_overhead=self._share,
+        )
+
+    def news(self) -> Interval | None:
+        """Return the interval once it is measured, and again when it has changed by a fifth."""
+        if self._blocked_s is None or self._slowed_s is None or not self._steps:
+            return None
+        interval = self.interval()
+        if abs(interval.batches - self._noted) <= _NEWS * self._noted:
+            return None
+        self._noted = interval.batches
+        return interval
+
+
+def _mixed(before: float | None, new: float) -> float:
+    return new if before is None else before + _WEIGHT * (new - before)

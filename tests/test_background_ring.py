@@ -1,0 +1,402 @@
+"""Snapshots that are handed over are committed in order, within bounds, whatever happens to what saves them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from crash_invariants import violations
+from crash_snapshots import is_seed, save, snapshot_of
+
+from ckptstore import CheckpointStore, RunLockedError
+from ckptstore.background.process import can_start
+from ckptstore.background.ring import WRITER, Ring
+from ckptstore.layout import Layout
+from ckptstore.locks import store_lock
+from ckptstore.save_request import SaveRequest
+
+KINDS = ["process", "thread"]
+needs_process = pytest.mark.skipif(not can_start(), reason="this platform has no memfd or pidfd")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[CheckpointStore]:
+    with CheckpointStore(tmp_path / "store") as opened:
+        yield opened
+
+
+@pytest.fixture(params=[pytest.param("process", marks=needs_process), "thread"])
+def ring(request: Any, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ring]:
+    monkeypatch.setenv(WRITER, request.param)
+    made = store.saving_beside("default")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def process_ring(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ring]:
+    if not can_start():
+        pytest.skip("this platform has no memfd or pidfd")
+    monkeypatch.delenv(WRITER, raising=False)
+    made = store.saving_beside("default")
+    yield made
+    made.close()
+
+
+def hand_over(ring: Ring, seed: int, *, droppable: bool = False, **request: Any) -> Any:
+    request = {"metrics": {"loss": float(seed)}, **request}
+    return ring.hand_over(
+        snapshot_of(seed), SaveRequest(run="default", epoch=seed, **request), droppable=droppable
+    )
+
+
+def epochs(store: CheckpointStore) -> list[int]:
+    for one in store.checkpoints():
+        assert is_seed(one.path, one.epoch)
+    return [one.epoch for one in store.checkpoints()]
+
+
+def writers(root: Path) -> list[int]:
+    """Processes that save into a store."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().decode(errors="replace")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if "ckptstore.background.writer" in words and str(root) in words:
+            found.append(int(path.parent.name))
+    return found
+
+
+# --- order -------------------------------------------------------------------------------------
+
+
+def test_snapshots_are_committed_in_order_and_heard_of_in_order(ring: Ring, store: CheckpointStore) -> None:
+    numbers = [hand_over(ring, seed).number for seed in range(6)]
+    ring.drain()
+    outcomes = ring.outcomes()
+    assert [one.number for one in outcomes] == numbers
+    assert [one.checkpoint.epoch for one in outcomes if one.checkpoint] == list(range(6))
+    assert epochs(store) == list(range(6))
+    assert ring.pending == 0
+    assert ring.outcomes() == []
+
+
+def test_what_a_save_cost_stands_in_the_manifest(ring: Ring, store: CheckpointStore) -> None:
+    handed = hand_over(ring, 0)
+    ring.drain()
+    (one,) = store.checkpoints()
+    assert one.blocked_s is not None
+    assert one.total_s is not None
+    assert 0 < one.blocked_s <= handed.blocked_s
+    assert one.blocked_s < one.total_s
+
+
+# --- back-pressure -----------------------------------------------------------------------------
+
+
+def test_the_one_that_waits_is_replaced_by_the_newer(ring: Ring, store: CheckpointStore) -> None:
+    # Whoever has this lock keeps the disk from everybody else.
+    with store_lock(Layout(store.path).locks):
+        first = hand_over(ring, 0, droppable=True)
+        wait_until_begun(ring)
+        second = hand_over(ring, 1, droppable=True)
+        third = hand_over(ring, 2, droppable=True)
+        fourth = hand_over(ring, 3, droppable=True)
+        assert (first.dropped, second.dropped) == (None, None)
+        assert (third.dropped, fourth.dropped) == (second.number, third.number)
+        assert ring.pending == 2
+    ring.drain()
+    assert [one.number for one in ring.outcomes()] == [first.number, fourth.number]
+    assert epochs(store) == [0, 3]
+
+
+def test_best_and_final_ones_are_never_replaced(ring: Ring, store: CheckpointStore) -> None:
+    lock = store_lock(Layout(store.path).locks)
+    with lock:
+        hand_over(ring, 0, droppable=True)
+        wait_until_begun(ring)
+        hand_over(ring, 1, droppable=False)
+        waiting = threading.Thread(target=hand_over, args=(ring, 2), kwargs={"droppable": True})
+        waiting.start()
+        waiting.join(0.2)
+        assert waiting.is_alive()  # it waits for the disk
+    waiting.join()
+    ring.drain()
+    assert epochs(store) == [0, 1, 2]
+
+
+def test_the_step_waits_where_that_is_wanted(store: CheckpointStore) -> None:
+    ring = store.saving_beside("default", backpressure="wait")
+    with store_lock(Layout(store.path).locks):
+        for seed in range(2):
+            assert hand_over(ring, seed, droppable=True).dropped is None
+        waiting = threading.Thread(target=hand_over, args=(ring, 2), kwargs={"droppable": True})
+        waiting.start()
+        waiting.join(0.2)
+        assert waiting.is_alive()
+    waiting.join()
+    ring.drain()
+    ring.close()
+    assert epochs(store) == [0, 1, 2]
+
+
+def wait_until_begun(ring: Ring) -> None:
+    """Wait until the first letter is no longer the trainer's to take back."""
+    (sent,) = ring._sent
+    token = ring._places[sent.place].token
+    while token.take():
+        token.post()
+        os.sched_yield()
+
+
+@needs_process
+def test_two_snapshots_are_all_the_memory_there_is(process_ring: Ring, store: CheckpointStore) -> None:
+    kept = set()
+    with store_lock(Layout(store.path).locks):
+        for seed in range(8):
+            hand_over(process_ring, seed, droppable=True)
+            kept.add(sum(place.memory.nbytes > 0 for place in process_ring._places))
+    process_ring.drain()
+    assert max(kept) == 2
+    assert len(process_ring._places) == 2
+
+
+# --- failures ----------------------------------------------------------------------------------
+
+
+def test_a_failure_is_heard_of_and_the_next_save_works(
+    ring: Ring, store: CheckpointStore, tmp_path: Path
+) -> None:
+    blocked = tmp_path / "there"
+    blocked.mkdir()
+    bad = hand_over(ring, 0, publish=blocked)
+    good = hand_over(ring, 1)
+    ring.drain()
+    failed, saved = ring.outcomes()
+    assert (failed.number, saved.number) == (bad.number, good.number)
+    assert "could not be shown" in str(failed.error) or "showing it" in str(failed.error)
+    assert failed.checkpoint is not None  # it is saved all the same
+    assert saved.error is None
+    assert epochs(store) == [0, 1]
+
+
+def test_a_store_that_vanished_is_a_failure(ring: Ring, store: CheckpointStore) -> None:
+    hand_over(ring, 0)
+    ring.drain()
+    assert ring.outcomes()[0].error is None
+    tmp = Layout(store.path).tmp
+    moved = tmp.with_name("moved")
+    tmp.rename(moved)
+    hand_over(ring, 1)
+    ring.drain()
+    (outcome,) = ring.outcomes()
+    moved.rename(tmp)
+    assert isinstance(outcome.error, OSError)
+    assert outcome.error.errno == errno.ENOENT
+    hand_over(ring, 2)
+    ring.drain()
+    assert ring.outcomes()[0].error is None
+    assert epochs(store) == [0, 2]
+
+
+# --- the process ---------------------------------------------------------------------------------
+
+
+def test_a_killed_writer_is_replaced_and_nothing_is_lost(
+    process_ring: Ring, store: CheckpointStore, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with store_lock(Layout(store.path).locks):
+        hand_over(process_ring, 0)
+        wait_until_begun(process_ring)
+        hand_over(process_ring, 1)
+        os.kill(process_ring._link.pid, signal.SIGKILL)  # type: ignore[union-attr]
+    process_ring.drain()
+    assert [one.error for one in process_ring.outcomes()] == [None, None]
+    assert epochs(store) == [0, 1]
+    assert "has ended with -9; another one takes over" in capfd.readouterr().err
+    process_ring.close()
+    store.close()
+    assert violations(store.path) == []
+
+
+def test_a_writer_killed_behind_its_commit_saves_nothing_twice(
+    process_ring: Ring, store: CheckpointStore
+) -> None:
+    hand_over(process_ring, 0)
+    while not store.checkpoints():
+        os.sched_yield()
+    os.kill(process_ring._link.pid, signal.SIGKILL)  # type: ignore[union-attr]
+    process_ring._link.process.wait()  # type: ignore[union-attr]
+    hand_over(process_ring, 1)
+    process_ring.drain()
+    assert epochs(store) == [0, 1]
+
+
+def test_a_writer_that_is_killed_again_and_again_gives_way_to_a_thread(
+    process_ring: Ring, store: CheckpointStore
+) -> None:
+    for seed in range(3):
+        hand_over(process_ring, seed)
+        process_ring.drain()
+        os.kill(process_ring._link.pid, signal.SIGKILL)  # type: ignore[union-attr]
+    hand_over(process_ring, 3)
+    with pytest.warns(RuntimeWarning, match="by a thread of this process.*it has ended several times"):
+        process_ring.drain()
+    assert not process_ring.outlives
+    hand_over(process_ring, 4)
+    process_ring.drain()
+    assert epochs(store) == [0, 1, 2, 3, 4]
+
+
+def test_where_no_process_can_be_started_a_thread_saves_and_that_is_said_once(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.delenv(WRITER, raising=False)
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    ring = store.saving_beside("default")
+    for seed in range(3):
+        hand_over(ring, seed)
+    ring.drain()
+    ring.close()
+    assert epochs(store) == [0, 1, 2]
+    said = [str(one.message) for one in recwarn if "no process could be started" in str(one.message)]
+    assert len(said) == 1
+    assert "/nowhere/python" in said[0]
+
+
+def test_no_process_is_left_at_the_end(process_ring: Ring, store: CheckpointStore) -> None:
+    hand_over(process_ring, 0)
+    process_ring.drain()
+    assert len(writers(store.path)) == 1
+    process_ring.close()
+    process_ring.close()
+    assert writers(store.path) == []
+
+
+def test_the_run_belongs_to_the_writer_until_its_work_is_done(
+    process_ring: Ring, store: CheckpointStore, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Also when the trainer lets go of it meanwhile, as one does that is killed: the next one waits, and says so."""
+    with CheckpointStore(store.path) as other:
+        claiming = threading.Thread(target=other.claim, args=("default",))
+        with store_lock(Layout(store.path).locks):
+            hand_over(process_ring, 0)
+            wait_until_begun(process_ring)
+            process_ring.close()
+            store._claims._locks.pop("default").release()
+            claiming.start()
+            claiming.join(0.7)
+            assert claiming.is_alive()
+        claiming.join()
+        assert other.latest() is not None
+        save(other, 1)
+    assert epochs(store) == [0, 1]
+    assert f"process {os.getpid()}, which trained run 'default', has ended; waiting" in capfd.readouterr().err
+
+
+def test_a_writer_ignores_signals_that_mean_the_trainer(process_ring: Ring, store: CheckpointStore) -> None:
+    hand_over(process_ring, 0)
+    process_ring.drain()
+    pid = process_ring._link.pid  # type: ignore[union-attr]
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        os.kill(pid, number)
+    hand_over(process_ring, 1)
+    process_ring.drain()
+    assert process_ring._link.pid == pid  # type: ignore[union-attr]
+    assert epochs(store) == [0, 1]
+
+
+def test_a_writer_imports_neither_keras_nor_a_backend(process_ring: Ring) -> None:
+    hand_over(process_ring, 0)
+    process_ring.drain()
+    pid = process_ring._link.pid  # type: ignore[union-attr]
+    mapped = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8")
+    assert "h5py" in mapped or "hdf5" in mapped or "numpy" in mapped
+    for package in ("jaxlib", "torch", "tensorflow", "optree"):
+        assert f"/{package}/" not in mapped
+
+
+def test_a_forked_child_neither_waits_for_the_writer_nor_ends_it(
+    process_ring: Ring, store: CheckpointStore
+) -> None:
+    hand_over(process_ring, 0)
+    if (pid := os.fork()) == 0:
+        process_ring.drain()
+        process_ring.close()
+        os._exit(0 if process_ring.outcomes() == [] else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    hand_over(process_ring, 1)
+    process_ring.drain()
+    assert epochs(store) == [0, 1]
+
+
+def test_a_script_that_ends_without_a_word_is_waited_for(tmp_path: Path) -> None:
+    """No end of a fit, no `close`, and no main guard: the interpreter's end drains."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        import sys
+        sys.path[:0] = {sys.path!r}
+        from crash_snapshots import snapshot_of
+        from ckptstore import CheckpointStore
+        from ckptstore.save_request import SaveRequest
+        print("once")
+        store = CheckpointStore({str(tmp_path / "store")!r})
+        ring = store.saving_beside("default")
+        for seed in range(2):
+            ring.hand_over(snapshot_of(seed), SaveRequest(run="default", epoch=seed), droppable=False)
+        """)
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    assert done.stdout == "once\n"
+    with CheckpointStore(tmp_path / "store", read_only=True) as store:
+        assert epochs(store) == [0, 1]
+    assert writers(tmp_path / "store") == []
+
+
+def test_a_long_wait_at_the_end_is_told(ring: Ring, store: CheckpointStore) -> None:
+    said: list[str] = []
+
+    def let_go(text: str) -> None:
+        said.append(text)
+        lock.release()
+
+    lock = threading.Lock()
+    lock.acquire()
+
+    def hold() -> None:
+        with store_lock(Layout(store.path).locks):
+            held.set()
+            lock.acquire()
+
+    held = threading.Event()
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    hand_over(ring, 0)
+    ring.drain(let_go)
+    holder.join()
+    assert len(said) == 1
+    assert said[0].startswith("waiting for 1 checkpoint of up to ")
+    assert epochs(store) == [0]
+
+
+def test_saves_of_the_store_itself_go_on_beside_the_ring(ring: Ring, store: CheckpointStore) -> None:
+    hand_over(ring, 0)
+    save(store, 1)
+    hand_over(ring, 2)
+    ring.drain()
+    assert sorted(epochs(store)) == [0, 1, 2]
+    with pytest.raises(RunLockedError), CheckpointStore(store.path) as other:
+        other.claim("default")
