@@ -152,8 +152,9 @@ class SaveBudget:
         earned = self._share * (self._clock() - self._began - self._waited_s)
         cost = self.cost_s
         # What was not spent is not saved up: a long validation is no reason for many saves.
-        self._spent_s = max(self._spent_s, earned - cost)
-        return earned - self._spent_s >= (0.0 if early else cost)
+        left = earned - self._spent_s
+        self._spent_s += max(0.0, left - cost)
+        return left >= (0.0 if early else cost)
 
     def interval(self) -> Interval:
         """Return the interval that comes of it, as far as is known by now."""

@@ -1,0 +1,147 @@
+"""How often to save, so that it costs no more than a share of the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ckptstore.save_budget import SaveBudget
+
+
+@dataclass
+class Run:
+    """A training in a time of its own: so long a step, so long a copy, so long a write that slows steps down."""
+
+    step_s: float
+    blocked_s: float
+    write_s: float
+    slowed: float = 0.0  # by which share, while it writes
+    share: float = 0.035
+    now: float = 0.0
+    cost_s: float = 0.0
+    saves: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.budget = SaveBudget(self.share, nbytes=0, clock=lambda: self.now)
+        self.until: float | None = None
+
+    def train(self, batches: int, first: int = 0) -> Run:
+        for batch in range(first, first + batches):
+            saving = self.until is not None
+            longer = self.slowed * min(self.step_s, self.until - self.now) if self.until is not None else 0.0
+            self.now += self.step_s + longer
+            self.cost_s += longer
+            if self.until is not None and self.now >= self.until:
+                self.until = None
+                self.budget.settled(self.write_s)
+            self.budget.batches_done(1, saving=saving)
+            if self.until is None and self.budget.is_due():
+                self.save(batch)
+        return self
+
+    def save(self, batch: int) -> None:
+        self.now += self.blocked_s
+        self.cost_s += self.blocked_s
+        self.until = self.now + self.write_s
+        self.saves.append(batch)
+        self.budget.saved()
+
+
+@given(
+    step_ms=st.integers(1, 400),
+    blocked_ms=st.integers(1, 2_000),
+    write_ms=st.integers(1, 20_000),
+    slowed=st.floats(0, 0.5),
+    share=st.sampled_from([0.005, 0.035, 0.2]),
+)
+def test_it_costs_no_more_than_the_share(
+    step_ms: int, blocked_ms: int, write_ms: int, slowed: float, share: float
+) -> None:
+    run = Run(step_ms / 1000, blocked_ms / 1000, write_ms / 1000, slowed, share)
+    run.train(4_000)
+    # One save before anything is known of it, and one that is under way.
+    one = run.blocked_s + run.write_s * slowed
+    assert run.cost_s <= share * run.now + 2 * one
+
+
+def test_no_more_is_left_unused_than_must_be() -> None:
+    run = Run(step_s=0.01, blocked_s=0.005, write_s=0.02).train(20_000)
+    assert 0.9 * 0.035 * run.now <= run.cost_s <= 0.035 * run.now + 0.01
+    gaps = {later - earlier for earlier, later in zip(run.saves[5:], run.saves[6:], strict=False)}
+    assert gaps <= {14, 15}
+    assert run.budget.interval().batches == 15
+
+
+def test_a_slow_disk_is_never_asked_for_more_than_it_can() -> None:
+    run = Run(step_s=0.01, blocked_s=0.0001, write_s=5.0).train(20_000)
+    gaps = [later - earlier for earlier, later in zip(run.saves, run.saves[1:], strict=False)]
+    assert min(gaps) >= 500
+    assert run.budget.interval().batches == 500
+
+
+def test_it_is_tuned_while_the_run_goes_on() -> None:
+    run = Run(step_s=0.01, blocked_s=0.005, write_s=0.02).train(5_000)
+    before = run.budget.interval().batches
+    assert run.budget.news() is not None
+    assert run.budget.news() is None
+    run.step_s = 0.1
+    run.train(5_000, first=5_000)
+    assert before == 15
+    assert run.budget.interval().batches == 2
+    news = run.budget.news()
+    assert news is not None
+    assert news.detail()["batches"] == 2
+    assert news.detail()["step_s"] == pytest.approx(0.1)
+
+
+def test_steps_that_are_slow_by_chance_do_not_count_as_the_cost_of_saving() -> None:
+    run = Run(step_s=0.01, blocked_s=0.005, write_s=0.02)
+    for batch in range(3_000):
+        if batch % 10 == 9:
+            run.now += 0.04
+        run.train(1, first=batch)
+    assert run.budget.interval().step_s == pytest.approx(0.01, rel=0.5)
+    assert run.budget.interval().slowed_s < 0.02
+
+
+def test_a_long_validation_is_no_reason_for_many_saves() -> None:
+    run = Run(step_s=0.01, blocked_s=0.005, write_s=0.02).train(1_000)
+    before = len(run.saves)
+    run.budget.pause()
+    run.now += 1_000.0
+    run.train(100, first=1_000)
+    assert len(run.saves) - before <= 100 // 15 + 2
+    assert run.budget.interval().step_s == pytest.approx(0.01)
+
+
+def test_an_early_save_is_paid_for_afterwards() -> None:
+    run = Run(step_s=0.01, blocked_s=0.05, write_s=0.01).train(1_000)
+    assert not run.budget.is_due()
+    early = 0
+    for batch in range(1_000, 9_000):
+        run.train(1, first=batch)
+        if run.until is None and run.budget.is_due(early=True):
+            run.save(batch)
+            early += 1
+    assert early > 10
+    assert run.cost_s <= 0.035 * run.now + 0.1
+
+
+def test_nothing_is_due_before_a_step_is_known() -> None:
+    budget = SaveBudget(0.5, nbytes=0, clock=iter(range(100)).__next__)
+    assert not budget.is_due()
+    budget.batches_done(1, saving=False)
+    assert not budget.is_due()
+
+
+def test_a_large_state_is_not_saved_before_time_for_it_is_earned() -> None:
+    seconds = {}
+    for nbytes in (1_000, 10_000_000_000):
+        run = Run(step_s=0.1, blocked_s=1.0, write_s=1.0)
+        run.budget = SaveBudget(0.035, nbytes=nbytes, clock=lambda run=run: run.now)
+        seconds[nbytes] = run.train(10_000).saves[0] * 0.1
+    assert seconds[1_000] < 1
+    assert seconds[10_000_000_000] == pytest.approx(10 / 0.035, rel=0.05)
