@@ -113,7 +113,7 @@ os.register_at_fork(after_in_child=_leave_all)
 def _locked(path: Path) -> int:
     """Return a descriptor of the file that is at `path` now, locked; -1 where somebody else has the lock."""
     for _ in range(_TRIES):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise IsADirectoryError(21, "is no ordinary file", str(path))

@@ -194,7 +194,8 @@ class StoreCheckpoint(ResumingCallback):
         """Return whether to save at an epoch's end; `last` where training ends with it."""
         due = last or self.save_freq == "epoch" or self._is_time()
         if self._budget is not None:
-            due = due or self._budget.is_due(early=self._judge(monitoring.scalars(logs)[0]))
+            early = self._judge(monitoring.scalars(logs)[0])
+            due = due or (not self._saves.waiting and self._budget.is_due(early=early))
             self._budget.pause()
         return due
 

@@ -3,7 +3,8 @@
 `tools/demo_training.py` trains a small convolutional net on scikit-learn's 1,797 handwritten digits, with Dropout,
 shuffling, EarlyStopping and ReduceLROnPlateau. It gets SIGKILL from outside in the middle of an epoch; the very same
 command is started again; that gets SIGKILL in the middle of a save, and is started once more. Where exactly that is
-differs from run to run. What came of it is compared, to the bit, with the same script uninterrupted and without
+differs from run to run. The first kill is of the training alone, and the process that saves beside it ends its work;
+the second is of both. What came of it is compared, to the bit, with the same script uninterrupted and without
 ckptstore. Then the store is asked with the `ckptstore` command, and plain Keras loads the best checkpoint.
 """
 
@@ -14,6 +15,7 @@ import hashlib
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -37,8 +39,11 @@ def command(folder: Path, *options: str) -> list[str]:
     return [sys.executable, demo_training.__file__, str(folder), *options]
 
 
-def train_and_kill(folder: Path, is_time: Callable[[], bool]) -> None:
-    """Start the training, kill it from outside as soon as it is time, and say what it left."""
+def train_and_kill(folder: Path, is_time: Callable[[], bool], *, whole: bool) -> None:
+    """Start the training, kill it from outside as soon as it is time, and say what it left.
+
+    With `whole`, what it has started goes too, as when a machine goes down.
+    """
     with subprocess.Popen(command(folder)) as training:
         deadline = time.monotonic() + PATIENCE_S
         while not is_time():
@@ -49,12 +54,23 @@ def train_and_kill(folder: Path, is_time: Callable[[], bool]) -> None:
             if time.monotonic() > deadline:
                 training.kill()
                 raise SystemExit(f"the moment to kill the training did not come within {PATIENCE_S:.0f} s")
+        for pid in children(training.pid) if whole else ():
+            os.kill(pid, signal.SIGKILL)
         training.kill()
     if training.returncode >= 0:
         raise SystemExit("the training was done before the signal reached it")
-    cut = being_written(folder)
-    print(f"\n-- killed with SIGKILL {'in the middle of a save' if cut else 'between two saves'}", end="")
-    print(f"; the newest checkpoint is of {where(folder)} --", flush=True)
+    if whole:
+        cut = being_written(folder)
+        how = f"with all its processes, {'in the middle of a save' if cut else 'between two saves'}"
+    else:
+        how = "in the middle of an epoch"
+    print(f"\n-- killed with SIGKILL {how}; the newest checkpoint is of {where(folder)} --", flush=True)
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that a process has started and that are still there."""
+    found = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for listed in found for child in listed.read_text(encoding="ascii").split()]
 
 
 # --- when to kill ----------------------------------------------------------------------------------------
@@ -154,9 +170,9 @@ def demonstrate(folder: Path) -> None:
     draw = random.SystemRandom()
     killed, plain = folder / "digits", folder / "uninterrupted"
     print("-- training with StoreCheckpoint --", flush=True)
-    train_and_kill(killed, inside_an_epoch(killed, draw.randint(1, 4)))
+    train_and_kill(killed, inside_an_epoch(killed, draw.randint(1, 4)), whole=False)
     print("-- the same command again --", flush=True)
-    train_and_kill(killed, inside_a_save(killed, draw.randint(1, 4)))
+    train_and_kill(killed, inside_a_save(killed, draw.randint(1, 4)), whole=True)
     print("-- and again --", flush=True)
     subprocess.run(command(killed), check=True)
     print("\n-- the same script without ckptstore, uninterrupted --", flush=True)
