@@ -82,10 +82,13 @@ def main() -> None:
     if not options.without_ckptstore:
         import ckptstore
 
-        # Saves at the end of each epoch and every 50 ms within it; keeps the newest and the best.
+        # Saves at the end of each epoch and every 50 ms within it; keeps the newest and the best. Nobody needs as many,
+        # and so short a training must wait for the disk, not to be over before it can be killed.
         keep = ckptstore.keep_last(6)
         callbacks = [
-            ckptstore.StoreCheckpoint(options.folder, monitor="val_accuracy", save_interval=0.05, keep=keep)
+            ckptstore.StoreCheckpoint(
+                options.folder, monitor="val_accuracy", save_interval=0.05, backpressure="wait", keep=keep
+            )
         ]
     model, history = train(callbacks)
     result = {"variables": digest(model), "history": history}
