@@ -14,7 +14,7 @@ import types
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from ckptstore.keras_callback_attributes import is_keras_own, run_time_attributes
+from ckptstore.keras_private import is_keras_own, run_time_attributes
 
 # Assigned there, it is there again before state is restored.
 _BEFORE_TRAINING = {"__init__", "set_model", "set_params", "on_train_begin"}

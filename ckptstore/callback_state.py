@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from ckptstore.callback_inspection import seems_stateful
-from ckptstore.keras_callback_attributes import run_time_attributes, set_attribute, start_clocks
+from ckptstore.keras_private import run_time_attributes, set_attribute, start_clocks
 
 # What a callback's entry is made of.
 _ATTRIBUTES, _STATE = "attributes", "state"

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ckptstore import data_state
-from ckptstore.keras_loop import FitLoop
+from ckptstore.keras_private import FitLoop
 
 # What a checkpoint says that says nothing of the data: an epoch's beginning can be reached from it all the same.
 UNKNOWN = {
@@ -41,9 +41,11 @@ class DataPosition:
         self._waiting: Any = None
         self._ready: Any = None
         self._has_begun = False
-        self._is_known = (self._is_asked_itself or loop.is_grain) and loop.asks_one_batch_at_a_time()
+        self._is_known = (
+            self._is_asked_itself or loop.data.is_grain
+        ) and loop.data.asks_one_batch_at_a_time()
         if self._is_known:
-            loop.overlay_data(self._overlaid)
+            loop.data.overlay_data(self._overlaid)
 
     def capture(self) -> dict[str, Any] | None:
         """Return where the data stands behind the batch that was taken last; None where nobody can tell.

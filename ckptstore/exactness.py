@@ -9,7 +9,7 @@ from typing import Any
 import xxhash
 
 from ckptstore import data_state, random_state
-from ckptstore.keras_loop import FitLoop
+from ckptstore.keras_private import FitLoop
 
 _SEED = "keras.utils.set_random_seed(...) at the start of the script"
 
@@ -20,7 +20,7 @@ def beginning(loop: FitLoop) -> dict[str, str] | None:
     Keras takes them before training begins, and so before anything can be set back: what it finds must be what it
     found the first time. Other data needs no such thing: None.
     """
-    if loop.adapter_name != "GeneratorDataAdapter":
+    if loop.data.adapter_name != "GeneratorDataAdapter":
         return None
     states = random_state.capture()
     return {name: _digest(states, name) for name in random_state.names(states)}
@@ -45,7 +45,7 @@ def doubts(
         now: What `beginning` says of this process.
         epoch: The epoch that it goes on with.
     """
-    if loop.is_unseeded:
+    if loop.data.is_unseeded:
         yield f"TensorFlow shuffles the data from no seed that another process has: call {_SEED}"
     before = place.get("beginning")
     if before is not None and now is not None and before != now:
@@ -54,7 +54,7 @@ def doubts(
             f"the data is a Python generator, of which Keras takes batches before training begins, and the random "
             f"generators of {names} stand elsewhere now than at the first start: call {_SEED}"
         )
-    known, whole = place.get("batches_per_epoch"), loop.batches_per_epoch
+    known, whole = place.get("batches_per_epoch"), loop.data.batches_per_epoch
     if known is not None and whole is not None and known != whole:
         yield f"an epoch had {known} batches when the checkpoint was saved, and has {whole} now"
     if isinstance(loop.validation_source, GeneratorType):
@@ -64,5 +64,5 @@ def doubts(
             "the workers of the DataLoader live on from epoch to epoch (persistent_workers), and what random numbers "
             "they have drawn cannot be saved"
         )
-    if loop.prefetched is not None and place.get("prefetched") is None:
+    if loop.data.prefetched is not None and place.get("prefetched") is None:
         yield "the batches that the data's workers had ready for the next epoch were too large to be saved"

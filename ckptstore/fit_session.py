@@ -19,7 +19,7 @@ from ckptstore.fit_moment import Frozen, Moment, Saver, plain_logs
 from ckptstore.fit_position import FitPosition
 from ckptstore.formats.snapshot import FitState
 from ckptstore.iteration import Arrival, Iteration, Target
-from ckptstore.keras_loop import FitLoop, running_fit
+from ckptstore.keras_private import FitLoop, running_fit
 from ckptstore.monitor import scalar
 from ckptstore.resumed_run import ResumedRun, load_resume_point
 from ckptstore.run_writer import RunWriter
@@ -124,7 +124,7 @@ class FitSession:
             return
         self._stop.is_looking = loop.is_running
         loop.run_hooks_in_order()
-        self.position.per_epoch = loop.batches_per_epoch
+        self.position.per_epoch = loop.data.batches_per_epoch
         self._iteration = Iteration(loop, self._progress, self._data_failed)
         for name, method in (
             ("on_epoch_begin", self._epoch_begins),

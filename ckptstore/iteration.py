@@ -22,7 +22,7 @@ import keras
 from ckptstore import data_state, exactness, random_state
 from ckptstore.data_position import DataPosition
 from ckptstore.errors import InvalidArgumentError
-from ckptstore.keras_loop import FitLoop
+from ckptstore.keras_private import FitLoop
 from ckptstore.random_state import Generators
 
 Step = tuple[int, int, Any]
@@ -100,8 +100,8 @@ class Iteration:
         self._epoch: dict[str, Any] = {}
         self._target: Target | None = None
         self.passing_over = False
-        loop.hook(loop.iterator, "_get_iterator", self._making)
-        loop.hook(loop.iterator, "_enumerate_iterator", self._enumerating)
+        loop.data.watch_iterators(self._making)
+        loop.data.watch_epochs(self._enumerating)
 
     # --- what is saved -----------------------------------------------------------------------------
 
@@ -115,7 +115,7 @@ class Iteration:
             "made": self._made,
             "ended": False,
             "beginning": self._beginning,
-            "batches_per_epoch": self._loop.batches_per_epoch,
+            "batches_per_epoch": self._loop.data.batches_per_epoch,
             "source_position": None,
             "validation": self._validation_state(),
             **self._between_epochs(),
@@ -135,25 +135,25 @@ class Iteration:
     def _between_epochs(self) -> dict[str, Any]:
         """Return the part that is noted at the beginning of each epoch."""
         kept = None
-        if self._loop.goes_on_over_epochs and self._loop.iterator._current_iterator is not None:
+        if self._loop.data.goes_on_over_epochs and self._loop.data.has_iterator:
             kept = {
                 "when_made": _plain(self._generators_when_made),
                 "when_begun": _plain(self._generators_when_begun),
                 "source": self._source_when_made,
                 "taken": self._taken,
-                "steps_seen": self._loop.iterator._steps_seen,
+                "steps_seen": self._loop.data.steps_seen,
             }
         return {
             "source": self._watcher.capture(),
             "generators": None,
             "kept": kept,
             "prefetched": self._prefetched(),
-            "batches_inferred": self._loop.batches_inferred,
+            "batches_inferred": self._loop.data.batches_inferred,
         }
 
     def _prefetched(self) -> list[Any] | None:
         """Return what workers made for an epoch before it began: from the order of the one before."""
-        waiting = self._loop.prefetched
+        waiting = self._loop.data.prefetched
         if waiting is None:
             return None
         batches = list(waiting)
@@ -164,11 +164,11 @@ class Iteration:
 
     def _making(self, make: Callable[[], Any]) -> Callable[[], Any]:
         def counted() -> Any:
-            self._made += self._loop.makes_at_once
+            self._made += self._loop.data.makes_at_once
             self._taken = 0
             self._made_in_epoch = True
             self._generators_when_made, self._generators_when_begun = random_state.capture(), None
-            if self._loop.goes_on_over_epochs:
+            if self._loop.data.goes_on_over_epochs:
                 self._source_when_made = self._watcher.capture()
             self._position.renew()
             return make()
@@ -193,11 +193,11 @@ class Iteration:
         self._ended = False
         for begin, end, batches in steps:
             if self._taken == 0:
-                self._made += not self._loop.makes_at_once
+                self._made += not self._loop.data.makes_at_once
                 if not self._made_in_epoch:
                     # Made at the end of an epoch, and asked only now.
                     self._generators_when_begun = random_state.capture()
-            self._taken += self._loop.batches_per_execution
+            self._taken += self._loop.data.batches_per_execution
             self._made_by_step = self._made
             yield begin, end, _Watched(batches, self._failed) if self._is_asked_in_python else batches
         # What Keras does at the end of an epoch's batches is done: it may have drawn for the next one.
@@ -212,8 +212,8 @@ class Iteration:
         Raises:
             InvalidArgumentError: The batches of one execution were counted otherwise then.
         """
-        per_execution = self._loop.batches_per_execution
-        whole = self._loop.batches_per_epoch
+        per_execution = self._loop.data.batches_per_execution
+        whole = self._loop.data.batches_per_epoch
         if target.batches % per_execution and target.batches != whole:
             raise InvalidArgumentError(
                 argument="steps_per_execution",
@@ -249,16 +249,16 @@ class Iteration:
         """Go to where the epoch began; batches of earlier epochs are taken from an iterator that goes on over them."""
         place = target.position
         kept = place["kept"]
-        self._loop.infer_batches(place["batches_inferred"])
+        self._loop.data.infer_batches(place["batches_inferred"])
         begun = _generators(place["generators"]) or random_state.capture()
-        waiting, before = self._loop.prefetched, place["prefetched"]
+        waiting, before = self._loop.data.prefetched, place["prefetched"]
         if waiting is not None and before is not None:
             waiting.clear()
             waiting.extend(before)
         own: Collection[str] = ()
         # The iterator that is made next is one of those that were counted, if batches were taken from it.
         made = place["made"] - bool(target.batches or kept)
-        if self._loop.counts_iterators:
+        if self._loop.data.counts_iterators:
             self._make_iterators(made - self._made)
         if kept is not None:
             self._put_back_source(kept.get("source"))
@@ -270,8 +270,8 @@ class Iteration:
 
     def _make_iterators(self, number: int) -> None:
         for _ in range(number):
-            iterator = iter(self._loop.iterator._get_iterator())
-            if not self._loop.makes_at_once:
+            iterator = self._loop.data.another_iterator()
+            if not self._loop.data.makes_at_once:
                 next(iterator, None)
 
     def _take_again(self, kept: dict[str, Any], *, positioned: bool) -> Collection[str]:
@@ -284,19 +284,19 @@ class Iteration:
         made, begun = _generators(kept["when_made"]), _generators(kept["when_begun"])
         if made is not None:
             random_state.restore(made)
-        batches = self._loop.make_iterator()
+        batches = self._loop.data.make_iterator()
         if begun is not None:
             random_state.restore(begun)
         if positioned:
             self._position.begin()
         first = None
-        for index in range(0, 0 if positioned else kept["taken"], self._loop.batches_per_execution):
-            self._loop.take(batches)
+        for index in range(0, 0 if positioned else kept["taken"], self._loop.data.batches_per_execution):
+            self._loop.data.take(batches)
             first = first or random_state.capture()
             self._progress(index)
         self._taken, self._generators_when_begun = kept["taken"], begun
-        self._loop.iterator._steps_seen = kept["steps_seen"]
-        return self._changed_since((begun or made) if self._loop.asks_ahead else first)
+        self._loop.data.steps_seen = kept["steps_seen"]
+        return self._changed_since((begun or made) if self._loop.data.asks_ahead else first)
 
     def _changed_since(self, before: Generators | None) -> tuple[str, ...]:
         if before is None:
@@ -309,7 +309,7 @@ class Iteration:
         began = time.perf_counter()
         taken = 0
         # Where a thread asks ahead, what was drawn for a first batch cannot be told from what was for the next.
-        first = random_state.capture() if self._loop.asks_ahead else None
+        first = random_state.capture() if self._loop.data.asks_ahead else None
         position = target.position["source_position"]
         ended = target.position.get("ended", False)
         for begin, end, batches in steps:
@@ -319,8 +319,8 @@ class Iteration:
             if position is not None:
                 self._position.begin()
             else:
-                self._loop.take(batches)
-                taken += self._loop.batches_per_execution
+                self._loop.data.take(batches)
+                taken += self._loop.data.batches_per_execution
             first = first or random_state.capture()
             self._progress(end)
             if end + 1 >= target.batches:
@@ -351,7 +351,7 @@ class Iteration:
             return ()
         now = random_state.capture()
         own = self._changed_since(first)
-        if self._loop.asks_ahead:
+        if self._loop.data.asks_ahead:
             random_state.restore(saved, leave=own)
             return ()
         random_state.restore(saved)

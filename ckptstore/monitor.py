@@ -9,7 +9,7 @@ from enum import Enum, auto
 from typing import Any
 
 from ckptstore.errors import InvalidArgumentError
-from ckptstore.keras_metrics import metric_directions
+from ckptstore.keras_private import metric_directions
 from ckptstore.metric_modes import mode_of
 from ckptstore.names import check_metric_name
 from ckptstore.records import Mode

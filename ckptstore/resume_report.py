@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptstore.iteration import Arrival
-from ckptstore.keras_private import print_message
+from ckptstore.keras_private import begin_at, print_message
 from ckptstore.resumed_run import ResumedRun
 
 
@@ -75,7 +75,7 @@ def say_without_loop(resumed: ResumedRun | None, model: Any) -> None:
     if resumed is None:
         _warn(text)
         return
-    model._initial_epoch = resumed.next_epoch
+    begin_at(model, resumed.next_epoch)
     again = f"; {resumed.batches} batches of the epoch are trained on again" if resumed.batches else ""
     _warn(f"{text}; going on at the beginning of epoch {resumed.next_epoch + 1}{again}")
 

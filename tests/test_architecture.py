@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -110,9 +112,13 @@ MAY_MUTATE = {"files", "payload_writer"}
 # Keras' layers load assets (vocabularies, say) from files: made in a temporary directory, not in a store.
 # A memfd has no place in any file system.
 SCRATCH = {
-    "ckptstore.keras_private": {"mkdir", "write_bytes"},
+    "ckptstore.keras_private.assets": {"mkdir", "write_bytes"},
     "ckptstore.background.memory": {"ftruncate"},
 }
+
+# The only place for what Keras does not promise. Private names of other packages that are used elsewhere.
+KERAS_PRIVATE = "ckptstore.keras_private"
+OTHERS_PRIVATE = {"_asdict", "_getframe", "_version"}
 
 
 def short(module: str) -> str:
@@ -199,6 +205,125 @@ def test_only_the_file_module_changes_files(module: str) -> None:
         if name in MUTATING and (of_os or name not in HARMLESS_AS_METHODS):
             calls.append(f"{MODULES[module].name}:{node.lineno}: {ast.unparse(node.func)}")
     assert not calls
+
+
+def is_private(name: str) -> bool:
+    return re.fullmatch(r"_[a-zA-Z]\w*", name) is not None
+
+
+def defined_names(path: Path) -> set[str]:
+    """Return the private names that a module defines: functions, classes, variables, attributes of `self`."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                found.add(name)
+            case ast.Name(id=name, ctx=ast.Store()):
+                found.add(name)
+            case ast.Attribute(value=ast.Name(id="self"), attr=name, ctx=ast.Store()):
+                found.add(name)
+            case ast.Assign(targets=[ast.Name(id="__slots__")], value=value):
+                found.update(one.value for one in ast.walk(value) if isinstance(one, ast.Constant))
+    return {name for name in found if is_private(name)}
+
+
+# Functions and methods that take the name of an attribute.
+NAMING = {"getattr", "setattr", "hasattr", "delattr", "hook", "overlay", "get", "pop", "attrgetter"}
+
+
+def private_uses(tree: ast.AST) -> list[tuple[int, str, bool]]:
+    """Return (line, name, of `self`) of all that may reach into a package's inside."""
+    found: list[tuple[int, str, bool]] = []
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(value=owner, attr=name) if is_private(name):
+                found.append((node.lineno, name, isinstance(owner, ast.Name) and owner.id in ("self", "cls")))
+            case ast.Attribute(value=ast.Name(id="keras"), attr="src"):
+                found.append((node.lineno, "keras.src", False))
+            case ast.Call(func=ast.Name(id=function) | ast.Attribute(attr=function), args=arguments):
+                texts = [str(one.value) for one in arguments if isinstance(one, ast.Constant)]
+                private = [text for text in texts if is_private(text)] if function in NAMING else []
+                found += [(node.lineno, text, False) for text in private]
+            case ast.Subscript(slice=ast.Constant(value=str(text))) if is_private(text):
+                found.append((node.lineno, text, False))
+            case ast.Constant(value=str(text)) if is_inside_keras(text):
+                found.append((node.lineno, text, False))
+            case ast.Import(names=names):
+                found += [(node.lineno, one.name, False) for one in names if is_inside_keras(one.name)]
+            case ast.ImportFrom(module=module, names=names):
+                full = [f"{module}.{one.name}" for one in names]
+                found += [(node.lineno, name, False) for name in full if is_inside_keras(name)]
+    return found
+
+
+def is_inside_keras(name: str) -> bool:
+    return re.match(r"keras\.(src\b|_)", name) is not None
+
+
+def reaches_into_keras(module: str) -> list[str]:
+    """Return where a module uses a private name that neither it nor a module that it imports defines.
+
+    A name that `keras_private` uses as one of Keras' is so wherever it stands, unless it is an attribute of `self`.
+    """
+    near = {module, *imported_modules(MODULES[module])} & set(MODULES)
+    # A class may inherit its methods through more than one module.
+    near |= set().union(*(imported_modules(MODULES[name]) for name in near)) & set(MODULES)
+    known = set().union(*(defined_names(MODULES[name]) for name in near if not in_private(name)))
+    return [
+        f"{module}:{line}: {name}"
+        for line, name, of_self in private_uses(ast.parse(MODULES[module].read_text(encoding="utf-8")))
+        if name not in known | OTHERS_PRIVATE or (not of_self and name in names_of_keras())
+    ]
+
+
+def in_private(module: str) -> bool:
+    return module.startswith(KERAS_PRIVATE)
+
+
+@pytest.mark.parametrize("module", sorted(name for name in MODULES if not in_private(name)))
+def test_what_keras_does_not_promise_is_used_in_one_package(module: str) -> None:
+    assert not reaches_into_keras(module)
+
+
+@functools.cache
+def names_of_keras() -> frozenset[str]:
+    """Return the private names that the package uses and does not define."""
+    paths = [path for name, path in MODULES.items() if in_private(name)]
+    defined = set().union(*(defined_names(path) for path in paths))
+    used = {
+        name for path in paths for _, name, _ in private_uses(ast.parse(path.read_text(encoding="utf-8")))
+    }
+    return frozenset(used - defined - OTHERS_PRIVATE)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import keras.src.saving.saving_lib",
+        "from keras.src.saving import saving_lib",
+        "from keras import _tf_keras",
+        "import_module('keras.src.saving.saving_lib')",
+        "keras.src.saving.saving_lib.save_model(model)",
+        "model._initial_epoch = 3",
+        "getattr(model, '_compile_metrics', None)",
+        "loop.hook(iterator, '_get_iterator', make)",
+    ],
+)
+def test_reaching_into_keras_is_noticed(line: str) -> None:
+    assert private_uses(ast.parse(line))
+
+
+def test_the_package_tells_of_each_private_interface() -> None:
+    text = MODULES[KERAS_PRIVATE].read_text(encoding="utf-8")
+    told = set(re.findall(r"\b_[a-z]\w+", text))
+    # Attributes of callbacks stand in a table of their own.
+    untold = {name for name in names_of_keras() if is_private(name)} - told
+    assert not untold - defined_strings(MODULES[f"{KERAS_PRIVATE}.callback_attributes"])
+
+
+def defined_strings(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return {str(node.value) for node in ast.walk(tree) if isinstance(node, ast.Constant)}
 
 
 FILES = sorted([*MODULES.values(), *(ROOT / "tools").glob("*.py")])

@@ -13,7 +13,7 @@ import pytest
 
 import ckptstore
 from ckptstore.callback_state import apply, capture, key_of
-from ckptstore.keras_callback_attributes import run_time_attributes
+from ckptstore.keras_private import run_time_attributes
 from ckptstore.state_tree import pack, unpack
 
 callbacks = keras.callbacks

@@ -14,7 +14,7 @@ from resume_cases import BATCH, FEATURES, ROWS, dense, is_installed, rows
 
 import ckptstore
 from ckptstore import data_state
-from ckptstore.keras_loop import FitLoop, running_fit
+from ckptstore.keras_private import FitLoop, running_fit
 
 pytestmark = [
     pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="its pipelines ask ahead"),
@@ -152,7 +152,7 @@ def test_what_was_overlaid_is_put_back(tmp_path: Path) -> None:
     def act(callback: Any, batch: int) -> None:
         loop = running_fit(callback)
         assert isinstance(loop, FitLoop)
-        loops.append((loop.iterator.data_adapter, loop.iterator.data_adapter._dataloader))
+        loops.append((loop.data._iterator.data_adapter, loop.data._iterator.data_adapter._dataloader))
 
     dense().fit(
         source,

@@ -25,6 +25,7 @@ from ckptstore.errors import (
 from ckptstore.formats import payload
 from ckptstore.keras_arrays import host_array, shape_and_dtype
 from ckptstore.keras_model import adapter
+from ckptstore.keras_private import inside, walk
 from ckptstore.payload_writer import PayloadWriter
 from ckptstore.records import SUFFIXES, Checkpoint, Format
 from ckptstore.store import CheckpointStore
@@ -151,14 +152,14 @@ def test_public_saving_says_the_same_as_the_walk(name: str, documents: bool) -> 
 def old_keras(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """Make this Keras one whose saving looks another way."""
     if how == "moved":
-        monkeypatch.setattr(keras_private, "_saving", None)
+        monkeypatch.setattr(inside, "saving_lib", None)
     else:
 
         def changed(model: Any, store: Any) -> None:
             """Other arguments than those we know."""
 
-        monkeypatch.setattr(keras_private._saving, "_save_state", changed)
-    keras_private._warn_of_fallback.cache_clear()
+        monkeypatch.setattr(inside.saving_lib, "_save_state", changed)
+    walk._warn_of_fallback.cache_clear()
 
 
 @pytest.mark.parametrize("how", ["moved", "changed"])
@@ -177,16 +178,16 @@ def test_a_keras_with_another_private_side_is_saved_all_the_same(
         public = {"keras": "_save_model_to_fileobj", "weights": "save_weights_only"}.get(format)
         if public is None:
             pytest.skip("the older format does not go that way")
-        real = keras_private._saving._save_state
+        real = inside.saving_lib._save_state
         old_keras(monkeypatch, how)
-        undone = getattr(keras_private._saving, public)
+        undone = getattr(inside.saving_lib, public)
 
         def with_the_real_walk(*args: Any) -> Any:
             with pytest.MonkeyPatch.context() as inner:
-                inner.setattr(keras_private._saving, "_save_state", real)
+                inner.setattr(inside.saving_lib, "_save_state", real)
                 return undone(*args)
 
-        monkeypatch.setattr(keras_private._saving, public, with_the_real_walk)
+        monkeypatch.setattr(inside.saving_lib, public, with_the_real_walk)
         with pytest.warns(RuntimeWarning, match="into memory instead"):
             checkpoint = stored(model, tmp_path, format=format)
         monkeypatch.undo()

@@ -1,0 +1,66 @@
+"""All that ckptstore uses of Keras without Keras promising it, each with what happens in a Keras that lacks it.
+
+Everything outside of this package uses public Keras, or what is here. Tested on Keras 3.12 to 3.15, on JAX, torch and
+TensorFlow. "None" is said of a module below that `inside` could not import.
+
+- `walk`: ``keras.src.saving.saving_lib``, of it ``_save_state``, ``_serialize_model_as_json``, ``H5IOStore``; and
+  `assets`: ``DiskIOStore``. Lacking: the model is saved publicly into memory and read back (`ckptstore.keras_public`),
+  slower and with a copy of the state, and one RuntimeWarning says so.
+- `loading`: ``saving_lib._load_state``, ``H5IOStore``, ``DiskIOStore``. None: public ``load_weights``; assets stay.
+- `skip_sets`: ``saving_lib.get_attr_skipset``, ``keras.src.backend.common.global_state``. Lacking: slower, no more.
+- `optimizers`: attributes of a model that are optimizers, ``inner_optimizer``, and ``save_own_variables`` overlaid
+  in one object. Lacking: arrays that are copies.
+- `legacy`: ``keras.src.legacy.saving.legacy_h5_format``, ``Trainer._compile_config.config``. None: public
+  ``save_model`` into the open file, without an optimizer that the model does not know.
+- `global_seed`: ``keras.src.random.seed_generator``, ``global_state``'s ``global_seed_generator``. None: that seed is
+  not part of the training state.
+- `messages`: ``keras.src.utils.io_utils.print_msg``. None: ``print``.
+- `metrics`: ``Metric._direction``, ``Model._compile_metrics``, ``_user_metrics``, ``_user_weighted_metrics``. Lacking:
+  the name tells which way is better, or ``mode`` must be given.
+- `callback_attributes`: what Keras' callbacks learn during a fit, by name. Lacking: `ckptstore.callback_state.apply`
+  names the callback, which begins anew.
+- `loop`: the local variables of ``fit`` (``callbacks``, ``epoch_iterator``, ``epochs``, ``initial_epoch``, ``x``,
+  ``val_x``), ``Model._initial_epoch``, ``train_function``, ``_symbolic_build``, ``CallbackList._async_train``,
+  ``_async_test``, ``_progbar``; and `epoch_data`: ``EpochIterator._enumerate_iterator``, ``_get_iterator``,
+  ``_current_iterator``, ``_steps_seen``, ``_num_batches``, ``_distributed_dataset``, ``_one_batch_ahead_iterator`` or
+  ``_prefetch_numpy_iterator``, ``data_adapter`` with the names of the adapters' classes, ``_dataloader``,
+  ``get_torch_dataloader``, ``get_jax_iterator`` and ``enqueuer.ready_queue``; on TensorFlow its own
+  ``tensorflow.python.eager.context.global_seed``. Lacking: `loop.running_fit` finds no fit;
+  callbacks save, and resume at the ends of epochs, without the others' state, and a warning says so.
+- `hooks`: nothing of Keras; how methods of single objects are overlaid.
+"""
+
+from ckptstore.keras_private.callback_attributes import (
+    is_keras_own,
+    run_time_attributes,
+    set_attribute,
+    start_clocks,
+)
+from ckptstore.keras_private.epoch_data import EpochData
+from ckptstore.keras_private.global_seed import forget_global_seed, global_seed
+from ckptstore.keras_private.legacy import save_legacy
+from ckptstore.keras_private.loading import load
+from ckptstore.keras_private.loop import FitLoop, begin_at, running_fit
+from ckptstore.keras_private.messages import print_message
+from ckptstore.keras_private.metrics import metric_directions
+from ckptstore.keras_private.optimizers import optimizers_of
+from ckptstore.keras_private.walk import capture
+
+__all__ = [
+    "EpochData",
+    "FitLoop",
+    "begin_at",
+    "capture",
+    "forget_global_seed",
+    "global_seed",
+    "is_keras_own",
+    "load",
+    "metric_directions",
+    "optimizers_of",
+    "print_message",
+    "run_time_attributes",
+    "running_fit",
+    "save_legacy",
+    "set_attribute",
+    "start_clocks",
+]

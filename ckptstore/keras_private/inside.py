@@ -1,0 +1,20 @@
+"""Modules inside of Keras, each None in a Keras with another layout."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+
+def _optional(name: str) -> Any:
+    try:
+        return import_module(f"keras.src.{name}")
+    except ImportError:
+        return None
+
+
+saving_lib = _optional("saving.saving_lib")
+global_state = _optional("backend.common.global_state")
+legacy_h5 = _optional("legacy.saving.legacy_h5_format")
+io_utils = _optional("utils.io_utils")
+seed_generator = _optional("random.seed_generator")
