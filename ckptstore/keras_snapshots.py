@@ -19,10 +19,10 @@ import keras
 
 from ckptstore import keras_private, training_state
 from ckptstore.errors import InvalidArgumentError, ModelNotReadyError
-from ckptstore.formats.snapshot import Array, FitState, Snapshot, Variable
+from ckptstore.formats.snapshot import FitState, Snapshot, Variable
 from ckptstore.keras_arrays import host_array, shape_and_dtype
 from ckptstore.keras_capture import Capture, Entry
-from ckptstore.keras_copy import copy_all
+from ckptstore.keras_copy import Copier
 from ckptstore.records import Format
 from ckptstore.training_state import Groups
 
@@ -46,6 +46,7 @@ class _Walk:
         variables: The same for a payload.
         groups: The variables that Keras would not write.
         optimizers: All optimizers.
+        copier: Copies all values at once.
         held: What `key` names.
     """
 
@@ -54,6 +55,7 @@ class _Walk:
     variables: tuple[Variable, ...]
     groups: Groups
     optimizers: list[Any]
+    copier: Copier
     held: tuple[Any, ...]
 
 
@@ -119,7 +121,7 @@ class Snapshots:
             attributes=walk.captured.attributes,
             documents=members,
             state=state,
-            copy=_copier(walk.captured.entries),
+            copy=walk.copier,
         )
 
     def _walked(self, model: Any, extra: Any, *, documents: bool) -> tuple[_Walk, Mapping[str, bytes]]:
@@ -143,6 +145,7 @@ class Snapshots:
             variables=_variables(captured.entries),
             groups=training_state.groups(model, captured),
             optimizers=optimizers,
+            copier=Copier([entry.value for entry in captured.entries]),
             held=held,
         )
         self._walk = walk if captured.exact and all(one.is_variable for one in captured.entries) else None
@@ -260,13 +263,6 @@ def _variables(entries: Iterable[Entry]) -> tuple[Variable, ...]:
             )
         )
     return tuple(variables)
-
-
-def _copier(entries: Sequence[Entry]) -> Any:
-    def copy(targets: Sequence[Array]) -> None:
-        copy_all([entry.value for entry in entries], targets)
-
-    return copy
 
 
 def _fill_legacy(model: Any, optimizer: Any, file: h5py.File) -> None:

@@ -163,6 +163,12 @@ class LetterReader:
         self._variables: tuple[Variable, ...] = ()
         self._attributes: Mapping[str, Mapping[str, str]] = {}
 
+    def number(self) -> int:
+        """Return the number of the letter that lies in the memory, or, of one that is being replaced, of the newer."""
+        if self._memory.refresh():
+            self._number = 0
+        return int(_HEAD.unpack(self._memory.get(0, _HEAD.size))[0])
+
     def read(self) -> Letter:
         """Return the letter that lies in the memory; its arrays are views, right until the place is given back."""
         memory = self._memory

@@ -19,6 +19,8 @@ from ckptstore.formats.snapshot import Array
 ALIGNMENT = 64
 # Linux 5.14. Faults pages in at once, some ten times faster than touching each.
 _MADV_POPULATE_WRITE = 23
+# Fewer faults, where the administrator lets shared memory have huge pages.
+_MADV_HUGEPAGE = 14
 _ROUND = 1 << 20
 
 
@@ -103,7 +105,9 @@ class Memory:
             return
         # Through ctypes, which lets other threads run meanwhile. Where the kernel cannot, the copy faults pages in.
         if _MADVISE is not None:
-            _MADVISE(self.array(0, (0,), np.dtype(np.uint8)).ctypes.data, self.nbytes, _MADV_POPULATE_WRITE)
+            begin = self.array(0, (0,), np.dtype(np.uint8)).ctypes.data
+            for advice in (_MADV_HUGEPAGE, _MADV_POPULATE_WRITE):
+                _MADVISE(begin, self.nbytes, advice)
         self._populated = self.nbytes
 
     def array(self, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:

@@ -34,7 +34,6 @@ class WriterProcess:
     Args:
         root: The store's directory.
         places: The places for letters, with tokens of both processes.
-        first: The place that the next letter will come to.
         lock: The run's, which the process holds for as long as it lives.
         again: True where the first letters may have been committed before.
 
@@ -49,7 +48,6 @@ class WriterProcess:
         root: Path,
         places: tuple[Place, ...],
         *,
-        first: int,
         lock: RunLock | None,
         again: bool = False,
     ) -> None:
@@ -58,11 +56,11 @@ class WriterProcess:
         self._places = places
         self._lock = lock
         self._log = os.memfd_create("ckptstore-writer-log", os.MFD_CLOEXEC)
-        self.process, self._connection = self._start(root, first, again)
+        self.process, self._connection = self._start(root, again)
         if lock is not None:
             lock.shared = True
 
-    def _start(self, root: Path, first: int, again: bool) -> tuple[subprocess.Popen[bytes], Any]:
+    def _start(self, root: Path, again: bool) -> tuple[subprocess.Popen[bytes], Any]:
         ours, theirs = socket.socketpair()
         trainer = os.pidfd_open(os.getpid())
         try:
@@ -72,7 +70,6 @@ class WriterProcess:
                 "tokens": [place.token.descriptor for place in self._places],
                 "connection": theirs.fileno(),
                 "trainer": trainer,
-                "first": first,
                 "again": again,
             }
             held = [*facts["memories"], *facts["tokens"], theirs.fileno(), trainer]  # type: ignore[misc]

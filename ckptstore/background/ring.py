@@ -1,4 +1,4 @@
-"""Two places for snapshots, used in turn: one in the works, one waiting; no third is ever in memory."""
+"""Two places for snapshots: for one in the works, and for one that waits; no third is ever in memory."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ class HandedOver:
 class Ring:
     """Hands snapshots to a worker in another process, or in a thread where none can be started.
 
-    Memory: at most two snapshots at a time, one in the works and one waiting; the second place is made when it is
-    first needed, and both stay until `close`.
+    Memory: one snapshot, and a second only once one had to wait while another was in the works; what is there is used
+    again, and stays until `close`.
 
     What a crash leaves: each snapshot that was handed over is committed by the worker, also when the trainer is
     killed; where the worker is killed too, it is lost like one that was never taken, and all before it are whole.
@@ -85,7 +85,6 @@ class Ring:
         self._sent: deque[Sent] = deque()
         self._heard: list[Outcome] = []
         self._number = 0
-        self._next = 0
         self._starts = 0
         self._places: tuple[Place, ...] = ()
         self._link: Link | None = None
@@ -110,15 +109,12 @@ class Ring:
 
     def _start(self) -> None:
         again = bool(self._places)
-        first = self._sent[0].place if self._sent else self._next
         if can_start() and os.environ.get(WRITER) != "thread" and self._starts < _STARTS:
             self._starts += 1
             try:
                 if not self._places:
                     self._places = tuple(Place(Memory(), EventToken()) for _ in range(PLACES))
-                self._link = WriterProcess(
-                    self._root, self._places, first=first, lock=self._lock, again=again
-                )
+                self._link = WriterProcess(self._root, self._places, lock=self._lock, again=again)
                 return
             except OSError as error:
                 self._say_thread(str(error))
@@ -153,7 +149,7 @@ class Ring:
     def prepare(self, snapshot: Snapshot) -> None:
         """Let a thread make room for snapshots of this kind."""
         self.start()
-        self._letters.prepare(self._places[self._next].memory, snapshot)
+        self._letters.prepare(self._places[0].memory, snapshot)
 
     def hand_over(self, snapshot: Snapshot, request: SaveRequest, *, droppable: bool) -> HandedOver:
         """Copy a snapshot; when this returns, the model may change, and the worker has it.
@@ -167,14 +163,14 @@ class Ring:
         dropped = self._make_room()
         assert self._link is not None
         self._number += 1
-        self._letters.write(self._places[self._next].memory, snapshot, request, self._number)
-        self._sent.append(Sent(number=self._number, place=self._next, droppable=droppable))
-        self._link.post(self._next)
-        self._next = (self._next + 1) % PLACES
+        place = 1 - self._sent[0].place if self._sent else 0
+        self._letters.write(self._places[place].memory, snapshot, request, self._number)
+        self._sent.append(Sent(number=self._number, place=place, droppable=droppable))
+        self._link.post(place)
         return HandedOver(number=self._number, dropped=dropped, blocked_s=request.waited_s())
 
     def _make_room(self) -> int | None:
-        """Have the next place free; returns the number of the letter that had to go for it."""
+        """Have a place free; returns the number of the letter that had to go for it."""
         self._listen(0.0)
         while len(self._sent) == PLACES:
             newest = self._sent[-1]
@@ -184,7 +180,6 @@ class Ring:
                 and self._places[newest.place].token.take()
             ):
                 self._sent.pop()
-                self._next = newest.place
                 return newest.number
             self._listen(None)
         return None

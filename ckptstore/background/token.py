@@ -7,6 +7,7 @@ begun by the writer, and never both.
 from __future__ import annotations
 
 import os
+import select
 import threading
 from contextlib import suppress
 from typing import Protocol
@@ -43,6 +44,11 @@ class EventToken:
         """Give the place away."""
         assert self.descriptor is not None
         os.eventfd_write(self.descriptor, 1)
+
+    def is_posted(self) -> bool:
+        """Return True where the place is given away, and nobody has taken it; another may do so at any moment."""
+        assert self.descriptor is not None
+        return bool(select.select([self.descriptor], [], [], 0)[0])
 
     def take(self) -> bool:
         """Return True where the place was given away, and belongs to the caller from now on."""

@@ -51,6 +51,10 @@ class Worker:
         self._manifest: Manifest | None = None
         self._committer: Committer | None = None
 
+    def number(self, place: int) -> int:
+        """Return the number of the letter in a place."""
+        return self._readers[place].number()
+
     def commit(self, place: int, *, again: bool = False) -> Outcome:
         """Commit the letter in a place; raises nothing but what ends a process.
 

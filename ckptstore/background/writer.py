@@ -37,7 +37,6 @@ class Writer:
         self._tokens = [EventToken(descriptor) for descriptor in facts["tokens"]]
         self._connection: Any = Connection(facts["connection"])
         self._trainer: int = facts["trainer"]
-        self._next: int = facts["first"]
         # As many letters as there are places may have been committed by a writer before this one.
         self._doubtful = len(memories) if facts["again"] else 0
         self._worker = Worker(Path(facts["root"]), memories)
@@ -46,18 +45,28 @@ class Writer:
         """Work until the end; what was posted before the trainer's death is committed after it."""
         ending = False
         while True:
-            if self._tokens[self._next].take():
-                self._commit()
+            place = self._oldest()
+            if place is not None:
+                self._commit(place)
             elif ending:
                 self._worker.close()
                 return
             else:
                 ending = self._wait()
 
-    def _commit(self) -> None:
-        outcome = self._worker.commit(self._next, again=self._doubtful > 0)
+    def _oldest(self) -> int | None:
+        """Return the place of the oldest letter that was posted.
+
+        Of two the trainer may replace the newer one meanwhile, by one that is newer still.
+        """
+        posted = [place for place, token in enumerate(self._tokens) if token.is_posted()]
+        return min(posted, key=self._worker.number) if posted else None
+
+    def _commit(self, place: int) -> None:
+        if not self._tokens[place].take():
+            return  # it was withdrawn, and another will come
+        outcome = self._worker.commit(place, again=self._doubtful > 0)
         self._doubtful = max(0, self._doubtful - 1)
-        self._next = (self._next + 1) % len(self._tokens)
         self._tell(outcome)
 
     def _tell(self, outcome: Outcome) -> None:
@@ -69,7 +78,8 @@ class Writer:
     def _wait(self) -> bool:
         """Wait for something to do; returns whether it is to end."""
         poll = select.poll()
-        for descriptor in (self._tokens[self._next].descriptor, self._connection.fileno(), self._trainer):
+        waited_for = [token.descriptor for token in self._tokens]
+        for descriptor in (*waited_for, self._connection.fileno(), self._trainer):
             assert descriptor is not None
             poll.register(descriptor, select.POLLIN)
         ready = {descriptor for descriptor, _ in poll.poll()}

@@ -27,6 +27,7 @@ TensorFlow. "None" is said of a module below that `inside` could not import.
   ``get_torch_dataloader``, ``get_jax_iterator`` and ``enqueuer.ready_queue``; on TensorFlow its own
   ``tensorflow.python.eager.context.global_seed``. Lacking: `loop.running_fit` finds no fit;
   callbacks save, and resume at the ends of epochs, without the others' state, and a warning says so.
+- `values`: ``Variable._value``. Lacking: ``Variable.value``, slower.
 - `hooks`: nothing of Keras; how methods of single objects are overlaid.
 """
 
@@ -44,6 +45,7 @@ from ckptstore.keras_private.loop import FitLoop, begin_at, running_fit
 from ckptstore.keras_private.messages import print_message
 from ckptstore.keras_private.metrics import metric_directions
 from ckptstore.keras_private.optimizers import optimizers_of
+from ckptstore.keras_private.values import raw_values
 from ckptstore.keras_private.walk import capture
 
 __all__ = [
@@ -58,6 +60,7 @@ __all__ = [
     "metric_directions",
     "optimizers_of",
     "print_message",
+    "raw_values",
     "run_time_attributes",
     "running_fit",
     "save_legacy",
