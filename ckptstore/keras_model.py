@@ -1,7 +1,7 @@
 """The Keras adapter: takes models apart for the store, and puts checkpoints back into models.
 
-Nothing of a live model is changed before the payload has been verified and compared with the model; and what
-a layer's own code spoils after that is put back.
+Nothing of a live model is changed before the payload has been verified and compared with the model; what a layer's own
+code spoils after that is put back. The payload is read once for that, and once more from the system's memory.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from ckptstore.errors import (
     ModelNotReadyError,
     RefusedByLayerError,
 )
-from ckptstore.formats import payload
+from ckptstore.formats.payload import OpenPayload
 from ckptstore.formats.snapshot import Array, TrainingState
 from ckptstore.keras_arrays import kept_value
+from ckptstore.keras_capture import Capture
 from ckptstore.keras_marks import Marks
-from ckptstore.keras_payload import look_through, verify
+from ckptstore.keras_payload import look_through, opened
 from ckptstore.keras_snapshots import (
     BUILD,
     Snapshots,
@@ -56,7 +57,8 @@ class KerasAdapter:
         """Bring weights, optimizer and training state back into a model; returns the training state.
 
         The payload is verified, then compared with the model, all before the model is touched; should a
-        layer's own loading fail after that, the model's variables are put back as they were.
+        layer's own loading fail after that, the model's variables are put back as they were. Interrupted after
+        that, the model is as it was, or (where no layer has loading of its own, but on JAX) as it was saved.
 
         Args:
             model: The model, built and compiled as it was when it was saved. One that is not built yet is
@@ -71,13 +73,25 @@ class KerasAdapter:
             ModelMismatchError: It does not fit; the model is unchanged.
             ModelNotReadyError: The model is not built.
         """
-        verify(checkpoint)
+        with opened(checkpoint) as found:
+            return self._restore(model, checkpoint, found, optimizer, generators=generators, check=check)
+
+    def _restore(
+        self,
+        model: Any,
+        checkpoint: Checkpoint,
+        found: OpenPayload,
+        optimizer: Any,
+        *,
+        generators: bool,
+        check: Callable[[TrainingState | None], None] | None,
+    ) -> TrainingState | None:
         if checkpoint.format == "keras" and not model.built:
-            _build_as_saved(model, checkpoint)
+            _build_as_saved(model, found.documents())
         require_built(model, f"{BUILD}; or take a new one from Checkpoint.load_model()")
         extra = uncompiled_optimizer(model, optimizer)
         optimizers = built_optimizers(model, extra)
-        state = payload.read_state(checkpoint.path)
+        state = found.state()
         if check is not None:
             check(state)
         captured = captured_model(model, extra)
@@ -87,11 +101,17 @@ class KerasAdapter:
             with _put_back_on_error(one.variable for one in assignments):
                 _assign(assignments)
         else:
-            keras_fit.check(captured.entries, payload.read_layout(checkpoint.path))
+            keras_fit.check(captured.entries, found.layout())
             assignments = training_state.plan(model, captured, optimizers, state)
-            with _put_back_on_error(_live_variables(model, optimizers)):
-                _load(model, checkpoint, optimizer=extra)
+
+            plain = _is_plain(captured, model, optimizers)
+            assets = found.documents()
+
+            def load() -> None:
+                _load(model, checkpoint, _variables(found, plain), assets, optimizer=extra)
                 _assign(assignments)
+
+            _load_whole(load, plain, model, optimizers)
         if generators:
             training_state.restore_generators(state)
         return state
@@ -132,7 +152,6 @@ class KerasAdapter:
                 reason="holds weights only, not a whole model",
                 hint="build the model and call Checkpoint.load_weights(model)",
             )
-        verify(checkpoint)
         look_through(checkpoint)
         return keras.saving.load_model(str(checkpoint.path), **kwargs)
 
@@ -147,8 +166,11 @@ class KerasAdapter:
             ModelMismatchError: The weights do not fit; the model is unchanged.
             ModelNotReadyError: The model is not built.
         """
-        verify(checkpoint)
-        look_through(checkpoint)
+        with opened(checkpoint) as found:
+            self._load_weights(checkpoint, found, model)
+
+    def _load_weights(self, checkpoint: Checkpoint, found: OpenPayload, model: Any) -> None:
+        assets = found.documents()
         require_built(model, BUILD)
         if checkpoint.format == "h5":
             assignments = _legacy_assignments(model, checkpoint, None, weights_only=True)
@@ -157,14 +179,18 @@ class KerasAdapter:
             return
         optimizers = built_optimizers(model, None)
         captured = captured_model(model, None)
-        layout = payload.read_layout(checkpoint.path)
+        layout = found.layout()
         keras_fit.check_weights(captured.entries, layout)
         fits = keras_fit.optimizer_fits(captured.entries, layout) and training_state.same_kinds(
-            optimizers, payload.read_state(checkpoint.path)
+            optimizers, found.state()
         )
         skip = [] if fits else optimizers
-        with _put_back_on_error(_live_variables(model, optimizers)):
-            _load(model, checkpoint, skip=skip)
+        plain = _is_plain(captured, model, optimizers)
+
+        def load() -> None:
+            _load(model, checkpoint, _variables(found, plain), assets, skip=skip)
+
+        _load_whole(load, plain, model, optimizers)
 
 
 adapter = KerasAdapter()
@@ -173,8 +199,8 @@ adapter = KerasAdapter()
 # --- putting together --------------------------------------------------------------------------
 
 
-def _build_as_saved(model: Any, checkpoint: Checkpoint) -> None:
-    config = json.loads(payload.read_documents(checkpoint.path)["config.json"])
+def _build_as_saved(model: Any, documents: Mapping[str, bytes]) -> None:
+    config = json.loads(documents["config.json"])
     how = config.get("build_config")
     if not how:
         return
@@ -187,12 +213,53 @@ def _build_as_saved(model: Any, checkpoint: Checkpoint) -> None:
         raise ModelNotReadyError(model=model.name, missing="built", hint=f"{BUILD}: {error}") from error
 
 
-def _load(model: Any, checkpoint: Checkpoint, *, optimizer: Any = None, skip: Iterable[Any] = ()) -> None:
-    assets = payload.read_documents(checkpoint.path) if checkpoint.format == "keras" else {}
+def _load(
+    model: Any,
+    checkpoint: Checkpoint,
+    variables: Mapping[str, Array],
+    assets: Mapping[str, bytes],
+    *,
+    optimizer: Any = None,
+    skip: Iterable[Any] = (),
+) -> None:
     try:
-        keras_private.load(model, checkpoint.path, optimizer=optimizer, assets=assets, skip=skip)
+        keras_private.load(model, checkpoint.path, variables, optimizer=optimizer, assets=assets, skip=skip)
     except ValueError as error:
         raise RefusedByLayerError(reason=str(error)) from error
+
+
+def _variables(found: OpenPayload, plain: bool) -> Mapping[str, Array]:
+    # On other backends a variable may go on with the memory of the array that it is given: that has to be its own.
+    is_copied = plain and keras.backend.backend() == "torch"
+    return found.variables(found.layout() if is_copied else ())
+
+
+def _is_plain(captured: Capture, model: Any, optimizers: Iterable[Any]) -> bool:
+    """Whether loading is Keras assigning to variables, one by one, what was compared with them before."""
+    if keras.backend.backend() == "jax":
+        return False  # nothing is gained: what a model held is kept by reference
+    whole = captured.exact and all(entry.is_variable for entry in captured.entries)
+    return whole and not keras_private.has_own_loading(model, *optimizers)
+
+
+def _load_whole(load: Callable[[], None], plain: bool, model: Any, optimizers: Iterable[Any]) -> None:
+    """Load all or nothing.
+
+    Where only Keras' own code runs, nothing is left to fail, and no copy is made of what the model held: an interrupt
+    then leaves the model as it was saved, not as it was.
+    """
+    if not plain:
+        with _put_back_on_error(_live_variables(model, optimizers)):
+            load()
+        return
+    try:
+        load()
+    except BaseException as error:
+        try:
+            load()
+        except Exception as another:
+            error.add_note(f"the model is changed in part: {another}")
+        raise
 
 
 def _legacy_value(value: Array) -> Array:

@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
-from ckptstore.errors import CorruptPayloadError
-from ckptstore.files import digest_file
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from ckptstore.formats import payload
+from ckptstore.formats.payload import OpenPayload
 from ckptstore.records import Checkpoint
 
 
-def verify(checkpoint: Checkpoint) -> None:
-    """Check that a checkpoint's payload is the file that was saved.
+@contextmanager
+def opened(checkpoint: Checkpoint) -> Iterator[OpenPayload]:
+    """Open a checkpoint's payload, once it is known to be the file that was saved.
+
+    All its bytes are read for that, once; what is read of them later comes from the system's memory, as far as that
+    has room for them.
 
     Raises:
         CorruptPayloadError: It is missing, or differs in size or digest.
     """
-    path = checkpoint.path
-    try:
-        nbytes = path.stat().st_size
-    except FileNotFoundError as error:
-        raise CorruptPayloadError(path=path, reason="the file is missing") from error
-    if nbytes != checkpoint.nbytes:
-        raise CorruptPayloadError(
-            path=path, reason=f"it has {nbytes:,} bytes, {checkpoint.nbytes:,} were saved"
-        )
-    digest = digest_file(path)
-    if digest != checkpoint.digest:
-        raise CorruptPayloadError(path=path, reason=f"its digest is {digest}, {checkpoint.digest} was saved")
+    with payload.open_verified(checkpoint.path, nbytes=checkpoint.nbytes, digest=checkpoint.digest) as found:
+        yield found
 
 
 def look_through(checkpoint: Checkpoint) -> None:
-    """Read a payload's structure before Keras does: a digest says that it is what a manifest lists, not who made it.
+    """Verify a payload, and read its structure before Keras does.
+
+    A digest says that it is what a manifest lists, not who made it.
 
     Raises:
-        CorruptPayloadError: It links out of itself, or claims more than it holds.
+        CorruptPayloadError: It is not what was saved, links out of itself, or claims more than it holds.
     """
-    payload.read_layout(checkpoint.path)
-    if checkpoint.format == "keras":
-        payload.read_documents(checkpoint.path)
+    with opened(checkpoint) as found:
+        found.layout()
+        found.documents()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -81,7 +82,8 @@ class RunLock:
 
     def __del__(self) -> None:
         """A store that nobody closed, and nobody has any more, writes no run."""
-        if getattr(self, "_descriptor", -1) >= 0:
+        # The interpreter's end takes the lock with it.
+        if getattr(self, "_descriptor", -1) >= 0 and not sys.is_finalizing():
             self.release()
 
     def _leave(self) -> None:

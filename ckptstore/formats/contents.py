@@ -109,6 +109,19 @@ def values_of(source: Source, dataset: StoredDataset, data: npt.NDArray[np.uint8
     return values.reshape(dataset.shape)
 
 
+def view_array(source: Source, dataset: StoredDataset) -> Array:
+    """Return an array's values where they lie, read-only; see `ckptstore.formats.source.Source.view`.
+
+    Raises:
+        CorruptPayloadError: They do not lie in one piece, or are not there.
+        StorageError: The disk cannot be read.
+    """
+    if dataset.offset is None:
+        raise source.corrupt(dataset.refusal)
+    data = np.frombuffer(source.view(dataset.offset, dataset.nbytes), np.uint8)
+    return values_of(source, dataset, data)
+
+
 def read_array(source: Source, dataset: StoredDataset) -> Array:
     """Read an array's values; raises what `read_bytes` raises."""
     return values_of(source, dataset, read_bytes(source, dataset))

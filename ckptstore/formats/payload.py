@@ -16,7 +16,9 @@ from ckptstore.formats.description import digest_of
 from ckptstore.formats.hdf5_payload import Hdf5Payload, is_streamable
 from ckptstore.formats.keras_zip import archive_nbytes, write_archive
 from ckptstore.formats.reading import (
+    OpenPayload,
     open_variables,
+    open_verified,
     read_description,
     read_documents,
     read_layout,
@@ -27,9 +29,11 @@ from ckptstore.formats.streaming import Sink
 
 __all__ = [
     "Encoded",
+    "OpenPayload",
     "encode",
     "is_streamable",
     "open_variables",
+    "open_verified",
     "read_description",
     "read_documents",
     "read_layout",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ckptstore.formats.archive import Archive
-from ckptstore.formats.contents import Contents, read_array, read_bytes, values_of
+from ckptstore.formats.contents import Contents, read_array, read_bytes, values_of, view_array
 from ckptstore.formats.description import digest_of, parse_description, parse_state
 from ckptstore.formats.hdf5_reader import StoredDataset, read_datasets
 from ckptstore.formats.snapshot import Array, TrainingState
@@ -27,11 +27,44 @@ class OpenPayload:
     archive: Archive | None
 
     def description(self) -> dict[str, Any]:
-        """Return the description inside."""
+        """Return the JSON that the payload says of itself."""
         found = self.contents.description
         if found is None:
             raise self.source.corrupt("it carries no description; ckptstore did not write it")
         return parse_description(self.source, read_bytes(self.source, found).tobytes())
+
+    def layout(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Return shape and dtype name of each variable by its path."""
+        found = self.contents.variables.items()
+        return {name: (variable.shape, variable.kind.dtype.name) for name, variable in found}
+
+    def documents(self) -> dict[str, bytes]:
+        """Return the members of an archive beside the weights; nothing for other formats."""
+        return {} if self.archive is None else self.archive.documents()
+
+    def state(self) -> TrainingState | None:
+        """Return the training state, checked against its digests, or None where there is none."""
+        expected = self.description()["state"]
+        document, stored = self.contents.document, self.contents.arrays
+        if expected is None and document is None and not stored:
+            return None
+        if expected is None or document is None or set(expected["arrays"]) != set(stored):
+            raise self.source.corrupt("its training state is not the one that its description lists")
+        text = _checked(self.source, document, expected["document"], "training state")
+        arrays = {
+            name: _state_array(self.source, stored[name], name, entry)
+            for name, entry in expected["arrays"].items()
+        }
+        return TrainingState(document=parse_state(self.source, text.tobytes()), arrays=arrays)
+
+    def variables(self, looked_at: Collection[str] = ()) -> Mapping[str, Array]:
+        """Return the variables by path, valid while the payload is open; each is read when it is asked for.
+
+        Args:
+            looked_at: Paths of those that are copied at once by whoever asks: these are not read into memory of
+                their own.
+        """
+        return _Variables(self, looked_at)
 
 
 # What makes a name in quarantine unique.
@@ -46,13 +79,43 @@ def open_payload(path: Path) -> Iterator[OpenPayload]:
         CorruptPayloadError: It is missing or damaged, or is no payload.
         StorageError: It cannot be read, which does not say that it is damaged.
     """
+    with open_source(path) as file, _listed(file) as payload:
+        yield payload
+
+
+@contextmanager
+def open_verified(path: Path, *, nbytes: int, digest: str) -> Iterator[OpenPayload]:
+    """Open a payload that is just the file it must be, and list what it holds; nothing is listed before that is known.
+
+    What is read afterwards is read of the very file that was verified, whatever happens to its name.
+
+    Args:
+        path: The payload.
+        nbytes: The size that it must have.
+        digest: The digest that it must have.
+
+    Raises:
+        CorruptPayloadError: It is missing, is another file, or is no payload.
+        StorageError: It cannot be read, which does not say that it is damaged.
+    """
     with open_source(path) as file:
-        if not _NUMBER.sub("", path.name).endswith(SUFFIXES["keras"]):
-            yield OpenPayload(source=file, contents=Contents(read_datasets(file)), archive=None)
-            return
-        archive = Archive(file)
-        with part_of(file, *archive.weights()) as source:
-            yield OpenPayload(source=source, contents=Contents(read_datasets(source)), archive=archive)
+        if file.nbytes != nbytes:
+            raise file.corrupt(f"it has {file.nbytes:,} bytes, {nbytes:,} were saved")
+        found = file.digest()
+        if found != digest:
+            raise file.corrupt(f"its digest is {found}, {digest} was saved")
+        with _listed(file) as payload:
+            yield payload
+
+
+@contextmanager
+def _listed(file: Source) -> Iterator[OpenPayload]:
+    if not _NUMBER.sub("", file.path.name).endswith(SUFFIXES["keras"]):
+        yield OpenPayload(source=file, contents=Contents(read_datasets(file)), archive=None)
+        return
+    archive = Archive(file)
+    with part_of(file, *archive.weights()) as source:
+        yield OpenPayload(source=source, contents=Contents(read_datasets(source)), archive=archive)
 
 
 def read_description(path: Path) -> dict[str, Any]:
@@ -74,8 +137,7 @@ def read_layout(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
         StorageError: It cannot be read, which does not say that it is damaged.
     """
     with open_payload(path) as payload:
-        found = payload.contents.variables.items()
-        return {name: (variable.shape, variable.kind.dtype.name) for name, variable in found}
+        return payload.layout()
 
 
 def read_documents(path: Path) -> dict[str, bytes]:
@@ -86,7 +148,7 @@ def read_documents(path: Path) -> dict[str, bytes]:
         StorageError: It cannot be read, which does not say that it is damaged.
     """
     with open_payload(path) as payload:
-        return {} if payload.archive is None else payload.archive.documents()
+        return payload.documents()
 
 
 def read_state(path: Path) -> TrainingState | None:
@@ -97,18 +159,7 @@ def read_state(path: Path) -> TrainingState | None:
         StorageError: It cannot be read, which does not say that it is damaged.
     """
     with open_payload(path) as payload:
-        expected = payload.description()["state"]
-        document, stored = payload.contents.document, payload.contents.arrays
-        if expected is None and document is None and not stored:
-            return None
-        if expected is None or document is None or set(expected["arrays"]) != set(stored):
-            raise payload.source.corrupt("its training state is not the one that its description lists")
-        text = _checked(payload.source, document, expected["document"], "training state")
-        arrays = {
-            name: _state_array(payload.source, stored[name], name, entry)
-            for name, entry in expected["arrays"].items()
-        }
-        return TrainingState(document=parse_state(payload.source, text.tobytes()), arrays=arrays)
+        return payload.state()
 
 
 def _state_array(source: Source, found: StoredDataset, name: str, entry: Mapping[str, Any]) -> Array:
@@ -136,15 +187,17 @@ def open_variables(path: Path) -> Iterator[Mapping[str, Array]]:
         StorageError: It cannot be read, which does not say that it is damaged.
     """
     with open_payload(path) as payload:
-        yield _Variables(payload)
+        yield payload.variables()
 
 
 class _Variables(Mapping[str, Array]):
-    def __init__(self, payload: OpenPayload) -> None:
+    def __init__(self, payload: OpenPayload, looked_at: Collection[str]) -> None:
         self._payload = payload
+        self._looked_at = looked_at
 
     def __getitem__(self, name: str) -> Array:
-        return read_array(self._payload.source, self._payload.contents.variables[name])
+        get = view_array if name in self._looked_at else read_array
+        return get(self._payload.source, self._payload.contents.variables[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._payload.contents.variables)

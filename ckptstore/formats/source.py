@@ -1,16 +1,31 @@
-"""Reads a part of a file, or bytes in memory, by offset; never past its end."""
+"""Reads a part of a file, or bytes in memory, by offset; never past its end.
+
+`view` looks at the bytes where the system keeps them once they have been read, in place of a copy. A mapping tells of a
+disk that fails by a signal that ends the process: so its pages are asked for first, in a way that raises an error, and
+where the system has none such (Linux has since 5.14), bytes are read into memory instead.
+"""
 
 from __future__ import annotations
 
+import errno
+import mmap
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import xxhash
+
 from ckptstore.errors import CorruptPayloadError, StorageError
+from ckptstore.files import DIGEST
 
 _BLOCK = 4 << 10
 _BLOCKS_KEPT = 1024
+_PART = 4 << 20
+# MADV_POPULATE_READ, which Python has no name for.
+_POPULATE_READ = 22
+_NO_POPULATING = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM})
 
 
 class Source:
@@ -29,6 +44,7 @@ class Source:
         self._descriptor = descriptor
         self._start = start
         self._blocks: dict[int, bytes] = {}
+        self._mapping: memoryview | None = None
 
     def corrupt(self, reason: str) -> CorruptPayloadError:
         """Return the error that says what is wrong with the file."""
@@ -58,6 +74,49 @@ class Source:
             if not count:
                 raise self.corrupt("the file became shorter while it was read")
             done += count
+
+    def view(self, offset: int, count: int) -> memoryview:
+        """Return bytes to look at, read-only; raises what `read` raises.
+
+        They are right as long as nobody writes into the file, and belong to whoever asked: keep them for no longer than
+        it takes to copy them.
+        """
+        self._check(offset, count)
+        if self._mapping is None and sys.platform == "linux" and self._descriptor >= 0 and count:
+            with _reading(self.path):
+                self._mapping = memoryview(
+                    mmap.mmap(self._descriptor, self._start + self.nbytes, access=mmap.ACCESS_READ)
+                )
+        if self._mapping is not None and count and self._is_there(self._start + offset, count):
+            return self._mapping[self._start + offset :][:count]
+        buffer = memoryview(bytearray(count))
+        self.read_into(offset, buffer)
+        return buffer.toreadonly()
+
+    def _is_there(self, offset: int, count: int) -> bool:
+        """Have the system read a part of the mapping; returns False where it cannot be asked to."""
+        assert self._mapping is not None
+        mapping = self._mapping.obj
+        assert isinstance(mapping, mmap.mmap)
+        begin = offset - offset % mmap.PAGESIZE
+        with _reading(self.path):
+            try:
+                mapping.madvise(_POPULATE_READ, begin, offset + count - begin)
+            except OSError as error:
+                if error.errno in _NO_POPULATING:
+                    return False
+                raise
+        return True
+
+    def digest(self) -> str:
+        """Return ``"xxh3_128:<32 hex digits>"`` of all bytes; raises what `read` raises."""
+        digest = xxhash.xxh3_128()
+        buffer = memoryview(bytearray(min(_PART, self.nbytes)))
+        for begin in range(0, self.nbytes, _PART):
+            part = buffer[: min(_PART, self.nbytes - begin)]
+            self.read_into(begin, part)
+            digest.update(part)
+        return f"{DIGEST}:{digest.hexdigest()}"
 
     def _check(self, offset: int, count: int) -> None:
         if count < 0 or offset < 0 or offset + count > self.nbytes:

@@ -7,6 +7,8 @@ TensorFlow. "None" is said of a module below that `inside` could not import.
   `assets`: ``DiskIOStore``. Lacking: the model is saved publicly into memory and read back (`ckptstore.keras_public`),
   slower and with a copy of the state, and one RuntimeWarning says so.
 - `loading`: ``saving_lib._load_state``, ``H5IOStore``, ``DiskIOStore``. None: public ``load_weights``; assets stay.
+- `own_code`: ``saving_lib._walk_saveable``, ``keras.src.saving.keras_saveable.KerasSaveable``. Lacking: before a
+  model is loaded into, what it holds is copied, where the backend asks for a copy.
 - `skip_sets`: ``saving_lib.get_attr_skipset``, ``keras.src.backend.common.global_state``. Lacking: slower, no more.
 - `optimizers`: attributes of a model that are optimizers, ``inner_optimizer``, and ``save_own_variables`` overlaid
   in one object. Lacking: arrays that are copies.
@@ -45,6 +47,7 @@ from ckptstore.keras_private.loop import FitLoop, begin_at, running_fit
 from ckptstore.keras_private.messages import print_message
 from ckptstore.keras_private.metrics import metric_directions
 from ckptstore.keras_private.optimizers import optimizers_of
+from ckptstore.keras_private.own_code import has_own_loading
 from ckptstore.keras_private.values import raw_values
 from ckptstore.keras_private.walk import capture
 
@@ -55,6 +58,7 @@ __all__ = [
     "capture",
     "forget_global_seed",
     "global_seed",
+    "has_own_loading",
     "is_keras_own",
     "load",
     "metric_directions",

@@ -14,6 +14,7 @@ def _optional(name: str) -> Any:
 
 
 saving_lib = _optional("saving.saving_lib")
+keras_saveable = _optional("saving.keras_saveable")
 global_state = _optional("backend.common.global_state")
 legacy_h5 = _optional("legacy.saving.legacy_h5_format")
 io_utils = _optional("utils.io_utils")

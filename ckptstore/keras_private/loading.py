@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ckptstore import keras_public
-from ckptstore.formats import payload
 from ckptstore.formats.snapshot import Array
 from ckptstore.keras_capture import ReadGroup
 from ckptstore.keras_private import inside
@@ -21,6 +20,7 @@ from ckptstore.keras_private.skip_sets import skip_sets_kept
 def load(
     model: Any,
     path: Path,
+    variables: Mapping[str, Array],
     *,
     optimizer: Any = None,
     assets: Mapping[str, bytes] | None = None,
@@ -31,6 +31,7 @@ def load(
     Args:
         model: A model that fits.
         path: A ``.keras`` or ``.weights.h5`` payload.
+        variables: What it holds, by path.
         optimizer: An optimizer that the model does not know.
         assets: Members of the archive to give to the layers that keep assets, by name.
         skip: Objects to leave alone.
@@ -43,11 +44,7 @@ def load(
         return
     failed: dict[int, tuple[Any, Exception]] = {}
     visited = {id(one) for one in skip}
-    with (
-        payload.open_variables(path) as variables,
-        asset_directory(assets or {}) as directory,
-        skip_sets_kept(),
-    ):
+    with asset_directory(assets or {}) as directory, skip_sets_kept():
         for saveable, inner in ((model, ""), (optimizer, "optimizer")):
             if saveable is not None:
                 inside.saving_lib._load_state(

@@ -1,0 +1,52 @@
+"""Whether a model loads itself by Keras' own code alone, of which nothing can fail that was checked before.
+
+Fallback: it is taken to have code of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ckptstore.keras_private import inside
+from ckptstore.keras_private.skip_sets import skip_sets_kept
+
+_LOADING = ("load_own_variables", "load_assets")
+
+
+def has_own_loading(*saveables: Any) -> bool:
+    """Return whether an object, or one inside of it, is loaded by code that is not Keras' own; True if nobody knows."""
+    walk = getattr(inside.saving_lib, "_walk_saveable", None)
+    kind = getattr(inside.keras_saveable, "KerasSaveable", None)
+    if walk is None or kind is None:
+        return True
+    seen: set[int] = set()
+    waiting: list[Any] = [one for one in saveables if one is not None]
+    with skip_sets_kept():
+        while waiting:
+            one = waiting.pop()
+            if id(one) in seen:
+                continue
+            seen.add(id(one))
+            if isinstance(one, kind):
+                if any(not _is_keras_code(one, name) for name in _LOADING):
+                    return True
+                waiting += [
+                    child for _, child in walk(one) if isinstance(child, kind | list | dict | tuple | set)
+                ]
+            else:
+                waiting += (
+                    one.values()
+                    if isinstance(one, dict)
+                    else one
+                    if isinstance(one, list | tuple | set)
+                    else ()
+                )
+    return False
+
+
+def _is_keras_code(saveable: Any, name: str) -> bool:
+    method = getattr(saveable, name, None)
+    if method is None:
+        return True
+    # Methods may be overlaid in one object too.
+    return (getattr(method, "__module__", None) or "").partition(".")[0] == "keras"
