@@ -54,9 +54,9 @@ def doubts(
             f"the data is a Python generator, of which Keras takes batches before training begins, and the random "
             f"generators of {names} stand elsewhere now than at the first start: call {_SEED}"
         )
-    known, whole = place.get("batches_per_epoch"), loop.data.batches_per_epoch
-    if known is not None and whole is not None and known != whole:
-        yield f"an epoch had {known} batches when the checkpoint was saved, and has {whole} now"
+    changed = [*_changed_batches(loop, place)]
+    if changed:
+        yield "; ".join(changed)
     if isinstance(loop.validation_source, GeneratorType):
         yield "the validation data is a Python generator, which begins anew; a PyDataset would go on"
     if epoch and data_state.keeps_workers(loop.source):
@@ -66,3 +66,12 @@ def doubts(
         )
     if loop.data.prefetched is not None and place.get("prefetched") is None:
         yield "the batches that the data's workers had ready for the next epoch were too large to be saved"
+
+
+def _changed_batches(loop: FitLoop, place: Mapping[str, Any]) -> Iterator[str]:
+    size, size_now = place.get("batch_size"), loop.data.batch_size
+    if size is not None and size_now is not None and size != size_now:
+        yield f"batch_size was {size} when the checkpoint was saved, and is {size_now} now"
+    known, whole = place.get("batches_per_epoch"), loop.data.batches_per_epoch
+    if known is not None and whole is not None and known != whole:
+        yield f"an epoch had {known} batches when the checkpoint was saved, and has {whole} now"

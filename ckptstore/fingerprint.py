@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 import ckptstore
-from ckptstore import keras_private
+from ckptstore import keras_optimizers, keras_private
 from ckptstore.errors import ModelMismatchError
 from ckptstore.fingerprint_config import described, plain, without_counts
 from ckptstore.fingerprint_difference import NOTHING, Difference, differences
@@ -48,6 +48,7 @@ def take(model: Any) -> dict[str, Any]:
         return {
             "architecture": _architecture(model),
             "optimizer": _optimizers(model),
+            "learning_rates": keras_optimizers.learning_rates(model),
             "compile": _compiled(model),
             "backend": keras.backend.backend(),
             "versions": _versions(model),

@@ -7,20 +7,21 @@ place in the list this one has; and so that what is put back is there before any
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
-from ckptstore import callback_state, data_position, fingerprint, resume_report
+from ckptstore import callback_state, fingerprint, keras_optimizers, resume_report
+from ckptstore.epoch_end import EpochEnd
 from ckptstore.errors import CheckpointNotFoundError, InvalidArgumentError
-from ckptstore.fit_moment import Frozen, Moment, Saver, plain_logs
+from ckptstore.fit_moment import Frozen, Saver, plain_logs
 from ckptstore.fit_position import FitPosition
+from ckptstore.fit_state import moment_of, values_of
 from ckptstore.formats.snapshot import FitState
-from ckptstore.iteration import Arrival, Iteration, Target
+from ckptstore.iteration import Arrival, Iteration
+from ckptstore.keras_callback_checks import refuse_a_second
 from ckptstore.keras_private import FitLoop, running_fit
-from ckptstore.monitor import scalar
 from ckptstore.resumed_run import ResumedRun, load_resume_point
 from ckptstore.run_writer import RunWriter
 from ckptstore.signals import StopRequest
@@ -63,6 +64,7 @@ class FitSession:
         self._iteration: Iteration | None = None
         self._fingerprint = ""
         self._frozen: Frozen | None = None
+        self._epoch_end: EpochEnd | None = None
         self._saved: tuple[int, int | None] | None = None
         self._epoch_logs: Mapping[str, Any] | None = None
         self._logs: Mapping[str, Any] = {}
@@ -81,7 +83,7 @@ class FitSession:
         store = self._writer.open(self._saver.params, before=partial(self._saver.saves_end, None))
         try:
             self._loop = running_fit(self._saver)
-            self._refuse_a_second()
+            refuse_a_second(self._saver, self._loop is not None and self._loop.is_hooked)
             self._saver.saves_begin(store)
             self._saver.fit_begins(store)
             self._find_resume_point(store)
@@ -91,15 +93,6 @@ class FitSession:
             self.end(error)
             raise
         return store
-
-    def _refuse_a_second(self) -> None:
-        if self._loop is not None and self._loop.is_hooked:
-            raise InvalidArgumentError(
-                argument="callbacks",
-                value=type(self._saver).__name__,
-                reason="another callback of this fit resumes it already",
-                hint="use one of them; ckptstore.ModelCheckpoint may stand beside it",
-            )
 
     def _find_resume_point(self, store: CheckpointStore) -> None:
         model, run = self._saver.model, self._writer.run
@@ -154,12 +147,33 @@ class FitSession:
 
     def _epoch_begins(self, others: Callable[..., None], epoch: int, logs: Any = None) -> None:
         resumed, self._pending = self._pending, None
-        with self._guarded():
-            if resumed is not None:
+        if resumed is not None:
+            with self._guarded():
                 self._go_on(resumed, others, epoch, logs)
-                return
+            return
+        with self._guarded():
+            assert self._iteration is not None
+            model = self._saver.model
+            self._epoch_end = EpochEnd.of(model, self.position, self._siblings(), self._iteration)
+        with self._saved_before_end():
             others(epoch, logs)
-            self.position.begin_epoch(epoch)
+        self.position.begin_epoch(epoch)
+
+    @contextmanager
+    def _saved_before_end(self) -> Iterator[None]:
+        """Save what is finished when a batch or an epoch cannot begin: there, the end of the epoch before."""
+        try:
+            yield
+        except BaseException as error:
+            before = self._epoch_end
+            if before is not None:
+                keras_optimizers.set_learning_rates(self._saver.model, before.rates)
+                self.position = before.position
+            if before is not None or self.position.batches:
+                batch = self.position.batch if before is None else None
+                self._save_before_end(error, due=False, batch=batch, logs=self._logs)
+            self.end(error)
+            raise
 
     def _go_on(self, resumed: ResumedRun, others: Callable[..., None], epoch: int, logs: Any) -> None:
         assert self._loop is not None
@@ -185,23 +199,15 @@ class FitSession:
         resumed.load_again(model)
         resume_report.say_left_out(resumed.put_back_callbacks(self._siblings()))
         resumed.put_back_generators()
-        target = Target(
-            position=data_position.UNKNOWN | resumed.values.get("data", {}),
-            epoch=resumed.next_epoch,
-            batches=resumed.batches,
-            generators=resumed.generators,
-            logs=resumed.values.get("logs", {}),
-            arrived=self._arrived,
-        )
-        resume_report.say_doubts(self._iteration.go_to(target))
+        resume_report.say_doubts(self._iteration.go_to(resumed.target(self._arrived)))
 
     def _arrived(self, arrival: Arrival) -> None:
         self.arrival = arrival
         resume_report.say_arrived(arrival)
 
     def _progress(self, batch: int) -> None:
-        assert self._loop is not None
-        self._loop.show_progress(batch)
+        if self._loop is not None:
+            self._loop.show_progress(batch)
 
     def _epoch_ends(self, others: Callable[..., None], epoch: int, logs: Any = None) -> None:
         self._frozen, self._epoch_logs = None, None
@@ -231,8 +237,9 @@ class FitSession:
 
     def _batch_begins(self, others: Callable[..., None], batch: int, logs: Any = None) -> None:
         if not self._is_passing_over():
-            with self._guarded():
+            with self._saved_before_end():
                 others(batch, logs)
+            self._epoch_end = None
 
     def _batch_ends(self, others: Callable[..., None], batch: int, logs: Any = None) -> None:
         if self._is_passing_over():
@@ -305,26 +312,21 @@ class FitSession:
         if self._saved == (self.position.epoch, batch):
             return
         numbers = plain_logs(logs or {})
-        loss = scalar(numbers.get("loss"))
-        moment = Moment(
-            epoch=self.position.epoch,
-            batch=batch,
-            step=self.position.step,
-            logs=numbers,
-            fit=self._state(batch, numbers, frozen or Frozen()),
-            resumable=loss is None or math.isfinite(loss),
-        )
+        fit = self._state(batch, numbers, frozen or Frozen())
+        moment = moment_of(self.position, batch, numbers, fit)
         with self._guarded():
             if self._saver.save_at(moment):
                 self._saved = (self.position.epoch, batch)
 
     def _state(self, batch: int | None, logs: Mapping[str, Any], frozen: Frozen) -> FitState:
         values: dict[str, Any] = {"fingerprint": self._fingerprint, "logs": dict(logs)}
-        if self._loop is not None and self._iteration is not None:
-            values["saver"] = self._saver.progress(logs)
-            values["stopped"] = bool(self._saver.model.stop_training)
-            values["callbacks"] = callback_state.capture(self._siblings())
-            values["data"] = self._iteration.position(in_epoch=batch is not None)
+        if self._iteration is not None:
+            values |= values_of(
+                self._saver, self._siblings(), self._iteration, logs, in_epoch=batch is not None
+            )
+        if self._epoch_end is not None:
+            values |= self._epoch_end.values
+            return FitState(values=values, generators=self._epoch_end.generators)
         return FitState(values=values, frozen=frozen.values, generators=frozen.generators)
 
     # --- the end -----------------------------------------------------------------------------------

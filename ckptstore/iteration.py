@@ -116,6 +116,7 @@ class Iteration:
             "ended": False,
             "beginning": self._beginning,
             "batches_per_epoch": self._loop.data.batches_per_epoch,
+            "batch_size": self._loop.data.batch_size,
             "source_position": None,
             "validation": self._validation_state(),
             **self._between_epochs(),

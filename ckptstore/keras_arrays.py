@@ -6,6 +6,7 @@ Only what Keras, numpy and torch promise is used here.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -14,6 +15,8 @@ import numpy as np
 
 from ckptstore.backend_values import torch_array
 from ckptstore.formats.snapshot import Array
+
+_LOOKED_AT = 4096
 
 
 def shape_and_dtype(value: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
@@ -44,6 +47,18 @@ def host_array(value: Any) -> Array:
     if keras.backend.backend() == "jax":
         return np.asarray(value, order="C")
     return np.asarray(keras.ops.convert_to_numpy(value), order="C")
+
+
+def first_not_finite(variables: Iterable[Any]) -> str | None:
+    """Return the path of the first variable with NaN or an infinity among its first values, or None.
+
+    A step that spoils weights spoils them all over: the rest of a large one need not be read.
+    """
+    for variable in variables:
+        values = host_array(variable).reshape(-1)[:_LOOKED_AT]
+        if not np.isfinite(values.astype(np.float32)).all():
+            return str(variable.path)
+    return None
 
 
 def kept_value(variable: Any) -> Any:

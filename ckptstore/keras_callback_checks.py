@@ -39,6 +39,21 @@ def check_keep(keep: object) -> None:
         )
 
 
+def refuse_a_second(callback: object, is_resumed: bool) -> None:
+    """Refuse a callback in a fit that another one resumes.
+
+    Raises:
+        InvalidArgumentError: There is one.
+    """
+    if is_resumed:
+        raise InvalidArgumentError(
+            argument="callbacks",
+            value=type(callback).__name__,
+            reason="another callback of this fit resumes it already",
+            hint="use one of them; ckptstore.ModelCheckpoint may stand beside it",
+        )
+
+
 def refuse_directory(target: Path) -> None:
     """Refuse a directory where a file is to appear, in Keras' words.
 

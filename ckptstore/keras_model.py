@@ -15,7 +15,7 @@ import h5py
 import keras
 import ml_dtypes
 
-from ckptstore import keras_fit, keras_legacy, keras_private, training_state
+from ckptstore import keras_fit, keras_legacy, keras_optimizers, keras_private, training_state
 from ckptstore.errors import (
     InvalidArgumentError,
     ModelNotReadyError,
@@ -90,10 +90,11 @@ class KerasAdapter:
             _build_as_saved(model, found.documents())
         require_built(model, f"{BUILD}; or take a new one from Checkpoint.load_model()")
         extra = uncompiled_optimizer(model, optimizer)
-        optimizers = built_optimizers(model, extra)
         state = found.state()
         if check is not None:
             check(state)
+        keras_optimizers.build_as_saved(model, training_state.fit_values(state))
+        optimizers = built_optimizers(model, extra)
         captured = captured_model(model, extra)
         if checkpoint.format == "h5":
             loaded = _legacy_assignments(model, checkpoint, extra)

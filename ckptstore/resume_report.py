@@ -28,6 +28,11 @@ def say_resumed(resumed: ResumedRun, *, finished: bool, epochs: int) -> None:
         _warn(
             f"the run goes on with other settings or versions than it was saved with: {'; '.join(resumed.drift)}"
         )
+    if resumed.not_finite is not None:
+        _warn(
+            f"version {checkpoint.version} holds weights that are not finite ({resumed.not_finite}), though the loss "
+            "was: training cannot recover from them; restore an older version, and begin anew from it (resume='never')"
+        )
     if "data" not in resumed.values:
         _warn(
             f"version {checkpoint.version} was not saved by a callback that resumes: the state of other callbacks "

@@ -7,12 +7,21 @@ Weights and optimizer are loaded when training begins. The rest waits until ever
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from ckptstore import callback_state, fingerprint, random_state, training_state
+from ckptstore import (
+    callback_state,
+    data_position,
+    fingerprint,
+    keras_optimizers,
+    random_state,
+    training_state,
+)
 from ckptstore.formats.snapshot import TrainingState
+from ckptstore.iteration import Arrival, Target
+from ckptstore.keras_arrays import first_not_finite
 from ckptstore.keras_marks import Marks
 from ckptstore.keras_model import adapter
 from ckptstore.random_state import Generators
@@ -30,6 +39,7 @@ class ResumedRun:
         values: What the callback that saved it kept of its fit; empty where it was saved otherwise.
         drift: What differs from what it was saved with, without being another model.
         marks: The variables as they were loaded.
+        not_finite: A weight that is not finite, or None.
     """
 
     checkpoint: Checkpoint
@@ -37,6 +47,7 @@ class ResumedRun:
     values: dict[str, Any]
     drift: tuple[str, ...]
     marks: Marks
+    not_finite: str | None = None
 
     def settled(self) -> Self:
         """Return what is left to know of it once all is put back: none of its arrays, which may be large."""
@@ -57,6 +68,17 @@ class ResumedRun:
     def generators(self) -> Generators | None:
         """The global random generators at the save."""
         return None if self.state is None else random_state.of_state(self.state.document, self.state.arrays)
+
+    def target(self, arrived: Callable[[Arrival], None]) -> Target:
+        """Return where to go in the data; `arrived` is called there."""
+        return Target(
+            position=data_position.UNKNOWN | self.values.get("data", {}),
+            epoch=self.next_epoch,
+            batches=self.batches,
+            generators=self.generators,
+            logs=self.values.get("logs", {}),
+            arrived=arrived,
+        )
 
     def leaves_nothing(self, epochs: int, callbacks: Sequence[Any]) -> bool:
         """Return whether nothing is left to train: the last epoch is done, or training was stopped early."""
@@ -96,7 +118,13 @@ def load_resume_point(
     def check(state: TrainingState | None) -> None:
         found["values"] = training_state.fit_values(state)
         saved = found["values"].get("fingerprint")
-        found["drift"] = fingerprint.check(None if saved is None else json.loads(saved), live_fingerprint)
+        begun = None if saved is None else json.loads(saved)
+        found["drift"] = fingerprint.check(begun, live_fingerprint)
+        found["drift"] += keras_optimizers.changed_rates(
+            (begun or {}).get(keras_optimizers.RATES, []),
+            live_fingerprint[keras_optimizers.RATES],
+            found["values"].get(keras_optimizers.RATES, []),
+        )
 
     def load(checkpoint: Checkpoint) -> None:
         found["state"] = adapter.restore(model, checkpoint, check=check)
@@ -110,4 +138,5 @@ def load_resume_point(
         values=found["values"],
         drift=tuple(found["drift"]),
         marks=adapter.marks(model),
+        not_finite=first_not_finite(model.trainable_variables),
     )

@@ -10,8 +10,9 @@ TensorFlow. "None" is said of a module below that `inside` could not import.
 - `own_code`: ``saving_lib._walk_saveable``, ``keras.src.saving.keras_saveable.KerasSaveable``. Lacking: before a
   model is loaded into, what it holds is copied, where the backend asks for a copy.
 - `skip_sets`: ``saving_lib.get_attr_skipset``, ``keras.src.backend.common.global_state``. Lacking: slower, no more.
-- `optimizers`: attributes of a model that are optimizers, ``inner_optimizer``, and ``save_own_variables`` overlaid
-  in one object. Lacking: arrays that are copies.
+- `optimizers`: attributes of a model that are optimizers, ``inner_optimizer``, ``Optimizer._trainable_variables``, and
+  ``save_own_variables`` overlaid in one object. Lacking: arrays that are copies; a second optimizer of a model must be
+  built before training.
 - `legacy`: ``keras.src.legacy.saving.legacy_h5_format``, ``Trainer._compile_config.config``. None: public
   ``save_model`` into the open file, without an optimizer that the model does not know.
 - `global_seed`: ``keras.src.random.seed_generator``, ``global_state``'s ``global_seed_generator``. None: that seed is
@@ -46,7 +47,7 @@ from ckptstore.keras_private.loading import load
 from ckptstore.keras_private.loop import FitLoop, begin_at, running_fit
 from ckptstore.keras_private.messages import print_message
 from ckptstore.keras_private.metrics import metric_directions
-from ckptstore.keras_private.optimizers import optimizers_of
+from ckptstore.keras_private.optimizers import optimizers_of, trained_by
 from ckptstore.keras_private.own_code import has_own_loading
 from ckptstore.keras_private.values import raw_values
 from ckptstore.keras_private.walk import capture
@@ -70,4 +71,5 @@ __all__ = [
     "save_legacy",
     "set_attribute",
     "start_clocks",
+    "trained_by",
 ]

@@ -80,6 +80,12 @@ class EpochData:
         return None if number is None else int(number)
 
     @property
+    def batch_size(self) -> int | None:
+        """How many rows a batch has, or None where that is not known."""
+        size = getattr(self._iterator.data_adapter, "batch_size", None)
+        return size if isinstance(size, int) else None
+
+    @property
     def batches_inferred(self) -> int | None:
         """How many batches an epoch has by what Keras saw of an earlier one; None where it has seen none, or knew."""
         known = self._iterator.data_adapter.num_batches

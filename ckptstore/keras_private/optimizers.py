@@ -22,6 +22,11 @@ def optimizers_of(model: Any, optimizer: Any = None) -> list[Any]:
     return found
 
 
+def trained_by(optimizer: Any) -> list[Any]:
+    """Return the variables that an optimizer was built for, in its order; none where that cannot be told."""
+    return list(getattr(optimizer, "_trainable_variables", ()))
+
+
 @contextmanager
 def variables_by_reference(optimizers: Iterable[Any]) -> Iterator[None]:
     """Let optimizers that save in Keras' own way hand over their variables instead of copies of them."""

@@ -1,0 +1,50 @@
+"""What is saved of a fit beside its model: where callbacks and data stand, and what an optimizer does not tell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ckptstore import callback_state, keras_optimizers
+from ckptstore.fit_moment import Moment, Saver
+from ckptstore.fit_position import FitPosition
+from ckptstore.formats.snapshot import FitState
+from ckptstore.iteration import Iteration
+from ckptstore.monitor import scalar
+
+
+def values_of(
+    saver: Saver, siblings: Sequence[Any], iteration: Iteration, logs: Mapping[str, Any], *, in_epoch: bool
+) -> dict[str, Any]:
+    """Return where the parts of a fit stand.
+
+    Args:
+        saver: The callback that saves.
+        siblings: The others of the fit.
+        iteration: Of its data.
+        logs: The logs of the last batch, or of the epoch.
+        in_epoch: False at an epoch's end.
+    """
+    model = saver.model
+    return {
+        "saver": saver.progress(logs),
+        "stopped": bool(model.stop_training),
+        "callbacks": callback_state.capture(siblings),
+        "data": iteration.position(in_epoch=in_epoch),
+        keras_optimizers.RATES: keras_optimizers.learning_rates(model),
+        keras_optimizers.TRAINED: keras_optimizers.trained(model),
+    }
+
+
+def moment_of(position: FitPosition, batch: int | None, logs: Mapping[str, Any], fit: FitState) -> Moment:
+    """Return a moment to be saved; after a loss that is not finite it is none to go on from."""
+    loss = scalar(logs.get("loss"))
+    return Moment(
+        epoch=position.epoch,
+        batch=batch,
+        step=position.step,
+        logs=logs,
+        fit=fit,
+        resumable=loss is None or math.isfinite(loss),
+    )
