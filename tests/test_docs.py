@@ -192,16 +192,6 @@ def test_the_demonstration_runs(tmp_path: Path) -> None:
     assert int(right[1]) > 250
 
 
-@pytest.mark.slow
-def test_the_benchmark_runs(tmp_path: Path) -> None:
-    command = [sys.executable, ROOT / "tools" / "bench.py", "--json", "--folder", tmp_path, "--repeat", "1"]
-    sizes = ["--large", "2", "8", "--small", "3", "4", "--checkpoints", "5", "20"]
-    done = subprocess.run([*command, *sizes], capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
-    for heading in ("large", "small", "capture", "resume", "batches", "manifest", "start", "file_system"):
-        assert f'"{heading}"' in done.stdout
-
-
 def update() -> None:
     """Write what the examples print into the README."""
     with tempfile.TemporaryDirectory() as name:

@@ -1,128 +1,211 @@
-"""One subject of the save benchmark, in a process of its own: builds the state, and saves when told to.
-
-A line on standard input names a file and asks for one save. Each, and the start, is answered by a line of
-JSON on standard output.
-"""
+"""Who saves: callbacks of ckptstore, Keras and Orbax, and what a save costs at the least, as callbacks too."""
 
 from __future__ import annotations
 
-import contextlib
-import json
+import importlib.util
+import inspect
 import os
-import resource
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-Save = Callable[[Path], None]
+import bench_works
+from bench_names import FLOORS, KERAS, ORBAX
+
+NEVER = 10**9
 
 
-def build(layers: int, width: int) -> Any:
-    """Return a compiled stack of Dense layers whose Adam has all its slots."""
+class NotAvailableError(Exception):
+    """A subject cannot take part; its text says why, in one line."""
+
+
+class Subject:
+    """One who saves.
+
+    Args:
+        callback: Joins the fit.
+        wait: Returns when what was saved is as safe as this subject makes it.
+        load: Brings what was saved last, before `note`, back into a model; None where there is nothing to load.
+        note: Called once a save is done: remembers what to load.
+        count: Returns how many checkpoints were made in a whole run, or None where that cannot be told.
+    """
+
+    def __init__(
+        self,
+        callback: Any,
+        *,
+        wait: Callable[[], object] = lambda: None,
+        load: Callable[[Any], object] | None = None,
+        note: Callable[[], object] = lambda: None,
+        count: Callable[[], int | None] = lambda: None,
+    ) -> None:
+        self.callback = callback
+        self.wait = wait
+        self.load = load
+        self.note = note
+        self.count = count
+
+
+def subject(name: str, folder: Path, every: int) -> Subject:
+    """Return the subject of a name, which saves after every so many batches.
+
+    Raises:
+        NotAvailableError: It is not installed, or does not know what it is asked for yet.
+    """
+    if name in FLOORS:
+        return _floor(name, folder, every)
+    if name in ORBAX:
+        return _orbax(name, folder, every)
+    if name in KERAS:
+        return _keras(name, folder, every)
+    if name == "ours ModelCheckpoint":
+        return _drop_in(folder, every)
+    return _store(name, folder, every)
+
+
+# --- ckptstore -------------------------------------------------------------------------------------------
+
+
+def _store(name: str, folder: Path, every: int) -> Subject:
+    import ckptstore
+
+    save_freq: Any = {"ours idle": NEVER, "ours auto": "auto"}.get(name, every)
+    try:
+        callback = ckptstore.StoreCheckpoint(
+            folder,
+            monitor="loss",
+            save_freq=save_freq,
+            keep=ckptstore.keep_last(2),
+            background=name != "ours synchronous",
+        )
+    except (TypeError, ValueError) as error:
+        raise NotAvailableError(f"not available: {error}") from error
+    noted: list[int] = []
+
+    def note() -> None:
+        callback.wait()
+        assert callback.last is not None
+        noted[:] = [callback.last.version]
+
+    def load(model: Any) -> None:
+        with ckptstore.CheckpointStore(folder) as store:
+            problems = store.verify()
+            assert not problems, problems
+            store.restore(noted[0], model)
+
+    def count() -> int:
+        with ckptstore.CheckpointStore(folder, read_only=True) as store:
+            newest = store.latest()
+            return 0 if newest is None else newest.version
+
+    return Subject(callback, wait=callback.wait, load=load, note=note, count=count)
+
+
+def _drop_in(folder: Path, every: int) -> Subject:
+    import ckptstore
+
+    options: dict[str, Any] = {"monitor": "loss", "save_freq": every}
+    if "background" in inspect.signature(ckptstore.ModelCheckpoint).parameters:
+        options["background"] = False
+    callback = ckptstore.ModelCheckpoint(folder / "model.keras", **options)
+
+    def load(model: Any) -> None:
+        with ckptstore.CheckpointStore(folder) as store:
+            problems = store.verify()
+            assert not problems, problems
+        model.load_weights(folder / "model.keras")
+
+    return Subject(callback, load=load)
+
+
+# --- others ----------------------------------------------------------------------------------------------
+
+
+def _keras(name: str, folder: Path, every: int) -> Subject:
     import keras
 
-    keras.utils.set_random_seed(1)
-    model = keras.Sequential([keras.Input((width,)), *(keras.layers.Dense(width) for _ in range(layers))])
-    model.compile(optimizer="adam", loss="mse")
-    model.optimizer.build(model.trainable_variables)
-    for variable in model.optimizer.variables:
-        if len(variable.shape) > 1:
-            variable.assign(keras.random.normal(variable.shape))
-    return model
+    folder.mkdir()
+    if name == "keras BackupAndRestore":
+        callback = keras.callbacks.BackupAndRestore(str(folder), save_freq=every, delete_checkpoint=False)
+        return Subject(callback, load=lambda model: model.load_weights(_only(folder, "*.weights.h5")))
+    path = folder / f"model{name.removeprefix('keras ')}"
+    weights = name.endswith(".weights.h5")
+    callback = keras.callbacks.ModelCheckpoint(
+        str(path), monitor="loss", save_freq=every, save_weights_only=weights
+    )
+    return Subject(callback, load=lambda model: model.load_weights(path))
 
 
-def raw_write(model: Any) -> Save:
-    """Return what a durable save costs at the least: the bytes, and an fsync."""
-
-    def save(path: Path) -> None:
-        variables = [*model.variables, *model.optimizer.variables]
-        with path.open("xb", buffering=0) as file:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, sum(host_array(one).nbytes for one in variables))
-            for variable in variables:
-                data = memoryview(host_array(variable)).cast("B")
-                while data:
-                    data = data[file.write(data) :]
-            os.fsync(file.fileno())
-
-    return save
+def _only(folder: Path, pattern: str) -> Path:
+    (path,) = folder.rglob(pattern)
+    return path
 
 
-def host_array(variable: Any) -> Any:
-    """Return a variable's values in host memory, without a copy where the backend allows that."""
+def _orbax(name: str, folder: Path, every: int) -> Subject:
+    import keras
+
+    if importlib.util.find_spec("orbax") is None:
+        raise NotAvailableError("orbax-checkpoint is not installed: pip install 'ckptstore[bench]'")
+    try:
+        callback = keras.callbacks.OrbaxCheckpoint(
+            str(folder), monitor="loss", save_freq=every, save_on_background=name == "orbax background"
+        )
+    except (AttributeError, ImportError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise NotAvailableError(f"keras {keras.__version__} and this Orbax do not fit: {reason}") from error
+    return Subject(
+        callback,
+        wait=callback.wait_until_finished,
+        load=lambda model: model.load_weights(str(folder)),
+    )
+
+
+# --- floors ----------------------------------------------------------------------------------------------
+
+
+def _floor(name: str, folder: Path, every: int) -> Subject:
     import keras
     import numpy as np
 
-    return np.ascontiguousarray(keras.ops.convert_to_numpy(variable.value))
+    class Floor(keras.callbacks.Callback):  # type: ignore[misc]
+        """Does the least that a save has to, after every so many batches."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.copies: list[Any] = []
+            self.path = folder / "raw"
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            """Save."""
+            if (batch + 1) % every:
+                return
+            arrays = bench_works.host_arrays(self.model)
+            if name == "raw write + fsync":
+                raw_write(self.path, arrays)
+            elif self.copies and name == "memory copy, again":
+                for target, array in zip(self.copies, arrays, strict=True):
+                    np.copyto(target, array)
+            else:
+                self.copies = [array.copy() for array in arrays]
+
+        def rest(self) -> None:
+            """Let go of what the next save makes anew."""
+            if name == "memory copy":
+                self.copies = []
+            self.path.unlink(missing_ok=True)
+
+    folder.mkdir()
+    floor = Floor()
+    return Subject(floor, note=floor.rest)
 
 
-def ours(model: Any, folder: Path, format: Any) -> Save:
-    """Return a durable save into a store that is already open."""
-    import ckptstore
-
-    store = ckptstore.CheckpointStore(folder / f"store-{format}")
-    epochs = iter(range(1_000_000))
-
-    def save(path: Path) -> None:
-        store.save(model, epoch=next(epochs), metrics={"loss": 0.5}, format=format)
-
-    return save
-
-
-def subject(name: str, model: Any, folder: Path) -> Save:
-    """Return the save that a subject's name stands for."""
-    if name == "raw write + fsync":
-        return raw_write(model)
-    if name == "ckptstore .keras":
-        return ours(model, folder, "keras")
-    if name == "ckptstore .weights.h5":
-        return ours(model, folder, "weights")
-    if name == "keras .keras":
-        return lambda path: model.save(path.with_suffix(".keras"))
-    if name == "keras .weights.h5":
-        return lambda path: model.save_weights(path.with_suffix(".weights.h5"))
-    raise ValueError(name)
-
-
-def reset_peak() -> None:
-    """Let the peak of the memory begin at what is in use now, where the system can."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def memory(field: str) -> int:
-    """Return ``VmRSS`` or ``VmHWM`` of this process in bytes; where there is no /proc, the peak for both."""
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(field))
-
-
-def measured(save: Save, path: Path) -> dict[str, float]:
-    """Save once; returns seconds and the bytes that the peak was above what was in use before."""
-    reset_peak()
-    before = memory("VmRSS")
-    began = time.perf_counter()
-    save(path)
-    seconds = time.perf_counter() - began
-    return {"seconds": seconds, "extra_bytes": max(0, memory("VmHWM") - before)}
-
-
-def main() -> None:
-    """Serve one subject until standard input ends."""
-    name, layers, width, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
-    model = build(layers, width)
-    save = subject(name, model, folder)
-    variables = [*model.variables, *model.optimizer.variables]
-    nbytes = sum(host_array(variable).nbytes for variable in variables)
-    print(json.dumps({"state_bytes": nbytes, "variables": len(variables)}), flush=True)
-    for line in sys.stdin:
-        print(json.dumps(measured(save, folder / line.strip())), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+def raw_write(path: Path, arrays: list[Any]) -> None:
+    """Write the bytes of all to a new file, and have them on the disk."""
+    with path.open("xb", buffering=0) as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, max(1, sum(array.nbytes for array in arrays)))
+        for array in arrays:
+            data = memoryview(array.reshape(-1)).cast("B")
+            while data:
+                data = data[file.write(data) :]
+        os.fsync(file.fileno())

@@ -1,0 +1,75 @@
+"""The result as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+COLOURS = {"ours": "#1b6ca8", "keras": "#c44e52", "orbax": "#dd8452"}
+FLOOR = "#8c8c8c"
+# A bar on a logarithmic axis needs a length.
+LEAST = 1e-5
+
+
+def draw(document: Mapping[str, Any], path: Path) -> None:
+    """Draw single saves (step wait and time to durable) and whole runs, one panel for each work and backend.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    panels = [
+        (kind, work, backend, [row for row in rows if "unavailable" not in row])
+        for backend, parts in document["backends"].items()
+        for kind in ("save", "run")
+        for work, rows in parts.get(kind, {}).items()
+    ]
+    panels = [panel for panel in panels if panel[3]]
+    if not panels:
+        return
+    columns = min(2, len(panels))
+    lines = -(-len(panels) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(8 * columns, 4 * lines), squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for axis, (kind, work, backend, rows) in zip(axes.flat, panels, strict=False):
+        (_draw_saves if kind == "save" else _draw_runs)(axis, rows)
+        axis.set_title(
+            f"{work}, {backend}: " + ("one save" if kind == "save" else "a whole run"), fontsize=10
+        )
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _colour(row: Mapping[str, Any]) -> str:
+    return COLOURS.get(row["subject"].partition(" ")[0], FLOOR)
+
+
+def _draw_saves(axis: Any, rows: list[Any]) -> None:
+    places = range(len(rows), 0, -1)
+    colours = [_colour(row) for row in rows]
+    axis.barh(places, [max(LEAST, row["durable_s"]) for row in rows], 0.75, color=colours, alpha=0.35)
+    axis.barh(places, [max(LEAST, row["wait_s"]) for row in rows], 0.4, color=colours)
+    labels = [
+        row["subject"] + ("" if row["synced"] or _colour(row) == FLOOR else ", unsynced") for row in rows
+    ]
+    axis.set_yticks(list(places), labels, fontsize=8)
+    axis.set_xscale("log")
+    axis.set_xlabel("seconds: the step waits (dark), until it is durable (light)", fontsize=8)
+    axis.grid(axis="x", alpha=0.3)
+
+
+def _draw_runs(axis: Any, rows: list[Any]) -> None:
+    places = range(len(rows), 0, -1)
+    colours = [_colour(row) for row in rows]
+    axis.barh(places, [100 * row["overhead"] for row in rows], 0.6, color=colours)
+    axis.set_yticks(list(places), [row["subject"] for row in rows], fontsize=8)
+    axis.set_xlabel("overhead of the run, %", fontsize=8)
+    axis.axvline(3.5, color="black", linewidth=0.7, linestyle=":")
+    axis.grid(axis="x", alpha=0.3)

@@ -1,0 +1,209 @@
+"""One measurement, in a process of its own: trains a work with one subject, and says what that cost.
+
+`bench_worker.py SPECIFICATION RESULT`, both of JSON, the second the path of a file; started by `bench.py`.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import bench_load
+import bench_process
+import bench_scale
+import bench_subjects
+import bench_works
+import keras
+from bench_works import Work
+
+Result = dict[str, Any]
+# Batches from save to save where single saves are measured: one is trained between.
+EVERY = 2
+WARM_UP = 3
+
+
+def block(result: Any) -> None:
+    """Wait until what a train step returned is computed."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        jax.block_until_ready(result)
+
+
+class Steps:
+    """Stands in the place of a model's train function, and sees when a step ends and when the next one begins.
+
+    What lies between is what training waits for everybody's hooks, wherever these do their work.
+
+    Args:
+        model: Was trained before, so that it has its train function.
+        save: Told of each save behind it: its number from 1 on, when the step before it ended, and the model's state.
+        every: After how many batches that is.
+    """
+
+    def __init__(self, model: Any, save: Callable[[int, float, Any], None], every: int) -> None:
+        self._inner = model.train_function
+        self._save = save
+        self._every = every
+        self._done = 0
+        self._ended = 0.0
+        self.idle_s: list[float] = []
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Train one batch."""
+        now = time.perf_counter()
+        saved = self._done and not self._done % self._every
+        if saved:
+            # On JAX a step is handed the state, which the model itself no longer has.
+            state = [one for group in arguments[0][:3] for one in group] if len(arguments) > 1 else None
+            self._save(self._done // self._every, self._ended, state)
+        elif self._done:
+            self.idle_s.append(now - self._ended)
+        result = self._inner(*arguments)
+        block(result)
+        self._done += 1
+        if not self._done % self._every:
+            # Nobody's earlier bytes are to be written back at the cost of this save; and all threads come to rest.
+            os.sync()
+            bench_process.reset_peak()
+            self.before = bench_process.cpu_s(), bench_process.written_bytes()
+        self._ended = time.perf_counter()
+        return result
+
+
+def measure_saves(work: Work, name: str, folder: Path, model: Any, subject: bench_subjects.Subject) -> Result:
+    """Save several times with nothing beside it, each time waiting until that is done."""
+    gc.collect()
+    baseline = bench_process.resident_bytes()
+    saves: list[Result] = []
+    expected = [""]
+
+    def saved(number: int, ended: float, state: Any) -> None:
+        waited = time.perf_counter() - ended
+        subject.wait()
+        durable = time.perf_counter() - ended
+        cpu, written = steps.before
+        saves.append(
+            {
+                "wait_s": waited,
+                "durable_s": durable,
+                "cpu_s": bench_process.cpu_s() - cpu,
+                "extra_bytes": max(0, bench_process.peak_bytes() - baseline),
+                "written_bytes": bench_process.written_bytes() - written,
+            }
+        )
+        if subject.load is not None and number == work.saves:
+            expected[0] = bench_works.digest(state or bench_works.host_arrays(model))
+        # What may be saved after this one, at the end of the fit, is not what is loaded below.
+        if number <= work.saves:
+            subject.note()
+
+    inner = model.train_function
+    model.train_function = steps = Steps(model, saved, EVERY)
+    try:
+        bench_works.fit(model, work, [subject.callback], batches=EVERY * work.saves + 1)
+    finally:
+        model.train_function = inner
+    if subject.load is not None:
+        bench_works.spoil(model)
+        subject.load(model)
+        assert bench_works.digest(bench_works.host_arrays(model)) == expected[0], (
+            f"{name}: what was loaded is not what was saved"
+        )
+    return {"saves": saves, "idle_s": steps.idle_s, "checked": subject.load is not None}
+
+
+class Clock(keras.callbacks.Callback):  # type: ignore[misc]
+    """Notes when epochs begin and end; has no hook of batches, since these cost something by themselves."""
+
+    first = last = 0.0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Note the first."""
+        self.first = self.first or time.perf_counter()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Note the last."""
+        self.last = time.perf_counter()
+
+
+def whole_run(model: Any, work: Work, callbacks: list[Any]) -> Result:
+    """Train a whole run, and say what it took from the call of fit to its return."""
+    clock = Clock()
+    bench_process.reset_peak()
+    cpu, written = bench_process.cpu_s(), bench_process.written_bytes()
+    began = time.perf_counter()
+    bench_works.fit(model, work, [clock, *callbacks])
+    ended = time.perf_counter()
+    return {
+        "run_s": ended - began,
+        "start_s": clock.first - began,
+        "end_s": ended - clock.last,
+        "cpu_s": bench_process.cpu_s() - cpu,
+        "written_bytes": bench_process.written_bytes() - written,
+        "peak_bytes": bench_process.peak_bytes(),
+    }
+
+
+def measure_run(work: Work, model: Any, subject: bench_subjects.Subject) -> Result:
+    """Train without a checkpoint, with them, and without them again."""
+    whole_run(model, work, [])  # compiles what is left to be, validation among it
+    os.sync()
+    before = whole_run(model, work, [])
+    os.sync()
+    measured = whole_run(model, work, [subject.callback])
+    count = subject.count()
+    os.sync()
+    after = whole_run(model, work, [])
+    keys = ("run_s", "start_s", "end_s", "cpu_s", "peak_bytes")
+    plain = {key: (before[key] + after[key]) / 2 for key in keys}
+    return {"plain": plain, "with": measured, "committed": count, "saves": work.batches // work.every}
+
+
+def measure(specification: Result) -> Result:
+    """Measure what is asked for."""
+    folder, part = Path(specification["folder"]), specification["part"]
+    if part == "scale":
+        return bench_scale.measure(specification["count"], folder, repeats=specification["repeats"])
+    work = bench_works.works(quick=specification["quick"])[specification["work"]]
+    name = specification.get("subject", "")
+    if part == "load":
+        return bench_load.measure(work, name, Path(specification["files"]))
+    if part == "files":
+        return bench_load.prepare(work, Path(specification["files"]))
+    every = EVERY if part == "save" else work.every
+    subject = bench_subjects.subject(name, folder / "subject", every)
+    model = bench_works.build(work)
+    bench_works.fit(model, work, batches=WARM_UP)
+    arrays = bench_works.host_arrays(model)
+    facts = {"variables": len(arrays), "state_bytes": sum(array.nbytes for array in arrays)}
+    del arrays
+    if part == "save":
+        return facts | measure_saves(work, name, folder, model, subject)
+    return facts | measure_run(work, model, subject)
+
+
+def main() -> None:
+    """Measure, and write down what came of it."""
+    warnings.simplefilter("ignore")
+    try:
+        result = measure(json.loads(sys.argv[1]))
+    except bench_subjects.NotAvailableError as error:
+        result = {"unavailable": str(error)}
+    except Exception as error:
+        traceback.print_exc()
+        text = str(error).strip().partition("\n")[0]
+        result = {"failed": f"{type(error).__name__}: {text}"}
+    Path(sys.argv[2]).write_text(json.dumps(result), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
