@@ -120,7 +120,7 @@ def with_ratios(rows: Sequence[Row], key: str, bases: Mapping[str, str]) -> None
 # --- for a terminal --------------------------------------------------------------------------------------
 
 SAVE_COLUMNS = (
-    "subject", "first_wait_s", "wait_s", "wait_of_copy", "wait_of_keras", "durable_s", "durable_of_raw",
+    "subject", "idle_s", "first_wait_s", "wait_s", "wait_min_s", "wait_of_copy", "wait_of_keras", "durable_s", "durable_min_s", "durable_of_raw",
     "cpu_s", "extra_memory_of_state", "extra_bytes", "written_bytes",
 )  # fmt: skip
 RUN_COLUMNS = (
