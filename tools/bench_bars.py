@@ -87,6 +87,8 @@ def of_saves(bars: Bars, where: str, work: str, of: Callable[[str, str], float |
     if work == "large":
         text = "first background save: step wait / memory copy into fresh pages"
         bars.at_most(where, text, ratio(of(ours, "first_wait_s"), of("memory copy", "first_wait_s")), 1.25)
+        text = "second background save: step wait / memory copy into fresh pages"
+        bars.at_most(where, text, ratio(of(ours, "second_wait_s"), of("memory copy", "first_wait_s")), 1.25)
         text = "later background saves: step wait / memory copy into the same memory"
         bars.at_most(where, text, ratio(of(ours, "wait_s"), of("memory copy, again", "wait_s")), 1.25)
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def _saves_inside_an_epoch(folder: Path) -> Any:
     class SavesInside(ckptstore.StoreCheckpoint):
         """Leaves a checkpoint of the middle of an epoch as the newest."""
 
-        def due_at_epoch_end(self, *, last: bool) -> bool:
+        def due_at_epoch_end(self, logs: Mapping[str, Any], *, last: bool) -> bool:
             """Save after batches only."""
             return False
 

@@ -114,11 +114,15 @@ def variables(model: Any) -> list[Any]:
 
 
 def host_arrays(model: Any) -> list[Any]:
-    """Return their values in host memory, without a copy where the backend allows that."""
+    """Return their values in host memory, without a copy where they lie there already."""
     import keras
     import numpy as np
 
-    return [np.asarray(keras.ops.convert_to_numpy(variable.value)) for variable in variables(model)]
+    values = [variable.value for variable in variables(model)]
+    if keras.backend.backend() == "torch":
+        return [value.detach().cpu().numpy() for value in values]
+    # Not Keras' own convert_to_numpy, which copies.
+    return [np.asarray(value) for value in values]
 
 
 def digest(arrays: Iterable[Any]) -> str:
