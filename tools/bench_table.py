@@ -122,8 +122,8 @@ def with_ratios(rows: Sequence[Row], key: str, bases: Mapping[str, str]) -> None
 # --- for a terminal --------------------------------------------------------------------------------------
 
 SAVE_COLUMNS = (
-    "subject", "idle_s", "first_wait_s", "second_wait_s", "wait_s", "wait_min_s", "wait_of_copy", "wait_of_keras", "durable_s",
-    "durable_min_s", "durable_of_raw", "cpu_s", "extra_memory_of_state", "extra_bytes", "written_bytes",
+    "subject", "idle_s", "first_wait_s", "second_wait_s", "wait_s", "wait_min_s", "wait_of_copy", "wait_of_keras",
+    "durable_s", "durable_min_s", "durable_of_raw", "cpu_s", "extra_memory_of_state", "extra_bytes", "written_bytes",
 )  # fmt: skip
 RUN_COLUMNS = (
     "subject", "plain_s", "run_s", "overhead", "overhead_s", "start_s", "end_s", "cpu_s", "extra_bytes",
