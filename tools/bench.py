@@ -29,6 +29,7 @@ import bench_names
 import bench_plot
 import bench_start
 import bench_table
+import bench_works
 import click
 from bench_table import Row
 from rich.console import Console
@@ -119,7 +120,8 @@ def measure_save(run: Run, backend: str, work: str, subjects: Sequence[str]) -> 
 
 def measure_run(run: Run, backend: str, work: str, subjects: Sequence[str]) -> list[Row]:
     """Measure whole runs."""
-    names = [name for name in subjects if name not in bench_names.FLOORS]
+    only = bench_works.works(quick=run.quick)[work].subjects
+    names = [name for name in subjects if name not in bench_names.FLOORS and (not only or name in only)]
     results = run.in_turns(backend, names, work=work, part="run")
     return [bench_table.run_row(name, results[name]) for name in names]
 
@@ -231,11 +233,12 @@ def main(
         for backend in chosen:
             found: Row = {}
             for work in (one for one in bench_names.WORKS if one in sections):
-                if "save" in wanted and work != "digits":
+                planned = bench_works.works(quick=quick)[work]
+                if "save" in wanted and "save" in planned.parts:
                     found.setdefault("save", {})[work] = measure_save(run, backend, work, names)
                 if "run" in wanted:
                     found.setdefault("run", {})[work] = measure_run(run, backend, work, names)
-                if "load" in wanted and "load" in sections and work != "digits":
+                if "load" in wanted and "load" in sections and planned.load:
                     found.setdefault("load", {})[work] = measure_load(run, backend, work, folder)
                 document["backends"][backend] = found
                 keep()

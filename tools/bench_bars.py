@@ -117,6 +117,7 @@ def of_runs(bars: Bars, where: str, work: str, of: Callable[[str, str], float | 
             bars.at_most(
                 where, text, ratio(of("ours background", "overhead_s"), of(keras, "overhead_s")), 1 / 3
             )
+    if work == "digits long":
         bars.at_most(
             where, "save_freq='auto': overhead of the whole run", of("ours auto", "overhead"), 0.035, "%"
         )

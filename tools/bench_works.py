@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import demo_training
@@ -20,6 +20,7 @@ class Work:
         every: Batches from save to save in a whole run.
         saves: Single saves in each process; the first is told apart from the others.
         load: Whether loading is measured too.
+        subjects: Who takes part; empty for all.
     """
 
     name: str
@@ -30,18 +31,37 @@ class Work:
     every: int
     saves: int = 4
     load: bool = True
-    fit: dict[str, Any] = field(default_factory=dict)
+    subjects: Sequence[str] = ()
 
 
 FULL = (
     Work(name="large", layers=16, width=2048, batches=18, every=6),
     Work(name="small", layers=200, width=128, batches=300, every=20, saves=8),
     Work(name="digits", layers=0, parts=("run",), batches=1500, every=10, load=False),
+    # Long enough for what a start and an end cost to be little of it.
+    Work(
+        name="digits long",
+        layers=0,
+        parts=("run",),
+        batches=30_000,
+        every=10,
+        load=False,
+        subjects=("ours auto", "ours idle"),
+    ),
 )
 QUICK = (
     Work(name="large", layers=2, width=16, batches=4, every=2, saves=2),
     Work(name="small", layers=4, width=4, batches=4, every=2, saves=2),
     Work(name="digits", layers=0, parts=("run",), batches=20, every=10, load=False),
+    Work(
+        name="digits long",
+        layers=0,
+        parts=("run",),
+        batches=40,
+        every=10,
+        load=False,
+        subjects=("ours auto", "ours idle"),
+    ),
 )
 
 
