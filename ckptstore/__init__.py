@@ -48,8 +48,17 @@ if TYPE_CHECKING:
     )
     from ckptstore.layout import find_store
     from ckptstore.model_checkpoint import ModelCheckpoint
+    from ckptstore.pruning import Pruned
     from ckptstore.records import Checkpoint, Problem
-    from ckptstore.retention import keep_last
+    from ckptstore.retention import (
+        Policy,
+        keep_best,
+        keep_every,
+        keep_last,
+        keep_tagged,
+        keep_within,
+        max_bytes,
+    )
     from ckptstore.signals import TrainingInterrupted
     from ckptstore.store import CheckpointStore
     from ckptstore.store_checkpoint import StoreCheckpoint
@@ -73,7 +82,9 @@ __all__ = [
     "NoUsableCheckpointError",
     "NotAStoreError",
     "NotFoundError",
+    "Policy",
     "Problem",
+    "Pruned",
     "ReadOnlyError",
     "RefusedByLayerError",
     "RunLockedError",
@@ -91,7 +102,12 @@ __all__ = [
     "UnsafeFileSystemError",
     "__version__",
     "find_store",
+    "keep_best",
+    "keep_every",
     "keep_last",
+    "keep_tagged",
+    "keep_within",
+    "max_bytes",
 ]
 
 # Where each name lives; what is not listed is an error.
@@ -104,7 +120,14 @@ _HOMES = {
     "TrainingInterrupted": "signals",
     "Checkpoint": "records",
     "Problem": "records",
+    "Policy": "retention",
+    "Pruned": "pruning",
+    "keep_best": "retention",
+    "keep_every": "retention",
     "keep_last": "retention",
+    "keep_tagged": "retention",
+    "keep_within": "retention",
+    "max_bytes": "retention",
 }
 
 

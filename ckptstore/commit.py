@@ -20,15 +20,17 @@ from ckptstore.errors import (
     SaveInProgressError,
     UnfinishedSaveError,
 )
-from ckptstore.files import digest_file, fsync_directory, rename_to_new, unlink
-from ckptstore.layout import Layout, payload_file, relative_to, shown_at
+from ckptstore.files import fsync_directory, rename_to_new, unlink
+from ckptstore.layout import Layout, payload_file, relative_to
 from ckptstore.locks import Lease, store_lock
 from ckptstore.manifest import Manifest
 from ckptstore.payload_writer import PayloadWriter, Written
 from ckptstore.publishing import publish
 from ckptstore.records import SUFFIXES, Checkpoint, NewCheckpoint, json_number, json_time
+from ckptstore.removal import finish_deletions
 from ckptstore.reserve import give_up_for
-from ckptstore.retention import Policy, always_kept
+from ckptstore.retaining import Retention
+from ckptstore.retention import Policy
 from ckptstore.save_request import SaveRequest
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ class Committer:
     def __init__(self, layout: Layout, manifest: Manifest) -> None:
         self._layout = layout
         self._manifest = manifest
+        self._retention = Retention(layout, manifest)
         self._lease: Lease | None = None
         self._pid = os.getpid()
         self._busy = threading.Lock()
@@ -258,28 +261,10 @@ class Committer:
     def _retain(self, run: str, policy: Policy) -> list[int]:
         # Chosen and marked under one lock: nobody pins or shows meanwhile what is about to go.
         with self._locked():
-            gone = self._not_kept(run, policy)
-            if gone:
-                self._manifest.set_state([checkpoint.version for checkpoint in gone], "deleting")
+            gone = self._retention.mark(run, policy)
         if gone:
             finish_deletions(self._manifest, gone, self._locked)
         return [checkpoint.version for checkpoint in gone]
-
-    def _not_kept(self, run: str, policy: Policy) -> list[Checkpoint]:
-        checkpoints = self._manifest.checkpoints(run)
-        shown = self._shown()
-        kept = policy(checkpoints) | always_kept(
-            checkpoints, monitors=self._manifest.monitors(run), shown=shown, is_whole=has_its_size
-        )
-        return [checkpoint for checkpoint in checkpoints if checkpoint.version not in kept]
-
-    def _shown(self) -> set[int]:
-        """Versions that a path shows, or is about to; one whose path the user removed is shown no more."""
-        return {
-            published.version
-            for published in self._manifest.published()
-            if published.pending or os.path.lexists(shown_at(self._layout.root, published.path))
-        }
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -303,30 +288,3 @@ class Committer:
     def _locked(self) -> Iterator[None]:
         with store_lock(self._layout.locks):
             yield
-
-
-def finish_deletions(manifest: Manifest, checkpoints: list[Checkpoint], locked: Any) -> None:
-    """Unlink the payloads of rows marked ``deleting``, durably, then drop the rows. May be repeated."""
-    for checkpoint in checkpoints:
-        unlink(checkpoint.path)
-    for directory in {checkpoint.path.parent for checkpoint in checkpoints}:
-        fsync_directory(directory)
-    with locked():
-        manifest.remove([checkpoint.version for checkpoint in checkpoints])
-
-
-def has_its_size(checkpoint: Checkpoint) -> bool:
-    """Return True when the payload is there with the size that its row says."""
-    try:
-        return checkpoint.path.stat().st_size == checkpoint.nbytes
-    except OSError:
-        return False
-
-
-def is_whole(checkpoint: Checkpoint) -> bool:
-    """Return True when the payload is there, byte for byte as its row says; reads all of it.
-
-    Raises:
-        StorageError: It cannot be read, which does not say that it is damaged.
-    """
-    return has_its_size(checkpoint) and digest_file(checkpoint.path) == checkpoint.digest

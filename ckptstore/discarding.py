@@ -7,12 +7,12 @@ from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
-from ckptstore.commit import finish_deletions
 from ckptstore.errors import StorageError
 from ckptstore.files import fsync_directory, remove_directory, unlink
 from ckptstore.layout import Layout
 from ckptstore.locks import store_lock
 from ckptstore.manifest import Manifest
+from ckptstore.removal import finish_deletions
 from ckptstore.reserve import give_up_for
 
 _BACKUPS = "manifest-*.backup.sqlite"

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import func, select
 
 from ckptstore import manifest_changes as changes
 from ckptstore import manifest_queries as queries
 from ckptstore import schema
-from ckptstore.errors import CheckpointNotFoundError, CorruptManifestError
+from ckptstore.errors import CorruptManifestError
+from ckptstore.manifest_asking import ManifestAsking
 from ckptstore.manifest_attempts import ManifestAttempts, note
+from ckptstore.manifest_keeping import ManifestKeeping
+from ckptstore.manifest_names import ManifestNames
 from ckptstore.manifest_transactions import Transactions
 from ckptstore.models import CHECKPOINTS, RUNS, STORE
 from ckptstore.records import Checkpoint, Event, Holder, Mode, NewCheckpoint, Published, State
 
-COMPLETE_ONLY: tuple[State, ...] = ("complete",)
 
-
-class Manifest(ManifestAttempts):
+class Manifest(ManifestAttempts, ManifestNames, ManifestKeeping, ManifestAsking):
     """A store's manifest, for many threads at once; a child may use it after a fork.
 
     Each method is one transaction. Those that change something return when it is durable; a crash before
@@ -159,31 +160,6 @@ class Manifest(ManifestAttempts):
         with self._transactions.writing("remove") as connection:
             changes.remove(connection, versions)
 
-    def tag(self, version: int, name: str) -> None:
-        """Give a checkpoint a tag; one that stands elsewhere moves, atomically.
-
-        Raises:
-            CheckpointNotFoundError: There is no such version.
-        """
-        with self._transactions.writing("tag") as connection:
-            self._require(connection, version)
-            changes.put_tag(connection, version, name)
-
-    def pin(self, version: int, pinned: bool = True) -> None:
-        """Keep a checkpoint from retention, or let it go with ``pinned=False``.
-
-        Raises:
-            CheckpointNotFoundError: There is no such version.
-        """
-        with self._transactions.writing("pin") as connection:
-            self._require(connection, version)
-            changes.set_pinned(connection, version, pinned)
-
-    def _require(self, connection: Connection, version: int) -> None:
-        found = queries.one(connection, self._store, version)
-        if found is None or found.state == "deleting":
-            raise CheckpointNotFoundError(ref=version, store=self._store)
-
     def set_holder(self, run: str, holder: Holder | None) -> None:
         """Note who writes a run, or that nobody does; makes the run if there is none."""
         with self._transactions.writing("set_holder") as connection:
@@ -285,18 +261,6 @@ class Manifest(ManifestAttempts):
                 return
             yield point
             before = point.version
-
-    def checkpoints(
-        self, run: str | None = None, *, states: Collection[State] | None = COMPLETE_ONLY
-    ) -> list[Checkpoint]:
-        """Return the checkpoints of a run, or all, oldest first, in a constant number of queries.
-
-        Args:
-            run: The run; None for all.
-            states: Which states; None for all.
-        """
-        with self._transactions.reading() as connection:
-            return queries.many(connection, self._store, run, states)
 
     def in_state(self, state: State) -> list[Checkpoint]:
         """Return the checkpoints in one state, oldest first."""

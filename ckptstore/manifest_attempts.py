@@ -10,33 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, ScalarSelect, exists, func, select
+from sqlalchemy import Connection, ScalarSelect, exists, select
 
 from ckptstore import manifest_changes as changes
 from ckptstore.errors import CorruptManifestError
+from ckptstore.manifest_floor import BEGAN, first_version
 from ckptstore.manifest_transactions import Transactions
 from ckptstore.models import EVENTS, RUNS, STORE
 
-BEGAN = "began"
 NUMBER = "attempt"
-
-
-def first_version(
-    run_id: ColumnElement[int] | ColumnElement[int | None] | ScalarSelect[int],
-) -> ColumnElement[int]:
-    """Return the least version of a run's newest attempt, as part of a statement; 1 where it never began anew.
-
-    One look at the end of an index, and one at a row, however often the run began.
-    """
-    beginning, other = EVENTS.table.alias("beginning"), EVENTS.table.alias("other")
-    newest = (
-        select(func.max(other.c.id))
-        .where(other.c.kind == BEGAN, other.c.run_id == run_id)
-        .correlate_except(other)
-        .scalar_subquery()
-    )
-    found = select(beginning.c.version).where(beginning.c.id == newest).correlate_except(beginning)
-    return func.coalesce(found.scalar_subquery(), 1)
 
 
 def note(connection: Connection, run: str, number: int, first: int, **detail: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Table, bindparam, delete, insert, select, update
 
+from ckptstore.manifest_epochs import note_epoch
 from ckptstore.models import (
     CHECKPOINTS,
     EVENTS,
@@ -16,6 +17,7 @@ from ckptstore.models import (
     METRICS,
     MONITORS,
     PUBLISHED,
+    RETENTION,
     RUNS,
     STORE,
     TAGS,
@@ -65,6 +67,7 @@ def insert_checkpoint(connection: Connection, new: NewCheckpoint) -> None:
     ]
     if values:
         connection.execute(insert(METRICS.table), values)
+    note_epoch(connection, run, new, {ids[name]: value for name, value in new.metrics.items()})
     for name in new.tags:
         put_tag(connection, new.version, name)
     connection.execute(
@@ -73,13 +76,26 @@ def insert_checkpoint(connection: Connection, new: NewCheckpoint) -> None:
 
 
 def set_state(connection: Connection, versions: Sequence[int], state: State) -> None:
-    """Set the state of checkpoints and of their metrics; versions that are not there are passed over."""
+    """Set the state of checkpoints and of their metrics; versions that are not there are passed over.
+
+    What retention noted of a run holds no more when others than itself remove something of it.
+    """
+    if state == "deleting" and versions:
+        found = select(CHECKPOINTS.run_id).where(CHECKPOINTS.version == bindparam("which"))
+        connection.execute(
+            delete(RETENTION.table).where(RETENTION.run_id == found.scalar_subquery()),
+            [{"which": version} for version in versions],
+        )
     _for_each(connection, CHECKPOINTS.table, versions, state=state)
     _for_each(connection, METRICS.table, versions, state=state)
 
 
 def set_pinned(connection: Connection, version: int, pinned: bool) -> None:
-    """Pin a checkpoint, or let it go."""
+    """Pin a checkpoint, or let it go; a change stands in the events."""
+    before = connection.execute(select(CHECKPOINTS.pinned).where(CHECKPOINTS.version == version)).scalar()
+    if before == pinned:
+        return
+    add_event(connection, "pinned" if pinned else "unpinned", version=version)
     _for_each(connection, CHECKPOINTS.table, [version], pinned=pinned)
 
 
@@ -136,8 +152,23 @@ def count_on(connection: Connection, next_version: int) -> None:
 
 
 def put_tag(connection: Connection, version: int, name: str) -> None:
-    """Give a checkpoint a tag; one that stands elsewhere moves."""
+    """Give a checkpoint a tag; one that stands elsewhere moves. Both stand in the events."""
+    before = connection.execute(select(TAGS.version).where(TAGS.name == name)).scalar()
+    if before == version:
+        return
+    if before is not None:
+        add_event(connection, "untagged", version=before, detail={"tag": name, "to": version})
+    add_event(connection, "tagged", version=version, detail={"tag": name, "from": before})
     _put(connection, TAGS.table, {"name": name}, {"version": version, "created_at": datetime.now(UTC)})
+
+
+def remove_tag(connection: Connection, name: str) -> int | None:
+    """Take a tag away; returns the checkpoint that had it, or None where none had."""
+    before: int | None = connection.execute(select(TAGS.version).where(TAGS.name == name)).scalar()
+    if before is not None:
+        connection.execute(delete(TAGS.table).where(TAGS.name == name))
+        add_event(connection, "untagged", version=before, detail={"tag": name, "to": None})
+    return before
 
 
 def put_monitor(connection: Connection, run: str, metric: str, mode: Mode) -> None:
@@ -153,6 +184,7 @@ def put_monitor(connection: Connection, run: str, metric: str, mode: Mode) -> No
 
 def put_published(connection: Connection, path: str, run: str, version: int) -> None:
     """Note that a path is to show a checkpoint, and that the switch is still to come."""
+    _unshow(connection, path, version)
     _put(
         connection,
         PUBLISHED.table,
@@ -168,7 +200,20 @@ def confirm_published(connection: Connection, path: str) -> None:
 
 def forget_published(connection: Connection, path: str) -> None:
     """Drop the row of a path."""
+    _unshow(connection, path, None)
     connection.execute(delete(PUBLISHED.table).where(PUBLISHED.path == path))
+
+
+def _unshow(connection: Connection, path: str, version: int | None) -> None:
+    """Note which checkpoint a path is about to show no more, for retention to look at it again."""
+    before = connection.execute(select(PUBLISHED.version).where(PUBLISHED.path == path)).scalar()
+    if before is not None and before != version:
+        add_event(connection, "unshown", version=before)
+
+
+def note_retention(connection: Connection, run: str, values: Mapping[str, object]) -> None:
+    """Note how far retention has come with a run."""
+    _put(connection, RETENTION.table, {"run_id": run_id(connection, run)}, dict(values))
 
 
 def set_holder(connection: Connection, run: str, holder: Holder | None) -> None:
@@ -191,12 +236,15 @@ def add_event(
     version: int | None = None,
     detail: Mapping[str, Any] | None = None,
 ) -> None:
-    """Append an event."""
+    """Append an event; of a checkpoint that is there, also the run, if it is not said."""
+    run_of: object = None if run is None else run_id(connection, run)
+    if run is None and version is not None:
+        run_of = select(CHECKPOINTS.run_id).where(CHECKPOINTS.version == version).scalar_subquery()
     connection.execute(
         insert(EVENTS.table).values(
             at=datetime.now(UTC),
             kind=kind,
-            run_id=None if run is None else run_id(connection, run),
+            run_id=run_of,
             version=version,
             detail=detail,
         )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 from sqlalchemy import ColumnElement, Connection, ScalarSelect, Select, exists, func, select
 
 from ckptstore.layout import is_payload_file
-from ckptstore.manifest_attempts import first_version
+from ckptstore.manifest_floor import first_version
 from ckptstore.models import (
     CHECKPOINTS,
     COMPLETE,
@@ -42,6 +42,10 @@ _ROWS = select(
     CHECKPOINTS.blocked_s,
     CHECKPOINTS.total_s,
 ).join_from(CHECKPOINTS.table, RUNS.table, RUNS.id == CHECKPOINTS.run_id)
+
+
+# Checkpoints that are fetched by their versions in one statement.
+_AT_ONCE = 500
 
 
 def id_of_run(name: str) -> ScalarSelect[int]:
@@ -105,6 +109,27 @@ def best_version(metric: str, mode: Mode, run: str | None) -> Select[Any]:
     return select(func.min(METRICS.version)).where(*ranked, METRICS.value == value)
 
 
+def ranked_versions(connection: Connection, metric: str, mode: Mode, run: str | None) -> Iterator[int]:
+    """Yield the versions of complete checkpoints, best first, of equals the lowest first; NaN is none.
+
+    Each costs a step along an index, however many there are.
+    """
+    ranked: list[ColumnElement[bool]] = [METRICS.metric_id == id_of_metric(metric), METRICS.state == COMPLETE]
+    if run is not None:
+        ranked.append(METRICS.run_id == id_of_run(run))
+    valued = select(METRICS.value).where(*ranked, METRICS.value.is_not(None)).limit(1)
+    valued = valued.order_by(METRICS.value if mode == "min" else METRICS.value.desc())
+    value = connection.scalar(valued)
+    while value is not None:
+        # Of equals all in turn, which an index that is read backwards would give the wrong way round.
+        equals = select(METRICS.version).where(*ranked, METRICS.value == value).order_by(METRICS.version)
+        with connection.execute(equals) as rows:
+            yield from (version for (version,) in rows)
+        value = connection.scalar(
+            valued.where(METRICS.value > value if mode == "min" else METRICS.value < value)
+        )
+
+
 def tagged_version(name: str) -> Select[Any]:
     """Return the statement for the version that has a tag."""
     return select(TAGS.version).where(TAGS.name == name)
@@ -139,6 +164,35 @@ def many(
         which.append(CHECKPOINTS.run_id == id_of_run(run))
     if states is not None:
         which.append(CHECKPOINTS.state.in_(sorted(states)))
+    return _those(connection, store, which, select(TAGS.version, TAGS.name))
+
+
+def some(connection: Connection, store: Path, versions: Iterable[int]) -> list[Checkpoint]:
+    """Return the checkpoints of some versions, lowest first, in whatever state; those that are gone are left out."""
+    wanted = sorted(set(versions))
+    found: list[Checkpoint] = []
+    for begin in range(0, len(wanted), _AT_ONCE):
+        part = wanted[begin : begin + _AT_ONCE]
+        tags = select(TAGS.version, TAGS.name).where(TAGS.version.in_(part))
+        found += _those(connection, store, [CHECKPOINTS.version.in_(part)], tags)
+    return found
+
+
+def page(
+    connection: Connection, store: Path, run: str | None, states: Collection[State] | None, after: int
+) -> list[Checkpoint]:
+    """Return the next some checkpoints whose version is above one, lowest first."""
+    chosen = select(CHECKPOINTS.version).where(CHECKPOINTS.version > after)
+    if run is not None:
+        chosen = chosen.where(CHECKPOINTS.run_id == id_of_run(run))
+    if states is not None:
+        chosen = chosen.where(CHECKPOINTS.state.in_(sorted(states)))
+    return some(connection, store, connection.scalars(chosen.order_by(CHECKPOINTS.version).limit(_AT_ONCE)))
+
+
+def _those(
+    connection: Connection, store: Path, which: list[ColumnElement[bool]], tagged: Select[int, str]
+) -> list[Checkpoint]:
     rows = connection.execute(_ROWS.where(*which).order_by(CHECKPOINTS.version)).all()
     metrics: dict[int, dict[str, float]] = {row.version: {} for row in rows}
     tags: dict[int, list[str]] = {}
@@ -151,7 +205,7 @@ def many(
     )
     for version, metric, value in connection.execute(values):
         metrics[version][names[metric]] = _number(value)
-    for version, name in connection.execute(select(TAGS.version, TAGS.name)):
+    for version, name in connection.execute(tagged):
         tags.setdefault(version, []).append(name)
     return [
         _checkpoint(row._asdict(), metrics[row.version], tags.get(row.version, ()), store) for row in rows

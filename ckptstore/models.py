@@ -10,7 +10,6 @@ together.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -28,14 +27,12 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
-    TypeDecorator,
     UniqueConstraint,
     literal_column,
+    text,
 )
-from sqlalchemy.engine import Dialect
 
-from ckptstore.errors import InvalidArgumentError
-from ckptstore.records import json_time
+from ckptstore.column_types import JsonObject, UtcTime
 
 metadata = MetaData(
     naming_convention={
@@ -47,50 +44,9 @@ metadata = MetaData(
 )
 
 
-class UtcTime(TypeDecorator[datetime]):
-    """An aware time, kept as ISO 8601 text in UTC, which sorts by time and reads well in any SQL shell."""
-
-    impl = Text
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> str | None:
-        """Return the text of an aware time."""
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            raise InvalidArgumentError(argument="time", value=value, reason="has no time zone")
-        return json_time(value)
-
-    def process_result_value(self, value: str | None, dialect: Dialect) -> datetime | None:
-        """Return the aware time of a text."""
-        return None if value is None else datetime.fromisoformat(value)
-
-
-class JsonObject(TypeDecorator[Mapping[str, Any]]):
-    """A JSON object, kept as text."""
-
-    impl = Text
-    cache_ok = True
-
-    def process_bind_param(self, value: Mapping[str, Any] | None, dialect: Dialect) -> str | None:
-        """Return the JSON text, in standard JSON only."""
-        if value is None:
-            return None
-        try:
-            return json.dumps(dict(value), ensure_ascii=False, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise InvalidArgumentError(argument="JSON", value=value, reason=str(error)) from error
-
-    def process_result_value(self, value: str | None, dialect: Dialect) -> Mapping[str, Any] | None:
-        """Return the object of a JSON text."""
-        if value is None:
-            return None
-        document: dict[str, Any] = json.loads(value)
-        return document
-
-
 # A literal in every statement: whether a partial index fits must not hang on the value of a bound parameter.
 COMPLETE = literal_column("'complete'", Text)
+UNPINNED = text("state = 'complete' AND NOT pinned")
 
 
 class StoreTable:
@@ -197,6 +153,10 @@ class CheckpointsTable:
         Index("checkpoints_by_state", state, version),
         Index("resume_points", state, resumable, version),
         Index("resume_points_by_run", run_id, state, resumable, version),
+        Index("checkpoints_by_epoch", run_id, epoch, version, sqlite_where=state == COMPLETE),
+        Index("checkpoints_by_step", run_id, step, version, sqlite_where=state == COMPLETE),
+        Index("checkpoints_by_time", run_id, created_at, version, sqlite_where=state == COMPLETE),
+        Index("unpinned_checkpoints", run_id, version, sqlite_where=UNPINNED),
     )
 
 
@@ -324,6 +284,62 @@ class PublishedTable:
 
 
 PUBLISHED = PublishedTable()
+
+
+class EpochsTable:
+    """The checkpoint that tells of each epoch of a run: that of its end, of several the newest.
+
+    Rows outlive their checkpoint, so `version` refers to none.
+    """
+
+    run_id: Column[int] = Column("run_id", Integer, ForeignKey("runs.id"), primary_key=True)
+    epoch: Column[int] = Column("epoch", BigInteger, primary_key=True, autoincrement=False)
+    version: Column[int] = Column("version", Integer, nullable=False)
+    batch: Column[int | None] = Column("batch", BigInteger)
+    step: Column[int | None] = Column("step", BigInteger)
+    created_at: Column[datetime] = Column("created_at", UtcTime, nullable=False)
+    table = Table(
+        "epochs", metadata, run_id, epoch, version, batch, step, created_at, sqlite_with_rowid=False
+    )
+
+
+EPOCHS = EpochsTable()
+
+
+class EpochMetricsTable:
+    """What the epochs' metrics were; NULL is NaN."""
+
+    run_id: Column[int] = Column("run_id", Integer, primary_key=True, autoincrement=False)
+    epoch: Column[int] = Column("epoch", BigInteger, primary_key=True, autoincrement=False)
+    metric_id: Column[int] = Column("metric_id", Integer, ForeignKey("metric_names.id"), primary_key=True)
+    value: Column[float | None] = Column("value", Double)
+    table = Table(
+        "epoch_metrics",
+        metadata,
+        run_id,
+        epoch,
+        metric_id,
+        value,
+        ForeignKeyConstraint(["run_id", "epoch"], ["epochs.run_id", "epochs.epoch"]),
+        sqlite_with_rowid=False,
+    )
+
+
+EPOCH_METRICS = EpochMetricsTable()
+
+
+class RetentionTable:
+    """Which policy each run's checkpoints were last judged by, up to which event, and the bytes of what it left."""
+
+    run_id: Column[int] = Column("run_id", Integer, ForeignKey("runs.id"), primary_key=True)
+    policy: Column[str] = Column("policy", Text, nullable=False)
+    event_id: Column[int] = Column("event_id", Integer, nullable=False)
+    newest_at: Column[datetime | None] = Column("newest_at", UtcTime)
+    nbytes: Column[int] = Column("nbytes", BigInteger, nullable=False)
+    table = Table("retention", metadata, run_id, policy, event_id, newest_at, nbytes, sqlite_with_rowid=False)
+
+
+RETENTION = RetentionTable()
 
 
 class EventsTable:

@@ -218,6 +218,85 @@ class Event:
     detail: Mapping[str, Any] | None = field(default=None, hash=False)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Epoch:
+    """What a run's metrics were in one epoch, whether its checkpoints are still there or not.
+
+    Attributes:
+        epoch: Zero-based index of the epoch.
+        batch: None where the epoch was finished; else the zero-based batch up to which the metrics tell of it.
+        step: Finished train batches of the run, or None where the writer did not count.
+        version: The checkpoint that told of it, which may be gone.
+        created_at: When that was saved; aware, UTC.
+        metrics: Every metric known then; values may be NaN or infinite.
+    """
+
+    epoch: int
+    batch: int | None
+    step: int | None
+    version: int
+    created_at: datetime
+    metrics: Mapping[str, float] = field(hash=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as a JSON object."""
+        return {
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "step": self.step,
+            "version": self.version,
+            "created_at": json_time(self.created_at),
+            "metrics": {name: json_number(value) for name, value in self.metrics.items()},
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """How far retention has come with a run.
+
+    Attributes:
+        policy: The policy that everything there was judged by.
+        event_id: The newest event that was taken into account.
+        newest_at: When the newest checkpoint was saved; aware, UTC; None where there is none.
+        nbytes: Bytes of what was left.
+    """
+
+    policy: str
+    event_id: int
+    newest_at: datetime | None
+    nbytes: int
+
+    def to_row(self) -> dict[str, object]:
+        """Return it as columns."""
+        return {
+            "policy": self.policy,
+            "event_id": self.event_id,
+            "newest_at": self.newest_at,
+            "nbytes": self.nbytes,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed:
+    """A run that was started again: when, and where it went on.
+
+    Attributes:
+        at: When it was started again; aware, UTC.
+        version: The checkpoint that it went on from, which may be gone.
+        epoch: Zero-based epoch of that checkpoint.
+        batch: Zero-based index of its last finished batch, or None at the epoch's end.
+    """
+
+    at: datetime
+    version: int
+    epoch: int
+    batch: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as a JSON object."""
+        return {"at": json_time(self.at), "version": self.version, "epoch": self.epoch, "batch": self.batch}
+
+
 def json_number(value: float) -> float | str:
     """Return a float as JSON can hold it.
 

@@ -13,7 +13,6 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from ckptstore.adoption import take_in
-from ckptstore.commit import finish_deletions, is_whole
 from ckptstore.errors import CorruptManifestError, InvalidArgumentError, StorageError
 from ckptstore.layout import Layout, is_payload_name, outside, parse_payload_name, shown_at, version_in
 from ckptstore.locks import sweep
@@ -21,6 +20,8 @@ from ckptstore.manifest import Manifest
 from ckptstore.publishing import publish, tidy
 from ckptstore.quarantine import quarantine_stray
 from ckptstore.records import SUFFIXES, Published, State
+from ckptstore.removal import finish_deletions
+from ckptstore.wholeness import is_whole
 
 _FOLDER = "checkpoints/"
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ckptstore.commit import has_its_size
 from ckptstore.errors import InvalidArgumentError, MetricNotFoundError
 from ckptstore.manifest import Manifest
 from ckptstore.metric_modes import mode_of
 from ckptstore.names import check_metric_name
 from ckptstore.records import Checkpoint, Mode
+from ckptstore.wholeness import has_its_size
 
 RESUME_POINT = "resume-point"
 

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from ckptstore.adoption import is_listed, take_in
-from ckptstore.commit import is_whole
 from ckptstore.errors import StorageError
 from ckptstore.files import digest_file, move_durably
 from ckptstore.layout import Layout
@@ -17,6 +16,7 @@ from ckptstore.manifest import Manifest
 from ckptstore.quarantine import withdraw
 from ckptstore.records import Checkpoint, Problem, State
 from ckptstore.verification import Progress, verify
+from ckptstore.wholeness import is_whole
 
 Locked = Callable[[], AbstractContextManager[None]]
 

@@ -15,7 +15,7 @@ from ckptstore.errors import InvalidArgumentError
 from ckptstore.layout import absolute, outside
 from ckptstore.names import check_extra, check_metrics, check_position, check_run, check_tag
 from ckptstore.records import SUFFIXES, Mode
-from ckptstore.retention import Policy
+from ckptstore.retention.policy import Policy, as_policy, check_modes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +74,9 @@ def checked_request(
     check_position(*position)
     epoch, batch, step = (None if number is None else index(number) for number in position)
     assert epoch is not None
+    policy = None if keep is None else as_policy(keep)
+    if policy is not None and monitor is not None:
+        check_modes(policy, dict([monitor]))
     return SaveRequest(
         run=check_run(run),
         epoch=epoch,
@@ -83,7 +86,7 @@ def checked_request(
         tags=tuple(sorted({check_tag(tag) for tag in tags})),
         extra=check_extra(extra),
         publish=None if publish is None else outside(root, absolute(publish)),
-        keep=keep,
+        keep=policy,
         monitor=monitor,
         notes=notes,
     )

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 # The newest revision: what this code reads and writes.
-HEAD = "0002"
+HEAD = "0003"
 
 # Where the revisions lie: in the installed package, or beside it in a checkout.
 _HERE = Path(__file__).resolve().parent

@@ -24,6 +24,8 @@ from ckptstore.store_saving import StoreSaving
 if TYPE_CHECKING:
     from keras import Model, Optimizer
 
+    from ckptstore.pruning import Pruned
+    from ckptstore.retention.policy import Kept, Policy
     from ckptstore.verification import Progress
 
 _RESUME_ATTEMPTS = 3  # starts without a save since, before `resume` steps over a checkpoint
@@ -251,8 +253,46 @@ class CheckpointStore(StoreSaving):
 
         return rebuilding.rebuild_at(path, progress=progress)
 
+    def prune(self, policy: Policy | Kept, *, run: str | None = None, dry_run: bool = False) -> Pruned:
+        """Remove what a policy does not keep, of one run or of each; returns what went, what stays and why.
+
+        Only checkpoints that are whole count. What always stays, whatever the policy says: the best of every metric
+        that a callback watched, the newest two, the newest two that can be resumed from, the one that the run was
+        resumed from last, the pinned, and what a path shows.
+
+        A crash leaves all checkpoints, or those that stay and rows that are marked; the next opening for writing
+        removes the rest of these.
+
+        Args:
+            policy: Such as ``keep_last(3) | keep_best("val_loss", 2)``; or a function of a run's checkpoints, oldest
+                first, that returns those, or the versions, that stay.
+            run: The run; None for each run by itself.
+            dry_run: Change nothing; also possible in a store that is open for reading.
+
+        Raises:
+            InvalidArgumentError: The policy keeps nothing of a run, contradicts the direction in which the run watches
+                a metric, or is a budget that the best and the resume point do not fit; nothing was removed.
+            MetricNotFoundError: It looks at a metric that a run does not have; nothing was removed.
+            RunNotFoundError: There is no such run.
+
+        Example:
+            >>> import tempfile
+            >>> from ckptstore import keep_best, keep_last
+            >>> with tempfile.TemporaryDirectory() as folder, CheckpointStore(folder) as store:
+            ...     store.prune(keep_last(3) | keep_best("val_loss", 2), dry_run=True).removed
+            []
+        """
+        from ckptstore.pruning import prune
+
+        if not dry_run:
+            self._check_writable("prune")
+        return prune(self._layout, self._manifest, policy, run=run, dry_run=dry_run)
+
     def tag(self, ref: Ref, name: str) -> None:
         """Give a checkpoint a name, by which `get` finds it; a name that another one has moves, atomically.
+
+        Which checkpoint had a name when stands in `events`, kinds ``"tagged"`` and ``"untagged"``. A crash leaves the
+        name where it was, or where it is to be.
 
         Raises:
             CheckpointNotFoundError: No checkpoint answers to `ref`.
@@ -263,6 +303,16 @@ class CheckpointStore(StoreSaving):
         version = self.get(ref).version
         with store_lock(self._layout.locks):
             self._manifest.tag(version, name)
+
+    def untag(self, name: str) -> int:
+        """Take a name away; returns the version of the checkpoint that had it, which stays.
+
+        Raises:
+            CheckpointNotFoundError: No checkpoint has it.
+        """
+        self._check_writable("untag")
+        with store_lock(self._layout.locks):
+            return self._manifest.untag(name)
 
     def pin(self, ref: Ref, pinned: bool = True) -> None:
         """Keep a checkpoint whatever a retention policy says; ``pinned=False`` lets it go again.

@@ -8,7 +8,8 @@ from pathlib import Path
 from ckptstore import refs
 from ckptstore.errors import CheckpointNotFoundError
 from ckptstore.layout import shown_at
-from ckptstore.manifest import COMPLETE_ONLY, Manifest
+from ckptstore.manifest import Manifest
+from ckptstore.manifest_asking import COMPLETE_ONLY
 from ckptstore.records import Checkpoint, Mode, State
 
 Ref = str | int | Checkpoint

@@ -74,6 +74,8 @@ def make(root: Path) -> None:
         store.pin(1)
     for name in ("locks", "tmp", "quarantine"):
         shutil.rmtree(root / name)
+    for name in ("reserve", "manifest.sqlite-journal"):
+        (root / name).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -24,12 +24,26 @@ MODULES = {
 # and `keras_*` for every module whose name begins so.
 FAMILIES = ("keras", "sqlite", "manifest", "fingerprint", "cli")
 LAYERS = (
-    {"errors", "records", "names", "metric_modes", "adapters", "forks", "signals", "signal_handlers"},
+    {
+        "errors",
+        "records",
+        "names",
+        "conditions",
+        "metric_modes",
+        "adapters",
+        "forks",
+        "signals",
+        "signal_handlers",
+    },
     {"files", "payload_writer", "layout", "locks", "reserve", "run_lock", "formats"},
-    {"models", "sqlite_*", "schema", "manifest", "manifest_*"},
+    {"models", "column_types", "sqlite_*", "schema", "manifest", "manifest_*"},
     {
         "background",
         "retention",
+        "retaining",
+        "removal",
+        "wholeness",
+        "pruning",
         "retries",
         "save_request",
         "publishing",

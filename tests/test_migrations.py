@@ -60,6 +60,7 @@ def upgrade() -> None:
     op.execute("DROP VIEW checkpoint_metrics")
     op.execute("DROP VIEW checkpoint_list")
     op.execute("DROP VIEW metric_ranges")
+    op.execute("DROP VIEW run_history")
     with op.batch_alter_table("runs") as runs:
         runs.add_column(sa.Column("note", sa.Text))
         runs.create_check_constraint("ck_runs_name", "length(name) > 0")
@@ -157,7 +158,13 @@ def test_models_and_head_agree_to_the_letter(path: Path) -> None:
         assert made.pop(table.name) == meant(CreateTable(table))
         for index in table.indexes:
             assert made.pop(str(index.name)) == meant(CreateIndex(index))
-    assert sorted(made) == ["alembic_version", "checkpoint_list", "checkpoint_metrics", "metric_ranges"]
+    assert sorted(made) == [
+        "alembic_version",
+        "checkpoint_list",
+        "checkpoint_metrics",
+        "metric_ranges",
+        "run_history",
+    ]
 
 
 def test_the_command_line_for_developers(path: Path, tmp_path: Path) -> None:

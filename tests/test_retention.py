@@ -33,9 +33,10 @@ def _checkpoint(version: int, value: float | None = None, *, pinned: bool = Fals
 def _kept(
     checkpoints: list[Checkpoint], shown: set[int] = frozenset(), broken: set[int] = frozenset()
 ) -> set[int]:
-    return always_kept(
+    found = always_kept(
         checkpoints, monitors={"loss": "min"}, shown=shown, is_whole=lambda point: point.version not in broken
     )
+    return set(found)
 
 
 def test_keep_last() -> None:

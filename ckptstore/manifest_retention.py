@@ -1,0 +1,266 @@
+"""What retention looks up in a manifest: a run's checkpoints seen through the ends of indexes, and a note of how far.
+
+The note says by which policy a run was judged last, and up to which event. What happened since stands in the events,
+so that no pass looks at what was kept then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from sqlalchemy import ColumnElement, Connection, Select, case, func, select, text
+
+from ckptstore import manifest_queries as queries
+from ckptstore.models import CHECKPOINTS, COMPLETE, EVENTS, PUBLISHED, RETENTION, RUNS
+from ckptstore.records import Checkpoint, Mode
+
+IsWhole = Callable[[Path, int], bool]
+Scale = Literal["epochs", "steps", "microseconds"]
+
+# Up to this rank payloads are looked at, so that only whole ones count; further down the manifest's word is taken.
+LOOKED_AT = 64
+_NEW = ("saved", "adopted")
+_RELEASED = ("untagged", "unpinned", "unshown")
+# These change what was kept without anything new: rare, and everything is looked at again.
+_UPSET = ("missing", "damaged", "repaired", "found")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_UNPINNED = text("NOT checkpoints.pinned")
+
+
+class RunRows:
+    """One run's complete checkpoints, for `ckptstore.retention.steps.gone`.
+
+    Args:
+        connection: In a transaction.
+        store: The store's directory.
+        run: The run; it is there.
+        is_whole: Whether a payload is there with its size.
+        is_shown: Whether a published path still shows something.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        store: Path,
+        run: str,
+        *,
+        is_whole: IsWhole,
+        is_shown: Callable[[str, bool], bool],
+    ) -> None:
+        self._connection = connection
+        self._store = store
+        self._is_whole = is_whole
+        self._is_shown = is_shown
+        self._run = run
+        self._run_id = connection.execute(select(RUNS.id).where(RUNS.name == run)).scalar()
+        self._here = (CHECKPOINTS.run_id == self._run_id, CHECKPOINTS.state == COMPLETE)
+        self.let_go: Sequence[Checkpoint] = ()
+        self.always: frozenset[int] = frozenset()
+        self._memory: dict[tuple[object, ...], list[int]] = {}
+
+    # --- since the last time -------------------------------------------------------------------------
+
+    @cached_property
+    def _noted(self) -> Any:
+        return self._connection.execute(
+            select(RETENTION.policy, RETENTION.event_id, RETENTION.newest_at, RETENTION.nbytes).where(
+                RETENTION.run_id == self._run_id
+            )
+        ).one_or_none()
+
+    @cached_property
+    def last_event(self) -> int:
+        """The newest event."""
+        return int(self._connection.execute(select(func.max(EVENTS.id))).scalar() or 0)
+
+    def was_judged_by(self, policy: str) -> bool:
+        """Tell whether everything that was here was judged by this policy, and nothing has upset that since."""
+        if self._noted is None or self._noted.policy != policy:
+            return False
+        return not self._since(_UPSET)
+
+    def _since(self, kinds: Sequence[str]) -> list[int]:
+        found: list[int] = []
+        for kind in kinds:
+            chosen = select(EVENTS.version).where(
+                EVENTS.kind == kind, EVENTS.run_id == self._run_id, EVENTS.id > self._noted.event_id
+            )
+            found.extend(version for version in self._connection.scalars(chosen) if version is not None)
+        return found
+
+    @cached_property
+    def fresh(self) -> list[Checkpoint]:
+        """What was saved since."""
+        return self.get(self._since(_NEW))
+
+    @cached_property
+    def released(self) -> list[int]:
+        """What lost a tag, a pin or the place where it was shown since."""
+        return self._since(_RELEASED)
+
+    @property
+    def before(self) -> datetime | None:
+        """When the newest was saved that was judged then."""
+        moment: datetime | None = self._noted.newest_at
+        return moment
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of all."""
+        return int(self._noted.nbytes) + sum(checkpoint.nbytes for checkpoint in self.fresh)
+
+    @cached_property
+    def resumed(self) -> list[int]:
+        """What the run was resumed from last, and before that since the last time."""
+        chosen = (
+            select(EVENTS.id, EVENTS.version)
+            .where(EVENTS.kind == "resumed", EVENTS.run_id == self._run_id)
+            .order_by(EVENTS.id.desc())
+        )
+        found: list[int] = []
+        seen = 0 if self._noted is None else self._noted.event_id
+        for event, version in self._connection.execute(chosen):
+            if version is not None:
+                found.append(version)
+            if event <= seen:
+                break
+        return found
+
+    @cached_property
+    def monitors(self) -> Mapping[str, Mode]:
+        """The metrics that writers watch."""
+        return dict(queries.monitors(self._connection, self._run))
+
+    # --- look-ups ------------------------------------------------------------------------------------
+
+    def nth_newest(self, n: int) -> int | None:
+        """Return the version of the n-th newest that is whole; None where there are fewer."""
+        if n <= LOOKED_AT:
+            whole = self.newest(n)
+            return whole[n - 1] if len(whole) == n else None
+        newest = select(CHECKPOINTS.version).where(*self._here).order_by(CHECKPOINTS.version.desc())
+        found = self._remembered(
+            "nth", n, lambda: list(self._connection.scalars(newest.offset(n - 1).limit(1)))
+        )
+        return next(iter(found), None)
+
+    def newest(self, limit: int, *, resumable: bool = False) -> list[int]:
+        """Return the versions of the newest that are whole, newest first."""
+        chosen = self._places().order_by(CHECKPOINTS.version.desc())
+        if resumable:
+            chosen = chosen.where(CHECKPOINTS.resumable)
+        return self._remembered("newest", limit, lambda: self._whole(chosen, limit), resumable)
+
+    def below(self, version: int, limit: int) -> list[int]:
+        """Return the next versions below one, newest first."""
+        chosen = select(CHECKPOINTS.version).where(*self._here, CHECKPOINTS.version < version)
+        return list(self._connection.scalars(chosen.order_by(CHECKPOINTS.version.desc()).limit(limit)))
+
+    def ranked(self, metric: str, mode: Mode, limit: int) -> list[int]:
+        """Return the versions of the best that are whole, best first, of equals the earlier; NaN is none."""
+        return self._remembered("ranked", limit, lambda: self._ranked(metric, mode, limit), metric, mode)
+
+    def _ranked(self, metric: str, mode: Mode, limit: int) -> list[int]:
+        found: list[int] = []
+        for version in queries.ranked_versions(self._connection, metric, mode, self._run):
+            if len(found) >= LOOKED_AT or self._looks_whole(version):
+                found.append(version)
+            if len(found) >= limit:
+                break
+        return found
+
+    def _looks_whole(self, version: int) -> bool:
+        place = select(CHECKPOINTS.file, CHECKPOINTS.nbytes).where(CHECKPOINTS.version == version)
+        file, nbytes = self._connection.execute(place).one()
+        return self._is_whole(self._store / file, nbytes)
+
+    def first_in(self, scale: Scale, low: int, high: int, limit: int) -> list[int]:
+        """Return the lowest versions that are whole and whose place on a scale is in a half-open span."""
+        return self._remembered("first", limit, lambda: self._first_in(scale, low, high, limit), scale, low)
+
+    def _first_in(self, scale: Scale, low: int, high: int, limit: int) -> list[int]:
+        chosen = self._places().order_by(CHECKPOINTS.version)
+        if scale == "epochs":
+            finished = CHECKPOINTS.epoch + case((CHECKPOINTS.batch.is_(None), 1), else_=0)
+            # Both conditions: the first is what an index can do.
+            chosen = chosen.where(
+                CHECKPOINTS.epoch.between(low - 1, high - 1), finished >= low, finished < high
+            )
+        elif scale == "steps":
+            chosen = chosen.where(CHECKPOINTS.step >= low, CHECKPOINTS.step < high)
+        else:
+            moments = (_EPOCH + timedelta(microseconds=place) for place in (low, high))
+            chosen = chosen.where(*self._saved_in(*moments))
+        return self._whole(chosen, limit)
+
+    def saved_between(self, low: datetime, high: datetime) -> list[int]:
+        """Return the versions saved in a half-open span of time."""
+        chosen = select(CHECKPOINTS.version).where(*self._here, *self._saved_in(low, high))
+        return list(self._connection.scalars(chosen))
+
+    def _saved_in(self, low: datetime, high: datetime) -> tuple[ColumnElement[bool], ...]:
+        return CHECKPOINTS.created_at >= low, CHECKPOINTS.created_at < high
+
+    def newest_at(self) -> datetime:
+        """Return when the newest by the clock was saved; of those that are whole."""
+        chosen = (
+            select(CHECKPOINTS.created_at, CHECKPOINTS.file, CHECKPOINTS.nbytes)
+            .where(*self._here)
+            .order_by(CHECKPOINTS.created_at.desc())
+        )
+        with self._connection.execute(chosen) as rows:
+            for moment, file, nbytes in rows:
+                if self._is_whole(self._store / file, nbytes):
+                    return moment
+        return _EPOCH
+
+    def oldest(self) -> Iterator[Checkpoint]:
+        """Yield those that do not stay whatever a rule says, oldest first."""
+        after = 0
+        while True:
+            chosen = select(CHECKPOINTS.version).where(*self._here, _UNPINNED, CHECKPOINTS.version > after)
+            page = list(self._connection.scalars(chosen.order_by(CHECKPOINTS.version).limit(32)))
+            if not page:
+                return
+            after = page[-1]
+            yield from filter(self.is_free, self.get(page))
+
+    def get(self, versions: Iterable[int]) -> list[Checkpoint]:
+        """Return those of some versions that are complete, oldest first."""
+        return [
+            one
+            for one in queries.some(self._connection, self._store, versions)
+            if one.state == "complete" and one.run == self._run
+        ]
+
+    def is_free(self, checkpoint: Checkpoint) -> bool:
+        """Tell whether a checkpoint is whole, neither pinned nor shown, and none of those that always stay."""
+        if checkpoint.pinned or checkpoint.version in self.always:
+            return False
+        shown = select(PUBLISHED.path, PUBLISHED.pending).where(PUBLISHED.version == checkpoint.version)
+        if any(self._is_shown(path, pending) for path, pending in self._connection.execute(shown)):
+            return False
+        return self._is_whole(checkpoint.path, checkpoint.nbytes)
+
+    def _places(self) -> Select[int, str, int]:
+        return select(CHECKPOINTS.version, CHECKPOINTS.file, CHECKPOINTS.nbytes).where(*self._here)
+
+    def _whole(self, chosen: Select[int, str, int], limit: int) -> list[int]:
+        found: list[int] = []
+        with self._connection.execute(chosen) as rows:
+            for version, file, nbytes in rows:
+                if self._is_whole(self._store / file, nbytes):
+                    found.append(version)
+                if len(found) >= limit:
+                    break
+        return found
+
+    def _remembered(self, what: str, limit: int, find: Callable[[], list[int]], *which: object) -> list[int]:
+        key = (what, limit, *which)
+        if key not in self._memory:
+            self._memory[key] = find()
+        return self._memory[key]

@@ -1,0 +1,104 @@
+"""Which checkpoints meet a condition, in which order: statements in which every value is bound, and none is SQL."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Collection
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, and_, exists, false, not_, or_, select
+
+from ckptstore.conditions import (
+    Absent,
+    Compared,
+    Condition,
+    Field,
+    Joined,
+    Metric,
+    Not,
+    OneOf,
+    Tagged,
+    Term,
+)
+from ckptstore.manifest_queries import id_of_metric, id_of_run
+from ckptstore.models import CHECKPOINTS, METRICS, RUNS, TAGS
+from ckptstore.records import State
+
+_COMPARE: dict[str, Callable[[Any, Any], ColumnElement[bool]]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "!=": operator.ne,
+}
+
+
+def matching(
+    *,
+    run: str | None,
+    states: Collection[State] | None,
+    where: Condition | None,
+    order: tuple[Term, bool] | None,
+    limit: int | None,
+) -> Select[Any]:
+    """Return the statement for the versions of what is asked for.
+
+    Args:
+        run: The run; None for all.
+        states: Which states; None for all.
+        where: A condition; None for none.
+        order: What to sort by, and whether the greatest comes first; what lacks it comes last, and of equals the
+            lower version first. None for the lowest version first.
+        limit: At most so many.
+    """
+    chosen = select(CHECKPOINTS.version)
+    if run is not None:
+        chosen = chosen.where(CHECKPOINTS.run_id == id_of_run(run))
+    if states is not None:
+        chosen = chosen.where(CHECKPOINTS.state.in_(sorted(states)))
+    if where is not None:
+        chosen = chosen.where(_met(where))
+    if order is not None:
+        term, descending = order
+        if term == Field("version"):
+            return chosen.order_by(CHECKPOINTS.version.desc() if descending else CHECKPOINTS.version).limit(
+                limit
+            )
+        value = _column(term)
+        chosen = chosen.order_by(value.is_(None), value.desc() if descending else value)
+    return chosen.order_by(CHECKPOINTS.version).limit(limit)
+
+
+def _met(condition: Condition) -> ColumnElement[bool]:
+    match condition:
+        case Joined(parts=parts, every=every):
+            return (and_ if every else or_)(*map(_met, parts))
+        case Not(part=part):
+            return not_(_met(part))
+        case Tagged(name=name):
+            return exists().where(TAGS.version == CHECKPOINTS.version, TAGS.name == name)
+        case Absent(term=term):
+            return _column(term).is_(None)
+        case OneOf(term=term, values=values):
+            return _column(term).in_(list(values)) if values else false()
+        case Compared(left=left, operator=sign, right=right):
+            other = _column(right) if isinstance(right, Field | Metric) else right
+            return _COMPARE[sign](_column(left), other)
+
+
+def _column(term: Term) -> ColumnElement[Any]:
+    if isinstance(term, Metric):
+        value = select(METRICS.value).where(
+            METRICS.version == CHECKPOINTS.version, METRICS.metric_id == id_of_metric(term.name)
+        )
+        return value.correlate(CHECKPOINTS.table).scalar_subquery()
+    if term.name == "run":
+        return (
+            select(RUNS.name)
+            .where(RUNS.id == CHECKPOINTS.run_id)
+            .correlate(CHECKPOINTS.table)
+            .scalar_subquery()
+        )
+    column: ColumnElement[Any] = CHECKPOINTS.table.c[term.name]
+    return column

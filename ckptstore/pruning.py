@@ -1,0 +1,103 @@
+"""Removes what a policy does not keep, on demand; or tells what would go, and why the rest stays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from ckptstore.errors import RunNotFoundError
+from ckptstore.layout import Layout
+from ckptstore.locks import store_lock
+from ckptstore.manifest import Manifest
+from ckptstore.records import Checkpoint
+from ckptstore.removal import finish_deletions
+from ckptstore.reserve import give_up_for
+from ckptstore.retaining import Plan, Retention, check_for_prune
+from ckptstore.retention.policy import Kept, Policy, as_policy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruned:
+    """What `ckptstore.CheckpointStore.prune` removed, or would remove.
+
+    Attributes:
+        removed: Checkpoints that went, or would go, oldest first within a run.
+        kept: Checkpoints that stay.
+        reasons: Why each version stays: the rules' names, ``"best METRIC"``, ``"newest two"``, ``"to resume from"``,
+            ``"resumed from"``, ``"pinned"``, ``"shown"``, or that it is not whole.
+        dry_run: True where nothing was removed.
+    """
+
+    removed: Sequence[Checkpoint]
+    kept: Sequence[Checkpoint]
+    reasons: Mapping[int, tuple[str, ...]]
+    dry_run: bool
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is removed."""
+        return sum(checkpoint.nbytes for checkpoint in self.removed)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as a JSON object; `kept` has each checkpoint's version and reasons."""
+        kept = [{"version": one.version, "reasons": list(self.reasons[one.version])} for one in self.kept]
+        return {
+            "dry_run": self.dry_run,
+            "removed": [checkpoint.to_json() for checkpoint in self.removed],
+            "removed_nbytes": self.nbytes,
+            "kept": kept,
+        }
+
+
+def prune(
+    layout: Layout,
+    manifest: Manifest,
+    policy: Policy | Kept,
+    *,
+    run: str | None,
+    dry_run: bool,
+) -> Pruned:
+    """Apply a policy to a run, or to each run; `ckptstore.CheckpointStore.prune` says how."""
+    policy = as_policy(policy)
+    runs = _runs(layout, manifest, run)
+    if dry_run:
+        return _pruned(list(_plans(layout, manifest, policy, runs)), dry_run=True)
+    locked = partial(store_lock, layout.locks)
+    # What goes is chosen and marked under one lock: nobody pins or tags it in between.
+    with locked():
+        plans = list(_plans(layout, manifest, policy, runs))
+        for plan in plans:
+            if plan.gone:
+                give_up_for(layout.reserve, partial(manifest.let_go, plan.run, plan.gone, None))
+    for plan in plans:
+        if plan.gone:
+            give_up_for(layout.reserve, partial(finish_deletions, manifest, plan.gone, locked))
+    return _pruned(plans, dry_run=False)
+
+
+def _runs(layout: Layout, manifest: Manifest, run: str | None) -> tuple[str, ...]:
+    runs = manifest.runs()
+    if run is None:
+        return runs
+    if run not in runs:
+        raise RunNotFoundError(run=run, store=layout.root, known=runs)
+    return (run,)
+
+
+def _plans(layout: Layout, manifest: Manifest, policy: Policy, runs: Sequence[str]) -> Iterator[Plan]:
+    retention = Retention(layout, manifest)
+    for run in runs:
+        plan = retention.plan(run, policy)
+        check_for_prune(plan, policy, manifest.metric_names(run), layout)
+        yield plan
+
+
+def _pruned(plans: Sequence[Plan], *, dry_run: bool) -> Pruned:
+    return Pruned(
+        removed=[one for plan in plans for one in plan.gone],
+        kept=[one for plan in plans for one in plan.kept],
+        reasons={version: why for plan in plans for version, why in plan.reasons.items()},
+        dry_run=dry_run,
+    )

@@ -1,0 +1,25 @@
+"""The second half of a removal: what is marked in the manifest goes from the disk, and then from the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+from ckptstore.files import fsync_directory, unlink
+from ckptstore.manifest import Manifest
+from ckptstore.records import Checkpoint
+
+
+def finish_deletions(
+    manifest: Manifest, checkpoints: Sequence[Checkpoint], locked: Callable[[], AbstractContextManager[None]]
+) -> None:
+    """Unlink the payloads of rows marked ``deleting``, durably, then drop the rows. May be repeated.
+
+    A crash leaves marked rows, with or without their payload; the next opening for writing finishes.
+    """
+    for checkpoint in checkpoints:
+        unlink(checkpoint.path)
+    for directory in {checkpoint.path.parent for checkpoint in checkpoints}:
+        fsync_directory(directory)
+    with locked():
+        manifest.remove([checkpoint.version for checkpoint in checkpoints])

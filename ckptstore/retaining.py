@@ -1,0 +1,217 @@
+"""Applies retention to a store: works out what goes, and marks it, in one transaction under the store's lock."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ckptstore.errors import InvalidArgumentError, MetricNotFoundError
+from ckptstore.layout import Layout, shown_at
+from ckptstore.manifest import Manifest
+from ckptstore.records import Checkpoint, Judged
+from ckptstore.retention import Policy, always_kept
+from ckptstore.retention.always import best_and_resume_point
+from ckptstore.retention.budget import MaxBytes
+from ckptstore.retention.policy import check_modes
+from ckptstore.retention.steps import StoreView, always_here, gone, has_steps
+from ckptstore.wholeness import has_its_size, has_size
+
+# So many new checkpoints may go without a note of how far retention has come: a note costs a transaction.
+_UNNOTED = 8
+NOT_WHOLE = "not whole (ckptstore verify tells more)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a policy does to one run.
+
+    Attributes:
+        run: The run.
+        gone: Checkpoints that go, oldest first.
+        kept: Checkpoints that stay, oldest first.
+        reasons: Why each version stays.
+        empty: Whether the policy itself keeps nothing.
+    """
+
+    run: str
+    gone: Sequence[Checkpoint]
+    kept: Sequence[Checkpoint]
+    reasons: Mapping[int, tuple[str, ...]]
+    empty: bool
+
+
+class Retention:
+    """Retention in one store.
+
+    Args:
+        layout: Where the store lies.
+        manifest: Its manifest.
+    """
+
+    def __init__(self, layout: Layout, manifest: Manifest) -> None:
+        self._layout = layout
+        self._manifest = manifest
+        self._warned: set[str] = set()
+
+    def mark(self, run: str, policy: Policy) -> list[Checkpoint]:
+        """Mark what goes of a run after a save, and return it; the caller holds the store's lock.
+
+        Where the same policy was applied to the run last, this costs time in what is new and what goes. A crash leaves
+        everything as it was, or all of it marked.
+
+        Raises:
+            InvalidArgumentError: The policy contradicts what the run watches, keeps nothing, or is a budget that is too
+                small; nothing was marked.
+        """
+        monitors = self._manifest.monitors(run)
+        check_modes(policy, monitors)
+        if self._is_unknown(run, policy):
+            return []
+        name = f"{policy!r} {json.dumps(monitors, sort_keys=True)}"
+        with self._manifest.rows_of(run, is_whole=has_size, is_shown=self._is_shown) as view:
+            steps = has_steps(policy) and view.was_judged_by(name)
+            stepped = self._step(policy, name, view) if steps else None
+        going, judged, noteworthy = stepped or self._whole_run(run, policy, name)
+        if noteworthy:
+            self._manifest.let_go(run, going, judged)
+        return going
+
+    def _step(
+        self, policy: Policy, name: str, view: StoreView
+    ) -> tuple[list[Checkpoint], Judged | None, bool]:
+        view.always = frozenset(always_here(view))
+        for budget in _budgets(policy):
+            best = (view.ranked(metric, mode, 1) for metric, mode in view.monitors.items())
+            needed = {version for versions in best for version in versions}
+            needed.update(view.newest(1, resumable=True))
+            _check_budget(budget, view.get(needed))
+        going = gone(policy, view)
+        judged = Judged(
+            policy=name,
+            event_id=view.last_event,
+            newest_at=view.newest_at(),
+            nbytes=view.nbytes - sum(checkpoint.nbytes for checkpoint in going),
+        )
+        return going, judged, bool(going) or len(view.fresh) + len(view.released) >= _UNNOTED
+
+    def _whole_run(self, run: str, policy: Policy, name: str) -> tuple[list[Checkpoint], Judged | None, bool]:
+        plan = self.plan(run, policy)
+        if plan.empty and not policy.is_ours:
+            raise _keeps_nothing(policy, run)
+        if not has_steps(policy):
+            return list(plan.gone), None, bool(plan.gone)
+        judged = Judged(
+            policy=name,
+            event_id=self._manifest.last_event(),
+            newest_at=max((one.created_at for one in plan.kept), default=None),
+            nbytes=sum(checkpoint.nbytes for checkpoint in plan.kept),
+        )
+        return list(plan.gone), judged, True
+
+    def _is_unknown(self, run: str, policy: Policy) -> bool:
+        """Tell whether a rule looks at a metric that the run has not recorded yet; then nothing goes."""
+        wanted = {metric for rule in policy.rules() for metric, _ in rule.modes}
+        if not wanted:
+            return False
+        known = self._manifest.metric_names(run)
+        missing = sorted(wanted - set(known))
+        latest = self._manifest.latest(run)
+        for metric in missing:
+            # Within an epoch nobody has validated yet.
+            if latest is not None and latest.batch is None and metric not in self._warned:
+                self._warned.add(metric)
+                warnings.warn(
+                    f"nothing is removed from run {run!r}: {policy!r} looks at {metric!r}, and no checkpoint has "
+                    f"such a metric (metrics here: {', '.join(known) or 'none'})",
+                    stacklevel=2,
+                )
+        return bool(missing)
+
+    def plan(self, run: str, policy: Policy) -> Plan:
+        """Return what a policy does to a run, having looked at all of its checkpoints; changes nothing.
+
+        Raises:
+            InvalidArgumentError: As `mark`, but for a policy that keeps nothing.
+        """
+        checkpoints = self._manifest.checkpoints(run)
+        monitors = self._manifest.monitors(run)
+        check_modes(policy, monitors)
+        whole = [checkpoint for checkpoint in checkpoints if has_its_size(checkpoint)]
+        for budget in _budgets(policy):
+            _check_budget(budget, best_and_resume_point(whole, monitors))
+        resumed = self._manifest.resumed_from(run)
+        always = always_kept(
+            whole,
+            monitors=monitors,
+            shown=self._shown(),
+            resumed=() if resumed is None else (resumed,),
+            is_whole=lambda checkpoint: True,
+        )
+        found = policy.reasons(whole, always.keys())
+        reasons = {one.version: (*found.get(one.version, ()), *always.get(one.version, ())) for one in whole}
+        intact = {one.version for one in whole}
+        reasons |= {one.version: (NOT_WHOLE,) for one in checkpoints if one.version not in intact}
+        return Plan(
+            run=run,
+            gone=[one for one in checkpoints if not reasons[one.version]],
+            kept=[one for one in checkpoints if reasons[one.version]],
+            reasons={version: why for version, why in reasons.items() if why},
+            empty=bool(whole) and not found,
+        )
+
+    def _shown(self) -> set[int]:
+        """Versions that a path shows, or is about to; one whose path the user removed is shown no more."""
+        return {
+            published.version
+            for published in self._manifest.published()
+            if self._is_shown(published.path, published.pending)
+        }
+
+    def _is_shown(self, path: str, pending: bool) -> bool:
+        return pending or os.path.lexists(shown_at(self._layout.root, path))
+
+
+def check_for_prune(plan: Plan, policy: Policy, known: Sequence[str], layout: Layout) -> None:
+    """Refuse a policy that looks at what a run does not have, or keeps nothing of it.
+
+    Raises:
+        MetricNotFoundError: The run has no such metric.
+        InvalidArgumentError: The policy keeps nothing.
+    """
+    if not plan.gone and not plan.kept:
+        return
+    for rule in policy.rules():
+        for metric, _ in rule.modes:
+            if metric not in known:
+                raise MetricNotFoundError(metric=metric, store=layout.root, known=tuple(known))
+    if plan.empty:
+        raise _keeps_nothing(policy, plan.run)
+
+
+def _budgets(policy: Policy) -> list[MaxBytes]:
+    return [rule for rule in policy.rules() if isinstance(rule, MaxBytes)]
+
+
+def _check_budget(budget: MaxBytes, needed: Sequence[Checkpoint]) -> None:
+    nbytes = sum(checkpoint.nbytes for checkpoint in needed)
+    if nbytes > budget.nbytes:
+        versions = ", ".join(str(checkpoint.version) for checkpoint in needed)
+        raise InvalidArgumentError(
+            argument="max_bytes",
+            value=budget.nbytes,
+            reason=f"is less than the best and the resume point take: {nbytes} bytes (version {versions}); "
+            "nothing was removed",
+            hint="allow more bytes",
+        )
+
+
+def _keeps_nothing(policy: Policy, run: str) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        argument="policy",
+        value=policy,
+        reason=f"keeps none of the checkpoints of run {run!r}; nothing was removed",
+        hint="join it to another by |, such as ckptstore.keep_last(3)",
+    )

@@ -1,0 +1,100 @@
+"""The rule by a metric, and what is best: NaN and missing values never, of equals the earlier."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from heapq import nsmallest
+
+from ckptstore.errors import InvalidArgumentError
+from ckptstore.metric_modes import mode_of
+from ckptstore.names import check_metric_name
+from ckptstore.records import Checkpoint, Mode
+from ckptstore.retention.counting import check_count
+from ckptstore.retention.policy import Policy
+from ckptstore.retention.rule import Reasons, Rule, RunView
+
+
+def keep_best(metric: str, n: int = 1, mode: Mode | None = None) -> Policy:
+    """Keep the `n` best checkpoints of a run by a metric; NaN is never best, and of equals the earlier is.
+
+    Args:
+        metric: The metric's name, as in Keras' logs.
+        n: How many.
+        mode: ``"min"`` or ``"max"``; None for the direction that the name tells.
+
+    Raises:
+        InvalidArgumentError: An argument cannot be used, or `mode` is needed.
+
+    Example:
+        >>> keep_best("val_accuracy", 2)
+        keep_best('val_accuracy', 2, mode='max')
+    """
+    check_metric_name(metric)
+    check_count("n", n)
+    direction = check_mode(metric, mode)
+    return Policy(
+        f"keep_best({metric!r}, {n}, mode={direction!r})", KeepBest(metric, n, direction), is_ours=True
+    )
+
+
+def check_mode(metric: str, mode: object) -> Mode:
+    """Return the better direction of a metric: what is said, or what its name tells.
+
+    Raises:
+        InvalidArgumentError: It is neither direction, or the name does not tell.
+    """
+    if mode is None:
+        mode = mode_of(metric)
+        if mode is None:
+            raise InvalidArgumentError(
+                argument="mode",
+                value=None,
+                reason=f"whether {metric!r} is better low or high cannot be told from its name",
+                hint="say mode='min' or mode='max'",
+            )
+    if mode not in ("min", "max"):
+        raise InvalidArgumentError(argument="mode", value=mode, reason="must be 'min' or 'max'")
+    return "min" if mode == "min" else "max"
+
+
+@dataclass(frozen=True, slots=True)
+class KeepBest(Rule):
+    """The `n` best by a metric."""
+
+    metric: str
+    n: int
+    mode: Mode
+
+    @property
+    def modes(self) -> Iterable[tuple[str, Mode]]:
+        """The metric."""
+        return ((self.metric, self.mode),)
+
+    def reasons(self, checkpoints: Sequence[Checkpoint], always: AbstractSet[int]) -> Reasons:
+        """Return the `n` best."""
+        name = f"keep_best({self.metric!r}, {self.n}, mode={self.mode!r})"
+        return {one.version: (name,) for one in ranked(checkpoints, self.metric, self.mode, self.n)}
+
+    def leavers(self, view: RunView) -> Sequence[int]:
+        """Return those that as many new ones have pushed behind the `n`-th."""
+        return view.ranked(self.metric, self.mode, self.n + len(view.fresh))[self.n :]
+
+    def keeps(self, view: RunView, checkpoint: Checkpoint) -> bool:
+        """Tell whether it is one of the `n` best."""
+        return checkpoint.version in view.ranked(self.metric, self.mode, self.n)
+
+
+def ranked(checkpoints: Iterable[Checkpoint], metric: str, mode: Mode, n: int) -> list[Checkpoint]:
+    """Return the `n` best by a metric, best first."""
+    sign = 1.0 if mode == "min" else -1.0
+    valued = ((checkpoint.metrics.get(metric, math.nan), checkpoint) for checkpoint in checkpoints)
+    keyed = ((sign * value, one.version, one) for value, one in valued if not math.isnan(value))
+    return [checkpoint for _, _, checkpoint in nsmallest(n, keyed)]
+
+
+def best_of(checkpoints: Iterable[Checkpoint], metric: str, mode: Mode) -> Checkpoint | None:
+    """Return the best by a metric; None where none has it."""
+    return next(iter(ranked(checkpoints, metric, mode, 1)), None)

@@ -1,0 +1,231 @@
+"""`Policy`: a rule for what stays, and rules joined: by ``|`` what any keeps, by ``&`` what both do in turn.
+
+A rule is a pure function of one run's checkpoints. Those of ours are frozen dataclasses, which pickle, and can also be
+asked about few checkpoints by look-ups in the manifest (`ckptstore.retention.rule.Rule`); any other function does
+as well, and is given all of the run's checkpoints each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+from ckptstore.errors import InvalidArgumentError
+from ckptstore.records import Checkpoint, Mode
+from ckptstore.retention.rule import Reasons, Rule, RunView
+
+Kept = Callable[[Sequence[Checkpoint]], Collection[int] | Collection[Checkpoint]]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A rule for what stays of a run.
+
+    ``a | b`` keeps what either keeps; ``a & b`` keeps of what `a` keeps that which `b` keeps, as a budget over other
+    rules: ``(keep_last(50) | keep_best("val_loss", 5)) & max_bytes("20 GB")``.
+
+    Attributes:
+        name: How it reads, such as ``"keep_last(3)"``.
+        kept: Maps one run's whole checkpoints, oldest first, to the versions that it keeps, or to the checkpoints.
+        is_ours: True where every part of it is of this package, so that another process can apply it.
+
+    Example:
+        >>> from ckptstore.retention import keep_best, keep_last
+        >>> keep_last(3) | keep_best("val_loss", 2)
+        keep_last(3) | keep_best('val_loss', 2, mode='min')
+    """
+
+    name: str
+    kept: Kept
+    is_ours: bool = False
+
+    def __call__(self, checkpoints: Sequence[Checkpoint]) -> set[int]:
+        """Return the versions that stay.
+
+        Raises:
+            InvalidArgumentError: The function returned something else than versions of these checkpoints.
+        """
+        if self.is_ours:
+            return {int(version) for version in self.kept(checkpoints)}  # type: ignore[arg-type]
+        return _checked(self.name, self.kept(checkpoints), {one.version for one in checkpoints})
+
+    def reasons(self, checkpoints: Sequence[Checkpoint], always: AbstractSet[int]) -> Reasons:
+        """Return the versions that stay, each with the names of the rules that keep it.
+
+        Args:
+            checkpoints: One run's whole checkpoints, oldest first.
+            always: Those that stay whatever a rule says; a budget counts them.
+        """
+        if isinstance(self.kept, Rule):
+            return self.kept.reasons(checkpoints, always)
+        return dict.fromkeys(self(checkpoints), (self.name,))
+
+    def rules(self) -> Iterator[Rule]:
+        """Yield the rules of ours that it is made of."""
+        if isinstance(self.kept, AnyOf):
+            for part in self.kept.parts:
+                yield from part.rules()
+        elif isinstance(self.kept, OfThese):
+            yield from self.kept.first.rules()
+            yield from self.kept.second.rules()
+        elif isinstance(self.kept, Rule):
+            yield self.kept
+
+    def __or__(self, other: Policy | Kept) -> Policy:
+        other = as_policy(other)
+        parts = (*_parts(self), *_parts(other))
+        return _joined(
+            Policy(" | ".join(map(_bracketed, parts)), AnyOf(parts), self.is_ours and other.is_ours)
+        )
+
+    def __ror__(self, other: Kept) -> Policy:
+        return as_policy(other) | self
+
+    def __and__(self, other: Policy | Kept) -> Policy:
+        other = as_policy(other)
+        name = f"{_bracketed(self, of='|')} & {_bracketed(other)}"
+        return _joined(Policy(name, OfThese(self, other), self.is_ours and other.is_ours))
+
+    def __rand__(self, other: Kept) -> Policy:
+        return as_policy(other) & self
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, slots=True)
+class AnyOf(Rule):
+    """What any of some policies keeps."""
+
+    parts: tuple[Policy, ...]
+
+    def reasons(self, checkpoints: Sequence[Checkpoint], always: AbstractSet[int]) -> Reasons:
+        """Return what stays, with all reasons for it."""
+        found: dict[int, tuple[str, ...]] = {}
+        for part in self.parts:
+            for version, names in part.reasons(checkpoints, always).items():
+                found[version] = (*found.get(version, ()), *names)
+        return found
+
+    def leavers(self, view: RunView) -> set[int]:
+        """Return what any of the parts may have let go."""
+        return set().union(*(as_rule(part).leavers(view) for part in self.parts))
+
+    def keeps(self, view: RunView, checkpoint: Checkpoint) -> bool:
+        """Tell whether any of the parts keeps it."""
+        return any(as_rule(part).keeps(view, checkpoint) for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class OfThese(Rule):
+    """What the second policy keeps of what the first keeps, and of what stays anyway."""
+
+    first: Policy
+    second: Policy
+
+    def reasons(self, checkpoints: Sequence[Checkpoint], always: AbstractSet[int]) -> Reasons:
+        """Return what stays, with the first policy's reasons."""
+        found = self.first.reasons(checkpoints, always)
+        left = [one for one in checkpoints if one.version in found or one.version in always]
+        stay = self.second.reasons(left, always)
+        return {version: names for version, names in found.items() if version in stay}
+
+
+def as_rule(policy: Policy) -> Rule:
+    """Return the rule of a policy that is ours."""
+    assert isinstance(policy.kept, Rule)
+    return policy.kept
+
+
+def as_policy(rule: Policy | Kept) -> Policy:
+    """Return a policy: itself, or one of a function that maps a run's checkpoints to those that stay.
+
+    Raises:
+        InvalidArgumentError: It is neither.
+
+    Example:
+        >>> def even(checkpoints):
+        ...     return [one.version for one in checkpoints if one.version % 2 == 0]
+        >>> as_policy(even)
+        even
+    """
+    if isinstance(rule, Policy):
+        return rule
+    if not callable(rule) or isinstance(rule, type):
+        raise InvalidArgumentError(
+            argument="policy",
+            value=rule,
+            reason="must be a retention policy, or a function of a run's checkpoints",
+            hint="such as ckptstore.keep_last(3) | ckptstore.keep_best('val_loss', 2)",
+        )
+    return Policy(getattr(rule, "__name__", type(rule).__name__), rule)
+
+
+def check_modes(policy: Policy, monitors: Mapping[str, Mode]) -> None:
+    """Refuse a policy that takes a metric to be better the other way than the run does.
+
+    Raises:
+        InvalidArgumentError: It does.
+    """
+    for rule in policy.rules():
+        for metric, mode in rule.modes:
+            if monitors.get(metric, mode) != mode:
+                raise InvalidArgumentError(
+                    argument="policy",
+                    value=policy,
+                    reason=f"takes {metric!r} to be better the other way than the run, which watches it "
+                    f"as {monitors[metric]!r}; nothing was removed",
+                    hint=f"say mode={monitors[metric]!r}",
+                )
+
+
+def _parts(policy: Policy) -> tuple[Policy, ...]:
+    return policy.kept.parts if isinstance(policy.kept, AnyOf) else (policy,)
+
+
+def _bracketed(policy: Policy, of: str = "&|") -> str:
+    joined = ("|" in of and isinstance(policy.kept, AnyOf)) or (
+        "&" in of and isinstance(policy.kept, OfThese)
+    )
+    return f"({policy.name})" if joined else policy.name
+
+
+def _joined(policy: Policy) -> Policy:
+    """Return a policy whose rules agree on which way each metric is better.
+
+    Raises:
+        InvalidArgumentError: They do not.
+    """
+    modes: dict[str, str] = {}
+    for rule in policy.rules():
+        for metric, mode in rule.modes:
+            if modes.setdefault(metric, mode) != mode:
+                raise InvalidArgumentError(
+                    argument="policy",
+                    value=policy,
+                    reason=f"takes {metric!r} to be better low and high at once",
+                    hint="give both rules the same mode",
+                )
+    return policy
+
+
+def _checked(name: str, kept: object, known: AbstractSet[int]) -> set[int]:
+    """Return what a user's function gave as versions.
+
+    Raises:
+        InvalidArgumentError: It is something else.
+    """
+    if not isinstance(kept, Collection) or isinstance(kept, str | bytes):
+        raise _wrong(name, kept, "returned no collection of versions")
+    versions = {one.version if isinstance(one, Checkpoint) else one for one in kept}
+    unknown = [version for version in versions if version not in known]
+    if unknown:
+        raise _wrong(name, unknown[0], "returned what is no version of the run's checkpoints")
+    return versions
+
+
+def _wrong(name: str, value: object, reason: str) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        argument=f"policy {name}", value=value, reason=f"{reason}; nothing was removed"
+    )

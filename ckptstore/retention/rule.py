@@ -1,0 +1,99 @@
+"""What a rule of ours is, and the few look-ups by which it judges a checkpoint without reading all that are kept."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from datetime import datetime
+from typing import Literal, Protocol
+
+from ckptstore.records import Checkpoint, Mode
+
+# Versions that stay, each with the names of the rules that keep it.
+Reasons = Mapping[int, tuple[str, ...]]
+Scale = Literal["epochs", "steps", "microseconds"]
+
+
+class RunView(Protocol):
+    """One run's complete checkpoints, seen through look-ups whose cost does not grow with their number.
+
+    Attributes:
+        let_go: Those that rules before this one let go, of which a budget frees the bytes.
+    """
+
+    let_go: Sequence[Checkpoint]
+
+    @property
+    def fresh(self) -> Sequence[Checkpoint]:
+        """Those that are new since the rules were applied last."""
+        ...
+
+    @property
+    def before(self) -> datetime | None:
+        """When the newest was saved that the rules saw then; None where there was none."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all."""
+        ...
+
+    def nth_newest(self, n: int) -> int | None:
+        """Return the version of the n-th newest that is whole; None where there are fewer."""
+        ...
+
+    def below(self, version: int, limit: int) -> Sequence[int]:
+        """Return the next versions below one, newest first."""
+        ...
+
+    def ranked(self, metric: str, mode: Mode, limit: int) -> Sequence[int]:
+        """Return the versions of the best by a metric, best first, of equals the earlier; NaN is none."""
+        ...
+
+    def first_in(self, scale: Scale, low: int, high: int, limit: int) -> Sequence[int]:
+        """Return the lowest versions whose place on a scale is in a half-open span."""
+        ...
+
+    def saved_between(self, low: datetime, high: datetime) -> Sequence[int]:
+        """Return the versions saved in a half-open span of time."""
+        ...
+
+    def newest_at(self) -> datetime:
+        """Return when the newest was saved, or the latest of what the clock said."""
+        ...
+
+    def oldest(self) -> Iterator[Checkpoint]:
+        """Yield those that do not stay whatever a rule says, oldest first."""
+        ...
+
+
+class Rule(ABC):
+    """A rule of ours: pure over all checkpoints of a run, and able to judge few of them.
+
+    Attributes:
+        modes: Metrics that it looks at, each with the better direction.
+    """
+
+    __slots__ = ()
+
+    @property
+    def modes(self) -> Iterable[tuple[str, Mode]]:
+        """The metrics that it looks at."""
+        return ()
+
+    def __call__(self, checkpoints: Sequence[Checkpoint]) -> set[int]:
+        """Return the versions that stay, where nothing else keeps any."""
+        return set(self.reasons(checkpoints, frozenset()))
+
+    @abstractmethod
+    def reasons(self, checkpoints: Sequence[Checkpoint], always: AbstractSet[int]) -> Reasons:
+        """Return the versions that stay, each with the names of the rules that keep it."""
+
+    def leavers(self, view: RunView) -> Iterable[int]:
+        """Return every version that it may have kept when it was applied last, and keeps no more."""
+        return ()
+
+    def keeps(self, view: RunView, checkpoint: Checkpoint) -> bool:
+        """Tell whether it keeps a checkpoint, as `reasons` would say over all."""
+        raise NotImplementedError

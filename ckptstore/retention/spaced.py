@@ -1,0 +1,112 @@
+"""The rule that keeps one checkpoint in every so many epochs, steps or hours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from ckptstore.errors import InvalidArgumentError
+from ckptstore.records import Checkpoint
+from ckptstore.retention.counting import check_count
+from ckptstore.retention.policy import Policy
+from ckptstore.retention.rule import Reasons, Rule, RunView, Scale
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def keep_every(*, epochs: int | None = None, steps: int | None = None, hours: float | None = None) -> Policy:
+    """Keep one checkpoint in every so many epochs, steps or hours.
+
+    With ``epochs=10``, the first one saved when 10 epochs are finished, or more, then when 20 are, and so on, whatever
+    the saves' own rhythm is; with ``steps`` likewise for finished batches. With ``hours``, the first one in each span
+    of the clock.
+
+    Args:
+        epochs: Finished epochs from one to the next.
+        steps: Finished train batches; checkpoints without a step count are not kept by this.
+        hours: Hours, also parts of one.
+
+    Raises:
+        InvalidArgumentError: Not exactly one of them is given, or it is not positive.
+
+    Example:
+        >>> keep_every(epochs=10) | keep_every(hours=0.5)
+        keep_every(epochs=10) | keep_every(hours=0.5)
+    """
+    given = {
+        name: value
+        for name, value in (("epochs", epochs), ("steps", steps), ("hours", hours))
+        if value is not None
+    }
+    if len(given) != 1:
+        raise InvalidArgumentError(
+            argument="keep_every",
+            value=given,
+            reason="takes one of epochs, steps and hours",
+            hint="join several by |: keep_every(epochs=10) | keep_every(hours=6)",
+        )
+    ((name, value),) = given.items()
+    if name == "hours":
+        return _policy(f"hours={value!r}", "microseconds", _microseconds(value))
+    return _policy(f"{name}={value!r}", "epochs" if name == "epochs" else "steps", check_count(name, value))
+
+
+def _policy(shown: str, scale: Scale, length: int) -> Policy:
+    name = f"keep_every({shown})"
+    return Policy(name, KeepEvery(name, scale, length), is_ours=True)
+
+
+def _microseconds(hours: object) -> int:
+    if isinstance(hours, bool) or not isinstance(hours, int | float) or not 1e-6 <= hours < 1e9:
+        raise InvalidArgumentError(argument="hours", value=hours, reason="must be a positive number")
+    return round(hours * 3_600_000_000)
+
+
+@dataclass(frozen=True, slots=True)
+class KeepEvery(Rule):
+    """The first in each span of a scale; those before the first whole number of epochs or steps are in none."""
+
+    name: str
+    scale: Scale
+    length: int
+
+    def reasons(self, checkpoints: Sequence[Checkpoint], always: AbstractSet[int]) -> Reasons:
+        """Return the first in each span."""
+        firsts: dict[int, int] = {}
+        for checkpoint in checkpoints:
+            span = self._span(checkpoint)
+            if span is not None:
+                firsts.setdefault(span, checkpoint.version)
+        return dict.fromkeys(firsts.values(), (self.name,))
+
+    def leavers(self, view: RunView) -> set[int]:
+        """Return those that something older, which has come back, is now in front of."""
+        spans = {span for one in view.fresh if (span := self._span(one)) is not None}
+        found = (self._first(view, span, 1 + len(view.fresh))[1:] for span in spans)
+        return {version for versions in found for version in versions}
+
+    def keeps(self, view: RunView, checkpoint: Checkpoint) -> bool:
+        """Tell whether it is the first in its span."""
+        span = self._span(checkpoint)
+        return span is not None and checkpoint.version in self._first(view, span, 1)
+
+    def _first(self, view: RunView, span: int, limit: int) -> Sequence[int]:
+        return view.first_in(self.scale, span * self.length, (span + 1) * self.length, limit)
+
+    def _span(self, checkpoint: Checkpoint) -> int | None:
+        place = place_of(checkpoint, self.scale)
+        if place is None:
+            return None
+        span = place // self.length
+        return span if span > 0 or self.scale == "microseconds" else None
+
+
+def place_of(checkpoint: Checkpoint, scale: Scale) -> int | None:
+    """Return a checkpoint's place: finished epochs, finished steps, or microseconds of the clock."""
+    if scale == "epochs":
+        return checkpoint.epoch + (checkpoint.batch is None)
+    return (
+        checkpoint.step if scale == "steps" else (checkpoint.created_at - EPOCH) // timedelta(microseconds=1)
+    )

@@ -1,0 +1,34 @@
+"""The rule that keeps what somebody gave a name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+from ckptstore.records import Checkpoint
+from ckptstore.retention.policy import Policy
+from ckptstore.retention.rule import Reasons, Rule, RunView
+
+
+def keep_tagged() -> Policy:
+    """Keep the checkpoints that have a tag.
+
+    Example:
+        >>> keep_tagged()
+        keep_tagged()
+    """
+    return Policy("keep_tagged()", KeepTagged(), is_ours=True)
+
+
+@dataclass(frozen=True, slots=True)
+class KeepTagged(Rule):
+    """What has a tag; one that loses its last is looked at again, since that stands in the events."""
+
+    def reasons(self, checkpoints: Sequence[Checkpoint], always: AbstractSet[int]) -> Reasons:
+        """Return those with a tag."""
+        return {checkpoint.version: ("keep_tagged()",) for checkpoint in checkpoints if checkpoint.tags}
+
+    def keeps(self, view: RunView, checkpoint: Checkpoint) -> bool:
+        """Tell whether it has a tag."""
+        return bool(checkpoint.tags)

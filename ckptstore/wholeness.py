@@ -1,0 +1,30 @@
+"""Whether a payload is there, by its size or byte for byte."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ckptstore.files import digest_file
+from ckptstore.records import Checkpoint
+
+
+def has_size(path: Path, nbytes: int) -> bool:
+    """Return True when a file is there and has this size."""
+    try:
+        return path.stat().st_size == nbytes
+    except OSError:
+        return False
+
+
+def has_its_size(checkpoint: Checkpoint) -> bool:
+    """Return True when the payload is there with the size that its row says."""
+    return has_size(checkpoint.path, checkpoint.nbytes)
+
+
+def is_whole(checkpoint: Checkpoint) -> bool:
+    """Return True when the payload is there, byte for byte as its row says; reads all of it.
+
+    Raises:
+        StorageError: It cannot be read, which does not say that it is damaged.
+    """
+    return has_its_size(checkpoint) and digest_file(checkpoint.path) == checkpoint.digest

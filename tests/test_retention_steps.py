@@ -1,0 +1,286 @@
+"""After a save only what is new and what it pushes out is looked at; what goes is what a look at all would find."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from manifests import new
+
+from ckptstore.errors import InvalidArgumentError
+from ckptstore.layout import Layout
+from ckptstore.manifest import Manifest
+from ckptstore.retaining import Retention
+from ckptstore.retention import (
+    Policy,
+    keep_best,
+    keep_every,
+    keep_last,
+    keep_tagged,
+    keep_within,
+    max_bytes,
+)
+from ckptstore.retention.steps import has_steps
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+POLICIES = (
+    keep_last(1),
+    keep_last(4),
+    keep_last(70),
+    keep_best("loss", 3),
+    keep_best("score", 2, "max"),
+    keep_every(epochs=3),
+    keep_every(steps=7),
+    keep_every(hours=2),
+    keep_within(timedelta(hours=3)),
+    keep_tagged(),
+    max_bytes(900),
+    max_bytes(900, "loss"),
+    keep_last(3) | keep_best("score", 1, "max") | keep_every(epochs=4),
+    keep_tagged() | keep_within(timedelta(hours=1)) | keep_every(steps=10),
+    (keep_every(epochs=2) | keep_last(5)) & max_bytes(800, "score", "max"),
+    keep_last(6) & max_bytes(700),
+)
+
+
+class Small:
+    """A store whose payloads are empty space, and the retention in it."""
+
+    def __init__(self, root: Path) -> None:
+        self.layout = Layout(root)
+        self.layout.make()
+        self.manifest = Manifest.open(self.layout.manifest)
+        self.retention = Retention(self.layout, self.manifest)
+
+    def save(self, run: str = "a", **fields: Any) -> int:
+        version = self.manifest.reserve_version()
+        one = new(version, run, **{"nbytes": 100, **fields})
+        path = self.layout.root / one.file
+        path.touch()
+        with path.open("r+b") as file:
+            file.truncate(one.nbytes)
+        self.manifest.add_checkpoint(one, published_path=fields.pop("published_path", None))
+        return version
+
+    def apply(self, policy: Policy, run: str = "a") -> set[int]:
+        """Apply a policy, and compare what goes with what a look at everything finds."""
+        expected = {one.version for one in self.retention.plan(run, policy).gone}
+        going = self.retention.mark(run, policy)
+        assert {one.version for one in going} == expected, policy
+        for one in going:
+            one.path.unlink()
+        self.manifest.remove([one.version for one in going])
+        return expected
+
+    def versions(self, run: str = "a") -> list[int]:
+        return [one.version for one in self.manifest.checkpoints(run)]
+
+
+@st.composite
+def saves(draw: st.DrawFn) -> dict[str, Any]:
+    values = st.sampled_from((0.0, 1.0, 2.0, 3.0, math.nan, math.inf))
+    return {
+        "do": "save",
+        "run": draw(st.sampled_from("aaab")),
+        "epochs": draw(st.integers(-1, 2)),
+        "batch": draw(st.sampled_from((None, None, 3))),
+        "minutes": draw(st.integers(-30, 120)),
+        "nbytes": draw(st.sampled_from((100, 100, 250))),
+        "resumable": draw(st.sampled_from((True, True, False))),
+        "metrics": {"loss": draw(values), "score": draw(values)},
+        "tags": draw(st.sampled_from(((), (), ("x",), ("y",)))),
+        "shown": draw(st.sampled_from((False, False, True))),
+    }
+
+
+CHANGES = st.fixed_dictionaries(
+    {
+        "do": st.sampled_from(("tag", "untag", "pin", "unpin", "resume", "cut", "lose", "find")),
+        "which": st.integers(0, 30),
+        "name": st.sampled_from("xy"),
+    }
+)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    policy=st.sampled_from(POLICIES),
+    moves=st.lists(st.one_of(saves(), saves(), saves(), CHANGES), min_size=5, max_size=40),
+    monitored=st.sampled_from((None, ("loss", "min"), ("score", "max"))),
+)
+def test_what_goes_is_what_a_look_at_everything_finds(
+    policy: Policy, moves: list[dict[str, Any]], monitored: Any
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        small = Small(Path(folder))
+        (small.layout.root.parent / "shown.keras").touch()
+        epoch, step, at = 0, 0, START
+        with closing(small.manifest):
+            for move in moves:
+                if move["do"] == "save":
+                    epoch, step = max(0, epoch + move["epochs"]), step + 3
+                    at += timedelta(minutes=move["minutes"])
+                    fields = {
+                        name: move[name] for name in ("batch", "nbytes", "resumable", "metrics", "tags")
+                    }
+                    shown = {"published_path": "../shown.keras"} if move["shown"] else {}
+                    version = small.save(move["run"], epoch=epoch, step=step, created_at=at, **fields)
+                    if shown:
+                        _show(small, version)
+                    if monitored:
+                        _watch(small, move["run"], monitored)
+                else:
+                    _change(small, move)
+                if small.manifest.metric_names("a"):
+                    small.apply(policy)
+
+
+def _show(small: Small, version: int) -> None:
+    from ckptstore import manifest_changes as changes
+
+    with small.manifest._transactions.writing("test") as connection:
+        changes.put_published(connection, "../shown.keras", "a", version)
+        changes.confirm_published(connection, "../shown.keras")
+
+
+def _watch(small: Small, run: str, monitored: Any) -> None:
+    from ckptstore import manifest_changes as changes
+
+    with small.manifest._transactions.writing("test") as connection:
+        changes.put_monitor(connection, run, *monitored)
+
+
+def _change(small: Small, move: dict[str, Any]) -> None:
+    every = small.manifest.checkpoints(states=None)
+    if not every:
+        return
+    one = every[move["which"] % len(every)]
+    match move["do"]:
+        case "tag":
+            small.manifest.tag(one.version, move["name"])
+        case "untag":
+            if move["name"] in small.manifest.tags():
+                small.manifest.untag(move["name"])
+        case "pin" | "unpin":
+            small.manifest.pin(one.version, move["do"] == "pin")
+        case "resume":
+            small.manifest.add_event("resumed", run=one.run, version=one.version)
+        case "lose":
+            small.manifest.set_state([one.version], "missing", event="missing")
+        case "find":
+            small.manifest.set_state([one.version], "complete", event="found")
+        case "cut" if one.path.exists():
+            with one.path.open("r+b") as file:
+                file.truncate(1)
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=repr)
+def test_the_policies_of_ours_need_no_look_at_everything(policy: Policy) -> None:
+    assert has_steps(policy)
+    assert not has_steps(policy | (lambda checkpoints: []))
+    assert not has_steps(policy & keep_last(2))
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        keep_every(epochs=1),
+        keep_last(3) | keep_every(epochs=1),
+        keep_tagged() | keep_within(timedelta(days=999)),
+        keep_last(40) | keep_best("loss", 3),
+        keep_every(epochs=1) & max_bytes(10**9),
+    ],
+    ids=repr,
+)
+def test_what_stays_costs_nothing(tmp_path: Path, policy: Policy) -> None:
+    """The work of a pass, in instructions of SQLite, is the same however many checkpoints stay."""
+    from test_manifest import steps_of
+
+    work = []
+    small = Small(tmp_path / "store")
+    for size in (60, 600):
+        while len(small.versions()) < size:
+            number = small.manifest.next_version
+            small.save(epoch=number, metrics={"loss": 1000.0 - number}, tags=(f"t{number}",))
+        small.apply(keep_every(epochs=1) | keep_tagged())
+        small.retention.mark("a", policy)
+        small.manifest.remove([one.version for one in small.manifest.in_state("deleting")])
+        number = small.manifest.next_version
+        small.save(epoch=number, metrics={"loss": 1000.0 - number}, tags=(f"t{number}",))
+        work.append(steps_of(small.manifest, lambda: small.retention.mark("a", policy)))
+    small.manifest.close()
+    assert work[1] <= 1.3 * work[0] + 5
+
+
+def test_a_look_at_everything_comes_first_and_when_the_policy_changes(tmp_path: Path) -> None:
+    small = Small(tmp_path / "store")
+    for number in range(6):
+        small.save(metrics={"loss": float(number)})
+    assert small.apply(keep_last(3)) == {1, 2, 3}
+    small.save()
+    assert small.apply(keep_last(5)) == set()
+    assert small.apply(keep_last(2)) == {4, 5}
+    small.manifest.close()
+
+
+def test_others_that_remove_leave_no_note_of_what_is_no_more(tmp_path: Path) -> None:
+    """A budget counts on with what was noted: that must go when a run's checkpoints go otherwise."""
+    small = Small(tmp_path / "store")
+    for _ in range(4):
+        small.save()
+    policy = max_bytes(350)
+    assert small.apply(policy) == {1}
+    small.manifest.set_state([2], "deleting")
+    small.manifest.remove([2])
+    small.save()
+    assert small.apply(policy) == set()
+    small.manifest.close()
+
+
+def test_a_metric_that_is_not_there_yet_removes_nothing_and_is_told_once(tmp_path: Path) -> None:
+    small = Small(tmp_path / "store")
+    policy = keep_best("val_loss", 1)
+    for number in range(5):
+        small.save(metrics={"loss": 1.0}, batch=number)
+    assert small.retention.mark("a", policy) == []
+    small.save(metrics={"loss": 1.0})
+    with pytest.warns(UserWarning, match=r"nothing is removed from run 'a'.*'val_loss'.*metrics here: loss"):
+        assert small.retention.mark("a", policy) == []
+    assert small.retention.mark("a", policy) == []
+    small.save(metrics={"val_loss": 1.0})
+    assert small.apply(policy) == {1, 2, 3, 4, 5}
+    small.manifest.close()
+
+
+def test_a_budget_below_best_and_resume_point_removes_nothing(tmp_path: Path) -> None:
+    small = Small(tmp_path / "store")
+    for value in (0.0, 1.0, 2.0, 3.0):
+        small.save(metrics={"loss": value})
+    _watch(small, "a", ("loss", "min"))
+    for _ in range(2):
+        with pytest.raises(InvalidArgumentError, match=r"200 bytes \(version 1, 4\).*nothing was removed"):
+            small.retention.mark("a", max_bytes(150))
+    assert small.apply(max_bytes(200)) == {2}
+    small.save(metrics={"loss": 4.0}, nbytes=300)
+    with pytest.raises(InvalidArgumentError, match="400 bytes"):
+        small.retention.mark("a", max_bytes(200))
+    assert small.versions() == [1, 3, 4, 5]
+    small.manifest.close()
+
+
+def test_a_direction_against_the_runs_own_removes_nothing(tmp_path: Path) -> None:
+    small = Small(tmp_path / "store")
+    for value in (0.0, 1.0, 2.0, 3.0):
+        small.save(metrics={"loss": value})
+    _watch(small, "a", ("loss", "min"))
+    with pytest.raises(InvalidArgumentError, match="better the other way than the run"):
+        small.retention.mark("a", keep_best("loss", 1, "max"))
+    assert small.versions() == [1, 2, 3, 4]
+    small.manifest.close()
