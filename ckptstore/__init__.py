@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         InvalidArgumentError,
         LockedError,
         MetricNotFoundError,
+        MissingPackageError,
         ModelMismatchError,
         ModelNotReadyError,
         NotAStoreError,
@@ -46,10 +47,11 @@ if TYPE_CHECKING:
         UnfinishedSaveError,
         UnsafeFileSystemError,
     )
+    from ckptstore.histories import History, RunSummary
     from ckptstore.layout import find_store
     from ckptstore.model_checkpoint import ModelCheckpoint
     from ckptstore.pruning import Pruned
-    from ckptstore.records import Checkpoint, Problem
+    from ckptstore.records import Checkpoint, Epoch, Event, Problem, Resumed
     from ckptstore.retention import (
         Policy,
         keep_best,
@@ -73,9 +75,13 @@ __all__ = [
     "CorruptManifestError",
     "CorruptPayloadError",
     "DiskFullError",
+    "Epoch",
+    "Event",
+    "History",
     "InvalidArgumentError",
     "LockedError",
     "MetricNotFoundError",
+    "MissingPackageError",
     "ModelCheckpoint",
     "ModelMismatchError",
     "ModelNotReadyError",
@@ -87,8 +93,10 @@ __all__ = [
     "Pruned",
     "ReadOnlyError",
     "RefusedByLayerError",
+    "Resumed",
     "RunLockedError",
     "RunNotFoundError",
+    "RunSummary",
     "SaveInProgressError",
     "SchemaError",
     "SchemaTooNewError",
@@ -122,6 +130,11 @@ _HOMES = {
     "Problem": "records",
     "Policy": "retention",
     "Pruned": "pruning",
+    "History": "histories",
+    "RunSummary": "histories",
+    "Epoch": "records",
+    "Event": "records",
+    "Resumed": "records",
     "keep_best": "retention",
     "keep_every": "retention",
     "keep_last": "retention",

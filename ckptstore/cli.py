@@ -10,13 +10,14 @@ from pathlib import Path
 
 import click
 
-from ckptstore import __version__, cli_changes, cli_run, report
+from ckptstore import __version__, cli_asking, cli_changes, cli_keeping, cli_run, report
 from ckptstore.cli_output import (
     ReaderLeftError,
     abandon_stdout,
     console_on,
     prepare_streams,
     print_json,
+    print_many,
     print_one,
     print_table,
     progress_bar,
@@ -105,26 +106,36 @@ def commands() -> None:
 
 @command
 @of_one_run
-@click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Show the newest N only.")
+@click.option("--where", metavar="CONDITION", help="Such as: 'val_loss < 0.3 and epoch >= 5'.")
+@click.option("--order-by", metavar="NAME", help="A field or metric; -NAME for the greatest first.")
+@click.option("--limit", metavar="N", type=click.IntRange(min=1), help="The newest N; the first, if ordered.")
 @with_json
-def ls(store_path: Path, run: str | None, limit: int | None, as_json: bool) -> None:
+def ls(
+    store_path: Path,
+    *,
+    run: str | None,
+    where: str | None,
+    order_by: str | None,
+    limit: int | None,
+    as_json: bool,
+) -> None:
     """List the checkpoints, oldest first.
 
-    A terminal that is too narrow gets fewer columns; --json has all.
+    A terminal that is too narrow gets fewer columns; --json has all. A CONDITION compares fields (epoch, step,
+    created_at, tags ...) and metrics; metric["a name"] is a metric of any name.
     """
     with open_store(store_path, run) as store:
-        checkpoints = store.checkpoints(run, states=None)[-(limit or 0) :]
-    if as_json:
-        print_json([checkpoint.to_json() for checkpoint in checkpoints])
-        return
-    if not checkpoints:
-        say(f"{store.path}: no checkpoints yet")
-        return
-    console = console_on(sys.stdout)
-    table, left_out = report.checkpoint_table(checkpoints, console.width)
-    print_table(table, console)
-    if left_out:
-        say(f"no room for: {', '.join(left_out)} (--json has all)")
+        newest = limit is not None and order_by is None
+        order = "-version" if newest else order_by
+        checkpoints = store.checkpoints(run, states=None, where=where, order_by=order, limit=limit)
+    if newest:
+        checkpoints.reverse()
+    if not checkpoints and as_json:
+        print_json([])
+    elif not checkpoints:
+        say(f"{store.path}: no checkpoints {'yet' if where is None else 'that meet the condition'}")
+    else:
+        print_many(checkpoints, "ls", store, as_json)
 
 
 @command
@@ -146,15 +157,21 @@ def show(store_path: Path, ref: str, as_json: bool) -> None:
 @command
 @click.option("--metric", metavar="NAME", required=True, help="As in Keras' logs: val_loss, accuracy ...")
 @click.option("--mode", type=click.Choice(["min", "max"]), help="Which is better; known for usual names.")
+@click.option("-k", "count", metavar="K", type=click.IntRange(min=1), help="List the K best, best first.")
 @of_one_run
 @with_json
-def best(store_path: Path, metric: str, mode: Mode | None, run: str | None, as_json: bool) -> None:
+def best(
+    store_path: Path, *, metric: str, mode: Mode | None, count: int | None, run: str | None, as_json: bool
+) -> None:
     """Print the checkpoint with the best value of a metric.
 
-    Its file on the first line, what it is on the second. A value that is NaN is never best; of equals the
-    earlier checkpoint is.
+    Its file on the first line, what it is on the second; with -k a list. A value that is NaN is never best; of
+    equals the earlier checkpoint is.
     """
     with open_store(store_path, run) as store:
+        if count is not None:
+            print_many(store.best(metric, mode=mode, run=run, k=count), f"best:{metric}", store, as_json)
+            return
         print_one(store.best(metric, mode=mode, run=run), f"best:{metric}", store, as_json)
 
 
@@ -209,7 +226,9 @@ def _is_readable(problems: list[Problem]) -> bool:
 
 
 for _one in (
-    ls, show, best, latest, resume_point, verify, cli_changes.repair, cli_changes.upgrade, cli_run.run
+    ls, show, best, latest, resume_point, cli_asking.history, cli_asking.compare, verify, cli_keeping.prune,
+    cli_keeping.tag, cli_keeping.untag, cli_keeping.pin, cli_keeping.unpin, cli_changes.repair,
+    cli_changes.upgrade, cli_run.run
 ):  # fmt: skip
     commands.add_command(_one)
 

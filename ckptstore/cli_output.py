@@ -101,6 +101,24 @@ def print_one(checkpoint: Checkpoint | None, ref: str, store: CheckpointStore, a
         tell(report.summary(checkpoint))
 
 
+def print_many(checkpoints: list[Checkpoint], ref: str, store: CheckpointStore, as_json: bool) -> None:
+    """Print some checkpoints as a table, in their order.
+
+    Raises:
+        CheckpointNotFoundError: There is none.
+    """
+    if not checkpoints:
+        raise CheckpointNotFoundError(ref=ref, store=store.path)
+    if as_json:
+        print_json([checkpoint.to_json() for checkpoint in checkpoints])
+        return
+    console = console_on(sys.stdout)
+    table, left_out = report.checkpoint_table(checkpoints, console.width)
+    print_table(table, console)
+    if left_out:
+        say(f"no room for: {', '.join(left_out)} (--json has all)")
+
+
 @contextmanager
 def progress_bar(what: str, root: Path) -> Iterator[Callable[[int], object] | None]:
     """Give what takes numbers of bytes for a progress bar on stderr; None where that is no terminal."""

@@ -144,19 +144,45 @@ def parse(text: str) -> Condition:
         raise reader.refusal(f"is no condition ({getattr(error, 'msg', None) or error})") from error
 
 
+def parse_order(text: str) -> tuple[Term, bool]:
+    """Return what a text says to sort by, and whether the greatest comes first: a field or metric, with ``-`` before.
+
+    Raises:
+        InvalidArgumentError: It says something else.
+
+    Example:
+        >>> parse_order("-val_accuracy")
+        (Metric(name='val_accuracy'), True)
+    """
+    reader = _Reader(text if isinstance(text, str) else repr(text), argument="order_by")
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError, AttributeError, TypeError) as error:
+        raise reader.refusal("is neither a field nor a metric") from error
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return reader.term(node.operand), True
+    return reader.term(node), False
+
+
 _HINT = 'such as: val_loss < 0.3 and epoch >= 5; a metric of any name is metric["name"]'
+_HINTS = {"where": _HINT, "order_by": 'such as: val_loss, -val_accuracy, epoch, metric["odd name"]'}
 
 
 class _Reader:
     """Reads one text."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, argument: str = "where") -> None:
         self._text = text
+        self._argument = argument
 
     def refusal(self, reason: str) -> InvalidArgumentError:
-        return InvalidArgumentError(argument="where", value=self._text, reason=reason, hint=_HINT)
+        """Return the error that says what is wrong with the text."""
+        return InvalidArgumentError(
+            argument=self._argument, value=self._text, reason=reason, hint=_HINTS[self._argument]
+        )
 
     def condition(self, node: ast.expr) -> Condition:
+        """Return the condition that a part of the text is."""
         match node:
             case ast.BoolOp(op=joint, values=values):
                 return Joined(tuple(map(self.condition, values)), every=isinstance(joint, ast.And))
@@ -177,11 +203,11 @@ class _Reader:
                 found: Condition = Tagged(self._text_of(left))
                 return Not(found) if isinstance(op, ast.NotIn) else found
             case ast.In() | ast.NotIn(), ast.Tuple(elts=items) | ast.List(elts=items):
-                term = self._term(left)
+                term = self.term(left)
                 found = OneOf(term, tuple(self._value(item, term) for item in items))
                 return Not(found) if isinstance(op, ast.NotIn) else found
             case ast.Is() | ast.IsNot() | ast.Eq() | ast.NotEq(), ast.Constant(value=None):
-                found = Absent(self._term(left))
+                found = Absent(self.term(left))
                 return Not(found) if isinstance(op, ast.IsNot | ast.NotEq) else found
         operator = _OPERATORS.get(type(op))
         if operator is None:
@@ -194,15 +220,16 @@ class _Reader:
                 raise self.refusal(f"{self._shown(left)} is neither a field nor a metric")
             swapped: dict[Operator, Operator] = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
             return self._compared(right, swapped.get(operator, operator), left)
-        term = self._term(left)
+        term = self.term(left)
         if _is_term(right):
-            other = self._term(right)
+            other = self.term(right)
             if _kind(other) != _kind(term):
                 raise self.refusal(f"{self._shown(left)} and {self._shown(right)} are of different kinds")
             return Compared(term, operator, other)
         return Compared(term, operator, self._value(right, term))
 
-    def _term(self, node: ast.expr) -> Term:
+    def term(self, node: ast.expr) -> Term:
+        """Return the field or metric that a part of the text names."""
         match node:
             case ast.Name(id="tags"):
                 raise self.refusal('a tag is asked for by: "name" in tags')

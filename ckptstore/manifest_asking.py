@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Collection, Iterator
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 
@@ -99,6 +100,11 @@ class ManifestAsking:
                 return
             yield from page
             after = page[-1].epoch
+
+    def epochs_of(self, run: str) -> tuple[int, datetime | None]:
+        """Return how many epochs of a run's newest attempt are known, and when the first was saved."""
+        with self._transactions.reading() as connection:
+            return history.epochs_of(connection, run)
 
     def resumes(self, run: str) -> list[Resumed]:
         """Return from where a run's newest attempt was gone on with, oldest first."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
 from ckptstore.manifest_floor import first_version
 from ckptstore.manifest_queries import id_of_run
@@ -28,6 +29,16 @@ def epochs(connection: Connection, run: str, after: int, limit: int) -> list[Epo
         if epoch in metrics:
             metrics[epoch][metric] = math.nan if value is None else value
     return [Epoch(**row._asdict(), metrics=metrics[row.epoch]) for row in rows]
+
+
+def epochs_of(connection: Connection, run: str) -> tuple[int, datetime | None]:
+    """Return how many epochs of a run's newest attempt are known, and when the first was saved."""
+    of_run = (EPOCHS.run_id == id_of_run(run), EPOCHS.version >= first_version(id_of_run(run)))
+    count = connection.execute(select(func.count()).where(*of_run)).scalar_one()
+    first: datetime | None = connection.scalar(
+        select(EPOCHS.created_at).where(*of_run).order_by(EPOCHS.epoch).limit(1)
+    )
+    return count, first
 
 
 def _values(connection: Connection, run: str, first: int, last: int) -> Iterator[Any]:

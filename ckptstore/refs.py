@@ -50,6 +50,19 @@ def best(
         MetricNotFoundError: There are checkpoints, but none has this metric.
         InvalidArgumentError: Nothing tells the direction.
     """
+    direction = direction_of(manifest, store, metric, mode=mode, run=run)
+    return None if direction is None else manifest.best(metric, direction, run)
+
+
+def direction_of(
+    manifest: Manifest, store: Path, metric: str, *, mode: Mode | None, run: str | None
+) -> Mode | None:
+    """Return which way a metric is better: as is said, as a run watches it, as its name tells; None of an empty store.
+
+    Raises:
+        MetricNotFoundError: There are checkpoints, but none has this metric.
+        InvalidArgumentError: Nothing tells the direction.
+    """
     check_metric_name(metric)
     if mode not in ("min", "max", None):
         raise InvalidArgumentError(argument="mode", value=mode, reason="must be 'min' or 'max'")
@@ -66,4 +79,4 @@ def best(
             reason=f"whether {metric!r} is better low or high cannot be told from its name",
             hint="say mode='min' or mode='max' (--mode on the command line)",
         )
-    return manifest.best(metric, direction, run)
+    return direction

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from ckptstore.histories import History, RunSummary
+    from ckptstore.pruning import Pruned
+
 _GAP = 2
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 # Columns of `ls` are given up in this order when the terminal is narrow; version and epoch always stay.
@@ -133,6 +136,66 @@ def problem_table(problems: Sequence[Problem]) -> Table:
         actions = (printable(problem.action or "nothing") for problem in problems)
         columns.append(_column("done", actions, left=True))
     return _table(columns)
+
+
+def pruned_table(pruned: Pruned) -> Table:
+    """Return a table of what goes and what stays, and why, oldest first."""
+    gone = {checkpoint.version for checkpoint in pruned.removed}
+    rows = sorted([*pruned.removed, *pruned.kept], key=lambda one: one.version)
+    columns = [
+        *_places(rows),
+        _column("size", (size_text(one.nbytes) for one in rows)),
+        _column("", ("goes" if one.version in gone else "stays" for one in rows), left=True),
+        _column(
+            "why", (printable(", ".join(pruned.reasons.get(one.version, ()))) for one in rows), left=True
+        ),
+    ]
+    return _table(columns)
+
+
+def history_table(history: History, metrics: Sequence[str]) -> Table:
+    """Return a table of a run's metrics, a row for each epoch.
+
+    Args:
+        history: The run's history.
+        metrics: The columns; empty for all metrics.
+    """
+    epochs = history.epochs
+    names = metrics or history.metrics
+    columns = [
+        _column("epoch", (str(epoch.epoch) for epoch in epochs)),
+        _column("batch", ("end" if epoch.batch is None else str(epoch.batch) for epoch in epochs)),
+        *(_column(printable(name), (metric_text(one.metrics.get(name)) for one in epochs)) for name in names),
+        _column("version", (str(epoch.version) for epoch in epochs)),
+    ]
+    return _table(columns)
+
+
+def comparison_table(summaries: Sequence[RunSummary]) -> Table:
+    """Return a table of runs; behind each best value stands its version."""
+    names = dict.fromkeys(name for summary in summaries for name in summary.best)
+    columns = [
+        _column("run", (printable(summary.run) for summary in summaries), left=True),
+        _column("epochs", (str(summary.epochs) for summary in summaries)),
+        _column("checkpoints", (str(summary.checkpoints) for summary in summaries)),
+        _column("resumed", (str(summary.resumes) for summary in summaries)),
+        *(_column(f"best {printable(name)}", (_best_cell(one, name) for one in summaries)) for name in names),
+    ]
+    return _table(columns)
+
+
+def _best_cell(summary: RunSummary, metric: str) -> str:
+    checkpoint = summary.best.get(metric)
+    return "" if checkpoint is None else f"{metric_text(checkpoint.metrics[metric])} (v{checkpoint.version})"
+
+
+def _places(checkpoints: Sequence[Checkpoint]) -> list[_Column]:
+    return [
+        _column("version", (str(one.version) for one in checkpoints)),
+        _column("run", (printable(one.run) for one in checkpoints), left=True),
+        _column("epoch", (str(one.epoch) for one in checkpoints)),
+        _column("batch", ("end" if one.batch is None else str(one.batch) for one in checkpoints)),
+    ]
 
 
 def counted(checkpoints: Iterable[Checkpoint]) -> Counter[str]:

@@ -60,6 +60,8 @@ LAYERS = (
         "holders",
         "opening",
         "discarding",
+        "histories",
+        "dataframe",
         "store",
         "store_queries",
         "store_saving",
@@ -111,6 +113,7 @@ OWNERS = {
     "alembic": {"schema"},
     "h5py": {"formats", "keras_*"},
     "filelock": {"locks", "run_lock"},
+    "pandas": {"dataframe"},
     "click": {"cli", "cli_*"},
     "rich": {"report", "cli_*"},
 }

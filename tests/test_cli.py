@@ -592,3 +592,123 @@ def test_listing_loads_neither_keras_nor_what_it_does_not_need(made: Path) -> No
         "ml_dtypes",
         "typer",
     }
+
+
+# --- what stays -----------------------------------------------------------------------------------
+
+
+def test_prune_tells_what_would_go_and_why_the_rest_stays(run: Any, store: Path) -> None:
+    with CheckpointStore(store) as opened:
+        for seed in range(8, 12):
+            save(opened, seed, run="day", metrics={"loss": float(seed), "val_loss": 1.0 + seed})
+    before = {path.name for path in (store / "checkpoints").iterdir()}
+    arguments = ["prune", store, "--run", "day", "--keep-last", 1, "--keep-best", "val_loss", 1]
+    ran = run(*arguments, "--dry-run")
+    assert (ran.code, ran.err) == (0, "")
+    stays = {line.split()[0]: line for line in ran.out.splitlines() if " stays " in line}
+    assert set(stays) == {"1", "2", "7", "8"}
+    assert "keep_best('val_loss', 1, mode='min')" in stays["1"]
+    assert "pinned" in stays["2"] and "newest two, to resume from" in stays["7"]
+    assert "keep_last(1)" in stays["8"]
+    assert re.search(r"^would remove 3 checkpoints, .*; 4 stay$", ran.out, re.MULTILINE)
+    document = run(*arguments, "--dry-run", "--json").json
+    assert document["dry_run"] is True
+    assert [one["version"] for one in document["removed"]] == [3, 5, 6]
+    assert {one["version"] for one in document["kept"]} == {1, 2, 7, 8}
+    assert {path.name for path in (store / "checkpoints").iterdir()} == before
+    assert run(*arguments).out.startswith("removed 3 checkpoints")
+    assert run("verify", store).code == 0
+    assert [one["version"] for one in run("ls", store, "--json").json] == [1, 2, 4, 7, 8]
+    with CheckpointStore(store, read_only=True) as opened:
+        (event,) = opened.events(kind="pruned")
+        assert event.detail == {"versions": [3, 5, 6]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ([], 2, "say what to keep"),
+        (["--keep-last", "0"], 2, "--keep-last"),
+        (["--keep-best", "lss", "2", "--mode", "lss", "min"], 3, "no checkpoint has a metric 'lss'"),
+        (["--keep-best", "lr", "2"], 2, "cannot be told from its name"),
+        (["--keep-best", "loss", "2", "--keep-best", "loss", "1", "--mode", "loss", "up"], 2, "up"),
+        (["--keep-tagged"], 2, "keeps none of the checkpoints of run 'night'"),
+        (["--max-bytes", "10 apples"], 2, "20 GB"),
+        (["--max-bytes", "1 kB"], 2, "is less than the best and the resume point take"),
+        (["--keep-within", "soon"], 2, "90m, 12h, 7d or 2w"),
+        (["--keep-every-hours", "nan"], 2, "hours=nan"),
+        (["--keep-last", "1", "--run", "noon"], 3, "no run 'noon'"),
+    ],
+)
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_a_prune_that_cannot_be_meant_removes_nothing(
+    run: Any, store: Path, arguments: list[str], code: int, said: str, dry: list[str]
+) -> None:
+    before = {path.name for path in (store / "checkpoints").iterdir()}
+    ran = run("prune", store, *arguments, *dry)
+    assert (ran.code, ran.out) == (code, "")
+    assert said in ran.err
+    assert {path.name for path in (store / "checkpoints").iterdir()} == before
+
+
+def test_names_and_pins(run: Any, store: Path) -> None:
+    assert run("tag", store, "latest", "production").out == "version 4 is production\n"
+    ran = run("tag", store, "1", "production")
+    assert (ran.out, ran.err) == ("version 1 is production\n", "production stood on version 4\n")
+    assert run("show", store, "production", "--json").json["version"] == 1
+    assert run("tag", store, "1", "latest").code == 2
+    assert run("tag", store, "99", "x").code == 3
+    assert run("untag", store, "production").out == "version 1 is no longer production\n"
+    assert run("untag", store, "production").code == 3
+    assert run("pin", store, "1", "--json").json["pinned"] is True
+    assert run("unpin", store, "1").out == "version 1 is not pinned\n"
+    assert run("show", store, "1", "--json").json["pinned"] is False
+
+
+# --- what is asked of many ------------------------------------------------------------------------
+
+
+def test_ls_takes_conditions_and_orders(run: Any, made: Path) -> None:
+    def versions(*arguments: object) -> list[int]:
+        return [one["version"] for one in run("ls", made, "--json", *arguments).json]
+
+    assert versions("--where", "loss < 0.5") == [3, 4]
+    assert versions("--order-by", "loss", "--limit", 2) == [4, 3]
+    assert versions("--where", "epoch >= 1", "--limit", 2) == [3, 4]
+    assert versions("--where", f"metric[{json.dumps(ODD)}] > 0") == [3]
+    assert versions("--where", "version > 99") == []
+    ran = run("ls", made, "--where", "version > 99")
+    assert (ran.code, ran.out) == (0, "") and "that meet the condition" in ran.err
+    assert run("ls", made, "--where", "los < 1").code == 3
+    ran = run("ls", made, "--where", "loss <")
+    assert ran.code == 2 and ran.err.count("\n") == 1
+
+
+def test_the_best_few(run: Any, made: Path) -> None:
+    ran = run("best", made, "--metric", "loss", "-k", 2)
+    assert [line.split()[0] for line in ran.out.splitlines()] == ["version", "4", "3"]
+    found = run("best", made, "--metric", "loss", "--mode", "max", "-k", 3, "--json").json
+    assert [one["version"] for one in found] == [1, 2, 3]
+    assert run("best", made, "--metric", "loss", "-k", 0).code == 2
+
+
+def test_history_and_compare(run: Any, made: Path, empty: Path) -> None:
+    ran = run("history", made)
+    assert ran.code == 2 and "day, night" in ran.err
+    ran = run("history", made, "--run", "day", "--metric", "val_loss", "--metric", "loss")
+    assert [line.split() for line in ran.out.splitlines()] == [
+        ["epoch", "batch", "val_loss", "loss", "version"],
+        ["0", "end", "1", "0.9", "1"],
+        ["1", "end", "nan", "0.5", "2"],
+        ["2", "17", "0.25", "3"],
+    ]
+    document = run("history", made, "--run", "day", "--json").json
+    assert [epoch["metrics"].get("loss") for epoch in document["epochs"]] == [0.9, 0.5, 0.25]
+    ran = run("compare", made, "--metric", "loss")
+    assert [line.split() for line in ran.out.splitlines()][1:] == [
+        ["day", "3", "3", "0", "0.25", "(v3)"],
+        ["night", "1", "1", "0", "0.125", "(v4)"],
+    ]
+    assert [one["run"] for one in run("compare", made, "night", "--json").json] == ["night"]
+    assert run("compare", made, "noon").code == 3
+    assert run("compare", empty, "--json").json == []

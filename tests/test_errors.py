@@ -40,6 +40,7 @@ EXAMPLES = [
     errors.CorruptPayloadError(path=_PATH, reason="cut short"),
     errors.CorruptManifestError(path=_PATH, reason="malformed"),
     errors.NoUsableCheckpointError(run="a", store=_PATH, versions=tuple(range(9))),
+    errors.MissingPackageError(package="pandas", needed_for="to_dataframe()", extra="pandas"),
     errors.SchemaTooOldError(path=_PATH / "manifest.sqlite", found="0001", known="0002"),
     errors.SchemaTooNewError(path=_PATH, found="0009", known="0002"),
     errors.ModelMismatchError(

@@ -34,6 +34,7 @@ from ckptstore.errors.storage import (
 )
 from ckptstore.errors.usage import (
     InvalidArgumentError,
+    MissingPackageError,
     ModelMismatchError,
     ModelNotReadyError,
     NotAStoreError,
@@ -51,6 +52,7 @@ __all__ = [
     "InvalidArgumentError",
     "LockedError",
     "MetricNotFoundError",
+    "MissingPackageError",
     "ModelMismatchError",
     "ModelNotReadyError",
     "NoUsableCheckpointError",

@@ -97,3 +97,20 @@ class ReadOnlyError(CheckpointStoreError, PermissionError):
             store=store,
             operation=operation,
         )
+
+
+class MissingPackageError(CheckpointStoreError, ImportError):
+    """A package is needed for this that is not installed."""
+
+    package: str
+    needed_for: str
+    extra: str
+
+    def __init__(self, *, package: str, needed_for: str, extra: str) -> None:
+        super().__init__(
+            f"{needed_for} needs {package}, which is not installed",
+            hint=f"pip install 'ckptstore[{extra}]'",
+            package=package,
+            needed_for=needed_for,
+            extra=extra,
+        )

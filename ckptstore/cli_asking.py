@@ -1,0 +1,63 @@
+"""The commands that ask of runs: how their metrics went, and how they compare."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from ckptstore import report
+from ckptstore.cli_output import console_on, print_json, print_table, say
+from ckptstore.cli_parsing import command, of_one_run, open_store, with_json
+from ckptstore.errors import InvalidArgumentError
+
+
+@command
+@of_one_run
+@click.option("--metric", "metrics", metavar="NAME", multiple=True, help="This metric only; may be repeated.")
+@with_json
+def history(store_path: Path, run: str | None, metrics: tuple[str, ...], as_json: bool) -> None:
+    """Show each metric of a run by epoch, across restarts.
+
+    Also of checkpoints that retention has removed. Where the run was gone on with is told on stderr.
+    """
+    with open_store(store_path, run) as store:
+        found = store.history(run or _only_run(store.runs()))
+    if as_json:
+        print_json(found.to_json())
+        return
+    if not found.epochs:
+        say(f"run {found.run}: no checkpoints yet")
+        return
+    print_table(report.history_table(found, metrics), console_on(sys.stdout))
+    for resumed in found.resumes:
+        where = "at its end" if resumed.batch is None else f"at batch {resumed.batch}"
+        say(f"{report.time_text(resumed.at)}: gone on from epoch {resumed.epoch}, {where}")
+
+
+def _only_run(runs: tuple[str, ...]) -> str:
+    if len(runs) != 1:
+        raise InvalidArgumentError(
+            argument="--run", value=None, reason=f"must be said; runs here: {', '.join(runs) or 'none'}"
+        )
+    return runs[0]
+
+
+@command
+@click.argument("runs", nargs=-1)
+@click.option("--metric", "metrics", metavar="NAME", multiple=True, help="This metric only; may be repeated.")
+@with_json
+def compare(store_path: Path, runs: tuple[str, ...], metrics: tuple[str, ...], as_json: bool) -> None:
+    """Show runs side by side, each with its best by each metric.
+
+    RUNS are all runs where none is named. Behind each best value stands its version.
+    """
+    with open_store(store_path) as store:
+        summaries = store.compare(*runs, metrics=metrics or None)
+    if as_json:
+        print_json([summary.to_json() for summary in summaries])
+    elif not summaries:
+        say(f"{store.path}: no runs yet")
+    else:
+        print_table(report.comparison_table(summaries), console_on(sys.stdout))

@@ -1,0 +1,60 @@
+"""Checkpoints as a pandas table, a row for each, where pandas is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from ckptstore.errors import MissingPackageError
+from ckptstore.records import Checkpoint
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+# Columns and their types: whole numbers that may be missing stay whole numbers.
+_FIELDS = {
+    "version": "int64",
+    "run": "object",
+    "epoch": "int64",
+    "batch": "Int64",
+    "step": "Int64",
+    "created_at": "datetime64[ns, UTC]",
+    "nbytes": "int64",
+    "format": "object",
+    "state": "object",
+    "resumable": "bool",
+    "pinned": "bool",
+    "tags": "object",
+    "blocked_s": "float64",
+    "total_s": "float64",
+    "path": "object",
+}
+
+
+def dataframe_of(checkpoints: Iterable[Checkpoint]) -> DataFrame:
+    """Return a table of checkpoints: their fields, then a column for each metric.
+
+    A metric that is called as a field is has ``metric.`` in front.
+
+    Raises:
+        MissingPackageError: pandas is not installed.
+    """
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise MissingPackageError(package="pandas", needed_for="to_dataframe()", extra="pandas") from error
+    columns: dict[str, list[Any]] = {name: [] for name in _FIELDS}
+    metrics: dict[str, dict[int, float]] = {}
+    count = 0
+    for row, checkpoint in enumerate(checkpoints):
+        for name, values in columns.items():
+            value = getattr(checkpoint, name)
+            values.append(str(value) if name == "path" else value)
+        for name, number in checkpoint.metrics.items():
+            metrics.setdefault(name, {})[row] = number
+        count = row + 1
+    table = {name: pd.Series(values, dtype=_FIELDS[name]) for name, values in columns.items()}
+    for name, known in metrics.items():
+        column = [known.get(row, float("nan")) for row in range(count)]
+        table[f"metric.{name}" if name in table else name] = pd.Series(column, dtype="float64")
+    return pd.DataFrame(table)
