@@ -71,7 +71,7 @@ def measure(count: int, folder: Path, *, repeats: int) -> dict[str, Any]:
             "latest": store.latest,
             "best": lambda: store.best("val_loss"),
             "resume_point": store.resume_point,
-            "best(k=10)": lambda: store.best("val_loss", k=10),  # type: ignore[call-arg]
+            "best(k=10)": lambda: store.best("val_loss", k=10),
             "history": lambda: history("default"),
         }
         for name, ask in questions.items():
