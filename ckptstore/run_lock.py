@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from weakref import WeakSet
@@ -80,10 +80,10 @@ class RunLock:
         finally:
             os.close(descriptor)
 
-    def __del__(self) -> None:
+    def __del__(self, _is_ending: Callable[[], bool] = sys.is_finalizing) -> None:
         """A store that nobody closed, and nobody has any more, writes no run."""
-        # The interpreter's end takes the lock with it.
-        if getattr(self, "_descriptor", -1) >= 0 and not sys.is_finalizing():
+        # The interpreter's end takes the lock with it, and may have taken this module's names already.
+        if getattr(self, "_descriptor", -1) >= 0 and not _is_ending():
             self.release()
 
     def _leave(self) -> None:
