@@ -51,12 +51,12 @@ class Run:
     def __init__(self, folder: Path, *, quick: bool, repeats: int, console: Console) -> None:
         self.quick = quick
         self.repeats = repeats
-        self._folder = folder
+        self.folder = folder
         self._console = console
 
     def worker(self, backend: str, **specification: Any) -> Row:
         """Measure once, in a process of its own and a folder of its own."""
-        with scratch(self._folder) as folder:
+        with scratch(self.folder) as folder:
             result = folder / "result.json"
             specification |= {"quick": self.quick, "folder": str(folder)}
             load = os.getloadavg()[0]
@@ -126,9 +126,9 @@ def measure_run(run: Run, backend: str, work: str, subjects: Sequence[str]) -> l
     return [bench_table.run_row(name, results[name]) for name in names]
 
 
-def measure_load(run: Run, backend: str, work: str, folder: Path) -> list[Row]:
+def measure_load(run: Run, backend: str, work: str) -> list[Row]:
     """Measure loading."""
-    with scratch(folder) as place:
+    with scratch(run.folder) as place:
         files = str(place / "files")
         made = run.worker(backend, work=work, part="files", files=files)
         if "failed" in made:
@@ -137,6 +137,24 @@ def measure_load(run: Run, backend: str, work: str, folder: Path) -> list[Row]:
     rows = [bench_table.load_row(name, results[name], made["digest"]) for name in bench_names.LOADERS]
     bench_table.with_ratios(rows, "warm_s", {"warm_of_keras": "keras load_weights .keras"})
     return rows
+
+
+def measure(run: Run, backend: str, work: str, part: str, subjects: Sequence[str]) -> list[Row]:
+    """Measure one part of a work."""
+    if part == "load":
+        return measure_load(run, backend, work)
+    return (measure_save if part == "save" else measure_run)(run, backend, work, subjects)
+
+
+def planned(sections: Sequence[str], parts: Sequence[str], *, quick: bool) -> Iterator[tuple[str, str]]:
+    """Yield works and their parts; ``"load"`` without a work is that of all."""
+    works = [name for name in bench_names.WORKS if name in sections]
+    for name, work in bench_works.works(quick=quick).items():
+        for part in work.parts:
+            if name in works and part in parts:
+                yield name, part
+        if work.load and "load" in sections and "load" in parts and name in (works or bench_names.WORKS):
+            yield name, "load"
 
 
 def print_backend(backend: str, parts: Row, console: Console) -> None:
@@ -169,12 +187,14 @@ def listed(names: Sequence[str], known: Sequence[str], option: str) -> list[str]
     """Return what was asked for, in the order of what is known; a name may be the beginning of several."""
     wanted = [name.strip() for text in names for name in text.split(",") if name.strip()]
     for name in wanted:
-        if not any(_is_meant(one, name) for one in known):
+        if not any(_is_meant(one, name, known) for one in known):
             raise click.BadParameter(f"{name!r}: there are {', '.join(known)}", param_hint=option)
-    return [one for one in known if not wanted or any(_is_meant(one, name) for name in wanted)]
+    return [one for one in known if not wanted or any(_is_meant(one, name, known) for name in wanted)]
 
 
-def _is_meant(one: str, name: str) -> bool:
+def _is_meant(one: str, name: str, known: Sequence[str]) -> bool:
+    if name in known:
+        return one == name
     return one.startswith(name) or (name == "floor" and one in bench_names.FLOORS)
 
 
@@ -232,14 +252,9 @@ def main(
 
         for backend in chosen:
             found: Row = {}
-            for work in (one for one in bench_names.WORKS if one in sections):
-                planned = bench_works.works(quick=quick)[work]
-                if "save" in wanted and "save" in planned.parts:
-                    found.setdefault("save", {})[work] = measure_save(run, backend, work, names)
-                if "run" in wanted:
-                    found.setdefault("run", {})[work] = measure_run(run, backend, work, names)
-                if "load" in wanted and "load" in sections and planned.load:
-                    found.setdefault("load", {})[work] = measure_load(run, backend, work, folder)
+            for work, part in planned(sections, wanted, quick=quick):
+                rows = measure(run, backend, work, part, names)
+                found.setdefault(part, {})[work] = rows
                 document["backends"][backend] = found
                 keep()
             print_backend(backend, found, console)
