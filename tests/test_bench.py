@@ -10,6 +10,7 @@ from typing import Any
 
 import bench_bars
 import bench_names
+import bench_process
 import bench_scale
 import bench_table
 import keras
@@ -111,6 +112,30 @@ def test_a_load_that_brings_back_something_else_has_no_figures() -> None:
     row = bench_table.load_row("ours restore .keras", [result | {"digests": ["other"]}], "expected")
     assert "FAILED" in row["unavailable"]
     assert "cold_s" in bench_table.load_row("ours restore .keras", [result | {"digests": ["same"]}], "same")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of living children")
+def test_what_a_living_child_takes_counts_its_ended_threads_too() -> None:
+    program = """
+import threading, time
+def spin():
+    while time.thread_time() < 0.2:
+        pass
+thread = threading.Thread(target=spin)
+thread.start()
+thread.join()
+print("done", flush=True)
+input()
+"""
+    before = bench_process.cpu_s()
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        assert child.pid in set(bench_process.children())
+        assert bench_process.cpu_s() - before >= 0.2
+        child.kill()
 
 
 def test_the_floors_are_the_first_subjects() -> None:

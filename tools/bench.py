@@ -231,7 +231,7 @@ def main(
     quick: bool,
 ) -> None:
     """Measure what was asked for and print it."""
-    console = Console(width=None if sys.stdout.isatty() else 190, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 240, highlight=False)
     progress = Console(stderr=True, highlight=False)
     sections = listed(works, SECTIONS, "--work")
     names = listed(subjects, bench_names.SUBJECTS, "--subjects")

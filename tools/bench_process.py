@@ -24,11 +24,12 @@ def children(pid: int | None = None) -> Iterator[int]:
 def cpu_s() -> float:
     """Return the processor time of this process, of its children that have ended, and of those that are alive."""
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    alive = 0
+    alive = 0.0
     for child in children():
-        # Nanoseconds on a processor, of each thread.
-        alive += sum(int(text.split()[0]) for text in _texts(PROC / str(child) / "task", "schedstat"))
-    return time.process_time() + ended.ru_utime + ended.ru_stime + alive / 1e9
+        with contextlib.suppress(OSError):  # it has ended
+            # Linux' clock of a process: all its threads, those that have ended too, to the nanosecond.
+            alive += time.clock_gettime((~child << 3) | 2)
+    return time.process_time() + ended.ru_utime + ended.ru_stime + alive
 
 
 def _texts(tasks: Path, name: str) -> Iterator[str]:
