@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ckptstore import report
-from ckptstore.cli_output import console_on, print_json, print_table, say, tell
+from ckptstore.cli_output import print_json, say, tell
 from ckptstore.cli_parsing import command, of_one_run, open_store, with_json
 from ckptstore.layout import find_store
 
@@ -73,7 +72,7 @@ def prune(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Remove checkpoints that none of the --keep options keeps, of each run by itself.
+    """Remove what none of the --keep options keeps, of each run.
 
     Whatever is said, these stay: the best of each metric that a callback watched, the newest two, the newest two that
     can be resumed from, the one that the run was resumed from last, what is pinned, and what a path shows.
@@ -97,7 +96,7 @@ def prune(
         print_json(pruned.to_json())
         return
     if dry_run and (pruned.removed or pruned.kept):
-        print_table(report.pruned_table(pruned), console_on(sys.stdout))
+        tell("\n".join(report.pruned_lines(pruned)))
     would = "would remove" if dry_run else "removed"
     done = f"{would} {len(pruned.removed)} checkpoints, {report.size_text(pruned.nbytes)}"
     tell(f"{done}; {len(pruned.kept)} stay")
