@@ -156,9 +156,9 @@ class RunRows:
         return self._remembered("newest", limit, lambda: self._whole(chosen, limit), resumable)
 
     def below(self, version: int, limit: int) -> list[int]:
-        """Return the next versions below one, newest first."""
-        chosen = select(CHECKPOINTS.version).where(*self._here, CHECKPOINTS.version < version)
-        return list(self._connection.scalars(chosen.order_by(CHECKPOINTS.version.desc()).limit(limit)))
+        """Return the next versions below one that are whole, newest first."""
+        chosen = self._places().where(CHECKPOINTS.version < version)
+        return self._whole(chosen.order_by(CHECKPOINTS.version.desc()), limit)
 
     def ranked(self, metric: str, mode: Mode, limit: int) -> list[int]:
         """Return the versions of the best that are whole, best first, of equals the earlier; NaN is none."""

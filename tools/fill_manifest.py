@@ -3,9 +3,8 @@
     tools/fill_manifest.py FOLDER 10000 1000000         fill a store of each size in FOLDER, and time all questions
     tools/fill_manifest.py FOLDER 1000000 --fill-only   only fill
 
-The manifest is the real one; payloads are empty space of the size that the manifest says, and as many as are
-asked for are made, the newest ones. There are ten metrics, and ten checkpoints in an epoch; beside the run ``default`` there
-is a run ``short`` of a thousand epochs with a checkpoint each.
+The manifest is the real one; payloads are empty space of the size that it says. There are ten metrics, and ten
+checkpoints in an epoch; beside the run ``default`` there is a run ``short``, a thousand epochs with a checkpoint each.
 """
 
 from __future__ import annotations

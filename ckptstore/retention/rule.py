@@ -44,7 +44,7 @@ class RunView(Protocol):
         ...
 
     def below(self, version: int, limit: int) -> Sequence[int]:
-        """Return the next versions below one, newest first."""
+        """Return the next versions below one that are whole, newest first."""
         ...
 
     def ranked(self, metric: str, mode: Mode, limit: int) -> Sequence[int]:
