@@ -190,6 +190,23 @@ def page(
     return some(connection, store, connection.scalars(chosen.order_by(CHECKPOINTS.version).limit(_AT_ONCE)))
 
 
+def plain_page(connection: Connection, store: Path, run: str, after: int) -> list[Checkpoint]:
+    """Return the next some complete checkpoints of a run above a version, lowest first, without their metrics."""
+    which = (
+        CHECKPOINTS.run_id == id_of_run(run),
+        CHECKPOINTS.state == COMPLETE,
+        CHECKPOINTS.version > after,
+    )
+    rows = connection.execute(_ROWS.where(*which).order_by(CHECKPOINTS.version).limit(_AT_ONCE)).all()
+    if not rows:
+        return []
+    tags: dict[int, list[str]] = {}
+    tagged = select(TAGS.version, TAGS.name).where(TAGS.version.between(rows[0].version, rows[-1].version))
+    for version, name in connection.execute(tagged):
+        tags.setdefault(version, []).append(name)
+    return [_checkpoint(row._asdict(), {}, tags.get(row.version, ()), store) for row in rows]
+
+
 def _those(
     connection: Connection, store: Path, which: list[ColumnElement[bool]], tagged: Select[int, str]
 ) -> list[Checkpoint]:

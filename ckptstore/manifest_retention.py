@@ -6,7 +6,7 @@ so that no pass looks at what was kept then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
@@ -60,6 +60,8 @@ class RunRows:
         self._here = (CHECKPOINTS.run_id == self._run_id, CHECKPOINTS.state == COMPLETE)
         self.let_go: Sequence[Checkpoint] = ()
         self.always: frozenset[int] = frozenset()
+        self.is_judged = False
+        self._found: dict[object, Collection[int]] = {}
         self._memory: dict[tuple[object, ...], list[int]] = {}
 
     # --- since the last time -------------------------------------------------------------------------
@@ -79,9 +81,8 @@ class RunRows:
 
     def was_judged_by(self, policy: str) -> bool:
         """Tell whether everything that was here was judged by this policy, and nothing has upset that since."""
-        if self._noted is None or self._noted.policy != policy:
-            return False
-        return not self._since(_UPSET)
+        self.is_judged = self._noted is not None and self._noted.policy == policy and not self._since(_UPSET)
+        return self.is_judged
 
     def _since(self, kinds: Sequence[str]) -> list[int]:
         found: list[int] = []
@@ -95,12 +96,12 @@ class RunRows:
     @cached_property
     def fresh(self) -> list[Checkpoint]:
         """What was saved since."""
-        return self.get(self._since(_NEW))
+        return self.get(self._since(_NEW)) if self.is_judged else []
 
     @cached_property
     def released(self) -> list[int]:
         """What lost a tag, a pin or the place where it was shown since."""
-        return self._since(_RELEASED)
+        return self._since(_RELEASED) if self.is_judged else []
 
     @property
     def before(self) -> datetime | None:
@@ -111,6 +112,9 @@ class RunRows:
     @cached_property
     def nbytes(self) -> int:
         """Bytes of all."""
+        if not self.is_judged:
+            total = select(func.sum(CHECKPOINTS.nbytes)).where(*self._here)
+            return int(self._connection.scalar(total) or 0)
         return int(self._noted.nbytes) + sum(checkpoint.nbytes for checkpoint in self.fresh)
 
     @cached_property
@@ -237,14 +241,31 @@ class RunRows:
             if one.state == "complete" and one.run == self._run
         ]
 
+    def every(self) -> Iterator[Checkpoint]:
+        """Yield all, oldest first and without their metrics, some at a time."""
+        after = 0
+        while page := queries.plain_page(self._connection, self._store, self._run, after):
+            yield from page
+            after = page[-1].version
+
     def is_free(self, checkpoint: Checkpoint) -> bool:
         """Tell whether a checkpoint is whole, neither pinned nor shown, and none of those that always stay."""
         if checkpoint.pinned or checkpoint.version in self.always:
             return False
-        shown = select(PUBLISHED.path, PUBLISHED.pending).where(PUBLISHED.version == checkpoint.version)
-        if any(self._is_shown(path, pending) for path, pending in self._connection.execute(shown)):
+        if self._shown(checkpoint.version):
             return False
         return self._is_whole(checkpoint.path, checkpoint.nbytes)
+
+    def _shown(self, version: int) -> bool:
+        if not self.is_judged:
+            return version in self._all_shown
+        shown = select(PUBLISHED.path, PUBLISHED.pending).where(PUBLISHED.version == version)
+        return any(self._is_shown(path, pending) for path, pending in self._connection.execute(shown))
+
+    @cached_property
+    def _all_shown(self) -> set[int]:
+        rows = self._connection.execute(select(PUBLISHED.version, PUBLISHED.path, PUBLISHED.pending))
+        return {version for version, path, pending in rows if self._is_shown(path, pending)}
 
     def _places(self) -> Select[int, str, int]:
         return select(CHECKPOINTS.version, CHECKPOINTS.file, CHECKPOINTS.nbytes).where(*self._here)
@@ -258,6 +279,12 @@ class RunRows:
                 if len(found) >= limit:
                     break
         return found
+
+    def remember(self, what: object, find: Callable[[], Collection[int]]) -> Collection[int]:
+        """Return what was found before under a key, or find it."""
+        if what not in self._found:
+            self._found[what] = find()
+        return self._found[what]
 
     def _remembered(self, what: str, limit: int, find: Callable[[], list[int]], *which: object) -> list[int]:
         key = (what, limit, *which)

@@ -71,10 +71,12 @@ class Retention:
         if self._is_unknown(run, policy):
             return []
         name = f"{policy!r} {json.dumps(monitors, sort_keys=True)}"
-        with self._manifest.rows_of(run, is_whole=has_size, is_shown=self._is_shown) as view:
-            steps = has_steps(policy) and view.was_judged_by(name)
-            stepped = self._step(policy, name, view) if steps else None
-        going, judged, noteworthy = stepped or self._whole_run(run, policy, name)
+        if has_steps(policy):
+            with self._manifest.rows_of(run, is_whole=has_size, is_shown=self._is_shown) as view:
+                view.was_judged_by(name)
+                going, judged, noteworthy = self._step(policy, name, view)
+        else:
+            going, judged, noteworthy = self._whole_run(run, policy)
         if noteworthy:
             self._manifest.let_go(run, going, judged)
         return going
@@ -95,21 +97,14 @@ class Retention:
             newest_at=view.newest_at(),
             nbytes=view.nbytes - sum(checkpoint.nbytes for checkpoint in going),
         )
-        return going, judged, bool(going) or len(view.fresh) + len(view.released) >= _UNNOTED
+        many = len(view.fresh) + len(view.released) >= _UNNOTED
+        return going, judged, bool(going) or many or not view.is_judged
 
-    def _whole_run(self, run: str, policy: Policy, name: str) -> tuple[list[Checkpoint], Judged | None, bool]:
+    def _whole_run(self, run: str, policy: Policy) -> tuple[list[Checkpoint], None, bool]:
         plan = self.plan(run, policy)
         if plan.empty and not policy.is_ours:
             raise _keeps_nothing(policy, run)
-        if not has_steps(policy):
-            return list(plan.gone), None, bool(plan.gone)
-        judged = Judged(
-            policy=name,
-            event_id=self._manifest.last_event(),
-            newest_at=max((one.created_at for one in plan.kept), default=None),
-            nbytes=sum(checkpoint.nbytes for checkpoint in plan.kept),
-        )
-        return list(plan.gone), judged, True
+        return list(plan.gone), None, bool(plan.gone)
 
     def _is_unknown(self, run: str, policy: Policy) -> bool:
         """Tell whether a rule looks at a metric that the run has not recorded yet; then nothing goes."""

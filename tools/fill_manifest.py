@@ -1,7 +1,7 @@
 """Fills a store with very many checkpoints in little time, and times what a store of that size is asked.
 
-    tools/fill_manifest.py FOLDER 10000 1000000         fill a store of each size in FOLDER, and time all questions
-    tools/fill_manifest.py FOLDER 1000000 --fill-only   only fill
+    tools/fill_manifest.py FOLDER 10000 1000000         fill stores of these sizes in FOLDER, and time all questions
+    tools/fill_manifest.py FOLDER 1000000 --fill-only   only fill; what is there already is not filled again
 
 The manifest is the real one; payloads are empty space of the size that it says. There are ten metrics, and ten
 checkpoints in an epoch; beside the run ``default`` there is a run ``short``, a thousand epochs with a checkpoint each.
@@ -162,7 +162,7 @@ def _commits(folder: Path, repeat: int) -> dict[str, float]:
         committer.commit(snapshot, SaveRequest(run="default", epoch=epoch, metrics=metrics, **options))
 
     found = {"commit": _median(save, repeat)}
-    policy = keep_last(5) | keep_every(epochs=1)
+    policy = keep_last(5) | keep_every(steps=1)
     began = time.perf_counter()
     save(keep=policy)
     found["commit, the policy's first"] = time.perf_counter() - began
@@ -205,9 +205,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     table: dict[str, dict[str, float]] = {}
     for count in options.counts:
         store = options.folder / str(count)
-        shutil.rmtree(store, ignore_errors=True)
         began = time.perf_counter()
-        fill(store, count)
+        if not store.exists():
+            fill(store, count)
         table[str(count)] = {"filling": time.perf_counter() - began}
         if not options.fill_only:
             table[str(count)].update(measure(store, options.repeat))

@@ -130,4 +130,4 @@ class MaxBytes(Rule):
 
     def keeps(self, view: RunView, checkpoint: Checkpoint) -> bool:
         """Tell whether it fits."""
-        return checkpoint.version not in self.leavers(view)
+        return checkpoint.version not in view.remember(self, lambda: self.leavers(view))

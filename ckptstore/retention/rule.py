@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import datetime
 from typing import Literal, Protocol
@@ -37,6 +37,10 @@ class RunView(Protocol):
     @property
     def nbytes(self) -> int:
         """Bytes of all."""
+        ...
+
+    def remember(self, what: object, find: Callable[[], Collection[int]]) -> Collection[int]:
+        """Return what was found before under a key, or find it."""
         ...
 
     def nth_newest(self, n: int) -> int | None:

@@ -7,7 +7,7 @@ ones have pushed out (`Rule.leavers`). Each of these few is then judged by all r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from ckptstore.records import Checkpoint, Mode
@@ -48,6 +48,15 @@ class StoreView(RunView, Protocol):
 
     def newest(self, limit: int, *, resumable: bool = False) -> Sequence[int]:
         """Return the versions of the newest that are whole, newest first."""
+        ...
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether the rules were applied to everything here before; else everything is looked at."""
+        ...
+
+    def every(self) -> Iterator[Checkpoint]:
+        """Yield all checkpoints, oldest first, without their metrics."""
         ...
 
     def get(self, versions: Iterable[int]) -> list[Checkpoint]:
@@ -93,16 +102,21 @@ def gone(policy: Policy, view: StoreView) -> list[Checkpoint]:
     rule = policy.kept
     if isinstance(rule, OfThese):
         first, budget = as_rule(rule.first), as_rule(rule.second)
-        view.let_go = _judged(view, first.leavers(view), lambda one: first.keeps(view, one))
+        view.let_go = _judged(view, first.leavers, lambda one: first.keeps(view, one))
         too_many = view.get(budget.leavers(view))
         return sorted([*view.let_go, *too_many], key=lambda one: one.version)
     simple = as_rule(policy)
-    return _judged(view, simple.leavers(view), lambda one: simple.keeps(view, one))
+    return _judged(view, simple.leavers, lambda one: simple.keeps(view, one))
 
 
-def _judged(view: StoreView, leavers: Iterable[int], keeps: Callable[[Checkpoint], bool]) -> list[Checkpoint]:
-    candidates = {*leavers, *_left_behind(view), *view.released, *(one.version for one in view.fresh)}
-    return [one for one in view.get(candidates) if view.is_free(one) and not keeps(one)]
+def _judged(
+    view: StoreView, leavers: Callable[[StoreView], Iterable[int]], keeps: Callable[[Checkpoint], bool]
+) -> list[Checkpoint]:
+    found: Iterable[Checkpoint] = view.every()
+    if view.is_judged:
+        fresh = (one.version for one in view.fresh)
+        found = view.get({*leavers(view), *_left_behind(view), *view.released, *fresh})
+    return [one for one in found if view.is_free(one) and not keeps(one)]
 
 
 def _left_behind(view: StoreView) -> set[int]:
