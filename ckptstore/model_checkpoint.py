@@ -84,9 +84,8 @@ class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
         background: True to save beside the training, in a process of its own: a step waits for one copy of the state
             in memory, and the file appears when it is durable, at latest when training ends. The older ``.h5`` format
             is waited for all the same.
-        backpressure: What happens then when saves come faster than the disk takes them, and one is waiting already:
-            ``"replace"`` it by the newer, if it is not the best and the file has one name only, or ``"wait"`` for the
-            disk.
+        backpressure: What happens to one that waits when saves come faster than the disk takes them: ``"replace"``
+            it, where the file has one name, by a newer that is no worse than the best; or ``"wait"`` for the disk.
         on_save_error: What happens when the disk fails or is full, after some tries: ``"warn"`` lets training go on
             without that checkpoint, ``"raise"`` ends it.
         max_save_failures: With ``"warn"``, the number of failures in a row that ends the training all the same.
@@ -312,7 +311,8 @@ class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
         self._saves.save(
             self.model,
             note,
-            droppable=not better and not self._path.has_placeholders,
+            droppable=not self._path.has_placeholders,
+            best=better,
             epoch=epoch,
             batch=None if batch is None else self._count.finished(batch + 1) - 1,
             step=self._count.step,

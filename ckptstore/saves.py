@@ -76,7 +76,9 @@ class Saves(Generic[Note]):
 
     # --- saving --------------------------------------------------------------------------------------
 
-    def save(self, model: Any, note: Note, *, droppable: bool = False, **options: Any) -> bool:
+    def save(
+        self, model: Any, note: Note, *, droppable: bool = False, best: bool = False, **options: Any
+    ) -> bool:
         """Save, or hand over; returns whether that was done.
 
         A crash after this returns leaves the checkpoint saved; beside the training, by the process that has it.
@@ -85,6 +87,7 @@ class Saves(Generic[Note]):
             model: The model; it may change as soon as this returns.
             note: Comes back with the checkpoint.
             droppable: True where a newer one may take its place while it waits for the disk.
+            best: True where it is the best so far; then only a better one may.
             **options: As for `CheckpointStore.save`.
 
         Raises:
@@ -104,7 +107,7 @@ class Saves(Generic[Note]):
         mine = None if request.keep is None or getattr(request.keep, "is_ours", False) else request.keep
         if mine is not None:
             request = replace(request, keep=None)
-        handed = self._ring.hand_over(snapshot, request, droppable=droppable)
+        handed = self._ring.hand_over(snapshot, request, droppable=droppable, best=best)
         if handed.dropped is not None:
             self._notes.pop(handed.dropped, None)
         self._notes[handed.number] = note, mine

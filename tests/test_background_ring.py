@@ -52,10 +52,10 @@ def process_ring(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> Ite
     made.close()
 
 
-def hand_over(ring: Ring, seed: int, *, droppable: bool = False, **request: Any) -> Any:
+def hand_over(ring: Ring, seed: int, *, droppable: bool = False, best: bool = False, **request: Any) -> Any:
     request = {"metrics": {"loss": float(seed)}, **request}
     return ring.hand_over(
-        snapshot_of(seed), SaveRequest(run="default", epoch=seed, **request), droppable=droppable
+        snapshot_of(seed), SaveRequest(run="default", epoch=seed, **request), droppable=droppable, best=best
     )
 
 
@@ -134,6 +134,22 @@ def test_best_and_final_ones_are_never_replaced(ring: Ring, store: CheckpointSto
     waiting.join()
     ring.drain()
     assert epochs(store) == [0, 1, 2]
+
+
+def test_the_best_makes_way_for_a_better_one_alone(ring: Ring, store: CheckpointStore) -> None:
+    with store_lock(Layout(store.path).locks):
+        hand_over(ring, 0, droppable=True)
+        wait_until_begun(ring)
+        best = hand_over(ring, 1, droppable=True, best=True)
+        better = hand_over(ring, 2, droppable=True, best=True)
+        assert better.dropped == best.number
+        waiting = threading.Thread(target=hand_over, args=(ring, 3), kwargs={"droppable": True})
+        waiting.start()
+        waiting.join(0.2)
+        assert waiting.is_alive()
+    waiting.join()
+    ring.drain()
+    assert epochs(store) == [0, 2, 3]
 
 
 def test_the_step_waits_where_that_is_wanted(store: CheckpointStore) -> None:

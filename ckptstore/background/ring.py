@@ -43,6 +43,11 @@ class Sent:
     number: int
     place: int
     droppable: bool
+    best: bool
+
+    def makes_way_for(self, *, best: bool) -> bool:
+        """Return whether a newer one may take its place; of one that is the best so far only a better one may."""
+        return self.droppable and (best or not self.best)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,32 +156,35 @@ class Ring:
         self.start()
         self._letters.prepare(self._places[0].memory, snapshot)
 
-    def hand_over(self, snapshot: Snapshot, request: SaveRequest, *, droppable: bool) -> HandedOver:
+    def hand_over(
+        self, snapshot: Snapshot, request: SaveRequest, *, droppable: bool, best: bool = False
+    ) -> HandedOver:
         """Copy a snapshot; when this returns, the model may change, and the worker has it.
 
         Args:
             snapshot: The model.
             request: What is to be done with it.
             droppable: True where a newer one may take its place while it waits.
+            best: True where it is the best so far; then only a better one may.
         """
         self.start()
-        dropped = self._make_room()
+        dropped = self._make_room(best=best)
         assert self._link is not None
         self._number += 1
         place = 1 - self._sent[0].place if self._sent else 0
         self._letters.write(self._places[place].memory, snapshot, request, self._number)
-        self._sent.append(Sent(number=self._number, place=place, droppable=droppable))
+        self._sent.append(Sent(number=self._number, place=place, droppable=droppable, best=best))
         self._link.post(place)
         return HandedOver(number=self._number, dropped=dropped, blocked_s=request.waited_s())
 
-    def _make_room(self) -> int | None:
+    def _make_room(self, *, best: bool) -> int | None:
         """Have a place free; returns the number of the letter that had to go for it."""
         self._listen(0.0)
         while len(self._sent) == PLACES:
             newest = self._sent[-1]
             if (
                 self._backpressure == "replace"
-                and newest.droppable
+                and newest.makes_way_for(best=best)
                 and self._places[newest.place].token.take()
             ):
                 self._sent.pop()
