@@ -36,17 +36,16 @@ needs_process = pytest.mark.skipif(not can_start(), reason="this platform has no
 only_torch = pytest.mark.skipif(keras.backend.backend() != "torch", reason="a loader of torch")
 
 
-@pytest.fixture(autouse=True, params=[pytest.param("process", marks=needs_process), "thread"])
-def kind(request: Any, monkeypatch: pytest.MonkeyPatch) -> str:
+@pytest.fixture(autouse=True)
+def kind(request: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     keras.utils.set_random_seed(1)
-    monkeypatch.setenv(WRITER, request.param)
-    return str(request.param)
+    monkeypatch.setenv(WRITER, getattr(request, "param", "process"))
 
 
-@pytest.fixture
-def processes_only(kind: str) -> None:
-    if kind != "process":
-        pytest.skip("of a process alone")
+# Where a thread does the work, what it is asked is the same; how that ends may differ.
+in_a_thread_too = pytest.mark.parametrize(
+    "kind", [pytest.param("process", marks=needs_process), "thread"], indirect=True
+)
 
 
 def data() -> dict[str, Any]:
@@ -118,6 +117,7 @@ class Doing(keras.callbacks.Callback):  # type: ignore[misc]
 # --- one instant -------------------------------------------------------------------------------
 
 
+@in_a_thread_too
 def test_a_snapshot_is_of_one_instant_while_training_goes_on(tmp_path: Path) -> None:
     """What is written while the next steps run is the state at the save, to the bit, of every variable."""
     noting = Noting()
@@ -145,6 +145,7 @@ def test_a_run_with_saves_beside_it_equals_one_without_to_the_bit(tmp_path: Path
 # --- the end -----------------------------------------------------------------------------------
 
 
+@in_a_thread_too
 def test_everything_is_saved_when_fit_returns_and_nothing_is_left(tmp_path: Path) -> None:
     callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", save_freq=5, backpressure="wait")
     fit(model(), callback)
@@ -190,6 +191,7 @@ def test_a_fit_that_a_callback_ends_has_saved_what_was_handed_over(tmp_path: Pat
     assert writers(tmp_path) == []
 
 
+@in_a_thread_too
 def test_a_signal_while_the_last_saves_are_waited_for_is_obeyed_after_them(tmp_path: Path) -> None:
     held, callback = threading.Event(), ckptstore.StoreCheckpoint(tmp_path, monitor="loss", verbose=0)
     handed = threading.Event()
@@ -216,7 +218,7 @@ def test_a_signal_while_the_last_saves_are_waited_for_is_obeyed_after_them(tmp_p
     assert [(one.epoch, one.batch) for one in checkpoints(tmp_path)] == [(0, None)]
 
 
-@pytest.mark.usefixtures("processes_only")
+@needs_process
 def test_a_killed_trainer_s_saves_are_finished_and_a_new_start_waits_for_them(tmp_path: Path) -> None:
     """The script has no main guard; it dies with two snapshots on their way, and the next start has both."""
     script = textwrap.dedent(f"""
@@ -279,6 +281,7 @@ class NoRoom(keras.callbacks.Callback):  # type: ignore[misc]
             away.rename(self.folder)
 
 
+@in_a_thread_too
 def test_a_failed_save_is_warned_of_and_training_goes_on(tmp_path: Path) -> None:
     callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", save_freq=4, backpressure="wait")
     waiting = [Doing(batch, callback.wait) for batch in (5, 9)]
@@ -302,6 +305,7 @@ def test_a_failed_save_ends_the_training_where_that_is_wanted(tmp_path: Path) ->
     assert writers(tmp_path) == []
 
 
+@in_a_thread_too
 def test_a_failure_of_the_last_save_is_raised_by_fit(tmp_path: Path) -> None:
     class AtTheEnd(keras.callbacks.Callback):  # type: ignore[misc]
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -378,6 +382,7 @@ def test_what_cannot_be_an_interval_is_refused(option: str, value: Any, tmp_path
 # --- the drop-ins ------------------------------------------------------------------------------
 
 
+@in_a_thread_too
 def test_the_drop_in_shows_each_file_when_it_is_durable(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -426,6 +431,7 @@ def test_the_older_format_is_waited_for(tmp_path: Path) -> None:
     assert seen == [1, 2]
 
 
+@in_a_thread_too
 def test_a_fit_that_an_exception_ended_hands_the_run_over(tmp_path: Path) -> None:
     """The drop-in is not told of the end; another callback, or the same, takes the run over after its saves."""
 
@@ -483,6 +489,7 @@ def test_a_policy_of_the_user_s_own_is_applied(tmp_path: Path) -> None:
     assert 3 not in left
 
 
+@in_a_thread_too
 def test_fits_in_two_threads_save_beside_each_other(tmp_path: Path) -> None:
     failures: list[BaseException] = []
 
