@@ -420,3 +420,31 @@ def test_no_room_for_the_backup(old: Path) -> None:
     assert schema.schema_of(old) == NOW
     assert rows(old) == before
     assert {*os.listdir(old.parent)} <= {old.name, f"{old.name}-journal"}
+
+
+def test_the_history_of_an_old_store_is_that_of_a_new_one(path: Path, tmp_path: Path) -> None:
+    """What 0003 works out of the checkpoints that are there is what saving them one by one would have noted."""
+    told = [
+        ("a", 0, 3), ("a", 0, None), ("b", 0, None), ("a", 1, 5), ("a", 1, None), ("a", 1, 7), ("a", 2, 3),
+        ("a", 2, 5), ("b", 1, None), ("b", 1, None),
+    ]  # fmt: skip
+    with closing(Manifest.open(path)) as manifest:
+        for number, (run, epoch, batch) in enumerate(told):
+            add(manifest, run, epoch=epoch, batch=batch, metrics={"loss": float(number), "odd": float("nan")})
+            if number == 5:
+                manifest.begin_attempt("b")
+        noted = rows(path)
+    with closing(sqlite3.connect(path)) as database, database:
+        for table in ("epoch_metrics", "epochs", "retention"):
+            database.execute(f"DROP TABLE {table}")
+        database.execute("DROP VIEW run_history")
+        for index in (
+            "checkpoints_by_epoch", "checkpoints_by_step", "checkpoints_by_time", "unpinned_checkpoints"
+        ):  # fmt: skip
+            database.execute(f"DROP INDEX {index}")
+        database.execute("UPDATE alembic_version SET version_num = '0002'")
+    with closing(Manifest.open(path)) as manifest:
+        assert manifest.integrity_problems() == []
+    assert len(noted["epochs"]) == 5
+    assert rows(path)["epochs"] == noted["epochs"]
+    assert rows(path)["epoch_metrics"] == noted["epoch_metrics"]

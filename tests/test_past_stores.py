@@ -55,6 +55,9 @@ def test_it_is_upgraded_whole_and_resumed_from(past: Path) -> None:
         ]
         assert store.get(1).pinned and store.get("paper").version == 2 and store.get(2).extra == {"lr": 0.1}
         assert store.best("loss", run=RUN).version == 2
+        history = store.history(RUN)
+        assert [(one.epoch, one.batch, one.version) for one in history.epochs] == [(0, None, 1), (1, None, 4)]
+        assert history.of("loss") == ([0, 1], [3.0, 2.5])
         for version, how in (
             (4, lambda: store.resume(model, RUN)),
             (2, lambda: store.restore("paper", model)),
