@@ -28,6 +28,8 @@ _RELEASED = ("untagged", "unpinned", "unshown")
 # These change what was kept without anything new: rare, and everything is looked at again.
 _UPSET = ("missing", "damaged", "repaired", "found")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# Finished epochs.
+_FINISHED = CHECKPOINTS.epoch + case((CHECKPOINTS.batch.is_(None), 1), else_=0)
 _UNPINNED = text("NOT checkpoints.pinned")
 
 
@@ -189,10 +191,9 @@ class RunRows:
     def _first_in(self, scale: Scale, low: int, high: int, limit: int) -> list[int]:
         chosen = self._places().order_by(CHECKPOINTS.version)
         if scale == "epochs":
-            finished = CHECKPOINTS.epoch + case((CHECKPOINTS.batch.is_(None), 1), else_=0)
             # Both conditions: the first is what an index can do.
             chosen = chosen.where(
-                CHECKPOINTS.epoch.between(low - 1, high - 1), finished >= low, finished < high
+                CHECKPOINTS.epoch.between(low - 1, high - 1), low <= _FINISHED, high > _FINISHED
             )
         elif scale == "steps":
             chosen = chosen.where(CHECKPOINTS.step >= low, CHECKPOINTS.step < high)
@@ -200,6 +201,27 @@ class RunRows:
             moments = (_EPOCH + timedelta(microseconds=place) for place in (low, high))
             chosen = chosen.where(*self._saved_in(*moments))
         return self._whole(chosen, limit)
+
+    def firsts(self, scale: Scale, span_of: Callable[[int], int | None]) -> set[int]:
+        """Return the lowest version that is whole in each span of a scale, having looked at all places."""
+        place: dict[Scale, ColumnElement[Any]] = {
+            "epochs": _FINISHED,
+            "steps": CHECKPOINTS.step,
+            "microseconds": CHECKPOINTS.created_at,
+        }
+        chosen = self._places().add_columns(place[scale].label("place")).order_by(CHECKPOINTS.version)
+        found: dict[int, int] = {}
+        with self._connection.execute(chosen) as rows:
+            for version, file, nbytes, where in rows:
+                if where is None:
+                    continue
+                moment = (
+                    (where - _EPOCH) // timedelta(microseconds=1) if isinstance(where, datetime) else where
+                )
+                span = span_of(moment)
+                if span is not None and span not in found and self._is_whole(self._store / file, nbytes):
+                    found[span] = version
+        return set(found.values())
 
     def saved_between(self, low: datetime, high: datetime) -> list[int]:
         """Return the versions saved in a half-open span of time."""

@@ -225,5 +225,5 @@ def test_a_callbacks_direction_against_the_policys_is_refused_before_anything_is
     with pytest.raises(InvalidArgumentError, match="better the other way"):
         checked_request(
             tmp_path, run="a", format="keras", position=(0, None, None), metrics=None, tags=(), extra=None,
-            publish=None, keep=keep_best("score", 1), monitor=("score", "min"),
+            publish=None, keep=keep_best("score", 1), monitor=("score", "min"), notes=None,
         )  # fmt: skip

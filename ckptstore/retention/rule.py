@@ -25,6 +25,11 @@ class RunView(Protocol):
     let_go: Sequence[Checkpoint]
 
     @property
+    def is_judged(self) -> bool:
+        """Whether the rules were applied to everything here before; else everything is looked at."""
+        ...
+
+    @property
     def fresh(self) -> Sequence[Checkpoint]:
         """Those that are new since the rules were applied last."""
         ...
@@ -57,6 +62,10 @@ class RunView(Protocol):
 
     def first_in(self, scale: Scale, low: int, high: int, limit: int) -> Sequence[int]:
         """Return the lowest versions whose place on a scale is in a half-open span."""
+        ...
+
+    def firsts(self, scale: Scale, span_of: Callable[[int], int | None]) -> Collection[int]:
+        """Return the lowest version that is whole in each span of a scale, having looked at all places."""
         ...
 
     def saved_between(self, low: datetime, high: datetime) -> Sequence[int]:

@@ -89,6 +89,10 @@ class KeepEvery(Rule):
 
     def keeps(self, view: RunView, checkpoint: Checkpoint) -> bool:
         """Tell whether it is the first in its span."""
+        if not view.is_judged:
+            # All will be asked for: one walk costs less than a look-up for each span.
+            firsts = view.remember(self, lambda: view.firsts(self.scale, self._span_at))
+            return checkpoint.version in firsts
         span = self._span(checkpoint)
         return span is not None and checkpoint.version in self._first(view, span, 1)
 
@@ -97,8 +101,9 @@ class KeepEvery(Rule):
 
     def _span(self, checkpoint: Checkpoint) -> int | None:
         place = place_of(checkpoint, self.scale)
-        if place is None:
-            return None
+        return None if place is None else self._span_at(place)
+
+    def _span_at(self, place: int) -> int | None:
         span = place // self.length
         return span if span > 0 or self.scale == "microseconds" else None
 

@@ -50,11 +50,6 @@ class StoreView(RunView, Protocol):
         """Return the versions of the newest that are whole, newest first."""
         ...
 
-    @property
-    def is_judged(self) -> bool:
-        """Whether the rules were applied to everything here before; else everything is looked at."""
-        ...
-
     def every(self) -> Iterator[Checkpoint]:
         """Yield all checkpoints, oldest first, without their metrics."""
         ...
