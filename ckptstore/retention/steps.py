@@ -111,7 +111,8 @@ def _judged(
     if view.is_judged:
         fresh = (one.version for one in view.fresh)
         found = view.get({*leavers(view), *_left_behind(view), *view.released, *fresh})
-    return [one for one in found if view.is_free(one) and not keeps(one)]
+    # Whether it is kept is mostly known by now; whether it is whole is asked of the disk.
+    return [one for one in found if not keeps(one) and view.is_free(one)]
 
 
 def _left_behind(view: StoreView) -> set[int]:
