@@ -93,7 +93,7 @@ def save(wait_s: float, **figures: float) -> dict[str, Any]:
 
 
 def test_bars_are_met_missed_or_not_measured() -> None:
-    waits = {"memory copy": 1.0, "memory copy, again": 1.0, "ours background": 1.2, "keras .keras": 12.0}
+    waits = {"memory copy": 1.0, "memory copy again": 1.0, "ours background": 1.2, "keras .keras": 12.0}
     rows = [bench_table.save_row(name, [save(wait)]) for name, wait in waits.items()]
     rows.append(bench_table.save_row("orbax background", [{"unavailable": "not installed"}]))
     document = {"backends": {"jax": {"save": {"large": rows}}}}

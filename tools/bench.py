@@ -112,7 +112,7 @@ def measure_save(run: Run, backend: str, work: str, subjects: Sequence[str]) -> 
     results = run.in_turns(backend, names, work=work, part="save")
     rows = [bench_table.save_row(name, results[name]) for name in names]
     bench_table.with_ratios(
-        rows, "wait_s", {"wait_of_copy": "memory copy, again", "wait_of_keras": "keras .keras"}
+        rows, "wait_s", {"wait_of_copy": "memory copy again", "wait_of_keras": "keras .keras"}
     )
     bench_table.with_ratios(rows, "durable_s", {"durable_of_raw": "raw write + fsync"})
     return rows

@@ -90,7 +90,7 @@ def of_saves(bars: Bars, where: str, work: str, of: Callable[[str, str], float |
         text = "second background save: step wait / memory copy into fresh pages"
         bars.at_most(where, text, ratio(of(ours, "second_wait_s"), of("memory copy", "first_wait_s")), 1.25)
         text = "later background saves: step wait / memory copy into the same memory"
-        bars.at_most(where, text, ratio(of(ours, "wait_s"), of("memory copy, again", "wait_s")), 1.25)
+        bars.at_most(where, text, ratio(of(ours, "wait_s"), of("memory copy again", "wait_s")), 1.25)
     else:
         bars.at_most(where, "background save: step wait", of(ours, "wait_s"), SMALL_WAIT_S, "s")
     text = "background save: Keras ModelCheckpoint (.keras) waits so many times longer"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 WORKS = ("large", "small", "digits", "digits long")
 
-FLOORS = ("a look at the model", "memory copy", "memory copy, again", "raw write + fsync")
+FLOORS = ("a look at the model", "memory copy", "memory copy again", "raw write + fsync")
 OURS = ("ours background", "ours synchronous", "ours ModelCheckpoint")
 # They save nothing, or when they like: there is no single save to be looked at.
 RUNS_ONLY = ("ours auto", "ours idle")

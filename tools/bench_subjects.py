@@ -173,7 +173,7 @@ def _floor(name: str, folder: Path, every: int) -> Subject:
         def __init__(self) -> None:
             super().__init__()
             self.copies: list[Any] = []
-            self.path = folder / "raw"
+            self.paths: list[Path] = []
 
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             """Save."""
@@ -184,8 +184,9 @@ def _floor(name: str, folder: Path, every: int) -> Subject:
                 return
             arrays = bench_works.host_arrays(model)
             if name == "raw write + fsync":
-                raw_write(self.path, arrays)
-            elif self.copies and name == "memory copy, again":
+                self.paths.append(folder / f"raw-{batch}")
+                raw_write(self.paths[-1], arrays)
+            elif self.copies and name == "memory copy again":
                 for target, array in zip(self.copies, arrays, strict=True):
                     np.copyto(target, array)
             else:
@@ -195,7 +196,9 @@ def _floor(name: str, folder: Path, every: int) -> Subject:
             """Let go of what the next save makes anew."""
             if name == "memory copy":
                 self.copies = []
-            self.path.unlink(missing_ok=True)
+            # As many files stay as a store keeps: pages of a file that is gone are quicker to write to than new ones.
+            for path in self.paths[:-2]:
+                path.unlink(missing_ok=True)
 
     folder.mkdir()
     floor = Floor()
