@@ -142,6 +142,30 @@ def test_what_goes_is_what_a_look_at_everything_finds(
                     small.apply(policy)
 
 
+@pytest.mark.parametrize("policy", POLICIES, ids=repr)
+def test_a_long_run_that_loses_and_finds_checkpoints(tmp_path: Path, policy: Policy) -> None:
+    small = Small(tmp_path / "store")
+    gone: set[int] = set()
+    for number in range(45):
+        metrics = {"loss": float(number * 7 % 11), "score": float(number * 5 % 13)}
+        small.save(
+            epoch=number // 3, batch=None if number % 3 == 2 else 4, step=3 * number, metrics=metrics,
+            created_at=START + timedelta(minutes=25 * number), resumable=number % 4 != 1,
+            tags=(f"t{number % 4}",) if number % 5 == 0 else (),
+        )  # fmt: skip
+        gone |= small.apply(policy)
+        if number in (20, 30, 40):
+            lost = small.versions()[1]
+            small.manifest.set_state([lost], "missing", event="missing")
+            gone |= small.apply(policy)
+            small.manifest.set_state([lost], "complete", event="found")
+            gone |= small.apply(policy)
+            small.manifest.add_event("resumed", run="a", version=small.versions()[:3][-1])
+            gone |= small.apply(policy)
+    assert gone or policy == keep_last(70)
+    small.manifest.close()
+
+
 def _show(small: Small, version: int) -> None:
     from ckptstore import manifest_changes as changes
 
