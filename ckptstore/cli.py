@@ -10,11 +10,12 @@ from pathlib import Path
 
 import click
 
-from ckptstore import __version__, cli_asking, cli_changes, cli_keeping, cli_run, report
+from ckptstore import __version__, cli_asking, cli_changes, cli_keeping, cli_moving, cli_run, report
 from ckptstore.cli_output import (
     ReaderLeftError,
     abandon_stdout,
     console_on,
+    payload_bytes,
     prepare_streams,
     print_json,
     print_many,
@@ -208,7 +209,7 @@ def verify(store_path: Path, shallow: bool, as_json: bool) -> int:
     Reads every payload in full, unless --shallow is given. Exits with 5 when there is a problem; then
     `ckptstore repair` acts on it.
     """
-    with open_store(store_path) as store, progress_bar("verify", store.path) as progress:
+    with open_store(store_path) as store, progress_bar("verify", payload_bytes(store.path)) as progress:
         problems = store.verify(deep=not shallow, progress=progress)
         counted = report.counted(store.checkpoints(states=None)) if _is_readable(problems) else Counter()
     if as_json:
@@ -227,7 +228,7 @@ def _is_readable(problems: list[Problem]) -> bool:
 
 for _one in (
     ls, show, best, latest, resume_point, cli_asking.history, cli_asking.compare, verify, cli_keeping.prune,
-    cli_keeping.tag, cli_keeping.untag, cli_keeping.pin, cli_keeping.unpin, cli_changes.repair,
+    cli_keeping.tag, cli_keeping.untag, cli_keeping.pin, cli_keeping.unpin, cli_moving.export, cli_changes.repair,
     cli_changes.upgrade, cli_run.run
 ):  # fmt: skip
     commands.add_command(_one)

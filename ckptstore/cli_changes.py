@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ckptstore import report
-from ckptstore.cli_output import console_on, print_json, print_table, progress_bar, tell
+from ckptstore.cli_output import console_on, payload_bytes, print_json, print_table, progress_bar, tell
 from ckptstore.cli_parsing import command, open_store, with_json
 from ckptstore.errors import CorruptManifestError, SchemaTooOldError
 from ckptstore.layout import Layout, find_store
@@ -26,7 +26,7 @@ def repair(store_path: Path, as_json: bool) -> None:
     from ckptstore.store import CheckpointStore
 
     root = find_store(store_path)
-    with progress_bar("repair", root) as progress:
+    with progress_bar("repair", payload_bytes(root)) as progress:
         try:
             unlisted = _orphans(root)
             with CheckpointStore(root) as store:

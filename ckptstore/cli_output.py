@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,10 +18,13 @@ from ckptstore.records import Checkpoint
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.progress import Progress, TaskID
 
     from ckptstore.store import CheckpointStore
 
 _ANY_WIDTH = 100_000
+# What is over sooner shows no progress.
+PATIENCE_S = 1.0
 
 
 class ReaderLeftError(Exception):
@@ -120,16 +124,69 @@ def print_many(checkpoints: list[Checkpoint], ref: str, store: CheckpointStore, 
 
 
 @contextmanager
-def progress_bar(what: str, root: Path) -> Iterator[Callable[[int], object] | None]:
-    """Give what takes numbers of bytes for a progress bar on stderr; None where that is no terminal."""
+def progress_bar(what: str, nbytes: int) -> Iterator[Callable[[int], object] | None]:
+    """Give what takes numbers of bytes for a progress bar on stderr; None where that is no terminal.
+
+    The bar, with rate and time left, comes once the work has lasted for a second.
+
+    Args:
+        what: What is done.
+        nbytes: The sum of all numbers.
+    """
     if not sys.stderr.isatty():
         yield None
         return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+    bar = _Bar(what, nbytes)
+    try:
+        yield bar.advance
+    finally:
+        bar.close()
 
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+
+class _Bar:
+    """A progress bar that begins when something lasts."""
+
+    def __init__(self, what: str, nbytes: int) -> None:
+        self._what, self._nbytes = what, nbytes
+        self._done = 0
+        self._began = time.monotonic()
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+
+    def advance(self, nbytes: int) -> None:
+        """Count what is done, and show it."""
+        self._done += nbytes
+        if self._progress is None and time.monotonic() - self._began >= PATIENCE_S:
+            self._progress = _shown()
+            self._task = self._progress.add_task(self._what, total=self._nbytes)
+            self._progress.start()
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=self._done)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._progress is not None:
+            self._progress.stop()
+
+
+def _shown() -> Progress:
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    text = TextColumn("{task.description}", markup=False)
+    columns = (text, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console_on(sys.stderr), transient=True)
+
+
+def payload_bytes(root: Path) -> int:
+    """Return the size of all payloads in a store, in bytes, for a bar; 0 where there will be none."""
+    if not sys.stderr.isatty():
+        return 0
     layout = Layout(root)
-    total = sum((layout.checkpoints / name).stat().st_size for name in layout.payload_names())
-    with Progress(*columns, console=console_on(sys.stderr), transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda done: bar.advance(task, done)
+    return sum((layout.checkpoints / name).stat().st_size for name in layout.payload_names())

@@ -219,7 +219,7 @@ class Committer:
             tags=request.tags,
             extra=request.extra,
             blocked_s=waited if request.blocked_s is None else request.blocked_s,
-            total_s=waited,
+            total_s=waited if request.total_s is None else request.total_s,
         )
 
     def _published_path(self, request: SaveRequest) -> str | None:

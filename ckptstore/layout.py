@@ -207,8 +207,8 @@ def real(path: Path) -> Path:
     return Path(os.path.realpath(path.parent), path.name)
 
 
-def outside(root: Path, target: Path) -> Path:
-    """Return `target` if a checkpoint of the store at `root` may be shown there.
+def outside(root: Path, target: Path, argument: str = "publish") -> Path:
+    """Return `target` if a checkpoint of the store at `root` may be shown there; `argument` is named if not.
 
     Raises:
         InvalidArgumentError: It is the store, lies in it, or is a directory above it.
@@ -216,6 +216,6 @@ def outside(root: Path, target: Path) -> Path:
     store, place = Path(os.path.realpath(root)), real(target)
     if place == store or store in place.parents or place in store.parents:
         raise InvalidArgumentError(
-            argument="publish", value=str(target), reason="lies in the store, or is a directory above it"
+            argument=argument, value=str(target), reason="lies in the store, or is a directory above it"
         )
     return target

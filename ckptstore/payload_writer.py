@@ -42,8 +42,9 @@ class PayloadWriter:
     promised; a crash leaves a part of the file under its temporary name.
 
     Args:
-        path: The name; must not exist. The file gets mode 0444 less the umask.
+        path: The name; must not exist.
         reserve: Bytes to reserve on the disk beforehand, so that a full disk is met here.
+        mode: The file's mode, less the umask; read-only, as a store's payloads are, unless said.
 
     Raises:
         DiskFullError: The bytes are not to be had; nothing is left behind.
@@ -58,13 +59,13 @@ class PayloadWriter:
         Written(nbytes=5, digest='xxh3_128:b5e9c1ad071b3e7fc779cfaa5e523818')
     """
 
-    def __init__(self, path: Path, *, reserve: int) -> None:
+    def __init__(self, path: Path, *, reserve: int, mode: int = 0o444) -> None:
         self.path = path
         self._reserve = reserve
         with step("create", path):
-            # Mode 0444 at creation lets the kernel apply the umask; the descriptor may write all the same.
+            # A mode at creation lets the kernel apply the umask; the descriptor may write all the same.
             flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._descriptor = os.open(path, flags, 0o444)
+            self._descriptor = os.open(path, flags, mode)
         self._tell = 0
         self._failure: BaseException | None = None
         self._digest = xxhash.xxh3_128()

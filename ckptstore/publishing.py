@@ -15,7 +15,7 @@ from ckptstore.payload_writer import PayloadWriter
 _CHUNK = 4 << 20
 # Bytes that a name may have on the usual file systems.
 _NAME_MOST = 255
-_NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
 
 def publish(payload: Path, target: Path) -> None:
@@ -35,7 +35,7 @@ def publish(payload: Path, target: Path) -> None:
     try:
         link(payload, beside)
     except StorageError as error:
-        if error.errno not in _NO_LINKS:
+        if error.errno not in NO_LINKS:
             raise
         copy(payload, beside)
     try:

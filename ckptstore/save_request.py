@@ -26,6 +26,7 @@ class SaveRequest:
         notes: Events that belong to it, by their kinds.
         began: `time.perf_counter()` when the caller began to wait; the same clock in all processes of a machine.
         blocked_s: Seconds that the caller waited, where it did not wait for the end.
+        total_s: Seconds that it took, where that is not the time since `began`: what was saved before, elsewhere.
     """
 
     run: str
@@ -42,6 +43,7 @@ class SaveRequest:
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     began: float = field(default_factory=time.perf_counter)
     blocked_s: float | None = None
+    total_s: float | None = None
 
     def waited_s(self) -> float:
         """Return the seconds since the caller began to wait."""

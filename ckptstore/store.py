@@ -18,8 +18,8 @@ from ckptstore.names import check_tag
 from ckptstore.opening import open_for_reading, open_for_writing
 from ckptstore.records import Checkpoint, Problem
 from ckptstore.refs import RESUME_POINT
+from ckptstore.store_moving import StoreMoving
 from ckptstore.store_queries import Ref
-from ckptstore.store_saving import StoreSaving
 
 if TYPE_CHECKING:
     from keras import Model, Optimizer
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _RESUME_ATTEMPTS = 3  # starts without a save since, before `resume` steps over a checkpoint
 
 
-class CheckpointStore(StoreSaving):
+class CheckpointStore(StoreMoving):
     """A directory of checkpoints with a manifest that can be asked for them.
 
     Opening for writing makes the store if there is none, upgrades an older schema, and finishes or undoes what a dead

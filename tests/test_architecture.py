@@ -61,6 +61,9 @@ LAYERS = (
         "opening",
         "discarding",
         "histories",
+        "exporting",
+        "model_card",
+        "store_moving",
         "dataframe",
         "store",
         "store_queries",
@@ -114,6 +117,7 @@ OWNERS = {
     "h5py": {"formats", "keras_*"},
     "filelock": {"locks", "run_lock"},
     "pandas": {"dataframe"},
+    "safetensors": {"exporting"},
     "click": {"cli", "cli_*"},
     "rich": {"report", "cli_*"},
 }

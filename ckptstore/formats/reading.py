@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +84,9 @@ def open_payload(path: Path) -> Iterator[OpenPayload]:
 
 
 @contextmanager
-def open_verified(path: Path, *, nbytes: int, digest: str) -> Iterator[OpenPayload]:
+def open_verified(
+    path: Path, *, nbytes: int, digest: str, progress: Callable[[int], object] | None = None
+) -> Iterator[OpenPayload]:
     """Open a payload that is just the file it must be, and list what it holds; nothing is listed before that is known.
 
     What is read afterwards is read of the very file that was verified, whatever happens to its name.
@@ -93,6 +95,7 @@ def open_verified(path: Path, *, nbytes: int, digest: str) -> Iterator[OpenPaylo
         path: The payload.
         nbytes: The size that it must have.
         digest: The digest that it must have.
+        progress: Called with numbers of bytes as they are digested.
 
     Raises:
         CorruptPayloadError: It is missing, is another file, or is no payload.
@@ -101,7 +104,7 @@ def open_verified(path: Path, *, nbytes: int, digest: str) -> Iterator[OpenPaylo
     with open_source(path) as file:
         if file.nbytes != nbytes:
             raise file.corrupt(f"it has {file.nbytes:,} bytes, {nbytes:,} were saved")
-        found = file.digest()
+        found = file.digest(progress)
         if found != digest:
             raise file.corrupt(f"its digest is {found}, {digest} was saved")
         with _listed(file) as payload:

@@ -11,7 +11,7 @@ import errno
 import mmap
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -108,14 +108,19 @@ class Source:
                 raise
         return True
 
-    def digest(self) -> str:
-        """Return ``"xxh3_128:<32 hex digits>"`` of all bytes; raises what `read` raises."""
+    def digest(self, progress: Callable[[int], object] | None = None) -> str:
+        """Return ``"xxh3_128:<32 hex digits>"`` of all bytes; raises what `read` raises.
+
+        `progress` is called with the number of bytes after each part.
+        """
         digest = xxhash.xxh3_128()
         buffer = memoryview(bytearray(min(_PART, self.nbytes)))
         for begin in range(0, self.nbytes, _PART):
             part = buffer[: min(_PART, self.nbytes - begin)]
             self.read_into(begin, part)
             digest.update(part)
+            if progress is not None:
+                progress(len(part))
         return f"{DIGEST}:{digest.hexdigest()}"
 
     def _check(self, offset: int, count: int) -> None:

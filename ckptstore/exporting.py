@@ -1,0 +1,284 @@
+"""Hands one checkpoint out of a store: as a Keras file, as safetensors, or as a folder with a model card.
+
+The new file is written under a hidden name beside its place, checked against the digest on the way, synced, and only
+then given its name, which nobody may have: a crash leaves nothing there, or the whole, and may leave the hidden file.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from operator import methodcaller
+from pathlib import Path
+from typing import Any, Literal
+
+from ckptstore.errors import InvalidArgumentError, MissingPackageError, StorageError
+from ckptstore.files import (
+    fsync_directory,
+    link,
+    make_directory,
+    remove_directory,
+    rename_to_new,
+    unlink,
+)
+from ckptstore.formats import copying, payload
+from ckptstore.formats.safetensors_file import bytes_of, header_of
+from ckptstore.layout import absolute, outside
+from ckptstore.model_card import card_of
+from ckptstore.payload_writer import PayloadWriter, Written
+from ckptstore.publishing import NO_LINKS
+from ckptstore.records import SUFFIXES, Checkpoint
+
+Progress = Callable[[int], object]
+ExportFormat = Literal["keras", "weights", "h5", "safetensors", "folder"]
+
+_SUFFIXES: dict[str, ExportFormat] = {
+    ".weights.h5": "weights",
+    ".keras": "keras",
+    ".h5": "h5",
+    ".safetensors": "safetensors",
+}
+# What each kind of checkpoint can become, beside a folder.
+_FROM: dict[str, tuple[ExportFormat, ...]] = {
+    "keras": ("keras", "weights", "safetensors"),
+    "weights": ("weights", "safetensors"),
+    "h5": ("h5", "safetensors"),
+}
+_OPTIMIZER = ("optimizer/", "optimizer_weights/")
+_MODE = 0o666
+_NAME_MOST = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """What an export has made.
+
+    Attributes:
+        version: The checkpoint.
+        path: The new file or folder, absolute.
+        format: ``"keras"``, ``"weights"``, ``"h5"``, ``"safetensors"`` or ``"folder"``.
+        nbytes: Size of the file in bytes; of a folder, of the payload in it.
+        digest: ``"xxh3_128:<32 hex digits>"`` of the same.
+    """
+
+    version: int
+    path: Path
+    format: ExportFormat
+    nbytes: int
+    digest: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as a JSON object."""
+        return {
+            "version": self.version,
+            "path": str(self.path),
+            "format": self.format,
+            "nbytes": self.nbytes,
+            "digest": self.digest,
+        }
+
+
+def export(
+    root: Path, checkpoint: Checkpoint, path: str | os.PathLike[str], progress: Progress | None = None
+) -> Exported:
+    """Export a checkpoint; `ckptstore.CheckpointStore.export` says how.
+
+    Args:
+        root: The store.
+        checkpoint: The checkpoint.
+        path: The file or folder to make.
+        progress: Called with numbers of bytes as the payload is read; their sum is its size.
+    """
+    format = format_of(path, checkpoint)
+    target = outside(root, absolute(path), "path")
+    if os.path.lexists(target):
+        raise _exists(target)
+    make_directory(target.parent)
+    if format == "folder":
+        written = _export_folder(checkpoint, target, progress)
+    else:
+        beside = _beside(target)
+        try:
+            written = _write(checkpoint, beside, format, progress)
+            _name(beside, target)
+        except BaseException:
+            with suppress(OSError):
+                unlink(beside)
+            raise
+    return Exported(
+        version=checkpoint.version, path=target, format=format, nbytes=written.nbytes, digest=written.digest
+    )
+
+
+def format_of(path: str | os.PathLike[str], checkpoint: Checkpoint) -> ExportFormat:
+    """Return what a path asks for.
+
+    Raises:
+        InvalidArgumentError: It is nothing that this checkpoint can become.
+    """
+    name = os.fspath(path)
+    found = next((format for suffix, format in _SUFFIXES.items() if name.endswith(suffix)), None)
+    if found is None and (name.endswith(os.sep) or not Path(name).suffix):
+        return "folder"
+    possible = _FROM[checkpoint.format]
+    if found in possible:
+        return found
+    suffixes = ", ".join(suffix for suffix, format in _SUFFIXES.items() if format in possible)
+    what = f"extension {Path(name).suffix!r} is none" if found is None else f"{_WHOLE[found]}"
+    raise InvalidArgumentError(
+        argument="path",
+        value=name,
+        reason=f"{what} that version {checkpoint.version} (format {checkpoint.format}) can become",
+        hint=f"it can become: {suffixes}, or a folder, with / at its end",
+    )
+
+
+_WHOLE = {
+    "keras": "a .keras file, of a whole model, is nothing",
+    "h5": "Keras' older .h5 file is nothing",
+    "weights": "a .weights.h5 file is nothing",
+    "safetensors": "a .safetensors file is nothing",
+}
+
+
+def _exists(target: Path) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        argument="path",
+        value=str(target),
+        reason="is there already, and is not overwritten",
+        hint="choose another name, or remove it first",
+    )
+
+
+def _beside(target: Path) -> Path:
+    """Return a hidden name beside a target that nobody else uses."""
+    name = target.name if len(os.fsencode(target.name)) <= _NAME_MOST else "export"
+    return target.with_name(f".{name}.{uuid.uuid4().hex[:12]}.ckptstore")
+
+
+def _name(beside: Path, target: Path) -> None:
+    """Give a whole file its name, which nobody may have got meanwhile."""
+    try:
+        link(beside, target)
+    except StorageError as error:
+        if error.errno == errno.EEXIST:
+            raise _exists(target) from error
+        if error.errno not in NO_LINKS:
+            raise
+        rename_to_new(beside, target)
+    else:
+        unlink(beside)
+    fsync_directory(target.parent)
+
+
+def _write(checkpoint: Checkpoint, target: Path, format: ExportFormat, progress: Progress | None) -> Written:
+    if format == "safetensors":
+        return _write_safetensors(checkpoint, target, progress)
+    part = None
+    if format == "weights" and checkpoint.format == "keras":
+        part = copying.weights_in(checkpoint.path)
+
+    def copy(writer: PayloadWriter) -> None:
+        copying.copy_verified(
+            checkpoint.path,
+            writer,
+            nbytes=checkpoint.nbytes,
+            digest=checkpoint.digest,
+            part=part,
+            progress=progress,
+        )
+
+    return _written(target, checkpoint.nbytes if part is None else part[1], copy)
+
+
+def _written(target: Path, nbytes: int, fill: Callable[[PayloadWriter], object]) -> Written:
+    writer = PayloadWriter(target, reserve=nbytes, mode=_MODE)
+    try:
+        fill(writer)
+        return writer.finish()
+    except BaseException:
+        writer.abort()
+        raise
+
+
+def _write_safetensors(checkpoint: Checkpoint, target: Path, progress: Progress | None) -> Written:
+    try:
+        from safetensors import safe_open
+    except ImportError as error:
+        raise MissingPackageError(
+            package="safetensors", needed_for="export to .safetensors", extra="safetensors"
+        ) from error
+    with payload.open_verified(
+        checkpoint.path, nbytes=checkpoint.nbytes, digest=checkpoint.digest, progress=progress
+    ) as found:
+        layout = {name: at for name, at in found.layout().items() if not name.startswith(_OPTIMIZER)}
+        head, order, nbytes = header_of(layout, _metadata(checkpoint))
+        variables = found.variables()
+
+        def fill(writer: PayloadWriter) -> None:
+            writer.write(head)
+            for name in order:
+                writer.write(bytes_of(variables[name]))
+
+        written = _written(target, nbytes, fill)
+    with safe_open(str(target), framework="numpy") as opened:
+        if set(opened.keys()) != set(order):
+            raise InvalidArgumentError(
+                argument="path", value=str(target), reason="holds other tensors than were written"
+            )
+    return written
+
+
+def _metadata(checkpoint: Checkpoint) -> dict[str, str]:
+    document = checkpoint.to_json()
+    kept = ("version", "run", "epoch", "batch", "step", "metrics", "digest", "created_at", "tags")
+    return {"format": "keras", **{name: _text(document[name]) for name in kept}}
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+# --- a folder with a card ------------------------------------------------------------------------
+
+
+def _export_folder(checkpoint: Checkpoint, target: Path, progress: Progress | None) -> Written:
+    beside = _beside(target)
+    file = f"model{SUFFIXES[checkpoint.format]}"
+    make_directory(beside)
+    try:
+        written = _write(checkpoint, beside / file, checkpoint.format, progress)
+        texts = {
+            "checkpoint.json": json.dumps(checkpoint.to_json(), indent=2, ensure_ascii=False) + "\n",
+            "README.md": card_of(checkpoint, file, _versions(beside / file)),
+        }
+        for name, text in texts.items():
+            data = text.encode(errors="backslashreplace")
+            _written(beside / name, len(data), methodcaller("write", data))
+        fsync_directory(beside)
+        rename_to_new(beside, target)
+        fsync_directory(target.parent)
+    except BaseException:
+        _remove(beside)
+        raise
+    return written
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder that was not finished; raises nothing, while another error is on its way."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            unlink(path)
+        remove_directory(folder)
+
+
+def _versions(path: Path) -> dict[str, str]:
+    documents = payload.read_documents(path)
+    with suppress(ValueError, KeyError, TypeError):
+        return {"Keras": str(json.loads(documents["metadata.json"])["keras_version"])}
+    return {}
