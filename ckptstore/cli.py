@@ -228,7 +228,8 @@ def _is_readable(problems: list[Problem]) -> bool:
 
 for _one in (
     ls, show, best, latest, resume_point, cli_asking.history, cli_asking.compare, verify, cli_keeping.prune,
-    cli_keeping.tag, cli_keeping.untag, cli_keeping.pin, cli_keeping.unpin, cli_moving.export, cli_changes.repair,
+    cli_keeping.tag, cli_keeping.untag, cli_keeping.pin, cli_keeping.unpin, cli_moving.export, cli_moving.copy,
+    cli_moving.import_, cli_changes.repair,
     cli_changes.upgrade, cli_run.run
 ):  # fmt: skip
     commands.add_command(_one)

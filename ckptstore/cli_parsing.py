@@ -23,7 +23,7 @@ EPILOG = (
 def command(function: Callable[..., Any]) -> click.Command:
     """Make a command with a STORE in front, and the exit codes in its help."""
     with_store = click.argument("store_path", metavar="STORE", type=click.Path(path_type=Path))(function)
-    return click.command(name=function.__name__.replace("_", "-"), epilog=EPILOG)(with_store)
+    return click.command(name=function.__name__.rstrip("_").replace("_", "-"), epilog=EPILOG)(with_store)
 
 
 with_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")

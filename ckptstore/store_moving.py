@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
+from ckptstore.records import Mode
 from ckptstore.store_queries import Ref
 from ckptstore.store_saving import StoreSaving
 
 if TYPE_CHECKING:
     from ckptstore.exporting import Exported
+    from ckptstore.importing import Imported
+    from ckptstore.transfer import Copied
     from ckptstore.verification import Progress
 
 
 class StoreMoving(StoreSaving):
     """The part of a store that moves checkpoints across its border."""
+
+    @property
+    def uuid(self) -> str:
+        """The store's own id, made with it."""
+        return self._manifest.uuid
+
+    def monitors(self, run: str) -> dict[str, Mode]:
+        """Return the metrics that a run's callbacks watched, each with its better direction."""
+        return self._manifest.monitors(run)
+
+    @abstractmethod
+    def pin(self, ref: Ref, pinned: bool = True) -> None:
+        """Keep a checkpoint whatever a retention policy says."""
 
     def export(self, ref: Ref, path: str | os.PathLike[str], *, progress: Progress | None = None) -> Exported:
         """Write one checkpoint to a new file or folder; durable when it returns.
@@ -41,3 +59,70 @@ class StoreMoving(StoreSaving):
         from ckptstore.exporting import export
 
         return export(self.path, self.get(ref), path, progress)
+
+    def copy(
+        self, ref: Ref, target: StoreMoving, *, run: str | None = None, progress: Progress | None = None
+    ) -> Copied:
+        """Copy a checkpoint to another store, where it gets the next version; durable when it returns.
+
+        Digests are checked, and metrics, position, time, cost, extra, pin and training state stay what they were;
+        tags too, but for those that another checkpoint has there. A crash leaves the copy wholly there, or not at all;
+        copied again, it is found.
+
+        Args:
+            ref: A version, ``"latest"``, ``"best:METRIC"``, ``"resume-point"``, a tag, or a `Checkpoint`.
+            target: The other store, open for writing; it writes the run until its `close`.
+            run: The run that it belongs to there; None for the same.
+            progress: Called with numbers of bytes as they are read, up to twice the payload's size.
+
+        Raises:
+            CheckpointNotFoundError: No checkpoint answers to `ref`.
+            CorruptPayloadError: The payload is damaged; nothing was copied.
+            InvalidArgumentError: It is the same store.
+            RunLockedError: Another writer has the run there.
+            DiskFullError: There is no room; nothing was copied.
+        """
+        from ckptstore.transfer import copy
+
+        target._check_writable("copy")
+        return copy(self, self.get(ref), target, run=run, progress=progress)
+
+    def import_files(
+        self,
+        *paths: str | os.PathLike[str],
+        run: str | None = None,
+        pattern: str | None = None,
+        epoch: int | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        progress: Progress | None = None,
+    ) -> list[Imported]:
+        """Take in files that Keras saved, or that were exported, in the order of their epochs; the files stay.
+
+        All are looked through before the first is saved. A folder of Keras' BackupAndRestore becomes a resume point: a
+        fit with the same run goes on from it, though not to the bit, since Keras saved no more than weights and
+        optimizer. What a file of ours says of itself is kept. A crash leaves some of them saved, each wholly; imported
+        again, these are found.
+
+        Args:
+            *paths: ``.keras``, ``.weights.h5`` and ``.h5`` files, and folders of BackupAndRestore.
+            run: The run that they belong to; None for what a file says, or else ``"default"``.
+            pattern: How the names were made, such as ``"{epoch:02d}-{val_loss:.2f}.keras"``: epoch, batch and metrics
+                are read from them. Without, the epoch is 0.
+            epoch: Zero-based index of the epoch, of a single file.
+            metrics: Scalars by name, of a single file.
+            progress: Called with numbers of bytes as they are read, up to three times the files' size.
+
+        Returns:
+            What each became.
+
+        Raises:
+            CorruptPayloadError: A file is damaged; nothing was imported.
+            InvalidArgumentError: A path is nothing that can be imported, or a name does not fit the pattern; nothing
+                was imported.
+            RunLockedError: Another writer has the run.
+        """
+        from ckptstore.importing import look_through, take
+
+        self._check_writable("import")
+        found = look_through(paths, run=run, pattern=pattern, epoch=epoch, metrics=metrics, progress=progress)
+        return [take(self, candidate, progress) for candidate in found]
