@@ -10,7 +10,16 @@ from pathlib import Path
 
 import click
 
-from ckptstore import __version__, cli_asking, cli_changes, cli_keeping, cli_moving, cli_run, report
+from ckptstore import (
+    __version__,
+    cli_asking,
+    cli_changes,
+    cli_keeping,
+    cli_moving,
+    cli_pictures,
+    cli_run,
+    report,
+)
 from ckptstore.cli_output import (
     ReaderLeftError,
     abandon_stdout,
@@ -229,7 +238,7 @@ def _is_readable(problems: list[Problem]) -> bool:
 for _one in (
     ls, show, best, latest, resume_point, cli_asking.history, cli_asking.compare, verify, cli_keeping.prune,
     cli_keeping.tag, cli_keeping.untag, cli_keeping.pin, cli_keeping.unpin, cli_moving.export, cli_moving.copy,
-    cli_moving.import_, cli_changes.repair,
+    cli_moving.import_, cli_pictures.plot, cli_changes.repair,
     cli_changes.upgrade, cli_run.run
 ):  # fmt: skip
     commands.add_command(_one)

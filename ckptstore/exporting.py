@@ -6,10 +6,8 @@ then given its name, which nobody may have: a crash leaves nothing there, or the
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,10 +15,9 @@ from operator import methodcaller
 from pathlib import Path
 from typing import Any, Literal
 
-from ckptstore.errors import InvalidArgumentError, MissingPackageError, StorageError
+from ckptstore.errors import InvalidArgumentError, MissingPackageError
 from ckptstore.files import (
     fsync_directory,
-    link,
     make_directory,
     remove_directory,
     rename_to_new,
@@ -30,8 +27,8 @@ from ckptstore.formats import copying, payload
 from ckptstore.formats.safetensors_file import bytes_of, header_of
 from ckptstore.layout import absolute, outside
 from ckptstore.model_card import card_of
+from ckptstore.new_files import exists_already, give_name, hidden_beside, write_new
 from ckptstore.payload_writer import PayloadWriter, Written
-from ckptstore.publishing import NO_LINKS
 from ckptstore.records import SUFFIXES, Checkpoint
 
 Progress = Callable[[int], object]
@@ -50,8 +47,6 @@ _FROM: dict[str, tuple[ExportFormat, ...]] = {
     "h5": ("h5", "safetensors"),
 }
 _OPTIMIZER = ("optimizer/", "optimizer_weights/")
-_MODE = 0o666
-_NAME_MOST = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,15 +92,15 @@ def export(
     format = format_of(path, checkpoint)
     target = outside(root, absolute(path), "path")
     if os.path.lexists(target):
-        raise _exists(target)
+        raise exists_already(target)
     make_directory(target.parent)
     if format == "folder":
         written = _export_folder(checkpoint, target, progress)
     else:
-        beside = _beside(target)
+        beside = hidden_beside(target)
         try:
             written = _write(checkpoint, beside, format, progress)
-            _name(beside, target)
+            give_name(beside, target)
         except BaseException:
             with suppress(OSError):
                 unlink(beside)
@@ -146,36 +141,6 @@ _WHOLE = {
 }
 
 
-def _exists(target: Path) -> InvalidArgumentError:
-    return InvalidArgumentError(
-        argument="path",
-        value=str(target),
-        reason="is there already, and is not overwritten",
-        hint="choose another name, or remove it first",
-    )
-
-
-def _beside(target: Path) -> Path:
-    """Return a hidden name beside a target that nobody else uses."""
-    name = target.name if len(os.fsencode(target.name)) <= _NAME_MOST else "export"
-    return target.with_name(f".{name}.{uuid.uuid4().hex[:12]}.ckptstore")
-
-
-def _name(beside: Path, target: Path) -> None:
-    """Give a whole file its name, which nobody may have got meanwhile."""
-    try:
-        link(beside, target)
-    except StorageError as error:
-        if error.errno == errno.EEXIST:
-            raise _exists(target) from error
-        if error.errno not in NO_LINKS:
-            raise
-        rename_to_new(beside, target)
-    else:
-        unlink(beside)
-    fsync_directory(target.parent)
-
-
 def _write(checkpoint: Checkpoint, target: Path, format: ExportFormat, progress: Progress | None) -> Written:
     if format == "safetensors":
         return _write_safetensors(checkpoint, target, progress)
@@ -193,17 +158,7 @@ def _write(checkpoint: Checkpoint, target: Path, format: ExportFormat, progress:
             progress=progress,
         )
 
-    return _written(target, checkpoint.nbytes if part is None else part[1], copy)
-
-
-def _written(target: Path, nbytes: int, fill: Callable[[PayloadWriter], object]) -> Written:
-    writer = PayloadWriter(target, reserve=nbytes, mode=_MODE)
-    try:
-        fill(writer)
-        return writer.finish()
-    except BaseException:
-        writer.abort()
-        raise
+    return write_new(target, checkpoint.nbytes if part is None else part[1], copy)
 
 
 def _write_safetensors(checkpoint: Checkpoint, target: Path, progress: Progress | None) -> Written:
@@ -225,7 +180,7 @@ def _write_safetensors(checkpoint: Checkpoint, target: Path, progress: Progress 
             for name in order:
                 writer.write(bytes_of(variables[name]))
 
-        written = _written(target, nbytes, fill)
+        written = write_new(target, nbytes, fill)
     with safe_open(str(target), framework="numpy") as opened:
         if set(opened.keys()) != set(order):
             raise InvalidArgumentError(
@@ -248,7 +203,7 @@ def _text(value: object) -> str:
 
 
 def _export_folder(checkpoint: Checkpoint, target: Path, progress: Progress | None) -> Written:
-    beside = _beside(target)
+    beside = hidden_beside(target)
     file = f"model{SUFFIXES[checkpoint.format]}"
     make_directory(beside)
     try:
@@ -259,7 +214,7 @@ def _export_folder(checkpoint: Checkpoint, target: Path, progress: Progress | No
         }
         for name, text in texts.items():
             data = text.encode(errors="backslashreplace")
-            _written(beside / name, len(data), methodcaller("write", data))
+            write_new(beside / name, len(data), methodcaller("write", data))
         fsync_directory(beside)
         rename_to_new(beside, target)
         fsync_directory(target.parent)

@@ -63,6 +63,7 @@ LAYERS = (
         "discarding",
         "histories",
         "exporting",
+        "new_files",
         "earlier",
         "transfer",
         "importing",
@@ -109,7 +110,7 @@ LAYERS = (
         "store_checkpoint",
         "backup_and_restore",
     },
-    {"report", "supervise", "supervised_child", "cli", "cli_*"},
+    {"report", "picture", "supervise", "supervised_child", "cli", "cli_*"},
 )
 
 # The only modules that import a package, even late. What is for type checkers only does not count.
@@ -121,6 +122,7 @@ OWNERS = {
     "h5py": {"formats", "keras_*"},
     "filelock": {"locks", "run_lock"},
     "pandas": {"dataframe"},
+    "matplotlib": {"picture"},
     "safetensors": {"exporting"},
     "click": {"cli", "cli_*"},
     "rich": {"report", "cli_*"},
