@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ckptstore import keras_private
+from ckptstore.keras_arrays import host_array
 
 RATES, TRAINED = "learning_rates", "trained"
 
@@ -31,7 +32,7 @@ def learning_rates(model: Any) -> list[float | None]:
 def _rate(optimizer: Any) -> float | None:
     rate: Any = getattr(optimizer, "learning_rate", None)
     # The rate of a schedule is a tensor, worked out from the step.
-    return float(rate.numpy()) if hasattr(rate, "assign") else None
+    return float(host_array(rate)) if hasattr(rate, "assign") else None
 
 
 def set_learning_rates(model: Any, rates: Sequence[float | None]) -> None:

@@ -316,7 +316,6 @@ def check_max_overhead(max_overhead: object) -> None:
             argument="max_overhead",
             value=max_overhead,
             reason="must be a share of the run, above 0 and below 1",
-            hint="0.035 stands for 3.5 %",
         )
 
 

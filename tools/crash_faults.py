@@ -92,16 +92,14 @@ def _row_before_rename() -> None:
 
 def _unlink_before_mark() -> None:
     """Remove the files of a retention before their rows are marked."""
-    mark = Manifest.set_state
+    mark = Manifest.let_go
 
-    def set_state(manifest: Manifest, versions: Any, state: Any, **options: Any) -> None:
-        for version in versions:
-            checkpoint = manifest.get(version)
-            if checkpoint is not None and state == "deleting":
-                files.unlink(checkpoint.path)
-        mark(manifest, versions, state, **options)
+    def let_go(manifest: Manifest, run: str, gone: Any, judged: Any) -> None:
+        for checkpoint in gone:
+            files.unlink(checkpoint.path)
+        mark(manifest, run, gone, judged)
 
-    _set(Manifest, "set_state", set_state)
+    _set(Manifest, "let_go", let_go)
 
 
 def _rows_dropped_before_unlink() -> None:

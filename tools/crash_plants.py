@@ -57,16 +57,14 @@ def _row_before_rename() -> None:
 def _removed_before_marked() -> None:
     from ckptstore.manifest import Manifest
 
-    set_state = Manifest.set_state
+    let_go = Manifest.let_go
 
-    def remove_first(self: Manifest, versions: Any, state: Any, **named: Any) -> None:
-        for version in versions if state == "deleting" else ():
-            checkpoint = self.get(version)
-            assert checkpoint is not None
+    def remove_first(self: Manifest, run: str, gone: Any, judged: Any) -> None:
+        for checkpoint in gone:
             checkpoint.path.unlink()
-        set_state(self, versions, state, **named)
+        let_go(self, run, gone, judged)
 
-    Manifest.set_state = remove_first  # type: ignore[method-assign]
+    Manifest.let_go = remove_first  # type: ignore[method-assign, assignment]
 
 
 def _no_adoption() -> None:

@@ -105,14 +105,18 @@ class Workload:
 
 def perform(marks: Path, name: str) -> None:
     """Run a workload in this process, whose working directory is the folder; the child of a recording does it."""
-    report, real = Report(marks), Manifest.set_state
+    report, real, real_let_go = Report(marks), Manifest.set_state, Manifest.let_go
 
     def set_state(manifest: Manifest, versions: Sequence[int], state: State, **options: Any) -> None:
         if state == "deleting":
             report.gone(versions)
         real(manifest, versions, state, **options)
 
-    with mock.patch.object(Manifest, "set_state", set_state):
+    def let_go(manifest: Manifest, run: str, gone: Sequence[Checkpoint], judged: Any) -> None:
+        report.gone([one.version for one in gone])
+        real_let_go(manifest, run, gone, judged)
+
+    with mock.patch.object(Manifest, "set_state", set_state), mock.patch.object(Manifest, "let_go", let_go):
         WORKLOADS[name].run(report)
 
 
