@@ -38,12 +38,15 @@ from ckptstore.cli_parsing import EPILOG, command, of_one_run, open_store, with_
 from ckptstore.errors import (
     CheckpointStoreError,
     CorruptError,
+    CorruptPayloadError,
     InvalidArgumentError,
     LockedError,
     NotFoundError,
     SchemaError,
+    StorageError,
 )
-from ckptstore.records import Mode, Problem
+from ckptstore.records import Checkpoint, Mode, Problem
+from ckptstore.report_variables import Layout, layer_table
 
 PROBLEMS_FOUND = 5
 # The first class that an error belongs to gives the exit code.
@@ -152,16 +155,34 @@ def ls(
 @click.argument("ref")
 @with_json
 def show(store_path: Path, ref: str, as_json: bool) -> None:
-    """Show everything that is known of one checkpoint.
+    """Show everything that is known of one checkpoint, and its layers.
 
     REF is a version, "latest", "best:METRIC", "resume-point", or a tag.
     """
     with open_store(store_path) as store:
         checkpoint = store.get(ref)
+    layout = _layout(checkpoint)
     if as_json:
-        print_json(checkpoint.to_json())
-    else:
-        print_table(report.details_table(checkpoint), console_on(sys.stdout))
+        variables = [
+            {"path": path, "shape": shape, "dtype": dtype} for path, (shape, dtype) in layout.items()
+        ]
+        print_json({**checkpoint.to_json(), "variables": variables})
+        return
+    print_table(report.details_table(checkpoint), console_on(sys.stdout))
+    if layout:
+        tell("")
+        print_table(layer_table(layout), console_on(sys.stdout))
+
+
+def _layout(checkpoint: Checkpoint) -> Layout:
+    """Return what a checkpoint's payload holds; nothing, and why, where it cannot be told."""
+    from ckptstore.formats.payload import read_layout
+
+    try:
+        return read_layout(checkpoint.path)
+    except (CorruptPayloadError, StorageError) as error:
+        say(f"no table of layers: {report.printable(error.message)}")
+        return {}
 
 
 @command
@@ -236,7 +257,8 @@ def _is_readable(problems: list[Problem]) -> bool:
 
 
 for _one in (
-    ls, show, best, latest, resume_point, cli_asking.history, cli_asking.compare, verify, cli_keeping.prune,
+    ls, show, best, latest, resume_point, cli_asking.history, cli_asking.compare,
+    cli_asking.diff, verify, cli_keeping.prune,
     cli_keeping.tag, cli_keeping.untag, cli_keeping.pin, cli_keeping.unpin, cli_moving.export, cli_moving.copy,
     cli_moving.import_, cli_pictures.plot, cli_changes.repair,
     cli_changes.upgrade, cli_run.run

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from ckptstore import report
-from ckptstore.cli_output import console_on, print_json, print_table, say
+from ckptstore.cli_output import console_on, print_json, print_table, progress_bar, say, tell
 from ckptstore.cli_parsing import command, of_one_run, open_store, with_json
 from ckptstore.errors import InvalidArgumentError
 
@@ -61,3 +61,37 @@ def compare(store_path: Path, runs: tuple[str, ...], metrics: tuple[str, ...], a
         say(f"{store.path}: no runs yet")
     else:
         print_table(report.comparison_table(summaries), console_on(sys.stdout))
+
+
+@command
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="B")
+@with_json
+def diff(store_path: Path, first: str, second: str, as_json: bool) -> None:
+    """Compare metrics and variables of two checkpoints.
+
+    A and B are a version, "latest", "best:METRIC", "resume-point", or a tag. Of each variable that differs: its norm in
+    A, the norm of the change and its share of that, the largest change of a value, and the share of values whose bits
+    changed.
+    """
+    from ckptstore.report_variables import change_table, metrics_table
+
+    with open_store(store_path) as store:
+        pair = store.get(first), store.get(second)
+        with progress_bar("diff", 2 * sum(one.nbytes for one in pair)) as progress:
+            found = store.diff(*pair, progress=progress)
+    if as_json:
+        print_json(found.to_json())
+        return
+    console = console_on(sys.stdout)
+    if found.metrics:
+        print_table(metrics_table(found), console)
+        tell("")
+    if found.changed:
+        print_table(change_table(found.changed), console)
+    tell(f"{len(found.changed)} of {len(found.variables)} variables differ")
+    for path, (one, two) in found.unlike.items():
+        tell(f"{report.printable(path)}: {one} in A, {two} in B")
+    for where, paths in (("A", found.only_first), ("B", found.only_second)):
+        for path in paths:
+            tell(f"{report.printable(path)}: only in {where}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -340,6 +340,11 @@ def _table(columns: Sequence[_Column]) -> Table:
     for row in zip(*(column.cells for column in columns), strict=True):
         table.add_row(*_texts(row))
     return table
+
+
+def table_of(columns: Mapping[str, Iterable[str]], *, left: Collection[str] = ()) -> Table:
+    """Return a table of columns by their names; those in `left` hold text, the others numbers."""
+    return _table([_column(name, cells, left=name in left) for name, cells in columns.items()])
 
 
 def _grid() -> Table:

@@ -18,6 +18,8 @@ from ckptstore.records import Checkpoint, Event, Mode, State
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from ckptstore.differences import Difference, Progress
+
 Ref = str | int | Checkpoint
 
 
@@ -229,3 +231,22 @@ class StoreQueries:
         from ckptstore.dataframe import dataframe_of
 
         return dataframe_of(self.iterate(run, where=where, order_by=order_by, limit=limit))
+
+    def diff(self, first: Ref, second: Ref, *, progress: Progress | None = None) -> Difference:
+        """Compare two checkpoints: metrics, and how far each variable has moved.
+
+        Both are verified; one variable of each is in memory at a time.
+
+        Args:
+            first: A version, ``"latest"``, ``"best:METRIC"``, ``"resume-point"``, a tag, or a `Checkpoint`, which may
+                be another store's.
+            second: Likewise.
+            progress: Called with numbers of bytes as they are read, up to twice what both payloads have.
+
+        Raises:
+            CheckpointNotFoundError: No checkpoint answers to a ref.
+            CorruptPayloadError: A payload is damaged.
+        """
+        from ckptstore.differences import difference
+
+        return difference(self.get(first), self.get(second), progress)

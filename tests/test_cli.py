@@ -228,7 +228,14 @@ def test_names_cannot_play_with_the_terminal(run: Any, tmp_path: Path) -> None:
 def test_show_tells_everything(run: Any, made: Path) -> None:
     ran = run("show", made, 2)
     assert (ran.code, ran.err) == (0, "")
-    facts = dict(re.split(r"  +", line, maxsplit=1) for line in ran.out.splitlines())
+    told, _, layers = ran.out.partition("\n\n")
+    facts = dict(re.split(r"  +", line, maxsplit=1) for line in told.splitlines())
+    rows = [re.split(r"  +", line) for line in layers.splitlines()]
+    assert rows[1:] == [
+        ["layers/dense", "7x5, 5", "float32", "40", "160 B"],
+        ["optimizer", "1", "int64", "1", "8 B"],
+        ["all", "3", "float32, int64", "41", "168 B"],
+    ]
     payload = made / "checkpoints" / "00000002-day.keras"
     assert facts["version"] == "2"
     assert facts["position"] == "epoch 1, end, step 90"
