@@ -330,7 +330,7 @@ class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
 
     def _look_after_saves(self) -> None:
         self._saves.settle()
-        if self._saves.background:
+        if self._saves.to_prepare:
             self._refuse_another_thread()
             self._saves.prepare(self.model, epoch=0, **self._save_options())
 

@@ -118,7 +118,9 @@ class ResumingCallback(keras.callbacks.Callback):
     def look_after_saves(self) -> None:
         """Hear of saves that are done, and make ready for the first one."""
         self._saves.settle()
-        self._saves.prepare(self.model, epoch=0, **self.save_options())
+        # On JAX, asking for the model has Keras put its state into it: once, and not at every batch.
+        if self._saves.to_prepare:
+            self._saves.prepare(self.model, epoch=0, **self.save_options())
 
     def saves_end(self, error: BaseException | None) -> None:
         """Wait for what is on its way; failures are raised, or are notes on the error that ends the fit."""

@@ -113,11 +113,16 @@ class Saves(Generic[Note]):
         self._notes[handed.number] = note, mine
         return True
 
+    @property
+    def to_prepare(self) -> bool:
+        """Whether `prepare` has something to do, and was not called yet."""
+        return self._ring is not None and not self._prepared
+
     def prepare(self, model: Any, **options: Any) -> None:
-        """Do early what the first save would wait for; may be called at every batch."""
-        if self._prepared or self._ring is None:
-            return
+        """Do early what the first save would wait for."""
         self._prepared = True
+        if self._ring is None:
+            return
         assert self._store is not None
         snapshot, _ = self._store.prepare(model, run=self._run, snapshots=self._snapshots, **options)
         if is_streamable(snapshot):
