@@ -17,6 +17,7 @@ from ckptstore import (
     cli_keeping,
     cli_moving,
     cli_pictures,
+    cli_report,
     cli_run,
     report,
 )
@@ -155,7 +156,7 @@ def ls(
 @click.argument("ref")
 @with_json
 def show(store_path: Path, ref: str, as_json: bool) -> None:
-    """Show everything that is known of one checkpoint, and its layers.
+    """Show all that is known of one checkpoint, its layers too.
 
     REF is a version, "latest", "best:METRIC", "resume-point", or a tag.
     """
@@ -260,7 +261,7 @@ for _one in (
     ls, show, best, latest, resume_point, cli_asking.history, cli_asking.compare,
     cli_asking.diff, verify, cli_keeping.prune,
     cli_keeping.tag, cli_keeping.untag, cli_keeping.pin, cli_keeping.unpin, cli_moving.export, cli_moving.copy,
-    cli_moving.import_, cli_pictures.plot, cli_changes.repair,
+    cli_moving.import_, cli_pictures.plot, cli_report.report, cli_changes.repair,
     cli_changes.upgrade, cli_run.run
 ):  # fmt: skip
     commands.add_command(_one)

@@ -66,7 +66,13 @@ def plot(
         names = [picture.history.run for picture in pictures]
         print_json({"path": str(target), "nbytes": written.nbytes, "runs": names, "left_out": [*left_out]})
     else:
-        tell(f"{report.printable(str(target))}: {len(pictures)} runs, {report.size_text(written.nbytes)}")
+        tell(made_line(target, len(pictures), written.nbytes))
+
+
+def made_line(target: Path, runs: int, nbytes: int) -> str:
+    """Return the line that tells what was made."""
+    many = "" if runs == 1 else "s"
+    return f"{report.printable(str(target))}: {runs} run{many}, {report.size_text(nbytes)}"
 
 
 def title_of(store: CheckpointStore, pictures: list[RunPicture]) -> str:

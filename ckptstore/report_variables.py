@@ -31,8 +31,17 @@ class _Layer:
     nbytes: int = 0
 
 
+_HEAD = ("layer", "variables", "dtype", "values", "size")
+
+
 def layer_table(layout: Layout) -> Table:
-    """Return a table of a checkpoint's layers, a row for each, the optimizer in one, and a last one for all.
+    """Return a table of a checkpoint's layers; see `layer_rows`."""
+    cells = list(zip(*layer_rows(layout), strict=True))
+    return table_of(dict(zip(_HEAD, cells, strict=True)), left=_HEAD[:3])
+
+
+def layer_rows(layout: Layout) -> list[tuple[str, str, str, str, str]]:
+    """Return name, shapes, dtype, values and size of each layer; the optimizer is one, and the last row for all.
 
     Args:
         layout: Shape and dtype name of each variable by its path in the payload.
@@ -47,15 +56,16 @@ def layer_table(layout: Layout) -> Table:
             layer.values += count
             layer.nbytes += count * _size(dtype)
     layers["all"] = layers.pop("all", _Layer([], set()))
-    rows = list(layers.items())
-    columns = {
-        "layer": [printable(name) for name, _ in rows],
-        "variables": [_shapes(name, layer) for name, layer in rows],
-        "dtype": [", ".join(sorted(layer.dtypes)) for _, layer in rows],
-        "values": [f"{layer.values:,}" for _, layer in rows],
-        "size": [size_text(layer.nbytes) for _, layer in rows],
-    }
-    return table_of(columns, left=("layer", "variables", "dtype"))
+    return [
+        (
+            printable(name),
+            _shapes(name, layer),
+            ", ".join(sorted(layer.dtypes)),
+            f"{layer.values:,}",
+            size_text(layer.nbytes),
+        )
+        for name, layer in layers.items()
+    ]
 
 
 def _owner(path: str) -> str:

@@ -111,7 +111,7 @@ LAYERS = (
         "store_checkpoint",
         "backup_and_restore",
     },
-    {"report", "report_variables", "picture", "supervise", "supervised_child", "cli", "cli_*"},
+    {"report", "report_variables", "picture", "html_report", "supervise", "supervised_child", "cli", "cli_*"},
 )
 
 # The only modules that import a package, even late. What is for type checkers only does not count.
