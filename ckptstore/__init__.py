@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from ckptstore.backup_and_restore import BackupAndRestore
+    from ckptstore.differences import Difference, VariableChange
     from ckptstore.errors import (
         CheckpointNotFoundError,
         CheckpointStoreError,
@@ -47,7 +48,9 @@ if TYPE_CHECKING:
         UnfinishedSaveError,
         UnsafeFileSystemError,
     )
+    from ckptstore.exporting import Exported
     from ckptstore.histories import History, RunSummary
+    from ckptstore.importing import Imported
     from ckptstore.layout import find_store
     from ckptstore.model_checkpoint import ModelCheckpoint
     from ckptstore.pruning import Pruned
@@ -64,6 +67,7 @@ if TYPE_CHECKING:
     from ckptstore.signals import TrainingInterrupted
     from ckptstore.store import CheckpointStore
     from ckptstore.store_checkpoint import StoreCheckpoint
+    from ckptstore.transfer import Copied
 
 __all__ = [
     "BackupAndRestore",
@@ -71,13 +75,17 @@ __all__ = [
     "CheckpointNotFoundError",
     "CheckpointStore",
     "CheckpointStoreError",
+    "Copied",
     "CorruptError",
     "CorruptManifestError",
     "CorruptPayloadError",
+    "Difference",
     "DiskFullError",
     "Epoch",
     "Event",
+    "Exported",
     "History",
+    "Imported",
     "InvalidArgumentError",
     "LockedError",
     "MetricNotFoundError",
@@ -108,6 +116,7 @@ __all__ = [
     "TrainingInterrupted",
     "UnfinishedSaveError",
     "UnsafeFileSystemError",
+    "VariableChange",
     "__version__",
     "find_store",
     "keep_best",
@@ -132,6 +141,11 @@ _HOMES = {
     "Pruned": "pruning",
     "History": "histories",
     "RunSummary": "histories",
+    "Copied": "transfer",
+    "Difference": "differences",
+    "Exported": "exporting",
+    "Imported": "importing",
+    "VariableChange": "differences",
     "Epoch": "records",
     "Event": "records",
     "Resumed": "records",

@@ -35,7 +35,7 @@ from ckptstore.cli_output import (
     say,
     tell,
 )
-from ckptstore.cli_parsing import EPILOG, command, of_one_run, open_store, with_json
+from ckptstore.cli_parsing import EPILOG, command, of_one_run, open_store, ref_argument, with_json
 from ckptstore.errors import (
     CheckpointStoreError,
     CorruptError,
@@ -153,7 +153,7 @@ def ls(
 
 
 @command
-@click.argument("ref")
+@ref_argument()
 @with_json
 def show(store_path: Path, ref: str, as_json: bool) -> None:
     """Show all that is known of one checkpoint, its layers too.

@@ -9,7 +9,7 @@ import click
 
 from ckptstore import report
 from ckptstore.cli_output import console_on, print_json, print_table, progress_bar, say, tell
-from ckptstore.cli_parsing import command, of_one_run, open_store, with_json
+from ckptstore.cli_parsing import command, of_one_run, open_store, ref_argument, with_json
 from ckptstore.errors import InvalidArgumentError
 
 
@@ -64,8 +64,8 @@ def compare(store_path: Path, runs: tuple[str, ...], metrics: tuple[str, ...], a
 
 
 @command
-@click.argument("first", metavar="A")
-@click.argument("second", metavar="B")
+@ref_argument("first", "A")
+@ref_argument("second", "B")
 @with_json
 def diff(store_path: Path, first: str, second: str, as_json: bool) -> None:
     """Compare metrics and variables of two checkpoints.

@@ -11,7 +11,7 @@ import click
 
 from ckptstore import report
 from ckptstore.cli_output import print_json, say, tell
-from ckptstore.cli_parsing import command, of_one_run, open_store, with_json
+from ckptstore.cli_parsing import command, of_one_run, open_store, ref_argument, with_json
 from ckptstore.layout import find_store
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def _writable(path: Path) -> CheckpointStore:
 
 
 @command
-@click.argument("ref")
+@ref_argument()
 @click.argument("name")
 @with_json
 def tag(store_path: Path, ref: str, name: str, as_json: bool) -> None:
@@ -159,7 +159,7 @@ def untag(store_path: Path, name: str, as_json: bool) -> None:
 
 
 @command
-@click.argument("ref")
+@ref_argument()
 @with_json
 def pin(store_path: Path, ref: str, as_json: bool) -> None:
     """Keep a checkpoint, whatever retention says."""
@@ -167,7 +167,7 @@ def pin(store_path: Path, ref: str, as_json: bool) -> None:
 
 
 @command
-@click.argument("ref")
+@ref_argument()
 @with_json
 def unpin(store_path: Path, ref: str, as_json: bool) -> None:
     """Let retention decide about a checkpoint again."""

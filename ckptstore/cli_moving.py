@@ -8,12 +8,12 @@ import click
 
 from ckptstore import report
 from ckptstore.cli_output import print_json, progress_bar, say, tell
-from ckptstore.cli_parsing import command, open_store, with_json
+from ckptstore.cli_parsing import command, open_store, ref_argument, with_json
 from ckptstore.records import Checkpoint
 
 
 @command
-@click.argument("ref")
+@ref_argument()
 @click.argument("target", metavar="FILE")
 @with_json
 def export(store_path: Path, ref: str, target: str, as_json: bool) -> None:
@@ -34,7 +34,7 @@ def export(store_path: Path, ref: str, target: str, as_json: bool) -> None:
 
 
 @command
-@click.argument("refs", metavar="REF...", nargs=-1, required=True)
+@ref_argument("refs", "REF...", nargs=-1, required=True)
 @click.argument("target", metavar="TARGET", type=click.Path(path_type=Path))
 @click.option("--run", metavar="RUN", help="The run that they belong to there; else the same.")
 @with_json

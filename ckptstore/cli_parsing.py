@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,9 @@ from ckptstore.layout import find_store
 
 if TYPE_CHECKING:
     from ckptstore.store import CheckpointStore
+
+# How many versions a shell is offered.
+_REFS_MOST = 50
 
 EPILOG = (
     "Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 locked by another process, 5 problems found, "
@@ -40,3 +44,17 @@ def open_store(path: Path, run: str | None = None) -> CheckpointStore:
         store.close()
         raise RunNotFoundError(run=run, store=store.path, known=known)
     return store
+
+
+def _refs(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Return refs of the store that stands before, for a shell's completion; never fails."""
+    with suppress(Exception), open_store(ctx.params["store_path"]) as store:
+        named = [*store.tags(), "latest", "resume-point", *(f"best:{name}" for name in store.metric_names())]
+        newest = [str(one.version) for one in store.iterate(order_by="-version", limit=_REFS_MOST)]
+        return [ref for ref in (*named, *newest) if ref.startswith(incomplete)]
+    return []
+
+
+def ref_argument(name: str = "ref", metavar: str = "REF", **options: Any) -> Callable[..., Any]:
+    """Let a command take a ref, which a shell can complete."""
+    return click.argument(name, metavar=metavar, shell_complete=_refs, **options)
