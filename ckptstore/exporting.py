@@ -205,8 +205,8 @@ def _text(value: object) -> str:
 def _export_folder(checkpoint: Checkpoint, target: Path, progress: Progress | None) -> Written:
     beside = hidden_beside(target)
     file = f"model{SUFFIXES[checkpoint.format]}"
-    make_directory(beside)
     try:
+        make_directory(beside)
         written = _write(checkpoint, beside / file, checkpoint.format, progress)
         texts = {
             "checkpoint.json": json.dumps(checkpoint.to_json(), indent=2, ensure_ascii=False) + "\n",

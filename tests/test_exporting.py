@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,8 @@ from crash_snapshots import is_seed, save, values_of
 from crash_steps import every_death
 
 from ckptstore.cli import main
-from ckptstore.errors import CorruptPayloadError, InvalidArgumentError, MissingPackageError
-from ckptstore.files import digest_file
+from ckptstore.errors import CorruptPayloadError, DiskFullError, InvalidArgumentError, MissingPackageError
+from ckptstore.files import digest_file, observed
 from ckptstore.store import CheckpointStore
 
 ODD = "a|b <script> `x`"
@@ -245,3 +247,45 @@ def test_the_command_tells_what_it_made(
     said = capsys.readouterr()
     assert said.out == "" and said.err.count("\n") == 1 and "is there already" in said.err
     assert main(["export", str(store.path), "none", str(tmp_path / "c.keras")]) == 3
+
+
+def failing(operation: str, code: int) -> Callable[[str, Path, str], None]:
+    """Return a hook that lets one kind of step fail."""
+
+    def fail(name: str, path: Path, phase: str) -> None:
+        if (name, phase) == (operation, "before"):
+            raise OSError(code, os.strerror(code))
+
+    return fail
+
+
+def test_a_file_that_appears_meanwhile_is_not_overwritten(store: CheckpointStore, tmp_path: Path) -> None:
+    target = tmp_path / "out" / "new.keras"
+
+    def appear(name: str, path: Path, phase: str) -> None:
+        if (name, phase) == ("link", "before"):
+            target.write_text("mine")
+
+    with observed(appear), pytest.raises(InvalidArgumentError, match="is there already"):
+        store.export(1, target)
+    assert target.read_text() == "mine"
+    assert names(target.parent) == ["new.keras"]
+
+
+def test_without_hard_links_it_is_renamed(store: CheckpointStore, tmp_path: Path) -> None:
+    with observed(failing("link", errno.EPERM)):
+        made = store.export(1, tmp_path / "out" / "new.keras")
+    assert digest_file(made.path) == store.get(1).digest
+    assert names(tmp_path / "out") == ["new.keras"]
+
+
+@pytest.mark.parametrize("name", ["new.keras", "new.safetensors", "new"])
+@pytest.mark.parametrize("operation", ["reserve", "write", "fsync"])
+def test_a_full_disk_leaves_nothing(
+    store: CheckpointStore, tmp_path: Path, operation: str, name: str
+) -> None:
+    (tmp_path / "out").mkdir()
+    with observed(failing(operation, errno.ENOSPC)), pytest.raises(DiskFullError):
+        store.export(1, tmp_path / "out" / name)
+    assert names(tmp_path / "out") == []
+    assert store.export(1, tmp_path / "out" / name).path.exists()

@@ -111,17 +111,17 @@ def test_runs_have_colours_of_their_own_and_large_ranges_a_logarithmic_axis(stor
 
 @pytest.mark.parametrize("runs", [(), ("day",), ("_night",)])
 def test_both_formats(store: CheckpointStore, runs: tuple[str, ...], tmp_path: Path) -> None:
-    image, left_out = draw(of(store, *runs), "a $title$ <&", "png")
+    image, left_out = draw(of(store, *runs), "a $\\frac{$ <&", "png")
     assert left_out == ()
     (tmp_path / "a.png").write_bytes(image)
     with Image.open(tmp_path / "a.png") as opened:
         assert opened.size[0] >= 1200 and len(opened.convert("RGB").getcolors(1 << 24)) > 5
-    vector, _ = draw(of(store, *runs), "a $title$ <&", "svg")
+    vector, _ = draw(of(store, *runs), "a $\\frac{$ <&", "svg")
     root = ET.fromstring(vector)
     assert root.tag.endswith("svg")
     links = [value for node in root.iter() for name, value in node.attrib.items() if name.endswith("href")]
     assert all(link.startswith("#") for link in links)
-    assert draw(of(store, *runs), "a $title$ <&", "svg")[0] == vector, "the same again is the same file"
+    assert draw(of(store, *runs), "a $\\frac{$ <&", "svg")[0] == vector, "the same again is the same file"
 
 
 def test_the_command(store: CheckpointStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
