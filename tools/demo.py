@@ -46,7 +46,7 @@ def train_and_kill(folder: Path, is_time: Callable[[], bool], *, whole: bool) ->
     """
     with subprocess.Popen(command(folder)) as training:
         deadline = time.monotonic() + PATIENCE_S
-        while not is_time():
+        while not (is_time() and (not whole or stopped_in_a_save(folder, training.pid))):
             if training.poll() is not None:
                 raise SystemExit(
                     f"the training ended by itself, with {training.returncode}, before it was killed"
@@ -65,6 +65,18 @@ def train_and_kill(folder: Path, is_time: Callable[[], bool], *, whole: bool) ->
     else:
         how = "in the middle of an epoch"
     print(f"\n-- killed with SIGKILL {how}; the newest checkpoint is of {where(folder)} --", flush=True)
+
+
+def stopped_in_a_save(folder: Path, pid: int) -> bool:
+    """Stop a training and what it has started; lets them go on again where the save is over by then."""
+    processes = [*children(pid), pid]
+    for one in processes:
+        os.kill(one, signal.SIGSTOP)
+    if being_written(folder):
+        return True
+    for one in processes:
+        os.kill(one, signal.SIGCONT)
+    return False
 
 
 def children(pid: int) -> list[int]:
