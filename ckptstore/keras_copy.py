@@ -24,8 +24,9 @@ class Copier:
         values: Keras variables, or what `ckptstore.keras_arrays.host_array` takes.
 
     Example:
-        >>> target = np.zeros(2, "float32")
-        >>> Copier([keras.Variable([1.0, 2.0])])([target])
+        >>> value, target = np.array([1.0, 2.0]), np.zeros(2)
+        >>> copier = Copier([value])
+        >>> copier([target])
         >>> target.tolist()
         [1.0, 2.0]
     """
