@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
@@ -185,6 +186,9 @@ class Saves(Generic[Note]):
                 self._hear_rest(outcomes[position + 1 :])
                 raise
             self._settled(note, saved)  # type: ignore[arg-type]
+        # At the end, since a filter may make an exception of it.
+        for text in [text for outcome in outcomes for text in outcome.warned]:
+            warnings.warn(text, UserWarning, stacklevel=2)
 
     def _retain(self, saved: Checkpoint, policy: Policy) -> None:
         assert self._store is not None

@@ -490,6 +490,13 @@ def test_a_policy_of_the_user_s_own_is_applied(tmp_path: Path) -> None:
 
 
 @in_a_thread_too
+def test_what_is_warned_of_beside_the_training_reaches_the_user(tmp_path: Path) -> None:
+    keep = ckptstore.keep_best("val_lost", 1, mode="min")
+    with pytest.warns(UserWarning, match="nothing is removed from run 'default'.*val_lost"):
+        fit(model(), ckptstore.StoreCheckpoint(tmp_path, monitor="loss", keep=keep))
+
+
+@in_a_thread_too
 def test_fits_in_two_threads_save_beside_each_other(tmp_path: Path) -> None:
     failures: list[BaseException] = []
 

@@ -28,6 +28,7 @@ class Outcome:
         error: What went wrong, or None; a checkpoint may be saved all the same (`UnfinishedSaveError`).
         cause: The error behind that, which an exception does not take along when it is pickled.
         cpu_s: Seconds of processor time that it took.
+        warned: What the user is to be warned of, where that was said in another process.
     """
 
     number: int
@@ -35,6 +36,7 @@ class Outcome:
     error: BaseException | None = None
     cause: BaseException | None = None
     cpu_s: float = 0.0
+    warned: tuple[str, ...] = ()
 
 
 class Worker:

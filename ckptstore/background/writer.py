@@ -11,6 +11,8 @@ import pickle
 import select
 import signal
 import sys
+import warnings
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,11 @@ class Writer:
         # As many letters as there are places may have been committed by a writer before this one.
         self._doubtful = len(memories) if facts["again"] else 0
         self._worker = Worker(Path(facts["root"]), memories)
+        self._warned: list[str] = []
+
+    def note_warning(self, message: Warning | str, *where: Any, **more: Any) -> None:
+        """Keep a warning for the trainer: nobody sees what this process prints while it works."""
+        self._warned.append(str(message))
 
     def run(self) -> None:
         """Work until the end; what was posted before the trainer's death is committed after it."""
@@ -67,7 +74,8 @@ class Writer:
             return  # it was withdrawn, and another will come
         outcome = self._worker.commit(place, again=self._doubtful > 0)
         self._doubtful = max(0, self._doubtful - 1)
-        self._tell(outcome)
+        warned, self._warned = tuple(self._warned), []
+        self._tell(replace(outcome, warned=warned))
 
     def _tell(self, outcome: Outcome) -> None:
         try:
@@ -91,7 +99,11 @@ def main() -> None:
     for name in _IGNORED:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     os.nice(NICE)
-    Writer(json.loads(sys.argv[1])).run()
+    writer = Writer(json.loads(sys.argv[1]))
+    warnings.simplefilter("always", UserWarning)
+    warnings.simplefilter("always", RuntimeWarning)
+    warnings.showwarning = writer.note_warning
+    writer.run()
 
 
 if __name__ == "__main__":
