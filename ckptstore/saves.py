@@ -175,12 +175,13 @@ class Saves(Generic[Note]):
     def _hear(self, outcomes: list[Outcome]) -> None:
         for position, outcome in enumerate(outcomes):
             note, mine = self._notes.pop(outcome.number, (None, None))
-            if outcome.error is not None:
-                outcome.error.__cause__ = outcome.cause
+            error = outcome.error
+            if error is not None:
+                error.__cause__ = outcome.cause
             try:
-                saved = self._failures.heard(outcome.checkpoint, outcome.error)
-                if saved is not None and mine is not None:
-                    self._retain(saved, mine)
+                if error is None and outcome.checkpoint is not None and mine is not None:
+                    error = self._retain(outcome.checkpoint, mine)
+                saved = self._failures.heard(outcome.checkpoint, error)
             except BaseException:
                 self._settled(note, None)  # type: ignore[arg-type]
                 self._hear_rest(outcomes[position + 1 :])
@@ -190,15 +191,18 @@ class Saves(Generic[Note]):
         for text in [text for outcome in outcomes for text in outcome.warned]:
             warnings.warn(text, UserWarning, stacklevel=2)
 
-    def _retain(self, saved: Checkpoint, policy: Policy) -> None:
+    def _retain(self, saved: Checkpoint, policy: Policy) -> UnfinishedSaveError | None:
         assert self._store is not None
         try:
             self._store.retain(self._run, policy)
         except Exception as error:
             # Whatever it is: it comes from what the user wrote.
-            raise UnfinishedSaveError(
+            unfinished = UnfinishedSaveError(
                 checkpoint=saved, undone="removing what the policy does not keep", error=error
-            ) from error
+            )
+            unfinished.__cause__ = error
+            return unfinished
+        return None
 
     def _hear_rest(self, outcomes: list[Outcome]) -> None:
         """Note what is saved behind a save whose failure ends the training."""

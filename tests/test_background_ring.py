@@ -207,6 +207,24 @@ def test_a_failure_is_heard_of_and_the_next_save_works(
     assert epochs(store) == [0, 1]
 
 
+def test_a_snapshot_that_cannot_be_read_is_a_failure_of_that_one(ring: Ring, store: CheckpointStore) -> None:
+    with store_lock(Layout(store.path).locks):
+        hand_over(ring, 0)
+        wait_until_begun(ring)
+        spoilt = hand_over(ring, 1)
+        place = ring._places[ring._sent[-1].place]
+        assert place.token.take()
+        place.memory.put(0, bytes(32))
+        ring._link.post(ring._sent[-1].place)  # type: ignore[union-attr]
+    ring.drain()
+    good, bad = ring.outcomes()
+    assert (good.error, bad.number, bad.checkpoint) == (None, spoilt.number, None)
+    assert bad.error is not None
+    hand_over(ring, 2)
+    ring.drain()
+    assert epochs(store) == [0, 2]
+
+
 def test_a_store_that_vanished_is_a_failure(ring: Ring, store: CheckpointStore) -> None:
     hand_over(ring, 0)
     ring.drain()

@@ -496,6 +496,18 @@ def test_what_is_warned_of_beside_the_training_reaches_the_user(tmp_path: Path) 
         fit(model(), ckptstore.StoreCheckpoint(tmp_path, monitor="loss", keep=keep))
 
 
+def test_a_policy_of_the_user_s_own_that_fails_ends_the_training_and_not_the_checkpoint(
+    tmp_path: Path,
+) -> None:
+    def broken(saved: Any) -> set[int]:
+        raise ZeroDivisionError
+
+    callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", keep=broken, backpressure="wait")
+    with pytest.raises(ckptstore.UnfinishedSaveError, match="removing what the policy does not keep"):
+        fit(model(), callback, epochs=1)
+    assert [one.epoch for one in checkpoints(tmp_path)] == [0]
+
+
 @in_a_thread_too
 def test_fits_in_two_threads_save_beside_each_other(tmp_path: Path) -> None:
     failures: list[BaseException] = []

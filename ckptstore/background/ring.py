@@ -9,7 +9,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 from weakref import WeakSet
@@ -208,9 +208,10 @@ class Ring:
             if not found:
                 self._revive(self._link)
         for outcome in found:
-            self._heard.append(outcome)
             if self._sent and outcome.number in (0, self._sent[0].number):
-                self._sent.popleft()
+                # A letter that could not be read has not told its number; they are done in order.
+                outcome = replace(outcome, number=self._sent.popleft().number)  # noqa: PLW2901
+            self._heard.append(outcome)
 
     # --- the end -----------------------------------------------------------------------------------
 
