@@ -64,7 +64,7 @@ def kill_at_calls(*, stride: int = 1, calls: str = MUTATING) -> Result:
         save_through(folder / "untouched", folder / "python", [f"trace={calls}"], log)
         made = calls_in(log)
         chosen = sorted({*range(0, len(made), stride), *one_of_each(made)})
-        last = Call(calls, max(call.nth for call in made) + 100)
+        last = Call(calls, 2 * max(call.nth for call in made) + 100)
         for call in [*(made[place] for place in chosen), last]:
             root = folder / f"{call.name}-{call.nth}"
             options = [f"trace={call.name}", f"inject={call.name}:signal=SIGKILL:when={call.nth}"]
