@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -24,12 +24,13 @@ from ckptstore.files import fsync_directory, rename_to_new, unlink
 from ckptstore.layout import Layout, payload_file, relative_to
 from ckptstore.locks import Lease, store_lock
 from ckptstore.manifest import Manifest
+from ckptstore.manifest_keeping import Judging
 from ckptstore.payload_writer import PayloadWriter, Written
 from ckptstore.publishing import publish
 from ckptstore.records import SUFFIXES, Checkpoint, NewCheckpoint, json_number, json_time
-from ckptstore.removal import finish_deletions
+from ckptstore.removal import unlink_marked
 from ckptstore.reserve import give_up_for
-from ckptstore.retaining import Retention
+from ckptstore.retaining import Marking, Retention
 from ckptstore.retention import Policy
 from ckptstore.save_request import SaveRequest
 
@@ -57,6 +58,8 @@ class Committer:
         self._busy = threading.Lock()
         self._by: int | None = None
         self._leftovers: list[Path] = []
+        # Versions whose payload is gone, and whose row goes with the next transaction.
+        self._dropped: list[int] = []
 
     def commit(self, snapshot: Snapshot, request: SaveRequest) -> Checkpoint:
         """Save a snapshot; when this returns, the checkpoint is durable, indexed and shown.
@@ -71,33 +74,40 @@ class Committer:
             StoreLockedError: The store's lock was not free in time; nothing changed.
         """
         with self._alone():
+            marking = self._marking(request)
             try:
-                checkpoint = self._save(snapshot, request)
+                checkpoint = self._save(snapshot, request, marking)
             except DiskFullError:
                 if not self._make_room(request):
                     raise
-                checkpoint = self._save(snapshot, request)
+                marking = self._marking(request)
+                checkpoint = self._save(snapshot, request, marking)
             if request.publish is not None:
                 self._finish(
                     checkpoint,
                     f"showing it at {request.publish}",
-                    partial(self._show, checkpoint, request.publish),
+                    partial(self._show, checkpoint, request.publish, marking),
                 )
             if request.keep is not None:
                 self._finish(
                     checkpoint,
                     "removing what the policy does not keep",
-                    partial(self._retained, request.run, request.keep),
+                    partial(self._retained, request.run, request.keep, marking),
                 )
             return checkpoint
 
-    def _save(self, snapshot: Snapshot, request: SaveRequest) -> Checkpoint:
+    def _marking(self, request: SaveRequest) -> Marking | None:
+        """Return what marks in the transaction of the save's last step before: a transaction costs four syncs."""
+        return None if request.keep is None else self._retention.marking(request.run, request.keep)
+
+    def _save(self, snapshot: Snapshot, request: SaveRequest, marking: Marking | None) -> Checkpoint:
         version = self._begin()
         assert self._lease is not None
         temporary = self._lease.new_path(SUFFIXES[snapshot.format])
         try:
             written = self._write(snapshot, version, request, temporary)
-            return self._insert(snapshot, version, request, written, temporary)
+            judging = None if marking is None or request.publish is not None else marking.judging
+            return self._insert(snapshot, version, request, written, temporary, judging=judging)
         except BaseException:
             if os.path.lexists(temporary):
                 self._discard(temporary)
@@ -121,11 +131,20 @@ class Committer:
             raise UnfinishedSaveError(checkpoint=checkpoint, undone=what, error=error) from error
 
     def close(self) -> None:
-        """End this writer's lease."""
+        """End this writer's lease, and drop the rows of what retention has removed.
+
+        A crash before that leaves rows marked ``deleting``; the next opening for writing drops them.
+        """
+        if self._pid != os.getpid():
+            return
         lease, self._lease = self._lease, None
-        if lease is not None and self._pid == os.getpid():
+        if lease is not None or self._dropped:
             with self._locked():
-                lease.release()
+                if lease is not None:
+                    lease.release()
+                if self._dropped:
+                    give_up_for(self._layout.reserve, partial(self._manifest.remove, self._dropped))
+                    self._dropped = []
 
     def _begin(self) -> int:
         """Take a version, and a lease when this process has none."""
@@ -133,7 +152,9 @@ class Committer:
             if self._lease is None:
                 self._lease = Lease(self._layout.tmp)
             self._leftovers = [path for path in self._leftovers if not self._removed(path)]
-            return self._manifest.reserve_version()
+            version = self._manifest.reserve_version(dropping=self._dropped)
+            self._dropped = []
+            return version
 
     def _write(self, snapshot: Snapshot, version: int, request: SaveRequest, path: Path) -> Written:
         from ckptstore.formats import payload  # numpy and h5py, which a query can do without
@@ -167,7 +188,14 @@ class Committer:
         }
 
     def _insert(
-        self, snapshot: Snapshot, version: int, request: SaveRequest, written: Written, temporary: Path
+        self,
+        snapshot: Snapshot,
+        version: int,
+        request: SaveRequest,
+        written: Written,
+        temporary: Path,
+        *,
+        judging: Judging | None,
     ) -> Checkpoint:
         file = payload_file(version, request.run, snapshot.format)
         path = self._layout.root / file
@@ -183,6 +211,7 @@ class Committer:
                     published_path=self._published_path(request),
                     monitor=request.monitor,
                     notes=request.notes,
+                    judging=judging,
                 )
             except BaseException:
                 # Still under the lock: later, somebody else may have taken the payload in.
@@ -237,34 +266,41 @@ class Committer:
             return False
         return True
 
-    def _show(self, checkpoint: Checkpoint, target: Path) -> None:
+    def _show(self, checkpoint: Checkpoint, target: Path, marking: Marking | None) -> None:
         path = relative_to(self._layout.root, target)
         # Recovery finishes pending paths under this lock; two at once would be in each other's way.
         with self._locked():
             shown = self._manifest.published_at(path)
             if shown is not None and shown.version == checkpoint.version and shown.pending:
                 publish(checkpoint.path, target)
-                self._manifest.confirm_published(path)
+                judging = None if marking is None else marking.judging
+                confirm = partial(self._manifest.confirm_published, path, run=checkpoint.run, judging=judging)
+                give_up_for(self._layout.reserve, confirm)
 
     def retain(self, run: str, policy: Policy) -> list[int]:
         """Remove a run's checkpoints that neither `policy` nor the store's own rules keep; returns their versions.
 
-        The rows are marked and committed first, then the files go, then the rows: a crash in between leaves marked
-        rows, and the next opening for writing finishes.
+        The rows are marked and committed first, then the files go; the rows go with the next save, or when this writer
+        ends: a crash in between leaves marked rows, and the next opening for writing finishes.
         """
         with self._alone():
             return self._retained(run, policy)
 
-    def _retained(self, run: str, policy: Policy) -> list[int]:
-        return give_up_for(self._layout.reserve, partial(self._retain, run, policy))
+    def _retained(self, run: str, policy: Policy, marking: Marking | None = None) -> list[int]:
+        if marking is not None and marking.tried:
+            gone = marking.result()
+        else:
+            gone = give_up_for(self._layout.reserve, partial(self._mark, run, policy))
+        if gone:
+            unlink_marked(gone)
+        versions = [checkpoint.version for checkpoint in gone]
+        self._dropped += versions
+        return versions
 
-    def _retain(self, run: str, policy: Policy) -> list[int]:
+    def _mark(self, run: str, policy: Policy) -> Sequence[Checkpoint]:
         # Chosen and marked under one lock: nobody pins or shows meanwhile what is about to go.
         with self._locked():
-            gone = self._retention.mark(run, policy)
-        if gone:
-            finish_deletions(self._manifest, gone, self._locked)
-        return [checkpoint.version for checkpoint in gone]
+            return self._retention.mark(run, policy)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -274,7 +310,7 @@ class Committer:
         """
         if self._pid != os.getpid():
             self._busy, self._lease, self._pid = threading.Lock(), None, os.getpid()
-            self._leftovers, self._by = [], None
+            self._leftovers, self._dropped, self._by = [], [], None
         if self._by == threading.get_ident():
             raise SaveInProgressError(store=self._layout.root)
         with self._busy:

@@ -16,7 +16,7 @@ from ckptstore import schema
 from ckptstore.errors import CorruptManifestError
 from ckptstore.manifest_asking import ManifestAsking
 from ckptstore.manifest_attempts import ManifestAttempts, note
-from ckptstore.manifest_keeping import ManifestKeeping
+from ckptstore.manifest_keeping import Judging, ManifestKeeping, carry_out
 from ckptstore.manifest_names import ManifestNames
 from ckptstore.manifest_transactions import Transactions
 from ckptstore.models import CHECKPOINTS, RUNS, STORE
@@ -83,9 +83,14 @@ class Manifest(ManifestAttempts, ManifestNames, ManifestKeeping, ManifestAsking)
 
     # --- changes -------------------------------------------------------------------------------------
 
-    def reserve_version(self) -> int:
-        """Take the next version. It is never given out again, whatever happens to the save that took it."""
+    def reserve_version(self, *, dropping: Sequence[int] = ()) -> int:
+        """Take the next version. It is never given out again, whatever happens to the save that took it.
+
+        Args:
+            dropping: Checkpoints that are dropped by the way, as `remove` does.
+        """
         with self._transactions.writing("reserve_version") as connection:
+            changes.remove(connection, dropping)
             return changes.reserve_version(connection)
 
     def add_checkpoint(
@@ -96,6 +101,7 @@ class Manifest(ManifestAttempts, ManifestNames, ManifestKeeping, ManifestAsking)
         monitor: tuple[str, Mode] | None = None,
         event: str = "saved",
         notes: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+        judging: Judging | None = None,
     ) -> Checkpoint:
         """Insert a checkpoint, with all that belongs to it, and return it.
 
@@ -105,6 +111,7 @@ class Manifest(ManifestAttempts, ManifestNames, ManifestKeeping, ManifestAsking)
             monitor: A metric that its run watches, and the better direction.
             event: How it came here.
             notes: More events of it, by their kinds.
+            judging: What is to be let go of its run then; see `judge`.
 
         Raises:
             InvalidArgumentError: The version or the file is there already, or a value cannot be stored.
@@ -118,13 +125,23 @@ class Manifest(ManifestAttempts, ManifestNames, ManifestKeeping, ManifestAsking)
             for kind, detail in ({event: None} | dict(notes)).items():
                 changes.add_event(connection, kind, run=new.run, version=new.version, detail=detail)
             added = queries.one(connection, self._store, new.version)
+            if judging is not None:
+                carry_out(connection, self._store, new.run, judging)
         assert added is not None
         return added
 
-    def confirm_published(self, path: str) -> None:
-        """Note that a path shows its checkpoint."""
+    def confirm_published(self, path: str, *, run: str = "", judging: Judging | None = None) -> None:
+        """Note that a path shows its checkpoint.
+
+        Args:
+            path: The path.
+            run: The run that is judged.
+            judging: What is to be let go of that run then; see `judge`.
+        """
         with self._transactions.writing("confirm_published") as connection:
             changes.confirm_published(connection, path)
+            if judging is not None:
+                carry_out(connection, self._store, run, judging)
 
     def forget_published(self, path: str) -> None:
         """Forget that a path shows, or was to show, a checkpoint."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import func, select
+from sqlalchemy import Connection, func, select
 
 from ckptstore import manifest_changes as changes
 from ckptstore.manifest_queries import id_of_run
@@ -16,25 +16,44 @@ from ckptstore.models import EVENTS
 from ckptstore.records import Checkpoint, Judged
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What a policy says of a run.
+
+    Attributes:
+        gone: Its checkpoints that go.
+        judged: How far retention has come with that; None to note nothing, and forget what was noted.
+    """
+
+    gone: Sequence[Checkpoint]
+    judged: Judged | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judging:
+    """How a run is looked at, and by what.
+
+    Attributes:
+        judge: Tells what goes; None where nothing is to be changed or noted.
+        is_whole: Whether a payload is there with its size.
+        is_shown: Whether a published path, which may be pending, still shows something.
+    """
+
+    judge: Callable[[RunRows], Verdict | None]
+    is_whole: IsWhole
+    is_shown: Callable[[str, bool], bool]
+
+
 class ManifestKeeping:
     """The part of `ckptstore.manifest.Manifest` that retention uses."""
 
     _store: Path
     _transactions: Transactions
 
-    @contextmanager
-    def rows_of(
-        self, run: str, *, is_whole: IsWhole, is_shown: Callable[[str, bool], bool]
-    ) -> Iterator[RunRows]:
-        """Give one run's checkpoints as retention looks at them, inside a transaction.
-
-        Args:
-            run: The run.
-            is_whole: Whether a payload is there with its size.
-            is_shown: Whether a published path, which may be pending, still shows something.
-        """
-        with self._transactions.reading() as connection:
-            yield RunRows(connection, self._store, run, is_whole=is_whole, is_shown=is_shown)
+    def judge(self, run: str, judging: Judging) -> list[Checkpoint]:
+        """Look at a run, mark what a policy lets go and note that, all at once; returns what goes."""
+        with self._transactions.writing("retention") as connection:
+            return carry_out(connection, self._store, run, judging)
 
     def last_event(self) -> int:
         """Return the number of the newest event."""
@@ -56,10 +75,24 @@ class ManifestKeeping:
             gone: Its checkpoints that go.
             judged: What to note; None to note nothing, and forget what was noted.
         """
-        versions = [checkpoint.version for checkpoint in gone]
         with self._transactions.writing("retention") as connection:
-            changes.set_state(connection, versions, "deleting")
-            if versions:
-                changes.add_event(connection, "pruned", run=run, detail={"versions": versions})
-            if judged is not None:
-                changes.note_retention(connection, run, judged.to_row())
+            _mark(connection, run, Verdict(gone=gone, judged=judged))
+
+
+def carry_out(connection: Connection, store: Path, run: str, judging: Judging) -> list[Checkpoint]:
+    """Judge a run inside the caller's transaction, and mark what goes."""
+    view = RunRows(connection, store, run, is_whole=judging.is_whole, is_shown=judging.is_shown)
+    verdict = judging.judge(view)
+    if verdict is None:
+        return []
+    _mark(connection, run, verdict)
+    return list(verdict.gone)
+
+
+def _mark(connection: Connection, run: str, verdict: Verdict) -> None:
+    versions = [checkpoint.version for checkpoint in verdict.gone]
+    changes.set_state(connection, versions, "deleting")
+    if versions:
+        changes.add_event(connection, "pruned", run=run, detail={"versions": versions})
+    if verdict.judged is not None:
+        changes.note_retention(connection, run, verdict.judged.to_row())

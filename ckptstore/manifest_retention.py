@@ -141,6 +141,14 @@ class RunRows:
         """The metrics that writers watch."""
         return dict(queries.monitors(self._connection, self._run))
 
+    def metric_names(self) -> tuple[str, ...]:
+        """Return the metrics that were recorded."""
+        return queries.metric_names(self._connection, self._run)
+
+    def latest(self) -> Checkpoint | None:
+        """Return the newest."""
+        return queries.one(self._connection, self._store, queries.latest_version(self._run))
+
     # --- look-ups ------------------------------------------------------------------------------------
 
     def nth_newest(self, n: int) -> int | None:

@@ -15,12 +15,17 @@ RESUME_POINT = "resume-point"
 
 
 def look_up(manifest: Manifest, store: Path, ref: str | int) -> Checkpoint | None:
-    """Return the checkpoint that a ref names, or None where there is none.
+    """Return the checkpoint that a ref names, or None where there is none, or retention is removing it.
 
     Raises:
         InvalidArgumentError: It is no ref.
         MetricNotFoundError: It asks for the best by a metric that no checkpoint has.
     """
+    found = _named(manifest, store, ref)
+    return None if found is not None and found.state == "deleting" else found
+
+
+def _named(manifest: Manifest, store: Path, ref: str | int) -> Checkpoint | None:
     text = str(ref)
     if isinstance(ref, bool) or not isinstance(ref, str | int):
         raise InvalidArgumentError(argument="ref", value=ref, reason="must be a string or an integer")

@@ -17,9 +17,14 @@ def finish_deletions(
 
     A crash leaves marked rows, with or without their payload; the next opening for writing finishes.
     """
+    unlink_marked(checkpoints)
+    with locked():
+        manifest.remove([checkpoint.version for checkpoint in checkpoints])
+
+
+def unlink_marked(checkpoints: Sequence[Checkpoint]) -> None:
+    """Unlink the payloads of rows marked ``deleting``; that they are gone is durable when this returns."""
     for checkpoint in checkpoints:
         unlink(checkpoint.path)
     for directory in {checkpoint.path.parent for checkpoint in checkpoints}:
         fsync_directory(directory)
-    with locked():
-        manifest.remove([checkpoint.version for checkpoint in checkpoints])

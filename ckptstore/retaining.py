@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from ckptstore.errors import InvalidArgumentError, MetricNotFoundError
 from ckptstore.layout import Layout, shown_at
 from ckptstore.manifest import Manifest
+from ckptstore.manifest_keeping import Judging, Verdict
+from ckptstore.manifest_retention import RunRows
 from ckptstore.records import Checkpoint, Judged
 from ckptstore.retention import Policy, always_kept
 from ckptstore.retention.always import best_and_resume_point
 from ckptstore.retention.budget import MaxBytes
 from ckptstore.retention.policy import check_modes
-from ckptstore.retention.steps import StoreView, always_here, gone, has_steps
+from ckptstore.retention.steps import always_here, gone, has_steps
 from ckptstore.wholeness import has_its_size, has_size
 
 # So many new checkpoints may go without a note of how far retention has come: a note costs a transaction.
@@ -43,6 +46,46 @@ class Plan:
     empty: bool
 
 
+class Marking:
+    """Marks inside somebody else's transaction, which must not fail for what a policy finds; told once it is over.
+
+    Args:
+        verdict: Tells what goes.
+
+    Attributes:
+        judging: For `ckptstore.manifest.Manifest`.
+        tried: Whether it has been carried out.
+        gone: What was marked, if the transaction was committed.
+        error: Why nothing was.
+    """
+
+    judging: Judging
+
+    def __init__(self, verdict: Callable[[RunRows], Verdict | None]) -> None:
+        self._verdict = verdict
+        self.tried = False
+        self.gone: Sequence[Checkpoint] = ()
+        self.error: Exception | None = None
+
+    def judge(self, view: RunRows) -> Verdict | None:
+        """Tell what goes of a run, or keep the error."""
+        self.tried, self.error = True, None
+        try:
+            verdict = self._verdict(view)
+        except Exception as error:
+            # Whatever it is: the checkpoint that is being added is no worse for it.
+            self.error = error
+            return None
+        self.gone = () if verdict is None else verdict.gone
+        return verdict
+
+    def result(self) -> Sequence[Checkpoint]:
+        """Return what was marked, or raise why nothing was."""
+        if self.error is not None:
+            raise self.error
+        return self.gone
+
+
 class Retention:
     """Retention in one store.
 
@@ -57,7 +100,7 @@ class Retention:
         self._warned: set[str] = set()
 
     def mark(self, run: str, policy: Policy) -> list[Checkpoint]:
-        """Mark what goes of a run after a save, and return it; the caller holds the store's lock.
+        """Mark what goes of a run, and return it; the caller holds the store's lock.
 
         Where the same policy was applied to the run last, this costs time in what is new and what goes. A crash leaves
         everything as it was, or all of it marked.
@@ -66,24 +109,38 @@ class Retention:
             InvalidArgumentError: The policy contradicts what the run watches, keeps nothing, or is a budget that is too
                 small; nothing was marked.
         """
+        if has_steps(policy):
+            return self._manifest.judge(run, self._judging(partial(self._verdict, run, policy)))
         monitors = self._manifest.monitors(run)
         check_modes(policy, monitors)
-        if self._is_unknown(run, policy):
+        if self._is_unknown(
+            run, policy, partial(self._manifest.metric_names, run), partial(self._manifest.latest, run)
+        ):
             return []
-        name = f"{policy!r} {json.dumps(monitors, sort_keys=True)}"
-        if has_steps(policy):
-            with self._manifest.rows_of(run, is_whole=has_size, is_shown=self._is_shown) as view:
-                view.was_judged_by(name)
-                going, judged, noteworthy = self._step(policy, name, view)
-        else:
-            going, judged, noteworthy = self._whole_run(run, policy)
-        if noteworthy:
-            self._manifest.let_go(run, going, judged)
-        return going
+        plan = self.plan(run, policy)
+        if plan.empty and not policy.is_ours:
+            raise _keeps_nothing(policy, run)
+        if plan.gone:
+            self._manifest.let_go(run, plan.gone, None)
+        return list(plan.gone)
 
-    def _step(
-        self, policy: Policy, name: str, view: StoreView
-    ) -> tuple[list[Checkpoint], Judged | None, bool]:
+    def marking(self, run: str, policy: Policy) -> Marking | None:
+        """Return what marks likewise inside a transaction of somebody else's; None where that cannot be."""
+        if not has_steps(policy):
+            return None
+        marking = Marking(partial(self._verdict, run, policy))
+        marking.judging = self._judging(marking.judge)
+        return marking
+
+    def _judging(self, judge: Callable[[RunRows], Verdict | None]) -> Judging:
+        return Judging(judge=judge, is_whole=has_size, is_shown=self._is_shown)
+
+    def _verdict(self, run: str, policy: Policy, view: RunRows) -> Verdict | None:
+        check_modes(policy, view.monitors)
+        if self._is_unknown(run, policy, view.metric_names, view.latest):
+            return None
+        name = f"{policy!r} {json.dumps(view.monitors, sort_keys=True)}"
+        view.was_judged_by(name)
         view.always = frozenset(always_here(view))
         for budget in _budgets(policy):
             best = (view.ranked(metric, mode, 1) for metric, mode in view.monitors.items())
@@ -91,29 +148,31 @@ class Retention:
             needed.update(view.newest(1, resumable=True))
             _check_budget(budget, view.get(needed))
         going = gone(policy, view)
+        many = len(view.fresh) + len(view.released) >= _UNNOTED
+        if not (going or many or not view.is_judged):
+            return None
         judged = Judged(
             policy=name,
             event_id=view.last_event,
             newest_at=view.newest_at(),
             nbytes=view.nbytes - sum(checkpoint.nbytes for checkpoint in going),
         )
-        many = len(view.fresh) + len(view.released) >= _UNNOTED
-        return going, judged, bool(going) or many or not view.is_judged
+        return Verdict(gone=going, judged=judged)
 
-    def _whole_run(self, run: str, policy: Policy) -> tuple[list[Checkpoint], None, bool]:
-        plan = self.plan(run, policy)
-        if plan.empty and not policy.is_ours:
-            raise _keeps_nothing(policy, run)
-        return list(plan.gone), None, bool(plan.gone)
-
-    def _is_unknown(self, run: str, policy: Policy) -> bool:
+    def _is_unknown(
+        self,
+        run: str,
+        policy: Policy,
+        metric_names: Callable[[], tuple[str, ...]],
+        newest: Callable[[], Checkpoint | None],
+    ) -> bool:
         """Tell whether a rule looks at a metric that the run has not recorded yet; then nothing goes."""
         wanted = {metric for rule in policy.rules() for metric, _ in rule.modes}
         if not wanted:
             return False
-        known = self._manifest.metric_names(run)
+        known = metric_names()
         missing = sorted(wanted - set(known))
-        latest = self._manifest.latest(run)
+        latest = newest() if missing else None
         for metric in missing:
             # Within an epoch nobody has validated yet.
             if latest is not None and latest.batch is None and metric not in self._warned:

@@ -10,6 +10,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from crash_snapshots import committer_of, is_seed, save, snapshot_of
@@ -28,6 +29,7 @@ from ckptstore.errors import (
     UnfinishedSaveError,
 )
 from ckptstore.files import observed
+from ckptstore.manifest_transactions import Transactions
 from ckptstore.retention import Policy, keep_last
 from ckptstore.save_request import SaveRequest
 from ckptstore.store import CheckpointStore
@@ -133,8 +135,37 @@ def test_tags_move_and_pins_hold(store: CheckpointStore) -> None:
     store.pin(1, False)
     save(store, 7, keep=keep_last(1), metrics={})
     assert [point.version for point in store.checkpoints()] == [6, 7]
-    with pytest.raises(CheckpointNotFoundError):
-        store.get("production")
+    for ref in ("production", 1):
+        with pytest.raises(CheckpointNotFoundError):
+            store.get(ref)
+
+
+@pytest.mark.parametrize("shown", [False, True])
+def test_a_save_that_removes_takes_as_few_transactions_as_one_that_does_not(
+    store: CheckpointStore, tmp_path: Path, shown: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each transaction costs four syncs; the rows of what is removed go with the next save's, or at the end."""
+    options = {"publish": tmp_path / "shown.keras"} if shown else {}
+    for seed in range(3):
+        save(store, seed, metrics={}, keep=keep_last(2), **options)
+    begun: list[str] = []
+    writing = Transactions.writing
+
+    def noted(transactions: Transactions, operation: str) -> Any:
+        begun.append(operation)
+        return writing(transactions, operation)
+
+    monkeypatch.setattr(Transactions, "writing", noted)
+    save(store, 3, metrics={}, keep=keep_last(2), **options)
+    assert begun == ["reserve_version", "add_checkpoint", *(["confirm_published"] if shown else [])]
+    assert sorted(path.name[:8] for path in (store.path / "checkpoints").iterdir()) == [
+        "00000003",
+        "00000004",
+    ]
+    assert [one.version for one in store.checkpoints(states=None)] == [2, 3, 4]
+    store.close()
+    with CheckpointStore(store.path, read_only=True) as again:
+        assert [one.version for one in again.checkpoints(states=None)] == [3, 4]
 
 
 def test_retention_keeps_best_and_what_is_shown(store: CheckpointStore, tmp_path: Path) -> None:

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ckptstore import commit, files, payload_writer, publishing, schema, sqlite_engine
+from ckptstore import (
+    commit,
+    files,
+    manifest,
+    manifest_keeping,
+    payload_writer,
+    publishing,
+    schema,
+    sqlite_engine,
+)
 from ckptstore.layout import shown_at
 from ckptstore.manifest import Manifest
 from ckptstore.records import Checkpoint, NewCheckpoint
@@ -92,38 +101,41 @@ def _row_before_rename() -> None:
 
 def _unlink_before_mark() -> None:
     """Remove the files of a retention before their rows are marked."""
-    mark = Manifest.let_go
+    carry_out = manifest_keeping.carry_out
 
-    def let_go(manifest: Manifest, run: str, gone: Any, judged: Any) -> None:
-        for checkpoint in gone:
-            files.unlink(checkpoint.path)
-        mark(manifest, run, gone, judged)
+    def unlinking(connection: Any, store: Path, run: str, judging: Any) -> Any:
+        def judge(view: Any) -> Any:
+            verdict = judging.judge(view)
+            for checkpoint in () if verdict is None else verdict.gone:
+                files.unlink(checkpoint.path)
+            return verdict
 
-    _set(Manifest, "let_go", let_go)
+        return carry_out(connection, store, run, replace(judging, judge=judge))
+
+    for module in (manifest, manifest_keeping):
+        _set(module, "carry_out", unlinking)
 
 
 def _rows_dropped_before_unlink() -> None:
     """Drop the rows of a retention before their files are gone."""
+    add = Manifest.add_checkpoint
 
-    def finish_deletions(manifest: Manifest, checkpoints: list[Checkpoint], locked: Any) -> None:
-        with locked():
-            manifest.remove([checkpoint.version for checkpoint in checkpoints])
-        for checkpoint in checkpoints:
-            files.unlink(checkpoint.path)
+    def add_checkpoint(manifest: Manifest, *arguments: Any, **options: Any) -> Checkpoint:
+        added = add(manifest, *arguments, **options)
+        manifest.remove([checkpoint.version for checkpoint in manifest.in_state("deleting")])
+        return added
 
-    _set(commit, "finish_deletions", finish_deletions)
+    _set(Manifest, "add_checkpoint", add_checkpoint)
 
 
 def _deletions_not_synced() -> None:
     """Drop the rows of a retention before it is durable that their files are gone."""
 
-    def finish_deletions(manifest: Manifest, checkpoints: list[Checkpoint], locked: Any) -> None:
+    def unlink_marked(checkpoints: list[Checkpoint]) -> None:
         for checkpoint in checkpoints:
             files.unlink(checkpoint.path)
-        with locked():
-            manifest.remove([checkpoint.version for checkpoint in checkpoints])
 
-    _set(commit, "finish_deletions", finish_deletions)
+    _set(commit, "unlink_marked", unlink_marked)
 
 
 def _published_before_commit(*, synced: bool) -> Callable[[], None]:

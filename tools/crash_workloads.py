@@ -14,7 +14,7 @@ import sqlite3
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,11 +24,14 @@ from unittest import mock
 from crash_invariants import Saved
 from crash_snapshots import save, snapshot_of
 
+from ckptstore import manifest as manifest_module
+from ckptstore import manifest_keeping
 from ckptstore.errors import CorruptManifestError, CorruptPayloadError
 from ckptstore.formats import payload
 from ckptstore.formats.description import RESERVED
 from ckptstore.locks import store_lock
 from ckptstore.manifest import Manifest
+from ckptstore.manifest_keeping import Judging, Verdict
 from ckptstore.payload_writer import PayloadWriter
 from ckptstore.records import Checkpoint, State
 from ckptstore.resuming import Resumption
@@ -105,18 +108,25 @@ class Workload:
 
 def perform(marks: Path, name: str) -> None:
     """Run a workload in this process, whose working directory is the folder; the child of a recording does it."""
-    report, real, real_let_go = Report(marks), Manifest.set_state, Manifest.let_go
+    report, real, real_carry_out = Report(marks), Manifest.set_state, manifest_keeping.carry_out
 
     def set_state(manifest: Manifest, versions: Sequence[int], state: State, **options: Any) -> None:
         if state == "deleting":
             report.gone(versions)
         real(manifest, versions, state, **options)
 
-    def let_go(manifest: Manifest, run: str, gone: Sequence[Checkpoint], judged: Any) -> None:
-        report.gone([one.version for one in gone])
-        real_let_go(manifest, run, gone, judged)
+    def carry_out(connection: Any, store: Path, run: str, judging: Judging) -> list[Checkpoint]:
+        def judge(view: Any) -> Verdict | None:
+            verdict = judging.judge(view)
+            report.gone([] if verdict is None else [one.version for one in verdict.gone])
+            return verdict
 
-    with mock.patch.object(Manifest, "set_state", set_state), mock.patch.object(Manifest, "let_go", let_go):
+        return real_carry_out(connection, store, run, replace(judging, judge=judge))
+
+    with ExitStack() as patches:
+        patches.enter_context(mock.patch.object(Manifest, "set_state", set_state))
+        for module in (manifest_module, manifest_keeping):
+            patches.enter_context(mock.patch.object(module, "carry_out", carry_out))
         WORKLOADS[name].run(report)
 
 
