@@ -21,7 +21,7 @@ from ckptstore.fit_state import moment_of, values_of
 from ckptstore.formats.snapshot import FitState
 from ckptstore.iteration import Arrival, Iteration
 from ckptstore.keras_callback_checks import refuse_a_second
-from ckptstore.keras_private import FitLoop, running_fit
+from ckptstore.keras_private import FitLoop, running_fit, sync_train_state
 from ckptstore.resumed_run import ResumedRun, load_resume_point
 from ckptstore.run_writer import RunWriter
 from ckptstore.signals import StopRequest
@@ -43,13 +43,7 @@ class FitSession:
     """
 
     def __init__(
-        self,
-        saver: Saver,
-        writer: RunWriter,
-        *,
-        resume: Resume,
-        stop: StopRequest,
-        save_on_exception: bool,
+        self, saver: Saver, writer: RunWriter, *, resume: Resume, stop: StopRequest, save_on_exception: bool
     ) -> None:
         self._saver = saver
         self._writer = writer
@@ -312,6 +306,7 @@ class FitSession:
         if self._saved == (self.position.epoch, batch):
             return
         numbers = plain_logs(logs or {})
+        sync_train_state(self._saver)
         fit = self._state(batch, numbers, frozen or Frozen())
         moment = moment_of(self.position, batch, numbers, fit)
         with self._guarded():

@@ -18,13 +18,8 @@ from ckptstore.background.ring import Backpressure
 from ckptstore.batch_count import BatchCount
 from ckptstore.checkpoint_path import CheckpointPath
 from ckptstore.errors import InvalidArgumentError
-from ckptstore.keras_callback_checks import (
-    check_keep,
-    check_save_freq,
-    refuse_directory,
-    refuse_unwritable,
-)
-from ckptstore.keras_private import print_message
+from ckptstore.keras_callback_checks import check_keep, check_save_freq, refuse_directory, refuse_unwritable
+from ckptstore.keras_private import print_message, sync_train_state
 from ckptstore.monitor import Verdict
 from ckptstore.names import check_run
 from ckptstore.records import Checkpoint, Mode
@@ -308,6 +303,7 @@ class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
         value = metrics.get(self.monitor)
         better = value is not None and monitoring.is_better(value, self.best, self._direction())
         note = _Note(epoch=epoch, filled=filled, value=value if better else None)
+        sync_train_state(self)
         self._saves.save(
             self.model,
             note,

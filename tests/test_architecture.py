@@ -148,7 +148,7 @@ SCRATCH = {
 
 # The only place for what Keras does not promise. Private names of other packages that are used elsewhere.
 KERAS_PRIVATE = "ckptstore.keras_private"
-OTHERS_PRIVATE = {"_asdict", "_foreach_copy_", "_getframe", "_version"}
+OTHERS_PRIVATE = {"_asdict", "_exit", "_foreach_copy_", "_getframe", "_version"}
 
 
 def short(module: str) -> str:

@@ -73,7 +73,7 @@ def writers(root: Path) -> list[int]:
             words = path.read_bytes().decode(errors="replace")
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if "ckptstore.background.writer" in words and str(root) in words:
+        if "ckptstore.background.program" in words and str(root) in words:
             found.append(int(path.parent.name))
     return found
 

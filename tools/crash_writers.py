@@ -215,7 +215,7 @@ def writers(root: Path) -> list[int]:
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(FileNotFoundError, ProcessLookupError):
             words = path.read_bytes().decode(errors="replace")
-            if "ckptstore.background.writer" in words and str(root) in words:
+            if "ckptstore.background.program" in words and str(root) in words:
                 found.append(int(path.parent.name))
     return found
 

@@ -2,5 +2,5 @@
 
 From the bottom up: `memory` (what both processes see), `token` (whose turn it is), `letter` (a snapshot and what is to
 be done with it, as bytes in that memory), `worker` (commits letters), `process` and `thread` (where a worker runs),
-`writer` (the worker's program), `ring` (two places for snapshots: one in the works, one waiting).
+`writer` and `program` (the worker's process), `ring` (two places for snapshots: one in the works, one waiting).
 """

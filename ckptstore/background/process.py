@@ -22,7 +22,7 @@ from ckptstore.background.link import Place
 from ckptstore.background.worker import Outcome
 from ckptstore.run_lock import RunLock
 
-PROGRAM = "ckptstore.background.writer"
+PROGRAM = "ckptstore.background.program"
 FINISH = b"finish"
 _LAST_WORDS = 2000
 # Libraries that start a thread per core as soon as they are imported are kept to one.

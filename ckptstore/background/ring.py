@@ -33,6 +33,8 @@ WRITER = "CKPTSTORE_WRITER"
 _STARTS = 3
 # Seconds of waiting at the end before a line is printed, and between two.
 _PATIENCE_S = 1.0
+# Seconds from one look at what the worker has done to the next.
+_LISTEN_S = 0.02
 _LINE_S = 10.0
 
 
@@ -93,6 +95,7 @@ class Ring:
         self._starts = 0
         self._places: tuple[Place, ...] = ()
         self._link: Link | None = None
+        self._listened_at = 0.0
         _open.add(self)
 
     @property
@@ -193,8 +196,11 @@ class Ring:
         return None
 
     def outcomes(self) -> list[Outcome]:
-        """Return what became of snapshots since this was last asked, oldest first; waits for nothing."""
-        if self._sent:
+        """Return what became of snapshots since this was last asked, oldest first; waits for nothing.
+
+        Between batches of a millisecond the worker is not asked each time.
+        """
+        if self._sent and time.monotonic() - self._listened_at >= _LISTEN_S:
             self._listen(0.0)
         heard, self._heard = self._heard, []
         return heard
@@ -203,6 +209,7 @@ class Ring:
         if self._link is None or not self._sent or self._pid != os.getpid():
             return
         found = self._link.outcomes(timeout_s)
+        self._listened_at = time.monotonic()
         if not found and not self._link.is_alive():
             found = self._link.outcomes(0.0)
             if not found:

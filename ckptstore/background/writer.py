@@ -1,16 +1,13 @@
-"""The program of the writer's process: commits letters, also those that a dead trainer has left, and ends.
+"""What the writer's process does: commits letters, also those that a dead trainer has left, and ends.
 
-Started by `ckptstore.background.process` with descriptors alone. It imports neither Keras nor a backend.
+It imports neither Keras nor a backend.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import select
-import signal
-import sys
 import warnings
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -20,11 +17,6 @@ from typing import Any
 from ckptstore.background.memory import Memory
 from ckptstore.background.token import EventToken
 from ckptstore.background.worker import Outcome, Worker
-
-# Training comes first; but what is not written must be kept in memory.
-NICE = 5
-# What is meant for the trainer, which says itself when to end.
-_IGNORED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGPIPE")
 
 
 class Writer:
@@ -94,17 +86,14 @@ class Writer:
         return self._connection.fileno() in ready or self._trainer in ready
 
 
-def main() -> None:
-    """Run the program."""
-    for name in _IGNORED:
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
-    os.nice(NICE)
-    writer = Writer(json.loads(sys.argv[1]))
+def run(facts: str) -> None:
+    """Commit letters until the end.
+
+    Args:
+        facts: JSON, of `ckptstore.background.process`.
+    """
+    writer = Writer(json.loads(facts))
     warnings.simplefilter("always", UserWarning)
     warnings.simplefilter("always", RuntimeWarning)
     warnings.showwarning = writer.note_warning
     writer.run()
-
-
-if __name__ == "__main__":
-    main()

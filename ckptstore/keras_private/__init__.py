@@ -30,6 +30,8 @@ TensorFlow. "None" is said of a module below that `inside` could not import.
   ``get_torch_dataloader``, ``get_jax_iterator`` and ``enqueuer.ready_queue``; on TensorFlow its own
   ``tensorflow.python.eager.context.global_seed``. Lacking: `loop.running_fit` finds no fit;
   callbacks save, and resume at the ends of epochs, without the others' state, and a warning says so.
+- `train_state`: ``Callback._model``, ``Model._jax_state``, ``_jax_state_synced``, ``Variable._direct_assign``,
+  ``_dtype``. Lacking: Keras' own ``Model.jax_state_sync``, slower.
 - `values`: ``Variable._value``. Lacking: ``Variable.value``, slower.
 - `hooks`: nothing of Keras; how methods of single objects are overlaid.
 """
@@ -49,6 +51,7 @@ from ckptstore.keras_private.messages import print_message
 from ckptstore.keras_private.metrics import metric_directions
 from ckptstore.keras_private.optimizers import optimizers_of, trained_by
 from ckptstore.keras_private.own_code import has_own_loading
+from ckptstore.keras_private.train_state import sync_train_state
 from ckptstore.keras_private.values import raw_values
 from ckptstore.keras_private.walk import capture
 
@@ -71,5 +74,6 @@ __all__ = [
     "save_legacy",
     "set_attribute",
     "start_clocks",
+    "sync_train_state",
     "trained_by",
 ]

@@ -1,0 +1,80 @@
+"""The state of the last train step on JAX, which Keras puts into the variables only when somebody asks for them."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import keras
+
+_VARIABLES = ("trainable_variables", "non_trainable_variables", "metrics_variables")
+_OPTIMIZER = "optimizer_variables"
+
+
+def sync_train_state(callback: Any) -> None:
+    """Put the state of the last step into the variables of a callback's model, in a fraction of Keras' own time.
+
+    Keras does it when a callback asks for its model, by assigning to one variable after the other with all checks: at a
+    thousand variables some milliseconds that a training step waits. A value that has the shape and dtype of its
+    variable needs none. In a Keras without one of ``Callback._model``, ``Model._jax_state``, ``_jax_state_synced`` and
+    ``Variable._direct_assign``, or where something does not fit, nothing is done here, and Keras does it.
+
+    Args:
+        callback: In the middle of a fit; its `model` need not be asked for before.
+    """
+    model: Any = getattr(callback, "_model", None)
+    state = getattr(model, "_jax_state", None)
+    if not state or getattr(model, "_jax_state_synced", True):
+        return
+    pairs = _pairs(model, state)
+    if pairs is None or not _fit(model, pairs):
+        return
+    for variable, value in pairs:
+        variable._direct_assign(value)
+    model._jax_state_synced = True
+
+
+# Of each model, the train step and the variables whose values were found to fit.
+_fitting: WeakKeyDictionary[Any, tuple[int, int]] = WeakKeyDictionary()
+
+
+def _fit(model: Any, pairs: list[tuple[Any, Any]]) -> bool:
+    """Look at the values that a compiled train step first returns alone: those to come have their shapes and dtypes."""
+    key = id(getattr(model, "train_function", None)), hash(tuple(id(variable) for variable, _ in pairs))
+    if getattr(model, "run_eagerly", True) or _fitting.get(model) != key:
+        if not all(_fits(variable, value) for variable, value in pairs):
+            return False
+        _fitting[model] = key
+    return True
+
+
+def _pairs(model: Any, state: dict[str, Any]) -> list[tuple[Any, Any]] | None:
+    known = {_OPTIMIZER, *_VARIABLES}
+    if not known.issuperset(state):
+        return None
+    pairs: list[tuple[Any, Any]] = []
+    for group, values in state.items():
+        if values:
+            owner = model.optimizer if group == _OPTIMIZER else model
+            variables = owner.variables if group == _OPTIMIZER else getattr(owner, group)
+            if len(variables) != len(values):
+                return None
+            pairs += zip(variables, values, strict=True)
+    return pairs
+
+
+def _fits(variable: Any, value: Any) -> bool:
+    # Keras has taken the old value away for the time of the training. `Variable.dtype` looks for scopes first.
+    return (
+        isinstance(variable, keras.Variable)
+        and hasattr(variable, "_direct_assign")
+        and value.shape == variable.shape
+        and _name_of(value.dtype) == getattr(variable, "_dtype", None)
+    )
+
+
+@cache
+def _name_of(dtype: Any) -> str:
+    """Return the name of a numpy dtype, which numpy puts together each time."""
+    return str(dtype.name)
