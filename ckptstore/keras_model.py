@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import h5py
 import keras
@@ -40,6 +41,12 @@ from ckptstore.records import Checkpoint
 
 class KerasAdapter:
     """What the store asks of Keras; see `ckptstore.adapters.ModelAdapter`."""
+
+    def __init__(self) -> None:
+        # Of each model that was restored: its variables, and those that Keras leaves out; to find these takes a walk.
+        self._groups: WeakKeyDictionary[Any, tuple[tuple[Any, ...], training_state.Groups]] = (
+            WeakKeyDictionary()
+        )
 
     def snapshots(self) -> Snapshots:
         """Return what takes models apart, see `ckptstore.keras_snapshots`; one for all saves of a fit."""
@@ -96,14 +103,16 @@ class KerasAdapter:
         keras_optimizers.build_as_saved(model, training_state.fit_values(state))
         optimizers = built_optimizers(model, extra)
         captured = captured_model(model, extra)
+        groups = training_state.groups(model, captured)
+        self._groups[model] = _held(model), groups
         if checkpoint.format == "h5":
             loaded = _legacy_assignments(model, checkpoint, extra)
-            assignments = [*loaded, *training_state.plan(model, captured, optimizers, state)]
+            assignments = [*loaded, *training_state.plan(groups, optimizers, state)]
             with _put_back_on_error(one.variable for one in assignments):
                 _assign(assignments)
         else:
             keras_fit.check(captured.entries, found.layout())
-            assignments = training_state.plan(model, captured, optimizers, state)
+            assignments = training_state.plan(groups, optimizers, state)
 
             plain = _is_plain(captured, model, optimizers)
             assets = found.documents()
@@ -129,11 +138,19 @@ class KerasAdapter:
             ModelMismatchError: It does not fit; the model is unchanged.
         """
         optimizers = built_optimizers(model, None)
-        assignments = training_state.plan(model, captured_model(model, None), optimizers, state)
+        assignments = training_state.plan(self._groups_of(model), optimizers, state)
         left = set() if metrics else {id(one) for one in model.metrics_variables}
         assignments = [one for one in assignments if id(one.variable) not in left]
         with _put_back_on_error(one.variable for one in assignments):
             _assign(assignments)
+
+    def _groups_of(self, model: Any) -> training_state.Groups:
+        """Return the variables that Keras leaves out: as they were found at the restore, if all are still the same."""
+        held, groups = self._groups.get(model, ((), {}))
+        now = _held(model)
+        if len(held) == len(now) and all(one is other for one, other in zip(held, now, strict=True)):
+            return groups
+        return training_state.groups(model, captured_model(model, None))
 
     def marks(self, model: Any) -> Marks:
         """Return marks of all that a resume loads, to find out whether it was assigned to since."""
@@ -195,6 +212,10 @@ class KerasAdapter:
 
 
 adapter = KerasAdapter()
+
+
+def _held(model: Any) -> tuple[Any, ...]:
+    return (*model.variables, *model.metrics_variables)
 
 
 # --- putting together --------------------------------------------------------------------------

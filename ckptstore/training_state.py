@@ -72,10 +72,8 @@ def fit_values(state: TrainingState | None) -> dict[str, Any]:
     return values
 
 
-def plan(
-    model: Any, captured: Capture, optimizers: list[Any], state: TrainingState | None
-) -> list[Assignment]:
-    """Check that training state fits a model, and return what to assign; nothing is changed.
+def plan(live: Groups, optimizers: list[Any], state: TrainingState | None) -> list[Assignment]:
+    """Check that training state fits a model, of which `groups` has told, and return what to assign; changes nothing.
 
     Metrics that the model has not built yet are left out: Keras builds them on the first batch, from zero.
 
@@ -85,7 +83,6 @@ def plan(
     if state is None or state.document.get("kind") != KIND or state.document.get("version", 0) > VERSION:
         return []
     _check_kinds(state.document.get("optimizers", []), _kinds(optimizers))
-    live = groups(model, captured)
     assignments = list(_matched(_VARIABLES, live[_VARIABLES], state))
     if len(live[_METRICS]) == len(state.document.get(_METRICS, ())):
         try:

@@ -300,6 +300,33 @@ def test_metrics_come_back(tmp_path: Path) -> None:
     assert [zoo.bits(variable) for variable in model.metrics_variables] == metrics
 
 
+def test_a_resume_walks_over_the_model_once_unless_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = zoo.dense()
+    saved = stored(model, tmp_path)
+    walks: list[Any] = []
+    capture = keras_private.capture
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        walks.append(arguments)
+        return capture(*arguments, **options)
+
+    monkeypatch.setattr(keras_private, "capture", noted)
+    state = adapter.restore(model, saved)
+    seeds = [one for one in model.variables if "seed" in one.path]
+    before = [host_array(one).copy() for one in seeds]
+    for one in seeds:
+        one.assign(one.value + 1)
+    adapter.restore_state(model, state, metrics=True)
+    assert len(walks) == 1 and seeds
+    for one, value in zip(seeds, before, strict=True):
+        np.testing.assert_array_equal(host_array(one), value)
+    model.compile("adam", "mse")
+    adapter.restore_state(model, state, metrics=True)
+    assert len(walks) == 2
+
+
 def test_metrics_that_are_not_built_yet_are_no_hindrance(tmp_path: Path) -> None:
     checkpoint = stored(zoo.dense(), tmp_path)
     fresh = zoo.stack(keras.layers.Dense(5, activation="relu"), keras.layers.Dropout(0.3))
