@@ -70,6 +70,14 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert rows["ours synchronous"]["run_s"] > rows["ours synchronous"]["plain_s"] > 0
 
 
+def test_what_the_training_state_costs(tmp_path: Path) -> None:
+    document, text = bench(tmp_path, "--work", "small", "--work", "state", "--part", "state")
+    for row in document["backends"][BACKEND]["state"]["small"]:
+        assert 0 < row["state_s"] < row["whole_s"] and 0 < row["share"] < 1
+    assert [bar["bar"].partition(":")[0] for bar in document["bars"]] == ["training state"] * 2
+    assert "capturing" in text
+
+
 def test_many_checkpoints(tmp_path: Path) -> None:
     document, text = bench(tmp_path, "--work", "scale", "--checkpoints", "20")
     for question in ("latest", "best", "resume_point", "commit", "ls --limit 20"):

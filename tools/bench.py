@@ -34,7 +34,7 @@ import click
 from bench_table import Row
 from rich.console import Console
 
-SECTIONS = (*bench_names.WORKS, "load", "scale", "start")
+SECTIONS = (*bench_names.WORKS, "load", "state", "scale", "start")
 WORKER = Path(__file__).with_name("bench_worker.py")
 
 
@@ -139,22 +139,31 @@ def measure_load(run: Run, backend: str, work: str) -> list[Row]:
     return rows
 
 
+def measure_state(run: Run, backend: str, work: str) -> list[Row]:
+    """Measure what the training state costs beside the rest."""
+    results = run.in_turns(backend, ["ours synchronous"], work=work, part="state")["ours synchronous"]
+    return bench_table.state_rows(results)
+
+
 def measure(run: Run, backend: str, work: str, part: str, subjects: Sequence[str]) -> list[Row]:
     """Measure one part of a work."""
+    if part == "state":
+        return measure_state(run, backend, work)
     if part == "load":
         return measure_load(run, backend, work)
     return (measure_save if part == "save" else measure_run)(run, backend, work, subjects)
 
 
 def planned(sections: Sequence[str], parts: Sequence[str], *, quick: bool) -> Iterator[tuple[str, str]]:
-    """Yield works and their parts; ``"load"`` without a work is that of all."""
+    """Yield works and their parts; ``"load"`` or ``"state"`` without a work is that of all."""
     works = [name for name in bench_names.WORKS if name in sections]
     for name, work in bench_works.works(quick=quick).items():
         for part in work.parts:
             if name in works and part in parts:
                 yield name, part
-        if work.load and "load" in sections and "load" in parts and name in (works or bench_names.WORKS):
-            yield name, "load"
+        for part in ("load", "state"):
+            if work.load and part in sections and part in parts and name in (works or bench_names.WORKS):
+                yield name, part
 
 
 def print_backend(backend: str, parts: Row, console: Console) -> None:
@@ -163,6 +172,7 @@ def print_backend(backend: str, parts: Row, console: Console) -> None:
         "save": ("single saves", bench_table.SAVE_COLUMNS),
         "run": ("whole runs", bench_table.RUN_COLUMNS),
         "load": ("loading", bench_table.LOAD_COLUMNS),
+        "state": ("training state", bench_table.STATE_COLUMNS),
     }
     for part, (title, names) in columns.items():
         for work, rows in parts.get(part, {}).items():
@@ -202,7 +212,7 @@ def _is_meant(one: str, name: str, known: Sequence[str]) -> bool:
 @click.option("--work", "works", multiple=True, help=f"Of {', '.join(SECTIONS)}; all by itself.")
 @click.option("--subjects", multiple=True, help="Names or their beginnings (ours, keras, orbax, floor).")
 @click.option("--backend", "backends", multiple=True, help="jax or torch; both by itself.")
-@click.option("--part", "parts", multiple=True, help="Of a work: save, run or load; all by itself.")
+@click.option("--part", "parts", multiple=True, help="Of a work: save, run, load or state; all by itself.")
 @click.option(
     "--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Processes of each."
 )
@@ -236,7 +246,7 @@ def main(
     sections = listed(works, SECTIONS, "--work")
     names = listed(subjects, bench_names.SUBJECTS, "--subjects")
     chosen = listed(backends, ("jax", "torch"), "--backend")
-    wanted = listed(parts, ("save", "run", "load"), "--part")
+    wanted = listed(parts, ("save", "run", "load", "state"), "--part")
     counts = sorted(set(checkpoints)) or ([5, 20] if quick else [1_000, 100_000])
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)

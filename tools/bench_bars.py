@@ -13,6 +13,7 @@ from rich.table import Table
 NOISE = 1.0
 SMALL_WAIT_S = 0.010
 QUERY_S = 0.005
+STATE_SHARE = 0.05
 
 
 class Bars:
@@ -77,6 +78,10 @@ def judged(document: Mapping[str, Any]) -> list[Row]:
             of_runs(bars, f"{work}, {backend}", work, figures(rows))
         for work, rows in parts.get("load", {}).items():
             of_loads(bars, f"{work}, {backend}", figures(rows))
+        for work, rows in parts.get("state", {}).items():
+            for row in rows:
+                text = f"training state: {row['subject']}"
+                bars.at_most(f"{work}, {backend}", text, row.get("share"), STATE_SHARE, "%")
     of_scale(bars, document.get("scale", {}))
     return bars.rows
 

@@ -12,6 +12,7 @@ from rich.table import Table
 
 Row = dict[str, Any]
 UNSYNCED = "unsynced"
+STATE = {"capture": "capturing, of a synchronous save", "apply": "applying, of a load to go on with"}
 
 
 def median(values: Iterable[float]) -> float | None:
@@ -109,6 +110,20 @@ def load_row(name: str, results: Sequence[Row], expected: str) -> Row:
     }
 
 
+def state_rows(results: Sequence[Row]) -> list[Row]:
+    """Return what training state costs of the save, and of the load, that it goes with."""
+    why = reason(results)
+    if why is not None:
+        return [{"subject": what, "unavailable": why} for what in STATE]
+    return [
+        {
+            "subject": text,
+            **{name: median(result[what][name] for result in results) for name in STATE_COLUMNS[1:]},
+        }
+        for what, text in STATE.items()
+    ]
+
+
 def with_ratios(rows: Sequence[Row], key: str, bases: Mapping[str, str]) -> None:
     """Add the ratio of one figure to that of another subject, under the names given."""
     by_name = {row["subject"]: row for row in rows}
@@ -129,6 +144,7 @@ RUN_COLUMNS = (
     "subject", "plain_s", "run_s", "overhead", "overhead_s", "start_s", "end_s", "cpu_s", "extra_bytes",
     "written_bytes", "saves", "committed",
 )  # fmt: skip
+STATE_COLUMNS = ("subject", "whole_s", "state_s", "share")
 LOAD_COLUMNS = (
     "subject", "cold_s", "warm_s", "warm_of_keras", "cpu_s", "extra_memory_of_state", "extra_bytes", "file_bytes",
 )  # fmt: skip
@@ -145,7 +161,7 @@ def cell(name: str, row: Row) -> str:
         return seconds(value)
     if name.endswith("_bytes"):
         return f"{value / 1e6:,.1f} MB"
-    if name == "overhead":
+    if name in {"overhead", "share"}:
         return f"{100 * value:.1f} %"
     return f"{value:.2f}" if isinstance(value, float) and not value.is_integer() else f"{value:,}"
 

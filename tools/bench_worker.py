@@ -19,6 +19,7 @@ from typing import Any
 import bench_load
 import bench_process
 import bench_scale
+import bench_state
 import bench_subjects
 import bench_works
 import keras
@@ -177,6 +178,8 @@ def measure(specification: Result) -> Result:
     name = specification.get("subject", "")
     if part == "load":
         return bench_load.measure(work, name, Path(specification["files"]))
+    if part == "state":
+        return bench_state.measure(work, folder)
     if part == "files":
         return bench_load.prepare(work, Path(specification["files"]))
     every = EVERY if part == "save" else work.every
