@@ -13,11 +13,14 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Callable
 from contextlib import closing
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+import write_schema
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
@@ -39,6 +42,7 @@ from ckptstore.errors import (
 )
 from ckptstore.manifest import Manifest
 from ckptstore.models import metadata
+from ckptstore.sqlite_engine import APPLICATION_ID
 
 ROOT = Path(__file__).resolve().parent.parent
 Step = Callable[[], object]
@@ -121,7 +125,8 @@ def definitions(path: Path) -> list[tuple[str, str]]:
 def shapes(path: Path) -> list[tuple[str, list[str]]]:
     """Return the definitions, without the order of lines: alembic copies constraints in any order."""
     return [
-        (name, sorted(line.strip(" ,\t") for line in sql.splitlines())) for name, sql in definitions(path)
+        (name, sorted(filter(None, (line.strip(" ,\t") for line in sql.splitlines()))))
+        for name, sql in definitions(path)
     ]
 
 
@@ -165,6 +170,34 @@ def test_models_and_head_agree_to_the_letter(path: Path) -> None:
         "metric_ranges",
         "run_history",
     ]
+
+
+def test_a_new_manifest_is_what_all_revisions_make(path: Path, tmp_path: Path) -> None:
+    """If this fails after a new revision: `python tools/write_schema.py`."""
+    by_revisions = tmp_path / "by revisions.sqlite"
+    schema.upgrade(by_revisions)
+    Manifest.open(path).close()
+    assert shapes(path) == shapes(by_revisions)
+    for place in (path, by_revisions):
+        with closing(sqlite3.connect(place)) as database:
+            assert database.execute("SELECT version_num FROM alembic_version").fetchall() == [(schema.HEAD,)]
+            assert database.execute("PRAGMA application_id").fetchone() == (APPLICATION_ID,)
+            ((number, store, moment, version),) = database.execute("SELECT * FROM store").fetchall()
+            assert (number, version) == (1, 1) and uuid.UUID(store).version == 4
+            assert datetime.fromisoformat(moment).utcoffset() == timedelta(0) and len(moment) == 32
+    assert write_schema.TARGET.read_text(encoding="utf-8").count(";\n") == len(write_schema.statements()) + 1
+
+
+def test_while_a_revision_is_being_written_new_manifests_are_made_by_revisions(
+    next_release: Path, tmp_path: Path
+) -> None:
+    assert (next_release / schema.SCHEMA).read_text(encoding="utf-8").startswith(f"-- {NOW}\n")
+    path = tmp_path / "manifest.sqlite"
+    Manifest.open(path).close()
+    assert schema.schema_of(path) == NEXT_HEAD
+    (next_release / schema.SCHEMA).unlink()
+    Manifest.open(tmp_path / "another.sqlite").close()
+    assert shapes(path) == shapes(tmp_path / "another.sqlite")
 
 
 def test_the_command_line_for_developers(path: Path, tmp_path: Path) -> None:

@@ -1,0 +1,35 @@
+"""Writes ``migrations/schema.sql``: what all revisions together make, from which new manifests are made.
+
+python tools/write_schema.py        after each new revision
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import tempfile
+from contextlib import closing
+from pathlib import Path
+
+from ckptstore import schema
+
+TARGET = Path(__file__).resolve().parent.parent / "migrations" / schema.SCHEMA
+
+
+def statements() -> list[str]:
+    """Run the revisions, and return what made the tables, indexes and views that they leave."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "manifest.sqlite"
+        schema.upgrade(path)
+        with closing(sqlite3.connect(path)) as database:
+            made = database.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY rowid")
+            return ["\n".join(line.rstrip() for line in sql.splitlines()) for (sql,) in made]
+
+
+def text() -> str:
+    """Return the file's text."""
+    marked = f"INSERT INTO alembic_version (version_num) VALUES ('{schema.HEAD}')"
+    return f"-- {schema.HEAD}\n" + "".join(f"{one};\n\n" for one in [*statements(), marked])
+
+
+if __name__ == "__main__":
+    TARGET.write_text(text(), encoding="utf-8")
