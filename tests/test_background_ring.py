@@ -9,7 +9,9 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +191,22 @@ def test_two_snapshots_are_all_the_memory_there_is(process_ring: Ring, store: Ch
 
 
 # --- failures ----------------------------------------------------------------------------------
+
+
+def test_the_worker_is_not_asked_at_every_batch(ring: Ring, store: CheckpointStore) -> None:
+    """A batch may take a millisecond, and a question of a process some tens of microseconds."""
+    with store_lock(Layout(store.path).locks):
+        hand_over(ring, 1)
+        assert ring._link is not None
+        asked: list[float] = []
+        outcomes = ring._link.outcomes
+        ring._link.outcomes = lambda timeout_s: asked.append(time.monotonic()) or outcomes(timeout_s)  # type: ignore
+        while len(asked) < 3:
+            assert ring.outcomes() == []
+        assert all(later - earlier >= 0.02 for earlier, later in pairwise(asked))
+    ring.drain()
+    (outcome,) = ring.outcomes()
+    assert outcome.checkpoint is not None and outcome.checkpoint.epoch == 1
 
 
 def test_a_failure_is_heard_of_and_the_next_save_works(
