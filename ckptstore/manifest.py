@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 
 from ckptstore import manifest_changes as changes
 from ckptstore import manifest_queries as queries
-from ckptstore import schema
+from ckptstore import manifest_rows, schema
 from ckptstore.errors import CorruptManifestError
 from ckptstore.manifest_asking import ManifestAsking
 from ckptstore.manifest_attempts import ManifestAttempts, note
@@ -124,7 +124,7 @@ class Manifest(ManifestAttempts, ManifestNames, ManifestKeeping, ManifestAsking)
                 changes.put_monitor(connection, new.run, *monitor)
             for kind, detail in ({event: None} | dict(notes)).items():
                 changes.add_event(connection, kind, run=new.run, version=new.version, detail=detail)
-            added = queries.one(connection, self._store, new.version)
+            added = manifest_rows.one(connection, self._store, new.version)
             if judging is not None:
                 carry_out(connection, self._store, new.run, judging)
         assert added is not None
@@ -242,17 +242,17 @@ class Manifest(ManifestAttempts, ManifestNames, ManifestKeeping, ManifestAsking)
     def get(self, version: int) -> Checkpoint | None:
         """Return a checkpoint, in whatever state, or None where there is none."""
         with self._transactions.reading() as connection:
-            return queries.one(connection, self._store, version)
+            return manifest_rows.one(connection, self._store, version)
 
     def by_tag(self, name: str) -> Checkpoint | None:
         """Return the checkpoint that has a tag, in whatever state, or None where none has."""
         with self._transactions.reading() as connection:
-            return queries.one(connection, self._store, queries.tagged_version(name))
+            return manifest_rows.one(connection, self._store, queries.tagged_version(name))
 
     def latest(self, run: str | None = None) -> Checkpoint | None:
         """Return the newest complete checkpoint of a run, or of all; None where there is none."""
         with self._transactions.reading() as connection:
-            return queries.one(connection, self._store, queries.latest_version(run))
+            return manifest_rows.one(connection, self._store, queries.latest_version(run))
 
     def best(self, metric: str, mode: Mode, run: str | None = None) -> Checkpoint | None:
         """Return the best complete checkpoint of a run, or of all; None where none has the metric.
@@ -260,7 +260,7 @@ class Manifest(ManifestAttempts, ManifestNames, ManifestKeeping, ManifestAsking)
         NaN is never best, infinities may be; of equals it is the one with the lower version, in both modes.
         """
         with self._transactions.reading() as connection:
-            return queries.one(connection, self._store, queries.best_version(metric, mode, run))
+            return manifest_rows.one(connection, self._store, queries.best_version(metric, mode, run))
 
     def resume_points(self, run: str | None = None) -> Iterator[Checkpoint]:
         """Yield the complete checkpoints with training state of a run, or of all, newest first.
@@ -273,7 +273,7 @@ class Manifest(ManifestAttempts, ManifestNames, ManifestKeeping, ManifestAsking)
         before = None
         while True:
             with self._transactions.reading() as connection:
-                point = queries.one(connection, self._store, queries.resume_version(run, before))
+                point = manifest_rows.one(connection, self._store, queries.resume_version(run, before))
             if point is None:
                 return
             yield point

@@ -12,6 +12,7 @@ from sqlalchemy import func, select
 
 from ckptstore import manifest_history as history
 from ckptstore import manifest_queries as queries
+from ckptstore import manifest_rows
 from ckptstore.conditions import Condition, Term
 from ckptstore.manifest_search import matching
 from ckptstore.manifest_transactions import Transactions
@@ -20,6 +21,7 @@ from ckptstore.records import Checkpoint, Epoch, Mode, Resumed, State
 
 COMPLETE_ONLY: tuple[State, ...] = ("complete",)
 _PAGE = 500
+_EPOCHS = 2000  # of a page: smaller than checkpoints
 
 
 class ManifestAsking:
@@ -38,7 +40,7 @@ class ManifestAsking:
             states: Which states; None for all.
         """
         with self._transactions.reading() as connection:
-            return queries.many(connection, self._store, run, states)
+            return manifest_rows.many(connection, self._store, run, states)
 
     def walk(
         self, run: str | None = None, *, states: Collection[State] | None = COMPLETE_ONLY
@@ -47,7 +49,7 @@ class ManifestAsking:
         after = 0
         while True:
             with self._transactions.reading() as connection:
-                page = queries.page(connection, self._store, run, states, after)
+                page = manifest_rows.page(connection, self._store, run, states, after)
             if not page:
                 return
             yield from page
@@ -72,14 +74,14 @@ class ManifestAsking:
         for begin in range(0, len(versions), _PAGE):
             wanted = versions[begin : begin + _PAGE]
             with self._transactions.reading() as connection:
-                found = {one.version: one for one in queries.some(connection, self._store, wanted)}
+                found = {one.version: one for one in manifest_rows.some(connection, self._store, wanted)}
             yield from (found[version] for version in wanted if version in found)
 
     def ranked(self, metric: str, mode: Mode, run: str | None = None, *, limit: int) -> list[Checkpoint]:
         """Return the best complete checkpoints by a metric, best first, of equals the earlier; NaN is none."""
         with self._transactions.reading() as connection:
             versions = list(islice(queries.ranked_versions(connection, metric, mode, run), limit))
-            found = {one.version: one for one in queries.some(connection, self._store, versions)}
+            found = {one.version: one for one in manifest_rows.some(connection, self._store, versions)}
         return [found[version] for version in versions]
 
     def count(self, run: str) -> int:
@@ -95,7 +97,7 @@ class ManifestAsking:
         after = -1
         while True:
             with self._transactions.reading() as connection:
-                page = history.epochs(connection, run, after, _PAGE)
+                page = history.epochs(connection, run, after, _EPOCHS)
             if not page:
                 return
             yield from page

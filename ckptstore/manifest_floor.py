@@ -8,6 +8,7 @@ from ckptstore.models import EVENTS
 
 # The kind of the event that marks where an attempt begins.
 BEGAN = "began"
+_BEGINNING, _OTHER = EVENTS.table.alias("beginning"), EVENTS.table.alias("other")
 
 
 def first_version(
@@ -17,12 +18,11 @@ def first_version(
 
     One look at the end of an index, and one at a row, however often the run began.
     """
-    beginning, other = EVENTS.table.alias("beginning"), EVENTS.table.alias("other")
     newest = (
-        select(func.max(other.c.id))
-        .where(other.c.kind == BEGAN, other.c.run_id == run_id)
-        .correlate_except(other)
+        select(func.max(_OTHER.c.id))
+        .where(_OTHER.c.kind == BEGAN, _OTHER.c.run_id == run_id)
+        .correlate_except(_OTHER)
         .scalar_subquery()
     )
-    found = select(beginning.c.version).where(beginning.c.id == newest).correlate_except(beginning)
+    found = select(_BEGINNING.c.version).where(_BEGINNING.c.id == newest).correlate_except(_BEGINNING)
     return func.coalesce(found.scalar_subquery(), 1)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from datetime import datetime
-from typing import Any
 
 from sqlalchemy import Connection, func, select
 
 from ckptstore.manifest_floor import first_version
-from ckptstore.manifest_queries import id_of_run
+from ckptstore.manifest_queries import id_of_run, plain
 from ckptstore.models import EPOCH_METRICS, EPOCHS, EVENTS, METRIC_NAMES
 from ckptstore.records import Epoch, Resumed
 
@@ -19,16 +17,23 @@ def epochs(connection: Connection, run: str, after: int, limit: int) -> list[Epo
     """Return what is known of a run's epochs in its newest attempt, behind an epoch, in order."""
     of_run = (EPOCHS.run_id == id_of_run(run), EPOCHS.version >= first_version(id_of_run(run)))
     chosen = select(EPOCHS.epoch, EPOCHS.batch, EPOCHS.step, EPOCHS.version, EPOCHS.created_at)
-    rows = connection.execute(
-        chosen.where(*of_run, EPOCHS.epoch > after).order_by(EPOCHS.epoch).limit(limit)
-    ).all()
+    rows = list(
+        plain(connection, chosen.where(*of_run, EPOCHS.epoch > after).order_by(EPOCHS.epoch).limit(limit))
+    )
     if not rows:
         return []
-    metrics: dict[int, dict[str, float]] = {row.epoch: {} for row in rows}
-    for epoch, metric, value in _values(connection, run, rows[0].epoch, rows[-1].epoch):
-        if epoch in metrics:
-            metrics[epoch][metric] = math.nan if value is None else value
-    return [Epoch(**row._asdict(), metrics=metrics[row.epoch]) for row in rows]
+    metrics = _metrics(connection, run, rows[0][0], rows[-1][0])
+    return [
+        Epoch(
+            epoch=epoch,
+            batch=batch,
+            step=step,
+            version=version,
+            created_at=datetime.fromisoformat(created_at),
+            metrics=metrics.get(epoch, {}),
+        )
+        for epoch, batch, step, version, created_at in rows
+    ]
 
 
 def epochs_of(connection: Connection, run: str) -> tuple[int, datetime | None]:
@@ -41,15 +46,22 @@ def epochs_of(connection: Connection, run: str) -> tuple[int, datetime | None]:
     return count, first
 
 
-def _values(connection: Connection, run: str, first: int, last: int) -> Iterator[Any]:
+def _metrics(connection: Connection, run: str, first: int, last: int) -> dict[int, dict[str, float]]:
     names = dict(connection.execute(select(METRIC_NAMES.id, METRIC_NAMES.name)).all())
     chosen = select(EPOCH_METRICS.epoch, EPOCH_METRICS.metric_id, EPOCH_METRICS.value).where(
         EPOCH_METRICS.run_id == id_of_run(run), EPOCH_METRICS.epoch.between(first, last)
     )
-    for epoch, metric, value in connection.execute(
-        chosen.order_by(EPOCH_METRICS.epoch, EPOCH_METRICS.metric_id)
+    found: dict[int, dict[str, float]] = {}
+    of: dict[str, float] = {}
+    previous = -1
+    for epoch, metric, value in plain(
+        connection, chosen.order_by(EPOCH_METRICS.epoch, EPOCH_METRICS.metric_id)
     ):
-        yield epoch, names[metric], value
+        if epoch != previous:
+            of = found[epoch] = {}
+            previous = epoch
+        of[names[metric]] = math.nan if value is None else value
+    return found
 
 
 def resumes(connection: Connection, run: str) -> list[Resumed]:

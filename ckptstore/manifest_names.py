@@ -1,20 +1,22 @@
-"""The part of a manifest that gives checkpoints names and pins; each change stands in the events."""
+"""The part of a manifest that gives checkpoints names and pins, each change in the events; and what runs watch."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from sqlalchemy import Connection, select
 
 from ckptstore import manifest_changes as changes
-from ckptstore import manifest_queries as queries
+from ckptstore import manifest_rows
 from ckptstore.errors import CheckpointNotFoundError
 from ckptstore.manifest_transactions import Transactions
 from ckptstore.models import TAGS
+from ckptstore.records import Mode
 
 
 class ManifestNames:
-    """The part of `ckptstore.manifest.Manifest` that knows tags and pins."""
+    """The part of `ckptstore.manifest.Manifest` that knows tags and pins, and what runs watch."""
 
     _store: Path
     _transactions: Transactions
@@ -56,7 +58,13 @@ class ManifestNames:
             self._require(connection, version)
             changes.set_pinned(connection, version, pinned)
 
+    def watch(self, run: str, monitors: Mapping[str, Mode]) -> None:
+        """Note which way a run takes metrics to be better, all at once; makes the run if there is none."""
+        with self._transactions.writing("watch") as connection:
+            for metric, mode in monitors.items():
+                changes.put_monitor(connection, run, metric, mode)
+
     def _require(self, connection: Connection, version: int) -> None:
-        found = queries.one(connection, self._store, version)
+        found = manifest_rows.one(connection, self._store, version)
         if found is None or found.state == "deleting":
             raise CheckpointNotFoundError(ref=version, store=self._store)

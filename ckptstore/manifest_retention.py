@@ -15,8 +15,9 @@ from typing import Any, Literal
 from sqlalchemy import ColumnElement, Connection, Select, case, func, select, text
 
 from ckptstore import manifest_queries as queries
-from ckptstore.models import CHECKPOINTS, COMPLETE, EVENTS, PUBLISHED, RETENTION, RUNS
-from ckptstore.records import Checkpoint, Mode
+from ckptstore import manifest_rows
+from ckptstore.models import CHECKPOINTS, COMPLETE, EVENTS, PUBLISHED, RETENTION, RUNS, TAGS
+from ckptstore.records import Checkpoint, Glimpse, Mode
 
 IsWhole = Callable[[Path, int], bool]
 Scale = Literal["epochs", "steps", "microseconds"]
@@ -30,7 +31,15 @@ _UPSET = ("missing", "damaged", "repaired", "found")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Finished epochs.
 _FINISHED = CHECKPOINTS.epoch + case((CHECKPOINTS.batch.is_(None), 1), else_=0)
+# Checkpoints of a page at a first look, and of those the ones that are judged.
+_SEEN_AT_ONCE = 5000
+_JUDGED_AT_ONCE = 500
+# Look-ups that are remembered.
+_MEMORY = 10_000
 _UNPINNED = text("NOT checkpoints.pinned")
+
+
+IsSure = Callable[[Glimpse], bool]
 
 
 class RunRows:
@@ -63,6 +72,7 @@ class RunRows:
         self.let_go: Sequence[Checkpoint] = ()
         self.always: frozenset[int] = frozenset()
         self.is_judged = False
+        self.passed = 0
         self._found: dict[object, Collection[int]] = {}
         self._memory: dict[tuple[object, ...], list[int]] = {}
 
@@ -147,7 +157,7 @@ class RunRows:
 
     def latest(self) -> Checkpoint | None:
         """Return the newest."""
-        return queries.one(self._connection, self._store, queries.latest_version(self._run))
+        return manifest_rows.one(self._connection, self._store, queries.latest_version(self._run))
 
     # --- look-ups ------------------------------------------------------------------------------------
 
@@ -210,26 +220,19 @@ class RunRows:
             chosen = chosen.where(*self._saved_in(*moments))
         return self._whole(chosen, limit)
 
-    def firsts(self, scale: Scale, span_of: Callable[[int], int | None]) -> set[int]:
-        """Return the lowest version that is whole in each span of a scale, having looked at all places."""
-        place: dict[Scale, ColumnElement[Any]] = {
-            "epochs": _FINISHED,
+    def greatest(self, scale: Scale, upto: int) -> int | None:
+        """Return a place on a scale beyond which none is whose version is up to this; None where there is none."""
+        column: dict[Scale, ColumnElement[Any]] = {
+            "epochs": CHECKPOINTS.epoch,
             "steps": CHECKPOINTS.step,
             "microseconds": CHECKPOINTS.created_at,
         }
-        chosen = self._places().add_columns(place[scale].label("place")).order_by(CHECKPOINTS.version)
-        found: dict[int, int] = {}
-        with self._connection.execute(chosen) as rows:
-            for version, file, nbytes, where in rows:
-                if where is None:
-                    continue
-                moment = (
-                    (where - _EPOCH) // timedelta(microseconds=1) if isinstance(where, datetime) else where
-                )
-                span = span_of(moment)
-                if span is not None and span not in found and self._is_whole(self._store / file, nbytes):
-                    found[span] = version
-        return set(found.values())
+        chosen = select(column[scale]).where(*self._here, CHECKPOINTS.version <= upto)
+        found = self._connection.scalar(chosen.order_by(column[scale].desc()).limit(1))
+        if isinstance(found, datetime):
+            return (found - _EPOCH) // timedelta(microseconds=1)
+        # An epoch that is finished lies one further.
+        return None if found is None else int(found) + (scale == "epochs")
 
     def saved_between(self, low: datetime, high: datetime) -> list[int]:
         """Return the versions saved in a half-open span of time."""
@@ -267,16 +270,42 @@ class RunRows:
         """Return those of some versions that are complete, oldest first."""
         return [
             one
-            for one in queries.some(self._connection, self._store, versions)
+            for one in manifest_rows.some(self._connection, self._store, versions)
             if one.state == "complete" and one.run == self._run
         ]
 
-    def every(self) -> Iterator[Checkpoint]:
-        """Yield all, oldest first and without their metrics, some at a time."""
-        after = 0
-        while page := queries.plain_page(self._connection, self._store, self._run, after):
-            yield from page
+    def unsure(self, is_sure: IsSure, after: int, upto: int | None) -> Iterator[Checkpoint]:
+        """Yield those in a span of versions that are not kept for certain, oldest first, without their metrics."""
+        while page := self._glimpses(after, upto):
             after = page[-1].version
+            wanted = [one.version for one in page if not is_sure(one)]
+            for begin in range(0, len(wanted), _JUDGED_AT_ONCE):
+                part = wanted[begin : begin + _JUDGED_AT_ONCE]
+                yield from manifest_rows.bare(self._connection, self._store, part)
+
+    def _glimpses(self, after: int, upto: int | None) -> list[Glimpse]:
+        chosen = select(
+            CHECKPOINTS.version,
+            CHECKPOINTS.epoch,
+            CHECKPOINTS.batch,
+            CHECKPOINTS.step,
+            CHECKPOINTS.created_at,
+        ).where(*self._here, CHECKPOINTS.version > after)
+        if upto is not None:
+            chosen = chosen.where(CHECKPOINTS.version <= upto)
+        chosen = chosen.order_by(CHECKPOINTS.version).limit(_SEEN_AT_ONCE)
+        rows = list(queries.plain(self._connection, chosen))
+        if not rows:
+            return []
+        tagged = set(
+            self._connection.scalars(
+                select(TAGS.version).where(TAGS.version.between(rows[0][0], rows[-1][0]))
+            )
+        )
+        return [
+            Glimpse(version, epoch, batch, step, datetime.fromisoformat(at), version in tagged)
+            for version, epoch, batch, step, at in rows
+        ]
 
     def is_free(self, checkpoint: Checkpoint) -> bool:
         """Tell whether a checkpoint is whole, neither pinned nor shown, and none of those that always stay."""
@@ -319,5 +348,7 @@ class RunRows:
     def _remembered(self, what: str, limit: int, find: Callable[[], list[int]], *which: object) -> list[int]:
         key = (what, limit, *which)
         if key not in self._memory:
+            if len(self._memory) >= _MEMORY:
+                self._memory.clear()
             self._memory[key] = find()
         return self._memory[key]

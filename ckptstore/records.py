@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     import keras
@@ -248,6 +248,17 @@ class Epoch:
             "created_at": json_time(self.created_at),
             "metrics": {name: json_number(value) for name, value in self.metrics.items()},
         }
+
+
+class Glimpse(NamedTuple):
+    """What retention sees of a checkpoint when it looks at very many."""
+
+    version: int
+    epoch: int
+    batch: int | None
+    step: int | None
+    created_at: datetime
+    is_tagged: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

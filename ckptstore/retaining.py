@@ -98,12 +98,14 @@ class Retention:
         self._layout = layout
         self._manifest = manifest
         self._warned: set[str] = set()
+        # By run and policy, how far a first look has come.
+        self._passed: dict[tuple[str, str], int] = {}
 
     def mark(self, run: str, policy: Policy) -> list[Checkpoint]:
         """Mark what goes of a run, and return it; the caller holds the store's lock.
 
-        Where the same policy was applied to the run last, this costs time in what is new and what goes. A crash leaves
-        everything as it was, or all of it marked.
+        Where the same policy was applied to the run last, this costs time in what is new and what goes; else a part may
+        be left to the next saves, so that none takes long. A crash leaves everything as it was, or all of it marked.
 
         Raises:
             InvalidArgumentError: The policy contradicts what the run watches, keeps nothing, or is a budget that is too
@@ -147,7 +149,12 @@ class Retention:
             needed = {version for versions in best for version in versions}
             needed.update(view.newest(1, resumable=True))
             _check_budget(budget, view.get(needed))
-        going = gone(policy, view)
+        view.passed = self._passed.pop((run, name), 0)
+        going, are_all = gone(policy, view)
+        if view.passed:
+            self._passed[run, name] = view.passed
+        if not are_all:
+            return Verdict(gone=going, judged=None)
         many = len(view.fresh) + len(view.released) >= _UNNOTED
         if not (going or many or not view.is_judged):
             return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -16,7 +16,7 @@ from ckptstore.layout import Layout, absolute, find_store
 from ckptstore.locks import store_lock
 from ckptstore.names import check_tag
 from ckptstore.opening import open_for_reading, open_for_writing
-from ckptstore.records import Checkpoint, Problem
+from ckptstore.records import Checkpoint, Mode, Problem
 from ckptstore.refs import RESUME_POINT
 from ckptstore.store_moving import StoreMoving
 from ckptstore.store_queries import Ref
@@ -287,6 +287,15 @@ class CheckpointStore(StoreMoving):
         if not dry_run:
             self._check_writable("prune")
         return prune(self._layout, self._manifest, policy, run=run, dry_run=dry_run)
+
+    def watch(self, run: str, monitors: Mapping[str, Mode]) -> None:
+        """Note which way a run takes metrics to be better; what it watches already stays as it is."""
+        self._check_writable("watch")
+        known = self._manifest.monitors(run)
+        wanted = {metric: mode for metric, mode in monitors.items() if metric not in known}
+        if wanted:
+            with store_lock(self._layout.locks):
+                self._manifest.watch(run, wanted)
 
     def tag(self, ref: Ref, name: str) -> None:
         """Give a checkpoint a name, by which `get` finds it; a name that another one has moves, atomically.

@@ -31,6 +31,10 @@ class StoreMoving(StoreSaving):
         return self._manifest.monitors(run)
 
     @abstractmethod
+    def watch(self, run: str, monitors: Mapping[str, Mode]) -> None:
+        """Note which way a run takes metrics to be better; what it watches already stays as it is."""
+
+    @abstractmethod
     def pin(self, ref: Ref, pinned: bool = True) -> None:
         """Keep a checkpoint whatever a retention policy says."""
 

@@ -66,7 +66,8 @@ def copy(
     tags = {tag: target.tags().get(tag) for tag in checkpoint.tags}
     # Claimed before it is looked for: nobody else copies it meanwhile.
     target.claim(run)
-    request = _request(store, checkpoint, run, origin, tags)
+    target.watch(run, store.monitors(checkpoint.run))
+    request = _request(checkpoint, run, origin, tags)
     found = earlier(target, COPIED, origin, request, checkpoint.path)
     made = found or _write(checkpoint, target, request, progress)
     if checkpoint.pinned and not made.pinned:
@@ -81,13 +82,8 @@ def copy(
 
 
 def _request(
-    store: StoreMoving,
-    checkpoint: Checkpoint,
-    run: str,
-    origin: dict[str, Any],
-    tags: dict[str, int | None],
+    checkpoint: Checkpoint, run: str, origin: dict[str, Any], tags: dict[str, int | None]
 ) -> SaveRequest:
-    watched = store.monitors(checkpoint.run)
     return SaveRequest(
         run=run,
         epoch=checkpoint.epoch,
@@ -99,7 +95,6 @@ def _request(
         created_at=checkpoint.created_at,
         blocked_s=checkpoint.blocked_s,
         total_s=checkpoint.total_s,
-        monitor=next(iter(watched.items()), None),
         notes={COPIED: origin},
     )
 

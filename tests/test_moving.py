@@ -78,6 +78,17 @@ def test_a_copy_is_the_same_in_another_store(store: CheckpointStore, other: Chec
     assert other.best("loss", run="day") == other.get(3), "the watched direction came along"
 
 
+def test_all_that_a_run_watches_comes_along(store: CheckpointStore, other: CheckpointStore) -> None:
+    save(store, 4, run="day", metrics={"score": 1.0, "gap": 2.0}, monitor=("score", "min"))
+    save(store, 5, run="day", metrics={"score": 3.0, "gap": 4.0}, monitor=("gap", "max"))
+    save(other, 6, run="day", metrics={"score": 5.0}, monitor=("score", "max"))
+    store.copy(4, other)
+    assert other.monitors("day") == {"score": "max", "loss": "max", "gap": "max"}
+    store.copy(5, other, run="evening")
+    assert other.monitors("evening") == store.monitors("day")
+    assert other.monitors("day") == {"score": "max", "loss": "max", "gap": "max"}
+
+
 def h5py_of(path: Path) -> h5py.File:
     import io
     import zipfile

@@ -14,7 +14,7 @@ from ckptstore.names import check_metric_name
 from ckptstore.records import Checkpoint, Mode
 from ckptstore.retention.counting import check_count
 from ckptstore.retention.policy import Policy
-from ckptstore.retention.rule import Reasons, Rule, RunView
+from ckptstore.retention.rule import IsSure, Reasons, Rule, RunView
 
 
 def keep_best(metric: str, n: int = 1, mode: Mode | None = None) -> Policy:
@@ -85,6 +85,11 @@ class KeepBest(Rule):
     def keeps(self, view: RunView, checkpoint: Checkpoint) -> bool:
         """Tell whether it is one of the `n` best."""
         return checkpoint.version in view.ranked(self.metric, self.mode, self.n)
+
+    def surely(self, view: RunView, after: int) -> IsSure:
+        """Return what tells the same."""
+        best = frozenset(view.ranked(self.metric, self.mode, self.n))
+        return lambda one: one.version in best
 
 
 def ranked(checkpoints: Iterable[Checkpoint], metric: str, mode: Mode, n: int) -> list[Checkpoint]:

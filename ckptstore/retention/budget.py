@@ -121,12 +121,16 @@ class MaxBytes(Rule):
             return math.inf, -checkpoint.version
         return value if self.mode == "min" else -value, -checkpoint.version
 
-    def leavers(self, view: RunView) -> set[int]:
-        """Return what does not fit any more."""
+    def going(self, view: RunView) -> Iterator[Checkpoint]:
+        """Yield what does not fit any more, in the order in which it goes."""
         freed = {checkpoint.version for checkpoint in view.let_go}
         excess = view.nbytes - self.nbytes - sum(checkpoint.nbytes for checkpoint in view.let_go)
         oldest = (checkpoint for checkpoint in view.oldest() if checkpoint.version not in freed)
-        return {checkpoint.version for checkpoint in self.too_many(oldest, excess)}
+        return self.too_many(oldest, excess)
+
+    def leavers(self, view: RunView) -> set[int]:
+        """Return what does not fit any more."""
+        return {checkpoint.version for checkpoint in self.going(view)}
 
     def keeps(self, view: RunView, checkpoint: Checkpoint) -> bool:
         """Tell whether it fits."""

@@ -11,7 +11,7 @@ from ckptstore.errors import InvalidArgumentError
 from ckptstore.records import Checkpoint
 from ckptstore.retention.counting import check_count
 from ckptstore.retention.policy import Policy
-from ckptstore.retention.rule import Reasons, Rule, RunView
+from ckptstore.retention.rule import IsSure, Reasons, Rule, RunView
 
 
 def keep_last(n: int) -> Policy:
@@ -69,6 +69,11 @@ class KeepLast(Rule):
         last = view.nth_newest(self.n)
         return last is None or checkpoint.version >= last
 
+    def surely(self, view: RunView, after: int) -> IsSure:
+        """Return what tells the same."""
+        last = view.nth_newest(self.n) or 0
+        return lambda one: one.version >= last
+
 
 @dataclass(frozen=True, slots=True)
 class KeepWithin(Rule):
@@ -91,3 +96,8 @@ class KeepWithin(Rule):
     def keeps(self, view: RunView, checkpoint: Checkpoint) -> bool:
         """Tell whether it is of the last time."""
         return checkpoint.created_at >= view.newest_at() - self.time
+
+    def surely(self, view: RunView, after: int) -> IsSure:
+        """Return what tells the same."""
+        since = view.newest_at() - self.time
+        return lambda one: one.created_at >= since

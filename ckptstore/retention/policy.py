@@ -12,8 +12,8 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from ckptstore.errors import InvalidArgumentError
-from ckptstore.records import Checkpoint, Mode
-from ckptstore.retention.rule import Reasons, Rule, RunView
+from ckptstore.records import Checkpoint, Glimpse, Mode
+from ckptstore.retention.rule import IsSure, Reasons, Rule, RunView
 
 Kept = Callable[[Sequence[Checkpoint]], Collection[int] | Collection[Checkpoint]]
 
@@ -115,6 +115,16 @@ class AnyOf(Rule):
     def keeps(self, view: RunView, checkpoint: Checkpoint) -> bool:
         """Tell whether any of the parts keeps it."""
         return any(as_rule(part).keeps(view, checkpoint) for part in self.parts)
+
+    def surely(self, view: RunView, after: int) -> IsSure:
+        """Return what tells whether any of the parts is sure of it."""
+        parts = [as_rule(part).surely(view, after) for part in self.parts]
+
+        def is_sure(one: Glimpse) -> bool:
+            # Each part is told of all.
+            return True in [part(one) for part in parts]
+
+        return is_sure
 
 
 @dataclass(frozen=True, slots=True)

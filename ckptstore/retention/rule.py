@@ -8,11 +8,15 @@ from collections.abc import Set as AbstractSet
 from datetime import datetime
 from typing import Literal, Protocol
 
-from ckptstore.records import Checkpoint, Mode
+from ckptstore.records import Checkpoint, Glimpse, Mode
 
 # Versions that stay, each with the names of the rules that keep it.
 Reasons = Mapping[int, tuple[str, ...]]
 Scale = Literal["epochs", "steps", "microseconds"]
+
+
+# Tells of one checkpoint after the other, lowest version first, whether it is kept for certain.
+IsSure = Callable[[Glimpse], bool]
 
 
 class RunView(Protocol):
@@ -64,8 +68,8 @@ class RunView(Protocol):
         """Return the lowest versions whose place on a scale is in a half-open span."""
         ...
 
-    def firsts(self, scale: Scale, span_of: Callable[[int], int | None]) -> Collection[int]:
-        """Return the lowest version that is whole in each span of a scale, having looked at all places."""
+    def greatest(self, scale: Scale, upto: int) -> int | None:
+        """Return a place on a scale beyond which none is whose version is up to this; None where there is none."""
         ...
 
     def saved_between(self, low: datetime, high: datetime) -> Sequence[int]:
@@ -110,3 +114,12 @@ class Rule(ABC):
     def keeps(self, view: RunView, checkpoint: Checkpoint) -> bool:
         """Tell whether it keeps a checkpoint, as `reasons` would say over all."""
         raise NotImplementedError
+
+    def surely(self, view: RunView, after: int) -> IsSure:
+        """Return what tells, at little cost, what it keeps for certain; the rest is asked of `keeps`.
+
+        Args:
+            view: The run.
+            after: The version behind which all will be told, each in turn.
+        """
+        return lambda one: False

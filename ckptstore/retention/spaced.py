@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from ckptstore.errors import InvalidArgumentError
-from ckptstore.records import Checkpoint
+from ckptstore.records import Checkpoint, Glimpse
 from ckptstore.retention.counting import check_count
 from ckptstore.retention.policy import Policy
-from ckptstore.retention.rule import Reasons, Rule, RunView, Scale
+from ckptstore.retention.rule import IsSure, Reasons, Rule, RunView, Scale
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -89,17 +89,28 @@ class KeepEvery(Rule):
 
     def keeps(self, view: RunView, checkpoint: Checkpoint) -> bool:
         """Tell whether it is the first in its span."""
-        if not view.is_judged:
-            # All will be asked for: one walk costs less than a look-up for each span.
-            firsts = view.remember(self, lambda: view.firsts(self.scale, self._span_at))
-            return checkpoint.version in firsts
         span = self._span(checkpoint)
         return span is not None and checkpoint.version in self._first(view, span, 1)
+
+    def surely(self, view: RunView, after: int) -> IsSure:
+        """Return what tells of those that lie in a later span than all before."""
+        place = view.greatest(self.scale, after)
+        latest = 0 if place is None else place // self.length
+
+        def is_sure(one: Glimpse) -> bool:
+            nonlocal latest
+            span = self._span(one)
+            if span is None or span <= latest:
+                return False
+            latest = span
+            return True
+
+        return is_sure
 
     def _first(self, view: RunView, span: int, limit: int) -> Sequence[int]:
         return view.first_in(self.scale, span * self.length, (span + 1) * self.length, limit)
 
-    def _span(self, checkpoint: Checkpoint) -> int | None:
+    def _span(self, checkpoint: Checkpoint | Glimpse) -> int | None:
         place = place_of(checkpoint, self.scale)
         return None if place is None else self._span_at(place)
 
@@ -108,7 +119,7 @@ class KeepEvery(Rule):
         return span if span > 0 or self.scale == "microseconds" else None
 
 
-def place_of(checkpoint: Checkpoint, scale: Scale) -> int | None:
+def place_of(checkpoint: Checkpoint | Glimpse, scale: Scale) -> int | None:
     """Return a checkpoint's place: finished epochs, finished steps, or microseconds of the clock."""
     if scale == "epochs":
         return checkpoint.epoch + (checkpoint.batch is None)

@@ -3,18 +3,25 @@
 When the rules were applied last, everything that was left was kept by one of them, or stays always. So only that can go
 now which is new or back, which has lost a tag, a pin or a place at which it was shown, or which a rule tells that new
 ones have pushed out (`Rule.leavers`). Each of these few is then judged by all rules.
+
+When rules are applied for the first time, all are looked at once, briefly: what none of the rules keeps for certain
+(`Rule.surely`) is judged. So much may go then that it would hold up the training: `MOST` at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Protocol
 
 from ckptstore.records import Checkpoint, Mode
 from ckptstore.retention.always import NEWEST
 from ckptstore.retention.budget import MaxBytes
 from ckptstore.retention.policy import AnyOf, OfThese, Policy, as_rule
-from ckptstore.retention.rule import Rule, RunView
+from ckptstore.retention.rule import IsSure, Rule, RunView
+
+# So many go at a time when rules are applied for the first time.
+MOST = 1000
 
 
 class StoreView(RunView, Protocol):
@@ -22,9 +29,11 @@ class StoreView(RunView, Protocol):
 
     Attributes:
         always: Versions that always stay, but for those that are pinned or shown.
+        passed: The version up to which a first look has come in earlier turns; it begins behind that.
     """
 
     always: frozenset[int]
+    passed: int
 
     @property
     def monitors(self) -> Mapping[str, Mode]:
@@ -50,8 +59,8 @@ class StoreView(RunView, Protocol):
         """Return the versions of the newest that are whole, newest first."""
         ...
 
-    def every(self) -> Iterator[Checkpoint]:
-        """Yield all checkpoints, oldest first, without their metrics."""
+    def unsure(self, is_sure: IsSure, after: int, upto: int | None) -> Iterator[Checkpoint]:
+        """Yield those in a span of versions that are not kept for certain, oldest first, without their metrics."""
         ...
 
     def get(self, versions: Iterable[int]) -> list[Checkpoint]:
@@ -92,27 +101,50 @@ def always_here(view: StoreView) -> set[int]:
     }
 
 
-def gone(policy: Policy, view: StoreView) -> list[Checkpoint]:
-    """Return the checkpoints that go, oldest first."""
+def gone(policy: Policy, view: StoreView) -> tuple[list[Checkpoint], bool]:
+    """Return the checkpoints that go, oldest first, and whether these are all: else there is another turn."""
     rule = policy.kept
     if isinstance(rule, OfThese):
-        first, budget = as_rule(rule.first), as_rule(rule.second)
-        view.let_go = _judged(view, first.leavers, lambda one: first.keeps(view, one))
-        too_many = view.get(budget.leavers(view))
-        return sorted([*view.let_go, *too_many], key=lambda one: one.version)
+        first, budget = as_rule(rule.first), rule.second.kept
+        assert isinstance(budget, MaxBytes)
+        view.let_go, are_all = _judged(view, first)
+        if not are_all:
+            return list(view.let_go), False
+        too_many, are_all = _so_many(budget.going(view), None if view.is_judged else MOST - len(view.let_go))
+        return sorted([*view.let_go, *too_many], key=lambda one: one.version), are_all
     simple = as_rule(policy)
-    return _judged(view, simple.leavers, lambda one: simple.keeps(view, one))
+    if isinstance(simple, MaxBytes) and not view.is_judged:
+        too_many, are_all = _so_many(simple.going(view), MOST)
+        return sorted(too_many, key=lambda one: one.version), are_all
+    return _judged(view, simple)
 
 
-def _judged(
-    view: StoreView, leavers: Callable[[StoreView], Iterable[int]], keeps: Callable[[Checkpoint], bool]
-) -> list[Checkpoint]:
-    found: Iterable[Checkpoint] = view.every()
-    if view.is_judged:
-        fresh = (one.version for one in view.fresh)
-        found = view.get({*leavers(view), *_left_behind(view), *view.released, *fresh})
-    # Whether it is kept is mostly known by now; whether it is whole is asked of the disk.
-    return [one for one in found if not keeps(one) and view.is_free(one)]
+def _so_many(going: Iterable[Checkpoint], most: int | None) -> tuple[list[Checkpoint], bool]:
+    """Return the first, and whether these are all."""
+    found = list(islice(going, None if most is None else most + 1))
+    return found[:most], most is None or len(found) <= most
+
+
+def _judged(view: StoreView, rule: Rule) -> tuple[list[Checkpoint], bool]:
+    def goes(one: Checkpoint) -> bool:
+        # Whether it is kept is mostly known by now; whether it is whole is asked of the disk.
+        return not rule.keeps(view, one) and view.is_free(one)
+
+    if not view.is_judged:
+        going, are_all = _so_many(filter(goes, _at_first_look(view, rule)), MOST)
+        view.passed = 0 if are_all else going[-1].version
+        return sorted(going, key=lambda one: one.version), are_all
+    fresh = (one.version for one in view.fresh)
+    found = view.get({*rule.leavers(view), *_left_behind(view), *view.released, *fresh})
+    return [one for one in found if goes(one)], True
+
+
+def _at_first_look(view: StoreView, rule: Rule) -> Iterator[Checkpoint]:
+    """Yield what a rule may not keep, from where the last turn ended, and then from the start: all at one moment."""
+    passed = view.passed
+    yield from view.unsure(rule.surely(view, passed), passed, None)
+    if passed:
+        yield from view.unsure(rule.surely(view, 0), 0, passed)
 
 
 def _left_behind(view: StoreView) -> set[int]:

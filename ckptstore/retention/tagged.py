@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ckptstore.records import Checkpoint
 from ckptstore.retention.policy import Policy
-from ckptstore.retention.rule import Reasons, Rule, RunView
+from ckptstore.retention.rule import IsSure, Reasons, Rule, RunView
 
 
 def keep_tagged() -> Policy:
@@ -32,3 +32,7 @@ class KeepTagged(Rule):
     def keeps(self, view: RunView, checkpoint: Checkpoint) -> bool:
         """Tell whether it has a tag."""
         return bool(checkpoint.tags)
+
+    def surely(self, view: RunView, after: int) -> IsSure:
+        """Return what tells the same."""
+        return lambda one: one.is_tagged
