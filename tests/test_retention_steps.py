@@ -309,3 +309,51 @@ def test_a_direction_against_the_runs_own_removes_nothing(tmp_path: Path) -> Non
         small.retention.mark("a", keep_best("loss", 1, "max"))
     assert small.versions() == [1, 2, 3, 4]
     small.manifest.close()
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=repr)
+def test_a_first_turn_removes_so_many_and_later_ones_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: Policy
+) -> None:
+    monkeypatch.setattr("ckptstore.retention.steps.MOST", 3)
+    monkeypatch.setattr("ckptstore.manifest_retention._SEEN_AT_ONCE", 4)
+    monkeypatch.setattr("ckptstore.manifest_retention._JUDGED_AT_ONCE", 2)
+    small = Small(tmp_path / "store")
+    for number in range(25):
+        # Twice over the same epochs, as where a run was begun anew.
+        small.save(
+            epoch=number % 14 // 2, batch=None if number % 2 else 4, step=3 * (number % 14), nbytes=50,
+            metrics={"loss": float(number * 7 % 11), "score": float(number * 5 % 13)},
+            created_at=START + timedelta(minutes=25 * number), tags=(f"t{number}",) if number % 5 == 0 else (),
+        )  # fmt: skip
+    expected = {one.version for one in small.retention.plan("a", policy).gone}
+    turns: list[set[int]] = []
+    while len(turns) < 12:
+        turns.append({one.version for one in small.retention.mark("a", policy)})
+        small.manifest.remove(sorted(turns[-1]))
+        if len(turns[-1]) < 3:
+            break
+    assert set().union(*turns) == expected
+    assert [len(turn) for turn in turns] == [3] * (len(expected) // 3) + [len(expected) % 3]
+    assert small.apply(policy) == set()
+    with small.manifest.rows_of("a", is_whole=lambda *_: True, is_shown=lambda *_: False) as view:
+        assert view._noted is not None, "from now on only what is new is looked at"
+    small.manifest.close()
+
+
+def test_a_turn_that_ends_a_first_look_looks_at_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an earlier turn passed over may go by now: a name that was taken away since, say."""
+    monkeypatch.setattr("ckptstore.retention.steps.MOST", 2)
+    small = Small(tmp_path / "store")
+    for number in range(8):
+        small.save(metrics={"loss": float(number)}, tags=("x",) if number == 0 else ())
+    policy = keep_tagged()
+    assert [one.version for one in small.retention.mark("a", policy)] == [2, 3]
+    small.manifest.remove([2, 3])
+    small.manifest.untag("x")
+    assert [one.version for one in small.retention.mark("a", policy)] == [4, 5]
+    small.manifest.remove([4, 5])
+    assert [one.version for one in small.retention.mark("a", policy)] == [1, 6]
+    small.manifest.close()
