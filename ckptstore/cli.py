@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from importlib import import_module
+from keyword import iskeyword
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from ckptstore import (
-    __version__,
-    cli_asking,
-    cli_changes,
-    cli_keeping,
-    cli_moving,
-    cli_pictures,
-    cli_report,
-    cli_run,
-    report,
-)
+from ckptstore import __version__, report
 from ckptstore.cli_output import (
     ReaderLeftError,
     abandon_stdout,
-    console_on,
     payload_bytes,
     prepare_streams,
     print_json,
@@ -47,7 +40,9 @@ from ckptstore.errors import (
     StorageError,
 )
 from ckptstore.records import Checkpoint, Mode, Problem
-from ckptstore.report_variables import Layout, layer_table
+
+if TYPE_CHECKING:
+    from ckptstore.report_variables import Layout
 
 PROBLEMS_FOUND = 5
 # The first class that an error belongs to gives the exit code.
@@ -61,6 +56,18 @@ EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
     (Exception, 1),
 )
 _INTERRUPTED = 130
+# Where each command lies.
+_HOMES = {
+    **dict.fromkeys(("ls", "show", "best", "latest", "resume-point"), "cli"),
+    **dict.fromkeys(("history", "compare", "diff"), "cli_asking"),
+    "verify": "cli",
+    **dict.fromkeys(("prune", "tag", "untag", "pin", "unpin"), "cli_keeping"),
+    **dict.fromkeys(("export", "copy", "import"), "cli_moving"),
+    "plot": "cli_pictures",
+    "report": "cli_report",
+    **dict.fromkeys(("repair", "upgrade"), "cli_changes"),
+    "run": "cli_run",
+}
 
 
 def exit_code(error: Exception) -> int:
@@ -80,6 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What stands behind the program's name; None for the process' own.
     """
     prepare_streams()
+    if arguments is None:
+        # Most of what a command makes lives to its end: looking for garbage among it took an eighth of the start.
+        gc.set_threshold(50_000)
     try:
         code: object = commands.main(
             args=None if arguments is None else list(arguments), prog_name="ckptstore", standalone_mode=False
@@ -106,8 +116,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 # --- the commands ------------------------------------------------------------------------------
 
 
+class _Commands(click.Group):
+    """Commands, of which those of other modules are imported when one is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return their names, in the order of the help."""
+        return list(_HOMES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command."""
+        home = _HOMES.get(cmd_name, "cli")
+        if home != "cli" and cmd_name not in self.commands:
+            found = getattr(
+                import_module(f"ckptstore.{home}"), f"{cmd_name}_" if iskeyword(cmd_name) else cmd_name
+            )
+            self.add_command(found)
+        return super().get_command(ctx, cmd_name)
+
+
 @click.group(
-    epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    cls=_Commands,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="ckptstore", message="%(prog)s %(version)s")
 def commands() -> None:
@@ -162,6 +192,8 @@ def show(store_path: Path, ref: str, as_json: bool) -> None:
     """
     with open_store(store_path) as store:
         checkpoint = store.get(ref)
+    from ckptstore.report_variables import layer_table
+
     layout = _layout(checkpoint)
     if as_json:
         variables = [
@@ -169,10 +201,10 @@ def show(store_path: Path, ref: str, as_json: bool) -> None:
         ]
         print_json({**checkpoint.to_json(), "variables": variables})
         return
-    print_table(report.details_table(checkpoint), console_on(sys.stdout))
+    print_table(report.details_table(checkpoint))
     if layout:
         tell("")
-        print_table(layer_table(layout), console_on(sys.stdout))
+        print_table(layer_table(layout))
 
 
 def _layout(checkpoint: Checkpoint) -> Layout:
@@ -246,7 +278,7 @@ def verify(store_path: Path, shallow: bool, as_json: bool) -> int:
     if as_json:
         print_json(report.findings(problems, counted, ok=not problems))
     elif problems:
-        print_table(report.problem_table(problems), console_on(sys.stdout))
+        print_table(report.problem_table(problems))
         say(f"to mend it, run: ckptstore repair {shlex.quote(str(store_path))}")
     else:
         tell(report.all_whole(counted))
@@ -257,13 +289,7 @@ def _is_readable(problems: list[Problem]) -> bool:
     return not any(problem.kind == "manifest" for problem in problems)
 
 
-for _one in (
-    ls, show, best, latest, resume_point, cli_asking.history, cli_asking.compare,
-    cli_asking.diff, verify, cli_keeping.prune,
-    cli_keeping.tag, cli_keeping.untag, cli_keeping.pin, cli_keeping.unpin, cli_moving.export, cli_moving.copy,
-    cli_moving.import_, cli_pictures.plot, cli_report.report, cli_changes.repair,
-    cli_changes.upgrade, cli_run.run
-):  # fmt: skip
+for _one in (ls, show, best, latest, resume_point, verify):
     commands.add_command(_one)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
 from ckptstore import report
-from ckptstore.cli_output import console_on, print_json, print_table, progress_bar, say, tell
+from ckptstore.cli_output import print_json, print_table, progress_bar, say, tell
 from ckptstore.cli_parsing import command, of_one_run, open_store, ref_argument, with_json
 from ckptstore.errors import InvalidArgumentError
 
@@ -30,7 +29,7 @@ def history(store_path: Path, run: str | None, metrics: tuple[str, ...], as_json
     if not found.epochs:
         say(f"run {found.run}: no checkpoints yet")
         return
-    print_table(report.history_table(found, metrics), console_on(sys.stdout))
+    print_table(report.history_table(found, metrics))
     for resumed in found.resumes:
         where = "at its end" if resumed.batch is None else f"at batch {resumed.batch}"
         say(f"{report.time_text(resumed.at)}: gone on from epoch {resumed.epoch}, {where}")
@@ -60,7 +59,7 @@ def compare(store_path: Path, runs: tuple[str, ...], metrics: tuple[str, ...], a
     elif not summaries:
         say(f"{store.path}: no runs yet")
     else:
-        print_table(report.comparison_table(summaries), console_on(sys.stdout))
+        print_table(report.comparison_table(summaries))
 
 
 @command
@@ -83,12 +82,11 @@ def diff(store_path: Path, first: str, second: str, as_json: bool) -> None:
     if as_json:
         print_json(found.to_json())
         return
-    console = console_on(sys.stdout)
     if found.metrics:
-        print_table(metrics_table(found), console)
+        print_table(metrics_table(found))
         tell("")
     if found.changed:
-        print_table(change_table(found.changed), console)
+        print_table(change_table(found.changed))
     tell(f"{len(found.changed)} of {len(found.variables)} variables differ")
     for path, (one, two) in found.unlike.items():
         tell(f"{report.printable(path)}: {one} in A, {two} in B")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 from ckptstore import report
-from ckptstore.cli_output import console_on, payload_bytes, print_json, print_table, progress_bar, tell
+from ckptstore.cli_output import payload_bytes, print_json, print_table, progress_bar, tell
 from ckptstore.cli_parsing import command, open_store, with_json
 from ckptstore.errors import CorruptManifestError, SchemaTooOldError
 from ckptstore.layout import Layout, find_store
@@ -38,7 +37,7 @@ def repair(store_path: Path, as_json: bool) -> None:
     if as_json:
         print_json(report.findings(problems, counted, ok=True))
     elif problems:
-        print_table(report.problem_table(problems), console_on(sys.stdout))
+        print_table(report.problem_table(problems))
     else:
         tell(f"{report.all_whole(counted)}; nothing to repair")
 

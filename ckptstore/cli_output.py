@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from ckptstore import report
 from ckptstore.errors import CheckpointNotFoundError
 from ckptstore.layout import Layout
 from ckptstore.records import Checkpoint
+from ckptstore.report_table import TextTable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -82,8 +84,21 @@ def console_on(stream: IO[str]) -> Console:
     return Console(file=stream, width=None if stream.isatty() else _ANY_WIDTH, highlight=False)
 
 
-def print_table(what: RenderableType, console: Console) -> None:
-    """Print a table."""
+def width_of(stream: IO[str]) -> int | None:
+    """Return the width of the terminal, or None into a pipe or file; COLUMNS counts on a terminal only."""
+    return shutil.get_terminal_size().columns if stream.isatty() else None
+
+
+def print_table(what: TextTable | RenderableType) -> None:
+    """Print a table on stdout."""
+    width = width_of(sys.stdout)
+    if isinstance(what, TextTable):
+        if width is None or what.width <= width:
+            bold = width is not None and os.environ.get("TERM") not in ("dumb", "unknown")
+            tell("\n".join(what.lines(bold=bold)))
+            return
+        what = what.folded()
+    console = console_on(sys.stdout)
     with console.capture() as capture:
         console.print(what)
     # Cells are padded to their column; the end of a line needs none.
@@ -116,9 +131,8 @@ def print_many(checkpoints: list[Checkpoint], ref: str, store: CheckpointStore, 
     if as_json:
         print_json([checkpoint.to_json() for checkpoint in checkpoints])
         return
-    console = console_on(sys.stdout)
-    table, left_out = report.checkpoint_table(checkpoints, console.width)
-    print_table(table, console)
+    table, left_out = report.checkpoint_table(checkpoints, width_of(sys.stdout))
+    print_table(table)
     if left_out:
         say(f"no room for: {', '.join(left_out)} (--json has all)")
 

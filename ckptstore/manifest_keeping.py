@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, func, select
 
 from ckptstore import manifest_changes as changes
 from ckptstore.manifest_queries import id_of_run
-from ckptstore.manifest_retention import IsWhole, RunRows
 from ckptstore.manifest_transactions import Transactions
 from ckptstore.models import EVENTS
 from ckptstore.records import Checkpoint, Judged
 
+if TYPE_CHECKING:
+    
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
@@ -81,6 +83,8 @@ class ManifestKeeping:
 
 def carry_out(connection: Connection, store: Path, run: str, judging: Judging) -> list[Checkpoint]:
     """Judge a run inside the caller's transaction, and mark what goes."""
+    from ckptstore.manifest_retention import RunRows  # a query can do without
+
     view = RunRows(connection, store, run, is_whole=judging.is_whole, is_shown=judging.is_shown)
     verdict = judging.judge(view)
     if verdict is None:

@@ -5,34 +5,20 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.records import Checkpoint, Problem
+from ckptstore.report_table import KEEP_ALWAYS, Column, TextTable, column, fitting, grid, texts
 
 if TYPE_CHECKING:
     from rich.table import Table
-    from rich.text import Text
 
     from ckptstore.histories import History, RunSummary
     from ckptstore.pruning import Pruned
 
-_GAP = 2
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
-# Columns of `ls` are given up in this order when the terminal is narrow; version and epoch always stay.
-_KEEP_ALWAYS = 100
 _METRIC = 40
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Column:
-    """One column of a table, and how much it matters."""
-
-    name: str
-    cells: tuple[str, ...]
-    rank: float
-    left: bool = False
 
 
 def size_text(nbytes: int) -> str:
@@ -88,6 +74,8 @@ def printable(text: str) -> str:
         >>> printable("val_loss\x1b[31m\n 损失")
         'val_loss\\x1b[31m\\n 损失'
     """
+    if text.isprintable():
+        return text
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
@@ -112,53 +100,48 @@ def summary(checkpoint: Checkpoint) -> str:
     return " | ".join(part for part in parts if part)
 
 
-def checkpoint_table(checkpoints: Sequence[Checkpoint], width: int | None) -> tuple[Table, tuple[str, ...]]:
+def checkpoint_table(
+    checkpoints: Sequence[Checkpoint], width: int | None
+) -> tuple[TextTable, tuple[str, ...]]:
     """Return a table of checkpoints, and the names of the columns left out.
 
     Args:
         checkpoints: In the order of the rows.
         width: Terminal cells that there are, or None for as many as it takes.
     """
-    columns = [column for column in _columns(checkpoints) if any(column.cells) or column.rank == _KEEP_ALWAYS]
-    shown = _fitting(columns, width)
+    columns = [column for column in _columns(checkpoints) if any(column.cells) or column.rank == KEEP_ALWAYS]
+    shown = fitting(columns, width)
     left_out = tuple(column.name for column in columns if column not in shown)
-    return _table(shown), left_out
+    return TextTable(shown), left_out
 
 
-def problem_table(problems: Sequence[Problem]) -> Table:
+def problem_table(problems: Sequence[Problem]) -> TextTable:
     """Return a table of what `verify` found, or of what `repair` found and did."""
     columns = [
-        _column("version", (_number(problem.version) for problem in problems)),
-        _column("problem", (problem.kind for problem in problems), left=True),
-        _column("detail", (printable(problem.detail) for problem in problems), left=True),
+        column("version", (_number(problem.version) for problem in problems)),
+        column("problem", (problem.kind for problem in problems), left=True),
+        column("detail", (printable(problem.detail) for problem in problems), left=True),
     ]
     if any(problem.action is not None for problem in problems):
         actions = (printable(problem.action or "nothing") for problem in problems)
-        columns.append(_column("done", actions, left=True))
-    return _table(columns)
+        columns.append(column("done", actions, left=True))
+    return TextTable(columns)
 
 
 def pruned_lines(pruned: Pruned) -> Iterator[str]:
-    """Yield what goes and what stays, and why, oldest first, in columns.
-
-    Lines rather than a table: rich takes a millisecond for each row, and there may be a hundred thousand.
-    """
+    """Yield what goes and what stays, and why, oldest first, in columns."""
     gone = {checkpoint.version for checkpoint in pruned.removed}
     rows = sorted([*pruned.removed, *pruned.kept], key=lambda one: one.version)
     columns = [
         *_places(rows),
-        _column("size", (size_text(one.nbytes) for one in rows)),
-        _column("", ("goes" if one.version in gone else "stays" for one in rows), left=True),
-        _column("why", (", ".join(pruned.reasons.get(one.version, ())) for one in rows), left=True),
+        column("size", (size_text(one.nbytes) for one in rows)),
+        column("", ("goes" if one.version in gone else "stays" for one in rows), left=True),
+        column("why", (printable(", ".join(pruned.reasons.get(one.version, ()))) for one in rows), left=True),
     ]
-    widths = [max(map(len, (column.name, *column.cells))) for column in columns]
-    for row in zip(*((column.name, *column.cells) for column in columns), strict=True):
-        placed = zip(row, columns, widths, strict=True)
-        cells = (cell.ljust(width) if column.left else cell.rjust(width) for cell, column, width in placed)
-        yield printable((" " * _GAP).join(cells).rstrip())
+    yield from TextTable(columns).lines()
 
 
-def history_table(history: History, metrics: Sequence[str]) -> Table:
+def history_table(history: History, metrics: Sequence[str]) -> TextTable:
     """Return a table of a run's metrics, a row for each epoch.
 
     Args:
@@ -168,25 +151,25 @@ def history_table(history: History, metrics: Sequence[str]) -> Table:
     epochs = history.epochs
     names = metrics or history.metrics
     columns = [
-        _column("epoch", (str(epoch.epoch) for epoch in epochs)),
-        _column("batch", ("end" if epoch.batch is None else str(epoch.batch) for epoch in epochs)),
-        *(_column(printable(name), (metric_text(one.metrics.get(name)) for one in epochs)) for name in names),
-        _column("version", (str(epoch.version) for epoch in epochs)),
+        column("epoch", (str(epoch.epoch) for epoch in epochs)),
+        column("batch", ("end" if epoch.batch is None else str(epoch.batch) for epoch in epochs)),
+        *(column(printable(name), (metric_text(one.metrics.get(name)) for one in epochs)) for name in names),
+        column("version", (str(epoch.version) for epoch in epochs)),
     ]
-    return _table(columns)
+    return TextTable(columns)
 
 
-def comparison_table(summaries: Sequence[RunSummary]) -> Table:
+def comparison_table(summaries: Sequence[RunSummary]) -> TextTable:
     """Return a table of runs; behind each best value stands its version."""
     names = dict.fromkeys(name for summary in summaries for name in summary.best)
     columns = [
-        _column("run", (printable(summary.run) for summary in summaries), left=True),
-        _column("epochs", (str(summary.epochs) for summary in summaries)),
-        _column("checkpoints", (str(summary.checkpoints) for summary in summaries)),
-        _column("resumed", (str(summary.resumes) for summary in summaries)),
-        *(_column(f"best {printable(name)}", (_best_cell(one, name) for one in summaries)) for name in names),
+        column("run", (printable(summary.run) for summary in summaries), left=True),
+        column("epochs", (str(summary.epochs) for summary in summaries)),
+        column("checkpoints", (str(summary.checkpoints) for summary in summaries)),
+        column("resumed", (str(summary.resumes) for summary in summaries)),
+        *(column(f"best {printable(name)}", (_best_cell(one, name) for one in summaries)) for name in names),
     ]
-    return _table(columns)
+    return TextTable(columns)
 
 
 def _best_cell(summary: RunSummary, metric: str) -> str:
@@ -194,12 +177,12 @@ def _best_cell(summary: RunSummary, metric: str) -> str:
     return "" if checkpoint is None else f"{metric_text(checkpoint.metrics[metric])} (v{checkpoint.version})"
 
 
-def _places(checkpoints: Sequence[Checkpoint]) -> list[_Column]:
+def _places(checkpoints: Sequence[Checkpoint]) -> list[Column]:
     return [
-        _column("version", (str(one.version) for one in checkpoints)),
-        _column("run", (printable(one.run) for one in checkpoints), left=True),
-        _column("epoch", (str(one.epoch) for one in checkpoints)),
-        _column("batch", ("end" if one.batch is None else str(one.batch) for one in checkpoints)),
+        column("version", (str(one.version) for one in checkpoints)),
+        column("run", (printable(one.run) for one in checkpoints), left=True),
+        column("epoch", (str(one.epoch) for one in checkpoints)),
+        column("batch", ("end" if one.batch is None else str(one.batch) for one in checkpoints)),
     ]
 
 
@@ -233,9 +216,9 @@ def _lost(counts: Counter[str]) -> int:
 def details_table(checkpoint: Checkpoint) -> Table:
     """Return everything that is known of one checkpoint, a fact a line."""
     rows = [*_facts(checkpoint), *((name, metric_text(value)) for name, value in checkpoint.metrics.items())]
-    table = _grid()
+    table = grid()
     for name, value in rows:
-        table.add_row(*_texts((printable(name), printable(value))))
+        table.add_row(*texts((printable(name), printable(value))))
     return table
 
 
@@ -264,13 +247,13 @@ def _cost(checkpoint: Checkpoint) -> str:
     return ", ".join(f"{seconds:.3f} {what}" for seconds, what in times if seconds is not None)
 
 
-def _columns(checkpoints: Sequence[Checkpoint]) -> list[_Column]:
+def _columns(checkpoints: Sequence[Checkpoint]) -> list[Column]:
     several_runs = len({checkpoint.run for checkpoint in checkpoints}) > 1
     several_formats = len({checkpoint.format for checkpoint in checkpoints}) > 1
     names = dict.fromkeys(name for checkpoint in checkpoints for name in checkpoint.metrics)
     ranks = _metric_ranks(list(names))
     metrics = [
-        _column(
+        column(
             printable(name),
             (metric_text(checkpoint.metrics.get(name)) for checkpoint in checkpoints),
             rank=ranks[name],
@@ -278,23 +261,21 @@ def _columns(checkpoints: Sequence[Checkpoint]) -> list[_Column]:
         for name in names
     ]
     return [
-        _column("version", (str(checkpoint.version) for checkpoint in checkpoints), rank=_KEEP_ALWAYS),
-        _column(
+        column("version", (str(checkpoint.version) for checkpoint in checkpoints), rank=KEEP_ALWAYS),
+        column(
             "run", (printable(one.run) if several_runs else "" for one in checkpoints), rank=99, left=True
         ),
-        _column("epoch", (str(checkpoint.epoch) for checkpoint in checkpoints), rank=_KEEP_ALWAYS),
-        _column("batch", ("end" if one.batch is None else str(one.batch) for one in checkpoints), rank=98),
-        _column("step", (_number(checkpoint.step) for checkpoint in checkpoints), rank=20),
+        column("epoch", (str(checkpoint.epoch) for checkpoint in checkpoints), rank=KEEP_ALWAYS),
+        column("batch", ("end" if one.batch is None else str(one.batch) for one in checkpoints), rank=98),
+        column("step", (_number(checkpoint.step) for checkpoint in checkpoints), rank=20),
         *metrics,
-        _column("size", (size_text(checkpoint.nbytes) for checkpoint in checkpoints), rank=30),
-        _column(
-            "saved", (time_text(checkpoint.created_at) for checkpoint in checkpoints), rank=25, left=True
-        ),
-        _column("format", (one.format if several_formats else "" for one in checkpoints), rank=10, left=True),
-        _column(
+        column("size", (size_text(checkpoint.nbytes) for checkpoint in checkpoints), rank=30),
+        column("saved", (time_text(checkpoint.created_at) for checkpoint in checkpoints), rank=25, left=True),
+        column("format", (one.format if several_formats else "" for one in checkpoints), rank=10, left=True),
+        column(
             "state", ("" if one.state == "complete" else one.state for one in checkpoints), rank=97, left=True
         ),
-        _column("tags", (printable(", ".join(_marks(one))) for one in checkpoints), rank=90, left=True),
+        column("tags", (printable(", ".join(_marks(one))) for one in checkpoints), rank=90, left=True),
     ]
 
 
@@ -308,56 +289,10 @@ def _marks(checkpoint: Checkpoint) -> tuple[str, ...]:
     return (*checkpoint.tags, "(pinned)") if checkpoint.pinned else checkpoint.tags
 
 
-def _column(name: str, cells: Iterable[str], *, rank: float = _KEEP_ALWAYS, left: bool = False) -> _Column:
-    return _Column(name=name, cells=tuple(cells), rank=rank, left=left)
-
-
 def _number(value: int | None) -> str:
     return "" if value is None else str(value)
 
 
-def _fitting(columns: Sequence[_Column], width: int | None) -> list[_Column]:
-    """Give up the columns that matter least, until the rest fits or only those are left that always stay."""
-    from rich.cells import cell_len
-
-    shown = list(columns)
-    widths = {id(column): max(map(cell_len, (column.name, *column.cells))) for column in columns}
-    while width is not None and sum(widths[id(column)] + _GAP for column in shown) - _GAP > width:
-        least = min(shown, key=lambda column: column.rank)
-        if least.rank == _KEEP_ALWAYS:
-            break
-        shown.remove(least)
-    return shown
-
-
-def _table(columns: Sequence[_Column]) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
-    for column in columns:
-        table.add_column(Text(column.name), justify="left" if column.left else "right", overflow="fold")
-    for row in zip(*(column.cells for column in columns), strict=True):
-        table.add_row(*_texts(row))
-    return table
-
-
-def table_of(columns: Mapping[str, Iterable[str]], *, left: Collection[str] = ()) -> Table:
+def table_of(columns: Mapping[str, Iterable[str]], *, left: Collection[str] = ()) -> TextTable:
     """Return a table of columns by their names; those in `left` hold text, the others numbers."""
-    return _table([_column(name, cells, left=name in left) for name, cells in columns.items()])
-
-
-def _grid() -> Table:
-    from rich.table import Table
-
-    grid = Table(box=None, show_header=False, pad_edge=False, padding=(0, _GAP, 0, 0))
-    grid.add_column(style="bold", no_wrap=True)
-    grid.add_column(overflow="fold")
-    return grid
-
-
-def _texts(cells: Iterable[str]) -> Iterator[Text]:
-    """Return the cells as they are: rich would read markup and emoji names out of plain strings."""
-    from rich.text import Text
-
-    return (Text(cell) for cell in cells)
+    return TextTable([column(name, cells, left=name in left) for name, cells in columns.items()])

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 from ckptstore.report import metric_text, printable, size_text, table_of
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from ckptstore.differences import Difference, VariableChange
+    from ckptstore.report_table import TextTable
 
 Layout = Mapping[str, tuple[tuple[int, ...], str]]
 _OWN = re.compile(r"/?(?:vars/)?[^/]+$")
@@ -34,7 +33,7 @@ class _Layer:
 _HEAD = ("layer", "variables", "dtype", "values", "size")
 
 
-def layer_table(layout: Layout) -> Table:
+def layer_table(layout: Layout) -> TextTable:
     """Return a table of a checkpoint's layers; see `layer_rows`."""
     cells = list(zip(*layer_rows(layout), strict=True))
     return table_of(dict(zip(_HEAD, cells, strict=True)), left=_HEAD[:3])
@@ -84,7 +83,7 @@ def _size(dtype: str) -> int:
     return 1 if bits is None else max(1, int(bits[1]) // 8)
 
 
-def change_table(changes: Sequence[VariableChange]) -> Table:
+def change_table(changes: Sequence[VariableChange]) -> TextTable:
     """Return a table of how far variables have moved."""
     columns = {
         "variable": [printable(one.path) for one in changes],
@@ -98,7 +97,7 @@ def change_table(changes: Sequence[VariableChange]) -> Table:
     return table_of(columns, left=("variable",))
 
 
-def metrics_table(difference: Difference) -> Table:
+def metrics_table(difference: Difference) -> TextTable:
     """Return a table of the metrics of two checkpoints."""
     pairs = difference.metrics
     columns = {

@@ -9,8 +9,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from ckptstore.adapters import adapter_for
-from ckptstore.claims import Claims
-from ckptstore.commit import Committer
 from ckptstore.errors import StoreNotFoundError
 from ckptstore.layout import Layout, absolute, find_store
 from ckptstore.locks import store_lock
@@ -73,6 +71,11 @@ class CheckpointStore(StoreMoving):
 
     def _open(self) -> None:
         self._manifest = (open_for_reading if self.read_only else open_for_writing)(self._layout)
+        if self.read_only:
+            return
+        from ckptstore.claims import Claims  # a query can do without
+        from ckptstore.commit import Committer
+
         self._committer = Committer(self._layout, self._manifest)
         self._claims = Claims(self._layout, self._manifest)
 
@@ -82,7 +85,8 @@ class CheckpointStore(StoreMoving):
             if not self.read_only:
                 self._committer.close()
         finally:
-            self._claims.release()
+            if not self.read_only:
+                self._claims.release()
             self._manifest.close()
 
     def __enter__(self) -> Self:
@@ -91,7 +95,7 @@ class CheckpointStore(StoreMoving):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, Exception):
+        if isinstance(error, Exception) and not self.read_only:
             self._claims.forget_starts()
         self.close()
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, overload
 from ckptstore import refs
 from ckptstore.conditions import Condition, Metric, Term, metrics_in, parse, parse_order
 from ckptstore.errors import CheckpointNotFoundError, InvalidArgumentError, MetricNotFoundError
-from ckptstore.histories import History, RunSummary, compare, history_of
 from ckptstore.layout import shown_at
 from ckptstore.manifest import Manifest
 from ckptstore.manifest_asking import COMPLETE_ONLY
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from ckptstore.differences import Difference, Progress
+    from ckptstore.histories import History, RunSummary
 
 Ref = str | int | Checkpoint
 
@@ -182,6 +182,8 @@ class StoreQueries:
         Raises:
             RunNotFoundError: There is no such run.
         """
+        from ckptstore.histories import history_of
+
         return history_of(self._manifest, self.path, run)
 
     def compare(self, *runs: str, metrics: Collection[str] | None = None) -> list[RunSummary]:
@@ -195,6 +197,8 @@ class StoreQueries:
             RunNotFoundError: There is no such run.
             MetricNotFoundError: None of the runs has a metric.
         """
+        from ckptstore.histories import compare
+
         return compare(self._manifest, self.path, runs, metrics)
 
     def events(

@@ -8,12 +8,8 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from ckptstore.adapters import adapter_for
-from ckptstore.claims import Claims
-from ckptstore.commit import Committer
 from ckptstore.errors import ReadOnlyError
 from ckptstore.records import Checkpoint, Format, Mode
-from ckptstore.retention import Policy
-from ckptstore.save_request import SaveRequest, checked_request
 from ckptstore.store_queries import StoreQueries
 
 if TYPE_CHECKING:
@@ -21,7 +17,11 @@ if TYPE_CHECKING:
 
     from ckptstore.adapters import Snapshots
     from ckptstore.background.ring import Backpressure, Ring
+    from ckptstore.claims import Claims
+    from ckptstore.commit import Committer
     from ckptstore.formats.snapshot import FitState, Snapshot
+    from ckptstore.retention import Policy
+    from ckptstore.save_request import SaveRequest
 
 
 class SaveOptions(TypedDict, total=False):
@@ -152,6 +152,8 @@ class StoreSaving(StoreQueries):
         Raises:
             InvalidArgumentError: As `save`; likewise `ModelNotReadyError` and `RunLockedError`.
         """
+        from ckptstore.save_request import checked_request
+
         run, format = options.get("run", "default"), options.get("format", "keras")
         request = checked_request(
             self.path,

@@ -22,7 +22,7 @@ MODULES = {
 
 # From the bottom up. A module imports from its own layer and those below. `formats` stands for all inside,
 # and `keras_*` for every module whose name begins so.
-FAMILIES = ("keras", "sqlite", "manifest", "fingerprint", "cli")
+FAMILIES = ("keras", "sqlite", "manifest", "fingerprint", "report", "cli")
 LAYERS = (
     {
         "errors",
@@ -111,7 +111,17 @@ LAYERS = (
         "store_checkpoint",
         "backup_and_restore",
     },
-    {"report", "report_variables", "picture", "html_report", "supervise", "supervised_child", "cli", "cli_*"},
+    {
+        "report",
+        "report_table",
+        "report_variables",
+        "picture",
+        "html_report",
+        "supervise",
+        "supervised_child",
+        "cli",
+        "cli_*",
+    },
 )
 
 # The only modules that import a package, even late. What is for type checkers only does not count.
@@ -126,7 +136,7 @@ OWNERS = {
     "matplotlib": {"picture"},
     "safetensors": {"exporting"},
     "click": {"cli", "cli_*"},
-    "rich": {"report", "cli_*"},
+    "rich": {"report_*", "cli_*"},
 }
 
 # `os` functions, and methods of `Path`, that change the file system.

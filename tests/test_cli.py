@@ -34,7 +34,7 @@ from ckptstore import cli, cli_output
 cli_output.PATIENCE_S = 0.0
 sys.exit(cli.main(sys.argv[1:]))
 """
-COMMANDS = sorted(commands.commands)
+COMMANDS = sorted(commands.list_commands(click.Context(commands)))
 READING = [["ls"], ["show"], ["best", "--metric", "loss"], ["latest"], ["resume-point"], ["verify"]]
 
 

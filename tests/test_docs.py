@@ -14,6 +14,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import pytest
 
 import ckptstore
@@ -117,7 +118,7 @@ def test_the_console_examples_print_what_is_shown(folder: Path) -> None:
 
 def test_every_command_is_in_the_readme() -> None:
     text = README.read_text(encoding="utf-8")
-    for name in commands.commands:
+    for name in commands.list_commands(click.Context(commands)):
         assert f"ckptstore {name}" in text, name
 
 
