@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from ckptstore.store import CheckpointStore
 
 _ANY_WIDTH = 100_000
+# A list of more is printed as one line for each.
+_MANY = 100
 # What is over sooner shows no progress.
 PATIENCE_S = 1.0
 
@@ -52,18 +55,51 @@ def abandon_stdout() -> None:
 
 
 def print_json(document: object) -> None:
-    """Print one JSON document."""
-    tell(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+    """Print one JSON document; of a list of very many each on a line of its own, some at a time."""
+    for pieces in _batched(_json_of(document)):
+        tell("".join(pieces), end="")
+    tell("")
 
 
-def tell(text: str) -> None:
+def _batched(pieces: Iterator[str], most: int = 1000) -> Iterator[list[str]]:
+    """Yield lists of some pieces each."""
+    while some := list(islice(pieces, most)):
+        yield some
+
+
+def _json_of(document: object) -> Iterator[str]:
+    """Yield the text of a document, in pieces."""
+    if isinstance(document, list) and len(document) > _MANY:
+        encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+        yield "["
+        for number, one in enumerate(document):
+            yield f"{',' if number else ''}\n{encode(one)}"
+        yield "\n]"
+    elif isinstance(document, dict) and any(isinstance(one, list) for one in document.values()):
+        yield "{"
+        for number, (name, value) in enumerate(document.items()):
+            yield f"{',' if number else ''}\n  {json.dumps(name, ensure_ascii=False)}: "
+            if isinstance(value, list) and len(value) > _MANY:
+                yield from _json_of(value)
+            else:
+                yield _indented(value).replace("\n", "\n  ")
+        yield "\n}"
+    else:
+        yield _indented(document)
+
+
+def _indented(document: object) -> str:
+    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def tell(text: str, end: str = "\n") -> None:
     """Print what was asked for.
 
     Raises:
         ReaderLeftError: Nobody reads it.
     """
     try:
-        print(text)
+        print(text, end=end)
     except BrokenPipeError as error:
         # Click would turn it into exit code 1; that somebody has read enough is no failure.
         raise ReaderLeftError from error

@@ -113,8 +113,7 @@ LAYERS = (
     },
     {
         "report",
-        "report_table",
-        "report_variables",
+        "report_*",
         "picture",
         "html_report",
         "supervise",

@@ -726,3 +726,21 @@ def test_history_and_compare(run: Any, made: Path, empty: Path) -> None:
     assert [one["run"] for one in run("compare", made, "night", "--json").json] == ["night"]
     assert run("compare", made, "noon").code == 3
     assert run("compare", empty, "--json").json == []
+
+
+def test_a_document_of_very_many_is_printed_a_line_each(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ckptstore.cli_output import print_json
+
+    odd = [{"name": "a\u2028b\n\x85", "of": []}, {"of": [1, {"x": None}]}, {}, 3]
+    documents: list[object] = [odd, {"ok": True, "many": odd, "none": [], "損失": {"of": odd}}, {}, [], "x"]
+    for document in documents:
+        print_json(document)
+        assert capsys.readouterr().out == json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    monkeypatch.setattr("ckptstore.cli_output._MANY", 3)
+    for document in documents:
+        print_json(document)
+        assert json.loads(capsys.readouterr().out) == document
+    print_json(odd)
+    assert len(capsys.readouterr().out.split("\n")) == len(odd) + 3
