@@ -1,7 +1,8 @@
 """Hands one checkpoint out of a store: as a Keras file, as safetensors, or as a folder with a model card.
 
-The new file is written under a hidden name beside its place, checked against the digest on the way, synced, and only
-then given its name, which nobody may have: a crash leaves nothing there, or the whole, and may leave the hidden file.
+The new file is written in a hidden folder beside its place, checked against the digest on the way, synced, and only
+then given its name, which nobody may have: a crash leaves nothing there, or the whole, and may leave the hidden folder,
+which the next export to that place takes away.
 """
 
 from __future__ import annotations
@@ -16,18 +17,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ckptstore.errors import InvalidArgumentError, MissingPackageError
-from ckptstore.files import (
-    fsync_directory,
-    make_directory,
-    remove_directory,
-    rename_to_new,
-    unlink,
-)
+from ckptstore.files import fsync_directory, make_directory, rename_to_new
 from ckptstore.formats import copying, payload
 from ckptstore.formats.safetensors_file import bytes_of, header_of
 from ckptstore.layout import absolute, outside
 from ckptstore.model_card import card_of
-from ckptstore.new_files import exists_already, give_name, hidden_beside, write_new
+from ckptstore.new_files import exists_already, give_name, workspace, write_new
 from ckptstore.payload_writer import PayloadWriter, Written
 from ckptstore.records import SUFFIXES, Checkpoint
 
@@ -93,18 +88,15 @@ def export(
     target = outside(root, absolute(path), "path")
     if os.path.lexists(target):
         raise exists_already(target)
-    make_directory(target.parent)
-    if format == "folder":
-        written = _export_folder(checkpoint, target, progress)
-    else:
-        beside = hidden_beside(target)
-        try:
+    with workspace(target) as room:
+        beside = room / target.name
+        if format == "folder":
+            written = _write_folder(checkpoint, beside, progress)
+            rename_to_new(beside, target)
+            fsync_directory(target.parent)
+        else:
             written = _write(checkpoint, beside, format, progress)
             give_name(beside, target)
-        except BaseException:
-            with suppress(OSError):
-                unlink(beside)
-            raise
     return Exported(
         version=checkpoint.version, path=target, format=format, nbytes=written.nbytes, digest=written.digest
     )
@@ -202,34 +194,19 @@ def _text(value: object) -> str:
 # --- a folder with a card ------------------------------------------------------------------------
 
 
-def _export_folder(checkpoint: Checkpoint, target: Path, progress: Progress | None) -> Written:
-    beside = hidden_beside(target)
+def _write_folder(checkpoint: Checkpoint, folder: Path, progress: Progress | None) -> Written:
+    make_directory(folder, durable=False)
     file = f"model{SUFFIXES[checkpoint.format]}"
-    try:
-        make_directory(beside)
-        written = _write(checkpoint, beside / file, checkpoint.format, progress)
-        texts = {
-            "checkpoint.json": json.dumps(checkpoint.to_json(), indent=2, ensure_ascii=False) + "\n",
-            "README.md": card_of(checkpoint, file, _versions(beside / file)),
-        }
-        for name, text in texts.items():
-            data = text.encode(errors="backslashreplace")
-            write_new(beside / name, len(data), methodcaller("write", data))
-        fsync_directory(beside)
-        rename_to_new(beside, target)
-        fsync_directory(target.parent)
-    except BaseException:
-        _remove(beside)
-        raise
+    written = _write(checkpoint, folder / file, checkpoint.format, progress)
+    texts = {
+        "checkpoint.json": json.dumps(checkpoint.to_json(), indent=2, ensure_ascii=False) + "\n",
+        "README.md": card_of(checkpoint, file, _versions(folder / file)),
+    }
+    for name, text in texts.items():
+        data = text.encode(errors="backslashreplace")
+        write_new(folder / name, len(data), methodcaller("write", data))
+    fsync_directory(folder)
     return written
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder that was not finished; raises nothing, while another error is on its way."""
-    with suppress(OSError):
-        for path in folder.iterdir():
-            unlink(path)
-        remove_directory(folder)
 
 
 def _versions(path: Path) -> dict[str, str]:

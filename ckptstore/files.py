@@ -107,10 +107,14 @@ def mount_point(path: Path) -> Path | None:
     return place
 
 
-def make_directory(path: Path) -> None:
+def make_directory(path: Path, *, durable: bool = True) -> None:
     """Make a directory and its missing parents, each of them durable.
 
     A crash leaves some of the parents, empty.
+
+    Args:
+        path: The directory.
+        durable: False where nothing is lost with its name; its parents are durable all the same.
     """
     if path.is_dir():
         return
@@ -118,7 +122,8 @@ def make_directory(path: Path) -> None:
         make_directory(path.parent)
     with step("mkdir", path):
         path.mkdir(exist_ok=True)
-    fsync_directory(path.parent)
+    if durable:
+        fsync_directory(path.parent)
 
 
 def fsync_directory(path: Path) -> None:

@@ -147,6 +147,40 @@ def _try_record_lock(descriptor: int, path: Path) -> None:
             raise unsafe(path, "has no working record locks, which SQLite needs", error) from error
 
 
+# What a file system answers that can lock no directory; NFS asks for a descriptor that may write.
+_NO_DIRECTORY_LOCKS = NO_LOCKS | {errno.EBADF, errno.EINVAL, errno.EACCES, errno.EPERM}
+
+
+@contextmanager
+def held_directory(path: Path) -> Iterator[bool | None]:
+    """Hold a directory, as long as the block or this process lasts; gives whether it is held.
+
+    False where somebody else holds it, or it is gone; None where directories cannot be held.
+    """
+    if without_locks():
+        yield None
+        return
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        yield False
+        return
+    held: bool | None = True
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            held = False
+        except OSError as error:
+            if error.errno not in _NO_DIRECTORY_LOCKS:
+                raise StorageError(operation="lock", path=path, error=error) from error
+            held = None
+        # Whoever held it before may have removed it.
+        yield held if os.path.lexists(path) else False
+    finally:
+        os.close(descriptor)
+
+
 class Lease:
     """Proof that a writer is alive: ``tmp/<id>.lease``, locked for the writer's life.
 

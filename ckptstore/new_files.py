@@ -1,25 +1,37 @@
-"""Makes files for people, outside a store: written under a hidden name, synced, and only then given their own.
+"""Makes files for people, outside a store: written in a hidden folder, synced, and only then given their own.
 
-A crash leaves nothing under the name, or the whole; and may leave the hidden file, which ends in ``.ckptstore``.
+A crash leaves nothing under the name, or the whole; and may leave a hidden folder, which ends in ``.ckptstore``, and
+which the next file that is made beside it takes away.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from operator import methodcaller
 from pathlib import Path
 
 from ckptstore.errors import InvalidArgumentError, StorageError
-from ckptstore.files import fsync_directory, link, make_directory, rename_to_new, replace, unlink
+from ckptstore.files import (
+    fsync_directory,
+    link,
+    make_directory,
+    remove_directory,
+    rename_to_new,
+    replace,
+    unlink,
+)
+from ckptstore.locks import held_directory
 from ckptstore.payload_writer import PayloadWriter, Written
 from ckptstore.publishing import NO_LINKS
 
 _MODE = 0o666
 _NAME_MOST = 200
+_WORKSPACE = re.compile(r"\..+\.[0-9a-f]{12}\.ckptstore", re.DOTALL)
 
 
 def write_file(target: Path, data: bytes, *, overwrite: bool = False) -> Written:
@@ -36,20 +48,60 @@ def write_file(target: Path, data: bytes, *, overwrite: bool = False) -> Written
     """
     if not overwrite and os.path.lexists(target):
         raise exists_already(target)
-    make_directory(target.parent)
-    beside = hidden_beside(target)
-    try:
+    with workspace(target) as room:
+        beside = room / target.name
         written = write_new(beside, len(data), methodcaller("write", data))
         if overwrite:
             replace(beside, target)
             fsync_directory(target.parent)
         else:
             give_name(beside, target)
-    except BaseException:
-        with suppress(OSError):
-            unlink(beside)
-        raise
     return written
+
+
+@contextmanager
+def workspace(target: Path) -> Iterator[Path]:
+    """Make a hidden folder beside a target for this block; those that dead processes left there are removed.
+
+    A living process holds its own by a kernel lock.
+
+    Raises:
+        StorageError: It cannot be made.
+    """
+    make_directory(target.parent)
+    _sweep(target.parent)
+    while True:
+        room = _hidden_beside(target)
+        make_directory(room, durable=False)
+        with held_directory(room) as held:
+            # Somebody may have taken it for a dead one's, before it was held.
+            if held is not False:
+                try:
+                    yield room
+                finally:
+                    _remove(room)
+                return
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the workspaces in a folder whose process is dead; what cannot be removed stays."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if _WORKSPACE.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+                with held_directory(path) as held:
+                    if held:
+                        _remove(path)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder and what is in it; raises nothing, while another error may be on its way."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                _remove(path)
+            else:
+                unlink(path)
+        remove_directory(folder)
 
 
 def exists_already(target: Path) -> InvalidArgumentError:
@@ -62,7 +114,7 @@ def exists_already(target: Path) -> InvalidArgumentError:
     )
 
 
-def hidden_beside(target: Path) -> Path:
+def _hidden_beside(target: Path) -> Path:
     """Return a hidden name beside a target that nobody else uses."""
     name = target.name if len(os.fsencode(target.name)) <= _NAME_MOST else "export"
     return target.with_name(f".{name}.{uuid.uuid4().hex[:12]}.ckptstore")

@@ -45,7 +45,7 @@ class StoreMoving(StoreSaving):
         ``.safetensors`` the weights alone, without optimizer, under their paths in the payload; a name without
         extension, or with ``/`` at its end, a folder with the payload, `checkpoint.json` and a model card. The
         payload's digest is checked as it is read. A crash leaves nothing under that name, or the whole; and perhaps a
-        hidden file beside it, ending in ``.ckptstore``.
+        hidden folder beside it, ending in ``.ckptstore``, which the next export to that place removes.
 
         Args:
             ref: A version, ``"latest"``, ``"best:METRIC"``, ``"resume-point"``, a tag, or a `Checkpoint`.

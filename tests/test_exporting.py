@@ -6,6 +6,8 @@ import errno
 import itertools
 import json
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -225,8 +227,50 @@ def test_an_export_killed_at_any_step_is_whole_or_not_there(
                 assert names(target) == ["README.md", "checkpoint.json", "model.keras"]
         elif target.parent.exists():
             assert all(path.endswith(".ckptstore") for path in names(target.parent))
+        if target.parent.exists():
+            expected = sorted([*([name] if target.exists() else []), "next.keras"])
+            store.export(1, target.parent / "next.keras")
+            assert names(target.parent) == expected, "the next export takes away what was left"
     assert seen == {True, False}
     assert store.verify() == []
+
+
+_STOPS = """
+import os, signal, sys
+from ckptstore.files import observed
+from ckptstore.store import CheckpointStore
+
+def stop(name, path, phase):
+    if (name, phase) == ("fsync", "before") and path.is_file():
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+with observed(stop), CheckpointStore(sys.argv[1], read_only=True) as store:
+    store.export(1, sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("name", ["new.keras", "new"])
+def test_what_a_killed_export_left_goes_with_the_next_and_a_living_one_s_stays(
+    store: CheckpointStore, tmp_path: Path, name: str
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for others in (".x.0123456789ab.ckptstore", ".ckptstore", ".new.keras.012.ckptstore"):
+        (out / others).write_text("mine")
+    before = names(out)
+    with subprocess.Popen([sys.executable, "-c", _STOPS, str(store.path), str(out / name)]) as export:
+        try:
+            os.waitid(os.P_PID, export.pid, os.WSTOPPED | os.WNOWAIT)
+            [left] = set(names(out)) - set(before)
+            assert list((out / left).rglob("*")), "it has begun to write"
+            store.export(1, out / "a.keras")
+            assert names(out) == sorted([*before, left, "a.keras"]), "the other is alive"
+        finally:
+            export.send_signal(signal.SIGKILL)
+    assert export.returncode == -signal.SIGKILL
+    assert left in names(out)
+    store.export(1, out / name)
+    assert names(out) == sorted([*before, "a.keras", name])
 
 
 def test_the_command_tells_what_it_made(
