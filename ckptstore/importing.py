@@ -31,6 +31,10 @@ IMPORTED = "imported"
 _RUN = "default"
 # What Keras' BackupAndRestore leaves.
 _BACKUP, _POSITION, _OLDER = "latest.weights.h5", "training_metadata.json", ".bkp"
+_NOT_EXACT = (
+    "Keras saved weights, optimizer and position alone: a fit goes on from it, but not to the bit, for metrics, "
+    "History, random generators, other callbacks and the order of the data begin anew"
+)
 # Training state of a backup: none, but that it may be gone on from.
 _BARE = TrainingState(document={"kind": "keras-backup", "version": 1}, arrays={})
 
@@ -217,7 +221,8 @@ def _backup(
         if not older.exists():
             raise
         found = _one_backup(older, folder / (_POSITION + _OLDER), run, given, progress)
-        return replace(found, said=f"{newest.name} is damaged ({error.reason}); the one before was taken")
+        damaged = f"{newest.name} is damaged ({error.reason}); the one before was taken"
+        return replace(found, said=f"{damaged}; {found.said}")
 
 
 def _one_backup(
@@ -238,6 +243,7 @@ def _one_backup(
         digest=digest,
         request=request,
         is_backup=True,
+        said=_NOT_EXACT,
     )
 
 

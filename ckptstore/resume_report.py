@@ -35,8 +35,8 @@ def say_resumed(resumed: ResumedRun, *, finished: bool, epochs: int) -> None:
         )
     if "data" not in resumed.values:
         _warn(
-            f"version {checkpoint.version} was not saved by a callback that resumes: the state of other callbacks "
-            "and the position in the data are not known, so that the run will not be exact"
+            f"version {checkpoint.version} was not saved by a callback that resumes: History, the state of other "
+            "callbacks and the position in the data are not known, so that the run will not be exact"
         )
 
 

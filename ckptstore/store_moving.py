@@ -103,8 +103,9 @@ class StoreMoving(StoreSaving):
         """Take in files that Keras saved, or that were exported, in the order of their epochs; the files stay.
 
         All are looked through before the first is saved. A folder of Keras' BackupAndRestore becomes a resume point: a
-        fit with the same run goes on from it, though not to the bit, since Keras saved no more than weights and
-        optimizer. What a file of ours says of itself is kept. A crash leaves some of them saved, each wholly; imported
+        fit with the same run goes on from it, though not to the bit, since Keras saved no more than weights, optimizer
+        and position: metrics, History, random generators, other callbacks and the order of the data begin anew, as
+        `Imported.said` tells, and a warning of the fit. What a file of ours says of itself is kept. A crash leaves some of them saved, each wholly; imported
         again, these are found.
 
         Args:

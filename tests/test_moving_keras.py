@@ -157,14 +157,18 @@ def test_a_folder_of_backup_and_restore_is_gone_on_from(
     model = backup(tmp_path / "backup", Stop(*stop), **options)
     with ckptstore.CheckpointStore(tmp_path / "store") as store:
         [made] = store.import_files(tmp_path / "backup", run="fit")
+        assert (
+            "not to the bit, for metrics, History, random generators, other callbacks and the order"
+            in made.said
+        )
         assert (made.checkpoint.epoch, made.checkpoint.batch) == position
         assert store.resume_point("fit") == made.checkpoint
         again = build()
         store.restore(made.checkpoint, again)
         assert weights(again) == weights(model)
     seen: list[int] = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         build().fit(
             X, Y, epochs=4, batch_size=8, verbose=0,
             callbacks=[
@@ -172,6 +176,8 @@ def test_a_folder_of_backup_and_restore_is_gone_on_from(
                 keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(epoch)),
             ],
         )  # fmt: skip
+    said = "History, the state of other callbacks and the position in the data are not known"
+    assert any(said in str(one.message) for one in caught)
     first = position[0] + (position[1] is None)
     assert seen == list(range(first, 4))
 
@@ -186,6 +192,7 @@ def test_the_backup_before_is_taken_where_the_newest_is_damaged(
     said = capsys.readouterr()
     assert "latest.weights.h5.bkp is version 1, epoch 1, end" in said.out
     assert "latest.weights.h5 is damaged" in said.err and "the one before was taken" in said.err
+    assert "but not to the bit" in said.err
     (folder / "latest.weights.h5.bkp").write_bytes(b"")
     assert main(["import", str(tmp_path / "other"), str(folder)]) == 5
     assert not (tmp_path / "other").exists()
