@@ -159,7 +159,7 @@ def _draw_panel(axis: Axes, runs: Sequence[RunPicture], name: str, metrics: Sequ
             )  # fmt: skip
     finite = [value for value in values if math.isfinite(value)]
     if finite and min(finite) > 0 and max(finite) > _LOGARITHMIC * min(finite):
-        axis.set_yscale("log")
+        _make_logarithmic(axis)
     if len(finite) < len(values):
         note = f"{len(values) - len(finite)} values are not finite"
         axis.text(0.99, 0.97, note, transform=axis.transAxes, ha="right", va="top", color=_GREY)
@@ -168,6 +168,16 @@ def _draw_panel(axis: Axes, runs: Sequence[RunPicture], name: str, metrics: Sequ
     axis.set_axisbelow(True)
     axis.margins(x=0.04, y=0.12)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _make_logarithmic(axis: Axes) -> None:
+    """Give an axis powers, with plain numbers beside it: matplotlib's own labels are formulas."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(numticks=8))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _draw_curve(axis: Axes, run: RunPicture, metric: str, colour: str, *, alone: bool) -> list[float]:

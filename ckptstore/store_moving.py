@@ -105,8 +105,8 @@ class StoreMoving(StoreSaving):
         All are looked through before the first is saved. A folder of Keras' BackupAndRestore becomes a resume point: a
         fit with the same run goes on from it, though not to the bit, since Keras saved no more than weights, optimizer
         and position: metrics, History, random generators, other callbacks and the order of the data begin anew, as
-        `Imported.said` tells, and a warning of the fit. What a file of ours says of itself is kept. A crash leaves some of them saved, each wholly; imported
-        again, these are found.
+        `Imported.said` tells, and a warning of the fit. What a file of ours says of itself is kept. A crash leaves some
+        of them saved, each wholly; imported again, these are found.
 
         Args:
             *paths: ``.keras``, ``.weights.h5`` and ``.h5`` files, and folders of BackupAndRestore.

@@ -158,6 +158,42 @@ def test_links_and_files_that_the_readme_names_are_there() -> None:
         assert (ROOT / name.rstrip("/")).exists(), name
 
 
+def test_links_within_the_readme_lead_to_headings() -> None:
+    text = README.read_text(encoding="utf-8")
+    headings = re.findall(r"^##+ (.*)$", re.sub(BLOCK, "", text), re.MULTILINE)
+    anchors = {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in headings}
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= anchors
+
+
+def test_pictures_are_small() -> None:
+    pictures = re.findall(r"^!\[.+\]\((.+)\)$", README.read_text(encoding="utf-8"), re.MULTILINE)
+    assert pictures
+    for picture in pictures:
+        assert (ROOT / picture).stat().st_size < 150_000, picture
+
+
+@pytest.mark.parametrize(("ends_with", "queued"), [(0, False), (1, False), (75, True)])
+def test_the_job_script_asks_to_be_started_again(tmp_path: Path, ends_with: int, queued: bool) -> None:
+    [script] = [block for block in blocks("bash") if "#SBATCH" in block]
+    around = f"""
+        srun() {{ [ "$*" = "python train.py" ] && return {ends_with}; }}
+        scontrol() {{ echo "$*" > queued; }}
+    """
+    environment = {**os.environ, "SLURM_JOB_ID": "7"}
+    done = subprocess.run(["bash", "-u", "-c", around + script], cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == ends_with
+    assert (tmp_path / "queued").exists() == queued
+    assert not queued or (tmp_path / "queued").read_text() == "requeue 7\n"
+
+
+def test_the_exit_code_in_the_manifest_of_the_job_is_ours() -> None:
+    from ckptstore.signals import TRY_AGAIN
+
+    [job] = blocks("yaml")
+    assert f"values: [{TRY_AGAIN}]" in job
+    assert f'"$code" -eq {TRY_AGAIN} ]' in "".join(blocks("bash"))
+
+
 def test_the_changelog_has_this_version() -> None:
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.search(rf"^## {re.escape(ckptstore.__version__)}\b", text, re.MULTILINE)

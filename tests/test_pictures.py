@@ -102,6 +102,11 @@ def test_runs_have_colours_of_their_own_and_large_ranges_a_logarithmic_axis(stor
         figure = picture._figure(of(store, "day", "_night"), "title", {"loss": ["loss"]})
     [axis] = figure.axes
     assert axis.get_yscale() == "log"
+    figure.draw_without_rendering()
+    labels = [label.get_text() for label in axis.get_yticklabels()]
+    assert {"1", "10", "100"} <= set(labels) and not any("$" in label for label in labels), (
+        "numbers, no formulas"
+    )
     assert [text.get_text() for text in axis.texts] == ["1 values are not finite"]
     told = [text.get_text() for text in figure.legends[0].get_texts()]
     assert told[0].startswith("run day: best loss 0.16667") and told[1].startswith("run _night: best loss 1 ")
