@@ -92,7 +92,10 @@ def _run(run: RunReport) -> list[str]:
     checkpoints = run.picture.checkpoints
     resumes = run.picture.history.resumes
     counted = f"{len(checkpoints)} checkpoints, {size_text(sum(one.nbytes for one in checkpoints))}"
-    parts = [f"<h2>Run {escape(run.run)}</h2>", f"<p>{counted}; interrupted {len(resumes)} times.</p>"]
+    parts = [
+        f"<h2>Run {escape(run.run)}</h2>",
+        f"<p>{counted}; interrupted {len(resumes)} time{'' if len(resumes) == 1 else 's'}.</p>",
+    ]
     if run.picture.best or run.picture.resume_point is not None:
         parts += ["<h3>Best and resume point</h3>", _best(run.picture)]
     if checkpoints:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from ckptstore.errors import MissingPackageError
@@ -133,7 +134,7 @@ def _figure(runs: Sequence[RunPicture], title: str, panels: Mapping[str, Sequenc
     for axis in axes[max(0, len(panels) - columns) : len(panels)]:
         axis.set_xlabel("epoch, from 0 (an epoch's end lies on its number)")
         axis.tick_params(labelbottom=True)
-    figure.suptitle(_short(printable(title), 110), fontsize=11, x=0.01, ha="left")
+    figure.suptitle(_shown(title, 110), fontsize=11, x=0.01, ha="left")
     figure.legend(handles=_legend(runs, panels), loc="outside lower left", ncols=2, frameon=False)
     return figure
 
@@ -163,7 +164,7 @@ def _draw_panel(axis: Axes, runs: Sequence[RunPicture], name: str, metrics: Sequ
     if len(finite) < len(values):
         note = f"{len(values) - len(finite)} values are not finite"
         axis.text(0.99, 0.97, note, transform=axis.transAxes, ha="right", va="top", color=_GREY)
-    axis.set_ylabel(_short(printable(name), 30))
+    axis.set_ylabel(_shown(name, 30))
     axis.grid(axis="y", color="#e4e4e4", linewidth=0.7)
     axis.set_axisbelow(True)
     axis.margins(x=0.04, y=0.12)
@@ -218,14 +219,9 @@ def _draw_best(axis: Axes, run: RunPicture, metric: str, colour: str, *, named: 
         zorder=5,
     )
     if named:
-        left, right = axis.get_xlim()
-        late = x > (left + right) / 2
-        axis.annotate(
-            f"best {_short(printable(metric), 30)}: {metric_text(y)} (version {best.version})", (x, y),
-            xytext=(-10 if late else 10, 9), textcoords="offset points", ha="right" if late else "left",
-            va="bottom", zorder=7,
-            bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
-        )  # fmt: skip
+        # Above the panel, where it hides no curve.
+        told = f"best {_shown(metric, 30)}: {metric_text(y)} (version {best.version})"
+        axis.set_title(told, loc="right", fontsize=8.5, color=_GREY)
 
 
 def _legend(runs: Sequence[RunPicture], panels: Mapping[str, Sequence[str]]) -> list[Any]:
@@ -260,17 +256,29 @@ def _legend(runs: Sequence[RunPicture], panels: Mapping[str, Sequence[str]]) -> 
 
 
 def _told(run: RunPicture, metric: str) -> str:
-    name = f"run {_short(printable(run.history.run), 40)}"
+    name = f"run {_shown(run.history.run, 40)}"
     best = run.best.get(metric)
     if best is None:
         return name
     value = metric_text(best.metrics[metric])
-    return f"{name}: best {_short(printable(metric), 30)} {value} (version {best.version})"
+    return f"{name}: best {_shown(metric, 30)} {value} (version {best.version})"
 
 
 def _colours(runs: Sequence[RunPicture]) -> Iterator[str]:
     return (COLOURS[index % len(COLOURS)] for index in range(len(runs)))
 
 
-def _short(text: str, most: int) -> str:
+def _shown(text: str, most: int) -> str:
+    """Return a name as it can be drawn: what the font has no shape for is written as its number."""
+    text = printable(text)
+    if not text.isascii():
+        shapes = _shapes()
+        text = "".join(char if ord(char) in shapes else ascii(char)[1:-1] for char in text)
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+@cache
+def _shapes() -> frozenset[int]:
+    from matplotlib import font_manager, ft2font
+
+    return frozenset(ft2font.FT2Font(font_manager.findfont(font_manager.FontProperties())).get_charmap())

@@ -69,11 +69,20 @@ def test_what_is_drawn(store: CheckpointStore) -> None:
     marks = [places for marker, places in drawn if marker == "o"]
     assert marks[0][6:8] == [2.5, 3.0], "checkpoints inside epochs and at their ends"
     assert marks[1] == [0, 1, 2, 3, 4, 5], "those that know of the validation"
-    assert [text.get_text() for text in axis.texts] == ["best val_loss: 0.5 (version 8)"]
+    assert axis.get_title("right") == "best val_loss: 0.5 (version 8)"
     assert axis.get_ylabel() == "loss" and "epoch" in axis.get_xlabel()
     told = [text.get_text() for text in figure.legends[0].get_texts()]
     assert told[:2] == ["validation", "training"]
     assert any(one.startswith("resume point: version 12 (epoch 5, end") for one in told)
+
+
+def test_what_the_font_cannot_draw_is_a_number(store: CheckpointStore) -> None:
+    from ckptstore import picture
+
+    with picture._matplotlib():
+        figure = picture._figure(of(store, "day"), "größer 损", {ODD: [ODD]})
+    assert figure.axes[0].get_ylabel() == "$x_1$ <b> \\u635f\\u5931"
+    assert figure.get_suptitle() == "größer \\u635f"
 
 
 def test_interruptions_are_lines(tmp_path: Path) -> None:
