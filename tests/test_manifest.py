@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -434,6 +435,23 @@ def test_the_work_of_a_look_up_does_not_grow(tmp_path: Path) -> None:
         work[size] = [steps_of(manifest, call) for call in calls]
         manifest.close()
     assert max(work[4000]) < 100  # under a thousand instructions
+    for small, large in zip(*work.values(), strict=True):
+        assert large <= 1.2 * small + 2
+
+
+def test_the_work_of_the_best_few_grows_with_these_alone(tmp_path: Path) -> None:
+    work: dict[int, list[int]] = {}
+    for size in (400, 4000):
+        (tmp_path / str(size)).mkdir()
+        manifest = Manifest.open(tmp_path / str(size) / "manifest.sqlite")
+        fill(manifest, size)
+        work[size] = [
+            steps_of(manifest, partial(manifest.ranked, "x", mode, run, limit=10))
+            for mode in ("min", "max")
+            for run in (None, "a")
+        ]
+        assert len(manifest.ranked("x", "max", limit=10)) == 10
+        manifest.close()
     for small, large in zip(*work.values(), strict=True):
         assert large <= 1.2 * small + 2
 
