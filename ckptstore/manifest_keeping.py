@@ -16,7 +16,8 @@ from ckptstore.models import EVENTS
 from ckptstore.records import Checkpoint, Judged
 
 if TYPE_CHECKING:
-    
+    from ckptstore.manifest_retention import IsWhole, RunRows
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:

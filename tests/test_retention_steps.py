@@ -336,8 +336,9 @@ def test_a_first_turn_removes_so_many_and_later_ones_the_rest(
     assert set().union(*turns) == expected
     assert [len(turn) for turn in turns] == [3] * (len(expected) // 3) + [len(expected) % 3]
     assert small.apply(policy) == set()
-    with small.manifest.rows_of("a", is_whole=lambda *_: True, is_shown=lambda *_: False) as view:
-        assert view._noted is not None, "from now on only what is new is looked at"
+    with small.manifest._transactions.reading() as connection:
+        noted = connection.exec_driver_sql("SELECT count(*) FROM retention").scalar()
+    assert noted == 1, "from now on only what is new is looked at"
     small.manifest.close()
 
 
