@@ -10,6 +10,7 @@ checkpoints in an epoch; beside the run ``default`` there is a run ``short``, a 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -128,11 +129,11 @@ def measure(folder: Path, repeat: int) -> dict[str, float]:
         }
         for name, ask in questions.items():
             found[name] = _median(ask, repeat)
+        found["history of all epochs"] = _median(store.history, 1)
         if len(store.runs()) == 2:
             found["checkpoints(where=...), all"] = _median(
                 lambda: sum(1 for _ in store.iterate(where="val_loss < 0.001 and epoch >= 5")), 1
             )
-    found.update(_commits(folder, repeat))
     listing = [sys.executable, "-m", "ckptstore.cli", "ls", str(folder), "--limit", "20"]
     found["ckptstore ls --limit 20"] = _median(
         lambda: subprocess.run(listing, check=True, stdout=subprocess.DEVNULL), max(3, repeat // 4)
@@ -141,9 +142,33 @@ def measure(folder: Path, repeat: int) -> dict[str, float]:
     return found
 
 
-def _commits(folder: Path, repeat: int) -> dict[str, float]:
-    """Time saves of a few bytes, without and with retention; what opening a store reconciles is not timed."""
+def commits_in_turns(folders: Sequence[Path], repeat: int) -> dict[str, float]:
+    """Time saves of a few bytes into several stores in turns, so that what else the machine does falls on all alike."""
     from ckptstore import keep_every, keep_last
+
+    found: dict[str, float] = {}
+    with ExitStack() as opened:
+        saves = [(folder.name, opened.enter_context(_saving(folder))) for folder in folders]
+        for what, options in (
+            ("commit", {}),
+            ("commit, keeping all", {"keep": keep_last(5) | keep_every(steps=1)}),
+        ):
+            seconds: dict[str, list[float]] = {name: [] for name, _ in saves}
+            for turn in range(10 * repeat + 1):
+                for name, save in saves if turn % 2 else reversed(saves):
+                    began = time.perf_counter()
+                    save(**options)
+                    seconds[name].append(time.perf_counter() - began)
+            for name, taken in seconds.items():
+                if options:
+                    found[f"the policy's first, {name}"] = taken[0]
+                found[f"{what}, {name}"] = statistics.median(taken[1:])
+    return found
+
+
+@contextmanager
+def _saving(folder: Path) -> Iterator[Callable[..., None]]:
+    """Give what saves a few bytes; what opening a store reconciles is left out."""
     from ckptstore.commit import Committer
     from ckptstore.layout import Layout
     from ckptstore.manifest import Manifest
@@ -153,23 +178,19 @@ def _commits(folder: Path, repeat: int) -> dict[str, float]:
     manifest = Manifest.open(layout.manifest)
     committer = Committer(layout, manifest)
     snapshot = snapshot_of(1)
-    epoch = 10**6
+    newest = manifest.latest("default")
+    epochs = itertools.count(max(10**6, 0 if newest is None else newest.epoch + 1))
 
     def save(**options: Any) -> None:
-        nonlocal epoch
-        epoch += 1
+        epoch = next(epochs)
         metrics = dict.fromkeys(METRICS, 2.0 + 1 / epoch)
         committer.commit(snapshot, SaveRequest(run="default", epoch=epoch, metrics=metrics, **options))
 
-    found = {"commit": _median(save, repeat)}
-    policy = keep_last(5) | keep_every(steps=1)
-    began = time.perf_counter()
-    save(keep=policy)
-    found["commit, the policy's first"] = time.perf_counter() - began
-    found["commit, keeping all"] = _median(lambda: save(keep=policy), repeat)
-    committer.close()
-    manifest.close()
-    return found
+    try:
+        yield save
+    finally:
+        committer.close()
+        manifest.close()
 
 
 def prune(folder: Path, count: int) -> dict[str, float]:
@@ -177,11 +198,13 @@ def prune(folder: Path, count: int) -> dict[str, float]:
     fill(folder, count)
     command = [sys.executable, "-m", "ckptstore.cli", "prune", str(folder), "--run", "default", "--dry-run"]
     options = ["--keep-last", "5", "--keep-best", "val_loss", "3", "--keep-every-epochs", "10"]
-    began = time.perf_counter()
-    subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL)
-    took = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3
-    return {f"prune --dry-run, {count:,}": took, "its memory (MB)": peak}
+    found: dict[str, float] = {}
+    for how in ((), ("--json",)):
+        began = time.perf_counter()
+        subprocess.run([*command, *options, *how], check=True, stdout=subprocess.DEVNULL)
+        found[" ".join((f"prune --dry-run, {count:,}", *how))] = time.perf_counter() - began
+    found["its memory (MB)"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3
+    return found
 
 
 def _median(work: Callable[[], object], repeat: int) -> float:
@@ -211,6 +234,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         table[str(count)] = {"filling": time.perf_counter() - began}
         if not options.fill_only:
             table[str(count)].update(measure(store, options.repeat))
+    if not options.fill_only:
+        folders = [options.folder / str(count) for count in options.counts]
+        table["commits in turns"] = commits_in_turns(folders, options.repeat)
     if options.prune and not options.fill_only:
         shutil.rmtree(options.folder / "pruned", ignore_errors=True)
         table["prune"] = prune(options.folder / "pruned", options.prune)
