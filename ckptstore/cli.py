@@ -274,7 +274,7 @@ def verify(store_path: Path, shallow: bool, as_json: bool) -> int:
     """
     with open_store(store_path) as store, progress_bar("verify", payload_bytes(store.path)) as progress:
         problems = store.verify(deep=not shallow, progress=progress)
-        counted = report.counted(store.checkpoints(states=None)) if _is_readable(problems) else Counter()
+        counted = report.counted(store.iterate(states=None)) if _is_readable(problems) else Counter()
     if as_json:
         print_json(report.findings(problems, counted, ok=not problems))
     elif problems:

@@ -33,7 +33,7 @@ def repair(store_path: Path, as_json: bool) -> None:
         except CorruptManifestError:
             problems = CheckpointStore.rebuild(root, progress=progress)
     with open_store(root) as store:
-        counted = report.counted(store.checkpoints(states=None))
+        counted = report.counted(store.iterate(states=None))
     if as_json:
         print_json(report.findings(problems, counted, ok=True))
     elif problems:
