@@ -32,19 +32,35 @@ def draw(document: Mapping[str, Any], path: Path) -> None:
     panels = [panel for panel in panels if panel[3]]
     if not panels:
         return
-    columns = min(2, len(panels))
+    # Beside one another only where there are many: then whoever looks at it has a screen for it.
+    columns = 1 if len(panels) < 3 else 2
     lines = -(-len(panels) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(8 * columns, 4 * lines), squeeze=False)
+    figure, axes = plt.subplots(lines, columns, figsize=(8.5 * columns, 3.6 * lines + 0.5), squeeze=False)
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     for axis, (kind, work, backend, rows) in zip(axes.flat, panels, strict=False):
         (_draw_saves if kind == "save" else _draw_runs)(axis, rows)
-        axis.set_title(
-            f"{work}, {backend}: " + ("one save" if kind == "save" else "a whole run"), fontsize=10
-        )
+        size = next((f", {row['state_bytes'] / 1e6:,.0f} MB" for row in rows if "state_bytes" in row), "")
+        what = "one save" if kind == "save" else "a whole run"
+        axis.set_title(f"{what}: {work}{size}, {backend}", fontsize=10)
+    figure.suptitle(_told(document), fontsize=8, color="#595959")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def _told(document: Mapping[str, Any]) -> str:
+    """Return where and how it was measured."""
+    facts = document["facts"]
+    rounds = "one round" if document["repeats"] == 1 else f"{document['repeats']} rounds"
+    return (
+        f"{facts['processor']}, {facts['cores']} cores, load {facts['load']:.1f} before and"
+        f" {facts.get('load_after', facts['load']):.1f} after; {rounds}"
+    )
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.2g} s" if seconds >= 0.1 else f"{1000 * seconds:.2g} ms"
 
 
 def _colour(row: Mapping[str, Any]) -> str:
@@ -61,7 +77,16 @@ def _draw_saves(axis: Any, rows: list[Any]) -> None:
     ]
     axis.set_yticks(list(places), labels, fontsize=8)
     axis.set_xscale("log")
-    axis.set_xlabel("seconds: the step waits (dark), until it is durable (light)", fontsize=8)
+    axis.xaxis.set_major_formatter(lambda value, place: _time(value))
+    axis.margins(x=0.2)
+    for place, row in zip(places, rows, strict=True):
+        told = _time(row["wait_s"])
+        if row["durable_s"] > 1.2 * row["wait_s"]:
+            told += f", {_time(row['durable_s'])}"
+        axis.text(max(LEAST, row["durable_s"]) * 1.06, place, told, va="center", fontsize=7.5)
+    axis.set_xlabel(
+        "the step waits (dark); until it is durable, or written where unsynced (light)", fontsize=8
+    )
     axis.grid(axis="x", alpha=0.3)
 
 
