@@ -97,12 +97,18 @@ class RunRows:
         return self.is_judged
 
     def _since(self, kinds: Sequence[str]) -> list[int]:
-        found: list[int] = []
-        for kind in kinds:
-            chosen = select(EVENTS.version).where(
-                EVENTS.kind == kind, EVENTS.run_id == self._run_id, EVENTS.id > self._noted.event_id
-            )
-            found.extend(version for version in self._connection.scalars(chosen) if version is not None)
+        return [version for kind in kinds for version in self._news.get(kind, ())]
+
+    @cached_property
+    def _news(self) -> Mapping[str, Sequence[int]]:
+        """Versions that events since the last time tell of, by the events' kinds."""
+        chosen = select(EVENTS.kind, EVENTS.version).where(
+            EVENTS.id > self._noted.event_id, EVENTS.run_id == self._run_id
+        )
+        found: dict[str, list[int]] = {}
+        for kind, version in self._connection.execute(chosen):
+            if version is not None:
+                found.setdefault(kind, []).append(version)
         return found
 
     @cached_property
