@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 from pathlib import Path
 
+import crash_server
 import pytest
 from crash_snapshots import is_seed, save
-from crash_steps import every_death
+from crash_steps import every_death, run_in_child
 
 from ckptstore.files import observed
 from ckptstore.formats import payload
@@ -182,3 +184,12 @@ def test_nothing_is_named_before_it_is_synced_nor_listed_before_its_name_is(tmp_
         ("fsync", "tmp"),
     ]
     assert {listed for _, _, listed in order} == {1}
+
+
+def _end_with_what_is_missing() -> None:
+    sys.exit(", ".join(name for name in crash_server.ALWAYS if name not in sys.modules) or 0)
+
+
+def test_children_need_not_import_what_they_use() -> None:
+    """A server passes over modules that it does not find; the tests would only be slow."""
+    assert run_in_child(_end_with_what_is_missing) == 0

@@ -19,7 +19,7 @@ import pytest
 from crash_invariants import Shown, violations
 from crash_snapshots import is_seed, save
 from crash_steps import dies_at
-from crash_strace import available, preload, run_traced
+from crash_strace import available, run_traced
 from manifests import files, leave_hot_journal
 
 from ckptstore.errors import ReadOnlyError, RunLockedError, StorageError
@@ -27,8 +27,6 @@ from ckptstore.files import observed
 from ckptstore.locks import WITHOUT_LOCKS
 from ckptstore.retention import keep_last
 from ckptstore.store import CheckpointStore
-
-preload(["ckptstore.store", "ckptstore.formats.payload", "numpy", "h5py", "crash_snapshots"])
 
 
 def is_whole(checkpoint: Any) -> bool:

@@ -30,8 +30,9 @@ from typing import Any
 from crash_invariants import Saved, Shown, violations
 from crash_moments import Call, calls_in, from_then_on, one_of_each
 from crash_plants import FAULTS, LEASE, foresee_lease, plant
+from crash_server import preload
 from crash_snapshots import is_seed, save
-from crash_strace import preload, run_traced
+from crash_strace import run_traced
 
 from ckptstore.errors import CheckpointStoreError, StorageError
 from ckptstore.retention import keep_last
@@ -41,13 +42,6 @@ ERRORS = ("ENOSPC", "EDQUOT", "EIO")
 CALLS = (
     "?rename,?renameat,renameat2,?link,linkat,?unlink,unlinkat,"
     "openat,pwrite64,ftruncate,fallocate,fsync,fdatasync"
-)
-_MODULES = (
-    "crash_errors",
-    "ckptstore.recovery",
-    "ckptstore.verification",
-    "ckptstore.schema",
-    "ckptstore.formats.payload",
 )
 
 
@@ -193,7 +187,7 @@ def inject_errors(
         groups: Calls, and the files (from the folder of store and published file) on which they fail.
         fault: Of `crash_plants.FAULTS`.
     """
-    preload(_MODULES)
+    preload()
     began, tried, found = time.monotonic(), 0, list[str]()
     with tempfile.TemporaryDirectory(prefix="crash-errors-") as parent:
         used = Path(parent) / "used"

@@ -30,7 +30,8 @@ from typing import Any
 
 from crash_moments import Call, calls_in, one_of_each
 from crash_plants import FAULTS, LEASE, foresee_lease, plant
-from crash_strace import KILLED, MUTATING, preload, run_traced
+from crash_server import preload
+from crash_strace import KILLED, MUTATING, run_traced
 
 EPOCHS = 3
 KEPT = 2  # what the drop-in keeps without placeholders, beside the best and the shown
@@ -38,13 +39,9 @@ STARTS = ("used", "empty")
 _ROUNDS = 10  # random kills that one store has to take
 _MODULES = (
     "keras",
-    "crash_invariants",
     "ckptstore.model_checkpoint",
     "ckptstore.keras_model",
-    "ckptstore.recovery",
-    "ckptstore.verification",
-    "ckptstore.schema",
-    "ckptstore.formats.payload",
+    "crash_kills",
 )
 
 

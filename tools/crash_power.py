@@ -22,22 +22,14 @@ from crash_faults import fault as known_fault
 from crash_invariants import Shown, violations
 from crash_operations import Mark, Recording, Resize, Tree, Write
 from crash_recording import record
+from crash_server import preload
 from crash_snapshots import is_seed, save
-from crash_strace import available, preload
+from crash_strace import available
 from crash_workloads import SHOWN, WORKLOADS, Claims, perform
 from sqlalchemy import Engine, create_engine
 
 from ckptstore import sqlite_engine
 from ckptstore.files import digest_file
-
-_MODULES = (
-    "crash_workloads",
-    "crash_faults",
-    "ckptstore.recovery",
-    "ckptstore.verification",
-    "alembic.command",
-)
-
 
 _ENGINES: list[Engine] = []
 
@@ -102,7 +94,7 @@ def power_cuts(
             being there is among the models.
     """
     began = time.monotonic()
-    preload(_MODULES)
+    preload()
     if workloads is None:
         workloads = tuple(WORKLOADS) if fault is None else (known_fault(fault).workload,)
     count, found, points = 0, list[str](), 0

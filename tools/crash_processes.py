@@ -29,8 +29,8 @@ from typing import Any
 
 from crash_invariants import Saved, violations
 from crash_plants import FAULTS, plant
+from crash_server import preload
 from crash_snapshots import is_seed, save
-from crash_strace import preload
 
 from ckptstore.errors import RunLockedError
 from ckptstore.files import Phase, observed
@@ -39,13 +39,6 @@ from ckptstore.store import CheckpointStore
 
 KEPT = 3
 _SOON_S = 1.0  # in which a second writer must have been refused
-_MODULES = (
-    "crash_processes",
-    "ckptstore.recovery",
-    "ckptstore.verification",
-    "ckptstore.schema",
-    "ckptstore.formats.payload",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,7 +274,7 @@ def many_processes(
         seed: Of the moments.
         fault: Of `crash_plants.FAULTS`, in every process.
     """
-    preload(_MODULES)
+    preload()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="crash-processes-") as parent:
         folder = Path(parent)

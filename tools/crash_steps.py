@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from crash_server import CONTEXT, preload
+
 from ckptstore.files import observed
 
 DIED = 77
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    ["ckptstore.store", "ckptstore.formats.payload", "numpy", "h5py", "crash_snapshots"]
-)
 
 
 def _child(work: Callable[..., None], arguments: tuple[object, ...], at: int) -> None:
@@ -35,7 +32,8 @@ def dies_at(at: int, work: Callable[..., None], *arguments: object) -> bool:
     Raises:
         AssertionError: The child failed in another way.
     """
-    process = _CONTEXT.Process(target=_child, args=(work, arguments, at))
+    preload()
+    process = CONTEXT.Process(target=_child, args=(work, arguments, at))
     process.start()
     process.join(60)
     assert process.exitcode in (0, DIED), f"child ended with {process.exitcode} at step {at}"
@@ -57,7 +55,8 @@ def every_death(
 
 def run_in_child(work: Callable[..., None], *arguments: object) -> int:
     """Run `work` in a child process and return its exit code."""
-    process = _CONTEXT.Process(target=work, args=arguments)
+    preload()
+    process = CONTEXT.Process(target=work, args=arguments)
     process.start()
     process.join(60)
     assert process.exitcode is not None

@@ -6,7 +6,6 @@ goes on once strace is attached; so a run costs tenths of a second, however heav
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import re
 import shutil
@@ -16,6 +15,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from crash_server import CONTEXT, preload
+
 # What can change a file system. `?` lets strace pass over calls that this machine does not have.
 MUTATING = (
     "?mkdir,mkdirat,?rename,?renameat,renameat2,?link,linkat,?unlink,unlinkat,?symlink,symlinkat,"
@@ -23,12 +24,6 @@ MUTATING = (
     "?chmod,fchmod,fchmodat,copy_file_range,?sendfile"
 )
 KILLED = -signal.SIGKILL
-_CONTEXT = multiprocessing.get_context("forkserver")
-
-
-def preload(modules: Sequence[str]) -> None:
-    """Have the server import modules before its first child; later calls have no effect."""
-    _CONTEXT.set_forkserver_preload(list(modules))
 
 
 def available() -> bool:
@@ -55,7 +50,8 @@ def run_traced(
         log: Where strace writes; by default nowhere.
         timeout_s: After so many seconds the child is killed and `TimeoutError` raised.
     """
-    process = _CONTEXT.Process(target=_stopped_first, args=(work, tuple(arguments)))
+    preload()
+    process = CONTEXT.Process(target=_stopped_first, args=(work, tuple(arguments)))
     process.start()
     assert process.pid is not None
     _wait_until_stopped(process.pid)
