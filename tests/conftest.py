@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import shutil
 import tempfile
 from importlib import metadata
 from pathlib import Path
@@ -26,9 +27,20 @@ settings.register_profile("suite", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("suite")
 
 TESTS = Path(__file__).parent
+COMPILED = "JAX_COMPILATION_CACHE_DIR"
+# JAX keeps nothing that compiled quickly, unless told to.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # Backends that are installed under one of several names.
 RELEASED_AS = {"tensorflow": ["tensorflow", "tensorflow-cpu"]}
 USES_KERAS = re.compile(r"^\s*(import|from) keras\b|ckptstore\.ModelCheckpoint\(", re.MULTILINE)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have JAX compile what many tests, and their children, train only once in this run; workers inherit it."""
+    if COMPILED not in os.environ:
+        os.environ[COMPILED] = made = tempfile.mkdtemp(prefix="ckptstore-compiled-")
+        config.add_cleanup(lambda: shutil.rmtree(made, ignore_errors=True))
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
