@@ -31,8 +31,19 @@ def trained(model: keras.Model, optimizer: Any = "adam", epochs: int = 1) -> ker
     # Without compilation, which takes longer than everything else together.
     model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
     x, y = data()
-    model.fit(x, y, batch_size=4, epochs=epochs, verbose=0)
+    with untraced(model):
+        model.fit(x, y, batch_size=4, epochs=epochs, verbose=0)
     return model
+
+
+@contextmanager
+def untraced(model: keras.Model) -> Iterator[None]:
+    """Train without TensorFlow's tracing, which takes as long; afterwards the model is as if it had been traced."""
+    model.run_eagerly = BACKEND == "tensorflow" and "float8" not in str(model.layers[0].dtype_policy)
+    try:
+        yield
+    finally:
+        model.run_eagerly, model.train_function = False, None
 
 
 def dense(optimizer: Any = "adam", name: str | None = None, units: int = 5) -> keras.Model:
@@ -95,7 +106,8 @@ def several_ends() -> keras.Model:
         metrics={"kind": ["accuracy"], "size": ["mae"]},
     )
     x, y = data()
-    model.fit([x, x[:, :2]], {"kind": y, "size": x[:, :1]}, batch_size=4, verbose=0)
+    with untraced(model):
+        model.fit([x, x[:, :2]], {"kind": y, "size": x[:, :1]}, batch_size=4, verbose=0)
     return model
 
 
