@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -25,12 +26,19 @@ def _save_third(root: Path, target: Path, report: Path) -> None:
         report.write_text(str(checkpoint.version))
 
 
-def _prepared(folder: Path) -> tuple[Path, Path, Path]:
-    root, target = folder / "store", folder / "shown.keras"
-    with CheckpointStore(root) as store:
-        save(store, 1, publish=target)
-        save(store, 2, publish=target)
-    return root, target, folder / "report"
+@pytest.fixture(scope="module")
+def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a store of two checkpoints, and the file that shows the second."""
+    folder = tmp_path_factory.mktemp("used")
+    with CheckpointStore(folder / "store") as store:
+        for seed in (1, 2):
+            save(store, seed, publish=folder / "shown.keras")
+    return folder
+
+
+def _prepared(used: Path, folder: Path) -> tuple[Path, Path, Path]:
+    subprocess.run(["cp", "-a", used, folder], check=True)  # links as links
+    return folder / "store", folder / "shown.keras", folder / "report"
 
 
 def _assert_whole(root: Path, target: Path, report: Path) -> int:
@@ -57,17 +65,12 @@ def _assert_whole(root: Path, target: Path, report: Path) -> int:
     return newest
 
 
-def test_a_save_killed_at_any_step_is_wholly_there_or_not_at_all(tmp_path: Path) -> None:
+def test_a_save_killed_at_any_step_is_wholly_there_or_not_at_all(used: Path, tmp_path: Path) -> None:
     folders = (tmp_path / str(n) for n in itertools.count())
     seen = set()
-    for root, target, report in every_death(_save_third, lambda: _prepared(_made(next(folders)))):
+    for root, target, report in every_death(_save_third, lambda: _prepared(used, next(folders))):
         seen.add(_assert_whole(root, target, report))
     assert seen == {2, 3}
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir()
-    return folder
 
 
 def _first_save(root: Path) -> None:
@@ -90,12 +93,11 @@ def _open(root: Path) -> None:
         pass
 
 
-def test_an_opening_that_dies_at_any_step_is_finished_by_the_next(tmp_path: Path) -> None:
+def test_an_opening_that_dies_at_any_step_is_finished_by_the_next(used: Path, tmp_path: Path) -> None:
     """Recovery from a save that died with its row missing, its path not switched, and a row marked for deletion."""
 
     def prepare() -> tuple[Path]:
-        folder = _made(tmp_path / str(next(numbers)))
-        root, target, _ = _prepared(folder)
+        root, target, _ = _prepared(used, tmp_path / str(next(numbers)))
         with CheckpointStore(root) as store:
             third = save(store, 3, publish=target)
             store._manifest.set_state([1], "deleting")
@@ -131,10 +133,11 @@ def _rewrite_as(path: Path, *, version: int) -> None:
 
 
 @pytest.mark.parametrize("code", [28, 5], ids=["ENOSPC", "EIO"])
-def test_an_error_at_any_step_reports_nothing_and_leaves_the_store_working(tmp_path: Path, code: int) -> None:
+def test_an_error_at_any_step_reports_nothing_and_leaves_the_store_working(
+    used: Path, tmp_path: Path, code: int
+) -> None:
     for at in itertools.count(1):
-        folder = _made(tmp_path / str(at))
-        root, target, report = _prepared(folder)
+        root, target, report = _prepared(used, tmp_path / str(at))
         steps = itertools.count(1)
 
         def fail(operation: str, path: Path, phase: str, steps=steps, at=at) -> None:
