@@ -39,6 +39,7 @@ class Runs:
     def __init__(self, backend: str, folder: Path) -> None:
         self._folder = folder
         self._number = 0
+        self._plain: dict[str, Outcome] = {}
         paths = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
         paths += filter(None, [os.environ.get("PYTHONPATH")])
         environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": os.pathsep.join(paths)}
@@ -56,7 +57,14 @@ class Runs:
         )
 
     def run(self, case: str, **options: Any) -> Outcome:
-        """Run one training in a child; see `train` for the options."""
+        """Run one training in a child; see `train` for the options. Without any it is run but once."""
+        if options:
+            return self._run(case, options)
+        if case not in self._plain:
+            self._plain[case] = self._run(case, options)
+        return self._plain[case]
+
+    def _run(self, case: str, options: dict[str, Any]) -> Outcome:
         self._number += 1
         found, printed = (self._folder / f"{self._number}.{end}" for end in ("json", "txt"))
         job = {"case": case, "options": options, "found": str(found), "printed": str(printed)}
@@ -225,8 +233,12 @@ def _child(job: dict[str, Any]) -> None:
 
 
 def _serve() -> None:
-    import keras  # noqa: F401 - once, for all children
+    # Once, for all children.
+    import keras  # noqa: F401
     import resume_cases  # noqa: F401
+
+    import ckptstore.retention
+    import ckptstore.store_checkpoint  # noqa: F401
 
     for line in sys.stdin:
         child = os.fork()
