@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -174,8 +175,10 @@ def open_source(path: Path) -> Iterator[Source]:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         with _reading(path):
-            nbytes = os.fstat(descriptor).st_size
-        yield Source(path, descriptor, 0, nbytes)
+            found = os.fstat(descriptor)
+            if stat.S_ISDIR(found.st_mode):  # its size is what the file system likes
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        yield Source(path, descriptor, 0, found.st_size)
     finally:
         os.close(descriptor)
 
