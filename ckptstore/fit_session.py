@@ -21,7 +21,7 @@ from ckptstore.fit_state import moment_of, values_of
 from ckptstore.formats.snapshot import FitState
 from ckptstore.iteration import Arrival, Iteration
 from ckptstore.keras_callback_checks import refuse_a_second
-from ckptstore.keras_private import FitLoop, running_fit, sync_train_state
+from ckptstore.keras_private import FitLoop, running_fit, sync_train_state, wait_for_step
 from ckptstore.resumed_run import ResumedRun, load_resume_point
 from ckptstore.run_writer import RunWriter
 from ckptstore.signals import StopRequest
@@ -110,7 +110,7 @@ class FitSession:
             resume_report.say_without_loop(resumed, self._saver.model)
             return
         self._stop.is_looking = loop.is_running
-        loop.run_hooks_in_order()
+        loop.run_hooks_as_without(self._saver)
         self.position.per_epoch = loop.data.batches_per_epoch
         self._iteration = Iteration(loop, self._progress, self._data_failed)
         for name, method in (
@@ -305,6 +305,10 @@ class FitSession:
     def _save(self, *, batch: int | None, logs: Any, frozen: Frozen | None = None) -> None:
         if self._saved == (self.position.epoch, batch):
             return
+        # What is measured of a save begins when the steps before it, and what sees them, are done.
+        if self._loop is not None:
+            self._loop.wait_for_callbacks()
+        wait_for_step(self._saver)
         numbers = plain_logs(logs or {})
         sync_train_state(self._saver)
         fit = self._state(batch, numbers, frozen or Frozen())

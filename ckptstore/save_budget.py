@@ -19,7 +19,9 @@ MAX_OVERHEAD = 0.035
 # Before the first save: a copy, and what writing takes from the training.
 _EXPECTED_S = 0.01
 _EXPECTED_BYTES_PER_S = 1e9
-# Steps that are looked back on, fewer that must be known, and the share of the slowest that says nothing.
+# Seconds from one look at what batches take to the next.
+_LOOK_S = 0.25
+# Looks that are looked back on, fewer that must be known, and the share of the slowest that says nothing.
 _STEPS = 64
 _FEWEST = 3
 _OUTLIERS = 0.1
@@ -84,6 +86,8 @@ class SaveBudget:
         self._began: float | None = None
         self._mark: float | None = None
         self._paused = False
+        # Batches since the mark, with nothing beside them.
+        self._alone = 0
         self._steps: deque[float] = deque(maxlen=_STEPS)
         self._beside_s, self._beside = 0.0, 0
         self._blocked_s: float | None = None
@@ -96,22 +100,38 @@ class SaveBudget:
 
     # --- what is measured ----------------------------------------------------------------------------
 
-    def batches_done(self, batches: int, *, saving: bool) -> None:
-        """Note that so many batches are finished; `saving` where a save was being written beside them."""
+    def wants_a_look(self) -> bool:
+        """Return whether it is time to wait until the batches so far are computed, to know what they take."""
+        return self._mark is None or self._alone + 1 >= _FEWEST > len(self._steps) or self._is_long_ago()
+
+    def _is_long_ago(self) -> bool:
+        return self._mark is not None and self._clock() - self._mark >= _LOOK_S
+
+    def batches_done(self, batches: int, *, saving: bool, computed: bool = True) -> None:
+        """Note that so many batches are finished.
+
+        Args:
+            batches: How many.
+            saving: Whether a save was being written beside them.
+            computed: False where the device may be behind, so that the moment says nothing of what they took.
+        """
         now = self._clock()
+        self._alone += 0 if saving else batches
         if self._began is None:
             self._began = now  # the first one compiles
-        elif self._mark is not None and not self._paused and batches > 0:
+        elif self._mark is not None and not self._paused:
             if saving:
                 self._beside_s += now - self._mark
                 self._beside += batches
-            else:
-                self._steps.append((now - self._mark) / batches)
-        self._mark, self._paused = now, False
+            elif not computed:
+                return
+            elif self._alone:
+                self._steps.append((now - self._mark) / self._alone)
+        self._mark, self._paused, self._alone = now, False, 0
 
     def pause(self) -> None:
         """Note that an epoch is over: what comes before the next batch, validation say, is no part of it."""
-        self._mark, self._paused = self._clock(), True
+        self._mark, self._paused, self._alone = self._clock(), True, 0
 
     def saved(self) -> None:
         """Note that a save, begun when the last batch was done or at a `pause`, lets the training go on."""

@@ -17,7 +17,7 @@ from ckptstore.fit_moment import Moment
 from ckptstore.fit_session import Resume
 from ckptstore.keras_arrays import nbytes_of
 from ckptstore.keras_callback_checks import check_keep, check_save_freq
-from ckptstore.keras_private import print_message
+from ckptstore.keras_private import print_message, wait_for_step
 from ckptstore.layout import absolute
 from ckptstore.monitor import Verdict
 from ckptstore.names import check_run
@@ -184,11 +184,22 @@ class StoreCheckpoint(ResumingCallback):
         """Return whether `save_freq` or `save_interval` asks for a save."""
         self._batches_since_save += batches
         if self._budget is not None:
-            self._budget.batches_done(batches, saving=self._was_saving)
-            self._was_saving = self._saves.waiting
-            return (not self._was_saving and self._budget.is_due()) or self._is_time()
+            return self._is_due_by_budget(self._budget, batches)
         counted = isinstance(self.save_freq, int) and self._batches_since_save >= self.save_freq
         return counted or self._is_time()
+
+    def _is_due_by_budget(self, budget: SaveBudget, batches: int) -> bool:
+        # A device may be some steps behind: times are taken where it has caught up, and that not at every batch.
+        looking = self._was_saving or budget.wants_a_look()
+        if looking:
+            wait_for_step(self)
+        budget.batches_done(batches, saving=self._was_saving, computed=looking)
+        self._was_saving = self._saves.waiting
+        due = (not self._was_saving and budget.is_due()) or self._is_time()
+        if due and not looking:
+            wait_for_step(self)
+            budget.batches_done(0, saving=False)
+        return due
 
     def due_at_epoch_end(self, logs: Mapping[str, Any], *, last: bool) -> bool:
         """Return whether to save at an epoch's end; `last` where training ends with it."""

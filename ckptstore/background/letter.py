@@ -36,11 +36,13 @@ class Letter:
         number: Counts the letters of one fit, from 1.
         request: What is to be saved.
         snapshot: The model, as views of the memory.
+        patient: Whether what is saved may be left out, so that what comes behind it need not be saved at once.
     """
 
     number: int
     request: SaveRequest
     snapshot: Snapshot
+    patient: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,9 @@ class LetterWriter:
         self._reserve(memory, structure.end, structure.end + len(structure.text) + 2 * tail)
         memory.populate(wait=False)
 
-    def write(self, memory: Memory, snapshot: Snapshot, request: SaveRequest, number: int) -> None:
+    def write(
+        self, memory: Memory, snapshot: Snapshot, request: SaveRequest, number: int, *, patient: bool = False
+    ) -> None:
         """Copy a snapshot into memory that nobody reads meanwhile; a crash leaves what no writer ever looks at.
 
         The model must stay as it is until this returns, and need not afterwards.
@@ -105,6 +109,7 @@ class LetterWriter:
                 "documents": documents,
                 "state": None if snapshot.state is None else (snapshot.state.document, places),
                 "request": request,
+                "patient": patient,
             },
             protocol=5,
         )
@@ -190,7 +195,8 @@ class LetterReader:
             documents={name: memory.get(*place) for name, place in body["documents"].items()},
             state=state,
         )
-        return Letter(number=number, request=replace(body["request"], blocked_s=waited_s), snapshot=snapshot)
+        request = replace(body["request"], blocked_s=waited_s)
+        return Letter(number=number, request=request, snapshot=snapshot, patient=body["patient"])
 
     def _read_structure(self, number: int, offset: int, nbytes: int) -> None:
         if number == self._number:

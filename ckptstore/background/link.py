@@ -9,6 +9,9 @@ from ckptstore.background.memory import Memory
 from ckptstore.background.token import Token
 from ckptstore.background.worker import Outcome
 
+# What a trainer says to the worker in another process.
+FINISH, HURRY = b"finish", b"hurry"
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -29,6 +32,9 @@ class Link(Protocol):
 
     def post(self, place: int) -> None:
         """Give a place, with a letter in it, to the worker."""
+
+    def hurry(self) -> None:
+        """Let it not rest between what is posted; see `ckptstore.background.worker.REST_S`."""
 
     def outcomes(self, timeout_s: float | None = 0.0) -> list[Outcome]:
         """Return what was done since, oldest first.

@@ -18,12 +18,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from ckptstore.background.link import Place
+from ckptstore.background.link import FINISH, HURRY, Place
 from ckptstore.background.worker import Outcome
 from ckptstore.run_lock import RunLock
 
 PROGRAM = "ckptstore.background.program"
-FINISH = b"finish"
 _LAST_WORDS = 2000
 # Libraries that start a thread per core as soon as they are imported are kept to one.
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -105,6 +104,10 @@ class WriterProcess:
         """Give a place, with a letter in it, to the worker; from here on the trainer's death does not lose it."""
         self._places[place].token.post()
 
+    def hurry(self) -> None:
+        """Let it not rest between what is posted."""
+        self._tell(HURRY)
+
     def outcomes(self, timeout_s: float | None = 0.0) -> list[Outcome]:
         """Return what was done since, oldest first; see `Link`."""
         found: list[Outcome] = []
@@ -136,7 +139,7 @@ class WriterProcess:
 
     def finish(self) -> None:
         """End it, after what was posted; returns when it is gone, and the run's lock is this process's alone."""
-        self._tell()
+        self._tell(FINISH)
         self.process.wait()
         self._let_go()
         if self._lock is not None:
@@ -144,13 +147,13 @@ class WriterProcess:
 
     def abandon(self) -> None:
         """Let it finish alone; a thread waits for its end, so that no zombie is left."""
-        self._tell()
+        self._tell(FINISH)
         threading.Thread(target=self.process.wait, name="ckptstore-reaper", daemon=True).start()
         self._let_go()
 
-    def _tell(self) -> None:
+    def _tell(self, what: bytes) -> None:
         try:
-            self._connection.send_bytes(FINISH)
+            self._connection.send_bytes(what)
         except OSError:
             return  # it has ended already
 

@@ -70,6 +70,8 @@ class HandedOver:
 class Ring:
     """Hands snapshots to a worker in another process, or in a thread where none can be started.
 
+    Of snapshots that may be dropped at most ten a second are committed; the newest waits meanwhile.
+
     Memory: one snapshot, and a second only once one had to wait while another was in the works; what is there is used
     again, and stays until `close`.
 
@@ -175,9 +177,12 @@ class Ring:
         assert self._link is not None
         self._number += 1
         place = 1 - self._sent[0].place if self._sent else 0
-        self._letters.write(self._places[place].memory, snapshot, request, self._number)
+        patient = droppable and self._backpressure == "replace"
+        self._letters.write(self._places[place].memory, snapshot, request, self._number, patient=patient)
         self._sent.append(Sent(number=self._number, place=place, droppable=droppable, best=best))
         self._link.post(place)
+        if not patient:
+            self._link.hurry()
         return HandedOver(number=self._number, dropped=dropped, blocked_s=request.waited_s())
 
     def _make_room(self, *, best: bool) -> int | None:
@@ -192,6 +197,7 @@ class Ring:
             ):
                 self._sent.pop()
                 return newest.number
+            self._hurry()
             self._listen(None)
         return None
 
@@ -227,6 +233,7 @@ class Ring:
 
         An interrupt ends the waiting alone: the worker goes on.
         """
+        self._hurry()
         began = time.monotonic()
         next_line = began + _PATIENCE_S
         while self._sent and self._pid == os.getpid():
@@ -235,6 +242,10 @@ class Ring:
             if self._sent and now >= next_line:
                 next_line = now + _LINE_S
                 (say or _say)(f"waiting for {self._what()} to be saved ({now - began:.0f} s)")
+
+    def _hurry(self) -> None:
+        if self._link is not None and self._sent and self._pid == os.getpid():
+            self._link.hurry()
 
     def _what(self) -> str:
         nbytes = sum(self._places[sent.place].memory.nbytes for sent in self._sent)

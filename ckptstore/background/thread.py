@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from ckptstore.background.link import Place
@@ -25,9 +27,10 @@ class WriterThread:
         self._places = places
         self._worker = Worker(root, tuple(place.memory for place in places))
         self._again = again
-        # Of these two, Python code holds no lock that an interrupt could leave taken.
+        # Of these, Python code holds no lock that an interrupt could leave taken.
         self._posted: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        self._hurried: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="ckptstore-saves", daemon=True)
         self._thread.start()
 
@@ -35,6 +38,11 @@ class WriterThread:
         """Give a place, with a letter in it, to the worker."""
         self._places[place].token.post()
         self._posted.put(place)
+
+    def hurry(self) -> None:
+        """Let it not rest before the next one."""
+        if self._hurried.empty():
+            self._hurried.put(None)
 
     def outcomes(self, timeout_s: float | None = 0.0) -> list[Outcome]:
         """Return what was done since, oldest first; see `Link`."""
@@ -56,16 +64,24 @@ class WriterThread:
 
     def finish(self) -> None:
         """End it, after what was posted."""
-        self._posted.put(None)
+        self.abandon()
         self._thread.join()
 
     def abandon(self) -> None:
         """Let it finish alone."""
         self._posted.put(None)
+        self.hurry()
 
     def _work(self) -> None:
         while (place := self._posted.get()) is not None:
             # A letter that was withdrawn, and written anew, was posted twice and is there once.
             if self._places[place].token.take():
                 self._done.put(self._worker.commit(place, again=self._again))
+                self._rest()
         self._worker.close()
+
+    def _rest(self) -> None:
+        left = self._worker.rest_until - time.monotonic()
+        if left > 0:
+            with suppress(queue.Empty):
+                self._hurried.get(timeout=left)

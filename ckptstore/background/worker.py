@@ -17,6 +17,10 @@ from ckptstore.opening import open_for_writing
 from ckptstore.records import Checkpoint
 from ckptstore.retries import tried_again
 
+# Seconds from the beginning of one commit to that of the next, while what is saved may be left out: a commit takes
+# processor time from the training, and of snapshots that are taken every few milliseconds few are worth it.
+REST_S = 0.1
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
@@ -45,9 +49,13 @@ class Worker:
     Args:
         root: The store's directory.
         memories: The places for letters.
+
+    Attributes:
+        rest_until: When to begin with the next letter, by the monotonic clock, if nobody is in a hurry.
     """
 
     def __init__(self, root: Path, memories: tuple[Memory, ...]) -> None:
+        self.rest_until = 0.0
         self._layout = Layout(root)
         self._readers = [LetterReader(memory) for memory in memories]
         self._manifest: Manifest | None = None
@@ -68,6 +76,7 @@ class Worker:
         try:
             letter = self._readers[place].read()
             number = letter.number
+            self.rest_until = time.monotonic() + (REST_S if letter.patient else 0.0)
             checkpoint = tried_again(partial(self._commit, letter, again))
         except Exception as error:
             # Whatever it is, the training has to hear of it.

@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import pickle
 import select
+import time
 import warnings
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from ckptstore.background.link import FINISH
 from ckptstore.background.memory import Memory
 from ckptstore.background.token import EventToken
 from ckptstore.background.worker import Outcome, Worker
@@ -35,6 +37,7 @@ class Writer:
         self._doubtful = len(memories) if facts["again"] else 0
         self._worker = Worker(Path(facts["root"]), memories)
         self._warned: list[str] = []
+        self._ending = self._in_a_hurry = False
 
     def note_warning(self, message: Warning | str, *where: Any, **more: Any) -> None:
         """Keep a warning for the trainer: nobody sees what this process prints while it works."""
@@ -42,16 +45,23 @@ class Writer:
 
     def run(self) -> None:
         """Work until the end; what was posted before the trainer's death is committed after it."""
-        ending = False
         while True:
             place = self._oldest()
-            if place is not None:
-                self._commit(place)
-            elif ending:
-                self._worker.close()
-                return
+            if place is None:
+                if self._ending:
+                    self._worker.close()
+                    return
+                self._in_a_hurry = False
+                self._wait(None)
+            elif (rest_s := self._rest_s()) > 0:
+                self._wait(rest_s)
             else:
-                ending = self._wait()
+                self._commit(place)
+
+    def _rest_s(self) -> float:
+        if self._ending or self._in_a_hurry:
+            return 0.0
+        return self._worker.rest_until - time.monotonic()
 
     def _oldest(self) -> int | None:
         """Return the place of the oldest letter that was posted.
@@ -75,15 +85,27 @@ class Writer:
         except OSError:
             return  # nobody is there any more to be told
 
-    def _wait(self) -> bool:
-        """Wait for something to do; returns whether it is to end."""
+    def _wait(self, seconds: float | None) -> None:
+        """Wait for a word of the trainer's, or its death; without a time also for something to do."""
         poll = select.poll()
-        waited_for = [token.descriptor for token in self._tokens]
-        for descriptor in (*waited_for, self._connection.fileno(), self._trainer):
-            assert descriptor is not None
+        waited_for = [self._connection.fileno(), self._trainer]
+        if seconds is None:
+            waited_for += [token.descriptor for token in self._tokens]
+        for descriptor in waited_for:
             poll.register(descriptor, select.POLLIN)
-        ready = {descriptor for descriptor, _ in poll.poll()}
-        return self._connection.fileno() in ready or self._trainer in ready
+        ready = {descriptor for descriptor, _ in poll.poll(None if seconds is None else 1000 * seconds)}
+        if self._connection.fileno() in ready:
+            self._hear()
+        if self._trainer in ready:
+            self._ending = True
+
+    def _hear(self) -> None:
+        try:
+            said = self._connection.recv_bytes()
+        except (EOFError, OSError):
+            said = FINISH
+        self._ending = self._ending or said == FINISH
+        self._in_a_hurry = True
 
 
 def run(facts: str) -> None:

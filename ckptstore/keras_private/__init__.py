@@ -24,12 +24,13 @@ TensorFlow. "None" is said of a module below that `inside` could not import.
   names the callback, which begins anew.
 - `loop`: the local variables of ``fit`` (``callbacks``, ``epoch_iterator``, ``epochs``, ``initial_epoch``, ``x``,
   ``val_x``), ``Model._initial_epoch``, ``train_function``, ``_symbolic_build``, ``CallbackList._async_train``,
-  ``_async_test``, ``_progbar``; and `epoch_data`: ``EpochIterator._enumerate_iterator``, ``_get_iterator``,
-  ``_current_iterator``, ``_steps_seen``, ``_num_batches``, ``_distributed_dataset``, ``_one_batch_ahead_iterator`` or
-  ``_prefetch_numpy_iterator``, ``data_adapter`` with the names of the adapters' classes, ``_dataloader``,
-  ``get_torch_dataloader``, ``get_jax_iterator`` and ``enqueuer.ready_queue``; on TensorFlow its own
-  ``tensorflow.python.eager.context.global_seed``. Lacking: `loop.running_fit` finds no fit;
-  callbacks save, and resume at the ends of epochs, without the others' state, and a warning says so.
+  ``_async_test``, ``_executor``, ``_futures``, ``_flush_futures``, ``_progbar``, ``_history``; and `epoch_data`:
+  ``EpochIterator._enumerate_iterator``, ``_get_iterator``, ``_current_iterator``, ``_steps_seen``, ``_num_batches``,
+  ``_distributed_dataset``, ``_one_batch_ahead_iterator`` or ``_prefetch_numpy_iterator``, ``data_adapter`` with the
+  names of the adapters' classes, ``_dataloader``, ``get_torch_dataloader``, ``get_jax_iterator`` and
+  ``enqueuer.ready_queue``; on TensorFlow its own ``tensorflow.python.eager.context.global_seed``. Lacking:
+  `loop.running_fit` finds no fit; callbacks save, and resume at the ends of epochs, without the others' state, and a
+  warning says so.
 - `train_state`: ``Callback._model``, ``Model._jax_state``, ``_jax_state_synced``, ``Variable._direct_assign``,
   ``_dtype``. Lacking: Keras' own ``Model.jax_state_sync``, slower.
 - `values`: ``Variable._value``. Lacking: ``Variable.value``, slower.
@@ -51,7 +52,7 @@ from ckptstore.keras_private.messages import print_message
 from ckptstore.keras_private.metrics import metric_directions
 from ckptstore.keras_private.optimizers import optimizers_of, trained_by
 from ckptstore.keras_private.own_code import has_own_loading
-from ckptstore.keras_private.train_state import sync_train_state
+from ckptstore.keras_private.train_state import sync_train_state, wait_for_step
 from ckptstore.keras_private.values import raw_values
 from ckptstore.keras_private.walk import capture
 
@@ -76,4 +77,5 @@ __all__ = [
     "start_clocks",
     "sync_train_state",
     "trained_by",
+    "wait_for_step",
 ]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import CodeType, FrameType
 from typing import Any
 
@@ -66,11 +67,31 @@ class FitLoop:
 
     # --- callbacks ---------------------------------------------------------------------------------
 
-    def run_hooks_in_order(self) -> None:
-        """Have Keras call batch hooks before it goes on, not in another thread, whose model is in use meanwhile."""
+    def run_hooks_as_without(self, callback: Any) -> None:
+        """Have Keras call batch hooks as it would if `callback` were not there.
+
+        A list with a callback that looks at batches waits for each batch's result, and on JAX the next one is prepared
+        no more while it computes. Where no other callback wants that, Keras calls the hooks in another thread.
+        """
+        kept = (
+            callback,
+            getattr(self.callbacks, "_progbar", None),
+            getattr(self.callbacks, "_history", None),
+        )
+        others = [one for one in self.callbacks.callbacks if not any(one is other for other in kept)]
+        without = keras.callbacks.CallbackList(others)
         for name in ("_async_train", "_async_test"):
-            if getattr(self.callbacks, name, False):
-                setattr(self.callbacks, name, False)
+            if hasattr(self.callbacks, name) and hasattr(self.callbacks, "_executor"):
+                setattr(self.callbacks, name, getattr(without, name, False))
+        if hasattr(self.callbacks, "_executor") and self.callbacks._executor is None:
+            # Keras ends it with the fit.
+            self.callbacks._executor = ThreadPoolExecutor(thread_name_prefix="keras-callbacks")
+
+    def wait_for_callbacks(self) -> None:
+        """Wait until the hooks that Keras calls in another thread have ended."""
+        flush = getattr(self.callbacks, "_flush_futures", None)
+        if flush is not None:
+            flush()
 
     def behind(self, callback: Any) -> list[Any]:
         """Return the callbacks that Keras calls after one."""

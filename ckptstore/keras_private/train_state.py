@@ -12,6 +12,24 @@ _VARIABLES = ("trainable_variables", "non_trainable_variables", "metrics_variabl
 _OPTIMIZER = "optimizer_variables"
 
 
+def wait_for_step(callback: Any) -> None:
+    """Wait until the last train step is computed; a device may be some steps behind.
+
+    Args:
+        callback: In the middle of a fit; its `model` need not be asked for before.
+    """
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        jax.block_until_ready(getattr(getattr(callback, "_model", None), "_jax_state", None))
+    elif backend == "torch":
+        import torch
+
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+
+
 def sync_train_state(callback: Any) -> None:
     """Put the state of the last step into the variables of a callback's model, in a fraction of Keras' own time.
 
