@@ -20,8 +20,10 @@ from crash_invariants import violations
 from crash_snapshots import is_seed, save, snapshot_of
 
 from ckptstore import CheckpointStore, RunLockedError
+from ckptstore.background import worker
 from ckptstore.background.process import can_start
 from ckptstore.background.ring import WRITER, Ring
+from ckptstore.background.worker import REST_S
 from ckptstore.layout import Layout
 from ckptstore.locks import store_lock
 from ckptstore.save_request import SaveRequest
@@ -191,6 +193,36 @@ def test_two_snapshots_are_all_the_memory_there_is(process_ring: Ring, store: Ch
 
 
 # --- failures ----------------------------------------------------------------------------------
+
+
+def test_between_saves_that_may_be_left_out_the_worker_rests_unless_somebody_waits(
+    ring: Ring, store: CheckpointStore
+) -> None:
+    """A commit takes processor time from the training: of saves every few milliseconds ten a second are enough."""
+    began = time.monotonic()
+    for seed in range(3):
+        hand_over(ring, seed, droppable=True)
+        while ring.pending:
+            ring.outcomes()
+    assert time.monotonic() - began >= 2 * REST_S
+    hand_over(ring, 3, droppable=True)
+    hand_over(ring, 4, droppable=True)
+    ring._link.hurry()  # type: ignore[union-attr]
+    ring.drain()
+    moments = [one.created_at for one in store.checkpoints()]
+    assert epochs(store) == [0, 1, 2, 3, 4] and moments == sorted(moments)
+
+
+def test_what_must_be_saved_is_saved_at_once(
+    ring: Ring, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that rested for its whole time would never come to its end here."""
+    monkeypatch.setattr(worker, "REST_S", 1000.0)
+    hand_over(ring, 0, droppable=True)
+    for seed in (1, 2, 3):
+        hand_over(ring, seed)
+    ring.drain()
+    assert epochs(store) == [0, 1, 2, 3]
 
 
 def test_the_worker_is_not_asked_at_every_batch(ring: Ring, store: CheckpointStore) -> None:

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from resume_cases import BACKENDS, CASES, INEXACT, NEEDS, RARE, is_installed  # imports keras
+from resume_cases import BACKENDS, CASES, INEXACT, NEEDS, RARE, is_installed
 from resume_runs import Outcome, Runs
 
+# Its children import Keras.
+pytestmark = pytest.mark.backend
 BACKEND = os.environ["KERAS_BACKEND"]
 # Also what is very like another case, in minutes more.
 ALL = os.environ.get("CKPTSTORE_ALL_CASES", "") not in ("", "0")
