@@ -147,27 +147,24 @@ class FitSession:
             return
         with self._guarded():
             assert self._iteration is not None
-            model = self._saver.model
-            self._epoch_end = EpochEnd.of(model, self.position, self._siblings(), self._iteration)
-        with self._saved_before_end():
+            self._epoch_end = EpochEnd.of(self._saver.model, self.position, self._siblings(), self._iteration)
+        try:
             others(epoch, logs)
+        except BaseException as error:
+            self._cannot_begin(error)
+            raise
         self.position.begin_epoch(epoch)
 
-    @contextmanager
-    def _saved_before_end(self) -> Iterator[None]:
+    def _cannot_begin(self, error: BaseException) -> None:
         """Save what is finished when a batch or an epoch cannot begin: there, the end of the epoch before."""
-        try:
-            yield
-        except BaseException as error:
-            before = self._epoch_end
-            if before is not None:
-                keras_optimizers.set_learning_rates(self._saver.model, before.rates)
-                self.position = before.position
-            if before is not None or self.position.batches:
-                batch = self.position.batch if before is None else None
-                self._save_before_end(error, due=False, batch=batch, logs=self._logs)
-            self.end(error)
-            raise
+        before = self._epoch_end
+        if before is not None:
+            keras_optimizers.set_learning_rates(self._saver.model, before.rates)
+            self.position = before.position
+        if before is not None or self.position.batches:
+            batch = self.position.batch if before is None else None
+            self._save_before_end(error, due=False, batch=batch, logs=self._logs)
+        self.end(error)
 
     def _go_on(self, resumed: ResumedRun, others: Callable[..., None], epoch: int, logs: Any) -> None:
         assert self._loop is not None
@@ -184,8 +181,7 @@ class FitSession:
         self.resumed = resumed.settled()
         if not resumed.batches:
             others(epoch, logs)
-        step = resumed.checkpoint.step
-        self.position.stand_at(epoch=epoch, batches=resumed.batches, step=step)
+        self.position.stand_at(epoch=epoch, batches=resumed.batches, step=resumed.checkpoint.step)
 
     def _put_back(self, resumed: ResumedRun) -> None:
         assert self._iteration is not None
@@ -230,10 +226,14 @@ class FitSession:
         return self._iteration is not None and self._iteration.passing_over
 
     def _batch_begins(self, others: Callable[..., None], batch: int, logs: Any = None) -> None:
-        if not self._is_passing_over():
-            with self._saved_before_end():
-                others(batch, logs)
-            self._epoch_end = None
+        if self._is_passing_over():
+            return
+        try:
+            others(batch, logs)
+        except BaseException as error:
+            self._cannot_begin(error)
+            raise
+        self._epoch_end = None
 
     def _batch_ends(self, others: Callable[..., None], batch: int, logs: Any = None) -> None:
         if self._is_passing_over():
@@ -247,10 +247,12 @@ class FitSession:
             due = self._saver.due_after(self.position.batch_done(batch))
             self._save_before_end(error, due=due, batch=self.position.batch, logs=logs)
             raise
-        with self._guarded():
+        try:
             self._saver.look_after_saves()
-        new = self.position.batch_done(batch)
-        if self._saver.due_after(new) or self._stop.received is not None:
+        except BaseException as error:
+            self.end(error)
+            raise
+        if self._saver.due_after(self.position.batch_done(batch)) or self._stop.received is not None:
             self._save(batch=self.position.batch, logs=logs)
         self._logs = logs or {}
         self._obey_signal()
@@ -305,10 +307,9 @@ class FitSession:
     def _save(self, *, batch: int | None, logs: Any, frozen: Frozen | None = None) -> None:
         if self._saved == (self.position.epoch, batch):
             return
-        # What is measured of a save begins when the steps before it, and what sees them, are done.
         if self._loop is not None:
             self._loop.wait_for_callbacks()
-        wait_for_step(self._saver)
+        wait_for_step(self._saver)  # what is measured of a save begins behind that
         numbers = plain_logs(logs or {})
         sync_train_state(self._saver)
         fit = self._state(batch, numbers, frozen or Frozen())

@@ -109,6 +109,8 @@ class Saves(Generic[Note]):
         if mine is not None:
             request = replace(request, keep=None)
         handed = self._ring.hand_over(snapshot, request, droppable=droppable, best=best)
+        if handed is None:
+            return False
         if handed.dropped is not None:
             self._notes.pop(handed.dropped, None)
         self._notes[handed.number] = note, mine

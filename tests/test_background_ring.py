@@ -147,13 +147,15 @@ def test_the_best_makes_way_for_a_better_one_alone(ring: Ring, store: Checkpoint
         best = hand_over(ring, 1, droppable=True, best=True)
         better = hand_over(ring, 2, droppable=True, best=True)
         assert better.dropped == best.number
-        waiting = threading.Thread(target=hand_over, args=(ring, 3), kwargs={"droppable": True})
+        # No step waits for what need not be saved; what must be, waits for a place.
+        assert hand_over(ring, 3, droppable=True) is None
+        waiting = threading.Thread(target=hand_over, args=(ring, 4))
         waiting.start()
         waiting.join(0.2)
         assert waiting.is_alive()
     waiting.join()
     ring.drain()
-    assert epochs(store) == [0, 2, 3]
+    assert epochs(store) == [0, 2, 4]
 
 
 def test_the_step_waits_where_that_is_wanted(store: CheckpointStore) -> None:

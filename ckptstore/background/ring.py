@@ -163,7 +163,7 @@ class Ring:
 
     def hand_over(
         self, snapshot: Snapshot, request: SaveRequest, *, droppable: bool, best: bool = False
-    ) -> HandedOver:
+    ) -> HandedOver | None:
         """Copy a snapshot; when this returns, the model may change, and the worker has it.
 
         Args:
@@ -171,8 +171,14 @@ class Ring:
             request: What is to be done with it.
             droppable: True where a newer one may take its place while it waits.
             best: True where it is the best so far; then only a better one may.
+
+        Returns:
+            None where it may be dropped, and was: no place is free, and the one that waits is the best so far.
         """
         self.start()
+        self._listen(0.0)
+        if droppable and not best and self._is_held_by_the_best():
+            return None
         dropped = self._make_room(best=best)
         assert self._link is not None
         self._number += 1
@@ -187,7 +193,6 @@ class Ring:
 
     def _make_room(self, *, best: bool) -> int | None:
         """Have a place free; returns the number of the letter that had to go for it."""
-        self._listen(0.0)
         while len(self._sent) == PLACES:
             newest = self._sent[-1]
             if (
@@ -200,6 +205,9 @@ class Ring:
             self._hurry()
             self._listen(None)
         return None
+
+    def _is_held_by_the_best(self) -> bool:
+        return self._backpressure == "replace" and len(self._sent) == PLACES and self._sent[-1].best
 
     def outcomes(self) -> list[Outcome]:
         """Return what became of snapshots since this was last asked, oldest first; waits for nothing.
