@@ -65,8 +65,9 @@ class StoreCheckpoint(ResumingCallback):
         background: Save beside the training, in a process of its own: a step waits for one copy of the state in memory.
             False to have it wait until each checkpoint is durable.
         backpressure: What happens when saves come faster than the disk takes them, and one is waiting already:
-            ``"replace"`` it by the newer, if it was taken within an epoch and is not the best, or the newer is better;
-            or ``"wait"`` for the disk.
+            ``"replace"`` it by the newer, if both were taken within an epoch, or leave the newer out where the one
+            that waits is the best and the newer no better; of such saves at most ten a second are committed. Or
+            ``"wait"`` for the disk, and leave none out.
         max_overhead: With ``save_freq="auto"``, the share of the run that saving may cost: what steps wait for, and
             what those beside a save take longer. An epoch's end that is the best so far is saved a little early;
             where epochs are shorter than the interval that is allowed, some of these are not saved.
