@@ -137,7 +137,7 @@ class BackupAndRestore(ResumingCallback):
         return self._saves.save(
             self.model,
             before,
-            droppable=moment.batch is not None,
+            droppable=moment.droppable,
             epoch=moment.epoch,
             batch=moment.batch,
             step=moment.step,

@@ -18,6 +18,8 @@ from ckptstore.errors import (
     CheckpointStoreError,
     DiskFullError,
     SaveInProgressError,
+    StorageError,
+    StoreLockedError,
     UnfinishedSaveError,
 )
 from ckptstore.files import fsync_directory, rename_to_new, unlink
@@ -143,7 +145,9 @@ class Committer:
                 if lease is not None:
                     lease.release()
                 if self._dropped:
-                    give_up_for(self._layout.reserve, partial(self._manifest.remove, self._dropped))
+                    # Where that fails now, the next opening does it; all that was saved is there.
+                    with suppress(StorageError, StoreLockedError):
+                        give_up_for(self._layout.reserve, partial(self._manifest.remove, self._dropped))
                     self._dropped = []
 
     def _begin(self) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ckptstore import random_state
 from ckptstore.formats.snapshot import Array, FitState
-from ckptstore.keras_arrays import host_array
+from ckptstore.keras_arrays import host_array, own_copy
 from ckptstore.monitor import scalar
 from ckptstore.random_state import Generators
 from ckptstore.store import CheckpointStore
@@ -27,6 +27,7 @@ class Moment:
         logs: Keras' logs, numbers where they are scalars.
         fit: Where the fit stands.
         resumable: False after a loss that is not finite: nobody wants to go on from there.
+        last: Whether the fit ends behind it: then it is never left out.
     """
 
     epoch: int
@@ -35,6 +36,12 @@ class Moment:
     logs: Mapping[str, Any]
     fit: FitState
     resumable: bool
+    last: bool = False
+
+    @property
+    def droppable(self) -> bool:
+        """Whether a newer one may take its place."""
+        return self.batch is not None and not self.last
 
 
 class Saver(Protocol):
@@ -79,11 +86,11 @@ class Frozen:
     """What a validation changes, as it was before.
 
     Attributes:
-        values: Copies of metrics and seed generators, by the variables' ids.
+        values: Copies of metrics and seed generators as the backend has them, by the variables' ids.
         generators: The global random generators; None for the present ones.
     """
 
-    values: Mapping[int, Array] = field(default_factory=dict)
+    values: Mapping[int, Any] = field(default_factory=dict)
     generators: Generators | None = None
 
     @classmethod
@@ -91,9 +98,12 @@ class Frozen:
         """Return what a validation of a model is about to change."""
         weights = {id(one) for one in model.weights}
         left_out = [*model.variables, *model.metrics_variables]
-        # The arrays of a snapshot are read when the payload is written: these must be copies.
-        values = {id(one): np.array(host_array(one)) for one in left_out if id(one) not in weights}
+        values = {id(one): own_copy(one) for one in left_out if id(one) not in weights}
         return cls(values, random_state.capture())
+
+    def arrays(self) -> dict[int, Array]:
+        """Return the values in host memory."""
+        return {key: host_array(value) for key, value in self.values.items()}
 
 
 def plain_logs(logs: Mapping[str, Any]) -> dict[str, Any]:

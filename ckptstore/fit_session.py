@@ -242,17 +242,17 @@ class FitSession:
             return
         try:
             others(batch, logs)
+            due = self._saver.due_after(self.position.batch_done(batch)) or self._stop.received is not None
+            if due and self._loop is not None:
+                self._loop.wait_for_callbacks()
         except BaseException as error:
             self._call_the_rest("on_train_batch_end", batch, error)
             due = self._saver.due_after(self.position.batch_done(batch))
             self._save_before_end(error, due=due, batch=self.position.batch, logs=logs)
             raise
-        try:
+        with self._guarded():
             self._saver.look_after_saves()
-        except BaseException as error:
-            self.end(error)
-            raise
-        if self._saver.due_after(self.position.batch_done(batch)) or self._stop.received is not None:
+        if due:
             self._save(batch=self.position.batch, logs=logs)
         self._logs = logs or {}
         self._obey_signal()
@@ -304,18 +304,16 @@ class FitSession:
 
     # --- saving ------------------------------------------------------------------------------------
 
-    def _save(self, *, batch: int | None, logs: Any, frozen: Frozen | None = None) -> None:
+    def _save(self, *, batch: int | None, logs: Any, frozen: Frozen | None = None, end: bool = False) -> None:
         if self._saved == (self.position.epoch, batch):
             return
-        if self._loop is not None:
-            self._loop.wait_for_callbacks()
-        wait_for_step(self._saver)  # what is measured of a save begins behind that
-        numbers = plain_logs(logs or {})
-        sync_train_state(self._saver)
-        fit = self._state(batch, numbers, frozen or Frozen())
-        moment = moment_of(self.position, batch, numbers, fit)
         with self._guarded():
-            if self._saver.save_at(moment):
+            wait_for_step(self._saver)  # what is measured of a save begins behind that
+            sync_train_state(self._saver)
+            numbers = plain_logs(logs or {})
+            fit = self._state(batch, numbers, frozen or Frozen())
+            end = end or self._stop.received is not None
+            if self._saver.save_at(moment_of(self.position, batch, numbers, fit, last=end)):
                 self._saved = (self.position.epoch, batch)
 
     def _state(self, batch: int | None, logs: Mapping[str, Any], frozen: Frozen) -> FitState:
@@ -327,7 +325,7 @@ class FitSession:
         if self._epoch_end is not None:
             values |= self._epoch_end.values
             return FitState(values=values, generators=self._epoch_end.generators)
-        return FitState(values=values, frozen=frozen.values, generators=frozen.generators)
+        return FitState(values=values, frozen=frozen.arrays(), generators=frozen.generators)
 
     # --- the end -----------------------------------------------------------------------------------
 
@@ -355,7 +353,7 @@ class FitSession:
         """Save what is finished, for an exception is about to end the fit; what fails then is a note on it."""
         try:
             if self._save_on_exception or due:
-                self._save(batch=batch, logs=logs)
+                self._save(batch=batch, logs=logs, end=True)
         except Exception as failure:
             error.add_note(f"saving before the end failed too: {failure}")
         finally:

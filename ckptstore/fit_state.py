@@ -37,7 +37,9 @@ def values_of(
     }
 
 
-def moment_of(position: FitPosition, batch: int | None, logs: Mapping[str, Any], fit: FitState) -> Moment:
+def moment_of(
+    position: FitPosition, batch: int | None, logs: Mapping[str, Any], fit: FitState, *, last: bool
+) -> Moment:
     """Return a moment to be saved; after a loss that is not finite it is none to go on from."""
     loss = scalar(logs.get("loss"))
     return Moment(
@@ -47,4 +49,5 @@ def moment_of(position: FitPosition, batch: int | None, logs: Mapping[str, Any],
         logs=logs,
         fit=fit,
         resumable=loss is None or math.isfinite(loss),
+        last=last,
     )

@@ -71,6 +71,16 @@ def kept_value(variable: Any) -> Any:
     return np.array(keras.ops.convert_to_numpy(value), copy=True)
 
 
+def own_copy(variable: Any) -> Any:
+    """Return a copy of a variable's value that a later step neither changes nor takes over; waits for none.
+
+    On JAX a step is given the memory of the values that it replaces.
+    """
+    if keras.backend.backend() == "jax":
+        return variable.value.copy()
+    return np.array(host_array(variable))
+
+
 def nbytes_of(model: Any) -> int:
     """Return about how many bytes a model's state has, with its optimizer's; 0 for one that is not built yet."""
     optimizer = getattr(model, "optimizer", None)

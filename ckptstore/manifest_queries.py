@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, cast
 
 from sqlalchemy import ColumnElement, Connection, Executable, ScalarSelect, Select, exists, func, select
@@ -21,14 +21,20 @@ from ckptstore.models import (
 )
 from ckptstore.records import Event, Holder, Mode, Published, State
 
+_FETCHED_AT_ONCE = 1000
+
 
 def plain(connection: Connection, statement: Executable) -> Iterator[tuple[Any, ...]]:
     """Yield rows as the driver gives them: times and JSON are text, truth is 0 or 1.
 
-    That takes half the time of SQLAlchemy's rows.
+    That takes half the time of SQLAlchemy's rows. Whoever stops halfway leaves the cursor to the connection, which may
+    be closed by the time that this generator is collected.
     """
-    with connection.execute(statement) as result:
-        yield from cast("Iterable[tuple[Any, ...]]", result.cursor)
+    result = connection.execute(statement)
+    cursor: Any = result.cursor
+    while rows := cursor.fetchmany(_FETCHED_AT_ONCE):
+        yield from rows
+    result.close()
 
 
 def id_of_run(name: str) -> ScalarSelect[int]:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from weakref import finalize
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, ResourceClosedError
 
 from ckptstore import schema
-from ckptstore.errors import CheckpointStoreError, CorruptManifestError, InvalidArgumentError, ReadOnlyError
+from ckptstore.errors import (
+    CheckpointStoreError,
+    CorruptManifestError,
+    InvalidArgumentError,
+    ReadOnlyError,
+    StorageError,
+)
 from ckptstore.forks import no_fork
 from ckptstore.locks import instead_of_locks
 from ckptstore.sqlite_engine import WRITES, roll_back_hot_journal
@@ -82,10 +90,18 @@ class Transactions:
         with self._translating(), no_fork(), instead_of_locks(), self._begun(writes=True) as connection:
             try:
                 yield connection
+                self._check_open(connection)
                 connection.commit()
             except DBAPIError:
                 self._engine.dispose()
                 raise
+
+    def _check_open(self, connection: Connection) -> None:
+        """Refuse to commit nothing: SQLite undoes a whole transaction when a statement in it meets a failing disk."""
+        driver: Any = connection.connection.driver_connection
+        if not driver.in_transaction:
+            problem = OSError(errno.EIO, "the transaction was rolled back")
+            raise StorageError(operation="SQLite", path=self.path, error=problem)
 
     @contextmanager
     def _begun(self, *, writes: bool) -> Iterator[Connection]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from ckptstore.errors import InvalidArgumentError, MetricNotFoundError
+from ckptstore.errors import CorruptManifestError, InvalidArgumentError, MetricNotFoundError, StorageError
 from ckptstore.layout import Layout, shown_at
 from ckptstore.manifest import Manifest
 from ckptstore.manifest_keeping import Judging, Verdict
@@ -20,6 +20,7 @@ from ckptstore.retention.always import best_and_resume_point
 from ckptstore.retention.budget import MaxBytes
 from ckptstore.retention.policy import check_modes
 from ckptstore.retention.steps import always_here, gone, has_steps
+from ckptstore.sqlite_errors import FOREIGN_ERRORS
 from ckptstore.wholeness import has_its_size, has_size
 
 # So many new checkpoints may go without a note of how far retention has come: a note costs a transaction.
@@ -72,8 +73,10 @@ class Marking:
         self.tried, self.error = True, None
         try:
             verdict = self._verdict(view)
+        except (*FOREIGN_ERRORS, StorageError, CorruptManifestError, MemoryError):
+            raise  # of the transaction, which fails as a whole
         except Exception as error:
-            # Whatever it is: the checkpoint that is being added is no worse for it.
+            # Whatever else it is: the checkpoint that is being added is no worse for it.
             self.error = error
             return None
         self.gone = () if verdict is None else verdict.gone

@@ -176,7 +176,9 @@ class Saves(Generic[Note]):
 
     def _hear(self, outcomes: list[Outcome]) -> None:
         for position, outcome in enumerate(outcomes):
-            note, mine = self._notes.pop(outcome.number, (None, None))
+            if outcome.number not in self._notes:
+                continue  # an interrupt came between the hand-over and its note
+            note, mine = self._notes.pop(outcome.number)
             error = outcome.error
             if error is not None:
                 error.__cause__ = outcome.cause
@@ -185,10 +187,10 @@ class Saves(Generic[Note]):
                     error = self._retain(outcome.checkpoint, mine)
                 saved = self._failures.heard(outcome.checkpoint, error)
             except BaseException:
-                self._settled(note, None)  # type: ignore[arg-type]
+                self._settled(note, None)
                 self._hear_rest(outcomes[position + 1 :])
                 raise
-            self._settled(note, saved)  # type: ignore[arg-type]
+            self._settled(note, saved)
         # At the end, since a filter may make an exception of it.
         for text in [text for outcome in outcomes for text in outcome.warned]:
             warnings.warn(text, UserWarning, stacklevel=2)
@@ -209,8 +211,9 @@ class Saves(Generic[Note]):
     def _hear_rest(self, outcomes: list[Outcome]) -> None:
         """Note what is saved behind a save whose failure ends the training."""
         for outcome in outcomes:
-            note, _ = self._notes.pop(outcome.number, (None, None))
-            self._settled(note, outcome.checkpoint)  # type: ignore[arg-type]
+            if outcome.number in self._notes:
+                note, _ = self._notes.pop(outcome.number)
+                self._settled(note, outcome.checkpoint)
 
 
 def check_background(background: object, backpressure: object) -> None:

@@ -235,7 +235,7 @@ class StoreCheckpoint(ResumingCallback):
         handed = self._saves.save(
             self.model,
             note,
-            droppable=moment.batch is not None,
+            droppable=moment.droppable,
             best=better,
             epoch=moment.epoch,
             batch=moment.batch,
@@ -248,11 +248,17 @@ class StoreCheckpoint(ResumingCallback):
             notes=self._notes(),
             **self.save_options(),
         )
+        if not handed:
+            if not self._batches_since_save:
+                # Left out, since the best so far waits for the disk: due again after half the time.
+                self._batches_since_save = note.batches // 2
+                self._saved_at = time.monotonic() - (self.save_interval_s or 0.0) / 2
+            return False
         self._saved_at = time.monotonic()
         if self._budget is not None:
             self._budget.saved()
             self._was_saving = self._saves.waiting
-        return handed
+        return True
 
     def _notes(self) -> dict[str, dict[str, Any]]:
         news = None if self._budget is None else self._budget.news()

@@ -209,7 +209,7 @@ def test_between_saves_that_may_be_left_out_the_worker_rests_unless_somebody_wai
     assert time.monotonic() - began >= 2 * REST_S
     hand_over(ring, 3, droppable=True)
     hand_over(ring, 4, droppable=True)
-    ring._link.hurry()  # type: ignore[union-attr]
+    ring._link.hurry(5)  # type: ignore[union-attr]
     ring.drain()
     moments = [one.created_at for one in store.checkpoints()]
     assert epochs(store) == [0, 1, 2, 3, 4] and moments == sorted(moments)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 
 import ckptstore
 from ckptstore import training_state
+from ckptstore.background.process import can_start
 from ckptstore.formats.payload import read_state
 
 pytestmark = pytest.mark.filterwarnings(
@@ -79,3 +82,57 @@ def test_what_hooks_in_another_thread_have_seen_is_in_the_save(tmp_path: Path) -
     assert (first.epoch, first.batch) == (0, 3)
     saved = training_state.fit_values(read_state(first.path))["callbacks"]
     assert "'batches': [0, 1, 2, 3]" in str(saved)
+
+
+class Fails(Listens):
+    """Fails in another thread."""
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        super().on_train_batch_end(batch, logs)
+        if batch == 3:
+            raise RuntimeError("boom")
+
+
+def test_an_error_in_another_thread_ends_the_fit_with_a_save(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    with pytest.raises(RuntimeError, match="boom"):
+        _fit(folder, Fails(async_safe=True), save_freq=4, background=False)
+    with ckptstore.CheckpointStore(folder) as store:
+        store.claim("default")  # nobody has the run any more
+        assert [(one.epoch, one.batch) for one in store.checkpoints()] == [(0, 3)]
+
+
+class Ends(keras.callbacks.Callback):
+    """Ends a fit while the disk hangs, by a signal or an error."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.saver: Any = None
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        writer = self.saver._saves._ring._link.process.pid
+        if batch == 0:
+            os.kill(writer, signal.SIGSTOP)
+            threading.Timer(0.5, os.kill, (writer, signal.SIGCONT)).start()
+        if batch == 5 and self.how == "signal":
+            os.kill(os.getpid(), signal.SIGTERM)
+        if batch == 5 and self.how == "error":
+            raise RuntimeError("boom")
+
+
+@pytest.mark.skipif(not can_start(), reason="this platform has no memfd or pidfd")
+@pytest.mark.parametrize("how", ["signal", "error"])
+def test_what_is_saved_at_the_end_is_not_left_out_for_the_best_that_waits(tmp_path: Path, how: str) -> None:
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, kernel_initializer="zeros")])
+    model.compile(keras.optimizers.SGD(1e-9), "mse")
+    x = np.ones((16, 2), "float32")
+    # The second batch is the best of all.
+    y = np.array([[5.0]] * 2 + [[0.0]] * 2 + [[100.0]] * 12, "float32")
+    saver, ends = ckptstore.StoreCheckpoint(tmp_path / "store", monitor="loss", save_freq=1), Ends(how)
+    ends.saver = saver
+    expected = ckptstore.TrainingInterrupted if how == "signal" else RuntimeError
+    with pytest.raises(expected):
+        model.fit(x, y, batch_size=2, shuffle=False, verbose=0, callbacks=[ends, saver])
+    with ckptstore.CheckpointStore(tmp_path / "store", read_only=True) as store:
+        assert [one.batch for one in store.checkpoints()][-1] == 5

@@ -25,10 +25,12 @@ from ckptstore.errors import (
     ReadOnlyError,
     RunLockedError,
     SaveInProgressError,
+    StorageError,
     StoreNotFoundError,
     UnfinishedSaveError,
 )
 from ckptstore.files import observed
+from ckptstore.manifest_retention import RunRows
 from ckptstore.manifest_transactions import Transactions
 from ckptstore.retention import Policy, keep_last
 from ckptstore.save_request import SaveRequest
@@ -138,6 +140,27 @@ def test_tags_move_and_pins_hold(store: CheckpointStore) -> None:
     for ref in ("production", 1):
         with pytest.raises(CheckpointNotFoundError):
             store.get(ref)
+
+
+@pytest.mark.parametrize("shown", [False, True])
+def test_a_disk_that_fails_while_retention_looks_fails_the_save_and_not_silently(
+    store: CheckpointStore, tmp_path: Path, shown: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite undoes the whole transaction when a SELECT meets an error of the disk; a ROLLBACK stands in for it."""
+
+    def newest(view: Any, *arguments: Any, **options: Any) -> Any:
+        view._connection.exec_driver_sql("ROLLBACK")
+        raise RuntimeError("whatever this is taken for")
+
+    save(store, 1, metrics={})
+    options = {"publish": tmp_path / "shown.keras"} if shown else {}
+    monkeypatch.setattr(RunRows, "newest", newest)
+    with pytest.raises(UnfinishedSaveError if shown else StorageError, match="rolled back"):
+        save(store, 2, metrics={}, keep=keep_last(1), **options)
+    monkeypatch.undo()
+    assert [one.epoch for one in store.checkpoints()] == ([1, 2] if shown else [1])
+    save(store, 3, metrics={}, keep=keep_last(1), **options)
+    assert [one.epoch for one in store.checkpoints()][-1] == 3 and store.verify() == []
 
 
 @pytest.mark.parametrize("shown", [False, True])

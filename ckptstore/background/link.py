@@ -9,8 +9,8 @@ from ckptstore.background.memory import Memory
 from ckptstore.background.token import Token
 from ckptstore.background.worker import Outcome
 
-# What a trainer says to the worker in another process.
-FINISH, HURRY = b"finish", b"hurry"
+# What a trainer says to the worker in another process; the second with the number of a letter behind it.
+FINISH, HURRY = b"finish", b"hurry "
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,8 @@ class Link(Protocol):
     def post(self, place: int) -> None:
         """Give a place, with a letter in it, to the worker."""
 
-    def hurry(self) -> None:
-        """Let it not rest between what is posted; see `ckptstore.background.worker.REST_S`."""
+    def hurry(self, number: int) -> None:
+        """Let it not rest before letters up to a number; see `ckptstore.background.worker.REST_S`."""
 
     def outcomes(self, timeout_s: float | None = 0.0) -> list[Outcome]:
         """Return what was done since, oldest first.

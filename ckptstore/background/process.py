@@ -104,9 +104,9 @@ class WriterProcess:
         """Give a place, with a letter in it, to the worker; from here on the trainer's death does not lose it."""
         self._places[place].token.post()
 
-    def hurry(self) -> None:
-        """Let it not rest between what is posted."""
-        self._tell(HURRY)
+    def hurry(self, number: int) -> None:
+        """Let it not rest before letters up to a number."""
+        self._tell(HURRY + str(number).encode())
 
     def outcomes(self, timeout_s: float | None = 0.0) -> list[Outcome]:
         """Return what was done since, oldest first; see `Link`."""

@@ -188,7 +188,7 @@ class Ring:
         self._sent.append(Sent(number=self._number, place=place, droppable=droppable, best=best))
         self._link.post(place)
         if not patient:
-            self._link.hurry()
+            self._hurry()
         return HandedOver(number=self._number, dropped=dropped, blocked_s=request.waited_s())
 
     def _make_room(self, *, best: bool) -> int | None:
@@ -253,7 +253,7 @@ class Ring:
 
     def _hurry(self) -> None:
         if self._link is not None and self._sent and self._pid == os.getpid():
-            self._link.hurry()
+            self._link.hurry(self._sent[-1].number)
 
     def _what(self) -> str:
         nbytes = sum(self._places[sent.place].memory.nbytes for sent in self._sent)

@@ -39,7 +39,7 @@ class WriterThread:
         self._places[place].token.post()
         self._posted.put(place)
 
-    def hurry(self) -> None:
+    def hurry(self, number: int) -> None:
         """Let it not rest before the next one."""
         if self._hurried.empty():
             self._hurried.put(None)
@@ -70,7 +70,7 @@ class WriterThread:
     def abandon(self) -> None:
         """Let it finish alone."""
         self._posted.put(None)
-        self.hurry()
+        self.hurry(0)
 
     def _work(self) -> None:
         while (place := self._posted.get()) is not None:

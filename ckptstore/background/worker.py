@@ -106,10 +106,12 @@ class Worker:
 
     def close(self) -> None:
         """End the lease and close the manifest."""
-        if self._committer is not None:
-            self._committer.close()
-        if self._manifest is not None:
-            self._manifest.close()
+        try:
+            if self._committer is not None:
+                self._committer.close()
+        finally:
+            if self._manifest is not None:
+                self._manifest.close()
 
 
 def portable(error: BaseException) -> BaseException:

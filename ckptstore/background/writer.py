@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from ckptstore.background.link import FINISH
+from ckptstore.background.link import FINISH, HURRY
 from ckptstore.background.memory import Memory
 from ckptstore.background.token import EventToken
 from ckptstore.background.worker import Outcome, Worker
@@ -37,7 +37,8 @@ class Writer:
         self._doubtful = len(memories) if facts["again"] else 0
         self._worker = Worker(Path(facts["root"]), memories)
         self._warned: list[str] = []
-        self._ending = self._in_a_hurry = False
+        self._ending = False
+        self._hurried_up_to = 0
 
     def note_warning(self, message: Warning | str, *where: Any, **more: Any) -> None:
         """Keep a warning for the trainer: nobody sees what this process prints while it works."""
@@ -51,15 +52,14 @@ class Writer:
                 if self._ending:
                     self._worker.close()
                     return
-                self._in_a_hurry = False
                 self._wait(None)
-            elif (rest_s := self._rest_s()) > 0:
+            elif (rest_s := self._rest_s(place)) > 0:
                 self._wait(rest_s)
             else:
                 self._commit(place)
 
-    def _rest_s(self) -> float:
-        if self._ending or self._in_a_hurry:
+    def _rest_s(self, place: int) -> float:
+        if self._ending or self._worker.number(place) <= self._hurried_up_to:
             return 0.0
         return self._worker.rest_until - time.monotonic()
 
@@ -101,11 +101,14 @@ class Writer:
 
     def _hear(self) -> None:
         try:
-            said = self._connection.recv_bytes()
+            while self._connection.poll():
+                said = self._connection.recv_bytes()
+                if said == FINISH:
+                    self._ending = True
+                else:
+                    self._hurried_up_to = int(said.removeprefix(HURRY))
         except (EOFError, OSError):
-            said = FINISH
-        self._ending = self._ending or said == FINISH
-        self._in_a_hurry = True
+            self._ending = True
 
 
 def run(facts: str) -> None:

@@ -24,7 +24,7 @@ TensorFlow. "None" is said of a module below that `inside` could not import.
   names the callback, which begins anew.
 - `loop`: the local variables of ``fit`` (``callbacks``, ``epoch_iterator``, ``epochs``, ``initial_epoch``, ``x``,
   ``val_x``), ``Model._initial_epoch``, ``train_function``, ``_symbolic_build``, ``CallbackList._async_train``,
-  ``_async_test``, ``_executor``, ``_futures``, ``_flush_futures``, ``_progbar``, ``_history``; and `epoch_data`:
+  ``_async_test``, ``_executor``, ``_futures``, ``_progbar``, ``_history``; and `epoch_data`:
   ``EpochIterator._enumerate_iterator``, ``_get_iterator``, ``_current_iterator``, ``_steps_seen``, ``_num_batches``,
   ``_distributed_dataset``, ``_one_batch_ahead_iterator`` or ``_prefetch_numpy_iterator``, ``data_adapter`` with the
   names of the adapters' classes, ``_dataloader``, ``get_torch_dataloader``, ``get_jax_iterator`` and

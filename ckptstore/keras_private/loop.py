@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from types import CodeType, FrameType
 from typing import Any
 
@@ -88,10 +88,15 @@ class FitLoop:
             self.callbacks._executor = ThreadPoolExecutor(thread_name_prefix="keras-callbacks")
 
     def wait_for_callbacks(self) -> None:
-        """Wait until the hooks that Keras calls in another thread have ended."""
-        flush = getattr(self.callbacks, "_flush_futures", None)
-        if flush is not None:
-            flush()
+        """Wait until the hooks that Keras calls in another thread have ended; raises the first error of one."""
+        waiting = getattr(self.callbacks, "_futures", None)
+        if not waiting:
+            return
+        # Keras itself would raise the same error again and again.
+        self.callbacks._futures = []
+        wait(waiting)
+        for future in waiting:
+            future.result()
 
     def behind(self, callback: Any) -> list[Any]:
         """Return the callbacks that Keras calls after one."""
