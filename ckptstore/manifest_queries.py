@@ -21,8 +21,6 @@ from ckptstore.models import (
 )
 from ckptstore.records import Event, Holder, Mode, Published, State
 
-_FETCHED_AT_ONCE = 1000
-
 
 def plain(connection: Connection, statement: Executable) -> Iterator[tuple[Any, ...]]:
     """Yield rows as the driver gives them: times and JSON are text, truth is 0 or 1.
@@ -32,8 +30,9 @@ def plain(connection: Connection, statement: Executable) -> Iterator[tuple[Any, 
     """
     result = connection.execute(statement)
     cursor: Any = result.cursor
-    while rows := cursor.fetchmany(_FETCHED_AT_ONCE):
-        yield from rows
+    # Not "yield from", which would close the cursor then.
+    for row in cursor:  # noqa: UP028
+        yield row
     result.close()
 
 
