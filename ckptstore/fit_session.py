@@ -297,6 +297,8 @@ class FitSession:
     def _test_batch_ends(self, others: Callable[..., None], batch: int, logs: Any = None) -> None:
         with self._guarded():
             others(batch, logs)
+            if self._stop.received is not None and self._loop is not None:
+                self._loop.wait_for_callbacks()
         if self._stop.received is not None and self._frozen is not None:
             if self.position.batches:
                 self._save(batch=self.position.batch, logs=self._logs, frozen=self._frozen)

@@ -84,6 +84,36 @@ def test_what_hooks_in_another_thread_have_seen_is_in_the_save(tmp_path: Path) -
     assert "'batches': [0, 1, 2, 3]" in str(saved)
 
 
+class Signals(keras.callbacks.Callback):
+    """Asks for a stop while Keras validates."""
+
+    def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_save_in_a_validation_has_what_hooks_have_seen_of_the_training(tmp_path: Path) -> None:
+    class SlowAtTheEnd(Listens):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            if batch == 5:
+                time.sleep(0.5)
+            super().on_train_batch_end(batch, logs)
+
+    x = np.ones((12, 3), "float32")
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    model.compile("adam", "mse")
+    saver = ckptstore.StoreCheckpoint(tmp_path / "store", monitor="loss", background=False)
+    callbacks = [SlowAtTheEnd(async_safe=True), Signals(), saver]
+    data = {"validation_data": (x, x[:, :1]), "batch_size": 2, "verbose": 0}
+    model.evaluate(
+        x, x[:, :1], batch_size=2, verbose=0
+    )  # compiles, so that the first validation does not wait
+    with pytest.raises(ckptstore.TrainingInterrupted):
+        model.fit(x, x[:, :1], callbacks=callbacks, **data)
+    with ckptstore.CheckpointStore(tmp_path / "store", read_only=True) as store:
+        saved = training_state.fit_values(read_state(store.checkpoints()[-1].path))["callbacks"]
+    assert "'batches': [0, 1, 2, 3, 4, 5]" in str(saved)
+
+
 class Fails(Listens):
     """Fails in another thread."""
 
