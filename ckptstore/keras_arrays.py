@@ -55,10 +55,16 @@ def first_not_finite(variables: Iterable[Any]) -> str | None:
     A step that spoils weights spoils them all over: the rest of a large one need not be read.
     """
     for variable in variables:
-        values = host_array(variable).reshape(-1)[:_LOOKED_AT]
-        if not np.isfinite(values.astype(np.float32)).all():
+        if not _all_finite(host_array(variable).reshape(-1)[:_LOOKED_AT]):
             return str(variable.path)
     return None
+
+
+def _all_finite(values: Array) -> bool:
+    # A product of finite numbers is finite unless it runs over: most often that one number tells, in a third of the time.
+    if values.dtype.char in "fd" and math.isfinite(values.dot(values)):
+        return True
+    return bool(np.isfinite(values.astype(np.float32)).all())
 
 
 def kept_value(variable: Any) -> Any:

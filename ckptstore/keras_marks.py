@@ -12,7 +12,7 @@ import xxhash
 
 from ckptstore.keras_arrays import host_array, kept_value, shape_and_dtype
 
-# A variable of at most so many bytes is kept by value, so that it can be put back.
+# Where a value has to be copied to be kept, one of at most so many bytes is: it can be put back.
 _SMALL = 65_536
 
 
@@ -31,21 +31,26 @@ class Marks:
     """
 
     def __init__(self, variables: Iterable[Any]) -> None:
-        self._marks = [_Mark(one, _token(one), _small_value(one)) for one in variables]
+        if keras.backend.backend() == "jax":
+            # Immutable: another value is another object, and a reference keeps it.
+            self._marks = [_Mark(one, id(value := one.value), value) for one in variables]
+        else:
+            self._marks = [_Mark(one, _token(one), _small_copy(one)) for one in variables]
 
     def put_back(self) -> bool:
-        """Give small variables that were assigned to their values back; returns whether a large one was changed."""
+        """Give variables that were assigned to their values back; returns whether one is left whose value is gone."""
         whole = True
         for mark in self._marks:
-            if not _same(mark.token, _token(mark.variable)):
-                if mark.value is None:
-                    whole = False
-                else:
-                    mark.variable.assign(mark.value)
+            if mark.token == _token(mark.variable):
+                continue
+            if mark.value is None or _is_gone(mark.value):
+                whole = False
+            else:
+                mark.variable.assign(mark.value)
         return not whole
 
 
-def _small_value(variable: Any) -> Any:
+def _small_copy(variable: Any) -> Any:
     shape, dtype = shape_and_dtype(variable)
     return kept_value(variable) if math.prod(shape) * dtype.itemsize <= _SMALL else None
 
@@ -54,11 +59,12 @@ def _token(variable: Any) -> Any:
     value = variable.value
     backend = keras.backend.backend()
     if backend == "jax":
-        return value  # immutable: another value is another object
+        return id(value)
     if backend == "torch":
         return value.data_ptr(), value._version
     return xxhash.xxh3_128_digest(host_array(variable).tobytes())
 
 
-def _same(one: Any, other: Any) -> bool:
-    return one is other or (isinstance(one, tuple | bytes) and bool(one == other))
+def _is_gone(value: Any) -> bool:
+    # On JAX a training step is given the memory of the values that it replaces.
+    return keras.backend.backend() == "jax" and bool(value.is_deleted())

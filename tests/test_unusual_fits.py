@@ -56,6 +56,19 @@ class Acting(keras.callbacks.Callback):  # type: ignore[misc]
         raise NotImplementedError
 
 
+class WarmUp(keras.callbacks.Callback):  # type: ignore[misc]
+    """Trains on a batch before all others, and keeps nothing."""
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.model.train_on_batch(np.ones((4, FEATURES), "float32"), np.ones((4, 1), "float32"))
+
+    def get_state(self) -> dict[str, Any]:
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """There is none."""
+
+
 class AsAskedError(Exception):
     """Ends a fit."""
 
@@ -194,6 +207,17 @@ def test_a_fit_inside_of_another(tmp_path: Path) -> None:
     again, second = made(plain), Inner(tmp_path / "inner")
     assert state(again, fit(again, saving(tmp_path / "outer"), second)) == expected
     assert [*first.found, *second.found] == inner.found
+
+
+def test_a_callback_that_trains_as_training_begins(tmp_path: Path) -> None:
+    """On JAX a step takes over the memory of the values that it replaces."""
+    whole = made(plain)
+    expected = state(whole, fit(whole, WarmUp()))
+    interrupt(made(plain), saving(tmp_path), WarmUp())
+    again, callback = made(plain), saving(tmp_path)
+    history = fit(again, callback, WarmUp())
+    assert callback.resumed_from is not None
+    assert state(again, history) == expected
 
 
 # --- ends ----------------------------------------------------------------------------------------
