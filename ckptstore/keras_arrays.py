@@ -61,7 +61,7 @@ def first_not_finite(variables: Iterable[Any]) -> str | None:
 
 
 def _all_finite(values: Array) -> bool:
-    # A product of finite numbers is finite unless it runs over: most often that one number tells, in a third of the time.
+    # A sum of squares is finite, unless it runs over: most often one number tells, in a third of the time.
     if values.dtype.char in "fd" and math.isfinite(values.dot(values)):
         return True
     return bool(np.isfinite(values.astype(np.float32)).all())

@@ -11,7 +11,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BOUND = re.compile(r"^([A-Za-z0-9_.-]+)>=([0-9][0-9a-z.]*)$")
+BOUND = re.compile(r"^([A-Za-z0-9_.-]+)>=([0-9][0-9a-z.]*)(?:;.*)?$")
 
 
 def normal(name: str) -> str:

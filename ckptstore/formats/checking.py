@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from ckptstore.formats.hdf5_payload import DESCRIPTION, STATE_ARRAYS, STATE_DOCU
 from ckptstore.formats.hdf5_reader import StoredDataset
 from ckptstore.formats.keras_zip import WEIGHTS
 from ckptstore.formats.reading import OpenPayload, open_payload
+from ckptstore.formats.sums import crc32
 
 
 def verify_payload(path: Path) -> list[str]:
@@ -92,11 +92,11 @@ def _digest_all(payload: OpenPayload) -> tuple[dict[str, str], str, int]:
     for begin, end, found in [*extents(source, payload.contents), (source.nbytes, source.nbytes, None)]:
         for part in parts(source, position, begin):
             structure.update(part)
-            crc = zlib.crc32(part, crc) if with_crc else 0
+            crc = crc32(part, crc) if with_crc else 0
         digest = xxhash.xxh3_128()
         for part in parts(source, begin, end):
             digest.update(part)
-            crc = zlib.crc32(part, crc) if with_crc else 0
+            crc = crc32(part, crc) if with_crc else 0
         if found is not None:
             digests[found.path] = PREFIX + digest.hexdigest()
         position = end

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from ckptstore.formats.hdf5_reader import StoredDataset
 from ckptstore.formats.reading import OpenPayload, open_payload, open_verified
 from ckptstore.formats.snapshot import Array, Snapshot, Variable
 from ckptstore.formats.source import Source
+from ckptstore.formats.sums import crc32
 from ckptstore.records import Format
 
 Progress = Callable[[int], object]
@@ -120,7 +120,7 @@ def _check_crc(found: OpenPayload) -> None:
         return
     crc = 0
     for part in parts(found.source, 0, found.source.nbytes):
-        crc = zlib.crc32(part, crc)
+        crc = crc32(part, crc)
     if crc != found.archive.weights_crc:
         raise found.source.corrupt("its weights differ from their CRC-32 in the archive")
 
