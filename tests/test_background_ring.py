@@ -427,7 +427,11 @@ def test_a_forked_child_neither_waits_for_the_writer_nor_ends_it(
     assert epochs(store) == [0, 1]
 
 
-def test_a_script_that_ends_without_a_word_is_waited_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "collected"),
+    [pytest.param("process", False, marks=needs_process), ("thread", False), ("thread", True)],
+)
+def test_a_script_that_ends_without_a_word_is_waited_for(kind: str, collected: bool, tmp_path: Path) -> None:
     """No end of a fit, no `close`, and no main guard: the interpreter's end drains."""
     script = tmp_path / "script.py"
     script.write_text(
@@ -442,9 +446,14 @@ def test_a_script_that_ends_without_a_word_is_waited_for(tmp_path: Path) -> None
         ring = store.saving_beside("default")
         for seed in range(2):
             ring.hand_over(snapshot_of(seed), SaveRequest(run="default", epoch=seed), droppable=False)
+        if {collected}:
+            del ring
         """)
     )
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    environment = {**os.environ, WRITER: kind}
+    done = subprocess.run(
+        [sys.executable, script], env=environment, capture_output=True, text=True, check=True
+    )
     assert done.stdout == "once\n"
     with CheckpointStore(tmp_path / "store", read_only=True) as store:
         assert epochs(store) == [0, 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
 import time
@@ -10,6 +11,9 @@ from pathlib import Path
 
 from ckptstore.background.link import Place
 from ckptstore.background.worker import Outcome, Worker
+
+# Threads with work left that nobody waits for; the interpreter would end them where they are.
+_abandoned: set[threading.Thread] = set()
 
 
 class WriterThread:
@@ -64,11 +68,15 @@ class WriterThread:
 
     def finish(self) -> None:
         """End it, after what was posted."""
-        self.abandon()
+        self._end()
         self._thread.join()
 
     def abandon(self) -> None:
-        """Let it finish alone."""
+        """Let it finish alone; the interpreter's end waits for it."""
+        _abandoned.add(self._thread)
+        self._end()
+
+    def _end(self) -> None:
         self._posted.put(None)
         self.hurry(0)
 
@@ -79,9 +87,16 @@ class WriterThread:
                 self._done.put(self._worker.commit(place, again=self._again))
                 self._rest()
         self._worker.close()
+        _abandoned.discard(threading.current_thread())
 
     def _rest(self) -> None:
         left = self._worker.rest_until - time.monotonic()
         if left > 0:
             with suppress(queue.Empty):
                 self._hurried.get(timeout=left)
+
+
+@atexit.register
+def _wait_for_abandoned() -> None:
+    for thread in list(_abandoned):
+        thread.join()
