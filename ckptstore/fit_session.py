@@ -21,7 +21,7 @@ from ckptstore.fit_state import moment_of, values_of
 from ckptstore.formats.snapshot import FitState
 from ckptstore.iteration import Arrival, Iteration
 from ckptstore.keras_callback_checks import refuse_a_second
-from ckptstore.keras_private import FitLoop, running_fit, sync_train_state, wait_for_step
+from ckptstore.keras_private import FitLoop, running_fit, train_state_in_variables, wait_for_step
 from ckptstore.resumed_run import ResumedRun, load_resume_point
 from ckptstore.run_writer import RunWriter
 from ckptstore.signals import StopRequest
@@ -311,12 +311,12 @@ class FitSession:
             return
         with self._guarded():
             wait_for_step(self._saver)  # what is measured of a save begins behind that
-            sync_train_state(self._saver)
-            numbers = plain_logs(logs or {})
-            fit = self._state(batch, numbers, frozen or Frozen())
             end = end or self._stop.received is not None
-            if self._saver.save_at(moment_of(self.position, batch, numbers, fit, last=end)):
-                self._saved = (self.position.epoch, batch)
+            with train_state_in_variables(self._saver, keep=end):
+                numbers = plain_logs(logs or {})
+                fit = self._state(batch, numbers, frozen or Frozen())
+                if self._saver.save_at(moment_of(self.position, batch, numbers, fit, last=end)):
+                    self._saved = (self.position.epoch, batch)
 
     def _state(self, batch: int | None, logs: Mapping[str, Any], frozen: Frozen) -> FitState:
         values: dict[str, Any] = {"fingerprint": self._fingerprint, "logs": dict(logs)}

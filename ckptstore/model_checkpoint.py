@@ -19,7 +19,7 @@ from ckptstore.batch_count import BatchCount
 from ckptstore.checkpoint_path import CheckpointPath
 from ckptstore.errors import InvalidArgumentError
 from ckptstore.keras_callback_checks import check_keep, check_save_freq, refuse_directory, refuse_unwritable
-from ckptstore.keras_private import print_message, sync_train_state
+from ckptstore.keras_private import print_message, train_state_in_variables
 from ckptstore.monitor import Verdict
 from ckptstore.names import check_run
 from ckptstore.records import Checkpoint, Mode
@@ -303,21 +303,21 @@ class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
         value = metrics.get(self.monitor)
         better = value is not None and monitoring.is_better(value, self.best, self._direction())
         note = _Note(epoch=epoch, filled=filled, value=value if better else None)
-        sync_train_state(self)
-        self._saves.save(
-            self.model,
-            note,
-            droppable=not self._path.has_placeholders,
-            best=better,
-            epoch=epoch,
-            batch=None if batch is None else self._count.finished(batch + 1) - 1,
-            step=self._count.step,
-            metrics=metrics,
-            publish=target,
-            keep=self._policy(),
-            monitor=None if self._mode is None else (self.monitor, self._mode),
-            **self._save_options(),
-        )
+        with train_state_in_variables(self):
+            self._saves.save(
+                self.model,
+                note,
+                droppable=not self._path.has_placeholders,
+                best=better,
+                epoch=epoch,
+                batch=None if batch is None else self._count.finished(batch + 1) - 1,
+                step=self._count.step,
+                metrics=metrics,
+                publish=target,
+                keep=self._policy(),
+                monitor=None if self._mode is None else (self.monitor, self._mode),
+                **self._save_options(),
+            )
         if better and self._saves.waiting:
             self.best = value  # the next one is compared with it, whether it is on the disk by then or not
 

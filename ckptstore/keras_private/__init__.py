@@ -52,7 +52,7 @@ from ckptstore.keras_private.messages import print_message
 from ckptstore.keras_private.metrics import metric_directions
 from ckptstore.keras_private.optimizers import optimizers_of, trained_by
 from ckptstore.keras_private.own_code import has_own_loading
-from ckptstore.keras_private.train_state import sync_train_state, wait_for_step
+from ckptstore.keras_private.train_state import train_state_in_variables, wait_for_step
 from ckptstore.keras_private.values import raw_values
 from ckptstore.keras_private.walk import capture
 
@@ -75,7 +75,7 @@ __all__ = [
     "save_legacy",
     "set_attribute",
     "start_clocks",
-    "sync_train_state",
+    "train_state_in_variables",
     "trained_by",
     "wait_for_step",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -30,27 +32,46 @@ def wait_for_step(callback: Any) -> None:
             torch.cuda.synchronize()
 
 
-def sync_train_state(callback: Any) -> None:
-    """Put the state of the last step into the variables of a callback's model, in a fraction of Keras' own time.
+@contextmanager
+def train_state_in_variables(callback: Any, *, keep: bool = False) -> Iterator[None]:
+    """Put the state of the last step into the variables of a callback's model for the block, in little time.
 
-    Keras does it when a callback asks for its model, by assigning to one variable after the other with all checks: at a
-    thousand variables some milliseconds that a training step waits. A value that has the shape and dtype of its
-    variable needs none. In a Keras without one of ``Callback._model``, ``Model._jax_state``, ``_jax_state_synced`` and
-    ``Variable._direct_assign``, or where something does not fit, nothing is done here, and Keras does it.
+    Keras does it when a callback asks for its model, by assigning to one variable after the other with all checks, and
+    asks all variables again before the next step: at a thousand variables some milliseconds each that a training step
+    waits. A value that has the shape and dtype of its variable needs no checks; and where the block changes nothing,
+    the state that Keras still holds is what the next step begins with. In a Keras without one of ``Callback._model``,
+    ``Model._jax_state``, ``_jax_state_synced``, ``Variable._value`` and ``Variable._direct_assign``, or where something
+    does not fit, nothing is done here, and Keras does it. If the block raises, the variables keep their values.
 
     Args:
         callback: In the middle of a fit; its `model` need not be asked for before.
+        keep: True to leave the variables with their values, for what comes after the fit.
     """
     model: Any = getattr(callback, "_model", None)
     state = getattr(model, "_jax_state", None)
+    before = _sync(model, state)
+    yield
+    if before and not keep and model._jax_state is state and model._jax_state_synced:
+        for variable, value in before:
+            variable._value = value
+        model._jax_state_synced = False
+
+
+def _sync(model: Any, state: Any) -> list[tuple[Any, Any]]:
+    """Return the variables that were given their values, and what they held; none where it is left to Keras.
+
+    While Keras trains that is nothing, unless somebody has assigned to one, which Keras takes no notice of.
+    """
     if not state or getattr(model, "_jax_state_synced", True):
-        return
+        return []
     pairs = _pairs(model, state)
     if pairs is None or not _fit(model, pairs):
-        return
+        return []
+    before = [(variable, variable._value) for variable, _ in pairs]
     for variable, value in pairs:
         variable._direct_assign(value)
     model._jax_state_synced = True
+    return before
 
 
 # Of each model, the train step and the variables whose values were found to fit.
@@ -87,6 +108,7 @@ def _fits(variable: Any, value: Any) -> bool:
     return (
         isinstance(variable, keras.Variable)
         and hasattr(variable, "_direct_assign")
+        and hasattr(variable, "_value")
         and value.shape == variable.shape
         and _name_of(value.dtype) == getattr(variable, "_dtype", None)
     )
