@@ -29,7 +29,7 @@ img { max-width: 100%; height: auto; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.87rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 0.2rem 0.8rem 0.2rem 0; border-bottom: 1px solid #e3e3e3; vertical-align: top; }
-td.n, th.n { text-align: right; }
+td.n, th.n { text-align: right; white-space: nowrap; }
 pre { font-size: 0.8rem; background: #f5f5f5; padding: 0.8rem; overflow-x: auto; }
 summary { cursor: pointer; } .quiet { color: #595959; }
 """
