@@ -17,12 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# The children of one case compile the same training again and again: JAX can keep what it has compiled.
-COMPILED_ONCE = {
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -45,12 +39,7 @@ class Runs:
         environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": os.pathsep.join(paths)}
         self._process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-W", "always::UserWarning", __file__],
-            env={
-                **environment,
-                "TF_CPP_MIN_LOG_LEVEL": "3",
-                **COMPILED_ONCE,
-                "JAX_COMPILATION_CACHE_DIR": str(folder),
-            },
+            env={**environment, "TF_CPP_MIN_LOG_LEVEL": "3"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
