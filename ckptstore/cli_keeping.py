@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ckptstore import report
-from ckptstore.cli_output import print_json, say, tell
+from ckptstore.cli_output import print_json, print_lines, say, tell
 from ckptstore.cli_parsing import command, of_one_run, open_store, ref_argument, with_json
 from ckptstore.layout import find_store
 
@@ -93,10 +93,10 @@ def prune(
     with open_store(store_path, run) if dry_run else _writable(store_path) as store:
         pruned = store.prune(policy, run=run, dry_run=dry_run)
     if as_json:
-        print_json(pruned.to_json())
+        print_json(pruned.documents())
         return
     if dry_run and (pruned.removed or pruned.kept):
-        tell("\n".join(report.pruned_lines(pruned)))
+        print_lines(report.pruned_lines(pruned))
     would = "would remove" if dry_run else "removed"
     done = f"{would} {len(pruned.removed)} checkpoints, {report.size_text(pruned.nbytes)}"
     tell(f"{done}; {len(pruned.kept)} stay")

@@ -7,9 +7,9 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -55,10 +55,16 @@ def abandon_stdout() -> None:
 
 
 def print_json(document: object) -> None:
-    """Print one JSON document; of a list of very many each on a line of its own, some at a time."""
+    """Print one JSON document; of a list, or iterator, of very many each on a line of its own, some at a time."""
     for pieces in _batched(_json_of(document)):
         tell("".join(pieces), end="")
     tell("")
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print very many lines, some at a time."""
+    for some in _batched(iter(lines)):
+        tell("\n".join(some))
 
 
 def _batched(pieces: Iterator[str], most: int = 1000) -> Iterator[list[str]]:
@@ -69,27 +75,30 @@ def _batched(pieces: Iterator[str], most: int = 1000) -> Iterator[list[str]]:
 
 def _json_of(document: object) -> Iterator[str]:
     """Yield the text of a document, in pieces."""
-    if isinstance(document, list) and len(document) > _MANY:
-        encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
-        yield "["
-        for number, one in enumerate(document):
-            yield f"{',' if number else ''}\n{encode(one)}"
-        yield "\n]"
-    elif isinstance(document, dict) and any(isinstance(one, list) for one in document.values()):
+    if isinstance(document, dict) and any(isinstance(one, list | Iterator) for one in document.values()):
         yield "{"
         for number, (name, value) in enumerate(document.items()):
             yield f"{',' if number else ''}\n  {json.dumps(name, ensure_ascii=False)}: "
-            if isinstance(value, list) and len(value) > _MANY:
-                yield from _json_of(value)
-            else:
-                yield _indented(value).replace("\n", "\n  ")
+            yield from _value_of(value, inside=True)
         yield "\n}"
     else:
-        yield _indented(document)
+        yield from _value_of(document)
 
 
-def _indented(document: object) -> str:
-    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+def _value_of(value: object, *, inside: bool = False) -> Iterator[str]:
+    """Yield the text of a list or iterator of very many, each on a line of its own, or of anything else."""
+    rest: Iterable[object] = ()
+    if isinstance(value, Iterator):
+        value, rest = list(islice(value, _MANY + 1)), value
+    if isinstance(value, list) and len(value) > _MANY:
+        encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+        yield "["
+        for number, one in enumerate(chain(value, rest)):
+            yield f"{',' if number else ''}\n{encode(one)}"
+        yield "\n]"
+    else:
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+        yield text.replace("\n", "\n  ") if inside else text
 
 
 def tell(text: str, end: str = "\n") -> None:

@@ -46,13 +46,19 @@ class ManifestAsking:
         self, run: str | None = None, *, states: Collection[State] | None = COMPLETE_ONLY
     ) -> Iterator[Checkpoint]:
         """Yield the checkpoints of a run, or all, oldest first, a page at a time, each in a transaction of its own."""
+        return (one.full(self._store) for page in self.pages(run, states=states) for one in page)
+
+    def pages(
+        self, run: str | None = None, *, states: Collection[State] | None = COMPLETE_ONLY
+    ) -> Iterator[list[manifest_rows.Slim]]:
+        """Yield the pages that `walk` makes checkpoints of, likewise."""
         after = 0
         while True:
             with self._transactions.reading() as connection:
-                page = manifest_rows.page(connection, self._store, run, states, after)
+                page = manifest_rows.page(connection, run, states, after)
             if not page:
                 return
-            yield from page
+            yield page
             after = page[-1].version
 
     def search(

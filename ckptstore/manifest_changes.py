@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Table, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, Executable, Table, bindparam, delete, insert, select, update
 
 from ckptstore.manifest_epochs import note_epoch
 from ckptstore.models import (
@@ -23,6 +23,9 @@ from ckptstore.models import (
     TAGS,
 )
 from ckptstore.records import Holder, Mode, NewCheckpoint, State
+
+# Versions of which something is changed in one call of the driver.
+_AT_ONCE = 5000
 
 
 def reserve_version(connection: Connection) -> int:
@@ -82,9 +85,8 @@ def set_state(connection: Connection, versions: Sequence[int], state: State) -> 
     """
     if state == "deleting" and versions:
         found = select(CHECKPOINTS.run_id).where(CHECKPOINTS.version == bindparam("which"))
-        connection.execute(
-            delete(RETENTION.table).where(RETENTION.run_id == found.scalar_subquery()),
-            [{"which": version} for version in versions],
+        _of_each(
+            connection, delete(RETENTION.table).where(RETENTION.run_id == found.scalar_subquery()), versions
         )
     _for_each(connection, CHECKPOINTS.table, versions, state=state)
     _for_each(connection, METRICS.table, versions, state=state)
@@ -102,19 +104,19 @@ def set_pinned(connection: Connection, version: int, pinned: bool) -> None:
 def remove(connection: Connection, versions: Sequence[int]) -> None:
     """Drop checkpoints and what refers to them, but events; versions that are not there are passed over."""
     for table in (TAGS.table, PUBLISHED.table, METRICS.table, CHECKPOINTS.table):
-        if versions:
-            connection.execute(
-                delete(table).where(table.c["version"] == bindparam("which")),
-                [{"which": version} for version in versions],
-            )
+        _of_each(connection, delete(table).where(table.c["version"] == bindparam("which")), versions)
 
 
 def _for_each(connection: Connection, table: Table, versions: Sequence[int], **values: object) -> None:
-    if versions:
-        connection.execute(
-            update(table).where(table.c["version"] == bindparam("which")).values(values),
-            [{"which": version} for version in versions],
-        )
+    _of_each(
+        connection, update(table).where(table.c["version"] == bindparam("which")).values(values), versions
+    )
+
+
+def _of_each(connection: Connection, statement: Executable, versions: Sequence[int]) -> None:
+    """Execute a statement for each version, some at a time: there may be very many."""
+    for begin in range(0, len(versions), _AT_ONCE):
+        connection.execute(statement, [{"which": version} for version in versions[begin : begin + _AT_ONCE]])
 
 
 def refill(

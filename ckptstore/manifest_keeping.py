@@ -70,16 +70,10 @@ class ManifestKeeping:
             version: int | None = connection.scalar(resumed.order_by(EVENTS.id.desc()).limit(1))
             return version
 
-    def let_go(self, run: str, gone: Sequence[Checkpoint], judged: Judged | None) -> None:
-        """Mark checkpoints for deletion and note how far retention has come, all at once.
-
-        Args:
-            run: The run.
-            gone: Its checkpoints that go.
-            judged: What to note; None to note nothing, and forget what was noted.
-        """
+    def let_go(self, run: str, versions: Sequence[int]) -> None:
+        """Mark checkpoints of a run for deletion, and forget how far retention had come, all at once."""
         with self._transactions.writing("retention") as connection:
-            _mark(connection, run, Verdict(gone=gone, judged=judged))
+            _mark(connection, run, versions, None)
 
 
 def carry_out(connection: Connection, store: Path, run: str, judging: Judging) -> list[Checkpoint]:
@@ -90,14 +84,13 @@ def carry_out(connection: Connection, store: Path, run: str, judging: Judging) -
     verdict = judging.judge(view)
     if verdict is None:
         return []
-    _mark(connection, run, verdict)
+    _mark(connection, run, [checkpoint.version for checkpoint in verdict.gone], verdict.judged)
     return list(verdict.gone)
 
 
-def _mark(connection: Connection, run: str, verdict: Verdict) -> None:
-    versions = [checkpoint.version for checkpoint in verdict.gone]
+def _mark(connection: Connection, run: str, versions: Sequence[int], judged: Judged | None) -> None:
     changes.set_state(connection, versions, "deleting")
     if versions:
-        changes.add_event(connection, "pruned", run=run, detail={"versions": versions})
-    if verdict.judged is not None:
-        changes.note_retention(connection, run, verdict.judged.to_row())
+        changes.add_event(connection, "pruned", run=run, detail={"versions": list(versions)})
+    if judged is not None:
+        changes.note_retention(connection, run, judged.to_row())

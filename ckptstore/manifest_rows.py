@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Select, select
 
 from ckptstore.layout import is_payload_file
 from ckptstore.manifest_queries import id_of_run, plain
 from ckptstore.models import CHECKPOINTS, METRIC_NAMES, METRICS, RUNS, TAGS
-from ckptstore.records import Checkpoint, State
+from ckptstore.records import Checkpoint, Format, State
 
-# In the order in which `_checkpoint` takes them.
+# In the order in which `_slim` takes them.
 _ROWS = select(
     CHECKPOINTS.version,
     RUNS.name,
@@ -38,6 +38,54 @@ _ROWS = select(
 
 # Checkpoints that are fetched by their versions in one statement.
 _AT_ONCE = 500
+# Checkpoints of a page.
+_PAGE = 1000
+
+
+class Slim(NamedTuple):
+    """What a `Checkpoint` is made of, which takes many times longer to make: there may be very many."""
+
+    version: int
+    run: str
+    epoch: int
+    batch: int | None
+    step: int | None
+    created_at: datetime
+    file: str
+    nbytes: int
+    digest: str
+    format: Format
+    state: State
+    resumable: bool
+    pinned: bool
+    extra: Mapping[str, Any] | None
+    blocked_s: float | None
+    total_s: float | None
+    metrics: Mapping[str, float]
+    tags: tuple[str, ...]
+
+    def full(self, store: Path) -> Checkpoint:
+        """Return the checkpoint."""
+        return Checkpoint(
+            version=self.version,
+            run=self.run,
+            epoch=self.epoch,
+            batch=self.batch,
+            step=self.step,
+            metrics=self.metrics,
+            path=store / self.file,
+            nbytes=self.nbytes,
+            digest=self.digest,
+            created_at=self.created_at,
+            tags=self.tags,
+            pinned=self.pinned,
+            format=self.format,
+            state=self.state,
+            resumable=self.resumable,
+            extra=self.extra,
+            blocked_s=self.blocked_s,
+            total_s=self.total_s,
+        )
 
 
 def one(connection: Connection, store: Path, version: int | Select[Any]) -> Checkpoint | None:
@@ -54,19 +102,15 @@ def one(connection: Connection, store: Path, version: int | Select[Any]) -> Chec
     )
     values = {name: math.nan if value is None else value for name, value in plain(connection, metrics)}
     tags = connection.scalars(select(TAGS.name).where(TAGS.version == row[0]))
-    return _checkpoint(row, values, tags, store)
+    return _slim(row, values, tags).full(store)
 
 
 def many(
     connection: Connection, store: Path, run: str | None, states: Collection[State] | None
 ) -> list[Checkpoint]:
     """Return checkpoints, lowest version first, in four queries however many there are."""
-    which: list[ColumnElement[bool]] = []
-    if run is not None:
-        which.append(CHECKPOINTS.run_id == id_of_run(run))
-    if states is not None:
-        which.append(CHECKPOINTS.state.in_(sorted(states)))
-    return _those(connection, store, which, select(TAGS.version, TAGS.name))
+    found = _those(connection, _chosen(run, states), select(TAGS.version, TAGS.name))
+    return [one.full(store) for one in found]
 
 
 def some(connection: Connection, store: Path, versions: Iterable[int]) -> list[Checkpoint]:
@@ -76,7 +120,7 @@ def some(connection: Connection, store: Path, versions: Iterable[int]) -> list[C
     for begin in range(0, len(wanted), _AT_ONCE):
         part = wanted[begin : begin + _AT_ONCE]
         tags = select(TAGS.version, TAGS.name).where(TAGS.version.in_(part))
-        found += _those(connection, store, [CHECKPOINTS.version.in_(part)], tags)
+        found += (one.full(store) for one in _those(connection, [CHECKPOINTS.version.in_(part)], tags))
     return found
 
 
@@ -86,24 +130,33 @@ def bare(connection: Connection, store: Path, versions: Collection[int]) -> list
     for version, name in plain(connection, select(TAGS.version, TAGS.name).where(TAGS.version.in_(versions))):
         tags.setdefault(version, []).append(name)
     found = plain(connection, _ROWS.where(CHECKPOINTS.version.in_(versions)).order_by(CHECKPOINTS.version))
-    return [_checkpoint(row, {}, tags.get(row[0], ()), store) for row in found]
+    return [_slim(row, {}, tags.get(row[0], ())).full(store) for row in found]
 
 
-def page(
-    connection: Connection, store: Path, run: str | None, states: Collection[State] | None, after: int
-) -> list[Checkpoint]:
+def page(connection: Connection, run: str | None, states: Collection[State] | None, after: int) -> list[Slim]:
     """Return the next some checkpoints whose version is above one, lowest first."""
-    chosen = select(CHECKPOINTS.version).where(CHECKPOINTS.version > after)
+    which = [*_chosen(run, states), CHECKPOINTS.version > after]
+    tags = select(TAGS.version, TAGS.name).where(TAGS.version > after)
+    ends = select(CHECKPOINTS.version).where(*which).order_by(CHECKPOINTS.version)
+    last = connection.scalar(ends.offset(_PAGE - 1).limit(1))
+    if last is not None:
+        which.append(CHECKPOINTS.version <= last)
+        tags = tags.where(TAGS.version <= last)
+    return list(_those(connection, which, tags))
+
+
+def _chosen(run: str | None, states: Collection[State] | None) -> list[ColumnElement[bool]]:
+    which: list[ColumnElement[bool]] = []
     if run is not None:
-        chosen = chosen.where(CHECKPOINTS.run_id == id_of_run(run))
+        which.append(CHECKPOINTS.run_id == id_of_run(run))
     if states is not None:
-        chosen = chosen.where(CHECKPOINTS.state.in_(sorted(states)))
-    return some(connection, store, connection.scalars(chosen.order_by(CHECKPOINTS.version).limit(_AT_ONCE)))
+        which.append(CHECKPOINTS.state.in_(sorted(states)))
+    return which
 
 
 def _those(
-    connection: Connection, store: Path, which: list[ColumnElement[bool]], tagged: Select[int, str]
-) -> list[Checkpoint]:
+    connection: Connection, which: list[ColumnElement[bool]], tagged: Select[int, str]
+) -> Iterator[Slim]:
     names = dict(connection.execute(select(METRIC_NAMES.id, METRIC_NAMES.name)).all())
     values = (
         select(METRICS.version, METRICS.metric_id, METRICS.value)
@@ -121,35 +174,33 @@ def _those(
     tags: dict[int, list[str]] = {}
     for version, name in plain(connection, tagged):
         tags.setdefault(version, []).append(name)
-    rows = plain(connection, _ROWS.where(*which).order_by(CHECKPOINTS.version))
-    return [_checkpoint(row, metrics.get(row[0], {}), tags.get(row[0], ()), store) for row in rows]
+    for row in plain(connection, _ROWS.where(*which).order_by(CHECKPOINTS.version)):
+        yield _slim(row, metrics.get(row[0], {}), tags.get(row[0], ()))
 
 
-def _checkpoint(
-    row: tuple[Any, ...], metrics: dict[str, float], tags: Iterable[str], store: Path
-) -> Checkpoint:
+def _slim(row: tuple[Any, ...], metrics: dict[str, float], tags: Iterable[str]) -> Slim:
     (version, run, epoch, batch, step, created_at, file, nbytes, digest, format, state, resumable, pinned,
      extra, blocked_s, total_s) = row  # fmt: skip
     if not is_payload_file(file):
         # A manifest from elsewhere must not have us read, move or remove what lies outside the store.
         raise ValueError(f"version {version} claims the file {file!r}")
-    return Checkpoint(
-        version=version,
-        run=run,
-        epoch=epoch,
-        batch=batch,
-        step=step,
-        metrics=metrics,
-        path=store / file,
-        nbytes=nbytes,
-        digest=digest,
-        created_at=datetime.fromisoformat(created_at),
-        tags=tuple(sorted(tags)),
-        pinned=bool(pinned),
-        format=format,
-        state=state,
-        resumable=bool(resumable),
-        extra=None if extra is None else json.loads(extra),
-        blocked_s=blocked_s,
-        total_s=total_s,
+    return Slim(
+        version,
+        run,
+        epoch,
+        batch,
+        step,
+        datetime.fromisoformat(created_at),
+        file,
+        nbytes,
+        digest,
+        format,
+        state,
+        bool(resumable),
+        bool(pinned),
+        None if extra is None else json.loads(extra),
+        blocked_s,
+        total_s,
+        metrics,
+        tuple(sorted(tags)),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,11 +12,12 @@ from ckptstore.errors import RunNotFoundError
 from ckptstore.layout import Layout
 from ckptstore.locks import store_lock
 from ckptstore.manifest import Manifest
-from ckptstore.records import Checkpoint
+from ckptstore.manifest_packed import Packed, PackedCheckpoints, Place
 from ckptstore.removal import finish_deletions
 from ckptstore.reserve import give_up_for
 from ckptstore.retaining import Plan, Retention, check_for_prune
 from ckptstore.retention.policy import Kept, Policy, as_policy
+from ckptstore.retention.reasons import SharedReasons
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,25 +32,40 @@ class Pruned:
         dry_run: True where nothing was removed.
     """
 
-    removed: Sequence[Checkpoint]
-    kept: Sequence[Checkpoint]
+    removed: PackedCheckpoints
+    kept: PackedCheckpoints
     reasons: Mapping[int, tuple[str, ...]]
     dry_run: bool
 
     @property
     def nbytes(self) -> int:
         """Bytes of what is removed."""
-        return sum(checkpoint.nbytes for checkpoint in self.removed)
+        return self.removed.rows.nbytes(self.removed.positions)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as a JSON object; `kept` has each checkpoint's version and reasons."""
-        kept = [{"version": one.version, "reasons": list(self.reasons[one.version])} for one in self.kept]
+        document = self.documents()
+        return {**document, "removed": list(document["removed"]), "kept": list(document["kept"])}
+
+    def documents(self) -> dict[str, Any]:
+        """Return what `to_json` does, with iterators in the place of its lists: there may be very many."""
         return {
             "dry_run": self.dry_run,
-            "removed": [checkpoint.to_json() for checkpoint in self.removed],
+            "removed": (checkpoint.to_json() for checkpoint in self.removed),
             "removed_nbytes": self.nbytes,
-            "kept": kept,
+            "kept": (
+                {"version": version, "reasons": list(self.reasons[version])} for version in self.kept.versions
+            ),
         }
+
+    def places(self) -> Iterator[tuple[Place, bool]]:
+        """Yield what can be told at little cost of each checkpoint, lowest version first, and whether it goes."""
+        rows = self.removed.rows
+        goes = bytearray(len(rows))
+        for at in self.removed.positions:
+            goes[at] = True
+        order = rows.by_version()
+        return zip(rows.places(order), (bool(goes[at]) for at in order), strict=True)
 
 
 def prune(
@@ -62,19 +79,22 @@ def prune(
     """Apply a policy to a run, or to each run; `ckptstore.CheckpointStore.prune` says how."""
     policy = as_policy(policy)
     runs = _runs(layout, manifest, run)
+    rows = Packed(layout.root)
     if dry_run:
-        return _pruned(list(_plans(layout, manifest, policy, runs)), dry_run=True)
+        return _pruned(rows, list(_plans(layout, manifest, policy, runs, rows)), dry_run=True)
     locked = partial(store_lock, layout.locks)
     # What goes is chosen and marked under one lock: nobody pins or tags it in between.
     with locked():
-        plans = list(_plans(layout, manifest, policy, runs))
+        plans = list(_plans(layout, manifest, policy, runs, rows))
         for plan in plans:
             if plan.gone:
-                give_up_for(layout.reserve, partial(manifest.let_go, plan.run, plan.gone, None))
+                give_up_for(
+                    layout.reserve, partial(manifest.let_go, plan.run, array("q", plan.gone.versions))
+                )
     for plan in plans:
         if plan.gone:
             give_up_for(layout.reserve, partial(finish_deletions, manifest, plan.gone, locked))
-    return _pruned(plans, dry_run=False)
+    return _pruned(rows, plans, dry_run=False)
 
 
 def _runs(layout: Layout, manifest: Manifest, run: str | None) -> tuple[str, ...]:
@@ -86,18 +106,20 @@ def _runs(layout: Layout, manifest: Manifest, run: str | None) -> tuple[str, ...
     return (run,)
 
 
-def _plans(layout: Layout, manifest: Manifest, policy: Policy, runs: Sequence[str]) -> Iterator[Plan]:
+def _plans(
+    layout: Layout, manifest: Manifest, policy: Policy, runs: Sequence[str], rows: Packed
+) -> Iterator[Plan]:
     retention = Retention(layout, manifest)
     for run in runs:
-        plan = retention.plan(run, policy)
+        plan = retention.plan(run, policy, rows)
         check_for_prune(plan, policy, manifest.metric_names(run), layout)
         yield plan
 
 
-def _pruned(plans: Sequence[Plan], *, dry_run: bool) -> Pruned:
+def _pruned(rows: Packed, plans: Sequence[Plan], *, dry_run: bool) -> Pruned:
     return Pruned(
-        removed=[one for plan in plans for one in plan.gone],
-        kept=[one for plan in plans for one in plan.kept],
-        reasons={version: why for plan in plans for version, why in plan.reasons.items()},
+        removed=PackedCheckpoints(rows, (at for plan in plans for at in plan.gone.positions)),
+        kept=PackedCheckpoints(rows, (at for plan in plans for at in plan.kept.positions)),
+        reasons=SharedReasons(pair for plan in plans for pair in plan.reasons.items()),
         dry_run=dry_run,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
@@ -19,12 +20,14 @@ def finish_deletions(
     """
     unlink_marked(checkpoints)
     with locked():
-        manifest.remove([checkpoint.version for checkpoint in checkpoints])
+        manifest.remove(array("q", (checkpoint.version for checkpoint in checkpoints)))
 
 
 def unlink_marked(checkpoints: Sequence[Checkpoint]) -> None:
     """Unlink the payloads of rows marked ``deleting``; that they are gone is durable when this returns."""
+    directories = set()
     for checkpoint in checkpoints:
         unlink(checkpoint.path)
-    for directory in {checkpoint.path.parent for checkpoint in checkpoints}:
+        directories.add(checkpoint.path.parent)
+    for directory in directories:
         fsync_directory(directory)

@@ -6,10 +6,21 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.records import Checkpoint, Problem
-from ckptstore.report_table import KEEP_ALWAYS, Column, TextTable, column, fitting, grid, texts
+from ckptstore.report_table import (
+    KEEP_ALWAYS,
+    Column,
+    TextTable,
+    cell_width,
+    column,
+    fitting,
+    grid,
+    padded,
+    texts,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -129,16 +140,38 @@ def problem_table(problems: Sequence[Problem]) -> TextTable:
 
 
 def pruned_lines(pruned: Pruned) -> Iterator[str]:
-    """Yield what goes and what stays, and why, oldest first, in columns."""
-    gone = {checkpoint.version for checkpoint in pruned.removed}
-    rows = sorted([*pruned.removed, *pruned.kept], key=lambda one: one.version)
-    columns = [
-        *_places(rows),
-        column("size", (size_text(one.nbytes) for one in rows)),
-        column("", ("goes" if one.version in gone else "stays" for one in rows), left=True),
-        column("why", (printable(", ".join(pruned.reasons.get(one.version, ()))) for one in rows), left=True),
-    ]
-    yield from TextTable(columns).lines()
+    """Yield what goes and what stays, and why, oldest first, in columns; there may be very many lines."""
+    size, why = lru_cache(size_text), lru_cache(_why)
+    # Gone over twice, for only at the end is it known how wide the columns are.
+    runs, epoch, batch, sizes, version = {"run"}, 0, 0, {"size"}, 0
+    for place, _ in pruned.places():
+        version, epoch, batch = place.version, max(epoch, place.epoch), max(batch, place.batch or 0)
+        runs.add(printable(place.run))
+        sizes.add(size(place.nbytes))
+    widest = max(map(cell_width, runs))
+    run = lru_cache(lambda name: padded(printable(name), widest, left=True))
+    widths = (
+        _width("version", version),
+        _width("epoch", epoch),
+        _width("batch", batch),
+        max(map(len, sizes)),
+    )
+    line = "{{:>{}}}  {{}}  {{:>{}}}  {{:>{}}}  {{:>{}}}  {{:<5}}  {{}}".format(*widths)
+    yield line.format("version", run("run"), "epoch", "batch", "size", "", "why").rstrip()
+    for place, goes in pruned.places():
+        at = "end" if place.batch is None else place.batch
+        verdict = "goes" if goes else "stays"
+        reasons = why(pruned.reasons.get(place.version, ()))
+        cells = (place.version, run(place.run), place.epoch, at, size(place.nbytes), verdict, reasons)
+        yield line.format(*cells).rstrip()
+
+
+def _width(name: str, number: int) -> int:
+    return max(len(name), len(str(number)))
+
+
+def _why(reasons: tuple[str, ...]) -> str:
+    return printable(", ".join(reasons))
 
 
 def history_table(history: History, metrics: Sequence[str]) -> TextTable:
@@ -175,15 +208,6 @@ def comparison_table(summaries: Sequence[RunSummary]) -> TextTable:
 def _best_cell(summary: RunSummary, metric: str) -> str:
     checkpoint = summary.best.get(metric)
     return "" if checkpoint is None else f"{metric_text(checkpoint.metrics[metric])} (v{checkpoint.version})"
-
-
-def _places(checkpoints: Sequence[Checkpoint]) -> list[Column]:
-    return [
-        column("version", (str(one.version) for one in checkpoints)),
-        column("run", (printable(one.run) for one in checkpoints), left=True),
-        column("epoch", (str(one.epoch) for one in checkpoints)),
-        column("batch", ("end" if one.batch is None else str(one.batch) for one in checkpoints)),
-    ]
 
 
 def counted(checkpoints: Iterable[Checkpoint]) -> Counter[str]:

@@ -54,7 +54,7 @@ class TextTable:
             placed = zip(row, self.columns, widths, strict=True)
             line = (
                 (" " * _GAP)
-                .join(_padded(cell, column.left, width) for cell, column, width in placed)
+                .join(padded(cell, width, left=column.left) for cell, column, width in placed)
                 .rstrip()
             )
             yield f"\x1b[1m{line}\x1b[0m" if bold and number == 0 else line
@@ -84,7 +84,8 @@ def fitting(columns: Sequence[Column], width: int | None) -> list[Column]:
     return shown
 
 
-def _padded(cell: str, left: bool, width: int) -> str:
+def padded(cell: str, width: int, *, left: bool) -> str:
+    """Return text as wide as its column; numbers stand to the right."""
     if cell.isascii():
         return cell.ljust(width) if left else cell.rjust(width)
     room = " " * (width - cell_width(cell))

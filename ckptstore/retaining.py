@@ -5,23 +5,29 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import compress
 
 from ckptstore.errors import CorruptManifestError, InvalidArgumentError, MetricNotFoundError, StorageError
 from ckptstore.layout import Layout, shown_at
 from ckptstore.manifest import Manifest
 from ckptstore.manifest_keeping import Judging, Verdict
+from ckptstore.manifest_packed import Packed, PackedCheckpoints
 from ckptstore.manifest_retention import RunRows
 from ckptstore.records import Checkpoint, Judged
 from ckptstore.retention import Policy, always_kept
 from ckptstore.retention.always import best_and_resume_point
 from ckptstore.retention.budget import MaxBytes
+from ckptstore.retention.columns import Columns
 from ckptstore.retention.policy import check_modes
+from ckptstore.retention.reasons import SharedReasons
+from ckptstore.retention.rule import Facts
 from ckptstore.retention.steps import always_here, gone, has_steps
 from ckptstore.sqlite_errors import FOREIGN_ERRORS
-from ckptstore.wholeness import has_its_size, has_size
+from ckptstore.wholeness import has_size
 
 # So many new checkpoints may go without a note of how far retention has come: a note costs a transaction.
 _UNNOTED = 8
@@ -41,8 +47,8 @@ class Plan:
     """
 
     run: str
-    gone: Sequence[Checkpoint]
-    kept: Sequence[Checkpoint]
+    gone: PackedCheckpoints
+    kept: PackedCheckpoints
     reasons: Mapping[int, tuple[str, ...]]
     empty: bool
 
@@ -126,7 +132,7 @@ class Retention:
         if plan.empty and not policy.is_ours:
             raise _keeps_nothing(policy, run)
         if plan.gone:
-            self._manifest.let_go(run, plan.gone, None)
+            self._manifest.let_go(run, list(plan.gone.versions))
         return list(plan.gone)
 
     def marking(self, run: str, policy: Policy) -> Marking | None:
@@ -177,7 +183,7 @@ class Retention:
         newest: Callable[[], Checkpoint | None],
     ) -> bool:
         """Tell whether a rule looks at a metric that the run has not recorded yet; then nothing goes."""
-        wanted = {metric for rule in policy.rules() for metric, _ in rule.modes}
+        wanted = _metrics(policy)
         if not wanted:
             return False
         known = metric_names()
@@ -194,16 +200,22 @@ class Retention:
                 )
         return bool(missing)
 
-    def plan(self, run: str, policy: Policy) -> Plan:
+    def plan(self, run: str, policy: Policy, rows: Packed | None = None) -> Plan:
         """Return what a policy does to a run, having looked at all of its checkpoints; changes nothing.
+
+        Args:
+            run: The run.
+            policy: The policy.
+            rows: Where to put the checkpoints; None for a place of their own.
 
         Raises:
             InvalidArgumentError: As `mark`, but for a policy that keeps nothing.
         """
-        checkpoints = self._manifest.checkpoints(run)
         monitors = self._manifest.monitors(run)
         check_modes(policy, monitors)
-        whole = [checkpoint for checkpoint in checkpoints if has_its_size(checkpoint)]
+        rows = Packed(self._layout.root) if rows is None else rows
+        first = len(rows)
+        whole, not_whole = self._look(run, _metrics(policy) | monitors.keys(), rows)
         for budget in _budgets(policy):
             _check_budget(budget, best_and_resume_point(whole, monitors))
         resumed = self._manifest.resumed_from(run)
@@ -214,17 +226,39 @@ class Retention:
             resumed=() if resumed is None else (resumed,),
             is_whole=lambda checkpoint: True,
         )
-        found = policy.reasons(whole, always.keys())
-        reasons = {one.version: (*found.get(one.version, ()), *always.get(one.version, ())) for one in whole}
-        intact = {one.version for one in whole}
-        reasons |= {one.version: (NOT_WHOLE,) for one in checkpoints if one.version not in intact}
-        return Plan(
-            run=run,
-            gone=[one for one in checkpoints if not reasons[one.version]],
-            kept=[one for one in checkpoints if reasons[one.version]],
-            reasons={version: why for version, why in reasons.items() if why},
-            empty=bool(whole) and not found,
-        )
+        here = range(first, len(rows))
+        seen: Sequence[Facts] = whole
+        if not policy.is_ours:
+            # A function of a user's own is given what is documented, whatever memory that takes.
+            seen = list(PackedCheckpoints(rows, (at for at in here if at not in not_whole)))
+        found = policy.reasons(seen, always.keys())
+        gone, kept = array("I"), array("I")
+
+        def judged() -> Iterator[tuple[int, tuple[str, ...]]]:
+            for at in here:
+                version = rows.versions[at]
+                why = (*found.get(version, ()), *always.get(version, ()))
+                why = (NOT_WHOLE,) if at in not_whole else why
+                (kept if why else gone).append(at)
+                if why:
+                    yield version, why
+
+        reasons = SharedReasons(judged())
+        gone_ones, kept_ones = PackedCheckpoints(rows, gone), PackedCheckpoints(rows, kept)
+        empty = bool(whole) and not found
+        return Plan(run=run, gone=gone_ones, kept=kept_ones, reasons=reasons, empty=empty)
+
+    def _look(self, run: str, metrics: Iterable[str], rows: Packed) -> tuple[Columns, set[int]]:
+        """Put a run's checkpoints into rows; returns what rules see of the whole ones, and where the others are."""
+        whole = Columns(sorted(metrics))
+        not_whole: set[int] = set()
+        root = os.fspath(self._layout.root)
+        for page in self._manifest.pages(run):
+            are_whole = [has_size(f"{root}/{one.file}", one.nbytes) for one in page]
+            whole.extend(list(compress(page, are_whole)))
+            not_whole.update(at for at, is_whole in enumerate(are_whole, start=len(rows)) if not is_whole)
+            rows.append(page)
+        return whole, not_whole
 
     def _shown(self) -> set[int]:
         """Versions that a path shows, or is about to; one whose path the user removed is shown no more."""
@@ -247,19 +281,22 @@ def check_for_prune(plan: Plan, policy: Policy, known: Sequence[str], layout: La
     """
     if not plan.gone and not plan.kept:
         return
-    for rule in policy.rules():
-        for metric, _ in rule.modes:
-            if metric not in known:
-                raise MetricNotFoundError(metric=metric, store=layout.root, known=tuple(known))
+    for metric in sorted(_metrics(policy)):
+        if metric not in known:
+            raise MetricNotFoundError(metric=metric, store=layout.root, known=tuple(known))
     if plan.empty:
         raise _keeps_nothing(policy, plan.run)
+
+
+def _metrics(policy: Policy) -> set[str]:
+    return {metric for rule in policy.rules() for metric, _ in rule.modes}
 
 
 def _budgets(policy: Policy) -> list[MaxBytes]:
     return [rule for rule in policy.rules() if isinstance(rule, MaxBytes)]
 
 
-def _check_budget(budget: MaxBytes, needed: Sequence[Checkpoint]) -> None:
+def _check_budget(budget: MaxBytes, needed: Sequence[Facts]) -> None:
     nbytes = sum(checkpoint.nbytes for checkpoint in needed)
     if nbytes > budget.nbytes:
         versions = ", ".join(str(checkpoint.version) for checkpoint in needed)

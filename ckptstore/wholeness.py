@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ckptstore.files import digest_file
 from ckptstore.records import Checkpoint
 
 
-def has_size(path: Path, nbytes: int) -> bool:
+def has_size(path: Path | str, nbytes: int) -> bool:
     """Return True when a file is there and has this size."""
     try:
-        return path.stat().st_size == nbytes
+        # Not `Path.stat`: there may be very many, for each of which a path would have to be made.
+        return os.stat(path).st_size == nbytes  # noqa: PTH116
     except OSError:
         return False
 

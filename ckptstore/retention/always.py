@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import islice
 
-from ckptstore.records import Checkpoint, Mode
+from ckptstore.records import Mode
 from ckptstore.retention.best import best_of
+from ckptstore.retention.rule import Facts
 
 # So many of the newest always stay, and so many of the newest that can be resumed from.
 NEWEST = 2
 
 
 def always_kept(
-    checkpoints: Sequence[Checkpoint],
+    checkpoints: Sequence[Facts],
     *,
     monitors: Mapping[str, Mode],
     shown: Collection[int] = (),
     resumed: Collection[int] = (),
-    is_whole: Callable[[Checkpoint], bool],
+    is_whole: Callable[[Facts], bool],
 ) -> dict[int, tuple[str, ...]]:
     """Return the versions that no policy removes, each with the reasons.
 
@@ -33,9 +34,12 @@ def always_kept(
         is_whole: Whether a checkpoint's payload is there, as far as can be told without reading it.
     """
     found: dict[int, tuple[str, ...]] = {}
+    shared: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def keep(version: int, reason: str) -> None:
-        found[version] = (*found.get(version, ()), reason)
+        reasons = (*found.get(version, ()), reason)
+        # Thousands may be pinned.
+        found[version] = shared.setdefault(reasons, reasons)
 
     for metric, mode in monitors.items():
         best = best_of(checkpoints, metric, mode)
@@ -44,9 +48,9 @@ def always_kept(
         )
         for version in {one.version for one in (best, whole) if one is not None}:
             keep(version, f"best {metric}")
-    for version in _newest_whole(checkpoints, is_whole):
+    for version in _newest_whole(reversed(checkpoints), is_whole):
         keep(version, "newest two")
-    for version in _newest_whole([one for one in checkpoints if one.resumable], is_whole):
+    for version in _newest_whole((one for one in reversed(checkpoints) if one.resumable), is_whole):
         keep(version, "to resume from")
     for checkpoint in checkpoints:
         if checkpoint.version in resumed:
@@ -58,15 +62,14 @@ def always_kept(
     return found
 
 
-def _newest_whole(checkpoints: Sequence[Checkpoint], is_whole: Callable[[Checkpoint], bool]) -> list[int]:
-    whole = (checkpoint.version for checkpoint in reversed(checkpoints) if is_whole(checkpoint))
+def _newest_whole(newest: Iterable[Facts], is_whole: Callable[[Facts], bool]) -> list[int]:
+    whole = (checkpoint.version for checkpoint in newest if is_whole(checkpoint))
     return list(islice(whole, NEWEST))
 
 
-def best_and_resume_point(
-    checkpoints: Sequence[Checkpoint], monitors: Mapping[str, Mode]
-) -> list[Checkpoint]:
+def best_and_resume_point(checkpoints: Sequence[Facts], monitors: Mapping[str, Mode]) -> list[Facts]:
     """Return the best by each monitored metric and the newest that can be resumed from, oldest first."""
     found = [best_of(checkpoints, metric, mode) for metric, mode in monitors.items()]
     found.append(next((one for one in reversed(checkpoints) if one.resumable), None))
-    return sorted({one for one in found if one is not None}, key=lambda one: one.version)
+    by_version = {one.version: one for one in found if one is not None}
+    return [by_version[version] for version in sorted(by_version)]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from heapq import nsmallest
+from typing import TypeVar
 
 from ckptstore.errors import InvalidArgumentError
 from ckptstore.metric_modes import mode_of
@@ -14,7 +15,9 @@ from ckptstore.names import check_metric_name
 from ckptstore.records import Checkpoint, Mode
 from ckptstore.retention.counting import check_count
 from ckptstore.retention.policy import Policy
-from ckptstore.retention.rule import IsSure, Reasons, Rule, RunView
+from ckptstore.retention.rule import Facts, IsSure, Reasons, Rule, RunView
+
+One = TypeVar("One", bound=Facts)
 
 
 def keep_best(metric: str, n: int = 1, mode: Mode | None = None) -> Policy:
@@ -73,7 +76,7 @@ class KeepBest(Rule):
         """The metric."""
         return ((self.metric, self.mode),)
 
-    def reasons(self, checkpoints: Sequence[Checkpoint], always: AbstractSet[int]) -> Reasons:
+    def reasons(self, checkpoints: Sequence[Facts], always: AbstractSet[int]) -> Reasons:
         """Return the `n` best."""
         name = f"keep_best({self.metric!r}, {self.n}, mode={self.mode!r})"
         return {one.version: (name,) for one in ranked(checkpoints, self.metric, self.mode, self.n)}
@@ -92,7 +95,7 @@ class KeepBest(Rule):
         return lambda one: one.version in best
 
 
-def ranked(checkpoints: Iterable[Checkpoint], metric: str, mode: Mode, n: int) -> list[Checkpoint]:
+def ranked(checkpoints: Iterable[One], metric: str, mode: Mode, n: int) -> list[One]:
     """Return the `n` best by a metric, best first."""
     sign = 1.0 if mode == "min" else -1.0
     valued = ((checkpoint.metrics.get(metric, math.nan), checkpoint) for checkpoint in checkpoints)
@@ -100,6 +103,6 @@ def ranked(checkpoints: Iterable[Checkpoint], metric: str, mode: Mode, n: int) -
     return [checkpoint for _, _, checkpoint in nsmallest(n, keyed)]
 
 
-def best_of(checkpoints: Iterable[Checkpoint], metric: str, mode: Mode) -> Checkpoint | None:
+def best_of(checkpoints: Iterable[One], metric: str, mode: Mode) -> One | None:
     """Return the best by a metric; None where none has it."""
     return next(iter(ranked(checkpoints, metric, mode, 1)), None)

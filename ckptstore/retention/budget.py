@@ -12,9 +12,10 @@ from itertools import islice
 from ckptstore.errors import InvalidArgumentError
 from ckptstore.names import check_metric_name
 from ckptstore.records import Checkpoint, Mode
-from ckptstore.retention.best import check_mode
+from ckptstore.retention.best import One, check_mode
 from ckptstore.retention.policy import Policy
-from ckptstore.retention.rule import Reasons, Rule, RunView
+from ckptstore.retention.reasons import SharedReasons
+from ckptstore.retention.rule import Facts, Reasons, Rule, RunView
 
 # The worst of so many oldest goes first.
 AMONG = 10
@@ -93,14 +94,15 @@ class MaxBytes(Rule):
         """The metric, if there is one."""
         return () if self.metric is None else ((self.metric, self.mode),)
 
-    def reasons(self, checkpoints: Sequence[Checkpoint], always: AbstractSet[int]) -> Reasons:
+    def reasons(self, checkpoints: Sequence[Facts], always: AbstractSet[int]) -> Reasons:
         """Return what is left when the rest has gone."""
         excess = sum(checkpoint.nbytes for checkpoint in checkpoints) - self.nbytes
         candidates = (checkpoint for checkpoint in checkpoints if checkpoint.version not in always)
-        gone = {checkpoint.version for checkpoint in self.too_many(candidates, excess)}
-        return {one.version: ("max_bytes",) for one in checkpoints if one.version not in gone}
+        why = ("max_bytes",)
+        gone = SharedReasons((checkpoint.version, why) for checkpoint in self.too_many(candidates, excess))
+        return SharedReasons((one.version, why) for one in checkpoints if one.version not in gone)
 
-    def too_many(self, oldest: Iterator[Checkpoint], excess: int) -> Iterator[Checkpoint]:
+    def too_many(self, oldest: Iterator[One], excess: int) -> Iterator[One]:
         """Yield what goes, until it has freed a number of bytes.
 
         Args:
@@ -115,7 +117,7 @@ class MaxBytes(Rule):
             excess -= going.nbytes
             yield going
 
-    def _badness(self, checkpoint: Checkpoint) -> tuple[float, int]:
+    def _badness(self, checkpoint: Facts) -> tuple[float, int]:
         value = checkpoint.metrics.get(self.metric or "", math.nan)
         if math.isnan(value):
             return math.inf, -checkpoint.version

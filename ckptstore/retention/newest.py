@@ -11,7 +11,8 @@ from ckptstore.errors import InvalidArgumentError
 from ckptstore.records import Checkpoint
 from ckptstore.retention.counting import check_count
 from ckptstore.retention.policy import Policy
-from ckptstore.retention.rule import IsSure, Reasons, Rule, RunView
+from ckptstore.retention.reasons import SharedReasons
+from ckptstore.retention.rule import Facts, IsSure, Reasons, Rule, RunView
 
 
 def keep_last(n: int) -> Policy:
@@ -55,9 +56,10 @@ class KeepLast(Rule):
 
     n: int
 
-    def reasons(self, checkpoints: Sequence[Checkpoint], always: AbstractSet[int]) -> Reasons:
+    def reasons(self, checkpoints: Sequence[Facts], always: AbstractSet[int]) -> Reasons:
         """Return the newest `n`."""
-        return {checkpoint.version: (f"keep_last({self.n})",) for checkpoint in checkpoints[-self.n :]}
+        why = (f"keep_last({self.n})",)
+        return SharedReasons((checkpoint.version, why) for checkpoint in checkpoints[-self.n :])
 
     def leavers(self, view: RunView) -> Sequence[int]:
         """Return those that as many new ones have pushed behind the `n`-th."""
@@ -81,12 +83,13 @@ class KeepWithin(Rule):
 
     time: timedelta
 
-    def reasons(self, checkpoints: Sequence[Checkpoint], always: AbstractSet[int]) -> Reasons:
+    def reasons(self, checkpoints: Sequence[Facts], always: AbstractSet[int]) -> Reasons:
         """Return those of the last time."""
         if not checkpoints:
             return {}
         since = max(checkpoint.created_at for checkpoint in checkpoints) - self.time
-        return {one.version: (f"keep_within({self.time})",) for one in checkpoints if one.created_at >= since}
+        why = (f"keep_within({self.time})",)
+        return SharedReasons((one.version, why) for one in checkpoints if one.created_at >= since)
 
     def leavers(self, view: RunView) -> Sequence[int]:
         """Return those that the newest has left behind since."""

@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from typing import cast
 
 from ckptstore.errors import InvalidArgumentError
 from ckptstore.records import Checkpoint, Glimpse, Mode
-from ckptstore.retention.rule import IsSure, Reasons, Rule, RunView
+from ckptstore.retention.columns import only
+from ckptstore.retention.reasons import SharedReasons
+from ckptstore.retention.rule import Facts, IsSure, Reasons, Rule, RunView
 
 Kept = Callable[[Sequence[Checkpoint]], Collection[int] | Collection[Checkpoint]]
 
@@ -50,7 +53,7 @@ class Policy:
             return {int(version) for version in self.kept(checkpoints)}  # type: ignore[arg-type]
         return _checked(self.name, self.kept(checkpoints), {one.version for one in checkpoints})
 
-    def reasons(self, checkpoints: Sequence[Checkpoint], always: AbstractSet[int]) -> Reasons:
+    def reasons(self, checkpoints: Sequence[Facts], always: AbstractSet[int]) -> Reasons:
         """Return the versions that stay, each with the names of the rules that keep it.
 
         Args:
@@ -59,7 +62,9 @@ class Policy:
         """
         if isinstance(self.kept, Rule):
             return self.kept.reasons(checkpoints, always)
-        return dict.fromkeys(self(checkpoints), (self.name,))
+        # Whoever has a function of a user's own here has whole checkpoints.
+        versions = self(cast("Sequence[Checkpoint]", checkpoints))
+        return SharedReasons((version, (self.name,)) for version in versions)
 
     def rules(self) -> Iterator[Rule]:
         """Yield the rules of ours that it is made of."""
@@ -100,13 +105,14 @@ class AnyOf(Rule):
 
     parts: tuple[Policy, ...]
 
-    def reasons(self, checkpoints: Sequence[Checkpoint], always: AbstractSet[int]) -> Reasons:
+    def reasons(self, checkpoints: Sequence[Facts], always: AbstractSet[int]) -> Reasons:
         """Return what stays, with all reasons for it."""
-        found: dict[int, tuple[str, ...]] = {}
-        for part in self.parts:
-            for version, names in part.reasons(checkpoints, always).items():
-                found[version] = (*found.get(version, ()), *names)
-        return found
+        found = [part.reasons(checkpoints, always) for part in self.parts]
+        joined = (
+            (one.version, tuple(name for reasons in found for name in reasons.get(one.version, ())))
+            for one in checkpoints
+        )
+        return SharedReasons((version, names) for version, names in joined if names)
 
     def leavers(self, view: RunView) -> set[int]:
         """Return what any of the parts may have let go."""
@@ -134,12 +140,12 @@ class OfThese(Rule):
     first: Policy
     second: Policy
 
-    def reasons(self, checkpoints: Sequence[Checkpoint], always: AbstractSet[int]) -> Reasons:
+    def reasons(self, checkpoints: Sequence[Facts], always: AbstractSet[int]) -> Reasons:
         """Return what stays, with the first policy's reasons."""
         found = self.first.reasons(checkpoints, always)
-        left = [one for one in checkpoints if one.version in found or one.version in always]
+        left = only(checkpoints, lambda version: version in found or version in always)
         stay = self.second.reasons(left, always)
-        return {version: names for version, names in found.items() if version in stay}
+        return SharedReasons((version, names) for version, names in found.items() if version in stay)
 
 
 def as_rule(policy: Policy) -> Rule:

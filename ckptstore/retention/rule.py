@@ -19,6 +19,60 @@ Scale = Literal["epochs", "steps", "microseconds"]
 IsSure = Callable[[Glimpse], bool]
 
 
+class Facts(Protocol):
+    """What rules look at of a checkpoint: a `Checkpoint` has it, and so has what takes less memory."""
+
+    @property
+    def version(self) -> int:
+        """Its version."""
+        ...
+
+    @property
+    def epoch(self) -> int:
+        """Its epoch."""
+        ...
+
+    @property
+    def batch(self) -> int | None:
+        """Its last finished batch; None at an epoch's end."""
+        ...
+
+    @property
+    def step(self) -> int | None:
+        """Finished train batches."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its payload."""
+        ...
+
+    @property
+    def created_at(self) -> datetime:
+        """When it was saved."""
+        ...
+
+    @property
+    def resumable(self) -> bool:
+        """Whether a run can go on from it."""
+        ...
+
+    @property
+    def pinned(self) -> bool:
+        """Whether it is pinned."""
+        ...
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Its metrics, or those that are looked at."""
+        ...
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Its names."""
+        ...
+
+
 class RunView(Protocol):
     """One run's complete checkpoints, seen through look-ups whose cost does not grow with their number.
 
@@ -104,7 +158,7 @@ class Rule(ABC):
         return set(self.reasons(checkpoints, frozenset()))
 
     @abstractmethod
-    def reasons(self, checkpoints: Sequence[Checkpoint], always: AbstractSet[int]) -> Reasons:
+    def reasons(self, checkpoints: Sequence[Facts], always: AbstractSet[int]) -> Reasons:
         """Return the versions that stay, each with the names of the rules that keep it."""
 
     def leavers(self, view: RunView) -> Iterable[int]:

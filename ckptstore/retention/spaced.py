@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_left
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -11,7 +13,8 @@ from ckptstore.errors import InvalidArgumentError
 from ckptstore.records import Checkpoint, Glimpse
 from ckptstore.retention.counting import check_count
 from ckptstore.retention.policy import Policy
-from ckptstore.retention.rule import IsSure, Reasons, Rule, RunView, Scale
+from ckptstore.retention.reasons import SharedReasons
+from ckptstore.retention.rule import Facts, IsSure, Reasons, Rule, RunView, Scale
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -72,14 +75,15 @@ class KeepEvery(Rule):
     scale: Scale
     length: int
 
-    def reasons(self, checkpoints: Sequence[Checkpoint], always: AbstractSet[int]) -> Reasons:
+    def reasons(self, checkpoints: Sequence[Facts], always: AbstractSet[int]) -> Reasons:
         """Return the first in each span."""
-        firsts: dict[int, int] = {}
-        for checkpoint in checkpoints:
-            span = self._span(checkpoint)
-            if span is not None:
-                firsts.setdefault(span, checkpoint.version)
-        return dict.fromkeys(firsts.values(), (self.name,))
+        spans = _Spans()
+        why = (self.name,)
+        return SharedReasons(
+            (checkpoint.version, why)
+            for checkpoint in checkpoints
+            if (span := self._span(checkpoint)) is not None and spans.is_new(span)
+        )
 
     def leavers(self, view: RunView) -> set[int]:
         """Return those that something older, which has come back, is now in front of."""
@@ -110,7 +114,7 @@ class KeepEvery(Rule):
     def _first(self, view: RunView, span: int, limit: int) -> Sequence[int]:
         return view.first_in(self.scale, span * self.length, (span + 1) * self.length, limit)
 
-    def _span(self, checkpoint: Checkpoint | Glimpse) -> int | None:
+    def _span(self, checkpoint: Facts | Glimpse) -> int | None:
         place = place_of(checkpoint, self.scale)
         return None if place is None else self._span_at(place)
 
@@ -119,7 +123,25 @@ class KeepEvery(Rule):
         return span if span > 0 or self.scale == "microseconds" else None
 
 
-def place_of(checkpoint: Checkpoint | Glimpse, scale: Scale) -> int | None:
+class _Spans:
+    """Spans that were met: eight bytes for each, where they mostly come in order."""
+
+    def __init__(self) -> None:
+        self._rising = array("q")
+        self._others: set[int] = set()
+
+    def is_new(self, span: int) -> bool:
+        """Tell whether a span is met for the first time."""
+        if not self._rising or span > self._rising[-1]:
+            self._rising.append(span)
+            return True
+        if self._rising[bisect_left(self._rising, span)] == span or span in self._others:
+            return False
+        self._others.add(span)
+        return True
+
+
+def place_of(checkpoint: Facts | Glimpse, scale: Scale) -> int | None:
     """Return a checkpoint's place: finished epochs, finished steps, or microseconds of the clock."""
     if scale == "epochs":
         return checkpoint.epoch + (checkpoint.batch is None)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from ckptstore.records import Checkpoint
 from ckptstore.retention.policy import Policy
-from ckptstore.retention.rule import IsSure, Reasons, Rule, RunView
+from ckptstore.retention.reasons import SharedReasons
+from ckptstore.retention.rule import Facts, IsSure, Reasons, Rule, RunView
 
 
 def keep_tagged() -> Policy:
@@ -25,9 +26,10 @@ def keep_tagged() -> Policy:
 class KeepTagged(Rule):
     """What has a tag; one that loses its last is looked at again, since that stands in the events."""
 
-    def reasons(self, checkpoints: Sequence[Checkpoint], always: AbstractSet[int]) -> Reasons:
+    def reasons(self, checkpoints: Sequence[Facts], always: AbstractSet[int]) -> Reasons:
         """Return those with a tag."""
-        return {checkpoint.version: ("keep_tagged()",) for checkpoint in checkpoints if checkpoint.tags}
+        why = ("keep_tagged()",)
+        return SharedReasons((checkpoint.version, why) for checkpoint in checkpoints if checkpoint.tags)
 
     def keeps(self, view: RunView, checkpoint: Checkpoint) -> bool:
         """Tell whether it has a tag."""
