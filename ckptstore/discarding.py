@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Collection
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from ckptstore.errors import StorageError
@@ -12,7 +14,7 @@ from ckptstore.files import fsync_directory, remove_directory, unlink
 from ckptstore.layout import Layout
 from ckptstore.locks import store_lock
 from ckptstore.manifest import Manifest
-from ckptstore.removal import finish_deletions
+from ckptstore.removal import finish_marked
 from ckptstore.reserve import give_up_for
 
 _BACKUPS = "manifest-*.backup.sqlite"
@@ -25,10 +27,10 @@ def remove_checkpoints(layout: Layout, manifest: Manifest, runs: Collection[str]
     """
     locked = partial(store_lock, layout.locks)
     with locked():
-        checkpoints = [one for one in manifest.checkpoints(states=None) if one.run in runs]
-        versions = [checkpoint.version for checkpoint in checkpoints]
+        versions = array("q", chain.from_iterable(map(manifest.versions, runs)))
         give_up_for(layout.reserve, partial(manifest.set_state, versions, "deleting"))
-    finish_deletions(manifest, checkpoints, locked)
+    for run in runs:
+        finish_marked(manifest, locked, run)
 
 
 def remove_empty_store(layout: Layout) -> bool:

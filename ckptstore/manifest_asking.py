@@ -90,6 +90,23 @@ class ManifestAsking:
             found = {one.version: one for one in manifest_rows.some(connection, self._store, versions)}
         return [found[version] for version in versions]
 
+    def versions(self, run: str) -> array[int]:
+        """Return the versions of a run's checkpoints, in whatever state."""
+        chosen = select(CHECKPOINTS.version).where(CHECKPOINTS.run_id == queries.id_of_run(run))
+        with self._transactions.reading() as connection:
+            return array("q", connection.scalars(chosen.execution_options(yield_per=10_000)))
+
+    def saved_at(self, run: str, moment: datetime) -> Checkpoint | None:
+        """Return the newest complete checkpoint of a run whose save began at a moment, or None."""
+        chosen = select(CHECKPOINTS.version).where(
+            CHECKPOINTS.run_id == queries.id_of_run(run),
+            CHECKPOINTS.state == COMPLETE,
+            CHECKPOINTS.created_at == moment,
+        )
+        with self._transactions.reading() as connection:
+            newest = chosen.order_by(CHECKPOINTS.version.desc()).limit(1)
+            return manifest_rows.one(connection, self._store, newest)
+
     def count(self, run: str) -> int:
         """Return how many complete checkpoints a run has."""
         counted = select(func.count()).where(

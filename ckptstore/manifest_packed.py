@@ -7,6 +7,7 @@ import zlib
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import starmap
 from pathlib import Path
 from typing import NamedTuple, overload
 
@@ -63,7 +64,7 @@ class Packed:
         number = bisect_right(self._ends, at)
         columns = pickle.loads(zlib.decompress(self._pages[number]))
         begin = self._ends[number - 1] if number else 0
-        return range(begin, self._ends[number]), list(map(Slim._make, zip(*columns, strict=True)))
+        return range(begin, self._ends[number]), list(starmap(Slim, zip(*columns, strict=True)))
 
     def places(self, positions: Sequence[int]) -> Iterator[Place]:
         """Yield what is known without unpacking."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,6 +74,10 @@ class RunRows:
         self.always: frozenset[int] = frozenset()
         self.is_judged = False
         self.passed = 0
+        # How far budgets have come, as the retention that looks on has it.
+        self.budgets: Any = None
+        # Bytes of what there was, and what was saved since, where a turn before has told.
+        self.counted: tuple[int, list[int]] | None = None
         self._found: dict[object, Collection[int]] = {}
         self._memory: dict[tuple[object, ...], list[int]] = {}
 
@@ -111,6 +116,13 @@ class RunRows:
                 found.setdefault(kind, []).append(version)
         return found
 
+    def events_behind(self, event_id: int) -> list[tuple[str, int | None, Any]]:
+        """Return kinds, versions and details of the events behind one, in order."""
+        chosen = select(EVENTS.kind, EVENTS.version, EVENTS.detail).where(
+            EVENTS.id > event_id, EVENTS.run_id == self._run_id
+        )
+        return [tuple(row) for row in self._connection.execute(chosen.order_by(EVENTS.id))]
+
     @cached_property
     def fresh(self) -> list[Checkpoint]:
         """What was saved since."""
@@ -130,6 +142,9 @@ class RunRows:
     @cached_property
     def nbytes(self) -> int:
         """Bytes of all."""
+        if not self.is_judged and self.counted is not None:
+            before, saved = self.counted
+            return before + sum(checkpoint.nbytes for checkpoint in self.get(saved))
         if not self.is_judged:
             total = select(func.sum(CHECKPOINTS.nbytes)).where(*self._here)
             return int(self._connection.scalar(total) or 0)
@@ -160,6 +175,11 @@ class RunRows:
     def metric_names(self) -> tuple[str, ...]:
         """Return the metrics that were recorded."""
         return queries.metric_names(self._connection, self._run)
+
+    @property
+    def last_version(self) -> int:
+        """The newest version."""
+        return int(self._connection.scalar(queries.latest_version(self._run)) or 0)
 
     def latest(self) -> Checkpoint | None:
         """Return the newest."""
@@ -261,16 +281,17 @@ class RunRows:
                     return moment
         return _EPOCH
 
-    def oldest(self) -> Iterator[Checkpoint]:
-        """Yield those that do not stay whatever a rule says, oldest first."""
-        after = 0
-        while True:
+    def oldest(self, after: int = 0, *, bare: bool = False) -> Iterator[Checkpoint]:
+        """Yield those behind a version that do not stay whatever a rule says, oldest first; `bare` without metrics."""
+        # Mostly few are asked for.
+        for limit in chain((32,), repeat(_JUDGED_AT_ONCE)):
             chosen = select(CHECKPOINTS.version).where(*self._here, _UNPINNED, CHECKPOINTS.version > after)
-            page = list(self._connection.scalars(chosen.order_by(CHECKPOINTS.version).limit(32)))
+            page = list(self._connection.scalars(chosen.order_by(CHECKPOINTS.version).limit(limit)))
             if not page:
                 return
             after = page[-1]
-            yield from filter(self.is_free, self.get(page))
+            found = manifest_rows.bare if bare else manifest_rows.some
+            yield from filter(self.is_free, found(self._connection, self._store, page))
 
     def get(self, versions: Iterable[int]) -> list[Checkpoint]:
         """Return those of some versions that are complete, oldest first."""

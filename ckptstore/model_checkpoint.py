@@ -386,8 +386,9 @@ class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
         store = self._writer.store
         if epoch == 0 or store is None:
             return 0
-        earlier = [one for one in store.checkpoints(self.run) if one.epoch < epoch and one.step is not None]
-        return earlier[-1].step or 0 if earlier else 0
+        before = f"epoch < {epoch} and not step is None"
+        earlier = store.checkpoints(self.run, where=before, order_by="-version", limit=1)
+        return earlier[0].step or 0 if earlier else 0
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Be a copy that begins a fit of its own: another process may have it, or this one beside the original."""

@@ -59,7 +59,8 @@ def _is_sound(layout: Layout) -> bool:
     try:
         manifest = Manifest.open(layout.manifest)
         try:
-            manifest.checkpoints(states=None)  # each row is checked as it is read
+            for _ in manifest.pages(states=None):
+                pass  # each row is checked as it is read
             return not manifest.integrity_problems()
         finally:
             manifest.close()

@@ -20,7 +20,7 @@ from ckptstore.manifest import Manifest
 from ckptstore.publishing import publish, tidy
 from ckptstore.quarantine import quarantine_stray
 from ckptstore.records import SUFFIXES, Published, State
-from ckptstore.removal import finish_deletions
+from ckptstore.removal import finish_marked
 from ckptstore.wholeness import is_whole
 
 _FOLDER = "checkpoints/"
@@ -33,7 +33,7 @@ def reconcile(layout: Layout, manifest: Manifest) -> None:
         StorageError: The disk cannot be read (which is not taken for absence), or a step failed.
     """
     sweep(layout.tmp)
-    _finish_marked(manifest)
+    finish_marked(manifest, nullcontext)
     present = _listed(layout)
     complete, missing, damaged = (_names(manifest, state) for state in ("complete", "missing", "damaged"))
     _mark_missing(manifest, complete - present)
@@ -62,13 +62,6 @@ def _take_in(layout: Layout, manifest: Manifest, name: str) -> None:
         if error.operation != "read" or error.path.name != name:
             raise
         warnings.warn(f"a payload that has no row cannot be read, and is left alone: {error}", stacklevel=2)
-
-
-def _finish_marked(manifest: Manifest) -> None:
-    """Finish the deletions that a crash cut short."""
-    marked = manifest.in_state("deleting")
-    if marked:
-        finish_deletions(manifest, marked, nullcontext)
 
 
 def _listed(layout: Layout) -> set[str]:

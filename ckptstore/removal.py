@@ -5,10 +5,14 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from itertools import islice
 
 from ckptstore.files import fsync_directory, unlink
 from ckptstore.manifest import Manifest
-from ckptstore.records import Checkpoint
+from ckptstore.records import Checkpoint, State
+
+_AT_ONCE = 1000
+_MARKED: tuple[State, ...] = ("deleting",)
 
 
 def finish_deletions(
@@ -21,6 +25,14 @@ def finish_deletions(
     unlink_marked(checkpoints)
     with locked():
         manifest.remove(array("q", (checkpoint.version for checkpoint in checkpoints)))
+
+
+def finish_marked(
+    manifest: Manifest, locked: Callable[[], AbstractContextManager[None]], run: str | None = None
+) -> None:
+    """Finish the deletions of a run, or of all, some at a time: there may be very many."""
+    while marked := list(islice(manifest.walk(run, states=_MARKED), _AT_ONCE)):
+        finish_deletions(manifest, marked, locked)
 
 
 def unlink_marked(checkpoints: Sequence[Checkpoint]) -> None:

@@ -22,7 +22,8 @@ from ckptstore.retention import Policy, always_kept
 from ckptstore.retention.always import best_and_resume_point
 from ckptstore.retention.budget import MaxBytes
 from ckptstore.retention.columns import Columns
-from ckptstore.retention.policy import check_modes
+from ckptstore.retention.policy import AnyOf, check_modes
+from ckptstore.retention.progress import Passes, Progress
 from ckptstore.retention.reasons import SharedReasons
 from ckptstore.retention.rule import Facts
 from ckptstore.retention.steps import always_here, gone, has_steps
@@ -109,6 +110,7 @@ class Retention:
         self._warned: set[str] = set()
         # By run and policy, how far a first look has come.
         self._passed: dict[tuple[str, str], int] = {}
+        self._progress: dict[tuple[str, str], Progress] = {}
 
     def mark(self, run: str, policy: Policy) -> list[Checkpoint]:
         """Mark what goes of a run, and return it; the caller holds the store's lock.
@@ -159,9 +161,12 @@ class Retention:
             needed.update(view.newest(1, resumable=True))
             _check_budget(budget, view.get(needed))
         view.passed = self._passed.pop((run, name), 0)
+        self._go_on(run, name, view)
         going, are_all = gone(policy, view)
         if view.passed:
             self._passed[run, name] = view.passed
+        if _budgets(policy):
+            self._progress[run, name] = _progress(policy, view, going, are_all)
         if not are_all:
             return Verdict(gone=going, judged=None)
         many = len(view.fresh) + len(view.released) >= _UNNOTED
@@ -174,6 +179,19 @@ class Retention:
             nbytes=view.nbytes - sum(checkpoint.nbytes for checkpoint in going),
         )
         return Verdict(gone=going, judged=judged)
+
+    def _go_on(self, run: str, name: str, view: RunRows) -> None:
+        """Let a turn begin where the one before has ended, if nothing but saves came in between."""
+        view.budgets = Passes({})
+        before = self._progress.pop((run, name), None)
+        if before is None or before.is_noted != view.is_judged:
+            return
+        saved = before.saved_since(view.events_behind(before.event_id))
+        if saved is None:
+            return
+        view.budgets = Passes(before.still_passed(view.always))
+        if before.nbytes is not None:
+            view.counted = (before.nbytes, saved)
 
     def _is_unknown(
         self,
@@ -270,6 +288,21 @@ class Retention:
 
     def _is_shown(self, path: str, pending: bool) -> bool:
         return pending or os.path.lexists(shown_at(self._layout.root, path))
+
+
+def _progress(policy: Policy, view: RunRows, going: Sequence[Checkpoint], are_all: bool) -> Progress:
+    gone = {checkpoint.version: checkpoint.nbytes for checkpoint in going}
+    counted = "nbytes" in vars(view)
+    return Progress(
+        event_id=view.last_event - 1,
+        newest=view.last_version,
+        nbytes=view.nbytes - sum(gone.values()) if counted else None,
+        gone=list(gone),
+        # What a budget alone lets go is not there in the next turn.
+        passed=view.budgets.after(gone) if isinstance(policy.kept, AnyOf) else {},
+        always=view.always,
+        is_noted=are_all,
+    )
 
 
 def check_for_prune(plan: Plan, policy: Policy, known: Sequence[str], layout: Layout) -> None:

@@ -42,7 +42,7 @@ def verify(
         return problems
     on_disk = set(layout.payload_names())
     noted = manifest.acknowledged()
-    for checkpoint in manifest.checkpoints(states=None):
+    for checkpoint in manifest.walk(states=None):
         on_disk.discard(checkpoint.path.name)
         if checkpoint.state != "deleting":
             problems += _check(manifest, checkpoint, noted, deep=deep, progress=progress)

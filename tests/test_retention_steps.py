@@ -47,6 +47,9 @@ POLICIES = (
     keep_tagged() | keep_within(timedelta(hours=1)) | keep_every(steps=10),
     (keep_every(epochs=2) | keep_last(5)) & max_bytes(800, "score", "max"),
     keep_last(6) & max_bytes(700),
+    keep_last(2) | max_bytes(700),
+    keep_every(epochs=3) | keep_best("loss", 2) | max_bytes(600),
+    keep_every(epochs=4) | max_bytes(600, "loss"),
 )
 
 
@@ -221,13 +224,16 @@ def test_the_policies_of_ours_need_no_look_at_everything(policy: Policy) -> None
         keep_tagged() | keep_within(timedelta(days=999)),
         keep_last(40) | keep_best("loss", 3),
         keep_every(epochs=1) & max_bytes(10**9),
+        keep_every(epochs=1) | max_bytes(10**9),
+        keep_every(epochs=1) | max_bytes(500),
     ],
     ids=repr,
 )
-def test_what_stays_costs_nothing(tmp_path: Path, policy: Policy) -> None:
+def test_what_stays_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: Policy) -> None:
     """The work of a pass, in instructions of SQLite, is the same however many checkpoints stay."""
     from test_manifest import steps_of
 
+    monkeypatch.setattr("ckptstore.retention.progress.TRAIL", 8)
     work = []
     small = Small(tmp_path / "store")
     for size in (60, 600):
@@ -242,6 +248,67 @@ def test_what_stays_costs_nothing(tmp_path: Path, policy: Policy) -> None:
         work.append(steps_of(small.manifest, lambda: small.retention.mark("a", policy)))
     small.manifest.close()
     assert work[1] <= 1.3 * work[0] + 5
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [max_bytes(500), keep_last(3) | max_bytes(500), keep_every(steps=10**6) | max_bytes(500)],
+    ids=repr,
+)
+def test_a_budgets_later_turns_cost_what_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: Policy
+) -> None:
+    """Also while a first look has not come to its end: neither what stays nor what is still to go is gone over."""
+    from test_manifest import steps_of
+
+    monkeypatch.setattr("ckptstore.retention.steps.MOST", 4)
+    work = []
+    for size in (60, 600):
+        small = Small(tmp_path / str(size))
+        for number in range(size):
+            small.save(epoch=number)
+        first = [one.version for one in small.retention.mark("a", policy)]
+        assert first == [1, 2, 3, 4]
+        small.manifest.remove(first)
+        small.save(epoch=size)
+        work.append(steps_of(small.manifest, lambda small=small: small.retention.mark("a", policy)))
+        small.manifest.close()
+    assert work[1] <= 1.3 * work[0] + 5
+
+
+def test_a_budget_forgets_how_far_it_came_when_anything_but_a_save_came_in_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ckptstore.retention.progress.TRAIL", 1)
+    monkeypatch.setattr("ckptstore.retention.steps.MOST", 2)
+    small = Small(tmp_path / "store")
+    policy = keep_every(epochs=5) | max_bytes(500)
+    for number in range(14):
+        small.save(epoch=number)
+    assert [one.version for one in small.retention.mark("a", policy)] == [1, 2]
+    # The transaction of the next turn fails, and some that were counted go by another hand.
+    with pytest.raises(RuntimeError), monkeypatch.context() as patched:
+        patched.setattr("ckptstore.manifest_keeping._mark", _fail)
+        small.retention.mark("a", policy)
+    small.manifest.remove([1, 2])
+    small.manifest.let_go("a", [11, 12, 13])
+    small.manifest.remove([11, 12, 13])
+    gone: set[int] = set()
+    for _ in range(8):
+        gone |= {one.version for one in small.retention.mark("a", policy)}
+        small.manifest.remove(sorted(gone))
+    # Nine were left, and the four oldest do not fit; of these the other rule keeps one.
+    assert gone == {3, 4, 6}
+    assert small.apply(policy) == set()
+    for name in ("pin", "unpin"):
+        small.manifest.pin(5, name == "pin")
+        small.save(epoch=20, nbytes=100)
+        small.apply(policy)
+    small.manifest.close()
+
+
+def _fail(*arguments: object) -> None:
+    raise RuntimeError
 
 
 def test_a_look_at_everything_comes_first_and_when_the_policy_changes(tmp_path: Path) -> None:

@@ -93,9 +93,9 @@ class Worker:
         committer, manifest = self._opened()
         if again:
             # Opening the store has taken in a payload without a row; what is there now is what was saved.
-            for checkpoint in reversed(manifest.checkpoints(letter.request.run)):
-                if checkpoint.created_at == letter.request.created_at:
-                    return checkpoint
+            before = manifest.saved_at(letter.request.run, letter.request.created_at)
+            if before is not None:
+                return before
         return committer.commit(letter.snapshot, letter.request)
 
     def _opened(self) -> tuple[Committer, Manifest]:

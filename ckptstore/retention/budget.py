@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import islice
@@ -127,13 +127,23 @@ class MaxBytes(Rule):
         """Yield what does not fit any more, in the order in which it goes."""
         freed = {checkpoint.version for checkpoint in view.let_go}
         excess = view.nbytes - self.nbytes - sum(checkpoint.nbytes for checkpoint in view.let_go)
-        oldest = (checkpoint for checkpoint in view.oldest() if checkpoint.version not in freed)
-        return self.too_many(oldest, excess)
+        if self.metric is not None:
+            oldest = (checkpoint for checkpoint in view.oldest() if checkpoint.version not in freed)
+            yield from self.too_many(oldest, excess)
+            return
+        after, passed = view.budgets.begin(self, excess)
+        oldest = (one for one in view.oldest(after, bare=True) if one.version not in freed)
+        for checkpoint in self.too_many(oldest, excess - passed):
+            view.budgets.note(self, checkpoint.version, checkpoint.nbytes)
+            yield checkpoint
 
-    def leavers(self, view: RunView) -> set[int]:
-        """Return what does not fit any more."""
-        return {checkpoint.version for checkpoint in self.going(view)}
+    def leavers(self, view: RunView) -> Collection[int]:
+        """Return what does not fit any more; what did not before, and is kept by others, may be left out."""
+        return view.remember(self, lambda: {checkpoint.version for checkpoint in self.going(view)})
 
     def keeps(self, view: RunView, checkpoint: Checkpoint) -> bool:
         """Tell whether it fits."""
-        return checkpoint.version not in view.remember(self, lambda: self.leavers(view))
+        found = self.leavers(view)
+        if self.metric is not None:
+            return checkpoint.version not in found
+        return checkpoint.version > view.budgets.upto(self)

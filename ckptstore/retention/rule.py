@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Literal, Protocol
 
 from ckptstore.records import Checkpoint, Glimpse, Mode
+from ckptstore.retention.progress import Passes
 
 # Versions that stay, each with the names of the rules that keep it.
 Reasons = Mapping[int, tuple[str, ...]]
@@ -78,9 +79,11 @@ class RunView(Protocol):
 
     Attributes:
         let_go: Those that rules before this one let go, of which a budget frees the bytes.
+        budgets: How far budgets have come.
     """
 
     let_go: Sequence[Checkpoint]
+    budgets: Passes
 
     @property
     def is_judged(self) -> bool:
@@ -134,8 +137,8 @@ class RunView(Protocol):
         """Return when the newest was saved, or the latest of what the clock said."""
         ...
 
-    def oldest(self) -> Iterator[Checkpoint]:
-        """Yield those that do not stay whatever a rule says, oldest first."""
+    def oldest(self, after: int = 0, *, bare: bool = False) -> Iterator[Checkpoint]:
+        """Yield those behind a version that do not stay whatever a rule says, oldest first; `bare` without metrics."""
         ...
 
 

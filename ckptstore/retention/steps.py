@@ -130,6 +130,12 @@ def _judged(view: StoreView, rule: Rule) -> tuple[list[Checkpoint], bool]:
         # Whether it is kept is mostly known by now; whether it is whole is asked of the disk.
         return not rule.keeps(view, one) and view.is_free(one)
 
+    if not view.is_judged and isinstance(rule, AnyOf) and (budget := _budget_in(rule)) is not None:
+        # What the budget keeps stays: the rest is looked at in its order, and no further than so many go.
+        others = [as_rule(part) for part in rule.parts if part.kept is not budget]
+        left = (one for one in budget.going(view) if not any(other.keeps(view, one) for other in others))
+        going, are_all = _so_many(left, MOST)
+        return sorted(going, key=lambda one: one.version), are_all
     if not view.is_judged:
         going, are_all = _so_many(filter(goes, _at_first_look(view, rule)), MOST)
         view.passed = 0 if are_all else going[-1].version
@@ -137,6 +143,10 @@ def _judged(view: StoreView, rule: Rule) -> tuple[list[Checkpoint], bool]:
     fresh = (one.version for one in view.fresh)
     found = view.get({*rule.leavers(view), *_left_behind(view), *view.released, *fresh})
     return [one for one in found if goes(one)], True
+
+
+def _budget_in(rule: AnyOf) -> MaxBytes | None:
+    return next((part.kept for part in rule.parts if isinstance(part.kept, MaxBytes)), None)
 
 
 def _at_first_look(view: StoreView, rule: Rule) -> Iterator[Checkpoint]:
