@@ -263,7 +263,7 @@ def test_a_budgets_later_turns_cost_what_goes(
 
     monkeypatch.setattr("ckptstore.retention.steps.MOST", 4)
     work = []
-    for size in (60, 600):
+    for size in (40, 160):
         small = Small(tmp_path / str(size))
         for number in range(size):
             small.save(epoch=number)

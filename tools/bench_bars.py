@@ -14,6 +14,7 @@ NOISE = 1.0
 SMALL_WAIT_S = 0.010
 QUERY_S = 0.005
 STATE_SHARE = 0.05
+LATER_TURNS = "commit, a size budget's later turns"
 
 
 class Bars:
@@ -151,11 +152,21 @@ def of_scale(bars: Bars, scale: Mapping[str, Any]) -> None:
     where = f"{int(counts[-1]):,} checkpoints"
     for question in ("latest", "best", "resume_point"):
         bars.at_most(where, question, most.get(question, {}).get("median_s"), QUERY_S, "s")
+    bars.at_most(where, "ls --limit 20", most["ls --limit 20"].get("median_s"), 0.6, "s")
     if len(counts) > 1:
         figure = ratio(most["commit"].get("median_s"), least["commit"].get("median_s"))
         bars.at_most(where, f"commit / commit with {int(counts[0]):,}", figure, 1.5)
-    bars.at_most(where, "ls --limit 20", most["ls --limit 20"].get("median_s"), 0.6, "s")
-    bars.at_most(where, "prune --dry-run", most["prune --dry-run"].get("median_s"), 10, "s")
+        figure = ratio(most.get(LATER_TURNS, {}).get("median_s"), least.get(LATER_TURNS, {}).get("median_s"))
+        bars.at_most(where, f"commit, with a size budget / that with {int(counts[0]):,}", figure, 1.5)
+    for question in ("prune --dry-run", "prune --dry-run, all stay"):
+        found = most.get(question, {})
+        hundreds = max(1.0, int(counts[-1]) / 100_000)
+        bars.at_most(where, question, found.get("median_s"), 10 * hundreds, "s")
+        figure = found.get("extra_bytes")
+        least_bytes = least.get(question, {}).get("extra_bytes")
+        if len(counts) > 1 and figure is not None and least_bytes is not None:
+            each = (figure - least_bytes) / (int(counts[-1]) - int(counts[0]))
+            bars.at_most(where, f"{question}: memory of each checkpoint", each, 300, "B")
 
 
 def quantity(value: float | None, unit: str) -> str:
@@ -169,6 +180,8 @@ def quantity(value: float | None, unit: str) -> str:
         return "not measured"
     if unit == "s":
         return seconds(value)
+    if unit == "B":
+        return f"{value:.0f} B"
     return f"{100 * value:.1f} %" if unit == "%" else f"{value:.2f} x"
 
 

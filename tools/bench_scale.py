@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import sqlite3
 import statistics
@@ -22,17 +23,24 @@ METRICS = tuple(
     f"{prefix}{name}" for prefix in ("", "val_") for name in ("loss", "accuracy", "auc", "mae", "f1")
 )
 EPOCH_STEPS = 100
+# Of each payload, which is empty space.
+NBYTES = 1000
 # Repetitions of what takes milliseconds, for each of what takes seconds.
 QUERIES = 20
+# What takes longer than this is not done again.
+SLOW_S = 5.0
+# So many are too many for the size budget: two turns of a thousand, and some.
+TOO_MANY = 2500
+COMMAND = [sys.executable, str(Path(__file__).with_name("bench_command.py"))]
 
 
 def fill(folder: Path, count: int) -> None:
-    """Make a store with `count` checkpoints of ten metrics each; their payloads are empty, and whole."""
+    """Make a store with `count` checkpoints of ten metrics each; their payloads are empty space, and whole."""
     with ckptstore.CheckpointStore(folder):
         pass
     values = random.Random(count)
     now = "2026-01-01T00:00:00.000000+00:00"
-    nbytes, digest = 0, "xxh3_128:" + xxhash.xxh3_128(b"").hexdigest()
+    digest = "xxh3_128:" + xxhash.xxh3_128(bytes(NBYTES)).hexdigest()
     with contextlib.closing(sqlite3.connect(folder / "manifest.sqlite")) as database, database:
         database.execute("INSERT INTO runs (id, name, created_at) VALUES (1, 'default', ?)", (now,))
         database.executemany("INSERT INTO metric_names (id, name) VALUES (?, ?)", enumerate(METRICS, start=1))
@@ -41,7 +49,7 @@ def fill(folder: Path, count: int) -> None:
             " format, state, resumable, pinned)"
             " VALUES (?, 1, ?, NULL, ?, ?, ?, ?, ?, 'keras', 'complete', 1, 0)",
             (
-                (n, n - 1, n * EPOCH_STEPS, now, f"checkpoints/{n:08d}-default.keras", nbytes, digest)
+                (n, n - 1, n * EPOCH_STEPS, now, f"checkpoints/{n:08d}-default.keras", NBYTES, digest)
                 for n in range(1, count + 1)
             ),
         )
@@ -60,7 +68,9 @@ def fill(folder: Path, count: int) -> None:
         )
         database.execute("UPDATE store SET next_version = ?", (count + 1,))
     for n in range(1, count + 1):
-        (folder / "checkpoints" / f"{n:08d}-default.keras").touch()
+        descriptor = os.open(folder / "checkpoints" / f"{n:08d}-default.keras", os.O_CREAT | os.O_WRONLY)
+        os.ftruncate(descriptor, NBYTES)
+        os.close(descriptor)
 
 
 def measure(count: int, folder: Path, *, repeats: int) -> dict[str, Any]:
@@ -77,21 +87,26 @@ def measure(count: int, folder: Path, *, repeats: int) -> dict[str, Any]:
             "best": lambda: store.best("val_loss"),
             "resume_point": store.resume_point,
             "best(k=10)": lambda: store.best("val_loss", k=min(10, count)),
-            "history": store.history,
         }
-        assert len(store.history().epochs) == count
         assert len(store.best("val_loss", k=min(10, count))) == min(10, count)
         for name, ask in questions.items():
-            rows[name] = timed(ask, repeats * (1 if name == "history" else QUERIES))
-    rows["memory of queries"] = {"extra_bytes": max(0, bench_process.peak_bytes() - before)}
+            rows[name] = timed(ask, repeats * QUERIES)
+        rows["memory of queries"] = {"extra_bytes": max(0, bench_process.peak_bytes() - before)}
+        bench_process.reset_peak()
+        rows["history"] = timed(lambda: epochs(store, count), repeats)
+        rows["history"]["extra_bytes"] = max(0, bench_process.peak_bytes() - before)
     rows["open for writing"] = timed(lambda: opened(place), repeats)
     rows["commit"] = commits(place, repeats * QUERIES)
-    command = [sys.executable, "-m", "ckptstore.cli"]
-    rows["ls --limit 20"] = timed_command([*command, "ls", str(place), "--limit", "20"], repeats)
-    rows["prune --dry-run"] = timed_command(
-        [*command, "prune", str(place), "--keep-last", "10", "--dry-run"], repeats
-    )
-    return rows
+    rows["ls --limit 20"] = timed_command(["ls", str(place), "--limit", "20"], repeats)
+    for kept in ("10", str(count)):
+        name = "prune --dry-run" if kept == "10" else "prune --dry-run, all stay"
+        rows[name] = timed_command(["prune", str(place), "--keep-last", kept, "--dry-run"], repeats)
+    return rows | budget_turns(place, count, repeats * QUERIES)
+
+
+def epochs(store: ckptstore.CheckpointStore, count: int) -> bool:
+    """Ask for the history, which must be whole."""
+    return len(store.history().epochs) == count
 
 
 def opened(place: Path) -> bool:
@@ -107,31 +122,66 @@ def timed(ask: Callable[[], object], repeats: int) -> dict[str, Any]:
         began = time.perf_counter()
         found = ask()
         seconds.append(time.perf_counter() - began)
-        assert found is not None
+        assert found
         del found
-    return {"first_s": seconds[0], **spread(seconds[1:])}
+        if seconds[-1] > SLOW_S:
+            break
+    return {"first_s": seconds[0], **spread(seconds[1:] or seconds)}
 
 
-def timed_command(command: list[str], repeats: int) -> dict[str, Any]:
-    """Time a command from its start to its end."""
-    seconds = []
+def timed_command(arguments: list[str], repeats: int) -> dict[str, Any]:
+    """Time a command from its start to its end; all the memory that it takes is told, too."""
+    seconds, peaks = [], []
     for _ in range(repeats + 1):
         began = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False
+        )
         seconds.append(time.perf_counter() - began)
+        *said, peak = done.stderr.splitlines() or [""]
         if done.returncode:
-            reason = (done.stderr.strip() or "it failed").splitlines()[-1]
-            return {"unavailable": f"not available: {reason}"}
-    return {"first_s": seconds[0], **spread(seconds[1:])}
+            return {"unavailable": f"not available: {said[-1] if said else 'it failed'}"}
+        peaks.append(int(peak))
+        if seconds[-1] > SLOW_S:
+            break
+    return {"first_s": seconds[0], **spread(seconds[1:] or seconds), "extra_bytes": max(peaks)}
 
 
-def commits(place: Path, repeats: int) -> dict[str, Any]:
-    """Time saves of a model of a few bytes, whose cost is that of the commit."""
+def small_model() -> Any:
+    """Return a model of a few bytes, a save of which costs what the commit does."""
     import keras
 
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     model.compile(optimizer="sgd", loss="mse")
-    metrics = dict.fromkeys(METRICS, 0.5)
+    return model
+
+
+def budget_turns(place: Path, count: int, repeats: int) -> dict[str, dict[str, Any]]:
+    """Time commits with a size budget: the first, which looks at everything, and those that come after it."""
+    model, metrics = small_model(), dict.fromkeys(METRICS, 0.5)
+    with contextlib.closing(sqlite3.connect(place / "manifest.sqlite")) as database:
+        (total,) = database.execute("SELECT sum(nbytes) FROM checkpoints").fetchone()
+    with ckptstore.CheckpointStore(place) as store:
+        size = total - NBYTES * min(TOO_MANY, count // 2)
+        keep = ckptstore.keep_last(3) | ckptstore.max_bytes(size)
+        turns: list[tuple[float, int]] = []
+        for number in range(repeats + 4):
+            began = time.perf_counter()
+            store.save(model, epoch=2 * 10**6 + number, metrics=metrics, format="weights", keep=keep)
+            seconds = time.perf_counter() - began
+            gone = store.events(kind="pruned", limit=1)
+            turns.append((seconds, len(gone[0].detail["versions"]) if gone and gone[0].detail else 0))
+    first, many = turns[0][0], [seconds for seconds, gone in turns[1:] if gone >= 1000]
+    return {
+        "commit, a size budget's first turn": {"first_s": first, **spread([first])},
+        "commit, a thousand go": spread(many) if many else {"unavailable": "there are too few"},
+        "commit, a size budget's later turns": spread([seconds for seconds, _ in turns[4:]]),
+    }
+
+
+def commits(place: Path, repeats: int) -> dict[str, Any]:
+    """Time saves of a model of a few bytes, whose cost is that of the commit."""
+    model, metrics = small_model(), dict.fromkeys(METRICS, 0.5)
     seconds = []
     with ckptstore.CheckpointStore(place) as store:
         for epoch in range(repeats + 1):
