@@ -59,10 +59,10 @@ def _removed_before_marked() -> None:
 
     let_go = Manifest.let_go
 
-    def remove_first(self: Manifest, run: str, gone: Any, judged: Any) -> None:
-        for checkpoint in gone:
+    def remove_first(self: Manifest, run: str, versions: list[int]) -> None:
+        for checkpoint in filter(None, map(self.get, versions)):
             checkpoint.path.unlink()
-        let_go(self, run, gone, judged)
+        let_go(self, run, versions)
 
     Manifest.let_go = remove_first  # type: ignore[method-assign, assignment]
 
