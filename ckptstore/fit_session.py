@@ -364,8 +364,8 @@ class FitSession:
     def _train_ends(self, others: Callable[..., None], logs: Any = None) -> None:
         resumed, self._pending = self._pending, None
         if resumed is not None and self._loop is not None:
-            # Not one epoch was left. Weights stay: Keras has put their final values in.
-            self._loop.forget_beginning()
+            self._loop.forget_beginning()  # not one epoch was left
+            resumed.load_finished(self._saver.model, behind_last_epoch=self._loop.finalize_weights)
             resumed.put_back_callbacks(self._siblings())
             resumed.put_back_generators()
         with self._guarded():

@@ -95,6 +95,18 @@ class ResumedRun:
             model.reset_metrics()
         adapter.restore_state(model, self.state, metrics=bool(self.batches))
 
+    def load_finished(self, model: Any, *, behind_last_epoch: Callable[[], None]) -> None:
+        """Undo what other callbacks did to the model since it was loaded, where nothing is left to train.
+
+        Args:
+            model: The model.
+            behind_last_epoch: Does to the weights what Keras did by itself, since that is undone too.
+        """
+        if self.marks.put_back():
+            adapter.restore(model, self.checkpoint)
+        adapter.restore_state(model, self.state, metrics=True)
+        behind_last_epoch()
+
     def put_back_callbacks(self, callbacks: Sequence[Any]) -> list[str]:
         """Give the other callbacks their state; returns those of which none is known."""
         return callback_state.apply(callbacks, self.values.get("callbacks", {}))

@@ -223,6 +223,20 @@ def test_a_callback_that_trains_as_training_begins(tmp_path: Path) -> None:
 # --- ends ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("averaged", [False, True])
+def test_a_callback_that_trains_as_a_finished_run_is_started_again(averaged: bool, tmp_path: Path) -> None:
+    """What Keras makes of the weights behind the last epoch is there all the same."""
+
+    def make() -> Any:
+        return plain(optimizer=keras.optimizers.Adam(0.01, use_ema=averaged))
+
+    whole = made(make)
+    expected = state(whole, fit(whole, WarmUp()))
+    fit(made(make), saving(tmp_path), WarmUp())
+    again = made(make)
+    assert state(again, fit(again, saving(tmp_path), WarmUp())) == expected
+
+
 class Begun(keras.callbacks.Callback):  # type: ignore[misc]
     """Counts the epochs that it has seen begin."""
 

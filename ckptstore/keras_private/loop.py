@@ -155,6 +155,11 @@ class FitLoop:
         self.model.train_function = passed_over
         return iter([None] * self.data.batches_per_execution)
 
+    def finalize_weights(self) -> None:
+        """Do to the weights what Keras does behind the last epoch: averaged ones take their place."""
+        if isinstance(self.model.optimizer, keras.optimizers.Optimizer) and self.epochs > 0:
+            self.model.optimizer.finalize_variable_values(self.model.trainable_weights)
+
     def build(self) -> None:
         """Build model, optimizer and metrics, where the backend leaves that to the first batch (TensorFlow)."""
         batch = self.data.specification()
