@@ -279,18 +279,21 @@ def test_an_exception_in_a_beginning_saves_first(hook: str, at: int, saved: Any,
 
 @pytest.mark.parametrize("hook", ["on_train_batch_begin", "on_epoch_begin"])
 def test_an_exception_before_anything_was_trained_saves_nothing(hook: str, tmp_path: Path) -> None:
-    interrupt(made(plain), saving(tmp_path), hook=hook, at=1)
-    interrupt(made(plain), saving(tmp_path, save_on_exception=False, save_freq=99), hook=hook, at=2)
-    with ckptstore.CheckpointStore(tmp_path) as store:
-        assert store.checkpoints() == []
-        store.claim("default")
+    for at, options in ((1, {}), (2, {"save_on_exception": False, "save_freq": 99})):
+        # Kept: what is thrown away lets go of the run by itself.
+        callback = saving(tmp_path, **options)
+        interrupt(made(plain), callback, hook=hook, at=at)
+        with ckptstore.CheckpointStore(tmp_path) as store:
+            assert store.checkpoints() == []
+            store.claim("default")
 
 
 @pytest.mark.filterwarnings("ignore:callbacks without get_state.. and set_state:UserWarning")
 @pytest.mark.parametrize("hook", ["on_train_batch_begin", "on_epoch_begin"])
 def test_an_exception_before_a_resumed_run_goes_on_saves_nothing(hook: str, tmp_path: Path) -> None:
     fit(made(plain), saving(tmp_path), epochs=1)
-    interrupt(made(plain), saving(tmp_path), hook=hook, at=1)
+    callback = saving(tmp_path)
+    interrupt(made(plain), callback, hook=hook, at=1)
     with ckptstore.CheckpointStore(tmp_path) as store:
         assert [(one.epoch, one.batch) for one in store.checkpoints()] == [(0, None)]
         store.claim("default")
@@ -393,11 +396,21 @@ def test_weights_that_are_not_finite_are_said_at_the_resume(tmp_path: Path) -> N
 
 def test_two_runs_in_two_threads(tmp_path: Path) -> None:
     models = [made(plain), made(plain)]
-    callbacks = [saving(tmp_path, run=name) for name in ("one", "other")]
-    threads = [
-        threading.Thread(target=fit, args=(model, callback))
-        for model, callback in zip(models, callbacks, strict=True)
-    ]
+    both = threading.Barrier(2)
+
+    def meet(_: Any = None) -> None:
+        both.wait(60)
+
+    def first() -> None:
+        meetings = [Acting("on_train_batch_end", at, meet) for at in (1, 2)]
+        fit(models[0], saving(tmp_path, run="one"), *meetings)
+
+    def second() -> None:
+        """Begins in the midst of the first, which then waits for it."""
+        meet()
+        fit(models[1], saving(tmp_path, run="other"), Acting("on_train_batch_end", 2, meet))
+
+    threads = [threading.Thread(target=target) for target in (first, second)]
     for thread in threads:
         thread.start()
     for thread in threads:
