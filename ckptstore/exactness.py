@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from types import GeneratorType
 from typing import Any
 
 import xxhash
@@ -57,8 +56,6 @@ def doubts(
     changed = [*_changed_batches(loop, place)]
     if changed:
         yield "; ".join(changed)
-    if isinstance(loop.validation_source, GeneratorType):
-        yield "the validation data is a Python generator, which begins anew; a PyDataset would go on"
     if epoch and data_state.keeps_workers(loop.source):
         yield (
             "the workers of the DataLoader live on from epoch to epoch (persistent_workers), and what random numbers "

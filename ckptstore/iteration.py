@@ -24,6 +24,7 @@ from ckptstore.data_position import DataPosition
 from ckptstore.errors import InvalidArgumentError
 from ckptstore.keras_private import FitLoop
 from ckptstore.random_state import Generators
+from ckptstore.validation_data import ValidationData
 
 Step = tuple[int, int, Any]
 # Batches that wait in a queue from one epoch to the next are saved up to so many bytes.
@@ -85,9 +86,8 @@ class Iteration:
         self._failed = failed
         self._is_asked_in_python = keras.backend.backend() != "tensorflow"
         self._watcher = data_state.Watcher(loop.source)
-        own = loop.validation_source is not None and loop.validation_source is not loop.source
-        self._validation = data_state.Watcher(loop.validation_source) if own else None
-        self._validation_at_end: dict[str, Any] | None = None
+        self._validation = ValidationData(loop)
+        self._validation_at_end: dict[str, Any] = {}
         self._position = DataPosition(loop)
         self._beginning = exactness.beginning(loop)
         self._made = self._made_by_step = 0
@@ -118,20 +118,17 @@ class Iteration:
             "batches_per_epoch": self._loop.data.batches_per_epoch,
             "batch_size": self._loop.data.batch_size,
             "source_position": None,
-            "validation": self._validation_state(),
+            **self._validation.capture(),
             **self._between_epochs(),
         }
         if in_epoch:
             place |= {**self._epoch, "made": self._made_by_step, "ended": self._ended}
-            place["validation"] = self._validation_at_end if self._ended else place["validation"]
+            place |= self._validation_at_end if self._ended else {}
         kept = place["kept"]
         # An epoch begins with a new iterator, unless there is one that goes on: not one that was made only now.
         if in_epoch or (kept is not None and kept["taken"]):
             place["source_position"] = self._position.capture()
         return place
-
-    def _validation_state(self) -> dict[str, Any] | None:
-        return None if self._validation is None else self._validation.capture()
 
     def _between_epochs(self) -> dict[str, Any]:
         """Return the part that is noted at the beginning of each epoch."""
@@ -203,7 +200,7 @@ class Iteration:
             yield begin, end, _Watched(batches, self._failed) if self._is_asked_in_python else batches
         # What Keras does at the end of an epoch's batches is done: it may have drawn for the next one.
         self._ended = True
-        self._validation_at_end = self._validation_state()
+        self._validation_at_end = self._validation.capture()
 
     # --- going there -------------------------------------------------------------------------------
 
@@ -231,9 +228,9 @@ class Iteration:
             )
         self._target = target
         self._put_back_source(target.position["source"])
-        if target.position.get("validation") is not None:
-            data_state.apply(self._loop.validation_source, target.position["validation"])
+        self._validation.go_to(target.position)
         reasons = list(exactness.doubts(self._loop, target.position, self._beginning, epoch=target.epoch))
+        reasons += self._validation.doubts()
         self._beginning = target.position.get("beginning") or self._beginning
         return reasons
 

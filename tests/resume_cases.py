@@ -579,6 +579,13 @@ def loader_with_lasting_workers() -> Case:
     return Case(dense(layers.Dropout(0.3)), {"x": data, "epochs": 3}, save_freq=7)
 
 
+@inexact("torch")
+def validation_by_lasting_workers() -> Case:
+    model = dense(layers.Dropout(0.3))
+    data = loader(num_workers=1, persistent_workers=True)
+    return Case(model, on_arrays(model, validation_data=data, epochs=3), save_freq=7)
+
+
 @inexact()
 def validation_by_a_generator() -> Case:
     model = dense(layers.Dropout(0.3))
@@ -618,3 +625,11 @@ def pipeline_shuffled_by_the_global_seed() -> Case:
 def repeating_pipeline() -> Case:
     data = pipeline(seed=7).repeat()
     return Case(dense(layers.Dropout(0.3)), {"x": data, "steps_per_epoch": 7, "epochs": EPOCHS}, save_freq=4)
+
+
+@case("tensorflow")
+def validation_by_a_shuffled_pipeline() -> Case:
+    model = dense(layers.Dropout(0.3))
+    callbacks = [keras.callbacks.ReduceLROnPlateau(monitor="val_loss", patience=0, min_delta=0.01)]
+    # Other rows in each pass.
+    return Case(model, on_arrays(model, validation_data=pipeline().take(5)), callbacks, save_freq=7)

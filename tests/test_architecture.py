@@ -97,6 +97,7 @@ LAYERS = (
         "saves",
         "save_budget",
         "run_writer",
+        "validation_data",
         "iteration",
         "epoch_end",
         "exactness",

@@ -26,11 +26,11 @@ TensorFlow. "None" is said of a module below that `inside` could not import.
   ``val_x``), ``Model._initial_epoch``, ``train_function``, ``_symbolic_build``, ``CallbackList._async_train``,
   ``_async_test``, ``_executor``, ``_futures``, ``_progbar``, ``_history``; and `epoch_data`:
   ``EpochIterator._enumerate_iterator``, ``_get_iterator``, ``_current_iterator``, ``_steps_seen``, ``_num_batches``,
-  ``_distributed_dataset``, ``_one_batch_ahead_iterator`` or ``_prefetch_numpy_iterator``, ``data_adapter`` with the
-  names of the adapters' classes, ``_dataloader``, ``get_torch_dataloader``, ``get_jax_iterator`` and
-  ``enqueuer.ready_queue``; on TensorFlow its own ``tensorflow.python.eager.context.global_seed``. Lacking:
-  `loop.running_fit` finds no fit; callbacks save, and resume at the ends of epochs, without the others' state, and a
-  warning says so.
+  ``_distributed_dataset``, ``Model._eval_epoch_iterator``, ``_one_batch_ahead_iterator`` or
+  ``_prefetch_numpy_iterator``, ``data_adapter`` with the names of the adapters' classes, ``_dataloader``,
+  ``get_torch_dataloader``, ``get_jax_iterator`` and ``enqueuer.ready_queue``; on TensorFlow its own
+  ``tensorflow.python.eager.context.global_seed``. Lacking: `loop.running_fit` finds no fit; callbacks save, and
+  resume at the ends of epochs, without the others' state, and a warning says so.
 - `train_state`: ``Callback._model``, ``Model._jax_state``, ``_jax_state_synced``, ``Variable._direct_assign``,
   ``_dtype``. Lacking: Keras' own ``Model.jax_state_sync``, slower.
 - `values`: ``Variable._value``. Lacking: ``Variable.value``, slower.
@@ -43,7 +43,7 @@ from ckptstore.keras_private.callback_attributes import (
     set_attribute,
     start_clocks,
 )
-from ckptstore.keras_private.epoch_data import EpochData
+from ckptstore.keras_private.epoch_data import EpochData, iterators_of_validation
 from ckptstore.keras_private.global_seed import forget_global_seed, global_seed
 from ckptstore.keras_private.legacy import save_legacy
 from ckptstore.keras_private.loading import load
@@ -65,6 +65,7 @@ __all__ = [
     "global_seed",
     "has_own_loading",
     "is_keras_own",
+    "iterators_of_validation",
     "load",
     "metric_directions",
     "optimizers_of",

@@ -199,5 +199,15 @@ def _overlaid_inside(loader: Any, make: Callable[[Any], Any]) -> Any:
     return loader
 
 
+def iterators_of_validation(model: Any) -> int:
+    """Return how many iterators the validation of a fit that ends now has made of its data.
+
+    Behind the last batch Keras makes one more, that nobody asks; on TensorFlow it is there at once.
+    """
+    iterator = getattr(model, "_eval_epoch_iterator", None)
+    another = getattr(iterator, "_current_iterator", None) is not None and iterator._steps_seen == 0
+    return 1 + (another and _is_tensorflow())
+
+
 def _is_tensorflow() -> bool:
     return bool(keras.backend.backend() == "tensorflow")

@@ -1,0 +1,67 @@
+"""What a fit validates on, and how another process gets to where it stands: what the source knows, and how often.
+
+A tf.data pipeline that shuffles hands out another order each time that it is gone through, by how often it was.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from types import GeneratorType
+from typing import Any
+
+from ckptstore import data_state
+from ckptstore.keras_private import FitLoop, iterators_of_validation
+
+
+class ValidationData:
+    """The validation data of one fit.
+
+    Args:
+        loop: The fit; it is counted how often its validations go through the data.
+    """
+
+    def __init__(self, loop: FitLoop) -> None:
+        self._model = loop.model
+        self._source = loop.validation_source
+        # What is trained on too is looked at there.
+        own = self._source is not None and self._source is not loop.source
+        self._watcher = data_state.Watcher(self._source) if own else None
+        self._made = 0
+        loop.hook(loop.callbacks, "on_test_end", self._counted)
+
+    def _counted(self, others: Callable[..., None]) -> Callable[..., None]:
+        def counted(logs: Any = None) -> None:
+            others(logs)
+            self._made += iterators_of_validation(self._model)
+
+        return counted
+
+    def capture(self) -> dict[str, Any]:
+        """Return where it stands, for another process to go there."""
+        state = None if self._watcher is None else self._watcher.capture()
+        return {"validation": state, "validation_made": self._made}
+
+    def go_to(self, place: Mapping[str, Any]) -> None:
+        """Go where `capture` said; checkpoints of earlier versions did not count."""
+        if place.get("validation") is not None:
+            data_state.apply(self._source, place["validation"])
+        before, self._made = self._made, place.get("validation_made", 0)
+        if _is_pipeline(self._source):
+            for _ in range(before, self._made):
+                iter(self._source)
+
+    def doubts(self) -> Iterator[str]:
+        """Yield the reasons for which having gone there may not be exact."""
+        if isinstance(self._source, GeneratorType):
+            yield "the validation data is a Python generator, which begins anew; a PyDataset would go on"
+        if self._made and data_state.keeps_workers(self._source):
+            yield (
+                "the workers of the validation's DataLoader live on from epoch to epoch (persistent_workers), and what "
+                "they and their loader have drawn cannot be saved"
+            )
+
+
+def _is_pipeline(source: Any) -> bool:
+    data = getattr(sys.modules.get("tensorflow"), "data", None)
+    return data is not None and isinstance(source, data.Dataset)
