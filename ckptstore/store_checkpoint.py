@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from ckptstore import monitor as monitoring
 from ckptstore.background.ring import Backpressure
-from ckptstore.errors import InvalidArgumentError
+from ckptstore.errors import InvalidArgumentError, MetricNotFoundError
 from ckptstore.fit_moment import Moment
 from ckptstore.fit_session import Resume
 from ckptstore.keras_arrays import nbytes_of
@@ -216,11 +216,24 @@ class StoreCheckpoint(ResumingCallback):
 
     def progress(self, logs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the best value so far, with that of the logs."""
-        return {"best": logs[self.monitor] if self._judge(logs) else self.best}
+        best = logs[self.monitor] if self._judge(logs) else self.best
+        return {"best": best, "monitor": self.monitor, "mode": self._mode}
 
     def set_progress(self, saved: Mapping[str, Any]) -> None:
-        """Take over what `progress` returned."""
-        self.best = self._best_saved = saved.get("best", self.best)
+        """Take over what `progress` returned; of another measure than that one the store knows the best."""
+        live = {"monitor": self.monitor, "mode": self._mode}
+        same = all(saved.get(name, value) == value for name, value in live.items())
+        self.best = self._best_saved = saved.get("best", self.best) if same else self._best_in_store()
+
+    def _best_in_store(self) -> float | None:
+        store, best = self._writer.store, self.initial_value_threshold
+        if store is None or self._mode is None:
+            return best
+        try:
+            found = store.best(self.monitor, mode=self._mode, run=self.run)
+        except MetricNotFoundError:
+            return best
+        return best if found is None else monitoring.better_of(best, found.metrics[self.monitor], self._mode)
 
     # --- saving ------------------------------------------------------------------------------------
 

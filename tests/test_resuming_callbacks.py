@@ -182,6 +182,14 @@ def test_the_best_survives_a_restart(tmp_path: Path) -> None:
     assert second.best == first.best
 
 
+@pytest.mark.parametrize("change", [{"monitor": "mae"}, {"mode": "max"}])
+def test_the_best_by_another_measure_is_asked_of_the_store(change: dict[str, Any], tmp_path: Path) -> None:
+    fit(model(metrics=["mae"]), ckptstore.StoreCheckpoint(tmp_path, **{"monitor": "loss", **change}))
+    callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss")
+    history = fit(model(metrics=["mae"]), callback)
+    assert callback.best == min(history.history["loss"])
+
+
 # --- what is refused ---------------------------------------------------------------------------
 
 

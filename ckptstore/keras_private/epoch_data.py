@@ -205,7 +205,8 @@ def iterators_of_validation(model: Any) -> int:
     Behind the last batch Keras makes one more, that nobody asks; on TensorFlow it is there at once.
     """
     iterator = getattr(model, "_eval_epoch_iterator", None)
-    another = getattr(iterator, "_current_iterator", None) is not None and iterator._steps_seen == 0
+    is_new = getattr(iterator, "_steps_seen", None) == 0
+    another = is_new and getattr(iterator, "_current_iterator", None) is not None
     return 1 + (another and _is_tensorflow())
 
 
