@@ -122,14 +122,16 @@ def keeps_own_state(callback: Any) -> bool:
     return _takes_part(callback)
 
 
-def would_go_on(callbacks: Sequence[Any], saved: Mapping[str, Any]) -> bool:
+def would_go_on(callbacks: Sequence[Any], saved: Mapping[str, Any], *, more_epochs: bool) -> bool:
     """Return whether training that was stopped early would not be so with the callbacks' present settings.
 
-    That is where every `keras.callbacks.EarlyStopping` that had stopped it has a longer patience by now.
+    That is where every `keras.callbacks.EarlyStopping` that had stopped it has a longer patience by now. Of a user's
+    callback nobody knows why it stopped: then it is where more epochs are asked for.
 
     Args:
         callbacks: All callbacks of the fit, in order.
         saved: What `capture` returned when it was stopped.
+        more_epochs: Whether the fit has more epochs by now.
 
     Example:
         >>> import keras
@@ -138,8 +140,8 @@ def would_go_on(callbacks: Sequence[Any], saved: Mapping[str, Any]) -> bool:
         >>> before = stopping(2)
         >>> before[0].on_train_begin()
         >>> before[0].wait, before[0].stopped_epoch = 2, 7
-        >>> would_go_on(stopping(2), capture(before)), would_go_on(stopping(5), capture(before))
-        (False, True)
+        >>> [would_go_on(stopping(patience), capture(before), more_epochs=True) for patience in (2, 5)]
+        [False, True]
     """
     stopped = [
         one.patience > entry["wait"]
@@ -147,7 +149,7 @@ def would_go_on(callbacks: Sequence[Any], saved: Mapping[str, Any]) -> bool:
         if isinstance(one, keras.callbacks.EarlyStopping)
         and (entry := saved.get(key, {}).get(_ATTRIBUTES, {})).get("stopped_epoch", 0) > 0
     ]
-    return bool(stopped) and all(stopped)
+    return all(stopped) if stopped else more_epochs
 
 
 def _takes_part(callback: Any) -> bool:

@@ -30,6 +30,7 @@ def values_of(
     return {
         "saver": saver.progress(logs),
         "stopped": bool(model.stop_training),
+        "epochs": iteration.epochs,
         "callbacks": callback_state.capture(siblings),
         "data": iteration.position(in_epoch=in_epoch),
         keras_optimizers.RATES: keras_optimizers.learning_rates(model),

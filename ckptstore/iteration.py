@@ -103,6 +103,11 @@ class Iteration:
         loop.data.watch_iterators(self._making)
         loop.data.watch_epochs(self._enumerating)
 
+    @property
+    def epochs(self) -> int:
+        """The epoch before which the fit ends."""
+        return self._loop.epochs
+
     # --- what is saved -----------------------------------------------------------------------------
 
     def position(self, *, in_epoch: bool) -> dict[str, Any]:

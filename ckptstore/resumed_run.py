@@ -85,7 +85,11 @@ class ResumedRun:
         if self.next_epoch >= epochs:
             return True
         stopped = self.batches == 0 and bool(self.values.get("stopped"))
-        return stopped and not callback_state.would_go_on(callbacks, self.values.get("callbacks", {}))
+        return stopped and not callback_state.would_go_on(
+            callbacks,
+            self.values.get("callbacks", {}),
+            more_epochs=epochs > self.values.get("epochs", epochs),
+        )
 
     def load_again(self, model: Any) -> None:
         """Undo what other callbacks did to the model since it was loaded; put back what Keras does not save."""

@@ -309,6 +309,15 @@ def test_a_stop_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
     assert state(again, history) == expected  # nothing was trained
 
 
+def test_a_run_that_a_callback_has_stopped_goes_on_with_more_epochs(tmp_path: Path) -> None:
+    whole = made(plain)
+    expected = state(whole, fit(whole))
+    fit(made(plain), saving(tmp_path), Acting("on_epoch_end", 1, stop), epochs=2)
+    assert fit(made(plain), saving(tmp_path), epochs=2).epoch == [0]
+    again = made(plain)
+    assert state(again, fit(again, saving(tmp_path))) == expected
+
+
 def test_a_stop_in_the_middle_of_an_epoch_that_did_not_end(tmp_path: Path) -> None:
     whole = made(plain)
     expected = state(whole, fit(whole, Acting("on_train_batch_end", 9, stop)))
