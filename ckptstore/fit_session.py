@@ -112,7 +112,7 @@ class FitSession:
         self._stop.is_looking = loop.is_running
         loop.run_hooks_as_without(self._saver)
         self.position.per_epoch = loop.data.batches_per_epoch
-        self._iteration = Iteration(loop, self._progress, self._data_failed)
+        self._iteration = Iteration(loop, partial(self._progress, loop), self._data_failed)
         for name, method in (
             ("on_epoch_begin", self._epoch_begins),
             ("on_epoch_end", self._epoch_ends),
@@ -195,9 +195,9 @@ class FitSession:
         self.arrival = arrival
         resume_report.say_arrived(arrival)
 
-    def _progress(self, batch: int) -> None:
-        if self._loop is not None:
-            self._loop.show_progress(batch)
+    def _progress(self, loop: FitLoop, batch: int) -> None:
+        loop.show_progress(batch)
+        self._obey_signal()
 
     def _epoch_ends(self, others: Callable[..., None], epoch: int, logs: Any = None) -> None:
         self._frozen, self._epoch_logs = None, None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -17,6 +19,7 @@ import pytest
 from unusual_models import FEATURES, ROWS, gan, own_step, plain
 
 import ckptstore
+from ckptstore.keras_private import FitLoop
 
 BACKEND = keras.backend.backend()
 # What Keras' own code does on torch.
@@ -349,6 +352,27 @@ def test_the_newest_is_damaged(tmp_path: Path) -> None:
         history = fit(again, callback)
     assert callback.resumed_from == before
     assert state(again, history) == expected
+
+
+def test_a_signal_while_batches_are_passed_over_ends_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = made(plain)
+    expected = state(whole, fit(whole))
+    interrupt(made(plain), saving(tmp_path), at=11)
+    passed = []
+
+    def show(_: Any, batch: int) -> None:
+        passed.append(batch)
+        if batch == 0:  # a second one would end everything at once
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched, pytest.raises(ckptstore.TrainingInterrupted):
+        patched.setattr(FitLoop, "show_progress", show)
+        fit(made(plain), saving(tmp_path))
+    assert passed == [0]
+    again = made(plain)
+    assert state(again, fit(again, saving(tmp_path))) == expected
 
 
 # --- what has changed in between -----------------------------------------------------------------
