@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from types import GeneratorType
 from typing import Any
 
-from ckptstore import data_state
-from ckptstore.keras_private import FitLoop, iterators_of_validation
+from ckptstore import data_state, random_state
+from ckptstore.keras_private import FitLoop, begin_validation_again, iterators_of_validation
 
 
 class ValidationData:
@@ -28,7 +28,23 @@ class ValidationData:
         own = self._source is not None and self._source is not loop.source
         self._watcher = data_state.Watcher(self._source) if own else None
         self._made = 0
+        self._captured: dict[str, Any] | None = None
+        self._generators = random_state.Generators()
+        self._looks_ahead = loop.data.makes_at_once and not loop.data.asks_ahead
+        self._looks_again = False
+        loop.hook(loop.callbacks, "on_test_begin", self._beginning)
         loop.hook(loop.callbacks, "on_test_end", self._counted)
+
+    def _beginning(self, others: Callable[..., None]) -> Callable[..., None]:
+        def beginning(logs: Any = None) -> None:
+            if self._looks_again and self._captured is not None:
+                data_state.apply(self._source, self._captured)
+                random_state.restore(self._generators)
+                begin_validation_again(self._model)
+            self._looks_again = False
+            others(logs)
+
+        return beginning
 
     def _counted(self, others: Callable[..., None]) -> Callable[..., None]:
         def counted(logs: Any = None) -> None:
@@ -38,15 +54,19 @@ class ValidationData:
         return counted
 
     def capture(self) -> dict[str, Any]:
-        """Return where it stands, for another process to go there."""
-        state = None if self._watcher is None else self._watcher.capture()
-        return {"validation": state, "validation_made": self._made}
+        """Return where it stands, for another process to go there; to be called when the training's batches end."""
+        self._captured = None if self._watcher is None else self._watcher.capture()
+        self._generators = random_state.capture()
+        return {"validation": self._captured, "validation_made": self._made}
 
     def go_to(self, place: Mapping[str, Any]) -> None:
         """Go where `capture` said; checkpoints of earlier versions did not count."""
         if place.get("validation") is not None:
             data_state.apply(self._source, place["validation"])
         before, self._made = self._made, place.get("validation_made", 0)
+        # On TensorFlow Keras looks at some batches before its first validation: what that draws was drawn long ago.
+        # Where a thread asks the training's data ahead, generators cannot be set back there.
+        self._looks_again = self._looks_ahead and self._made > before
         if _is_pipeline(self._source):
             for _ in range(before, self._made):
                 iter(self._source)

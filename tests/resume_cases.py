@@ -150,12 +150,26 @@ def dataset() -> Case:
     return Case(dense(layers.Dropout(0.3)), {"x": Reshuffled(), "epochs": EPOCHS})
 
 
+class Noisy(Reshuffled):
+    """Draws for each batch from a generator of its own, also where Keras only looks at one."""
+
+    def __getitem__(self, index: int) -> Any:
+        inputs, targets = super().__getitem__(index)
+        return inputs + self.draw.normal(size=inputs.shape).astype("float32"), targets
+
+
 @case()
 def validation_that_reshuffles() -> Case:
     model = dense(layers.Dropout(0.3))
     callbacks = [keras.callbacks.ReduceLROnPlateau(monitor="val_loss", patience=0, min_delta=0.01)]
     data = {"validation_data": Reshuffled(), "validation_steps": 3}
     return Case(model, on_arrays(model, **data), callbacks, save_freq=7)
+
+
+@case()
+def validation_that_draws() -> Case:
+    model = dense(layers.Dropout(0.3))
+    return Case(model, on_arrays(model, validation_data=Noisy()), save_freq=7)
 
 
 @case()
@@ -459,12 +473,8 @@ def own_loader() -> Case:
     return Case(dense(layers.Dropout(0.3)), {"x": Own(), "epochs": EPOCHS})
 
 
-class Stateful(Reshuffled):
+class Stateful(Noisy):
     """Tells its order itself, and what it draws for each batch."""
-
-    def __getitem__(self, index: int) -> Any:
-        inputs, targets = super().__getitem__(index)
-        return inputs + self.draw.normal(size=inputs.shape).astype("float32"), targets
 
     def get_state(self) -> dict[str, Any]:
         return {"order": self.order.copy(), "draw": self.draw.bit_generator.state}

@@ -43,7 +43,7 @@ from ckptstore.keras_private.callback_attributes import (
     set_attribute,
     start_clocks,
 )
-from ckptstore.keras_private.epoch_data import EpochData, iterators_of_validation
+from ckptstore.keras_private.epoch_data import EpochData, begin_validation_again, iterators_of_validation
 from ckptstore.keras_private.global_seed import forget_global_seed, global_seed
 from ckptstore.keras_private.legacy import save_legacy
 from ckptstore.keras_private.loading import load
@@ -60,6 +60,7 @@ __all__ = [
     "EpochData",
     "FitLoop",
     "begin_at",
+    "begin_validation_again",
     "capture",
     "forget_global_seed",
     "global_seed",

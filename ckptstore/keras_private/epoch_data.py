@@ -199,6 +199,13 @@ def _overlaid_inside(loader: Any, make: Callable[[Any], Any]) -> Any:
     return loader
 
 
+def begin_validation_again(model: Any) -> None:
+    """Have a validation that begins prepare its data once more, as Keras did just before."""
+    iterator = getattr(model, "_eval_epoch_iterator", None)
+    if iterator is not None:
+        iterator.reset()
+
+
 def iterators_of_validation(model: Any) -> int:
     """Return how many iterators the validation of a fit that ends now has made of its data.
 
