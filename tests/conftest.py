@@ -10,6 +10,7 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
+import crash_statements
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -25,6 +26,9 @@ for name in ("COLUMNS", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERA
 
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
+
+# Statements are compiled once in a worker, and not once per store.
+crash_statements.keep()
 
 TESTS = Path(__file__).parent
 COMPILED = "JAX_COMPILATION_CACHE_DIR"

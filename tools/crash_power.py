@@ -10,11 +10,8 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from unittest import mock
 
 from crash_disk import MODELS, Disk, fingerprint, put, random_folder
 from crash_faults import FAULTS, plant
@@ -24,14 +21,11 @@ from crash_operations import Mark, Recording, Resize, Tree, Write
 from crash_recording import record
 from crash_server import preload
 from crash_snapshots import is_seed, save
+from crash_statements import keep
 from crash_strace import available
 from crash_workloads import SHOWN, WORKLOADS, Claims, perform
-from sqlalchemy import Engine, create_engine
 
-from ckptstore import sqlite_engine
 from ckptstore.files import digest_file
-
-_ENGINES: list[Engine] = []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +88,7 @@ def power_cuts(
             being there is among the models.
     """
     began = time.monotonic()
+    keep()
     preload()
     if workloads is None:
         workloads = tuple(WORKLOADS) if fault is None else (known_fault(fault).workload,)
@@ -197,7 +192,7 @@ def _check(numbered: tuple[_Cut, Path]) -> list[str]:
     cut, folder = numbered
     put(cut.tree, folder)
     try:
-        with warnings.catch_warnings(), _statements_kept():
+        with warnings.catch_warnings():
             # That a published path could not be switched, for one, is only warned of.
             warnings.simplefilter("error")
             wrong = _wrong(cut, folder)
@@ -210,22 +205,6 @@ def _check(numbered: tuple[_Cut, Path]) -> list[str]:
         f"{cut.recorded.name}{fault}: power cut {cut.at}, model {cut.model!r}: {line.replace(str(folder), '')}"
         for line in wrong
     ]
-
-
-@contextmanager
-def _statements_kept() -> Iterator[None]:
-    """Have SQLAlchemy compile each statement once in this process instead of once per store, for speed."""
-
-    def kept(*arguments: Any, **options: Any) -> Engine:
-        engine = create_engine(*arguments, **options)
-        first = _ENGINES[0] if _ENGINES else engine
-        _ENGINES[:] = [first]
-        engine.dialect = engine.pool._dialect = first.dialect
-        engine._compiled_cache = first._compiled_cache
-        return engine
-
-    with mock.patch.object(sqlite_engine, "create_engine", kept):
-        yield
 
 
 def _wrong(cut: _Cut, folder: Path) -> list[str]:

@@ -29,6 +29,7 @@ ALWAYS = (
     "crash_invariants",
     "crash_power",
     "crash_processes",
+    "crash_warm",
     "crash_workloads",
     "h5py",
     "numpy.random",
