@@ -13,9 +13,12 @@ import subprocess
 import sys
 import traceback
 from collections import Counter as Counter_
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from forked_writers import Server
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +37,8 @@ class Runs:
         self._folder = folder
         self._number = 0
         self._plain: dict[str, Outcome] = {}
-        paths = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+        above = Path(__file__).parent.parent
+        paths = [str(above / "tests"), str(above / "tools"), str(above)]
         paths += filter(None, [os.environ.get("PYTHONPATH")])
         environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": os.pathsep.join(paths)}
         self._process = subprocess.Popen(
@@ -56,7 +60,9 @@ class Runs:
     def _run(self, case: str, options: dict[str, Any]) -> Outcome:
         self._number += 1
         found, printed = (self._folder / f"{self._number}.{end}" for end in ("json", "txt"))
+        # One case starts its writers as a user's training does.
         job = {"case": case, "options": options, "found": str(found), "printed": str(printed)}
+        job["forked"] = case != "arrays"
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(job) + "\n")
@@ -204,12 +210,13 @@ def _die_in_step(number: int) -> None:
     files._hooks.append(hook)
 
 
-def _child(job: dict[str, Any]) -> None:
+def _child(job: dict[str, Any], writers: Server) -> None:
     output = os.open(job["printed"], os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
     os.dup2(output, 1)
     os.dup2(output, 2)
     try:
-        found = train(job["case"], **job["options"])
+        with writers.used() if job["forked"] else nullcontext():
+            found = train(job["case"], **job["options"])
     except SystemExit as error:
         os._exit(int(error.code or 0))
     except BaseException:
@@ -223,16 +230,19 @@ def _child(job: dict[str, Any]) -> None:
 
 def _serve() -> None:
     # Once, for all children.
+    writers = Server()
+    import crash_statements
     import keras  # noqa: F401
     import resume_cases  # noqa: F401
 
     import ckptstore.retention
     import ckptstore.store_checkpoint  # noqa: F401
 
+    crash_statements.warm()
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
-            _child(json.loads(line))
+            _child(json.loads(line), writers)
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
 
