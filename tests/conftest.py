@@ -7,8 +7,10 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import crash_statements
 import pytest
@@ -66,6 +68,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if uses_keras(item.path):
             item.add_marker(pytest.mark.backend)
+
+
+@pytest.fixture(scope="session")
+def writers() -> Iterator[Any]:
+    from forked_writers import Server
+
+    server = Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def forked_writers(writers: Any) -> Iterator[None]:
+    """Have what saves beside a training forked, and not started as a program that first imports what it needs."""
+    with writers.used():
+        yield
 
 
 def pytest_report_header() -> str:

@@ -18,9 +18,10 @@ from ckptstore import training_state
 from ckptstore.background.process import can_start
 from ckptstore.formats.payload import read_state
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
-)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
+    pytest.mark.usefixtures("forked_writers"),
+]
 # Elsewhere Keras calls all hooks in the thread that trains.
 THREADED = keras.backend.backend() in ("jax", "torch")
 

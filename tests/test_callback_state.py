@@ -17,9 +17,10 @@ from ckptstore.keras_private import run_time_attributes
 from ckptstore.state_tree import pack, unpack
 
 callbacks = keras.callbacks
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
-)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
+    pytest.mark.usefixtures("forked_writers"),
+]
 
 
 def stored(some: list[Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from ckptstore import data_state
 from ckptstore.keras_private import FitLoop, running_fit
 
 pytestmark = [
+    pytest.mark.usefixtures("forked_writers"),
     pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="its pipelines ask ahead"),
     pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning"),  # called by torchdata
     pytest.mark.filterwarnings("ignore:.*input ran out of data:UserWarning"),

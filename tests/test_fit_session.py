@@ -13,9 +13,10 @@ import pytest
 import ckptstore
 
 # What Keras' own code does on torch.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
-)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
+    pytest.mark.usefixtures("forked_writers"),
+]
 
 
 @pytest.fixture(autouse=True)

@@ -15,9 +15,10 @@ import pytest
 import ckptstore
 from ckptstore.cli import main
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
-)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
+    pytest.mark.usefixtures("forked_writers"),
+]
 
 X = np.random.default_rng(1).normal(size=(24, 4)).astype("float32")
 Y = X[:, :2] * 2

@@ -23,9 +23,10 @@ from ckptstore.keras_private import FitLoop
 
 BACKEND = keras.backend.backend()
 # What Keras' own code does on torch.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
-)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
+    pytest.mark.usefixtures("forked_writers"),
+]
 
 
 def fit(model: Any, *callbacks: Any, alone: bool = False, **options: Any) -> Any:
