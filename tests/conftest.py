@@ -42,6 +42,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # Backends that are installed under one of several names.
 RELEASED_AS = {"tensorflow": ["tensorflow", "tensorflow-cpu"]}
 USES_KERAS = re.compile(r"^\s*(import|from) keras\b|ckptstore\.ModelCheckpoint\(", re.MULTILINE)
+MARKED = re.compile(r"\bpytest\.mark\.backend\b")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -52,21 +53,38 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(lambda: shutil.rmtree(made, ignore_errors=True))
 
 
-def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    """Look for doctests in the package only: what helps the tests is not imported before it is asked for."""
-    helper = collection_path.suffix == ".py" and not collection_path.name.startswith(("test_", "conftest"))
-    return True if helper and collection_path.parent == TESTS else None
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Look for doctests in the package only: what helps the tests is not imported before it is asked for.
+
+    Nor are files imported in which nothing depends on the backend, where only what does was asked for.
+    """
+    if collection_path.suffix != ".py":
+        return None
+    helper = not collection_path.name.startswith(("test_", "conftest"))
+    if helper and collection_path.parent == TESTS:
+        return True
+    every = not config.option.markexpr.startswith("backend")
+    return (
+        None
+        if every or collection_path.name == "conftest.py" or depends_on_the_backend(collection_path)
+        else True
+    )
 
 
 @functools.cache
-def uses_keras(path: Path) -> bool:
+def imports_keras(path: Path) -> bool:
     """Return whether a test file, or what it starts, imports Keras."""
     return bool(USES_KERAS.search(path.read_text(encoding="utf-8")))
 
 
+def depends_on_the_backend(path: Path) -> bool:
+    """Return whether there may be a test in a file that is run on each backend."""
+    return imports_keras(path) or bool(MARKED.search(path.read_text(encoding="utf-8")))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if uses_keras(item.path):
+        if imports_keras(item.path):
             item.add_marker(pytest.mark.backend)
 
 

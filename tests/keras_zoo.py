@@ -14,6 +14,7 @@ import numpy as np
 BACKEND = os.environ.get("KERAS_BACKEND", "jax")
 FEATURES = 6
 CLASSES = 3
+_untrained: list[bool] = []
 
 
 def data(rows: int = 12) -> tuple[np.ndarray, np.ndarray]:
@@ -31,9 +32,23 @@ def trained(model: keras.Model, optimizer: Any = "adam", epochs: int = 1) -> ker
     # Without compilation, which takes longer than everything else together.
     model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
     x, y = data()
+    if _untrained:
+        model(x[:4])
+        model.optimizer.build(model.trainable_variables)
+        return model
     with untraced(model):
         model.fit(x, y, batch_size=4, epochs=epochs, verbose=0)
     return model
+
+
+@contextmanager
+def only_built() -> Iterator[None]:
+    """Have models compiled and built, with their optimizers, and not trained, which takes longest."""
+    _untrained.append(True)
+    try:
+        yield
+    finally:
+        _untrained.pop()
 
 
 @contextmanager

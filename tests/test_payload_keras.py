@@ -10,6 +10,7 @@ from typing import Any
 
 import h5py
 import keras
+import keras_zoo as zoo
 import ml_dtypes
 import numpy as np
 import pytest
@@ -92,7 +93,8 @@ def trained(model: keras.Model) -> keras.Model:
     model.compile(keras.optimizers.Adam(0.01), keras.losses.MeanSquaredError())
     generator = np.random.default_rng(0)
     x = generator.normal(size=(4, *model.input_shape[1:])).astype("float32")
-    model.fit(x, np.zeros((4, *model.output_shape[1:]), "float32"), verbose=0)
+    with zoo.untraced(model):
+        model.fit(x, np.zeros((4, *model.output_shape[1:]), "float32"), verbose=0)
     return model
 
 
