@@ -63,12 +63,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     helper = not collection_path.name.startswith(("test_", "conftest"))
     if helper and collection_path.parent == TESTS:
         return True
-    every = not config.option.markexpr.startswith("backend")
-    return (
-        None
-        if every or collection_path.name == "conftest.py" or depends_on_the_backend(collection_path)
-        else True
-    )
+    every = not config.option.markexpr.startswith("backend") or collection_path.name == "conftest.py"
+    return None if every or depends_on_the_backend(collection_path) else True
 
 
 @functools.cache

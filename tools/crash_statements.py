@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from crash_snapshots import save
 from sqlalchemy import Engine, create_engine
@@ -22,7 +23,7 @@ _first: list[Engine] = []
 
 def keep() -> None:
     """Have all engines of this process, and of those forked from it, share what is compiled."""
-    sqlite_engine.create_engine = _engine  # type: ignore[assignment]
+    mock.patch.object(sqlite_engine, "create_engine", _engine).start()
 
 
 def _engine(*arguments: Any, **options: Any) -> Engine:
