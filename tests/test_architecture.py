@@ -168,7 +168,8 @@ def short(module: str) -> str:
     return f"{prefix}_*" if prefix in FAMILIES and prefix != name else name
 
 
-def imports(path: Path) -> set[str]:
+@functools.cache
+def imports(path: Path) -> frozenset[str]:
     """Return the full names of everything that a file imports when it runs, early or late."""
     found: set[str] = set()
 
@@ -185,13 +186,14 @@ def imports(path: Path) -> set[str]:
             found.update(f"{node.module}.{alias.name}" for alias in node.names)
 
     Visitor().visit(ast.parse(path.read_text(encoding="utf-8")))
-    return found
+    return frozenset(found)
 
 
-def imported_modules(path: Path) -> set[str]:
+@functools.cache
+def imported_modules(path: Path) -> frozenset[str]:
     """Return the modules of this project that a file imports."""
     names = {name for name in imports(path) if name.split(".")[0] == "ckptstore"}
-    return {name if name in MODULES else name.rpartition(".")[0] for name in names}
+    return frozenset(name if name in MODULES else name.rpartition(".")[0] for name in names)
 
 
 def layer(module: str) -> int:
@@ -251,7 +253,8 @@ def is_private(name: str) -> bool:
     return re.fullmatch(r"_[a-zA-Z]\w*", name) is not None
 
 
-def defined_names(path: Path) -> set[str]:
+@functools.cache
+def defined_names(path: Path) -> frozenset[str]:
     """Return the private names that a module defines: functions, classes, variables, attributes of `self`."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -264,7 +267,7 @@ def defined_names(path: Path) -> set[str]:
                 found.add(name)
             case ast.Assign(targets=[ast.Name(id="__slots__")], value=value):
                 found.update(one.value for one in ast.walk(value) if isinstance(one, ast.Constant))
-    return {name for name in found if is_private(name)}
+    return frozenset(name for name in found if is_private(name))
 
 
 # Functions and methods that take the name of an attribute.
