@@ -173,7 +173,7 @@ def refusal(path: Path, found: str) -> SchemaError:
 
 
 def make(path: Path) -> None:
-    """Make a new manifest of schema `HEAD`, in one transaction.
+    """Make a new manifest of schema `HEAD`, in one transaction; one that somebody else has made by then stays.
 
     Raises:
         StorageError: The disk failed; whether the COMMIT became durable shows at the next opening.
@@ -184,6 +184,8 @@ def make(path: Path) -> None:
         upgrade(path)  # while a new revision is being written
         return
     with migration(path) as connection:
+        if connection.exec_driver_sql("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'").first():
+            return
         for statement in text.split(";\n"):
             if statement.strip():
                 connection.exec_driver_sql(statement)

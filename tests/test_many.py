@@ -44,20 +44,29 @@ def _filled(root: Path, count: int = 7) -> Path:
     return root
 
 
-def test_what_a_prune_takes_of_each_is_little(tmp_path: Path) -> None:
-    peaks = []
-    for count in (1000, 7000):
-        fill_manifest.fill(tmp_path / str(count), count)
-        with CheckpointStore(tmp_path / str(count), read_only=True) as store:
-            store.prune(keep_last(1), dry_run=True)
-            tracemalloc.start()
+def _peak(root: Path, count: int) -> int:
+    """Bytes that a dry run takes."""
+    with CheckpointStore(root, read_only=True) as store:
+        store.prune(keep_last(1), dry_run=True)
+        tracemalloc.start()
+        try:
             pruned = store.prune(ODD | keep_last(3) | max_bytes(10**5), run="default", dry_run=True)
             deque(report.pruned_lines(pruned), maxlen=0)
             deque(pruned.documents()["removed"], maxlen=0)
-            peaks.append(tracemalloc.get_traced_memory()[1])
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
             tracemalloc.stop()
-        assert len(pruned.kept) > 0.4 * count and len(pruned.removed) > 0.4 * count
-    assert (peaks[1] - peaks[0]) / 6000 < 350, "bytes for each checkpoint"
+    assert len(pruned.kept) > 0.4 * count and len(pruned.removed) > 0.4 * count
+    return peak
+
+
+def test_what_a_prune_takes_of_each_is_little(tmp_path: Path) -> None:
+    peaks = {}
+    for count in (1000, 7000):
+        fill_manifest.fill(tmp_path / str(count), count)
+        # What threads of earlier tests take meanwhile counts too: the least of three is the dry run's own.
+        peaks[count] = min(_peak(tmp_path / str(count), count) for _ in range(3))
+    assert (peaks[7000] - peaks[1000]) / 6000 < 350, "bytes for each checkpoint"
 
 
 @pytest.mark.usefixtures("by_pages")

@@ -308,6 +308,17 @@ def test_many_create_at_once(tmp_path: Path) -> None:
     assert sorted(int(child.communicate()[0]) for child in children) == [1, 2, 3, 4]
 
 
+def test_a_manifest_that_another_process_has_made_by_then_stays(tmp_path: Path) -> None:
+    """Both found none before either made one."""
+    path = tmp_path / "manifest.sqlite"
+    with closing(Manifest.open(path)) as manifest:
+        version, uuid = add(manifest), manifest.uuid
+    schema.make(path)
+    with closing(Manifest.open(path)) as manifest:
+        assert manifest.uuid == uuid
+        assert [one.version for one in manifest.checkpoints()] == [version]
+
+
 # --- older and newer ---------------------------------------------------------------------------------
 
 
