@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import signal
 import subprocess
@@ -10,6 +11,8 @@ import sys
 import textwrap
 import threading
 import time
+import warnings
+import weakref
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -368,6 +371,27 @@ def test_no_process_is_left_at_the_end(process_ring: Ring, store: CheckpointStor
     process_ring.close()
     process_ring.close()
     assert writers(store.path) == []
+
+
+def test_a_ring_that_is_collected_leaves_its_process_to_its_work(store: CheckpointStore) -> None:
+    """In a circle, as the traceback of what ended a fit makes one: Python then takes all of it apart, in any order."""
+    if not can_start():
+        pytest.skip("this platform has no memfd or pidfd")
+    circle: list[Any] = [store.saving_beside("default")]
+    circle.append(circle)
+    with store_lock(Layout(store.path).locks):
+        hand_over(circle[0], 0)
+        wait_until_begun(circle[0])
+        writer = weakref.ref(circle[0]._link.process)
+        del circle
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            gc.collect()
+        assert [str(one.message) for one in warned] == []
+        process = writer()
+        assert process is not None
+    process.wait()
+    assert epochs(store) == [0]
 
 
 def test_the_run_belongs_to_the_writer_until_its_work_is_done(

@@ -27,6 +27,10 @@ _LAST_WORDS = 2000
 # Libraries that start a thread per core as soon as they are imported are kept to one.
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
+# Those whose end nobody has seen yet: one of a fit that is collected has its end seen all the same, and no complaint of
+# Python's that it runs.
+_running: set[subprocess.Popen[bytes]] = set()
+
 
 class WriterProcess:
     """A worker in a process of its own.
@@ -57,6 +61,7 @@ class WriterProcess:
         self._lock = lock
         self._log = os.memfd_create("ckptstore-writer-log", os.MFD_CLOEXEC)
         self.process, self._connection = self._start(root, again)
+        _running.add(self.process)
         self._poll = select.poll()
         self._poll.register(self._connection.fileno(), select.POLLIN)
         if lock is not None:
@@ -140,7 +145,7 @@ class WriterProcess:
     def finish(self) -> None:
         """End it, after what was posted; returns when it is gone, and the run's lock is this process's alone."""
         self._tell(FINISH)
-        self.process.wait()
+        _see_the_end(self.process)
         self._let_go()
         if self._lock is not None:
             self._lock.shared = False
@@ -148,7 +153,9 @@ class WriterProcess:
     def abandon(self) -> None:
         """Let it finish alone; a thread waits for its end, so that no zombie is left."""
         self._tell(FINISH)
-        threading.Thread(target=self.process.wait, name="ckptstore-reaper", daemon=True).start()
+        threading.Thread(
+            target=_see_the_end, args=(self.process,), name="ckptstore-reaper", daemon=True
+        ).start()
         self._let_go()
 
     def _tell(self, what: bytes) -> None:
@@ -160,6 +167,11 @@ class WriterProcess:
     def _let_go(self) -> None:
         self._connection.close()
         os.close(self._log)
+
+
+def _see_the_end(process: subprocess.Popen[bytes]) -> None:
+    process.wait()
+    _running.discard(process)
 
 
 def can_start() -> bool:
