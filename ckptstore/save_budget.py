@@ -19,8 +19,8 @@ MAX_OVERHEAD = 0.035
 # Before the first save: a copy, and what writing takes from the training.
 _EXPECTED_S = 0.01
 _EXPECTED_BYTES_PER_S = 1e9
-# Seconds from one look at what batches take to the next.
-_LOOK_S = 0.25
+# Seconds from one look at what batches take to the next, and at least that it looks back on: an epoch may be short.
+_LOOK_S, _SPAN_S = 0.25, 0.05
 # Looks that are looked back on, fewer that must be known, and the share of the slowest that says nothing.
 _STEPS = 64
 _FEWEST = 3
@@ -85,6 +85,7 @@ class SaveBudget:
         self._clock = clock
         self._began: float | None = None
         self._mark: float | None = None
+        self._looked: float = -math.inf
         self._paused = False
         # Batches since the mark, with nothing beside them.
         self._alone = 0
@@ -105,7 +106,10 @@ class SaveBudget:
         return self._mark is None or self._alone + 1 >= _FEWEST > len(self._steps) or self._is_long_ago()
 
     def _is_long_ago(self) -> bool:
-        return self._mark is not None and self._clock() - self._mark >= _LOOK_S
+        if self._mark is None or self._paused:
+            return False
+        now = self._clock()
+        return now - self._looked >= _LOOK_S and now - self._mark >= _SPAN_S
 
     def batches_done(self, batches: int, *, saving: bool, computed: bool = True) -> None:
         """Note that so many batches are finished.
@@ -127,6 +131,7 @@ class SaveBudget:
                 return
             elif self._alone:
                 self._steps.append((now - self._mark) / self._alone)
+                self._looked = now
         self._mark, self._paused, self._alone = now, False, 0
 
     def pause(self) -> None:

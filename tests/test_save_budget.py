@@ -117,6 +117,19 @@ def test_a_long_validation_is_no_reason_for_many_saves() -> None:
     assert run.budget.interval().step_s == pytest.approx(0.01)
 
 
+def test_what_a_step_takes_is_looked_at_in_short_epochs_too() -> None:
+    """The first steps are slow; all epochs are over before it is time for another look since they began."""
+    run = Run(step_s=0.002, blocked_s=0.002, write_s=0.01)
+    budget = run.budget
+    for epoch in range(40):
+        for batch in range(75):
+            run.now += 0.002 if epoch or batch > 20 else 0.02
+            budget.batches_done(1, saving=False, computed=budget.wants_a_look())
+        budget.pause()
+        run.now += 0.1
+    assert budget.step_s == pytest.approx(0.002)
+
+
 def test_an_early_save_is_paid_for_afterwards() -> None:
     run = Run(step_s=0.01, blocked_s=0.05, write_s=0.01).train(1_000)
     assert not run.budget.is_due()
