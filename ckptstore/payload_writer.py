@@ -38,7 +38,7 @@ class PayloadWriter:
     """A write-only stream onto a new file, for one thread.
 
     Bytes are written and digested by a thread of its own while the caller prepares the next ones: a buffer that was
-    handed to `write` must not change until `finish` or `flush` returned. Until `finish` has returned nothing is
+    handed to `write` must not change until `finish` has returned. Until `finish` has returned nothing is
     promised; a crash leaves a part of the file under its temporary name.
 
     Args:
@@ -126,13 +126,6 @@ class PayloadWriter:
     def tell(self) -> int:
         """Return the number of bytes handed over so far."""
         return self._tell
-
-    def flush(self) -> None:
-        """Do nothing; `zipfile` asks for it. Bytes are on their way already."""
-
-    def seekable(self) -> bool:
-        """Return False: this is a stream."""
-        return False
 
     def finish(self) -> Written:
         """Write what is left, cut the file to its length, sync and close it.

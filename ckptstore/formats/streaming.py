@@ -26,9 +26,6 @@ class Sink(Protocol):
     def write(self, data: Any, /) -> Any:
         """Take the bytes of a buffer, which stays as it is until the sink has been finished."""
 
-    def tell(self) -> int:
-        """Return how many bytes were taken."""
-
 
 def stored_bytes(array: Array, kind: StoredType) -> npt.NDArray[np.uint8]:
     """Return an array's bytes as they are stored, C order and little-endian; a view where they lie so."""

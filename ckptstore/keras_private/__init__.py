@@ -32,7 +32,7 @@ TensorFlow. "None" is said of a module below that `inside` could not import.
   ``tensorflow.python.eager.context.global_seed``. Lacking: `loop.running_fit` finds no fit; callbacks save, and
   resume at the ends of epochs, without the others' state, and a warning says so.
 - `train_state`: ``Callback._model``, ``Model._jax_state``, ``_jax_state_synced``, ``Variable._direct_assign``,
-  ``_dtype``. Lacking: Keras' own ``Model.jax_state_sync``, slower.
+  ``_value``, ``_dtype``. Lacking: Keras' own ``Model.jax_state_sync``, slower.
 - `values`: ``Variable._value``. Lacking: ``Variable.value``, slower.
 - `hooks`: nothing of Keras; how methods of single objects are overlaid.
 """
