@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from ckptstore import callback_state, fingerprint, keras_optimizers, resume_report
 from ckptstore.epoch_end import EpochEnd
-from ckptstore.errors import CheckpointNotFoundError, InvalidArgumentError
+from ckptstore.errors import CheckpointNotFoundError
 from ckptstore.fit_moment import Frozen, Saver, plain_logs
 from ckptstore.fit_position import FitPosition
 from ckptstore.fit_state import moment_of, values_of
@@ -63,6 +63,7 @@ class FitSession:
         self._epoch_logs: Mapping[str, Any] | None = None
         self._logs: Mapping[str, Any] = {}
         self._finished = False
+        self._is_by_hand = False
 
     # --- beginning ---------------------------------------------------------------------------------
 
@@ -77,6 +78,7 @@ class FitSession:
         store = self._writer.open(self._saver.params, before=partial(self._saver.saves_end, None))
         try:
             self._loop = running_fit(self._saver)
+            self._is_by_hand = self._loop is None
             refuse_a_second(self._saver, self._loop is not None and self._loop.is_hooked)
             self._saver.saves_begin(store)
             self._saver.fit_begins(store)
@@ -169,9 +171,7 @@ class FitSession:
     def _go_on(self, resumed: ResumedRun, others: Callable[..., None], epoch: int, logs: Any) -> None:
         assert self._loop is not None
         self._loop.forget_beginning()
-        if epoch != resumed.next_epoch:
-            reason = f"the run goes on with epoch {resumed.next_epoch}; leave it out"
-            raise InvalidArgumentError(argument="initial_epoch", value=epoch, reason=reason)
+        resumed.refuse_other_epoch(epoch)
         if resumed.batches:
             # Those that keep no state of their own are new, and have to see the epoch begin.
             for one in self._siblings():
@@ -268,24 +268,24 @@ class FitSession:
 
     def epoch_begins_elsewhere(self, epoch: int) -> None:
         """Note where training is."""
-        if self._loop is None:
+        if self._is_by_hand:
             self.position.begin_epoch(epoch)
 
     def batch_ends_elsewhere(self, batch: int, logs: Mapping[str, Any] | None) -> None:
         """Save if it is time."""
-        if self._loop is None:
-            self._batch_ends(_nobody, batch, logs)
+        if self._is_by_hand:
+            self._batch_ends(lambda *_: None, batch, logs)
 
     def note_epoch_logs(self, epoch: int, logs: Mapping[str, Any] | None) -> None:
         """Remember the logs as callbacks see them, and add to them; save if it is time and nobody else says so."""
         self._epoch_logs = logs
-        if self._loop is None:
+        if self._is_by_hand:
             self._epoch_ended(epoch, logs or {})
 
     def train_ends_elsewhere(self) -> None:
         """Let go of everything."""
-        if self._loop is None:
-            self._train_ends(_nobody)
+        if self._is_by_hand:
+            self._train_ends(lambda *_: None)
 
     # --- validation --------------------------------------------------------------------------------
 
@@ -384,17 +384,17 @@ class FitSession:
 
     def end(self, error: BaseException | None = None) -> None:
         """Let go of the fit and of the store; may be repeated."""
-        if self._loop is not None:
-            if self._pending is not None:
-                self._loop.forget_beginning()
-            self._loop.release()
-        self._pending = None
+        # The callback may live long: what the fit trained on, and its loader's processes, must not for that.
+        loop, resumed = self._loop, self._pending
+        self._loop = self._pending = self._iteration = self._frozen = self._epoch_end = None
+        if loop is not None:
+            if resumed is not None:
+                loop.forget_beginning()
+            loop.release()
+        self.resumed = self.resumed and self.resumed.settled()
         try:
             self._saver.saves_end(error)
         finally:
             self._stop.uninstall()
+            self._stop.is_looking = None
             self._writer.close(error)
-
-
-def _nobody(*arguments: Any) -> None:
-    """Call no other callbacks."""

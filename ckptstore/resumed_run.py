@@ -19,6 +19,7 @@ from ckptstore import (
     random_state,
     training_state,
 )
+from ckptstore.errors import InvalidArgumentError
 from ckptstore.formats.snapshot import TrainingState
 from ckptstore.iteration import Arrival, Target
 from ckptstore.keras_arrays import first_not_finite
@@ -90,6 +91,16 @@ class ResumedRun:
             self.values.get("callbacks", {}),
             more_epochs=epochs > self.values.get("epochs", epochs),
         )
+
+    def refuse_other_epoch(self, epoch: int) -> None:
+        """Refuse to begin with an epoch of the caller's, which the run has behind it or not reached.
+
+        Raises:
+            InvalidArgumentError: It is another one than the run goes on with.
+        """
+        if epoch != self.next_epoch:
+            reason = f"the run goes on with epoch {self.next_epoch}; leave it out"
+            raise InvalidArgumentError(argument="initial_epoch", value=epoch, reason=reason)
 
     def load_again(self, model: Any) -> None:
         """Undo what other callbacks did to the model since it was loaded; put back what Keras does not save."""

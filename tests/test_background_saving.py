@@ -6,6 +6,7 @@ import copy
 import gc
 import hashlib
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -565,7 +566,10 @@ def test_loaders_with_processes_of_their_own_do_no_harm(context: str, tmp_path: 
     loader: Any = DataLoader(Squares(), batch_size=4, num_workers=1, multiprocessing_context=context)  # type: ignore[arg-type]
     callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", save_freq=2, backpressure="wait")
     trained = model()
+    before = set(multiprocessing.active_children())
     trained.fit(loader, epochs=2, verbose=0, shuffle=False, callbacks=[callback])
+    # Keras makes an iterator more than it uses, and it ends with the fit.
+    assert set(multiprocessing.active_children()) <= before
     assert [one.step for one in checkpoints(tmp_path)] == [2, 4, 6, 8, 8]
     assert writers(tmp_path) == []
 
