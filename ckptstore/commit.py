@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ckptstore.errors import (
     CheckpointStoreError,
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 # Version of the description inside payloads.
 DESCRIPTION = 1
+_REMOVING = "removing what the policy does not keep"
+_Result = TypeVar("_Result")
 
 
 class Committer:
@@ -62,12 +64,21 @@ class Committer:
         self._leftovers: list[Path] = []
         # Versions whose payload is gone, and whose row goes with the next transaction.
         self._dropped: list[int] = []
+        # Those whose payload is still to be removed, and the save that is told of it where that fails.
+        self._marked: list[Checkpoint] = []
+        self._saved: Checkpoint | None = None
 
-    def commit(self, snapshot: Snapshot, request: SaveRequest) -> Checkpoint:
+    def commit(self, snapshot: Snapshot, request: SaveRequest, *, removing: bool = True) -> Checkpoint:
         """Save a snapshot; when this returns, the checkpoint is durable, indexed and shown.
 
         A crash before the manifest's COMMIT leaves no checkpoint, or the whole one; a crash after it leaves the
         whole one.
+
+        Args:
+            snapshot: The model.
+            request: What is to be done with it.
+            removing: False to leave the payloads that `request.keep` lets go where they are, until `remove` is called:
+                the disk may take as long for that as for the save. They are no checkpoints any more.
 
         Raises:
             DiskFullError: There is no room, even after what `request.keep` lets go was removed; nothing else changed.
@@ -91,12 +102,27 @@ class Committer:
                     partial(self._show, checkpoint, request.publish, marking),
                 )
             if request.keep is not None:
-                self._finish(
-                    checkpoint,
-                    "removing what the policy does not keep",
-                    partial(self._retained, request.run, request.keep, marking),
-                )
+                choose = partial(self._chosen, request.run, request.keep, marking)
+                self._marked += self._finish(checkpoint, _REMOVING, choose)
+            self._saved = checkpoint
+            if removing:
+                self._remove()
             return checkpoint
+
+    def remove(self) -> None:
+        """Remove what the last commit let go; does nothing where that is done.
+
+        A crash before or meanwhile leaves marked rows; the next opening for writing finishes.
+
+        Raises:
+            UnfinishedSaveError: Something could not be removed; its checkpoint is the one of that commit.
+        """
+        with self._alone():
+            self._remove()
+
+    def _remove(self) -> None:
+        if self._saved is not None:
+            self._finish(self._saved, _REMOVING, self._unlink)
 
     def _marking(self, request: SaveRequest) -> Marking | None:
         """Return what marks in the transaction of the save's last step before: a transaction costs four syncs."""
@@ -124,10 +150,10 @@ class Committer:
         except DiskFullError:
             return False
 
-    def _finish(self, checkpoint: Checkpoint, what: str, work: Callable[[], object]) -> None:
+    def _finish(self, checkpoint: Checkpoint, what: str, work: Callable[[], _Result]) -> _Result:
         """Do what comes after the COMMIT: if it fails, the caller is told that the checkpoint exists."""
         try:
-            work()
+            return work()
         except Exception as error:
             # Whatever it is, also of a policy that the user wrote.
             raise UnfinishedSaveError(checkpoint=checkpoint, undone=what, error=error) from error
@@ -290,16 +316,24 @@ class Committer:
         with self._alone():
             return self._retained(run, policy)
 
-    def _retained(self, run: str, policy: Policy, marking: Marking | None = None) -> list[int]:
+    def _retained(self, run: str, policy: Policy) -> list[int]:
+        gone = self._chosen(run, policy)
+        self._marked += gone
+        self._unlink()
+        return [checkpoint.version for checkpoint in gone]
+
+    def _chosen(self, run: str, policy: Policy, marking: Marking | None = None) -> Sequence[Checkpoint]:
+        """Return what a policy lets go, marked."""
         if marking is not None and marking.tried:
-            gone = marking.result()
-        else:
-            gone = give_up_for(self._layout.reserve, partial(self._mark, run, policy))
-        if gone:
-            unlink_marked(gone)
-        versions = [checkpoint.version for checkpoint in gone]
-        self._dropped += versions
-        return versions
+            return marking.result()
+        return give_up_for(self._layout.reserve, partial(self._mark, run, policy))
+
+    def _unlink(self) -> None:
+        """Remove what is marked, also what could not be removed before."""
+        if self._marked:
+            unlink_marked(self._marked)
+            self._dropped += [checkpoint.version for checkpoint in self._marked]
+            self._marked = []
 
     def _mark(self, run: str, policy: Policy) -> Sequence[Checkpoint]:
         # Chosen and marked under one lock: nobody pins or shows meanwhile what is about to go.
@@ -314,7 +348,8 @@ class Committer:
         """
         if self._pid != os.getpid():
             self._busy, self._lease, self._pid = threading.Lock(), None, os.getpid()
-            self._leftovers, self._dropped, self._by = [], [], None
+            self._leftovers, self._dropped, self._marked = [], [], []
+            self._saved = self._by = None
         if self._by == threading.get_ident():
             raise SaveInProgressError(store=self._layout.root)
         with self._busy:

@@ -101,15 +101,19 @@ def check_metrics(metrics: Mapping[str, Any] | None) -> dict[str, float]:
     return {check_metric_name(name): _number(name, value) for name, value in metrics.items()}
 
 
-def check_metric_name(name: object) -> str:
+def check_metric_name(name: object, argument: str = "metric") -> str:
     """Return `name` if it can name a metric: any text of 1 to 200 characters without control characters.
+
+    Args:
+        name: What the caller gave.
+        argument: What the caller calls it, for the error.
 
     Raises:
         InvalidArgumentError: It cannot.
     """
     if not isinstance(name, str):
-        raise InvalidArgumentError(argument="metric", value=name, reason="must be a string")
-    _check_text("metric", name, _METRIC_LENGTH)
+        raise InvalidArgumentError(argument=argument, value=name, reason="must be a string")
+    _check_text(argument, name, _METRIC_LENGTH)
     return name
 
 

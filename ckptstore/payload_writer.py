@@ -119,7 +119,10 @@ class PayloadWriter:
         for start in range(0, len(view), _CHUNK):
             self._free.get()
             self._raise_failure()
-            self._queue.put(view[start : start + _CHUNK])
+            chunk = view[start : start + _CHUNK]
+            self._queue.put(chunk)
+            # While it is being written: that takes the longer.
+            self._digest.update(chunk)
         self._tell += len(view)
         return len(view)
 
@@ -178,7 +181,6 @@ class PayloadWriter:
             try:
                 if self._failure is None:
                     self._write_all(chunk)
-                    self._digest.update(chunk)
                     written += len(chunk)
                     if written - synced >= _WRITEBACK:
                         _start_writeback(self._descriptor, synced, written - synced)

@@ -58,6 +58,7 @@ class SaveFailures:
         self.on_save_error = on_save_error
         self.most = most
         self.in_a_row = 0
+        self._before = 0
 
     def attempt(self, save: Callable[[], Checkpoint]) -> Checkpoint | None:
         """Save, trying again after some delays; returns None where that failed and training goes on.
@@ -85,7 +86,7 @@ class SaveFailures:
             BaseException: `error`, where it is neither the disk's nor a lock's doing.
         """
         if error is None:
-            self.in_a_row = 0
+            self._before, self.in_a_row = self.in_a_row, 0
             return checkpoint
         if isinstance(error, UnfinishedSaveError):
             if not isinstance(error.__cause__, StorageError | LockedError):
@@ -99,6 +100,15 @@ class SaveFailures:
             raise error
         self._failed(error, f"this checkpoint was not saved, and training goes on without it: {error}")
         return None
+
+    def heard_behind(self, error: UnfinishedSaveError) -> None:
+        """Count that a removal behind the save that was heard of last has failed: it was no success after all.
+
+        Raises:
+            UnfinishedSaveError: As `heard`.
+        """
+        self.in_a_row = self._before
+        self.heard(error.checkpoint, error)
 
     def _failed(self, error: StorageError | LockedError, text: str) -> None:
         self.in_a_row += 1

@@ -161,39 +161,51 @@ class Saves(Generic[Note]):
         Raises:
             CheckpointStoreError: As `settle`; everything is let go of all the same.
         """
+        ring = self._ring
         try:
             self.drain()
+            if ring is not None:
+                ring.close()
+                self._hear(ring.outcomes())
         except Exception as failure:
             if error is None:
                 raise
             error.add_note(f"a save before that failed too: {failure}")
         finally:
-            ring, self._ring = self._ring, None
-            self._store = self._snapshots = None
+            self._ring = self._store = self._snapshots = None
             self._notes = {}
             if ring is not None:
                 ring.close()
 
     def _hear(self, outcomes: list[Outcome]) -> None:
         for position, outcome in enumerate(outcomes):
-            if outcome.number not in self._notes:
-                continue  # an interrupt came between the hand-over and its note
-            note, mine = self._notes.pop(outcome.number)
-            error = outcome.error
-            if error is not None:
-                error.__cause__ = outcome.cause
             try:
-                if error is None and outcome.checkpoint is not None and mine is not None:
-                    error = self._retain(outcome.checkpoint, mine)
-                saved = self._failures.heard(outcome.checkpoint, error)
+                self._hear_one(outcome)
             except BaseException:
-                self._settled(note, None)
                 self._hear_rest(outcomes[position + 1 :])
                 raise
-            self._settled(note, saved)
         # At the end, since a filter may make an exception of it.
         for text in [text for outcome in outcomes for text in outcome.warned]:
             warnings.warn(text, UserWarning, stacklevel=2)
+
+    def _hear_one(self, outcome: Outcome) -> None:
+        error = outcome.error
+        if error is not None:
+            error.__cause__ = outcome.cause
+        noted = self._notes.pop(outcome.number, None)
+        if noted is None:
+            # Of a removal behind the save; or of a save whose note an interrupt has prevented.
+            if isinstance(error, UnfinishedSaveError):
+                self._failures.heard_behind(error)
+            return
+        note, mine = noted
+        saved = None
+        try:
+            if error is None and outcome.checkpoint is not None and mine is not None:
+                error = self._retain(outcome.checkpoint, mine)
+            saved = self._failures.heard(outcome.checkpoint, error)
+        finally:
+            self._settled(note, saved)
 
     def _retain(self, saved: Checkpoint, policy: Policy) -> UnfinishedSaveError | None:
         assert self._store is not None

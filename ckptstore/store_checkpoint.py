@@ -20,7 +20,7 @@ from ckptstore.keras_callback_checks import check_keep, check_save_freq
 from ckptstore.keras_private import print_message, wait_for_step
 from ckptstore.layout import absolute
 from ckptstore.monitor import Verdict
-from ckptstore.names import check_run
+from ckptstore.names import check_metric_name, check_run
 from ckptstore.records import Checkpoint, Mode
 from ckptstore.resuming_callback import ResumingCallback
 from ckptstore.retention import Policy, keep_last
@@ -132,7 +132,7 @@ class StoreCheckpoint(ResumingCallback):
             background=background,
             backpressure=backpressure,
         )
-        self.monitor = monitor
+        self.monitor = check_metric_name(monitor, "monitor")
         self.verbose = verbose
         self.save_best_only = save_best_only
         self.save_weights_only = save_weights_only

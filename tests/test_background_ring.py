@@ -22,13 +22,21 @@ import pytest
 from crash_invariants import violations
 from crash_snapshots import is_seed, save, snapshot_of
 
-from ckptstore import CheckpointStore, RunLockedError
+from ckptstore import (
+    CheckpointStore,
+    RunLockedError,
+    StorageError,
+    UnfinishedSaveError,
+    commit,
+    keep_last,
+)
 from ckptstore.background import worker
 from ckptstore.background.process import can_start
 from ckptstore.background.ring import WRITER, Ring
 from ckptstore.background.worker import REST_S
 from ckptstore.layout import Layout
 from ckptstore.locks import store_lock
+from ckptstore.removal import unlink_marked
 from ckptstore.save_request import SaveRequest
 
 KINDS = ["process", "thread"]
@@ -107,6 +115,88 @@ def test_what_a_save_cost_stands_in_the_manifest(ring: Ring, store: CheckpointSt
     assert one.total_s is not None
     assert 0 < one.blocked_s <= handed.blocked_s
     assert one.blocked_s < one.total_s
+
+
+# --- what goes -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def thread_ring(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ring]:
+    monkeypatch.setenv(WRITER, "thread")
+    made = store.saving_beside("default")
+    yield made
+    made.close()
+
+
+def test_a_save_is_heard_of_before_what_goes_is_removed(
+    thread_ring: Ring, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = threading.Event()
+
+    def remove(gone: Any) -> None:
+        assert heard.wait(10)
+        unlink_marked(gone)
+
+    monkeypatch.setattr(commit, "unlink_marked", remove)
+    for seed in range(3):
+        hand_over(thread_ring, seed, keep=keep_last(1))
+        thread_ring.drain()
+    assert [(one.number, one.error) for one in thread_ring.outcomes()] == [(1, None), (2, None), (3, None)]
+    assert epochs(store) == [1, 2]
+    payloads = store.path / "checkpoints"
+    assert len(list(payloads.iterdir())) == 3
+    heard.set()
+    thread_ring.close()
+    assert thread_ring.outcomes() == []
+    assert len(list(payloads.iterdir())) == 2
+
+
+def test_a_removal_that_fails_is_heard_of_behind_its_save(
+    thread_ring: Ring, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def remove(gone: Any) -> None:
+        raise StorageError(operation="unlink", path=gone[0].path, error=OSError(errno.EIO, "I/O error"))
+
+    monkeypatch.setattr(commit, "unlink_marked", remove)
+    for seed in range(3):
+        hand_over(thread_ring, seed, keep=keep_last(1))
+    thread_ring.drain()
+    thread_ring.close()
+    outcomes = thread_ring.outcomes()
+    assert [one.number for one in outcomes] == [1, 2, 3, 3]
+    assert [one.error for one in outcomes[:3]] == [None, None, None]
+    error = outcomes[3].error
+    assert isinstance(error, UnfinishedSaveError)
+    assert error.checkpoint.version == 3
+    assert isinstance(outcomes[3].cause, StorageError)
+    monkeypatch.undo()
+    store.close()
+    with CheckpointStore(store.path) as again:  # finishes
+        assert epochs(again) == [1, 2]
+        assert len(list((again.path / "checkpoints").iterdir())) == 2
+
+
+def test_the_next_save_finishes_a_removal_that_failed(
+    thread_ring: Ring, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = [True]
+
+    def remove(gone: Any) -> None:
+        if broken.pop():
+            raise StorageError(operation="unlink", path=gone[0].path, error=OSError(errno.EIO, "I/O error"))
+        unlink_marked(gone)
+
+    monkeypatch.setattr(commit, "unlink_marked", remove)
+    for seed in range(3):
+        hand_over(thread_ring, seed, keep=keep_last(1))
+    thread_ring.drain()
+    broken.append(False)
+    hand_over(thread_ring, 3)
+    thread_ring.drain()
+    thread_ring.close()
+    assert [one.number for one in thread_ring.outcomes()] == [1, 2, 3, 3, 4]
+    assert epochs(store) == [1, 2, 3]
+    assert len(list((store.path / "checkpoints").iterdir())) == 3
 
 
 # --- back-pressure -----------------------------------------------------------------------------

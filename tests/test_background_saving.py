@@ -24,6 +24,7 @@ import pytest
 from crash_writers import writers
 
 import ckptstore
+from ckptstore import commit
 from ckptstore.background.process import can_start
 from ckptstore.background.ring import WRITER
 from ckptstore.layout import Layout
@@ -508,6 +509,26 @@ def test_a_policy_of_the_user_s_own_that_fails_ends_the_training_and_not_the_che
     with pytest.raises(ckptstore.UnfinishedSaveError, match="removing what the policy does not keep"):
         fit(model(), callback, epochs=1)
     assert [one.epoch for one in checkpoints(tmp_path)] == [0]
+
+
+@pytest.mark.parametrize("kind", ["thread"], indirect=True)
+@pytest.mark.parametrize("epochs", [3, 4], ids=["behind the last save", "behind one before"])
+def test_a_removal_that_fails_is_told_and_loses_nothing(
+    epochs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def remove(gone: Any) -> None:
+        raise ckptstore.StorageError(operation="unlink", path=gone[0].path, error=OSError("broken"))
+
+    monkeypatch.setattr(commit, "unlink_marked", remove)
+    keep = ckptstore.keep_last(1)
+    callback = ckptstore.StoreCheckpoint(tmp_path, keep=keep, backpressure="wait", monitor="loss")
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        fit(model(), callback, epochs=epochs)
+    told = [str(one.message) for one in warned if "SAVING FAILED" in str(one.message)]
+    assert len(told) == epochs - 2
+    assert "version 3 is saved, but removing what the policy does not keep failed" in told[0]
+    assert checkpoints(tmp_path)[-1].epoch == epochs - 1
 
 
 @in_a_thread_too

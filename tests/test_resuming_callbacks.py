@@ -199,6 +199,7 @@ def test_the_best_by_another_measure_is_asked_of_the_store(change: dict[str, Any
     [
         ("save_freq", 0),
         ("save_freq", "batch"),
+        ("monitor", None),
         ("resume", "always"),
         ("run", "../elsewhere"),
         ("save_interval", 0),

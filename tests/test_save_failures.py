@@ -113,6 +113,20 @@ def test_a_checkpoint_that_is_not_shown_is_a_checkpoint() -> None:
         failures.attempt(Saving([unfinished]))
 
 
+def test_removals_that_fail_behind_their_saves_are_failures_in_a_row() -> None:
+    from test_errors import _CHECKPOINT
+
+    unfinished = UnfinishedSaveError(checkpoint=_CHECKPOINT, undone="removing", error=BROKEN)
+    unfinished.__cause__ = BROKEN
+    failures = SaveFailures("warn", 2)
+    failures.heard(_CHECKPOINT, None)
+    with pytest.warns(UserWarning, match="1 in a row"):
+        failures.heard_behind(unfinished)
+    failures.heard(_CHECKPOINT, None)
+    with pytest.raises(UnfinishedSaveError):
+        failures.heard_behind(unfinished)
+
+
 @pytest.mark.parametrize(
     ("what", "most"), [("ignore", 3), (None, 3), ("warn", 0), ("warn", True), ("warn", "3")]
 )

@@ -49,8 +49,8 @@ class Link(Protocol):
     def last_words(self) -> str:
         """Return what is known of its death."""
 
-    def finish(self) -> None:
-        """End it, after what was posted; returns when it is gone."""
+    def finish(self) -> list[Outcome]:
+        """End it, after what was posted; returns when it is gone, and with what was not heard of until then."""
 
     def abandon(self) -> None:
         """Let it finish alone."""

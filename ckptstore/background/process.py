@@ -142,13 +142,15 @@ class WriterProcess:
             f": {text}" if text else ""
         )
 
-    def finish(self) -> None:
+    def finish(self) -> list[Outcome]:
         """End it, after what was posted; returns when it is gone, and the run's lock is this process's alone."""
         self._tell(FINISH)
         _see_the_end(self.process)
+        left = self.outcomes(0.0)
         self._let_go()
         if self._lock is not None:
             self._lock.shared = False
+        return left
 
     def abandon(self) -> None:
         """Let it finish alone; a thread waits for its end, so that no zombie is left."""

@@ -229,6 +229,7 @@ class Ring:
             if not found:
                 self._revive(self._link)
         for outcome in found:
+            # One that is no longer among those sent tells of a removal behind it.
             if self._sent and outcome.number in (0, self._sent[0].number):
                 # A letter that could not be read has not told its number; they are done in order.
                 outcome = replace(outcome, number=self._sent.popleft().number)  # noqa: PLW2901
@@ -261,13 +262,16 @@ class Ring:
         return f"{count} checkpoint{'s' if count > 1 else ''} of up to {nbytes // count / 1e6:,.0f} MB"
 
     def close(self) -> None:
-        """End the worker; it has nothing left to do if `drain` has returned. May be repeated."""
+        """End the worker; it has nothing left to save if `drain` has returned. May be repeated.
+
+        What went wrong in a removal behind the last save is among the `outcomes` then.
+        """
         link, self._link = self._link, None
         _open.discard(self)
         if link is None or self._pid != os.getpid():
             return
         if not self._sent:
-            link.finish()
+            self._heard += link.finish()
             self._let_go()
             return
         link.abandon()
@@ -297,7 +301,7 @@ def _drain_all() -> None:
     """Save what is on its way when the interpreter ends and no end of a fit has waited for it."""
     for ring in list(_open):
         ring.drain()
+        ring.close()
         for outcome in ring.outcomes():
             if outcome.error is not None:
                 _say(f"SAVING FAILED: {outcome.error}")
-        ring.close()

@@ -66,10 +66,11 @@ class WriterThread:
         """Return what is known of its death."""
         return "the thread that saves has ended"
 
-    def finish(self) -> None:
-        """End it, after what was posted."""
+    def finish(self) -> list[Outcome]:
+        """End it, after what was posted; see `Link`."""
         self._end()
         self._thread.join()
+        return self.outcomes(0.0)
 
     def abandon(self) -> None:
         """Let it finish alone; the interpreter's end waits for it."""
@@ -85,6 +86,9 @@ class WriterThread:
             # A letter that was withdrawn, and written anew, was posted twice and is there once.
             if self._places[place].token.take():
                 self._done.put(self._worker.commit(place, again=self._again))
+                failure = self._worker.remove()
+                if failure is not None:
+                    self._done.put(failure)
                 self._rest()
         self._worker.close()
         _abandoned.discard(threading.current_thread())

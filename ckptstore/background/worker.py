@@ -29,9 +29,9 @@ class Outcome:
     Attributes:
         number: The letter's.
         checkpoint: What was saved, or None.
-        error: What went wrong, or None; a checkpoint may be saved all the same (`UnfinishedSaveError`).
+        error: What went wrong, or None; a checkpoint may be saved all the same (`UnfinishedSaveError`). One that came
+            behind the save, in a removal, is told by a second outcome of the same number.
         cause: The error behind that, which an exception does not take along when it is pickled.
-        cpu_s: Seconds of processor time that it took.
         warned: What the user is to be warned of, where that was said in another process.
     """
 
@@ -39,7 +39,6 @@ class Outcome:
     checkpoint: Checkpoint | None = None
     error: BaseException | None = None
     cause: BaseException | None = None
-    cpu_s: float = 0.0
     warned: tuple[str, ...] = ()
 
 
@@ -56,6 +55,7 @@ class Worker:
 
     def __init__(self, root: Path, memories: tuple[Memory, ...]) -> None:
         self.rest_until = 0.0
+        self._number = 0
         self._layout = Layout(root)
         self._readers = [LetterReader(memory) for memory in memories]
         self._manifest: Manifest | None = None
@@ -66,28 +66,31 @@ class Worker:
         return self._readers[place].number()
 
     def commit(self, place: int, *, again: bool = False) -> Outcome:
-        """Commit the letter in a place; raises nothing but what ends a process.
+        """Commit the letter in a place; raises nothing but what ends a process. The caller calls `remove` behind it.
 
         Args:
             place: Which.
             again: True where a writer that died may have committed it before.
         """
-        number, began = 0, time.process_time()
+        number = 0
         try:
             letter = self._readers[place].read()
             number = letter.number
             self.rest_until = time.monotonic() + (REST_S if letter.patient else 0.0)
             checkpoint = tried_again(partial(self._commit, letter, again))
         except Exception as error:
-            # Whatever it is, the training has to hear of it.
-            return Outcome(
-                number=number,
-                checkpoint=getattr(error, "checkpoint", None),
-                error=portable(error),
-                cause=None if error.__cause__ is None else portable(error.__cause__),
-                cpu_s=time.process_time() - began,
-            )
-        return Outcome(number=number, checkpoint=checkpoint, cpu_s=time.process_time() - began)
+            return _failure(number, error)
+        self._number = number
+        return Outcome(number=number, checkpoint=checkpoint)
+
+    def remove(self) -> Outcome | None:
+        """Remove what the last commit let go, now that the trainer has heard of it; returns what went wrong."""
+        try:
+            if self._committer is not None:
+                self._committer.remove()
+        except Exception as error:
+            return _failure(self._number, error)
+        return None
 
     def _commit(self, letter: Letter, again: bool) -> Checkpoint:
         committer, manifest = self._opened()
@@ -96,7 +99,7 @@ class Worker:
             before = manifest.saved_at(letter.request.run, letter.request.created_at)
             if before is not None:
                 return before
-        return committer.commit(letter.snapshot, letter.request)
+        return committer.commit(letter.snapshot, letter.request, removing=False)
 
     def _opened(self) -> tuple[Committer, Manifest]:
         if self._committer is None or self._manifest is None:
@@ -112,6 +115,16 @@ class Worker:
         finally:
             if self._manifest is not None:
                 self._manifest.close()
+
+
+def _failure(number: int, error: Exception) -> Outcome:
+    # Whatever it is, the training has to hear of it.
+    return Outcome(
+        number=number,
+        checkpoint=getattr(error, "checkpoint", None),
+        error=portable(error),
+        cause=None if error.__cause__ is None else portable(error.__cause__),
+    )
 
 
 def portable(error: BaseException) -> BaseException:

@@ -74,14 +74,16 @@ class Writer:
     def _commit(self, place: int) -> None:
         if not self._tokens[place].take():
             return  # it was withdrawn, and another will come
-        outcome = self._worker.commit(place, again=self._doubtful > 0)
+        self._tell(self._worker.commit(place, again=self._doubtful > 0))
         self._doubtful = max(0, self._doubtful - 1)
-        warned, self._warned = tuple(self._warned), []
-        self._tell(replace(outcome, warned=warned))
+        failure = self._worker.remove()
+        if failure is not None:
+            self._tell(failure)
 
     def _tell(self, outcome: Outcome) -> None:
+        warned, self._warned = tuple(self._warned), []
         try:
-            self._connection.send_bytes(pickle.dumps(outcome))
+            self._connection.send_bytes(pickle.dumps(replace(outcome, warned=warned)))
         except OSError:
             return  # nobody is there any more to be told
 
