@@ -9,6 +9,7 @@ adapts an interval; with an account there is nothing to profile first.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -27,6 +28,8 @@ _FEWEST = 3
 _OUTLIERS = 0.1
 # The newest save says as much as all before it.
 _WEIGHT = 0.5
+# At most this share of what is earned pays for what is no save, so that the first save need not wait for all of it.
+_FOR_DEBTS = 0.5
 # A change that is worth a note.
 _NEWS = 0.2
 
@@ -66,6 +69,8 @@ class SaveBudget:
         max_overhead: The share of the run that saves may cost, above 0 and below 1.
         nbytes: The size of the state, for a guess before the first save.
         clock: Seconds.
+        processor_clock: Seconds of processor time that this process has used.
+        cores: How many this process may use; by itself, those that the system says.
 
     Example:
         >>> seconds = iter(range(1000))
@@ -79,10 +84,19 @@ class SaveBudget:
     """
 
     def __init__(
-        self, max_overhead: float, *, nbytes: int, clock: Callable[[], float] = time.perf_counter
+        self,
+        max_overhead: float,
+        *,
+        nbytes: int,
+        clock: Callable[[], float] = time.perf_counter,
+        processor_clock: Callable[[], float] = time.process_time,
+        cores: int | None = None,
     ) -> None:
         self._share = max_overhead
         self._clock = clock
+        self._processor_clock = processor_clock
+        self._cores = _usable_cores() if cores is None else cores
+        self._processor_began = 0.0
         self._began: float | None = None
         self._mark: float | None = None
         self._looked: float = -math.inf
@@ -96,6 +110,7 @@ class SaveBudget:
         self._write_s = 0.0
         self._expected_s = _EXPECTED_S + nbytes / _EXPECTED_BYTES_PER_S
         self._spent_s = 0.0
+        self._debt_s = 0.0
         self._waited_s = 0.0
         self._noted = 0
 
@@ -122,7 +137,7 @@ class SaveBudget:
         now = self._clock()
         self._alone += 0 if saving else batches
         if self._began is None:
-            self._began = now  # the first one compiles
+            self._began, self._processor_began = now, self._processor_clock()  # the first one compiles
         elif self._mark is not None and not self._paused:
             if saving:
                 self._beside_s += now - self._mark
@@ -155,6 +170,20 @@ class SaveBudget:
         self._spent_s += slowed
         self._write_s = _mixed(self._write_s or None, write_s)
 
+    def owe(self, seconds: float) -> None:
+        """Note seconds that the training has waited for what is no save, such as the beginning."""
+        self._debt_s += seconds
+
+    def owe_processor_time(self, seconds: float) -> None:
+        """Note seconds of processor time that another process has used for what is no save, such as its start.
+
+        The training has lost as much of it as there was no idle core for.
+        """
+        wall = 0.0 if self._began is None else self._clock() - self._began
+        if wall > 0.0:
+            busy = (self._processor_clock() - self._processor_began) / wall
+            self._debt_s += seconds * min(1.0, max(0.0, busy + 1.0 - self._cores))
+
     # --- what follows ----------------------------------------------------------------------------------
 
     @property
@@ -176,6 +205,9 @@ class SaveBudget:
             return False
         earned = self._share * (self._clock() - self._began - self._waited_s)
         cost = self.cost_s
+        # The fit's end waits for the last save.
+        debt = self._debt_s + (0.0 if self._blocked_s is None else cost + self._write_s)
+        earned -= min(debt, _FOR_DEBTS * earned)
         # What was not spent is not saved up: a long validation is no reason for many saves.
         left = earned - self._spent_s
         self._spent_s += max(0.0, left - cost)
@@ -202,6 +234,11 @@ class SaveBudget:
             return None
         self._noted = interval.batches
         return interval
+
+
+def _usable_cores() -> int:
+    usable = getattr(os, "sched_getaffinity", None)
+    return len(usable(0)) if usable is not None else os.cpu_count() or 1
 
 
 def _mixed(before: float | None, new: float) -> float:

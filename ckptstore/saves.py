@@ -52,6 +52,7 @@ class Saves(Generic[Note]):
         self._snapshots: Snapshots | None = None
         self._ring: Ring | None = None
         self._prepared = False
+        self._start_s = 0.0
         self._notes: dict[int, tuple[Note, Policy | None]] = {}
 
     def anew(self, failures: SaveFailures, settled: Callable[[Note, Checkpoint | None], None]) -> Saves[Note]:
@@ -65,7 +66,7 @@ class Saves(Generic[Note]):
     def begin(self, store: CheckpointStore, run: str, model: Any) -> None:
         """Get ready for a fit: the process that saves starts by itself meanwhile."""
         self._store, self._run, self._snapshots = store, run, adapter_for(model).snapshots()
-        self._prepared, self._notes = False, {}
+        self._prepared, self._notes, self._start_s = False, {}, 0.0
         if self.background:
             self._ring = store.saving_beside(run, backpressure=self.backpressure)
             self._ring.start()
@@ -74,6 +75,11 @@ class Saves(Generic[Note]):
     def waiting(self) -> bool:
         """Whether saves are on their way."""
         return bool(self._notes)
+
+    def new_start_s(self) -> float:
+        """Return the seconds of processor time that other processes took to start, heard of since the last call."""
+        new, self._start_s = self._start_s, 0.0
+        return new
 
     # --- saving --------------------------------------------------------------------------------------
 
@@ -192,6 +198,7 @@ class Saves(Generic[Note]):
         error = outcome.error
         if error is not None:
             error.__cause__ = outcome.cause
+        self._start_s += outcome.start_s
         noted = self._notes.pop(outcome.number, None)
         if noted is None:
             # Of a removal behind the save; or of a save whose note an interrupt has prevented.

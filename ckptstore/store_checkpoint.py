@@ -173,6 +173,13 @@ class StoreCheckpoint(ResumingCallback):
         if self.save_freq == "auto":
             self._budget = SaveBudget(self.max_overhead, nbytes=nbytes_of(self.model))
 
+    def look_after_saves(self) -> None:
+        """Hear of saves that are done, and make ready for the first one."""
+        began = time.perf_counter() if self._saves.to_prepare else None
+        super().look_after_saves()
+        if began is not None and self._budget is not None:
+            self._budget.owe(time.perf_counter() - began)
+
     def _direction(self) -> Mode | None:
         try:
             return monitoring.resolve_mode(self.monitor, self.mode, self.model, callback=type(self).__name__)
@@ -290,6 +297,7 @@ class StoreCheckpoint(ResumingCallback):
         self.last = checkpoint
         if self._budget is not None and checkpoint.total_s is not None:
             self._budget.settled(checkpoint.total_s)
+            self._budget.owe_processor_time(self._saves.new_start_s())
         if note.value is not None and self._mode is not None:
             self._best_saved = note.value
             self.best = monitoring.better_of(self.best, note.value, self._mode)

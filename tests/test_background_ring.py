@@ -117,6 +117,15 @@ def test_what_a_save_cost_stands_in_the_manifest(ring: Ring, store: CheckpointSt
     assert one.blocked_s < one.total_s
 
 
+def test_what_the_process_took_to_start_is_told_once(process_ring: Ring) -> None:
+    for seed in range(3):
+        hand_over(process_ring, seed)
+    process_ring.drain()
+    first, *others = (one.start_s for one in process_ring.outcomes())
+    assert 0.01 < first < 60
+    assert others == [0.0, 0.0]
+
+
 # --- what goes -----------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -141,6 +142,40 @@ def test_an_early_save_is_paid_for_afterwards() -> None:
             early += 1
     assert early > 10
     assert run.cost_s <= 0.035 * run.now + 0.1
+
+
+def test_what_is_owed_is_paid_and_does_not_keep_the_first_save_waiting() -> None:
+    run = Run(step_s=0.01, blocked_s=0.005, write_s=0.02)
+    run.budget.owe(0.5)
+    run.train(20_000)
+    one = run.blocked_s + run.write_s
+    assert 0.9 * 0.035 * run.now <= run.cost_s + 0.5 <= 0.035 * run.now + one
+    assert run.saves[0] < 100
+    # While half of what is earned pays for it, there are half as many.
+    early = [batch for batch in run.saves if batch < 2_000]
+    late = [batch for batch in run.saves if batch >= 18_000]
+    assert 0.4 * len(late) <= len(early) <= 0.6 * len(late)
+
+
+@pytest.mark.parametrize(
+    ("busy", "cores", "lost"), [(2.0, 2, 1.0), (1.5, 2, 0.5), (1.0, 2, 0.0), (1.2, 16, 0.0), (7.0, 4, 1.0)]
+)
+def test_another_process_takes_what_no_idle_core_has(busy: float, cores: int, lost: float) -> None:
+    def first_save(owe: Callable[[SaveBudget], None]) -> float:
+        now = [0.0]
+        budget = SaveBudget(
+            0.5, nbytes=0, clock=lambda: now[0], processor_clock=lambda: busy * now[0], cores=cores
+        )
+        for _ in range(5):
+            budget.batches_done(1, saving=False)
+            now[0] += 1.0
+        owe(budget)
+        while not budget.is_due():
+            now[0] += 0.125
+        return now[0]
+
+    seen = first_save(lambda budget: budget.owe_processor_time(4.0))
+    assert seen == first_save(lambda budget: budget.owe(4.0 * lost))
 
 
 def test_nothing_is_due_before_a_step_is_known() -> None:

@@ -33,6 +33,7 @@ class Outcome:
             behind the save, in a removal, is told by a second outcome of the same number.
         cause: The error behind that, which an exception does not take along when it is pickled.
         warned: What the user is to be warned of, where that was said in another process.
+        start_s: Seconds of processor time that it took to start the process that does it; told with its first letter.
     """
 
     number: int
@@ -40,6 +41,7 @@ class Outcome:
     error: BaseException | None = None
     cause: BaseException | None = None
     warned: tuple[str, ...] = ()
+    start_s: float = 0.0
 
 
 class Worker:

@@ -37,7 +37,7 @@ class Writer:
         self._doubtful = len(memories) if facts["again"] else 0
         self._worker = Worker(Path(facts["root"]), memories)
         self._warned: list[str] = []
-        self._ending = False
+        self._ending = self._started = False
         self._hurried_up_to = 0
 
     def note_warning(self, message: Warning | str, *where: Any, **more: Any) -> None:
@@ -74,7 +74,10 @@ class Writer:
     def _commit(self, place: int) -> None:
         if not self._tokens[place].take():
             return  # it was withdrawn, and another will come
-        self._tell(self._worker.commit(place, again=self._doubtful > 0))
+        start_s = 0.0 if self._started else time.process_time()
+        self._started = True
+        outcome = self._worker.commit(place, again=self._doubtful > 0)
+        self._tell(replace(outcome, start_s=start_s))
         self._doubtful = max(0, self._doubtful - 1)
         failure = self._worker.remove()
         if failure is not None:
