@@ -163,6 +163,8 @@ class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
     def wait(self) -> None:
         """Wait until every save so far is durable, in the manifest and shown; an interrupt ends the waiting alone.
 
+        What `keep` lets go with the last one may be removed from the disk a moment later.
+
         Raises:
             CheckpointStoreError: One failed, and `on_save_error` says to raise.
         """

@@ -106,6 +106,8 @@ class ResumingCallback(keras.callbacks.Callback):
     def wait(self) -> None:
         """Wait until every save so far is durable and in the manifest; an interrupt ends the waiting alone.
 
+        What `keep` lets go with the last one may be removed from the disk a moment later.
+
         Raises:
             CheckpointStoreError: One failed, and `on_save_error` says to raise.
         """
