@@ -9,11 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, bindparam, delete, insert, select
 
 from ckptstore.manifest_floor import first_version
 from ckptstore.models import EPOCH_METRICS, EPOCHS
 from ckptstore.records import NewCheckpoint
+
+# Built once: building a statement takes longer than executing it.
+_HERE = (EPOCHS.run_id == bindparam("run_id"), EPOCHS.epoch == bindparam("epoch"))
+_NOTED = select(EPOCHS.version, EPOCHS.batch, first_version(EPOCHS.run_id).label("attempt")).where(*_HERE)
+_FORGET_METRICS = delete(EPOCH_METRICS.table).where(
+    EPOCH_METRICS.run_id == bindparam("run_id"), EPOCH_METRICS.epoch == bindparam("epoch")
+)
+_FORGET = delete(EPOCHS.table).where(*_HERE)
+_NOTE, _NOTE_METRICS = insert(EPOCHS.table), insert(EPOCH_METRICS.table)
 
 
 def note_epoch(connection: Connection, run_id: int, new: NewCheckpoint, values: Mapping[int, float]) -> None:
@@ -25,24 +34,21 @@ def note_epoch(connection: Connection, run_id: int, new: NewCheckpoint, values: 
         new: The checkpoint.
         values: Its metrics, by their ids.
     """
-    key = (EPOCHS.run_id == run_id, EPOCHS.epoch == new.epoch)
-    attempt = first_version(EPOCHS.run_id).label("attempt")
-    noted = connection.execute(select(EPOCHS.version, EPOCHS.batch, attempt).where(*key)).one_or_none()
+    here = {"run_id": run_id, "epoch": new.epoch}
+    noted = connection.execute(_NOTED, here).one_or_none()
     if noted is not None:
         if not _tells_better(new, noted.version, noted.batch, noted.attempt):
             return
-        here = (EPOCH_METRICS.run_id == run_id, EPOCH_METRICS.epoch == new.epoch)
-        connection.execute(delete(EPOCH_METRICS.table).where(*here))
-        connection.execute(delete(EPOCHS.table).where(*key))
-    row = {"run_id": run_id, "epoch": new.epoch}
+        connection.execute(_FORGET_METRICS, here)
+        connection.execute(_FORGET, here)
     told = {"version": new.version, "batch": new.batch, "step": new.step, "created_at": new.created_at}
-    connection.execute(insert(EPOCHS.table).values({**row, **told}))
+    connection.execute(_NOTE, {**here, **told})
     rows = [
-        {**row, "metric_id": metric, "value": None if math.isnan(value) else float(value)}
+        {**here, "metric_id": metric, "value": None if math.isnan(value) else float(value)}
         for metric, value in values.items()
     ]
     if rows:
-        connection.execute(insert(EPOCH_METRICS.table), rows)
+        connection.execute(_NOTE_METRICS, rows)
 
 
 def _tells_better(new: NewCheckpoint, version: int, batch: int | None, attempt: int) -> bool:

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, cast
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, cast
 
-from sqlalchemy import ColumnElement, Connection, Executable, ScalarSelect, Select, exists, func, select
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Connection,
+    Executable,
+    ScalarSelect,
+    Select,
+    bindparam,
+    exists,
+    func,
+    select,
+)
 
 from ckptstore.manifest_floor import first_version
 from ckptstore.models import (
@@ -21,14 +32,19 @@ from ckptstore.models import (
 )
 from ckptstore.records import Event, Holder, Mode, Published, State
 
+# A run, in statements that are built once: building one takes longer than executing it.
+RUN: BindParameter[str] = bindparam("run")
 
-def plain(connection: Connection, statement: Executable) -> Iterator[tuple[Any, ...]]:
+
+def plain(
+    connection: Connection, statement: Executable, parameters: Mapping[str, Any] | None = None
+) -> Iterator[tuple[Any, ...]]:
     """Yield rows as the driver gives them: times and JSON are text, truth is 0 or 1.
 
     That takes half the time of SQLAlchemy's rows. Whoever stops halfway leaves the cursor to the connection, which may
     be closed by the time that this generator is collected.
     """
-    result = connection.execute(statement)
+    result = connection.execute(statement, parameters)
     cursor: Any = result.cursor
     # Not "yield from", which would close the cursor then.
     for row in cursor:  # noqa: UP028
@@ -36,12 +52,12 @@ def plain(connection: Connection, statement: Executable) -> Iterator[tuple[Any, 
     result.close()
 
 
-def id_of_run(name: str) -> ScalarSelect[int]:
+def id_of_run(name: str | BindParameter[str]) -> ScalarSelect[int]:
     """Return the id of a run, as part of a statement; NULL, which equals nothing, for an unknown name."""
     return select(RUNS.id).where(RUNS.name == name).scalar_subquery()
 
 
-def id_of_metric(name: str) -> ScalarSelect[int]:
+def id_of_metric(name: str | BindParameter[str]) -> ScalarSelect[int]:
     """Return the id of a metric, as part of a statement; NULL, which equals nothing, for an unknown name."""
     return select(METRIC_NAMES.id).where(METRIC_NAMES.name == name).scalar_subquery()
 
@@ -101,31 +117,68 @@ def best_version(metric: str, mode: Mode, run: str | None) -> Select[Any]:
     return select(func.min(METRICS.version)).where(*ranked, METRICS.value == value)
 
 
+class _Ranking(NamedTuple):
+    """Statements for the best by a metric: where each payload lies comes with it."""
+
+    upwards: Executable
+    downwards: Executable
+    equals: Executable
+    below: Executable
+
+
+def _ranking(*, of_run: bool) -> _Ranking:
+    ranked: list[ColumnElement[bool]] = [
+        METRICS.metric_id == id_of_metric(bindparam("metric")),
+        METRICS.state == COMPLETE,
+    ]
+    if of_run:
+        ranked.append(METRICS.run_id == id_of_run(RUN))
+    # Outer, so that the index by value stays what is walked along.
+    valued = (
+        select(METRICS.value, METRICS.version, CHECKPOINTS.file, CHECKPOINTS.nbytes)
+        .join_from(METRICS.table, CHECKPOINTS.table, CHECKPOINTS.version == METRICS.version, isouter=True)
+        .where(*ranked)
+    )
+    last: BindParameter[float] = bindparam("last")
+    downwards = valued.where(METRICS.value.is_not(None)).order_by(METRICS.value.desc()).limit(_RANKED_AT_ONCE)
+    return _Ranking(
+        upwards=valued.where(METRICS.value.is_not(None)).order_by(METRICS.value, METRICS.version),
+        downwards=downwards,
+        equals=valued.where(METRICS.value == last).order_by(METRICS.version),
+        below=downwards.where(METRICS.value < last),
+    )
+
+
+_OF_ALL, _OF_RUN = _ranking(of_run=False), _ranking(of_run=True)
+
+
 def ranked_versions(connection: Connection, metric: str, mode: Mode, run: str | None) -> Iterator[int]:
     """Yield the versions of complete checkpoints, best first, of equals the lowest first; NaN is none.
 
     Each costs a step along an index, however many there are.
     """
-    ranked: list[ColumnElement[bool]] = [METRICS.metric_id == id_of_metric(metric), METRICS.state == COMPLETE]
-    if run is not None:
-        ranked.append(METRICS.run_id == id_of_run(run))
-    valued = select(METRICS.value, METRICS.version).where(*ranked, METRICS.value.is_not(None))
+    return (version for version, _, _ in ranked_places(connection, metric, mode, run))
+
+
+def ranked_places(
+    connection: Connection, metric: str, mode: Mode, run: str | None
+) -> Iterator[tuple[int, str, int]]:
+    """Yield versions likewise, each with the payload's file and size."""
+    ranking = _OF_ALL if run is None else _OF_RUN
+    which = {"metric": metric, "run": run}
     if mode == "min":
-        for _, version in plain(connection, valued.order_by(METRICS.value, METRICS.version)):
-            yield version
+        for _, version, file, nbytes in plain(connection, ranking.upwards, which):
+            yield version, file, nbytes
         return
-    downwards = valued.order_by(METRICS.value.desc()).limit(_RANKED_AT_ONCE)
-    some = list(plain(connection, downwards))
+    some = list(plain(connection, ranking.downwards, which))
     while some:
         # An index that is read backwards gives equals the wrong way round; of the last of these there may be many.
         last = some[-1][0]
-        yield from (
-            version for _, version in sorted((-value, version) for value, version in some if value > last)
-        )
-        equals = select(METRICS.version).where(*ranked, METRICS.value == last).order_by(METRICS.version)
-        for (version,) in plain(connection, equals):
-            yield version
-        some = list(plain(connection, downwards.where(METRICS.value < last)))
+        better = sorted((-value, *place) for value, *place in some if value > last)
+        yield from ((version, file, nbytes) for _, version, file, nbytes in better)
+        for _, version, file, nbytes in plain(connection, ranking.equals, {**which, "last": last}):
+            yield version, file, nbytes
+        some = list(plain(connection, ranking.below, {**which, "last": last}))
 
 
 def tagged_version(name: str) -> Select[Any]:
@@ -165,22 +218,24 @@ def starts(connection: Connection, run: str | None) -> dict[int, int]:
 # --- the rest ----------------------------------------------------------------------------------------
 
 
+_RECORDED = exists().where(METRICS.metric_id == METRIC_NAMES.id, METRICS.state == COMPLETE)
+_NAMES = select(METRIC_NAMES.name).where(_RECORDED)
+_NAMES_OF_RUN = select(METRIC_NAMES.name).where(_RECORDED.where(METRICS.run_id == id_of_run(RUN)))
+_MONITORS = select(METRIC_NAMES.name, MONITORS.mode).join_from(
+    MONITORS.table, METRIC_NAMES.table, METRIC_NAMES.id == MONITORS.metric_id
+)
+_MONITORS_OF_RUN = _MONITORS.where(MONITORS.run_id == id_of_run(RUN))
+
+
 def metric_names(connection: Connection, run: str | None) -> tuple[str, ...]:
     """Return the metrics that complete checkpoints recorded, sorted; one look at an index for each."""
-    recorded = exists().where(METRICS.metric_id == METRIC_NAMES.id, METRICS.state == COMPLETE)
-    if run is not None:
-        recorded = recorded.where(METRICS.run_id == id_of_run(run))
-    return tuple(sorted(connection.scalars(select(METRIC_NAMES.name).where(recorded))))
+    return tuple(sorted(connection.scalars(_NAMES if run is None else _NAMES_OF_RUN, {"run": run})))
 
 
 def monitors(connection: Connection, run: str | None) -> list[tuple[str, Mode]]:
     """Return the monitored metrics, each with its better direction, of a run or of all."""
-    chosen = select(METRIC_NAMES.name, MONITORS.mode).join_from(
-        MONITORS.table, METRIC_NAMES.table, METRIC_NAMES.id == MONITORS.metric_id
-    )
-    if run is not None:
-        chosen = chosen.where(MONITORS.run_id == id_of_run(run))
-    return [(name, cast(Mode, mode)) for name, mode in connection.execute(chosen)]
+    found = connection.execute(_MONITORS if run is None else _MONITORS_OF_RUN, {"run": run})
+    return [(name, cast(Mode, mode)) for name, mode in found]
 
 
 def holder(connection: Connection, run: str) -> Holder | None:

@@ -7,9 +7,10 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
+from sys import intern
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Select, select
+from sqlalchemy import BindParameter, ColumnElement, Connection, Executable, Select, bindparam, select
 
 from ckptstore.layout import is_payload_file
 from ckptstore.manifest_queries import id_of_run, plain
@@ -35,6 +36,19 @@ _ROWS = select(
     CHECKPOINTS.blocked_s,
     CHECKPOINTS.total_s,
 ).join_from(CHECKPOINTS.table, RUNS.table, RUNS.id == CHECKPOINTS.run_id)
+
+# Of one version, and of some: built once, since building a statement takes longer than executing it.
+_VERSION: BindParameter[int] = bindparam("version")
+_VERSIONS: BindParameter[int] = bindparam("versions", expanding=True)
+_VALUES = select(METRIC_NAMES.name, METRICS.value, METRICS.version).join_from(
+    METRICS.table, METRIC_NAMES.table, METRIC_NAMES.id == METRICS.metric_id
+)
+_ONE_ROW = _ROWS.where(CHECKPOINTS.version == _VERSION)
+_VALUES_OF_ONE = _VALUES.where(METRICS.version == _VERSION).order_by(METRICS.metric_id)
+_TAGS_OF_ONE = select(TAGS.name).where(TAGS.version == _VERSION)
+_SOME_ROWS = _ROWS.where(CHECKPOINTS.version.in_(_VERSIONS)).order_by(CHECKPOINTS.version)
+_VALUES_OF_SOME = _VALUES.where(METRICS.version.in_(_VERSIONS)).order_by(METRICS.version, METRICS.metric_id)
+_TAGS_OF_SOME = select(TAGS.version, TAGS.name).where(TAGS.version.in_(_VERSIONS))
 
 # Checkpoints that are fetched by their versions in one statement.
 _AT_ONCE = 500
@@ -90,18 +104,16 @@ class Slim(NamedTuple):
 
 def one(connection: Connection, store: Path, version: int | Select[Any]) -> Checkpoint | None:
     """Return one checkpoint, of a version or of a statement that gives one; None where there is none."""
-    wanted = version if isinstance(version, int) else version.scalar_subquery()
-    row = next(plain(connection, _ROWS.where(CHECKPOINTS.version == wanted)), None)
+    if isinstance(version, int):
+        rows = plain(connection, _ONE_ROW, {"version": version})
+    else:
+        rows = plain(connection, _ROWS.where(CHECKPOINTS.version == version.scalar_subquery()))
+    row = next(rows, None)
     if row is None:
         return None
-    metrics = (
-        select(METRIC_NAMES.name, METRICS.value)
-        .join_from(METRICS.table, METRIC_NAMES.table, METRIC_NAMES.id == METRICS.metric_id)
-        .where(METRICS.version == row[0])
-        .order_by(METRICS.metric_id)
-    )
-    values = {name: math.nan if value is None else value for name, value in plain(connection, metrics)}
-    tags = connection.scalars(select(TAGS.name).where(TAGS.version == row[0]))
+    which = {"version": row[0]}
+    values = {name: math.nan if value is None else value for name, value, _ in plain(connection, _VALUES_OF_ONE, which)}
+    tags = connection.scalars(_TAGS_OF_ONE, which)
     return _slim(row, values, tags).full(store)
 
 
@@ -109,7 +121,7 @@ def many(
     connection: Connection, store: Path, run: str | None, states: Collection[State] | None
 ) -> list[Checkpoint]:
     """Return checkpoints, lowest version first, in four queries however many there are."""
-    found = _those(connection, _chosen(run, states), select(TAGS.version, TAGS.name))
+    found = _chosen_ones(connection, _chosen(run, states), select(TAGS.version, TAGS.name))
     return [one.full(store) for one in found]
 
 
@@ -118,19 +130,19 @@ def some(connection: Connection, store: Path, versions: Iterable[int]) -> list[C
     wanted = sorted(set(versions))
     found: list[Checkpoint] = []
     for begin in range(0, len(wanted), _AT_ONCE):
-        part = wanted[begin : begin + _AT_ONCE]
-        tags = select(TAGS.version, TAGS.name).where(TAGS.version.in_(part))
-        found += (one.full(store) for one in _those(connection, [CHECKPOINTS.version.in_(part)], tags))
+        which = {"versions": wanted[begin : begin + _AT_ONCE]}
+        metrics: dict[int, dict[str, float]] = {}
+        for name, value, version in plain(connection, _VALUES_OF_SOME, which):
+            # All share one name.
+            metrics.setdefault(version, {})[intern(name)] = math.nan if value is None else value
+        found += (one.full(store) for one in _those(connection, metrics, _TAGS_OF_SOME, _SOME_ROWS, which))
     return found
 
 
 def bare(connection: Connection, store: Path, versions: Collection[int]) -> list[Checkpoint]:
     """Return the checkpoints of a few hundred versions, lowest first, without their metrics."""
-    tags: dict[int, list[str]] = {}
-    for version, name in plain(connection, select(TAGS.version, TAGS.name).where(TAGS.version.in_(versions))):
-        tags.setdefault(version, []).append(name)
-    found = plain(connection, _ROWS.where(CHECKPOINTS.version.in_(versions)).order_by(CHECKPOINTS.version))
-    return [_slim(row, {}, tags.get(row[0], ())).full(store) for row in found]
+    which = {"versions": list(versions)}
+    return [one.full(store) for one in _those(connection, {}, _TAGS_OF_SOME, _SOME_ROWS, which)]
 
 
 def page(connection: Connection, run: str | None, states: Collection[State] | None, after: int) -> list[Slim]:
@@ -142,7 +154,7 @@ def page(connection: Connection, run: str | None, states: Collection[State] | No
     if last is not None:
         which.append(CHECKPOINTS.version <= last)
         tags = tags.where(TAGS.version <= last)
-    return list(_those(connection, which, tags))
+    return list(_chosen_ones(connection, which, tags))
 
 
 def _chosen(run: str | None, states: Collection[State] | None) -> list[ColumnElement[bool]]:
@@ -154,7 +166,7 @@ def _chosen(run: str | None, states: Collection[State] | None) -> list[ColumnEle
     return which
 
 
-def _those(
+def _chosen_ones(
     connection: Connection, which: list[ColumnElement[bool]], tagged: Select[int, str]
 ) -> Iterator[Slim]:
     names = dict(connection.execute(select(METRIC_NAMES.id, METRIC_NAMES.name)).all())
@@ -171,10 +183,21 @@ def _those(
             of = metrics[version] = {}
             last = version
         of[names[metric]] = math.nan if value is None else value
+    return _those(connection, metrics, tagged, _ROWS.where(*which).order_by(CHECKPOINTS.version))
+
+
+def _those(
+    connection: Connection,
+    metrics: Mapping[int, dict[str, float]],
+    tagged: Executable,
+    rows: Executable,
+    parameters: Mapping[str, object] | None = None,
+) -> Iterator[Slim]:
+    """Yield what rows say, each with its metrics and the tags that stand on it."""
     tags: dict[int, list[str]] = {}
-    for version, name in plain(connection, tagged):
+    for version, name in plain(connection, tagged, parameters):
         tags.setdefault(version, []).append(name)
-    for row in plain(connection, _ROWS.where(*which).order_by(CHECKPOINTS.version)):
+    for row in plain(connection, rows, parameters):
         yield _slim(row, metrics.get(row[0], {}), tags.get(row[0], ()))
 
 
