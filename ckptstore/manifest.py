@@ -117,13 +117,13 @@ class Manifest(ManifestAttempts, ManifestNames, ManifestKeeping, ManifestAsking)
             InvalidArgumentError: The version or the file is there already, or a value cannot be stored.
         """
         with self._transactions.writing("add_checkpoint") as connection:
-            changes.insert_checkpoint(connection, new)
+            run_id = changes.insert_checkpoint(connection, new)
             if published_path is not None:
                 changes.put_published(connection, published_path, new.run, new.version)
             if monitor is not None:
                 changes.put_monitor(connection, new.run, *monitor)
             for kind, detail in ({event: None} | dict(notes)).items():
-                changes.add_event(connection, kind, run=new.run, version=new.version, detail=detail)
+                changes.append_event(connection, kind, run_id=run_id, version=new.version, detail=detail)
             added = manifest_rows.one(connection, self._store, new.version)
             if judging is not None:
                 carry_out(connection, self._store, new.run, judging)

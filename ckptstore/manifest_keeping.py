@@ -73,7 +73,7 @@ class ManifestKeeping:
     def let_go(self, run: str, versions: Sequence[int]) -> None:
         """Mark checkpoints of a run for deletion, and forget how far retention had come, all at once."""
         with self._transactions.writing("retention") as connection:
-            _mark(connection, run, versions, None)
+            _mark(connection, changes.run_id(connection, run), versions, None)
 
 
 def carry_out(connection: Connection, store: Path, run: str, judging: Judging) -> list[Checkpoint]:
@@ -84,13 +84,14 @@ def carry_out(connection: Connection, store: Path, run: str, judging: Judging) -
     verdict = judging.judge(view)
     if verdict is None:
         return []
-    _mark(connection, run, [checkpoint.version for checkpoint in verdict.gone], verdict.judged)
+    run_id = changes.run_id(connection, run) if view.run_id is None else view.run_id
+    _mark(connection, run_id, [checkpoint.version for checkpoint in verdict.gone], verdict.judged)
     return list(verdict.gone)
 
 
-def _mark(connection: Connection, run: str, versions: Sequence[int], judged: Judged | None) -> None:
-    changes.set_state(connection, versions, "deleting")
-    if versions:
-        changes.add_event(connection, "pruned", run=run, detail={"versions": list(versions)})
+def _mark(connection: Connection, run_id: int, versions: Sequence[int], judged: Judged | None) -> None:
+    changes.let_go(connection, run_id, versions)
     if judged is not None:
-        changes.note_retention(connection, run, judged.to_row())
+        changes.note_retention(connection, run_id, judged.to_row())
+    elif versions:
+        changes.forget_retention(connection, run_id)

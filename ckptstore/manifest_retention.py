@@ -68,8 +68,8 @@ class RunRows:
         self._is_whole = is_whole
         self._is_shown = is_shown
         self._run = run
-        self._run_id = connection.execute(select(RUNS.id).where(RUNS.name == run)).scalar()
-        self._here = (CHECKPOINTS.run_id == self._run_id, CHECKPOINTS.state == COMPLETE)
+        self.run_id = connection.execute(select(RUNS.id).where(RUNS.name == run)).scalar()
+        self._here = (CHECKPOINTS.run_id == self.run_id, CHECKPOINTS.state == COMPLETE)
         self.let_go: Sequence[Checkpoint] = ()
         self.always: frozenset[int] = frozenset()
         self.is_judged = False
@@ -87,7 +87,7 @@ class RunRows:
     def _noted(self) -> Any:
         return self._connection.execute(
             select(RETENTION.policy, RETENTION.event_id, RETENTION.newest_at, RETENTION.nbytes).where(
-                RETENTION.run_id == self._run_id
+                RETENTION.run_id == self.run_id
             )
         ).one_or_none()
 
@@ -108,7 +108,7 @@ class RunRows:
     def _news(self) -> Mapping[str, Sequence[int]]:
         """Versions that events since the last time tell of, by the events' kinds."""
         chosen = select(EVENTS.kind, EVENTS.version).where(
-            EVENTS.id > self._noted.event_id, EVENTS.run_id == self._run_id
+            EVENTS.id > self._noted.event_id, EVENTS.run_id == self.run_id
         )
         found: dict[str, list[int]] = {}
         for kind, version in self._connection.execute(chosen):
@@ -119,7 +119,7 @@ class RunRows:
     def events_behind(self, event_id: int) -> list[tuple[str, int | None, Any]]:
         """Return kinds, versions and details of the events behind one, in order."""
         chosen = select(EVENTS.kind, EVENTS.version, EVENTS.detail).where(
-            EVENTS.id > event_id, EVENTS.run_id == self._run_id
+            EVENTS.id > event_id, EVENTS.run_id == self.run_id
         )
         return [tuple(row) for row in self._connection.execute(chosen.order_by(EVENTS.id))]
 
@@ -155,7 +155,7 @@ class RunRows:
         """What the run was resumed from last, and before that since the last time."""
         chosen = (
             select(EVENTS.id, EVENTS.version)
-            .where(EVENTS.kind == "resumed", EVENTS.run_id == self._run_id)
+            .where(EVENTS.kind == "resumed", EVENTS.run_id == self.run_id)
             .order_by(EVENTS.id.desc())
         )
         found: list[int] = []

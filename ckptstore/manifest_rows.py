@@ -112,7 +112,10 @@ def one(connection: Connection, store: Path, version: int | Select[Any]) -> Chec
     if row is None:
         return None
     which = {"version": row[0]}
-    values = {name: math.nan if value is None else value for name, value, _ in plain(connection, _VALUES_OF_ONE, which)}
+    values = {
+        name: math.nan if value is None else value
+        for name, value, _ in plain(connection, _VALUES_OF_ONE, which)
+    }
     tags = connection.scalars(_TAGS_OF_ONE, which)
     return _slim(row, values, tags).full(store)
 
