@@ -126,7 +126,7 @@ class Manifest(ManifestAttempts, ManifestNames, ManifestKeeping, ManifestAsking)
                 changes.append_event(connection, kind, run_id=run_id, version=new.version, detail=detail)
             added = manifest_rows.one(connection, self._store, new.version)
             if judging is not None:
-                carry_out(connection, self._store, new.run, judging)
+                carry_out(connection, self._store, new.run, judging, added)
         assert added is not None
         return added
 

@@ -76,11 +76,13 @@ class ManifestKeeping:
             _mark(connection, changes.run_id(connection, run), versions, None)
 
 
-def carry_out(connection: Connection, store: Path, run: str, judging: Judging) -> list[Checkpoint]:
-    """Judge a run inside the caller's transaction, and mark what goes."""
+def carry_out(
+    connection: Connection, store: Path, run: str, judging: Judging, known: Checkpoint | None = None
+) -> list[Checkpoint]:
+    """Judge a run inside the caller's transaction, and mark what goes; `known` is what was read of it just now."""
     from ckptstore.manifest_retention import RunRows  # a query can do without
 
-    view = RunRows(connection, store, run, is_whole=judging.is_whole, is_shown=judging.is_shown)
+    view = RunRows(connection, store, run, is_whole=judging.is_whole, is_shown=judging.is_shown, known=known)
     verdict = judging.judge(view)
     if verdict is None:
         return []

@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from itertools import chain, repeat
+from itertools import chain, islice, repeat
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, case, func, select, text
+from sqlalchemy import Connection, CursorResult, Executable
 
+from ckptstore import manifest_lookups as lookups
 from ckptstore import manifest_queries as queries
 from ckptstore import manifest_rows
-from ckptstore.models import CHECKPOINTS, COMPLETE, EVENTS, PUBLISHED, RETENTION, RUNS, TAGS
+from ckptstore.manifest_lookups import Scale
 from ckptstore.records import Checkpoint, Glimpse, Mode
 
 IsWhole = Callable[[Path, int], bool]
-Scale = Literal["epochs", "steps", "microseconds"]
 
 # Up to this rank payloads are looked at, so that only whole ones count; further down the manifest's word is taken.
 LOOKED_AT = 64
@@ -30,14 +30,11 @@ _RELEASED = ("untagged", "unpinned", "unshown")
 # These change what was kept without anything new: rare, and everything is looked at again.
 _UPSET = ("missing", "damaged", "repaired", "found")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-# Finished epochs.
-_FINISHED = CHECKPOINTS.epoch + case((CHECKPOINTS.batch.is_(None), 1), else_=0)
 # Checkpoints of a page at a first look, and of those the ones that are judged.
 _SEEN_AT_ONCE = 5000
 _JUDGED_AT_ONCE = 500
 # Look-ups that are remembered.
 _MEMORY = 10_000
-_UNPINNED = text("NOT checkpoints.pinned")
 
 
 IsSure = Callable[[Glimpse], bool]
@@ -52,6 +49,7 @@ class RunRows:
         run: The run; it is there.
         is_whole: Whether a payload is there with its size.
         is_shown: Whether a published path still shows something.
+        known: One of its checkpoints, if the caller has just read it.
     """
 
     def __init__(
@@ -62,14 +60,15 @@ class RunRows:
         *,
         is_whole: IsWhole,
         is_shown: Callable[[str, bool], bool],
+        known: Checkpoint | None = None,
     ) -> None:
         self._connection = connection
         self._store = store
         self._is_whole = is_whole
         self._is_shown = is_shown
         self._run = run
-        self.run_id = connection.execute(select(RUNS.id).where(RUNS.name == run)).scalar()
-        self._here = (CHECKPOINTS.run_id == self.run_id, CHECKPOINTS.state == COMPLETE)
+        self._standing = connection.execute(lookups.STANDING, {"run": run}).one()
+        self.run_id: int | None = self._standing.run_id
         self.let_go: Sequence[Checkpoint] = ()
         self.always: frozenset[int] = frozenset()
         self.is_judged = False
@@ -79,22 +78,24 @@ class RunRows:
         # Bytes of what there was, and what was saved since, where a turn before has told.
         self.counted: tuple[int, list[int]] | None = None
         self._found: dict[object, Collection[int]] = {}
-        self._memory: dict[tuple[object, ...], list[int]] = {}
+        self._memory: dict[tuple[object, ...], tuple[list[int], bool]] = {}
+        self._known: dict[int, Checkpoint] = {} if known is None else {known.version: known}
+        self._there: dict[int, bool] = {}
+
+    def _ask(self, statement: Executable, **which: object) -> CursorResult[*tuple[Any, ...]]:
+        return self._connection.execute(statement, {"run_id": self.run_id, **which})
 
     # --- since the last time -------------------------------------------------------------------------
 
-    @cached_property
+    @property
     def _noted(self) -> Any:
-        return self._connection.execute(
-            select(RETENTION.policy, RETENTION.event_id, RETENTION.newest_at, RETENTION.nbytes).where(
-                RETENTION.run_id == self.run_id
-            )
-        ).one_or_none()
+        """What was noted the last time, or None."""
+        return None if self._standing.policy is None else self._standing
 
-    @cached_property
+    @property
     def last_event(self) -> int:
         """The newest event."""
-        return int(self._connection.execute(select(func.max(EVENTS.id))).scalar() or 0)
+        return int(self._standing.last_event or 0)
 
     def was_judged_by(self, policy: str) -> bool:
         """Tell whether everything that was here was judged by this policy, and nothing has upset that since."""
@@ -107,21 +108,15 @@ class RunRows:
     @cached_property
     def _news(self) -> Mapping[str, Sequence[int]]:
         """Versions that events since the last time tell of, by the events' kinds."""
-        chosen = select(EVENTS.kind, EVENTS.version).where(
-            EVENTS.id > self._noted.event_id, EVENTS.run_id == self.run_id
-        )
         found: dict[str, list[int]] = {}
-        for kind, version in self._connection.execute(chosen):
+        for kind, version in self._ask(lookups.NEWS, event_id=self._noted.event_id):
             if version is not None:
                 found.setdefault(kind, []).append(version)
         return found
 
     def events_behind(self, event_id: int) -> list[tuple[str, int | None, Any]]:
         """Return kinds, versions and details of the events behind one, in order."""
-        chosen = select(EVENTS.kind, EVENTS.version, EVENTS.detail).where(
-            EVENTS.id > event_id, EVENTS.run_id == self.run_id
-        )
-        return [tuple(row) for row in self._connection.execute(chosen.order_by(EVENTS.id))]
+        return [tuple(row) for row in self._ask(lookups.EVENTS_BEHIND, event_id=event_id)]
 
     @cached_property
     def fresh(self) -> list[Checkpoint]:
@@ -146,25 +141,20 @@ class RunRows:
             before, saved = self.counted
             return before + sum(checkpoint.nbytes for checkpoint in self.get(saved))
         if not self.is_judged:
-            total = select(func.sum(CHECKPOINTS.nbytes)).where(*self._here)
-            return int(self._connection.scalar(total) or 0)
+            return int(self._ask(lookups.TOTAL).scalar() or 0)
         return int(self._noted.nbytes) + sum(checkpoint.nbytes for checkpoint in self.fresh)
 
     @cached_property
     def resumed(self) -> list[int]:
         """What the run was resumed from last, and before that since the last time."""
-        chosen = (
-            select(EVENTS.id, EVENTS.version)
-            .where(EVENTS.kind == "resumed", EVENTS.run_id == self.run_id)
-            .order_by(EVENTS.id.desc())
-        )
         found: list[int] = []
         seen = 0 if self._noted is None else self._noted.event_id
-        for event, version in self._connection.execute(chosen):
-            if version is not None:
-                found.append(version)
-            if event <= seen:
-                break
+        with self._ask(lookups.RESUMED) as rows:
+            for event, version in rows:
+                if version is not None:
+                    found.append(version)
+                if event <= seen:
+                    break
         return found
 
     @cached_property
@@ -178,12 +168,12 @@ class RunRows:
 
     @property
     def last_version(self) -> int:
-        """The newest version."""
-        return int(self._connection.scalar(queries.latest_version(self._run)) or 0)
+        """The newest version; 0 where there is none."""
+        return next((version for version, *_ in self._nearest), 0)
 
     def latest(self) -> Checkpoint | None:
         """Return the newest."""
-        return manifest_rows.one(self._connection, self._store, queries.latest_version(self._run))
+        return next(iter(self.get([self.last_version])), None)
 
     # --- look-ups ------------------------------------------------------------------------------------
 
@@ -192,69 +182,78 @@ class RunRows:
         if n <= LOOKED_AT:
             whole = self.newest(n)
             return whole[n - 1] if len(whole) == n else None
-        newest = select(CHECKPOINTS.version).where(*self._here).order_by(CHECKPOINTS.version.desc())
-        found = self._remembered(
-            "nth", n, lambda: list(self._connection.scalars(newest.offset(n - 1).limit(1)))
-        )
+        found = self._remembered("nth", 1, lambda: list(self._ask(lookups.NTH, skip=n - 1).scalars()), n)
         return next(iter(found), None)
 
     def newest(self, limit: int, *, resumable: bool = False) -> list[int]:
         """Return the versions of the newest that are whole, newest first."""
-        chosen = self._places().order_by(CHECKPOINTS.version.desc())
-        if resumable:
-            chosen = chosen.where(CHECKPOINTS.resumable)
-        return self._remembered("newest", limit, lambda: self._whole(chosen, limit), resumable)
+        near = self._near(limit, resumable=resumable)
+        if near is not None:
+            return near
+        newest = lookups.NEWEST_RESUMABLE if resumable else lookups.NEWEST
+        return self._remembered("newest", limit, lambda: self._whole(self._ask(newest), limit), resumable)
 
     def below(self, version: int, limit: int) -> list[int]:
         """Return the next versions below one that are whole, newest first."""
-        chosen = self._places().where(CHECKPOINTS.version < version)
-        return self._whole(chosen.order_by(CHECKPOINTS.version.desc()), limit)
+        near = self._near(limit, below=version)
+        if near is not None:
+            return near
+        return self._whole(self._ask(lookups.BELOW, before=version), limit)
+
+    def _near(self, limit: int, *, resumable: bool = False, below: int | None = None) -> list[int] | None:
+        """Return what `newest` or `below` would, where the newest few are enough to tell; else None."""
+        are_all = len(self._nearest) < lookups.NEAR
+        if limit > lookups.NEAR and not are_all:
+            return None
+        whole = (
+            version
+            for version, file, nbytes, is_resumable in self._nearest
+            if (is_resumable or not resumable) and (below is None or version < below)
+            if self._is_there(version, file, nbytes)
+        )
+        found = list(islice(whole, limit))
+        return found if len(found) == limit or are_all else None
+
+    @cached_property
+    def _nearest(self) -> Sequence[tuple[int, str, int, bool]]:
+        """The newest few, from which nearly all is told that a save asks."""
+        return [tuple(row) for row in self._ask(lookups.NEAREST)]
+
+    def _is_there(self, version: int, file: str, nbytes: int) -> bool:
+        """Tell whether one of the newest few is whole, as the disk said first."""
+        if version not in self._there:
+            self._there[version] = self._is_whole(self._store / file, nbytes)
+        return self._there[version]
 
     def ranked(self, metric: str, mode: Mode, limit: int) -> list[int]:
         """Return the versions of the best that are whole, best first, of equals the earlier; NaN is none."""
-        return self._remembered("ranked", limit, lambda: self._ranked(metric, mode, limit), metric, mode)
+        # With as many more as are new: who asks for the best asks next for what these have left behind.
+        more = len(self.fresh) if self.is_judged else 0
+        some = max(limit, 1 + more)
+        return self._remembered("ranked", limit, lambda: self._ranked(metric, mode, some), metric, mode)
 
     def _ranked(self, metric: str, mode: Mode, limit: int) -> list[int]:
         found: list[int] = []
-        for version in queries.ranked_versions(self._connection, metric, mode, self._run):
-            if len(found) >= LOOKED_AT or self._looks_whole(version):
+        for version, file, nbytes in queries.ranked_places(self._connection, metric, mode, self._run):
+            if len(found) >= LOOKED_AT or self._is_whole(self._store / file, nbytes):
                 found.append(version)
             if len(found) >= limit:
                 break
         return found
-
-    def _looks_whole(self, version: int) -> bool:
-        place = select(CHECKPOINTS.file, CHECKPOINTS.nbytes).where(CHECKPOINTS.version == version)
-        file, nbytes = self._connection.execute(place).one()
-        return self._is_whole(self._store / file, nbytes)
 
     def first_in(self, scale: Scale, low: int, high: int, limit: int) -> list[int]:
         """Return the lowest versions that are whole and whose place on a scale is in a half-open span."""
         return self._remembered("first", limit, lambda: self._first_in(scale, low, high, limit), scale, low)
 
     def _first_in(self, scale: Scale, low: int, high: int, limit: int) -> list[int]:
-        chosen = self._places().order_by(CHECKPOINTS.version)
-        if scale == "epochs":
-            # Both conditions: the first is what an index can do.
-            chosen = chosen.where(
-                CHECKPOINTS.epoch.between(low - 1, high - 1), low <= _FINISHED, high > _FINISHED
-            )
-        elif scale == "steps":
-            chosen = chosen.where(CHECKPOINTS.step >= low, CHECKPOINTS.step < high)
-        else:
-            moments = (_EPOCH + timedelta(microseconds=place) for place in (low, high))
-            chosen = chosen.where(*self._saved_in(*moments))
-        return self._whole(chosen, limit)
+        span: tuple[object, object] = (low, high)
+        if scale == "microseconds":
+            span = _EPOCH + timedelta(microseconds=low), _EPOCH + timedelta(microseconds=high)
+        return self._whole(self._ask(lookups.FIRST_IN[scale], low=span[0], high=span[1]), limit)
 
     def greatest(self, scale: Scale, upto: int) -> int | None:
         """Return a place on a scale beyond which none is whose version is up to this; None where there is none."""
-        column: dict[Scale, ColumnElement[Any]] = {
-            "epochs": CHECKPOINTS.epoch,
-            "steps": CHECKPOINTS.step,
-            "microseconds": CHECKPOINTS.created_at,
-        }
-        chosen = select(column[scale]).where(*self._here, CHECKPOINTS.version <= upto)
-        found = self._connection.scalar(chosen.order_by(column[scale].desc()).limit(1))
+        found = self._ask(lookups.GREATEST[scale], upto=upto).scalar()
         if isinstance(found, datetime):
             return (found - _EPOCH) // timedelta(microseconds=1)
         # An epoch that is finished lies one further.
@@ -262,31 +261,20 @@ class RunRows:
 
     def saved_between(self, low: datetime, high: datetime) -> list[int]:
         """Return the versions saved in a half-open span of time."""
-        chosen = select(CHECKPOINTS.version).where(*self._here, *self._saved_in(low, high))
-        return list(self._connection.scalars(chosen))
-
-    def _saved_in(self, low: datetime, high: datetime) -> tuple[ColumnElement[bool], ...]:
-        return CHECKPOINTS.created_at >= low, CHECKPOINTS.created_at < high
+        return list(self._ask(lookups.SAVED_BETWEEN, low=low, high=high).scalars())
 
     def newest_at(self) -> datetime:
         """Return when the newest by the clock was saved; of those that are whole."""
-        chosen = (
-            select(CHECKPOINTS.created_at, CHECKPOINTS.file, CHECKPOINTS.nbytes)
-            .where(*self._here)
-            .order_by(CHECKPOINTS.created_at.desc())
-        )
-        with self._connection.execute(chosen) as rows:
-            for moment, file, nbytes in rows:
-                if self._is_whole(self._store / file, nbytes):
-                    return moment
-        return _EPOCH
+        with self._ask(lookups.NEWEST_AT) as rows:
+            at = (moment for moment, file, nbytes in rows if self._is_whole(self._store / file, nbytes))
+            found: datetime = next(at, _EPOCH)
+        return found
 
     def oldest(self, after: int = 0, *, bare: bool = False) -> Iterator[Checkpoint]:
         """Yield those behind a version that do not stay whatever a rule says, oldest first; `bare` without metrics."""
         # Mostly few are asked for.
         for limit in chain((32,), repeat(_JUDGED_AT_ONCE)):
-            chosen = select(CHECKPOINTS.version).where(*self._here, _UNPINNED, CHECKPOINTS.version > after)
-            page = list(self._connection.scalars(chosen.order_by(CHECKPOINTS.version).limit(limit)))
+            page = list(self._ask(lookups.OLDEST, after=after, limit=limit).scalars())
             if not page:
                 return
             after = page[-1]
@@ -295,11 +283,16 @@ class RunRows:
 
     def get(self, versions: Iterable[int]) -> list[Checkpoint]:
         """Return those of some versions that are complete, oldest first."""
-        return [
-            one
-            for one in manifest_rows.some(self._connection, self._store, versions)
-            if one.state == "complete" and one.run == self._run
-        ]
+        wanted = set(versions)
+        found = [self._known[version] for version in wanted & self._known.keys()]
+        rest = wanted - self._known.keys()
+        if rest:
+            read = manifest_rows.some(self._connection, self._store, rest)
+            found += read
+            if len(self._known) + len(read) <= _MEMORY:
+                self._known.update((one.version, one) for one in read)
+        here = (one for one in found if one.state == "complete" and one.run == self._run)
+        return sorted(here, key=lambda one: one.version)
 
     def unsure(self, is_sure: IsSure, after: int, upto: int | None) -> Iterator[Checkpoint]:
         """Yield those in a span of versions that are not kept for certain, oldest first, without their metrics."""
@@ -311,24 +304,12 @@ class RunRows:
                 yield from manifest_rows.bare(self._connection, self._store, part)
 
     def _glimpses(self, after: int, upto: int | None) -> list[Glimpse]:
-        chosen = select(
-            CHECKPOINTS.version,
-            CHECKPOINTS.epoch,
-            CHECKPOINTS.batch,
-            CHECKPOINTS.step,
-            CHECKPOINTS.created_at,
-        ).where(*self._here, CHECKPOINTS.version > after)
-        if upto is not None:
-            chosen = chosen.where(CHECKPOINTS.version <= upto)
-        chosen = chosen.order_by(CHECKPOINTS.version).limit(_SEEN_AT_ONCE)
-        rows = list(queries.plain(self._connection, chosen))
+        which = {"run_id": self.run_id, "after": after, "upto": upto, "limit": _SEEN_AT_ONCE}
+        statement = lookups.GLIMPSES if upto is None else lookups.GLIMPSES_UPTO
+        rows = list(queries.plain(self._connection, statement, which))
         if not rows:
             return []
-        tagged = set(
-            self._connection.scalars(
-                select(TAGS.version).where(TAGS.version.between(rows[0][0], rows[-1][0]))
-            )
-        )
+        tagged = set(self._ask(lookups.TAGGED, first=rows[0][0], last=rows[-1][0]).scalars())
         return [
             Glimpse(version, epoch, batch, step, datetime.fromisoformat(at), version in tagged)
             for version, epoch, batch, step, at in rows
@@ -345,20 +326,17 @@ class RunRows:
     def _shown(self, version: int) -> bool:
         if not self.is_judged:
             return version in self._all_shown
-        shown = select(PUBLISHED.path, PUBLISHED.pending).where(PUBLISHED.version == version)
-        return any(self._is_shown(path, pending) for path, pending in self._connection.execute(shown))
+        shown = self._ask(lookups.SHOWN, version=version).all()
+        return any(self._is_shown(path, pending) for path, pending in shown)
 
     @cached_property
     def _all_shown(self) -> set[int]:
-        rows = self._connection.execute(select(PUBLISHED.version, PUBLISHED.path, PUBLISHED.pending))
+        rows = self._ask(lookups.ALL_SHOWN)
         return {version for version, path, pending in rows if self._is_shown(path, pending)}
 
-    def _places(self) -> Select[int, str, int]:
-        return select(CHECKPOINTS.version, CHECKPOINTS.file, CHECKPOINTS.nbytes).where(*self._here)
-
-    def _whole(self, chosen: Select[int, str, int], limit: int) -> list[int]:
+    def _whole(self, chosen: CursorResult[*tuple[Any, ...]], limit: int) -> list[int]:
         found: list[int] = []
-        with self._connection.execute(chosen) as rows:
+        with chosen as rows:
             for version, file, nbytes in rows:
                 if self._is_whole(self._store / file, nbytes):
                     found.append(version)
@@ -373,9 +351,12 @@ class RunRows:
         return self._found[what]
 
     def _remembered(self, what: str, limit: int, find: Callable[[], list[int]], *which: object) -> list[int]:
-        key = (what, limit, *which)
-        if key not in self._memory:
+        """Return the first of what is found, or was found before when at least as many were asked for."""
+        key = (what, *which)
+        found, are_all = self._memory.get(key, ([], False))
+        if len(found) < limit and not are_all:
             if len(self._memory) >= _MEMORY:
                 self._memory.clear()
-            self._memory[key] = find()
-        return self._memory[key]
+            found = find()
+            self._memory[key] = found, len(found) < limit
+        return found[:limit]

@@ -103,14 +103,14 @@ def _unlink_before_mark() -> None:
     """Remove the files of a retention before their rows are marked."""
     carry_out = manifest_keeping.carry_out
 
-    def unlinking(connection: Any, store: Path, run: str, judging: Any) -> Any:
+    def unlinking(connection: Any, store: Path, run: str, judging: Any, *known: Any) -> Any:
         def judge(view: Any) -> Any:
             verdict = judging.judge(view)
             for checkpoint in () if verdict is None else verdict.gone:
                 files.unlink(checkpoint.path)
             return verdict
 
-        return carry_out(connection, store, run, replace(judging, judge=judge))
+        return carry_out(connection, store, run, replace(judging, judge=judge), *known)
 
     for module in (manifest, manifest_keeping):
         _set(module, "carry_out", unlinking)

@@ -115,13 +115,13 @@ def perform(marks: Path, name: str) -> None:
             report.gone(versions)
         real(manifest, versions, state, **options)
 
-    def carry_out(connection: Any, store: Path, run: str, judging: Judging) -> list[Checkpoint]:
+    def carry_out(connection: Any, store: Path, run: str, judging: Judging, *known: Any) -> list[Checkpoint]:
         def judge(view: Any) -> Verdict | None:
             verdict = judging.judge(view)
             report.gone([] if verdict is None else [one.version for one in verdict.gone])
             return verdict
 
-        return real_carry_out(connection, store, run, replace(judging, judge=judge))
+        return real_carry_out(connection, store, run, replace(judging, judge=judge), *known)
 
     with ExitStack() as patches:
         patches.enter_context(mock.patch.object(Manifest, "set_state", set_state))
