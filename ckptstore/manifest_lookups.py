@@ -24,6 +24,14 @@ _LOW, _HIGH = bindparam("low", type_=Integer), bindparam("high", type_=Integer)
 
 # --- since the last time -----------------------------------------------------------------------------
 
+# What the run was resumed from last, before it was judged.
+_RESUMED_BEFORE = (
+    select(EVENTS.version)
+    .where(EVENTS.kind == "resumed", EVENTS.run_id == id_of_run(RUN), EVENTS.id <= RETENTION.event_id)
+    .order_by(EVENTS.id.desc())
+    .limit(1)
+    .scalar_subquery()
+)
 # Where a run stands. Of the store's one row, so that there is one also of a run that is not there.
 STANDING = select(
     id_of_run(RUN).label("run_id"),
@@ -32,13 +40,12 @@ STANDING = select(
     RETENTION.newest_at,
     RETENTION.nbytes,
     select(func.max(EVENTS.id)).scalar_subquery().label("last_event"),
+    _RESUMED_BEFORE.label("resumed_before"),
 ).join_from(STORE.table, RETENTION.table, RETENTION.run_id == id_of_run(RUN), isouter=True)
 _BEHIND = (EVENTS.id > bindparam("event_id"), _OF_RUN)
-NEWS = select(EVENTS.kind, EVENTS.version).where(*_BEHIND)
+NEWS = select(EVENTS.kind, EVENTS.version).where(*_BEHIND).order_by(EVENTS.id)
 EVENTS_BEHIND = select(EVENTS.kind, EVENTS.version, EVENTS.detail).where(*_BEHIND).order_by(EVENTS.id)
-RESUMED = (
-    select(EVENTS.id, EVENTS.version).where(EVENTS.kind == "resumed", _OF_RUN).order_by(EVENTS.id.desc())
-)
+RESUMED = select(EVENTS.version).where(EVENTS.kind == "resumed", _OF_RUN).order_by(EVENTS.id)
 TOTAL = select(func.sum(CHECKPOINTS.nbytes)).where(*_HERE)
 
 # --- the newest --------------------------------------------------------------------------------------
@@ -101,5 +108,5 @@ GLIMPSES = (
 )
 GLIMPSES_UPTO = GLIMPSES.where(CHECKPOINTS.version <= bindparam("upto"))
 TAGGED = select(TAGS.version).where(TAGS.version.between(bindparam("first"), bindparam("last")))
-SHOWN = select(PUBLISHED.path, PUBLISHED.pending).where(PUBLISHED.version == bindparam("version"))
 ALL_SHOWN = select(PUBLISHED.version, PUBLISHED.path, PUBLISHED.pending)
+SHOWN = ALL_SHOWN.where(PUBLISHED.version.in_(bindparam("versions", expanding=True)))

@@ -81,6 +81,8 @@ class RunRows:
         self._memory: dict[tuple[object, ...], tuple[list[int], bool]] = {}
         self._known: dict[int, Checkpoint] = {} if known is None else {known.version: known}
         self._there: dict[int, bool] = {}
+        # Of those that were looked at last.
+        self._paths: dict[int, list[tuple[str, bool]]] = {}
 
     def _ask(self, statement: Executable, **which: object) -> CursorResult[*tuple[Any, ...]]:
         return self._connection.execute(statement, {"run_id": self.run_id, **which})
@@ -147,15 +149,11 @@ class RunRows:
     @cached_property
     def resumed(self) -> list[int]:
         """What the run was resumed from last, and before that since the last time."""
-        found: list[int] = []
-        seen = 0 if self._noted is None else self._noted.event_id
-        with self._ask(lookups.RESUMED) as rows:
-            for event, version in rows:
-                if version is not None:
-                    found.append(version)
-                if event <= seen:
-                    break
-        return found
+        if self._noted is None:
+            found = list(self._ask(lookups.RESUMED).scalars())
+        else:
+            found = [self._standing.resumed_before, *self._since(("resumed",))]
+        return [version for version in reversed(found) if version is not None]
 
     @cached_property
     def monitors(self) -> Mapping[str, Mode]:
@@ -278,15 +276,20 @@ class RunRows:
             if not page:
                 return
             after = page[-1]
+            self._look_where_shown(page)
             found = manifest_rows.bare if bare else manifest_rows.some
             yield from filter(self.is_free, found(self._connection, self._store, page))
+            if len(page) < limit:
+                return
 
-    def get(self, versions: Iterable[int]) -> list[Checkpoint]:
-        """Return those of some versions that are complete, oldest first."""
+    def get(self, versions: Iterable[int], *, bare: bool = False) -> list[Checkpoint]:
+        """Return those of some versions that are complete, oldest first; `bare` if they may lack their metrics."""
         wanted = set(versions)
         found = [self._known[version] for version in wanted & self._known.keys()]
         rest = wanted - self._known.keys()
-        if rest:
+        if rest and bare:
+            found += manifest_rows.bare(self._connection, self._store, rest)
+        elif rest:
             read = manifest_rows.some(self._connection, self._store, rest)
             found += read
             if len(self._known) + len(read) <= _MEMORY:
@@ -326,8 +329,17 @@ class RunRows:
     def _shown(self, version: int) -> bool:
         if not self.is_judged:
             return version in self._all_shown
-        shown = self._ask(lookups.SHOWN, version=version).all()
-        return any(self._is_shown(path, pending) for path, pending in shown)
+        if version not in self._paths:
+            self._look_where_shown([version])
+        return any(self._is_shown(path, pending) for path, pending in self._paths[version])
+
+    def _look_where_shown(self, versions: Sequence[int]) -> None:
+        """Note at which paths some versions are shown, for one look at the disk after the other."""
+        if not self.is_judged:
+            return  # then all are known
+        self._paths = {version: [] for version in versions}
+        for version, path, pending in self._ask(lookups.SHOWN, versions=versions):
+            self._paths[version].append((path, pending))
 
     @cached_property
     def _all_shown(self) -> set[int]:

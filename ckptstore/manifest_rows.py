@@ -130,10 +130,8 @@ def many(
 
 def some(connection: Connection, store: Path, versions: Iterable[int]) -> list[Checkpoint]:
     """Return the checkpoints of some versions, lowest first, in whatever state; those that are gone are left out."""
-    wanted = sorted(set(versions))
     found: list[Checkpoint] = []
-    for begin in range(0, len(wanted), _AT_ONCE):
-        which = {"versions": wanted[begin : begin + _AT_ONCE]}
+    for which in _parts(versions):
         metrics: dict[int, dict[str, float]] = {}
         for name, value, version in plain(connection, _VALUES_OF_SOME, which):
             # All share one name.
@@ -142,10 +140,19 @@ def some(connection: Connection, store: Path, versions: Iterable[int]) -> list[C
     return found
 
 
-def bare(connection: Connection, store: Path, versions: Collection[int]) -> list[Checkpoint]:
-    """Return the checkpoints of a few hundred versions, lowest first, without their metrics."""
-    which = {"versions": list(versions)}
-    return [one.full(store) for one in _those(connection, {}, _TAGS_OF_SOME, _SOME_ROWS, which)]
+def bare(connection: Connection, store: Path, versions: Iterable[int]) -> list[Checkpoint]:
+    """Return likewise, without their metrics."""
+    found: list[Checkpoint] = []
+    for which in _parts(versions):
+        found += (one.full(store) for one in _those(connection, {}, _TAGS_OF_SOME, _SOME_ROWS, which))
+    return found
+
+
+def _parts(versions: Iterable[int]) -> Iterator[dict[str, list[int]]]:
+    """Yield the parameters of statements that fetch some versions, lowest first, so many at a time."""
+    wanted = sorted(set(versions))
+    for begin in range(0, len(wanted), _AT_ONCE):
+        yield {"versions": wanted[begin : begin + _AT_ONCE]}
 
 
 def page(connection: Connection, run: str | None, states: Collection[State] | None, after: int) -> list[Slim]:

@@ -63,8 +63,8 @@ class StoreView(RunView, Protocol):
         """Yield those in a span of versions that are not kept for certain, oldest first, without their metrics."""
         ...
 
-    def get(self, versions: Iterable[int]) -> list[Checkpoint]:
-        """Return complete checkpoints, oldest first."""
+    def get(self, versions: Iterable[int], *, bare: bool = False) -> list[Checkpoint]:
+        """Return complete checkpoints, oldest first; `bare` if they may lack their metrics."""
         ...
 
     def is_free(self, checkpoint: Checkpoint) -> bool:
@@ -141,8 +141,8 @@ def _judged(view: StoreView, rule: Rule) -> tuple[list[Checkpoint], bool]:
         view.passed = 0 if are_all else going[-1].version
         return sorted(going, key=lambda one: one.version), are_all
     fresh = (one.version for one in view.fresh)
-    found = view.get({*rule.leavers(view), *_left_behind(view), *view.released, *fresh})
-    return [one for one in found if goes(one)], True
+    may_go = {*rule.leavers(view), *_left_behind(view), *view.released, *fresh} - view.always
+    return [one for one in view.get(may_go, bare=True) if goes(one)], True
 
 
 def _budget_in(rule: AnyOf) -> MaxBytes | None:
