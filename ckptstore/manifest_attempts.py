@@ -10,15 +10,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, ScalarSelect, exists, select
+from sqlalchemy import Connection, exists, select
 
 from ckptstore import manifest_changes as changes
 from ckptstore.errors import CorruptManifestError
 from ckptstore.manifest_floor import BEGAN, first_version
+from ckptstore.manifest_queries import RUN, id_of_run
 from ckptstore.manifest_transactions import Transactions
-from ckptstore.models import EVENTS, RUNS, STORE
+from ckptstore.models import EVENTS, STORE
 
 NUMBER = "attempt"
+
+# Built once: each save asks for its attempt.
+_BEGUN = (
+    select(EVENTS.version, EVENTS.detail)
+    .where(EVENTS.kind == BEGAN, EVENTS.run_id == id_of_run(RUN))
+    .order_by(EVENTS.id.desc())
+)
 
 
 def note(connection: Connection, run: str, number: int, first: int, **detail: Any) -> None:
@@ -45,7 +53,7 @@ class ManifestAttempts:
             InvalidArgumentError: `detail` is not JSON.
         """
         with self._transactions.writing("begin_attempt") as connection:
-            last = self._newest(connection, changes.run_id(connection, run), None)
+            last = self._newest(connection, run, None)
             if last is None:
                 last = int(_has_saved(connection, run))
             first = connection.execute(select(STORE.next_version)).scalar_one()
@@ -55,36 +63,30 @@ class ManifestAttempts:
     def note_attempt(self, run: str, number: int, first: int) -> None:
         """Note an attempt that a payload tells of, from version `first` on, unless the run has come so far."""
         with self._transactions.writing("note_attempt") as connection:
-            if number > (self._newest(connection, changes.run_id(connection, run), None) or 1):
+            changes.run_id(connection, run)  # makes the run
+            if number > (self._newest(connection, run, None) or 1):
                 note(connection, run, number, first)
 
     def attempt(self, run: str, version: int | None = None) -> int:
         """Return the number of a run's newest attempt, or of the one that a version belongs to; the first is 1."""
         with self._transactions.reading() as connection:
-            return self._newest(connection, _id_of(run), version) or 1
+            return self._newest(connection, run, version) or 1
 
     def attempt_floor(self, run: str) -> int:
         """Return the least version that may belong to a run's newest attempt; 1 where it never began anew."""
         with self._transactions.reading() as connection:
-            return int(connection.execute(select(first_version(_id_of(run)))).scalar_one())
+            return int(connection.execute(select(first_version(id_of_run(run)))).scalar_one())
 
-    def _newest(
-        self, connection: Connection, run_id: int | ScalarSelect[int], version: int | None
-    ) -> int | None:
+    def _newest(self, connection: Connection, run: str, version: int | None) -> int | None:
         """Return the number of the newest attempt that is noted, not later than a version; None where none is."""
-        noted = select(EVENTS.version, EVENTS.detail).where(EVENTS.kind == BEGAN, EVENTS.run_id == run_id)
         try:
-            for first, detail in connection.execute(noted.order_by(EVENTS.id.desc())):
+            for first, detail in connection.execute(_BEGUN, {"run": run}):
                 if version is None or first <= version:
                     return _number(detail)
         except (ValueError, TypeError) as error:
             reason = f"it holds an unreadable attempt: {error}"
             raise CorruptManifestError(path=self.path, reason=reason) from error
         return None
-
-
-def _id_of(run: str) -> ScalarSelect[int]:
-    return select(RUNS.id).where(RUNS.name == run).scalar_subquery()
 
 
 def _number(detail: Mapping[str, Any] | None) -> int:
@@ -95,5 +97,5 @@ def _number(detail: Mapping[str, Any] | None) -> int:
 
 
 def _has_saved(connection: Connection, run: str) -> bool:
-    saved = exists().where(EVENTS.kind.in_(("saved", "adopted")), EVENTS.run_id == _id_of(run))
+    saved = exists().where(EVENTS.kind.in_(("saved", "adopted")), EVENTS.run_id == id_of_run(run))
     return bool(connection.execute(select(saved)).scalar_one())

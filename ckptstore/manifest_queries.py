@@ -248,16 +248,20 @@ def holder(connection: Connection, run: str) -> Holder | None:
     return Holder(host=row.holder_host, pid=row.holder_pid, started_at=row.holder_started_at)
 
 
+_PUBLISHED = (
+    select(PUBLISHED.path, RUNS.name.label("run"), PUBLISHED.version, PUBLISHED.pending)
+    .join_from(PUBLISHED.table, RUNS.table, RUNS.id == PUBLISHED.run_id)
+    .order_by(PUBLISHED.path)
+)
+_PUBLISHED_AT = _PUBLISHED.where(PUBLISHED.path == bindparam("path"))
+
+
 def published(connection: Connection, path: str | None = None, *, pending: bool = False) -> list[Published]:
     """Return what the user's paths show, or what one of them does, or those still to be switched."""
-    chosen = select(PUBLISHED.path, RUNS.name.label("run"), PUBLISHED.version, PUBLISHED.pending).join_from(
-        PUBLISHED.table, RUNS.table, RUNS.id == PUBLISHED.run_id
-    )
-    if path is not None:
-        chosen = chosen.where(PUBLISHED.path == path)
+    chosen = _PUBLISHED if path is None else _PUBLISHED_AT
     if pending:
         chosen = chosen.where(PUBLISHED.pending)
-    rows = connection.execute(chosen.order_by(PUBLISHED.path))
+    rows = connection.execute(chosen, {"path": path})
     return [Published(**row._asdict()) for row in rows]
 
 
