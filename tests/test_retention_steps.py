@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import tempfile
 from contextlib import closing
@@ -18,6 +19,7 @@ from manifests import new
 from ckptstore.errors import InvalidArgumentError
 from ckptstore.layout import Layout
 from ckptstore.manifest import Manifest
+from ckptstore.manifest_lookups import NEAR
 from ckptstore.retaining import Retention
 from ckptstore.retention import (
     Policy,
@@ -167,6 +169,22 @@ def test_a_long_run_that_loses_and_finds_checkpoints(tmp_path: Path, policy: Pol
             small.manifest.add_event("resumed", run="a", version=small.versions()[:3][-1])
             gone |= small.apply(policy)
     assert gone or policy == keep_last(70)
+    small.manifest.close()
+
+
+def test_what_stays_may_lie_behind_the_newest_few_that_are_read_at_once(tmp_path: Path) -> None:
+    """The newest that can be resumed from, and the newest that are whole."""
+    small = Small(tmp_path / "store")
+    for number in range(NEAR + 6):
+        small.save(epoch=number, resumable=number < 3)
+        small.apply(keep_last(NEAR + 2))
+    newest = [*range(5, NEAR + 7)]
+    assert small.versions() == [2, 3, *newest]
+    for one in small.manifest.checkpoints("a")[-NEAR:]:
+        os.truncate(one.path, 1)
+    small.save(epoch=NEAR + 6, resumable=False)
+    assert small.apply(keep_last(2)) == {5}
+    assert small.versions() == [2, 3, *newest[1:], NEAR + 7]
     small.manifest.close()
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from crash_snapshots import committer_of, is_seed, save, snapshot_of
 from crash_steps import run_in_child
+from sqlalchemy import Connection, Executable, event
 
 from ckptstore.errors import (
     CheckpointNotFoundError,
@@ -189,6 +190,23 @@ def test_a_save_that_removes_takes_as_few_transactions_as_one_that_does_not(
     store.close()
     with CheckpointStore(store.path, read_only=True) as again:
         assert [one.version for one in again.checkpoints(states=None)] == [3, 4]
+
+
+def test_a_save_asks_few_things_and_builds_no_statement_anew(store: CheckpointStore) -> None:
+    """Building a statement takes longer than executing it, and it is the training that waits."""
+    executed: list[Executable] = []
+
+    def note(connection: Connection, statement: Executable, *arguments: Any) -> None:
+        executed.append(statement)
+
+    event.listen(store._manifest._transactions._engine, "before_execute", note)
+    saves = []
+    for seed in range(6):
+        executed.clear()
+        save(store, seed, metrics={"loss": 9.0 - seed}, monitor=("loss", "min"), keep=keep_last(2))
+        saves.append(list(executed))
+    assert len(saves[-1]) <= 32
+    assert [*map(id, saves[-1])] == [*map(id, saves[-2])]
 
 
 def test_retention_keeps_best_and_what_is_shown(store: CheckpointStore, tmp_path: Path) -> None:
