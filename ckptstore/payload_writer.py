@@ -1,9 +1,16 @@
-"""Writes one new file: blocks reserved first, digested on the way, synced and closed with every error checked."""
+"""Writes one new file: blocks reserved first, digested on the way, synced and closed with every error checked.
+
+Where the file system can, bytes go to the disk past the page cache, from buffers of a megabyte: a copy into fresh pages
+of the cache takes several times the processor time, and what a training reads its data from would be evicted for a
+file that is hardly ever read again.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
+import mmap
 import os
 import queue
 import sys
@@ -18,10 +25,13 @@ import xxhash
 from ckptstore.errors import DiskFullError, StorageError
 from ckptstore.files import DIGEST, free_bytes, mount_point, step, sync_file, unlink
 
-_CHUNK = 4 << 20
-# Dirty pages are handed to the disk while the next ones are produced, so that the final fsync finds little to do.
+_BUFFER = 1 << 20
+_BUFFERS = 4
+# Addresses, offsets and lengths past the page cache are multiples of it, as all known file systems want.
+_BLOCK = 4096
+# With the page cache, dirty pages are handed to the disk while the next ones are produced, so that the final fsync
+# finds little to do.
 _WRITEBACK = 16 << 20
-_IN_FLIGHT = 4
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NO_RESERVATION = frozenset({errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS})
 
@@ -37,9 +47,8 @@ class Written:
 class PayloadWriter:
     """A write-only stream onto a new file, for one thread.
 
-    Bytes are written and digested by a thread of its own while the caller prepares the next ones: a buffer that was
-    handed to `write` must not change until `finish` has returned. Until `finish` has returned nothing is
-    promised; a crash leaves a part of the file under its temporary name.
+    Bytes are copied and digested here, and written by a thread of its own while the caller prepares the next ones.
+    Until `finish` has returned nothing is promised; a crash leaves a part of the file under its temporary name.
 
     Args:
         path: The name; must not exist.
@@ -66,14 +75,17 @@ class PayloadWriter:
             # A mode at creation lets the kernel apply the umask; the descriptor may write all the same.
             flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
             self._descriptor = os.open(path, flags, mode)
+        self._is_direct = _pass_by_cache(self._descriptor)
         self._tell = 0
         self._failure: BaseException | None = None
         self._digest = xxhash.xxh3_128()
         # An interrupt may leave the lock inside a `queue.Queue` taken for ever; these have none that Python code holds.
-        self._queue: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
-        self._free: queue.SimpleQueue[None] = queue.SimpleQueue()
-        for _ in range(_IN_FLIGHT):
+        self._queue: queue.SimpleQueue[tuple[memoryview, int] | None] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
+        for _ in range(_BUFFERS):
             self._free.put(None)
+        self._buffer: memoryview | None = None
+        self._filled = 0
         self._thread: threading.Thread | None = None
         try:
             self._reserve_blocks(reserve)
@@ -107,7 +119,7 @@ class PayloadWriter:
         )
 
     def write(self, data: Any) -> int:
-        """Hand over the bytes of any C-contiguous buffer; returns their number.
+        """Take the bytes of any C-contiguous buffer, which may change afterwards; returns their number.
 
         Raises:
             StorageError: An earlier write failed (`DiskFullError` where the disk was full).
@@ -116,15 +128,27 @@ class PayloadWriter:
         if self._thread is None:
             self._thread = threading.Thread(target=self._write_behind, name="ckptstore-writer", daemon=True)
             self._thread.start()
-        for start in range(0, len(view), _CHUNK):
-            self._free.get()
-            self._raise_failure()
-            chunk = view[start : start + _CHUNK]
-            self._queue.put(chunk)
-            # While it is being written: that takes the longer.
-            self._digest.update(chunk)
+        done = 0
+        while done < len(view):
+            if self._buffer is None:
+                self._buffer = self._free.get() or _aligned_memory(max(self._reserve, len(view)))
+                self._raise_failure()
+            end = min(len(self._buffer), self._filled + len(view) - done)
+            taken = end - self._filled
+            self._buffer[self._filled : end] = view[done : done + taken]
+            self._filled, done = end, done + taken
+            if self._filled == len(self._buffer):
+                self._hand_over()
         self._tell += len(view)
         return len(view)
+
+    def _hand_over(self) -> None:
+        """Let the thread write what the buffer holds."""
+        buffer, filled = self._buffer, self._filled
+        self._buffer, self._filled = None, 0
+        if buffer is not None and filled:
+            self._digest.update(buffer[:filled])
+            self._queue.put((buffer, filled))
 
     def tell(self) -> int:
         """Return the number of bytes handed over so far."""
@@ -136,6 +160,7 @@ class PayloadWriter:
         Raises:
             StorageError: Something failed; call `abort`, and write a new file instead of trying this one again.
         """
+        self._hand_over()
         self._join()
         self._raise_failure()
         with step("truncate", self.path):
@@ -175,28 +200,67 @@ class PayloadWriter:
             raise self._failure
 
     def _write_behind(self) -> None:
-        """Write and digest what is queued; after a failure, take it and drop it so that nobody waits for ever."""
+        """Write what is queued; after a failure, take it and drop it so that nobody waits for ever."""
         written = synced = 0
-        while (chunk := self._queue.get()) is not None:
+        while (queued := self._queue.get()) is not None:
+            buffer, filled = queued
             try:
                 if self._failure is None:
-                    self._write_all(chunk)
-                    written += len(chunk)
-                    if written - synced >= _WRITEBACK:
+                    self._write_all(buffer, filled)
+                    written += filled
+                    if not self._is_direct and written - synced >= _WRITEBACK:
                         _start_writeback(self._descriptor, synced, written - synced)
                         synced = written
             except BaseException as error:
                 self._failure = error
             finally:
-                self._free.put(None)
+                self._free.put(buffer)
 
-    def _write_all(self, chunk: memoryview) -> None:
+    def _write_all(self, buffer: memoryview, filled: int) -> None:
+        # Only the last one is not full: what is written behind the end is cut off by `finish`.
+        end = -(-filled // _BLOCK) * _BLOCK if self._is_direct else filled
+        buffer[filled:end] = bytes(end - filled)
+        done = 0
         try:
             with step("write", self.path):
-                while len(chunk):
-                    chunk = chunk[os.write(self._descriptor, chunk) :]
+                while done < end:
+                    done += self._write_some(buffer[done:end])
         except DiskFullError as error:
             raise self._disk_full(error) from error
+
+    def _write_some(self, data: memoryview) -> int:
+        try:
+            return os.write(self._descriptor, data)
+        except OSError as error:
+            if not self._is_direct or error.errno != errno.EINVAL:
+                raise
+            # It wants other multiples, or a write before was cut short.
+            self._is_direct = False
+            _pass_by_cache(self._descriptor, False)
+            return os.write(self._descriptor, data)
+
+
+def _pass_by_cache(descriptor: int, on: bool = True) -> bool:
+    """Have writes pass by the page cache, or no more; returns whether they do."""
+    flag = getattr(os, "O_DIRECT", 0)
+    if not flag:
+        return False
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | flag if on else flags & ~flag)
+    except OSError:
+        return False  # the file system has no such way
+    return on
+
+
+def _aligned_memory(nbytes: int) -> memoryview:
+    """Return a buffer that begins at a page, for so many bytes, if it is not to hold more at a time.
+
+    Shared, so that a process that another thread forks meanwhile takes no page away that is being written (`open(2)`,
+    notes on O_DIRECT).
+    """
+    size = min(_BUFFER, -(-nbytes // _BLOCK) * _BLOCK)
+    return memoryview(mmap.mmap(-1, size))
 
 
 def _find_sync_file_range() -> Any:

@@ -183,6 +183,7 @@ def test_what_the_process_says_has_its_place_in_the_order() -> None:
         "rename('a', '/elsewhere') = 0",
         "renameat2(AT_FDCWD, 'a', AT_FDCWD, 'a', RENAME_EXCHANGE) = 0",
         "openat(AT_FDCWD, 'a', O_WRONLY|O_DSYNC) = 4",
+        "fcntl(3, F_SETFL, O_RDWR|O_APPEND) = 0",
         "link('/proc/self/fd/3', 'b') = 0",
         "write(3, 'cut'..., 30) = 30",
         "unheard_of(3) = 0",

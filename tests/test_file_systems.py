@@ -353,7 +353,7 @@ def used(request: pytest.FixtureRequest) -> Iterator[Path]:
         with CheckpointStore(disk / "store") as store:
             for seed in (1, 2):
                 save(store, seed, publish=disk / "shown.keras", tags=("kept",))
-        assert dies_at(40, _die_while_saving, disk / "store", disk / "shown.keras")
+        assert dies_at(20, _die_while_saving, disk / "store", disk / "shown.keras")
         yield disk
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import fcntl
 import itertools
+import mmap
 import os
 import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
 
@@ -16,9 +20,19 @@ import numpy as np
 import pytest
 import xxhash
 
+from ckptstore import payload_writer
 from ckptstore.errors import DiskFullError, StorageError
 from ckptstore.files import observed
 from ckptstore.payload_writer import PayloadWriter
+
+needs_direct = pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="this platform has no such way")
+
+
+def is_memory(path: Path) -> bool:
+    """Tell whether a file lies in memory alone."""
+    mounts = [line.split() for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines()]
+    here = max((mount for mount in mounts if path.is_relative_to(mount[1])), key=lambda mount: len(mount[1]))
+    return here[2] in ("tmpfs", "ramfs")
 
 
 def test_bytes_digest_and_length(tmp_path: Path) -> None:
@@ -45,6 +59,81 @@ def test_buffers_of_any_shape(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_bytes() == b"".join(
         np.asarray(array).tobytes() for array in arrays[:3]
     ) + b"x"
+
+
+def content_of(path: Path, sizes: Iterable[int]) -> tuple[bytes, str]:
+    """Write parts of so many bytes into a file; returns what they are, and the digest that the writer says."""
+    parts = [os.urandom(size) for size in sizes]
+    writer = PayloadWriter(path, reserve=0)
+    for part in parts:
+        given = bytearray(part)
+        writer.write(given)
+        given[:] = bytes(len(given))  # it is copied
+    return b"".join(parts), writer.finish().digest
+
+
+SIZES = [
+    pytest.param((1,), id="a byte"),
+    pytest.param((payload_writer._BUFFER,), id="a buffer"),
+    pytest.param((payload_writer._BUFFER - 1, 1, 4096), id="a buffer and a block"),
+    pytest.param((5, 3 * payload_writer._BUFFER, 7), id="more than there are buffers"),
+]
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_a_file_is_the_same_where_the_page_cache_cannot_be_passed_by(
+    sizes: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int, command: int, argument: int = 0) -> int:
+        if command == fcntl.F_SETFL:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return 0
+
+    monkeypatch.setattr(payload_writer.fcntl, "fcntl", refuse)
+    content, digest = content_of(tmp_path / "file", sizes)
+    assert (tmp_path / "file").read_bytes() == content
+    assert digest == f"xxh3_128:{xxhash.xxh3_128_hexdigest(content)}"
+
+
+@needs_direct
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("failing", [1, 2, 4])
+def test_a_file_is_the_same_where_a_write_past_the_page_cache_is_refused(
+    failing: int, sizes: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some file systems want other multiples; and what is left of a write that was cut short is no multiple."""
+    calls = 0
+    write = os.write
+
+    def refuse(descriptor: int, data: memoryview) -> int:
+        nonlocal calls
+        calls += 1
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+            if calls == failing:
+                return write(descriptor, data[:4096])
+            if calls > failing:
+                raise OSError(errno.EINVAL, "Invalid argument")
+        return write(descriptor, data)
+
+    monkeypatch.setattr(payload_writer.os, "write", refuse)
+    content, digest = content_of(tmp_path / "file", sizes)
+    assert (tmp_path / "file").read_bytes() == content
+    assert digest == f"xxh3_128:{xxhash.xxh3_128_hexdigest(content)}"
+
+
+@needs_direct
+def test_nothing_of_the_file_stays_in_the_page_cache(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    content, _ = content_of(path, (5 << 20, 17))
+    if is_memory(path):
+        pytest.skip("this file system is its cache")
+    library = ctypes.CDLL(None)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        pages = -(-len(content) // mmap.PAGESIZE)
+        resident = (ctypes.c_ubyte * pages)()
+        address = np.frombuffer(mapped, np.uint8).ctypes.data
+        assert library.mincore(ctypes.c_void_p(address), ctypes.c_size_t(len(mapped)), resident) == 0
+        assert sum(one & 1 for one in resident) <= 1  # the cut at the end looks at the last one
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o444), (0o077, 0o400), (0o000, 0o444)])

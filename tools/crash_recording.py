@@ -72,6 +72,11 @@ def _in_folder(work: Callable[..., object], root: Path, marks: Path, arguments: 
     work(marks, *arguments)
 
 
+# Flags that may come and go while a file is open. What passes by the page cache is on the disk sooner, or not: until it
+# is synced either may be so, as of all bytes.
+_HARMLESS_FLAGS = frozenset({"O_RDONLY", "O_WRONLY", "O_RDWR", "O_DIRECT", "O_LARGEFILE", "O_NOFOLLOW"})
+
+
 @dataclass(slots=True)
 class _Open:
     """An open file: duplicates of a descriptor share it, and so its position."""
@@ -279,8 +284,10 @@ class Parser:
     def _on_fcntl(self, call: Call) -> None:
         if "F_DUPFD" in call.inside:
             self._on_dup(call)
-        elif "F_SETFL" in call.inside and self._ours(call):
-            raise UnmodelledError(f"flags of an open file change: {call.inside}")
+        elif "F_SETFL" in call.inside and (opened := self._ours(call)):
+            flags = set(re.findall(r"O_\w+|__O_\w+", call.inside))
+            if opened.append or not flags <= _HARMLESS_FLAGS:
+                raise UnmodelledError(f"flags of an open file change: {call.inside}")
 
     def _on_chdir(self, call: Call) -> None:
         self._cwd = self._absolute(call.paths[0])
