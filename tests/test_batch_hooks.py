@@ -133,6 +133,21 @@ def test_an_error_in_another_thread_ends_the_fit_with_a_save(tmp_path: Path) -> 
         assert [(one.epoch, one.batch) for one in store.checkpoints()] == [(0, 3)]
 
 
+@pytest.mark.skipif(not THREADED, reason="Keras calls all hooks in the thread that trains")
+def test_an_error_in_another_thread_is_raised_once(tmp_path: Path) -> None:
+    """Keras' list keeps what it waits for, and a list made by hand lives longer than the fit that failed."""
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    saver = ckptstore.StoreCheckpoint(tmp_path / "store", monitor="loss", save_freq=4, background=False)
+    given = [Fails(async_safe=True), saver]
+    listed = keras.callbacks.CallbackList(given, add_history=True, model=model)
+    x = np.ones((12, 3), "float32")
+    with pytest.raises(RuntimeError, match="boom"):
+        model.fit(x, x[:, :1], batch_size=2, verbose=0, callbacks=listed)
+    assert model.fit(x, x[:, :1], batch_size=2, verbose=0, callbacks=listed).epoch == [0]
+    assert sorted(given[0].batches) == [*range(6)]
+
+
 class Ends(keras.callbacks.Callback):
     """Ends a fit while the disk hangs, by a signal or an error."""
 
