@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -214,6 +214,8 @@ class Watcher:
     def __init__(self, source: Any) -> None:
         self._source = source
         self._marks: dict[str, dict[str, str]] = {}
+        self._noted: dict[str, Any] = {}
+        self._noted_rest: dict[str, dict[str, Any]] = {}
         too_large = []
         for place, holder in _parts(source):
             values = dict(run_time_attributes(holder)) if _methods(holder) is None else {}
@@ -230,6 +232,44 @@ class Watcher:
             Exception: What the source's own method raises.
         """
         return _captured(self._source, self._marks)
+
+    def note(self) -> None:
+        """Remember what the source knows now, for `capture_both`.
+
+        Raises:
+            Exception: What the source's own method raises.
+        """
+        self._noted = self.capture() or {}
+        for place, holder in _parts(self._source):
+            same = self._noted.get(place, {}).get(_UNCHANGED, {})
+            self._noted_rest[place] = {name: kept(vars(holder)[name]) for name in same}
+
+    def capture_both(self) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+        """Return what the source knew at the last `note`, and what it knows now.
+
+        What has changed at one of them is kept of both: it can be set to the one from wherever the other has left it.
+
+        Raises:
+            Exception: What the source's own method raises.
+        """
+        noted = {place: entry.get(_ATTRIBUTES, {}) for place, entry in self._noted.items()}
+        marks = {place: _without(known, noted.get(place, {})) for place, known in self._marks.items()}
+        now = _captured(self._source, marks)
+        then = {}
+        for place, entry in self._noted.items():
+            changed = _without(self._noted_rest[place], (now or {}).get(place, {}).get(_UNCHANGED, {}))
+            then[place] = _moved(entry, changed) if changed else entry
+        return then or None, now
+
+
+def _without(named: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in named.items() if name not in names}
+
+
+def _moved(entry: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an entry in which attributes that had not changed are among those that had."""
+    attributes = {**entry[_ATTRIBUTES], **changed}
+    return {_ATTRIBUTES: attributes, _UNCHANGED: _without(entry[_UNCHANGED], changed)}
 
 
 def _captured(source: Any, marks: Mapping[str, Mapping[str, str]]) -> dict[str, Any] | None:

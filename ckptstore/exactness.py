@@ -7,7 +7,7 @@ from typing import Any
 
 import xxhash
 
-from ckptstore import data_state, random_state
+from ckptstore import data_state, random_state, state_tree
 from ckptstore.keras_private import FitLoop
 
 _SEED = "keras.utils.set_random_seed(...) at the start of the script"
@@ -56,6 +56,11 @@ def doubts(
     changed = [*_changed_batches(loop, place)]
     if changed:
         yield "; ".join(changed)
+    if loop.data.asks_ahead and _has_changed_under_way(place):
+        yield (
+            "TensorFlow asks the data for more than training has had, also beyond the end of an epoch "
+            "(steps_per_epoch), and the data itself changes or draws: how far it was asked before that is not known"
+        )
     if epoch and data_state.keeps_workers(loop.source):
         yield (
             "the workers of the DataLoader live on from epoch to epoch (persistent_workers), and what random numbers "
@@ -63,6 +68,20 @@ def doubts(
         )
     if loop.data.prefetched is not None and place.get("prefetched") is None:
         yield "the batches that the data's workers had ready for the next epoch were too large to be saved"
+
+
+def _has_changed_under_way(place: Mapping[str, Any]) -> bool:
+    """Return whether what the source knows of itself has changed under an iterator that goes on over epochs."""
+    kept = place.get("kept")
+    if kept is None or not kept["taken"]:
+        return False
+    when_made, now = (_plain(one.get("source")) for one in (kept, place))
+    return when_made != now
+
+
+def _plain(source: Mapping[str, Any] | None) -> tuple[Any, dict[str, tuple[str, bytes]]]:
+    document, arrays = state_tree.pack(source, "source")
+    return document, {name: (str(array.dtype), array.tobytes()) for name, array in arrays.items()}
 
 
 def _changed_batches(loop: FitLoop, place: Mapping[str, Any]) -> Iterator[str]:

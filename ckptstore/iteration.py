@@ -96,7 +96,6 @@ class Iteration:
         self._taken = 0
         self._generators_when_made: Generators | None = None
         self._generators_when_begun: Generators | None = None
-        self._source_when_made: dict[str, Any] | None = None
         self._epoch: dict[str, Any] = {}
         self._target: Target | None = None
         self.passing_over = False
@@ -138,16 +137,17 @@ class Iteration:
     def _between_epochs(self) -> dict[str, Any]:
         """Return the part that is noted at the beginning of each epoch."""
         kept = None
+        when_made, source = self._watcher.capture_both()
         if self._loop.data.goes_on_over_epochs and self._loop.data.has_iterator:
             kept = {
                 "when_made": _plain(self._generators_when_made),
                 "when_begun": _plain(self._generators_when_begun),
-                "source": self._source_when_made,
+                "source": when_made,
                 "taken": self._taken,
                 "steps_seen": self._loop.data.steps_seen,
             }
         return {
-            "source": self._watcher.capture(),
+            "source": source,
             "generators": None,
             "kept": kept,
             "prefetched": self._prefetched(),
@@ -172,7 +172,7 @@ class Iteration:
             self._made_in_epoch = True
             self._generators_when_made, self._generators_when_begun = random_state.capture(), None
             if self._loop.data.goes_on_over_epochs:
-                self._source_when_made = self._watcher.capture()
+                self._watcher.note()
             self._position.renew()
             return make()
 

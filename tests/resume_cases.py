@@ -489,6 +489,35 @@ def dataset_with_a_state() -> Case:
 
 
 @case("jax", "torch", rare="jax")
+def dataset_over_epochs() -> Case:
+    fit = {"x": Reshuffled(), "steps_per_epoch": 3, "epochs": 4}  # one pass, in orders of several
+    return Case(dense(layers.Dropout(0.3)), fit, save_freq=2)
+
+
+@case("jax", "torch", rare="jax")
+def sampler_over_epochs() -> Case:
+    import torch
+
+    class Counting(torch.utils.data.Sampler):  # type: ignore[misc]
+        """Draws its order by how often it was gone through."""
+
+        def __init__(self) -> None:
+            self.passes = 0
+
+        def __len__(self) -> int:
+            return ROWS
+
+        def __iter__(self) -> Any:
+            self.passes += 1
+            return iter(np.random.default_rng(self.passes).permutation(ROWS).tolist())
+
+    data = torch.utils.data.TensorDataset(*map(torch.from_numpy, rows()))
+    data = torch.utils.data.DataLoader(data, batch_size=BATCH, sampler=Counting())
+    fit = {"x": data, "steps_per_epoch": 3, "epochs": 4}  # one pass
+    return Case(dense(layers.Dropout(0.3)), fit, save_freq=2)
+
+
+@case("jax", "torch", rare="jax")
 def dataset_with_a_state_over_epochs() -> Case:
     fit = {"x": Stateful(), "steps_per_epoch": 5, "epochs": 5}
     return Case(dense(layers.Dropout(0.3)), fit, save_freq=3)
@@ -613,6 +642,12 @@ def generator_of_an_unseeded_script() -> Case:
     np.random.seed()
     fit = {"x": drawn(), "steps_per_epoch": 9, "epochs": 3}
     return Case(dense(layers.Dropout(0.3)), fit, save_freq=7)
+
+
+@inexact("tensorflow")
+def dataset_that_is_asked_ahead_over_epochs() -> Case:
+    fit = {"x": Reshuffled(), "steps_per_epoch": 3, "epochs": 7}
+    return Case(dense(layers.Dropout(0.3)), fit, save_freq=8)
 
 
 def pipeline(**shuffling: Any) -> Any:

@@ -148,6 +148,35 @@ def test_large_integers_are_left_alone_and_named(monkeypatch: pytest.MonkeyPatch
     assert Watcher(data).left_out == ()
 
 
+def test_two_moments_of_a_watched_source_are_gone_to_one_after_the_other() -> None:
+    """What was as the code made it at one of them, and another at the other, is known of both."""
+
+    def at(epoch: int) -> Shuffled:
+        data = Shuffled()
+        epochs(data, epoch)
+        data.epoch = epoch % 2  # as it was in the beginning at each second one
+        return data
+
+    for noted, now in [(0, 1), (1, 2), (0, 2), (0, 0)]:
+        data = Shuffled()
+        watcher = Watcher(data)
+        epochs(data, noted)
+        data.epoch = noted % 2
+        watcher.note()
+        epochs(data, now - noted)
+        data.epoch = now % 2
+        both = [stored(saved) for saved in watcher.capture_both()]
+        assert all({"labels", "size"} <= set(saved[""]["unchanged"]) for saved in both)
+        again = Shuffled()
+        for _ in range(2):  # no warning: these are errors
+            for saved, epoch in zip(both, (noted, now), strict=True):
+                apply(again, saved)
+                assert (again.batches(), again.epoch) == (at(epoch).batches(), at(epoch).epoch)
+        again.size = 24
+        with pytest.warns(UserWarning, match="size was 12 and is 24"):
+            apply(again, both[0])
+
+
 def test_settings_of_the_code_win_and_the_difference_is_told() -> None:
     first = Shuffled()
     saved = stored(Watcher(first).capture())

@@ -80,10 +80,15 @@ def test_an_unseeded_shuffle_is_said(runs: Runs, tmp_path: Path) -> None:
     assert "no seed" in runs.run("arrays", store=store, seed=None).output
 
 
-def test_an_exact_resume_warns_of_nothing(runs: Runs, tmp_path: Path) -> None:
+OVER_EPOCHS = "generator_without_end" if BACKEND == "tensorflow" else "dataset_over_epochs"
+
+
+# To shuffle a generator would be a warning of Keras.
+@pytest.mark.parametrize(("name", "fit"), [("arrays", {}), (OVER_EPOCHS, {"shuffle": False})])
+def test_an_exact_resume_warns_of_nothing(runs: Runs, name: str, fit: dict[str, Any], tmp_path: Path) -> None:
     store = str(tmp_path / "store")
-    assert runs.run("arrays", store=store, die_after=17).status == -signal.SIGKILL
-    resumed = runs.run("arrays", store=store)
+    assert runs.run(name, store=store, die_after=11, **fit).status == -signal.SIGKILL
+    resumed = runs.run(name, store=store, **fit)
     assert "Warning" not in resumed.output
     assert "resumed version" in resumed.output
 
