@@ -15,6 +15,7 @@ from typing import Any
 
 import keras
 
+from ckptstore import state_tree
 from ckptstore.backend_values import as_numpy
 from ckptstore.data_attributes import (
     LARGEST_NBYTES,
@@ -124,6 +125,25 @@ def apply(source: Any, saved: Mapping[str, Any]) -> None:
     if problems:
         text = "; ".join(problems)
         warnings.warn(f"the data is not as it was when the checkpoint was saved: {text}", stacklevel=2)
+
+
+def agree(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
+    """Return whether two captures of one source are the same.
+
+    Example:
+        >>> data = keras.utils.PyDataset()
+        >>> data.order = [1, 2]
+        >>> before = capture(data)
+        >>> data.order.reverse()
+        >>> agree(before, before), agree(before, capture(data))
+        (True, False)
+    """
+    (document, arrays), (document_too, arrays_too) = (
+        state_tree.pack(saved, "data") for saved in (one, other)
+    )
+    return bool(document == document_too) and all(
+        array.tobytes() == arrays_too[name].tobytes() for name, array in arrays.items()
+    )
 
 
 def _differences(place: str, holder: Any, unchanged: Mapping[str, str]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import xxhash
 
-from ckptstore import data_state, random_state, state_tree
+from ckptstore import data_state, random_state
 from ckptstore.keras_private import FitLoop
 
 _SEED = "keras.utils.set_random_seed(...) at the start of the script"
@@ -75,13 +75,7 @@ def _has_changed_under_way(place: Mapping[str, Any]) -> bool:
     kept = place.get("kept")
     if kept is None or not kept["taken"]:
         return False
-    when_made, now = (_plain(one.get("source")) for one in (kept, place))
-    return when_made != now
-
-
-def _plain(source: Mapping[str, Any] | None) -> tuple[Any, dict[str, tuple[str, bytes]]]:
-    document, arrays = state_tree.pack(source, "source")
-    return document, {name: (str(array.dtype), array.tobytes()) for name, array in arrays.items()}
+    return not data_state.agree(kept.get("source"), place.get("source"))
 
 
 def _changed_batches(loop: FitLoop, place: Mapping[str, Any]) -> Iterator[str]:

@@ -172,6 +172,12 @@ def validation_that_draws() -> Case:
     return Case(model, on_arrays(model, validation_data=Noisy()), save_freq=7)
 
 
+@case(rare="jax torch")
+def validation_that_draws_beside_a_dataset() -> Case:
+    fit = {"x": Reshuffled(), "validation_data": Noisy(), "epochs": EPOCHS}
+    return Case(dense(layers.Dropout(0.3)), fit, save_freq=7)
+
+
 @case()
 def dataset_with_workers() -> Case:
     model = dense(layers.Dropout(0.3))
@@ -299,6 +305,26 @@ def class_weights_and_rare_validation() -> Case:
 def shuffled_in_batches() -> Case:
     model = dense(layers.Dropout(0.3))
     return Case(model, on_arrays(model, shuffle="batch"))
+
+
+class Drawing(Noisy):
+    """Draws for each batch, and from its own generator only."""
+
+    def on_epoch_end(self) -> None:
+        self.draw.shuffle(self.order)
+
+
+def drawn() -> Iterator[tuple[Any, Any]]:
+    inputs, targets = rows()
+    while True:
+        chosen = np.random.randint(0, ROWS, BATCH)
+        yield inputs[chosen], targets[chosen]
+
+
+@case(rare="jax torch")
+def validation_that_draws_beside_a_generator() -> Case:
+    fit = {"x": drawn(), "steps_per_epoch": 9, "validation_data": Drawing(), "epochs": EPOCHS}
+    return Case(dense(layers.Dropout(0.3)), fit, save_freq=7)
 
 
 def noisy_rows(draw: Callable[[], Any]) -> Any:
@@ -633,15 +659,15 @@ def validation_by_a_generator() -> Case:
 
 @inexact()
 def generator_of_an_unseeded_script() -> Case:
-    def drawn() -> Iterator[tuple[Any, Any]]:
-        inputs, targets = rows()
-        while True:
-            chosen = np.random.randint(0, ROWS, BATCH)
-            yield inputs[chosen], targets[chosen]
-
     np.random.seed()
     fit = {"x": drawn(), "steps_per_epoch": 9, "epochs": 3}
     return Case(dense(layers.Dropout(0.3)), fit, save_freq=7)
+
+
+@inexact("tensorflow")
+def validation_that_is_asked_ahead() -> Case:
+    model = dense(layers.Dropout(0.3))
+    return Case(model, on_arrays(model, validation_data=Noisy(), validation_steps=3), save_freq=7)
 
 
 @inexact("tensorflow")

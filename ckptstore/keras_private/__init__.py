@@ -43,7 +43,12 @@ from ckptstore.keras_private.callback_attributes import (
     set_attribute,
     start_clocks,
 )
-from ckptstore.keras_private.epoch_data import EpochData, begin_validation_again, iterators_of_validation
+from ckptstore.keras_private.epoch_data import (
+    EpochData,
+    begin_validation_again,
+    iterators_of_validation,
+    leaves_batches_of_validation,
+)
 from ckptstore.keras_private.global_seed import forget_global_seed, global_seed
 from ckptstore.keras_private.legacy import save_legacy
 from ckptstore.keras_private.loading import load
@@ -67,6 +72,7 @@ __all__ = [
     "has_own_loading",
     "is_keras_own",
     "iterators_of_validation",
+    "leaves_batches_of_validation",
     "load",
     "metric_directions",
     "optimizers_of",

@@ -217,5 +217,15 @@ def iterators_of_validation(model: Any) -> int:
     return 1 + (another and _is_tensorflow())
 
 
+def leaves_batches_of_validation(model: Any) -> bool:
+    """Return whether the validation of a fit takes less than its data has (``validation_steps``)."""
+    iterator = getattr(model, "_eval_epoch_iterator", None)
+    steps = getattr(iterator, "steps_per_epoch", None)
+    if iterator is None or not steps:
+        return False
+    whole = iterator.data_adapter.num_batches
+    return whole is None or bool(steps < whole)
+
+
 def _is_tensorflow() -> bool:
     return bool(keras.backend.backend() == "tensorflow")
