@@ -32,7 +32,7 @@ CASES: dict[str, Callable[[], Case]] = {}
 BACKENDS: dict[str, tuple[str, ...]] = {}
 # Packages without which a case cannot run.
 NEEDS: dict[str, str] = {}
-# Backends on which a case is tried in the long mode only, since one very like it is tried there.
+# Backends, with a space between, on which a case is tried in the long mode only, since one very like it is tried there.
 RARE: dict[str, str] = {}
 
 
@@ -682,23 +682,23 @@ def pipeline(**shuffling: Any) -> Any:
     return tf.data.Dataset.from_tensor_slices(rows()).shuffle(40, **shuffling).batch(BATCH)
 
 
-@case("tensorflow")
+@case(needs="tensorflow")
 def shuffled_pipeline() -> Case:
     return Case(dense(layers.Dropout(0.3)), {"x": pipeline(seed=7).prefetch(2), "epochs": EPOCHS})
 
 
-@case("tensorflow")
+@case(needs="tensorflow")
 def pipeline_shuffled_by_the_global_seed() -> Case:
     return Case(dense(layers.Dropout(0.3)), {"x": pipeline(), "epochs": EPOCHS}, save_freq="epoch")
 
 
-@case("tensorflow")
+@case(needs="tensorflow")
 def repeating_pipeline() -> Case:
     data = pipeline(seed=7).repeat()
     return Case(dense(layers.Dropout(0.3)), {"x": data, "steps_per_epoch": 7, "epochs": EPOCHS}, save_freq=4)
 
 
-@case("tensorflow")
+@case(needs="tensorflow")
 def validation_by_a_shuffled_pipeline() -> Case:
     model = dense(layers.Dropout(0.3))
     callbacks = [keras.callbacks.ReduceLROnPlateau(monitor="val_loss", patience=0, min_delta=0.01)]
