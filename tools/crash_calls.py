@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 _STRING = re.compile(r'"((?:\\x[0-9a-f]{2})*)"')
 _BUFFER = re.compile(r'iov_base="((?:\\x[0-9a-f]{2})*)"')
+_FLAG = re.compile(r"(?:__)?O_\w+")
 _AT = re.compile(r"(?:^|, )(AT_FDCWD|\d+), $")
 
 
@@ -29,6 +30,11 @@ class Call:
     def paths(self) -> list[str]:
         """The strings among the arguments, as paths."""
         return [os.fsdecode(_bytes_of(found)) for found in _STRING.findall(self.inside)]
+
+    @property
+    def flags(self) -> set[str]:
+        """The flags among the arguments with which a file is opened."""
+        return set(_FLAG.findall(self.inside))
 
     @property
     def data(self) -> bytes:

@@ -43,6 +43,8 @@ _HARMLESS = re.compile(
     r"stat|lstat|newfstatat|statx|access|faccessat|faccessat2|readlink|readlinkat|getcwd|statfs|"
     r"chmod|fchmodat|fchmodat2|chown|lchown|fchownat|utime|utimes|utimensat|futimesat|inotify_add_watch"
 )
+# Not O_DIRECT: what passes by the page cache is on the disk sooner, or not, as all bytes are until they are synced.
+_UNKNOWN = {"O_TMPFILE", "__O_TMPFILE", "O_SYNC", "O_DSYNC", "O_PATH"}
 
 
 def record(work: Callable[..., object], arguments: Sequence[object], root: Path) -> Recording:
@@ -70,11 +72,6 @@ def record(work: Callable[..., object], arguments: Sequence[object], root: Path)
 def _in_folder(work: Callable[..., object], root: Path, marks: Path, arguments: tuple[object, ...]) -> None:
     os.chdir(root)
     work(marks, *arguments)
-
-
-# Flags that may come and go while a file is open. What passes by the page cache is on the disk sooner, or not: until it
-# is synced either may be so, as of all bytes.
-_HARMLESS_FLAGS = frozenset({"O_RDONLY", "O_WRONLY", "O_RDWR", "O_DIRECT", "O_LARGEFILE", "O_NOFOLLOW"})
 
 
 @dataclass(slots=True)
@@ -253,11 +250,8 @@ class Parser:
         entry = self._entry(path)
         if entry is None and path != self._root:
             return
-        inode, flags = self._inode(path), set(re.findall(r"O_\w+|__O_\w+", call.inside))
-        if (
-            flags & {"O_TMPFILE", "__O_TMPFILE", "O_SYNC", "O_DSYNC", "O_DIRECT", "O_PATH"}
-            or inode in self._links
-        ):
+        inode, flags = self._inode(path), call.flags
+        if flags & _UNKNOWN or inode in self._links:
             raise UnmodelledError(f"open of {path} with {sorted(flags)}")
         if inode is None:
             assert entry is not None
@@ -285,8 +279,7 @@ class Parser:
         if "F_DUPFD" in call.inside:
             self._on_dup(call)
         elif "F_SETFL" in call.inside and (opened := self._ours(call)):
-            flags = set(re.findall(r"O_\w+|__O_\w+", call.inside))
-            if opened.append or not flags <= _HARMLESS_FLAGS:
+            if opened.append != ("O_APPEND" in call.flags) or _UNKNOWN & call.flags:
                 raise UnmodelledError(f"flags of an open file change: {call.inside}")
 
     def _on_chdir(self, call: Call) -> None:
