@@ -278,9 +278,8 @@ class Parser:
     def _on_fcntl(self, call: Call) -> None:
         if "F_DUPFD" in call.inside:
             self._on_dup(call)
-        elif "F_SETFL" in call.inside and (opened := self._ours(call)):
-            if opened.append != ("O_APPEND" in call.flags) or _UNKNOWN & call.flags:
-                raise UnmodelledError(f"flags of an open file change: {call.inside}")
+        elif "F_SETFL" in call.inside and self._ours(call) and call.flags & {*_UNKNOWN, "O_APPEND"}:
+            raise UnmodelledError(f"flags of an open file change: {call.inside}")
 
     def _on_chdir(self, call: Call) -> None:
         self._cwd = self._absolute(call.paths[0])
