@@ -131,7 +131,7 @@ class PayloadWriter:
         done = 0
         while done < len(view):
             if self._buffer is None:
-                self._buffer = self._free.get() or _aligned_memory(max(self._reserve, len(view)))
+                self._buffer = self._free.get() or _aligned_memory(self._reserve or _BUFFER)
                 self._raise_failure()
             end = min(len(self._buffer), self._filled + len(view) - done)
             taken = end - self._filled
@@ -254,7 +254,7 @@ def _pass_by_cache(descriptor: int, on: bool = True) -> bool:
 
 
 def _aligned_memory(nbytes: int) -> memoryview:
-    """Return a buffer that begins at a page, for so many bytes, if it is not to hold more at a time.
+    """Return a buffer that begins at a page, for so many bytes, or as many as are written at a time.
 
     Shared, so that a process that another thread forks meanwhile takes no page away that is being written (`open(2)`,
     notes on O_DIRECT).
