@@ -10,7 +10,7 @@ import numpy as np
 
 from ckptstore import random_state
 from ckptstore.formats.snapshot import Array, FitState
-from ckptstore.keras_arrays import host_array, own_copy
+from ckptstore.keras_arrays import host_array, own_copies
 from ckptstore.monitor import scalar
 from ckptstore.random_state import Generators
 from ckptstore.store import CheckpointStore
@@ -97,9 +97,10 @@ class Frozen:
     def of(cls, model: Any) -> Self:
         """Return what a validation of a model is about to change."""
         weights = {id(one) for one in model.weights}
-        left_out = [*model.variables, *model.metrics_variables]
-        values = {id(one): own_copy(one) for one in left_out if id(one) not in weights}
-        return cls(values, random_state.capture())
+        everything = [*model.variables, *model.metrics_variables]
+        left_out = {id(one): one for one in everything if id(one) not in weights}
+        copies = own_copies(list(left_out.values()))
+        return cls(dict(zip(left_out, copies, strict=True)), random_state.capture())
 
     def arrays(self) -> dict[int, Array]:
         """Return the values in host memory."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import signal
 import threading
@@ -17,6 +18,7 @@ import ckptstore
 from ckptstore import training_state
 from ckptstore.background.process import can_start
 from ckptstore.formats.payload import read_state
+from ckptstore.keras_private import loop
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
@@ -182,3 +184,19 @@ def test_what_is_saved_at_the_end_is_not_left_out_for_the_best_that_waits(tmp_pa
         model.fit(x, y, batch_size=2, shuffle=False, verbose=0, callbacks=[ends, saver])
     with ckptstore.CheckpointStore(tmp_path / "store", read_only=True) as store:
         assert [one.batch for one in store.checkpoints()][-1] == 5
+
+
+@pytest.mark.skipif(not THREADED, reason="Keras calls all hooks in the thread that trains")
+@pytest.mark.parametrize("looking", [False, True])
+def test_a_save_waits_for_hooks_in_another_thread_where_somebody_has_such(
+    looking: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[int] = []
+
+    def wait(futures: Any) -> Any:
+        waited.append(len(futures))
+        return concurrent.futures.wait(futures)
+
+    monkeypatch.setattr(loop, "wait", wait)
+    _fit(tmp_path, *([Listens(async_safe=True)] if looking else []), save_freq=2)
+    assert bool(waited) is looking

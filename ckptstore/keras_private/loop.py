@@ -23,6 +23,15 @@ from ckptstore.keras_private import epoch_data
 from ckptstore.keras_private.epoch_data import EpochData
 from ckptstore.keras_private.hooks import Hooks
 
+_BATCH_HOOKS = (
+    "on_batch_begin",
+    "on_batch_end",
+    "on_train_batch_begin",
+    "on_train_batch_end",
+    "on_test_batch_begin",
+    "on_test_batch_end",
+)
+
 
 class FitLoop:
     """One call of ``fit`` that is running.
@@ -49,6 +58,7 @@ class FitLoop:
         self._hooks = Hooks()
         self.data = EpochData(self._iterator, self._hooks)
         self._before: Any = None
+        self._others_look = True
 
     # --- hooks -------------------------------------------------------------------------------------
 
@@ -79,6 +89,7 @@ class FitLoop:
             getattr(self.callbacks, "_history", None),
         )
         others = [one for one in self.callbacks.callbacks if not any(one is other for other in kept)]
+        self._others_look = any(map(_looks_at_batches, others))
         without = keras.callbacks.CallbackList(others)
         for name in ("_async_train", "_async_test"):
             if hasattr(self.callbacks, name) and hasattr(self.callbacks, "_executor"):
@@ -88,9 +99,13 @@ class FitLoop:
             self.callbacks._executor = ThreadPoolExecutor(thread_name_prefix="keras-callbacks")
 
     def wait_for_callbacks(self) -> None:
-        """Wait until the hooks that Keras calls in another thread have ended; raises the first error of one."""
+        """Wait until the hooks that Keras calls in another thread have ended; raises the first error of one.
+
+        That thread may be twenty milliseconds behind. Where all that it has to do is to call what does nothing, nobody
+        waits for it.
+        """
         waiting = getattr(self.callbacks, "_futures", None)
-        if not waiting:
+        if not waiting or not self._others_look:
             return
         # Keras itself would raise the same error again and again.
         self.callbacks._futures = []
@@ -166,6 +181,15 @@ class FitLoop:
         build = getattr(self.model, "_symbolic_build", None)
         if batch is not None and build is not None:
             build(data_batch=batch)
+
+
+def _looks_at_batches(callback: Any) -> bool:
+    """Return whether a callback has hooks of single batches."""
+    base = keras.callbacks.Callback
+    return any(
+        name in vars(callback) or getattr(type(callback), name, None) is not getattr(base, name, None)
+        for name in _BATCH_HOOKS
+    )
 
 
 def begin_at(model: Any, epoch: int) -> None:
