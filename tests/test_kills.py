@@ -11,6 +11,8 @@ import pytest
 from crash_plants import LEASE
 from crash_strace import KILLED, available, run_traced
 
+from ckptstore import payload_writer
+
 RENAMES = "?rename,?renameat,renameat2"
 
 
@@ -38,14 +40,20 @@ def test_a_fit_killed_at_any_moment_has_lost_nothing_that_it_reported() -> None:
     assert result.kills == 12
 
 
+def _fit_in_small_pieces(root: Path, report: Path) -> None:
+    """Write a payload by several calls, as a large one is."""
+    payload_writer._BUFFER = 4096
+    crash_kills.fit(root, report)
+
+
 def test_the_thread_that_writes_a_payload_is_killed_by_its_own_calls(tmp_path: Path) -> None:
     log, payload = tmp_path / "log", tmp_path / ".ckptstore" / "tmp" / f"{LEASE}.3.keras"
-    options = ["-P", str(payload), "-e", "trace=fallocate,write", "-e", "inject=write:signal=SIGKILL:when=1"]
-    assert run_traced(crash_kills.fit, (tmp_path, tmp_path / "report"), options, log=log) == KILLED
+    options = ["-P", str(payload), "-e", "trace=fallocate,write", "-e", "inject=write:signal=SIGKILL:when=4"]
+    assert run_traced(_fit_in_small_pieces, (tmp_path, tmp_path / "report"), options, log=log) == KILLED
     calls = re.findall(r"^(\d+) +(fallocate|write)\(", log.read_text(encoding="utf-8"), re.MULTILINE)
     (training, reserved), *written = calls
     assert reserved == "fallocate"
-    assert [name for _, name in written] == ["write"]
+    assert [name for _, name in written] == ["write"] * 4
     assert {thread for thread, _ in written}.isdisjoint({training})
 
 
