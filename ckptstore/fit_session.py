@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -312,9 +313,9 @@ class FitSession:
         with self._guarded():
             wait_for_step(self._saver)  # what is measured of a save begins behind that
             end = end or self._stop.received is not None
-            with train_state_in_variables(self._saver, keep=end):
+            with train_state_in_variables(self._saver, keep=end) as kinds:
                 numbers = plain_logs(logs or {})
-                fit = self._state(batch, numbers, frozen or Frozen())
+                fit = replace(self._state(batch, numbers, frozen or Frozen()), variables=kinds)
                 if self._saver.save_at(moment_of(self.position, batch, numbers, fit, last=end)):
                     self._saved = (self.position.epoch, batch)
 

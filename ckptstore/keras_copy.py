@@ -1,20 +1,35 @@
 """Copies the values of many variables to host memory at once, so that a training step waits for one copy alone.
 
 All copies from a device are on their way before the first is waited for. A value that is still being computed is
-waited for: what is copied is the state of one instant, after the last step that was begun.
+waited for: what is copied is the state of one instant, after the last step that was begun. Several cores copy where
+one would not use all that the memory can do: pieces of large arrays, and on torch groups of small ones too, which one
+call copies without the interpreter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import keras
 import numpy as np
 
+from ckptstore.background.side_by_side import PIECE, Job, SideBySide, copies
 from ckptstore.formats.snapshot import Array
 from ckptstore.keras_arrays import host_array
 from ckptstore.keras_private import raw_values
+
+# As many lists of targets are known as there are places.
+_PLACES = 4
+# Bytes from which on numpy copies an array in pieces.
+_LARGE = 1 << 20
+# Elements from which on torch itself copies a tensor with several threads.
+_LARGE_FOR_TORCH = 1 << 15
+
+_dtype_of = attrgetter("dtype")
 
 
 class Copier:
@@ -33,8 +48,9 @@ class Copier:
 
     def __init__(self, values: Sequence[Any]) -> None:
         self._values = tuple(values)
-        # What torch sees of the targets, by their identity; as many as there are places.
-        self._tensors: dict[int, tuple[Sequence[Array], list[Any]]] = {}
+        self._side_by_side = SideBySide()
+        # What is known of targets, by their identity; they are kept, so that it is no other's.
+        self._known: dict[int, tuple[Sequence[Array], Any]] = {}
 
     def __call__(self, targets: Sequence[Array]) -> None:
         """Copy the present values; when it returns, none of them is looked at any more.
@@ -44,37 +60,56 @@ class Copier:
 
         Raises:
             ValueError: A shape is another.
+            TypeError: A dtype is another.
         """
         backend = keras.backend.backend()
         if backend == "jax":
-            _copy_jax(raw_values(self._values), targets)
+            self._copy_jax(raw_values(self._values), targets)
         elif backend == "torch":
             self._copy_torch(raw_values(self._values), targets)
         else:
             _copy_each(self._values, targets)
 
+    def _of(self, targets: Sequence[Array], find: Callable[[], Any]) -> Any:
+        """Return what `find` returned when these targets first came."""
+        known = self._known.get(id(targets))
+        if known is None:
+            known = targets, find()
+            self._known = {**(self._known if len(self._known) < _PLACES else {}), id(targets): known}
+        return known[1]
+
+    def _copy_jax(self, values: Sequence[Any], targets: Sequence[Array]) -> None:
+        import jax
+
+        if jax.default_backend() != "cpu":
+            for value in values:
+                # Arrays in host memory are looked at where they lie.
+                if isinstance(value, jax.Array) and next(iter(value.devices())).platform != "cpu":
+                    value.copy_to_host_async()
+        # An assignment takes less time than numpy's copyto, and would cast.
+        if list(map(_dtype_of, values)) != self._of(targets, lambda: list(map(_dtype_of, targets))):
+            raise TypeError("a value is not of the dtype that its place is for")
+        large: list[Job] = []
+        nbytes = 0
+        for value, target in zip(values, targets, strict=True):
+            if target.nbytes >= _LARGE:
+                large += copies(target, np.asarray(value))
+                nbytes += target.nbytes
+            else:
+                target[...] = value
+        self._side_by_side(large, nbytes=nbytes)
+
     def _copy_torch(self, values: Sequence[Any], targets: Sequence[Array]) -> None:
-        import torch
-
-        known = self._tensors.get(id(targets))
-        if known is None or known[0] is not targets:
-            tensors = [_as_tensor(torch, *pair) for pair in zip(values, targets, strict=True)]
-            self._tensors = {
-                **(self._tensors if len(self._tensors) < _PLACES else {}),
-                id(targets): (targets, tensors),
-            }
+        plan: _TorchPlan = self._of(targets, lambda: _torch_plan(values, targets))
+        # A thread has streams of its own on a device, where it would not wait for what is being computed.
+        if plan.groups and all(values[index].is_cpu for group in plan.groups for index in group.places):
+            jobs = [partial(_copy_tensors, group, values) for group in plan.groups]
+            self._side_by_side(jobs, nbytes=plan.nbytes)
         else:
-            tensors = known[1]
-        with torch.no_grad():
-            plain = [pair for pair in zip(tensors, values, strict=True) if pair[0] is not None]
-            if plain:
-                _copy_tensors(torch, *map(list, zip(*plain, strict=True)))
-            if len(plain) < len(values):
-                odd = [place for place, tensor in enumerate(tensors) if tensor is None]
-                _copy_each([values[place] for place in odd], [targets[place] for place in odd])
-
-
-_PLACES = 4
+            for group in plan.groups:
+                _copy_tensors(group, values)
+        _copy_tensors(plan.others, values)
+        _copy_each([values[index] for index in plan.odd], [targets[index] for index in plan.odd])
 
 
 def _copy_each(values: Sequence[Any], targets: Sequence[Array]) -> None:
@@ -82,32 +117,79 @@ def _copy_each(values: Sequence[Any], targets: Sequence[Array]) -> None:
         np.copyto(target, host_array(value), casting="no")
 
 
-def _copy_jax(values: Sequence[Any], targets: Sequence[Array]) -> None:
-    import jax
-
-    arrays = [value for value in values if isinstance(value, jax.Array)]
-    jax.block_until_ready(arrays)
-    if jax.default_backend() != "cpu":
-        for value in arrays:
-            # Arrays in host memory are looked at where they lie.
-            if next(iter(value.devices())).platform != "cpu":
-                value.copy_to_host_async()
-    for value, target in zip(values, targets, strict=True):
-        np.copyto(target, np.asarray(value, order="C"), casting="no")
+# --- torch ---------------------------------------------------------------------------------------
 
 
-def _copy_tensors(torch: Any, targets: list[Any], values: list[Any]) -> None:
+@dataclass(frozen=True, slots=True)
+class _Tensors:
+    """Targets as torch sees them, and the places of their values."""
+
+    targets: list[Any]
+    places: list[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _TorchPlan:
+    """How values come into some targets.
+
+    Attributes:
+        groups: Small tensors, in groups that one thread copies.
+        nbytes: Their bytes.
+        others: What torch copies with several threads by itself.
+        odd: Places of what torch and numpy have no common dtype for.
+    """
+
+    groups: list[_Tensors]
+    nbytes: int
+    others: _Tensors
+    odd: list[int]
+
+
+def _torch_plan(values: Sequence[Any], targets: Sequence[Array]) -> _TorchPlan:
+    tensors = [_as_tensor(*pair) for pair in zip(values, targets, strict=True)]
+    plain = [place for place, tensor in enumerate(tensors) if tensor is not None]
+    small = [place for place in plain if targets[place].size < _LARGE_FOR_TORCH]
+    others = [place for place in plain if targets[place].size >= _LARGE_FOR_TORCH]
+    return _TorchPlan(
+        groups=[_Tensors([tensors[place] for place in group], group) for group in _groups(small, targets)],
+        nbytes=sum(targets[place].nbytes for place in small),
+        others=_Tensors([tensors[place] for place in others], others),
+        odd=[place for place, tensor in enumerate(tensors) if tensor is None],
+    )
+
+
+def _groups(places: Sequence[int], targets: Sequence[Array]) -> Iterator[list[int]]:
+    group: list[int] = []
+    nbytes = 0
+    for place in places:
+        group.append(place)
+        nbytes += targets[place].nbytes
+        if nbytes >= PIECE:
+            yield group
+            group, nbytes = [], 0
+    if group:
+        yield group
+
+
+def _copy_tensors(tensors: _Tensors, values: Sequence[Any]) -> None:
     """Copy in one call where this torch has it: a thousand small ones take a millisecond and not ten."""
+    import torch
+
+    mine = [values[place] for place in tensors.places]
     together = getattr(torch, "_foreach_copy_", None)
-    if together is not None:
-        together(targets, values)
-        return
-    for target, value in zip(targets, values, strict=True):
-        target.copy_(value)
+    # Each thread has its own idea of whether gradients are wanted.
+    with torch.no_grad():
+        if together is not None and mine:
+            together(tensors.targets, mine)
+            return
+        for target, value in zip(tensors.targets, mine, strict=True):
+            target.copy_(value)
 
 
-def _as_tensor(torch: Any, value: Any, target: Array) -> Any:
+def _as_tensor(value: Any, target: Array) -> Any:
     """Return a target as a tensor of the value's dtype, or None where torch and numpy have none in common."""
+    import torch
+
     if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_quantized:
         return None
     if str(value.dtype).removeprefix("torch.") != target.dtype.name or tuple(value.shape) != target.shape:

@@ -9,9 +9,10 @@ time between two saves.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import h5py
@@ -19,7 +20,7 @@ import keras
 
 from ckptstore import keras_private, training_state
 from ckptstore.errors import InvalidArgumentError, ModelNotReadyError
-from ckptstore.formats.snapshot import FitState, Snapshot, Variable
+from ckptstore.formats.snapshot import FitState, Kinds, Snapshot, Variable
 from ckptstore.keras_arrays import host_array, shape_and_dtype
 from ckptstore.keras_capture import Capture, Entry
 from ckptstore.keras_copy import Copier
@@ -41,7 +42,8 @@ class _Walk:
     """What a walk over a model has found.
 
     Attributes:
-        key: Identities of everything that was found; they cannot be another's while this is kept.
+        key: How many variables are trained, and the identities of everything that was found; they cannot be another's
+            while this is kept.
         captured: The walk's result.
         variables: The same for a payload.
         groups: The variables that Keras would not write.
@@ -64,7 +66,7 @@ class _Documents:
     """Members of an archive, and when and for what they were made."""
 
     members: Mapping[str, bytes]
-    key: tuple[Any, ...]
+    key: tuple[int, ...]
     made_at: float
     cost_s: float
 
@@ -111,7 +113,8 @@ class Snapshots:
         extra = uncompiled_optimizer(model, optimizer)
         if extra is None and not model.compiled:
             raise ModelNotReadyError(model=model.name, missing="compiled", hint=_COMPILE)
-        walk, members = self._walked(model, extra, documents=format == "keras")
+        kinds = (None if fit is None else fit.variables) or keras_private.variables_by_kind(model)
+        walk, members = self._walked(model, extra, kinds, documents=format == "keras")
         state = training_state.collect(walk.groups, walk.optimizers, fit) if resumable else None
         if format == "h5":
             return Snapshot(format=format, state=state, fill=partial(_fill_legacy, model, extra))
@@ -124,21 +127,22 @@ class Snapshots:
             copy=walk.copier,
         )
 
-    def _walked(self, model: Any, extra: Any, *, documents: bool) -> tuple[_Walk, Mapping[str, bytes]]:
+    def _walked(
+        self, model: Any, extra: Any, kinds: Kinds, *, documents: bool
+    ) -> tuple[_Walk, Mapping[str, bytes]]:
         optimizers = built_optimizers(model, extra)
-        held = _held(model, optimizers)
-        key = tuple(map(id, held))
+        held = _held(model, optimizers, kinds)
+        # How many are trained says, with the order, which ones.
+        key = len(kinds[0]), *map(id, held)
         kept = self._walk if self._walk is not None and self._walk.key == key else None
-        members = self._kept_documents(held) if documents else {}
+        members = self._kept_documents(key) if documents else {}
         if kept is not None and members is not None:
             return kept, members
         began = time.monotonic()
         captured = captured_model(model, extra, documents=documents)
         now = time.monotonic()
         if documents:
-            self._documents = _Documents(
-                members=captured.documents, key=_trained(held), made_at=now, cost_s=now - began
-            )
+            self._documents = _Documents(members=captured.documents, key=key, made_at=now, cost_s=now - began)
         walk = kept or _Walk(
             key=key,
             captured=captured,
@@ -151,22 +155,18 @@ class Snapshots:
         self._walk = walk if captured.exact and all(one.is_variable for one in captured.entries) else None
         return walk, captured.documents
 
-    def _kept_documents(self, held: Sequence[Any]) -> Mapping[str, bytes] | None:
+    def _kept_documents(self, key: tuple[int, ...]) -> Mapping[str, bytes] | None:
         """Return the documents that were made before, or None where they are to be made anew."""
         kept = self._documents
-        if kept is None or self._walk is None or kept.key != _trained(held):
+        if kept is None or self._walk is None or kept.key != key:
             return None
         age = time.monotonic() - kept.made_at
         return kept.members if kept.cost_s > _DOCUMENTS_SHARE * age else None
 
 
-def _held(model: Any, optimizers: Iterable[Any]) -> tuple[Any, ...]:
+def _held(model: Any, optimizers: Iterable[Any], kinds: Kinds) -> tuple[Any, ...]:
     slots = [variable for optimizer in optimizers for variable in optimizer.variables]
-    return (model, *optimizers, *model.variables, *model.metrics_variables, *slots)
-
-
-def _trained(held: Sequence[Any]) -> tuple[Any, ...]:
-    return tuple((id(one), getattr(one, "trainable", None)) for one in held)
+    return (model, *optimizers, *chain.from_iterable(kinds), *slots)
 
 
 # --- what must be so before ----------------------------------------------------------------------

@@ -9,12 +9,13 @@ adapts an interval; with an account there is nothing to profile first.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from ckptstore.cores import usable_cores
 
 MAX_OVERHEAD = 0.035
 # Before the first save: a copy, and what writing takes from the training.
@@ -95,7 +96,7 @@ class SaveBudget:
         self._share = max_overhead
         self._clock = clock
         self._processor_clock = processor_clock
-        self._cores = _usable_cores() if cores is None else cores
+        self._cores = usable_cores() if cores is None else cores
         self._processor_began = 0.0
         self._began: float | None = None
         self._mark: float | None = None
@@ -234,11 +235,6 @@ class SaveBudget:
             return None
         self._noted = interval.batches
         return interval
-
-
-def _usable_cores() -> int:
-    usable = getattr(os, "sched_getaffinity", None)
-    return len(usable(0)) if usable is not None else os.cpu_count() or 1
 
 
 def _mixed(before: float | None, new: float) -> float:

@@ -32,6 +32,7 @@ LAYERS = (
         "metric_modes",
         "name_patterns",
         "adapters",
+        "cores",
         "forks",
         "signals",
         "signal_handlers",

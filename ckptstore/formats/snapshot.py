@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import h5py
 
 Array = npt.NDArray[Any]
+# A model's variables: trainable ones, others, those of metrics.
+Kinds = tuple[Sequence[Any], Sequence[Any], Sequence[Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,11 +65,13 @@ class FitState:
         frozen: Values of variables that a validation has changed since, by the variables' ids; they are saved
             instead of the live ones.
         generators: States of the global random generators to save instead of the present ones, or None.
+        variables: The model's variables of each kind, where these were just looked for, or None.
     """
 
     values: Mapping[str, Any]
     frozen: Mapping[int, Array] = field(default_factory=dict)
     generators: Any = None
+    variables: Kinds | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -58,7 +58,7 @@ from ckptstore.keras_private.metrics import metric_directions
 from ckptstore.keras_private.optimizers import optimizers_of, trained_by
 from ckptstore.keras_private.own_code import has_own_loading
 from ckptstore.keras_private.train_state import train_state_in_variables, wait_for_step
-from ckptstore.keras_private.values import raw_values
+from ckptstore.keras_private.values import raw_values, variables_by_kind
 from ckptstore.keras_private.walk import capture
 
 __all__ = [
@@ -85,5 +85,6 @@ __all__ = [
     "start_clocks",
     "train_state_in_variables",
     "trained_by",
+    "variables_by_kind",
     "wait_for_step",
 ]

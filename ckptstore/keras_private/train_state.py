@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import keras
 
+from ckptstore.formats.snapshot import Kinds
+from ckptstore.keras_private.values import variables_by_kind
+
 _VARIABLES = ("trainable_variables", "non_trainable_variables", "metrics_variables")
 _OPTIMIZER = "optimizer_variables"
+_GROUPS = frozenset((_OPTIMIZER, *_VARIABLES))
 
 
 def wait_for_step(callback: Any) -> None:
@@ -24,7 +29,9 @@ def wait_for_step(callback: Any) -> None:
     if backend == "jax":
         import jax
 
-        jax.block_until_ready(getattr(getattr(callback, "_model", None), "_jax_state", None))
+        state = getattr(getattr(callback, "_model", None), "_jax_state", None) or {}
+        # One computation makes all of them: to ask a thousand one by one takes most of a millisecond.
+        jax.block_until_ready([values[-1] for values in state.values() if values])
     elif backend == "torch":
         import torch
 
@@ -33,7 +40,7 @@ def wait_for_step(callback: Any) -> None:
 
 
 @contextmanager
-def train_state_in_variables(callback: Any, *, keep: bool = False) -> Iterator[None]:
+def train_state_in_variables(callback: Any, *, keep: bool = False) -> Iterator[Kinds | None]:
     """Put the state of the last step into the variables of a callback's model for the block, in little time.
 
     Keras does it when a callback asks for its model, by assigning to one variable after the other with all checks, and
@@ -46,61 +53,68 @@ def train_state_in_variables(callback: Any, *, keep: bool = False) -> Iterator[N
     Args:
         callback: In the middle of a fit; its `model` need not be asked for before.
         keep: True to leave the variables with their values, for what comes after the fit.
+
+    Yields:
+        The model's variables of each kind, where they had to be looked for.
     """
     model: Any = getattr(callback, "_model", None)
     state = getattr(model, "_jax_state", None)
-    before = _sync(model, state)
-    yield
-    if before and not keep and model._jax_state is state and model._jax_state_synced:
-        for variable, value in before:
+    synced = _sync(model, state)
+    yield synced.kinds if synced else None
+    if synced and not keep and model._jax_state is state and model._jax_state_synced:
+        for variable, value in zip(synced.variables, synced.before, strict=True):
             variable._value = value
         model._jax_state_synced = False
 
 
-def _sync(model: Any, state: Any) -> list[tuple[Any, Any]]:
-    """Return the variables that were given their values, and what they held; none where it is left to Keras.
+# One tuple for each of a thousand variables would be a noticeable part of the time that this takes.
+@dataclass(frozen=True, slots=True)
+class _Synced:
+    """Variables that were given their values; what they held, and those of each kind that the model has.
 
-    While Keras trains that is nothing, unless somebody has assigned to one, which Keras takes no notice of.
+    While Keras trains they hold nothing, unless somebody has assigned to one, which Keras takes no notice of.
     """
-    if not state or getattr(model, "_jax_state_synced", True):
-        return []
-    pairs = _pairs(model, state)
-    if pairs is None or not _fit(model, pairs):
-        return []
-    before = [(variable, variable._value) for variable, _ in pairs]
-    for variable, value in pairs:
+
+    variables: list[Any]
+    before: list[Any]
+    kinds: Kinds
+
+
+def _sync(model: Any, state: Any) -> _Synced | None:
+    """Give the variables their values; None where it is left to Keras."""
+    if not state or getattr(model, "_jax_state_synced", True) or not _GROUPS.issuperset(state):
+        return None
+    kinds = variables_by_kind(model)
+    found = dict(zip(_VARIABLES, kinds, strict=True))
+    variables: list[Any] = []
+    values: list[Any] = []
+    for group, ones in state.items():
+        if ones:
+            variables += model.optimizer.variables if group == _OPTIMIZER else found[group]
+            values += ones
+            if len(variables) != len(values):
+                return None
+    if not _fit(model, variables, values):
+        return None
+    before = [variable._value for variable in variables]
+    for variable, value in zip(variables, values, strict=True):
         variable._direct_assign(value)
     model._jax_state_synced = True
-    return before
+    return _Synced(variables, before, kinds)
 
 
 # Of each model, the train step and the variables whose values were found to fit.
 _fitting: WeakKeyDictionary[Any, tuple[int, int]] = WeakKeyDictionary()
 
 
-def _fit(model: Any, pairs: list[tuple[Any, Any]]) -> bool:
+def _fit(model: Any, variables: list[Any], values: list[Any]) -> bool:
     """Look at the values that a compiled train step first returns alone: those to come have their shapes and dtypes."""
-    key = id(getattr(model, "train_function", None)), hash(tuple(id(variable) for variable, _ in pairs))
+    key = id(getattr(model, "train_function", None)), hash(tuple(map(id, variables)))
     if getattr(model, "run_eagerly", True) or _fitting.get(model) != key:
-        if not all(_fits(variable, value) for variable, value in pairs):
+        if not all(map(_fits, variables, values)):
             return False
         _fitting[model] = key
     return True
-
-
-def _pairs(model: Any, state: dict[str, Any]) -> list[tuple[Any, Any]] | None:
-    known = {_OPTIMIZER, *_VARIABLES}
-    if not known.issuperset(state):
-        return None
-    pairs: list[tuple[Any, Any]] = []
-    for group, values in state.items():
-        if values:
-            owner = model.optimizer if group == _OPTIMIZER else model
-            variables = owner.variables if group == _OPTIMIZER else getattr(owner, group)
-            if len(variables) != len(values):
-                return None
-            pairs += zip(variables, values, strict=True)
-    return pairs
 
 
 def _fits(variable: Any, value: Any) -> bool:

@@ -1,11 +1,34 @@
-"""The values of variables, as the backend has them."""
+"""The variables of a model, and their values as the backend has them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
+from operator import is_
 from typing import Any
 
 import keras
+
+from ckptstore.formats.snapshot import Kinds
+
+# What Keras itself has for these: two walks over all layers, each picking from what it finds.
+_OWN = (keras.Layer.trainable_variables, keras.Layer.non_trainable_variables)
+
+
+def variables_by_kind(model: Any) -> Kinds:
+    """Return the trainable variables of a model, the others, and those of its metrics, each in Keras' order.
+
+    It is asked at each save: one walk finds what Keras walks twice for. A model that answers in a way of its own is
+    asked.
+    """
+    kind = type(model)
+    if (kind.trainable_variables, kind.non_trainable_variables) != _OWN or not model.trainable:
+        return model.trainable_variables, model.non_trainable_variables, model.metrics_variables
+    trainable: list[Any] = []
+    others: list[Any] = []
+    for variable in model.variables:
+        (trainable if variable.trainable else others).append(variable)
+    return trainable, others, model.metrics_variables
 
 
 def raw_values(values: Iterable[Any]) -> list[Any]:
@@ -15,9 +38,15 @@ def raw_values(values: Iterable[Any]) -> list[Any]:
     milliseconds, in which a training step waits. Outside of both it returns ``Variable._value``. In a Keras without
     that, or for a variable that has no value yet, it is asked.
     """
-    return [_raw(value) if isinstance(value, keras.Variable) else value for value in values]
+    values = list(values)
+    try:
+        # A call for each would take as long as all the rest.
+        found = [value._value if isinstance(value, keras.Variable) else value for value in values]
+    except AttributeError:
+        found = [None] * len(values)
+    if any(map(_is_none, found)):
+        return [value.value if isinstance(value, keras.Variable) else value for value in values]
+    return found
 
 
-def _raw(variable: Any) -> Any:
-    value = getattr(variable, "_value", None)
-    return variable.value if value is None else value
+_is_none = partial(is_, None)

@@ -1,0 +1,110 @@
+"""Copies with several cores: one alone uses a part of what the memory can do, and a training step waits for it."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from functools import partial
+
+import numpy as np
+
+from ckptstore.cores import usable_cores
+from ckptstore.formats.snapshot import Array
+
+Job = Callable[[], object]
+
+# Bytes of one job: what is left to do when the others have finished is at most that.
+PIECE = 4 << 20
+# Bytes that are worth another thread, which takes some tenths of a millisecond to begin.
+_WORTH_A_THREAD = 16 << 20
+# More of them do not copy faster, on the machines that we know.
+_THREADS = 4
+
+
+class SideBySide:
+    """Does jobs that let go of the interpreter lock, with the calling thread and as many others as there are cores for.
+
+    Args:
+        threads: At most so many, the caller's among them; by itself, one for each core that this process may use, and
+            no more than four.
+
+    Example:
+        >>> target = np.zeros(3)
+        >>> SideBySide()(copies(target, np.arange(3.0)), nbytes=24)
+        >>> target.tolist()
+        [0.0, 1.0, 2.0]
+    """
+
+    def __init__(self, threads: int | None = None) -> None:
+        self._threads = min(_THREADS, usable_cores()) if threads is None else threads
+        self._helpers: list[threading.Thread] = []
+
+    def __call__(self, jobs: Iterable[Job], *, nbytes: int) -> None:
+        """Do all jobs; when this returns, or raises, no thread is at one any more.
+
+        After an interrupt some are done and others not. One in the waiting for the threads leaves a job to the end of
+        its time, and the next call waits for that.
+
+        Args:
+            jobs: In any order.
+            nbytes: What they copy, all together.
+
+        Raises:
+            Exception: What a job raises; others may be left out then.
+        """
+        self._wait()
+        left, errors = deque(jobs), list[Exception]()
+        try:
+            for _ in range(min(self._threads - 1, nbytes // _WORTH_A_THREAD)):
+                self._help(left, errors)
+            _do(left, errors)
+        finally:
+            left.clear()
+            self._wait()
+        if errors:
+            raise errors[0]
+
+    def _help(self, left: deque[Job], errors: list[Exception]) -> None:
+        helper = threading.Thread(target=_do, args=(left, errors), name="ckptstore-copy", daemon=True)
+        # Where no thread can be started, those that there are do it all.
+        with suppress(RuntimeError):
+            helper.start()
+            self._helpers.append(helper)
+
+    def _wait(self) -> None:
+        while self._helpers:
+            self._helpers[-1].join()
+            self._helpers.pop()
+
+
+def copies(target: Array, source: Array) -> Iterator[Job]:
+    """Return what copies an array, in pieces.
+
+    Args:
+        target: In C order.
+        source: Of the same shape and dtype.
+
+    Raises:
+        ValueError: The target is not in C order, or the shapes differ.
+    """
+    if target.shape != source.shape or not target.flags.c_contiguous:
+        raise ValueError(f"cannot copy {source.shape} to {target.shape} with strides {target.strides}")
+    flat_target, flat_source = target.reshape(-1), source.reshape(-1)
+    step = max(1, PIECE // target.itemsize)
+    for begin in range(0, target.size, step):
+        part = slice(begin, begin + step)
+        yield partial(np.copyto, flat_target[part], flat_source[part], casting="no")
+
+
+def _do(left: deque[Job], errors: list[Exception]) -> None:
+    while not errors:
+        try:
+            job = left.popleft()
+        except IndexError:
+            return
+        try:
+            job()
+        except Exception as error:
+            errors.append(error)  # the caller raises it

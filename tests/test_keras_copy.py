@@ -1,0 +1,88 @@
+"""Variables of every kind and size are copied as they are, again and again, into more than one place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from ckptstore.keras_arrays import host_array, shape_and_dtype
+from ckptstore.keras_copy import Copier
+
+BACKEND = keras.backend.backend()
+# On torch enough small ones for more than one thread.
+SHAPES = [(), (0,), (3,), (2, 3), (700, 800), (513, 1025), *[(200, 60)] * 800]
+DTYPES = ["float32", "float16", "bfloat16", "int32", "uint8", "bool"]
+
+
+def variable(shape: tuple[int, ...], dtype: str = "float32") -> Any:
+    made = keras.Variable(np.zeros(shape), dtype=dtype, trainable=False, name="v")
+    change(made, 1)
+    return made
+
+
+def change(one: Any, seed: int) -> None:
+    values = np.random.default_rng(seed).integers(0, 2 if one.dtype == "bool" else 100, one.shape)
+    one.assign(keras.ops.cast(keras.ops.convert_to_tensor(values.astype("float32")), one.dtype))
+
+
+def places(variables: list[Any]) -> list[np.ndarray]:
+    return [np.zeros(*shape_and_dtype(one)) for one in variables]
+
+
+def assert_equal(targets: list[np.ndarray], variables: list[Any]) -> None:
+    for target, one in zip(targets, variables, strict=True):
+        assert target.tobytes() == host_array(one).tobytes(), one.shape
+
+
+def test_all_values_of_the_moment_are_copied_into_each_place() -> None:
+    variables = [*(variable(shape) for shape in SHAPES), *(variable((5, 7), dtype) for dtype in DTYPES)]
+    variables += [variable((900, 1000), dtype) for dtype in DTYPES]
+    copier = Copier(variables)
+    one, other = places(variables), places(variables)
+
+    copier(one)
+    assert_equal(one, variables)
+    for seed, one_ in enumerate(variables):
+        change(one_, seed)
+    copier(other)
+    assert_equal(other, variables)
+    copier(one)
+    assert_equal(one, variables)
+
+
+def test_what_is_no_variable_is_copied_too() -> None:
+    values = [np.arange(3.0), variable((2,)), keras.ops.ones((1 << 19,))]
+    targets = [np.zeros(3), np.zeros(2, "float32"), np.zeros(1 << 19, "float32")]
+    Copier(values)(targets)
+    assert targets[0].tolist() == [0.0, 1.0, 2.0]
+    assert targets[2].all()
+
+
+@pytest.mark.parametrize("shape", [(4,), (1 << 20,)])
+def test_a_value_of_another_dtype_is_not_cast(shape: tuple[int, ...]) -> None:
+    ones = variable(shape)
+    target = np.zeros(shape, "int32")
+    with pytest.raises(TypeError):
+        Copier([ones])([target])
+    assert not target.any()
+
+
+@pytest.mark.parametrize("shape", [(4,), (1 << 20,)])
+def test_a_value_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises((ValueError, RuntimeError)):
+        Copier([variable((3, *shape))])([np.zeros(shape, "float32")])
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="is torch's")
+def test_no_thread_makes_gradients_of_what_it_copies() -> None:
+    variables = [keras.Variable(np.ones((200, 100), "float32"), name="v") for _ in range(800)]
+    targets = places(variables)
+    copier = Copier(variables)
+    copier(targets)
+    (plan,) = (known for _, known in copier._known.values())
+    assert len(plan.groups) > 2
+    assert not any(tensor.requires_grad for group in plan.groups for tensor in group.targets)
+    assert_equal(targets, variables)

@@ -1,0 +1,146 @@
+"""What a save looks for of a model, in one walk or none, is what Keras and a fresh look would find."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import unusual_models
+
+from ckptstore import CheckpointStore, keras_optimizers
+from ckptstore.adapters import adapter_for
+from ckptstore.keras_private import optimizers_of, raw_values, variables_by_kind
+
+# What Keras' own code does.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
+)
+
+
+class _OwnAnswer(keras.Model):  # type: ignore[misc]
+    """Trains one of its layers alone, whatever the flags say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = keras.layers.Dense(2), keras.layers.Dense(3)
+
+    def call(self, inputs: Any) -> Any:
+        return self.other(self.one(inputs))
+
+    @property
+    def trainable_variables(self) -> list[Any]:
+        return self.other.trainable_variables
+
+    @property
+    def non_trainable_variables(self) -> list[Any]:
+        return self.one.variables
+
+
+def _plain() -> keras.Model:
+    inner = keras.Sequential([keras.layers.Dense(2), keras.layers.BatchNormalization()])
+    model = keras.Sequential([keras.Input((4,)), inner, keras.layers.Dropout(0.5), keras.layers.Dense(1)])
+    model.compile("adam", "mse", metrics=["mae"])
+    x = keras.ops.ones((2, 4))
+    model.fit(x, keras.ops.ones((2, 1)), verbose=0)
+    return model
+
+
+def _frozen_layer() -> keras.Model:
+    model = _plain()
+    model.layers[0].trainable = False
+    return model
+
+
+def _frozen() -> keras.Model:
+    model = _plain()
+    model.trainable = False
+    return model
+
+
+def _frozen_outside() -> keras.Model:
+    model = _frozen()
+    model.layers[0].trainable = True
+    return model
+
+
+def _own_answer() -> keras.Model:
+    model = _OwnAnswer()
+    model(keras.ops.ones((2, 4)))
+    return model
+
+
+@pytest.mark.parametrize("make", [_plain, _frozen_layer, _frozen, _frozen_outside, _own_answer])
+def test_variables_are_those_that_keras_names_in_its_order(make: Any) -> None:
+    model = make()
+    found = variables_by_kind(model)
+    expected = model.trainable_variables, model.non_trainable_variables, model.metrics_variables
+    assert [list(map(id, ones)) for ones in found] == [list(map(id, ones)) for ones in expected]
+    assert found[1]
+
+
+def test_values_are_those_of_variables_and_what_is_none_itself() -> None:
+    variable = keras.Variable([1.0, 2.0])
+    found = raw_values([variable, 5])
+    assert found[0] is variable.value
+    assert found[1] == 5
+
+
+def test_a_variable_that_has_no_value_yet_is_asked_for_it() -> None:
+    with keras.StatelessScope():
+        later = keras.Variable("ones", shape=(2,))
+        assert later._value is None
+        assert keras.ops.convert_to_numpy(raw_values([later])[0]).tolist() == [1.0, 1.0]
+
+
+def test_what_optimizers_train_is_looked_for_again_when_they_are_others() -> None:
+    model = _plain()
+    assert keras_optimizers.trained(model) == [list(range(len(model.trainable_variables)))]
+    assert keras_optimizers.trained(model) is keras_optimizers.trained(model)
+
+    model.layers[0].trainable = False
+    model.compile("sgd", "mse")
+    assert keras_optimizers.trained(model) == [[]]
+    model.optimizer.build(model.trainable_variables)
+    assert keras_optimizers.trained(model) == [[0, 1]]
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="on JAX a step trains with one optimizer")
+def test_of_two_optimizers_each_trains_its_own() -> None:
+    model = unusual_models.gan()
+    model.fit(np.ones((8, unusual_models.FEATURES)), np.ones(8), verbose=0)
+    found = keras_optimizers.trained(model)
+    trainable = model.trainable_variables
+    for optimizer, places in zip(optimizers_of(model), found, strict=True):
+        assert [id(trainable[place]) for place in places] == [
+            id(one) for one in optimizer._trainable_variables
+        ]
+    compiled, generator, critic = map(set, found)
+    assert generator | critic == compiled
+    assert not generator & critic
+
+
+def test_a_configuration_that_changes_with_what_is_trained_is_saved_anew(tmp_path: Path) -> None:
+    # One whose variables keep their order when others of them are trained.
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    snapshots = adapter_for(model).snapshots()
+
+    def trainable_in_payload() -> bool:
+        with CheckpointStore(tmp_path) as store:
+            snapshot, request = store.prepare(model, epoch=0, snapshots=snapshots)
+            saved = store.commit(snapshot, request)
+            with zipfile.ZipFile(saved.path) as archive:
+                config = json.loads(archive.read("config.json"))
+        (dense,) = (one for one in config["config"]["layers"] if one["class_name"] == "Dense")
+        return bool(dense["config"]["trainable"])
+
+    assert trainable_in_payload()
+    model.layers[-1].trainable = False
+    assert not trainable_in_payload()
+    model.layers[-1].trainable = True
+    assert trainable_in_payload()
