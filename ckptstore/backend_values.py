@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import ml_dtypes
@@ -59,6 +60,25 @@ def torch_array(tensor: Any) -> Array:
     # numpy does not know this dtype, torch not ml_dtypes: the bits pass as integers of the same width.
     bits = {1: torch.uint8, 2: torch.int16}[tensor.element_size()]
     return np.asarray(tensor.view(bits).numpy().view(getattr(ml_dtypes, name)))
+
+
+def torch_views(values: Iterable[Any]) -> list[Array | None]:
+    """Return views of the tensors that numpy can look at as they lie in host memory, and None for each other value."""
+    import torch
+
+    # There numpy may look at what has gradients; to detach a tensor takes several times as long as the look.
+    with torch.no_grad():
+        return [_torch_view(torch, value) for value in values]
+
+
+def _torch_view(torch: Any, value: Any) -> Array | None:
+    if not isinstance(value, torch.Tensor) or not value.is_cpu or not value.is_contiguous():
+        return None
+    try:
+        view: Array = value.numpy()
+    except (TypeError, RuntimeError):
+        return None  # of a dtype that numpy does not have, sparse, conjugated
+    return view
 
 
 def _jax_array(value: Any) -> Array:

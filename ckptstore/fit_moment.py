@@ -9,7 +9,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from ckptstore import random_state
-from ckptstore.formats.snapshot import Array, FitState
+from ckptstore.formats.snapshot import FitState, Kinds
 from ckptstore.keras_arrays import host_array, own_copies
 from ckptstore.monitor import scalar
 from ckptstore.random_state import Generators
@@ -102,9 +102,15 @@ class Frozen:
         copies = own_copies(list(left_out.values()))
         return cls(dict(zip(left_out, copies, strict=True)), random_state.capture())
 
-    def arrays(self) -> dict[int, Array]:
-        """Return the values in host memory."""
-        return {key: host_array(value) for key, value in self.values.items()}
+    def state(self, values: Mapping[str, Any], kinds: Kinds | None) -> FitState:
+        """Return the state of a fit with these values in the place of the present ones.
+
+        Args:
+            values: Where the parts of the fit stand.
+            kinds: The model's variables, where these were just looked for.
+        """
+        arrays = {key: host_array(value) for key, value in self.values.items()}
+        return FitState(values=values, frozen=arrays, generators=self.generators, variables=kinds)
 
 
 def plain_logs(logs: Mapping[str, Any]) -> dict[str, Any]:

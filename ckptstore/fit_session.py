@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -315,11 +314,11 @@ class FitSession:
             end = end or self._stop.received is not None
             with train_state_in_variables(self._saver, keep=end) as kinds:
                 numbers = plain_logs(logs or {})
-                fit = replace(self._state(batch, numbers, frozen or Frozen()), variables=kinds)
+                fit = self._state(batch, numbers, frozen or Frozen(), kinds)
                 if self._saver.save_at(moment_of(self.position, batch, numbers, fit, last=end)):
                     self._saved = (self.position.epoch, batch)
 
-    def _state(self, batch: int | None, logs: Mapping[str, Any], frozen: Frozen) -> FitState:
+    def _state(self, batch: int | None, logs: Mapping[str, Any], frozen: Frozen, kinds: Any) -> FitState:
         values: dict[str, Any] = {"fingerprint": self._fingerprint, "logs": dict(logs)}
         if self._iteration is not None:
             values |= values_of(
@@ -327,8 +326,8 @@ class FitSession:
             )
         if self._epoch_end is not None:
             values |= self._epoch_end.values
-            return FitState(values=values, generators=self._epoch_end.generators)
-        return FitState(values=values, frozen=frozen.arrays(), generators=frozen.generators)
+            frozen = Frozen(generators=self._epoch_end.generators)
+        return frozen.state(values, kinds)
 
     # --- the end -----------------------------------------------------------------------------------
 

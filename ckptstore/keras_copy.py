@@ -38,6 +38,9 @@ class Copier:
     Args:
         values: Keras variables, or what `ckptstore.keras_arrays.host_array` takes.
 
+    Attributes:
+        values: The same.
+
     Example:
         >>> value, target = np.array([1.0, 2.0]), np.zeros(2)
         >>> copier = Copier([value])
@@ -47,7 +50,7 @@ class Copier:
     """
 
     def __init__(self, values: Sequence[Any]) -> None:
-        self._values = tuple(values)
+        self.values = tuple(values)
         self._side_by_side = SideBySide()
         # What is known of targets, by their identity; they are kept, so that it is no other's.
         self._known: dict[int, tuple[Sequence[Array], Any]] = {}
@@ -64,11 +67,11 @@ class Copier:
         """
         backend = keras.backend.backend()
         if backend == "jax":
-            self._copy_jax(raw_values(self._values), targets)
+            self._copy_jax(raw_values(self.values), targets)
         elif backend == "torch":
-            self._copy_torch(raw_values(self._values), targets)
+            self._copy_torch(raw_values(self.values), targets)
         else:
-            _copy_each(self._values, targets)
+            _copy_each(self.values, targets)
 
     def _of(self, targets: Sequence[Array], find: Callable[[], Any]) -> Any:
         """Return what `find` returned when these targets first came."""

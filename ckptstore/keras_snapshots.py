@@ -21,7 +21,7 @@ import keras
 from ckptstore import keras_private, training_state
 from ckptstore.errors import InvalidArgumentError, ModelNotReadyError
 from ckptstore.formats.snapshot import FitState, Kinds, Snapshot, Variable
-from ckptstore.keras_arrays import host_array, shape_and_dtype
+from ckptstore.keras_arrays import host_array, host_arrays, shape_and_dtype
 from ckptstore.keras_capture import Capture, Entry
 from ckptstore.keras_copy import Copier
 from ckptstore.records import Format
@@ -124,6 +124,7 @@ class Snapshots:
             attributes=walk.captured.attributes,
             documents=members,
             state=state,
+            arrays=partial(host_arrays, walk.copier.values),
             copy=walk.copier,
         )
 

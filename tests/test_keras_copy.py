@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from ckptstore.keras_arrays import host_array, shape_and_dtype
+from ckptstore.keras_arrays import host_array, host_arrays, shape_and_dtype
 from ckptstore.keras_copy import Copier
 
 BACKEND = keras.backend.backend()
@@ -86,3 +86,29 @@ def test_no_thread_makes_gradients_of_what_it_copies() -> None:
     assert len(plan.groups) > 2
     assert not any(tensor.requires_grad for group in plan.groups for tensor in group.targets)
     assert_equal(targets, variables)
+
+
+def test_all_values_together_are_those_of_each() -> None:
+    values = [*(variable(shape) for shape in SHAPES[:6]), *(variable((5, 7), dtype) for dtype in DTYPES)]
+    values += [np.arange(6.0).reshape(2, 3).T, keras.Variable([1.0, 2.0], trainable=True)]
+    found = list(host_arrays(values))
+    assert len(found) == len(values)
+    for array, value in zip(found, values, strict=True):
+        expected = host_array(value)
+        assert (array.dtype, array.shape) == (expected.dtype, expected.shape)
+        assert array.flags.c_contiguous
+        assert array.tobytes() == expected.tobytes()
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="is torch's")
+def test_tensors_that_lie_otherwise_are_read_as_they_are() -> None:
+    import torch
+
+    plain = torch.arange(6.0).reshape(2, 3)
+    complex_ = torch.tensor([1 + 2j, 3 - 4j])
+    for tensor in (plain.T, plain[:, ::2], complex_.conj(), complex_.conj().imag, plain.requires_grad_()):
+        (found,) = host_arrays([tensor])
+        assert found.flags.c_contiguous
+        assert found.tolist() == tensor.tolist()
+    (view,) = host_arrays([plain])
+    assert np.shares_memory(view, plain.detach().numpy())

@@ -104,7 +104,7 @@ class Hdf5Payload:
     """
 
     def __init__(self, snapshot: Snapshot, fields: Mapping[str, Any], documents: Mapping[str, str]) -> None:
-        self._variables = snapshot.variables
+        self._snapshot = snapshot
         self._plan = _plan(_structure(snapshot), _groups(snapshot))
         state = snapshot.state
         self._state = None if state is None else to_json(state.document, "state.document")
@@ -137,9 +137,12 @@ class Hdf5Payload:
         stream.add(self._superblock)
         pieces = self._plan.block.pieces
         digests = []
-        for variable, kind, piece in zip(self._variables, self._plan.kinds, pieces, strict=False):
+        values = self._snapshot.values()
+        for variable, kind, piece in zip(self._snapshot.variables, self._plan.kinds, pieces, strict=False):
+            array = next(values)
+            _check(variable, array)
             stream.add(piece)
-            digests.append(stream.add_array(_values(variable), kind))
+            digests.append(stream.add_array(array, kind))
         stream.add(pieces[-1])
         self._write_tail(stream, digests)
         stream.flush()
@@ -193,12 +196,10 @@ def _bytes_kind() -> StoredType:
     return _BYTES
 
 
-def _values(variable: Variable) -> Array:
-    array = variable.read()
+def _check(variable: Variable, array: Array) -> None:
     if array.shape != variable.shape or array.dtype != variable.dtype:
         raise InvalidArgumentError(
             argument=variable.path,
             value=f"{array.shape} {array.dtype}",
             reason=f"was said to be {variable.shape} {variable.dtype}",
         )
-    return array

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +86,8 @@ class Snapshot:
         state: Training state, or None when the payload is not meant to be resumed from.
         fill: Only for format ``"h5"``, and for arrays that the streaming writer does not know: fills an
             open, empty `h5py.File`; then `variables` and `attributes` are not used.
+        arrays: Returns the values of all variables, in their order, in less time than `Variable.read` of each; or None.
+            They are asked for one after the other, and views where possible.
         copy: Copies all variables at once into arrays of their shapes and dtypes, in their order, faster than one after
             the other; or None.
     """
@@ -96,4 +98,9 @@ class Snapshot:
     documents: Mapping[str, bytes] = field(default_factory=dict)
     state: TrainingState | None = None
     fill: Callable[[h5py.File], None] | None = None
+    arrays: Callable[[], Iterator[Array]] | None = None
     copy: Callable[[Sequence[Array]], None] | None = None
+
+    def values(self) -> Iterator[Array]:
+        """Return the values of the variables, in their order."""
+        return (variable.read() for variable in self.variables) if self.arrays is None else self.arrays()
