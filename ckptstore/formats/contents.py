@@ -76,11 +76,8 @@ def parts(source: Source, begin: int, end: int) -> Iterator[bytes | memoryview]:
     if end - begin <= 1 << 16:
         yield source.read(begin, end - begin)
         return
-    buffer = memoryview(bytearray(min(_PART, end - begin)))
     for start in range(begin, end, _PART):
-        part = buffer[: min(_PART, end - start)]
-        source.read_into(start, part)
-        yield part
+        yield source.view(start, min(_PART, end - start))
 
 
 def read_bytes(source: Source, dataset: StoredDataset) -> npt.NDArray[np.uint8]:

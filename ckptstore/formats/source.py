@@ -115,14 +115,19 @@ class Source:
         `progress` is called with the number of bytes after each part.
         """
         digest = xxhash.xxh3_128()
-        buffer = memoryview(bytearray(min(_PART, self.nbytes)))
-        for begin in range(0, self.nbytes, _PART):
-            part = buffer[: min(_PART, self.nbytes - begin)]
-            self.read_into(begin, part)
-            digest.update(part)
-            if progress is not None:
-                progress(len(part))
+        try:
+            for begin in range(0, self.nbytes, _PART):
+                part = self.view(begin, min(_PART, self.nbytes - begin))
+                digest.update(part)
+                if progress is not None:
+                    progress(len(part))
+        finally:
+            self.forget_views()
         return f"{DIGEST}:{digest.hexdigest()}"
+
+    def forget_views(self) -> None:
+        """Let go of the mapping, once nobody looks at a view: mapped pages count as memory of this process."""
+        self._mapping = None
 
     def _check(self, offset: int, count: int) -> None:
         if count < 0 or offset < 0 or offset + count > self.nbytes:
@@ -178,7 +183,11 @@ def open_source(path: Path) -> Iterator[Source]:
             found = os.fstat(descriptor)
             if stat.S_ISDIR(found.st_mode):  # its size is what the file system likes
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        yield Source(path, descriptor, 0, found.st_size)
+        source = Source(path, descriptor, 0, found.st_size)
+        try:
+            yield source
+        finally:
+            source.forget_views()
     finally:
         os.close(descriptor)
 
@@ -187,7 +196,11 @@ def open_source(path: Path) -> Iterator[Source]:
 def part_of(source: Source, start: int, nbytes: int) -> Iterator[Source]:
     """Give a part of a source as a source of its own, valid as long as the whole is."""
     source._check(start, nbytes)
-    yield Source(source.path, source._descriptor, source._start + start, nbytes)
+    part = Source(source.path, source._descriptor, source._start + start, nbytes)
+    try:
+        yield part
+    finally:
+        part.forget_views()
 
 
 @contextmanager
