@@ -63,6 +63,11 @@ def ratio(one: float | None, other: float | None) -> float | None:
     return None if one is None or not other else one / other
 
 
+def beyond(one: float | None, other: float | None) -> float | None:
+    """Return how much more the first is, or None where one of them is missing."""
+    return None if one is None or other is None else one - other
+
+
 def figures(rows: list[Row]) -> Callable[[str, str], float | None]:
     """Return a function that looks a figure up by subject and name; None where there is none."""
     by_name: Mapping[str, Row] = {row["subject"]: row for row in rows}
@@ -99,6 +104,10 @@ def of_saves(bars: Bars, where: str, work: str, of: Callable[[str, str], float |
         bars.at_most(where, text, ratio(of(ours, "wait_s"), of("memory copy again", "wait_s")), 1.25)
     else:
         bars.at_most(where, "background save: step wait", of(ours, "wait_s"), SMALL_WAIT_S, "s")
+        text = "the same, beyond what a step waits for where nothing is saved"
+        bars.at_most(where, text, beyond(of(ours, "wait_s"), of(ours, "idle_s")), SMALL_WAIT_S, "s")
+        text = "background save: step wait / memory copy into the same memory"
+        bars.at_most(where, text, ratio(of(ours, "wait_s"), of("memory copy again", "wait_s")), 1.25)
     text = "background save: Keras ModelCheckpoint (.keras) waits so many times longer"
     bars.at_least(where, text, ratio(of(keras, "wait_s"), of(ours, "wait_s")), 20)
     text = "background save: OrbaxCheckpoint in the background waits so many times longer"
