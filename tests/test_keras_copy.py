@@ -11,6 +11,10 @@ import pytest
 from ckptstore.keras_arrays import host_array, host_arrays, shape_and_dtype
 from ckptstore.keras_copy import Copier
 
+# What Keras' own code does.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
+)
 BACKEND = keras.backend.backend()
 # On torch enough small ones for more than one thread.
 SHAPES = [(), (0,), (3,), (2, 3), (700, 800), (513, 1025), *[(200, 60)] * 800]
