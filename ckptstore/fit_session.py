@@ -18,7 +18,7 @@ from ckptstore.errors import CheckpointNotFoundError
 from ckptstore.fit_moment import Frozen, Saver, plain_logs
 from ckptstore.fit_position import FitPosition
 from ckptstore.fit_state import moment_of, values_of
-from ckptstore.formats.snapshot import FitState
+from ckptstore.formats.snapshot import FitState, Kinds
 from ckptstore.iteration import Arrival, Iteration
 from ckptstore.keras_callback_checks import refuse_a_second
 from ckptstore.keras_private import FitLoop, running_fit, train_state_in_variables, wait_for_step
@@ -318,12 +318,11 @@ class FitSession:
                 if self._saver.save_at(moment_of(self.position, batch, numbers, fit, last=end)):
                     self._saved = (self.position.epoch, batch)
 
-    def _state(self, batch: int | None, logs: Mapping[str, Any], frozen: Frozen, kinds: Any) -> FitState:
+    def _state(self, batch: int | None, logs: Any, frozen: Frozen, kinds: Kinds | None) -> FitState:
         values: dict[str, Any] = {"fingerprint": self._fingerprint, "logs": dict(logs)}
         if self._iteration is not None:
-            values |= values_of(
-                self._saver, self._siblings(), self._iteration, logs, in_epoch=batch is not None
-            )
+            parts = self._saver, self._siblings(), self._iteration, logs
+            values |= values_of(*parts, in_epoch=batch is not None, kinds=kinds)
         if self._epoch_end is not None:
             values |= self._epoch_end.values
             frozen = Frozen(generators=self._epoch_end.generators)

@@ -9,13 +9,19 @@ from typing import Any
 from ckptstore import callback_state, keras_optimizers
 from ckptstore.fit_moment import Moment, Saver
 from ckptstore.fit_position import FitPosition
-from ckptstore.formats.snapshot import FitState
+from ckptstore.formats.snapshot import FitState, Kinds
 from ckptstore.iteration import Iteration
 from ckptstore.monitor import scalar
 
 
 def values_of(
-    saver: Saver, siblings: Sequence[Any], iteration: Iteration, logs: Mapping[str, Any], *, in_epoch: bool
+    saver: Saver,
+    siblings: Sequence[Any],
+    iteration: Iteration,
+    logs: Mapping[str, Any],
+    *,
+    in_epoch: bool,
+    kinds: Kinds | None = None,
 ) -> dict[str, Any]:
     """Return where the parts of a fit stand.
 
@@ -25,6 +31,7 @@ def values_of(
         iteration: Of its data.
         logs: The logs of the last batch, or of the epoch.
         in_epoch: False at an epoch's end.
+        kinds: The model's variables, where these were just looked for.
     """
     model = saver.model
     return {
@@ -34,7 +41,7 @@ def values_of(
         "callbacks": callback_state.capture(siblings),
         "data": iteration.position(in_epoch=in_epoch),
         keras_optimizers.RATES: keras_optimizers.learning_rates(model),
-        keras_optimizers.TRAINED: keras_optimizers.trained(model),
+        keras_optimizers.TRAINED: keras_optimizers.trained(model, kinds and kinds[0]),
     }
 
 

@@ -29,7 +29,7 @@ _LARGE = 1 << 20
 # Elements from which on torch itself copies a tensor with several threads.
 _LARGE_FOR_TORCH = 1 << 15
 
-_dtype_of = attrgetter("dtype")
+_dtype_of, _shape_of = attrgetter("dtype"), attrgetter("shape")
 
 
 class Copier:
@@ -50,7 +50,8 @@ class Copier:
     """
 
     def __init__(self, values: Sequence[Any]) -> None:
-        self.values = tuple(values)
+        # A layer may save a plain number, or a list.
+        self.values = tuple(value if hasattr(value, "shape") else np.asarray(value) for value in values)
         self._side_by_side = SideBySide()
         # What is known of targets, by their identity; they are kept, so that it is no other's.
         self._known: dict[int, tuple[Sequence[Array], Any]] = {}
@@ -89,9 +90,9 @@ class Copier:
                 # Arrays in host memory are looked at where they lie.
                 if isinstance(value, jax.Array) and next(iter(value.devices())).platform != "cpu":
                     value.copy_to_host_async()
-        # An assignment takes less time than numpy's copyto, and would cast.
-        if list(map(_dtype_of, values)) != self._of(targets, lambda: list(map(_dtype_of, targets))):
-            raise TypeError("a value is not of the dtype that its place is for")
+        # An assignment takes less time than numpy's copyto, and would cast and repeat.
+        dtypes, shapes = self._of(targets, lambda: (_dtypes(targets), _shapes(targets)))
+        _check(_dtypes(values) == dtypes, _shapes(values) == shapes)
         large: list[Job] = []
         nbytes = 0
         for value, target in zip(values, targets, strict=True):
@@ -104,6 +105,8 @@ class Copier:
 
     def _copy_torch(self, values: Sequence[Any], targets: Sequence[Array]) -> None:
         plan: _TorchPlan = self._of(targets, lambda: _torch_plan(values, targets))
+        # A plan knows what fits by what the values were when it was made.
+        _check(_dtypes(values) == plan.dtypes, _shapes(values) == plan.shapes)
         # A thread has streams of its own on a device, where it would not wait for what is being computed.
         if plan.groups and all(values[index].is_cpu for group in plan.groups for index in group.places):
             jobs = [partial(_copy_tensors, group, values) for group in plan.groups]
@@ -113,6 +116,21 @@ class Copier:
                 _copy_tensors(group, values)
         _copy_tensors(plan.others, values)
         _copy_each([values[index] for index in plan.odd], [targets[index] for index in plan.odd])
+
+
+def _dtypes(values: Sequence[Any]) -> list[Any]:
+    return list(map(_dtype_of, values))
+
+
+def _shapes(values: Sequence[Any]) -> list[Any]:
+    return list(map(_shape_of, values))
+
+
+def _check(dtypes_fit: bool, shapes_fit: bool) -> None:
+    if not dtypes_fit:
+        raise TypeError("a value is not of the dtype that its place is for")
+    if not shapes_fit:
+        raise ValueError("a value is not of the shape that its place is for")
 
 
 def _copy_each(values: Sequence[Any], targets: Sequence[Array]) -> None:
@@ -140,12 +158,16 @@ class _TorchPlan:
         nbytes: Their bytes.
         others: What torch copies with several threads by itself.
         odd: Places of what torch and numpy have no common dtype for.
+        dtypes: What the values must be.
+        shapes: Likewise.
     """
 
     groups: list[_Tensors]
     nbytes: int
     others: _Tensors
     odd: list[int]
+    dtypes: list[Any]
+    shapes: list[Any]
 
 
 def _torch_plan(values: Sequence[Any], targets: Sequence[Array]) -> _TorchPlan:
@@ -158,6 +180,8 @@ def _torch_plan(values: Sequence[Any], targets: Sequence[Array]) -> _TorchPlan:
         nbytes=sum(targets[place].nbytes for place in small),
         others=_Tensors([tensors[place] for place in others], others),
         odd=[place for place, tensor in enumerate(tensors) if tensor is None],
+        dtypes=_dtypes(values),
+        shapes=_shapes(values),
     )
 
 

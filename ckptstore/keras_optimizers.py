@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from ckptstore import keras_private
 from ckptstore.keras_arrays import host_array
@@ -66,27 +65,19 @@ def changed_rates(
     ]
 
 
-# Of each model, what its optimizers were built for, and the places of that.
-_places: WeakKeyDictionary[Any, tuple[list[list[Any]], list[list[int]]]] = WeakKeyDictionary()
-
-
-def trained(model: Any) -> list[list[int]]:
+def trained(model: Any, trainable: Sequence[Any] | None = None) -> list[list[int]]:
     """Return, for each optimizer, the places of the variables that it trains among the model's.
 
-    They are looked for when an optimizer was built for others than before: at each save there is no time for that.
+    Args:
+        model: The model.
+        trainable: Its trainable variables, where these were just looked for.
     """
-    built_for = [keras_private.trained_by(optimizer) for optimizer in keras_private.optimizers_of(model)]
-    known, found = _places.get(model, ([], []))
-    if not _are_same(built_for, known):
-        places = {id(variable): index for index, variable in enumerate(model.trainable_variables)}
-        found = [[places[id(one)] for one in ones if id(one) in places] for ones in built_for]
-        _places[model] = built_for, found
-    return found
-
-
-def _are_same(some: list[list[Any]], others: list[list[Any]]) -> bool:
-    # By identity: variables compare as arrays do.
-    return [list(map(id, ones)) for ones in some] == [list(map(id, ones)) for ones in others]
+    variables = model.trainable_variables if trainable is None else trainable
+    places = {id(variable): index for index, variable in enumerate(variables)}
+    return [
+        [places[id(one)] for one in keras_private.trained_by(optimizer) if id(one) in places]
+        for optimizer in keras_private.optimizers_of(model)
+    ]
 
 
 def build_as_saved(model: Any, values: Mapping[str, Any]) -> None:

@@ -42,7 +42,7 @@ class _Walk:
     """What a walk over a model has found.
 
     Attributes:
-        key: How many variables are trained, and the identities of everything that was found; they cannot be another's
+        key: Which variables are trained, and the identities of everything that was found; they cannot be another's
             while this is kept.
         captured: The walk's result.
         variables: The same for a payload.
@@ -133,8 +133,9 @@ class Snapshots:
     ) -> tuple[_Walk, Mapping[str, bytes]]:
         optimizers = built_optimizers(model, extra)
         held = _held(model, optimizers, kinds)
-        # How many are trained says, with the order, which ones.
-        key = len(kinds[0]), *map(id, held)
+        # How many are trained says, with the order, which ones; where a model has its own idea of that, flags do.
+        flags = () if keras_private.is_told_by_flags(model) else map(_is_trainable, held)
+        key = len(kinds[0]), *map(id, held), *flags
         kept = self._walk if self._walk is not None and self._walk.key == key else None
         members = self._kept_documents(key) if documents else {}
         if kept is not None and members is not None:
@@ -167,7 +168,12 @@ class Snapshots:
 
 def _held(model: Any, optimizers: Iterable[Any], kinds: Kinds) -> tuple[Any, ...]:
     slots = [variable for optimizer in optimizers for variable in optimizer.variables]
-    return (model, *optimizers, *chain.from_iterable(kinds), *slots)
+    left_out = () if keras_private.is_told_by_flags(model) else model.variables
+    return (model, *optimizers, *chain.from_iterable(kinds), *left_out, *slots)
+
+
+def _is_trainable(one: Any) -> bool:
+    return bool(getattr(one, "trainable", False))
 
 
 # --- what must be so before ----------------------------------------------------------------------

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
 
+from ckptstore import CheckpointStore, StoreCheckpoint
 from ckptstore.keras_arrays import host_array, host_arrays, shape_and_dtype
 from ckptstore.keras_copy import Copier
 
@@ -62,7 +64,47 @@ def test_what_is_no_variable_is_copied_too() -> None:
     targets = [np.zeros(3), np.zeros(2, "float32"), np.zeros(1 << 19, "float32")]
     Copier(values)(targets)
     assert targets[0].tolist() == [0.0, 1.0, 2.0]
+    assert_equal(targets[1:2], values[1:2])
     assert targets[2].all()
+
+
+def test_plain_numbers_are_copied_too() -> None:
+    targets = [np.zeros((), int), np.zeros(2), np.zeros(2, "float32")]
+    Copier([3, [1.5, 2.5], variable((2,))])(targets)
+    assert targets[0] == 3
+    assert targets[1].tolist() == [1.5, 2.5]
+
+
+@keras.saving.register_keras_serializable("tests")
+class Counting(keras.layers.Layer):  # type: ignore[misc]
+    """Saves a plain number beside its weight."""
+
+    def build(self, shape: Any) -> None:
+        self.weight = self.add_weight(shape=(2,))
+        self.count = 3
+
+    def call(self, inputs: Any) -> Any:
+        return inputs * self.weight
+
+    def save_own_variables(self, store: Any) -> None:
+        store["0"] = self.weight
+        store["count"] = self.count
+
+    def load_own_variables(self, store: Any) -> None:
+        self.weight.assign(store["0"])
+        self.count = int(np.array(store["count"]))
+
+
+def test_a_layer_that_saves_a_number_is_saved_beside_the_training(tmp_path: Path) -> None:
+    model = keras.Sequential([keras.Input((2,)), Counting()])
+    model.compile("sgd", "mse")
+    x = np.ones((4, 2), "float32")
+    model.fit(x, x, verbose=0, epochs=2, callbacks=[StoreCheckpoint(tmp_path, monitor="loss")])
+    model.layers[-1].count = 0
+    with CheckpointStore(tmp_path) as store:
+        assert len(store.checkpoints()) == 2
+        store.restore("latest", model)
+    assert model.layers[-1].count == 3
 
 
 @pytest.mark.parametrize("shape", [(4,), (1 << 20,)])
@@ -76,8 +118,38 @@ def test_a_value_of_another_dtype_is_not_cast(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("shape", [(4,), (1 << 20,)])
 def test_a_value_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    target = np.zeros(shape, "float32")
     with pytest.raises((ValueError, RuntimeError)):
-        Copier([variable((3, *shape))])([np.zeros(shape, "float32")])
+        Copier([variable((3, *shape))])([target])
+    # One that numpy and torch would repeat.
+    ones = variable(shape)
+    copier = Copier([ones])
+    copier([target])
+    before = target.copy()
+    if BACKEND != "tensorflow":
+        places = [target]
+        copier(places)
+        _become(ones, ones.value[:1])
+        with pytest.raises(ValueError, match="shape"):
+            copier(places)
+    assert np.array_equal(target, before)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="torch casts what it copies")
+def test_a_tensor_that_has_become_one_of_another_dtype_is_refused() -> None:
+    ones = variable((4,))
+    copier, places = Copier([ones]), [np.zeros(4, "float32")]
+    copier(places)
+    _become(ones, ones.value.double())
+    with pytest.raises(TypeError, match="dtype"):
+        copier(places)
+
+
+def _become(one: Any, value: Any) -> None:
+    if BACKEND == "torch":
+        one._value.data = value.data
+    else:
+        one._value = value
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="is torch's")

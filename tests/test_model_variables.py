@@ -22,6 +22,21 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
+class _NamesOnlyOthers(keras.Model):  # type: ignore[misc]
+    """Tells in a way of its own what it trains, and not what it does not train: one layer is in neither list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = keras.layers.Dense(2), keras.layers.Dense(3)
+
+    def call(self, inputs: Any) -> Any:
+        return self.other(self.one(inputs))
+
+    @property
+    def trainable_variables(self) -> list[Any]:
+        return self.other.trainable_variables
+
+
 class _OwnAnswer(keras.Model):  # type: ignore[misc]
     """Trains one of its layers alone, whatever the flags say."""
 
@@ -97,16 +112,19 @@ def test_a_variable_that_has_no_value_yet_is_asked_for_it() -> None:
         assert keras.ops.convert_to_numpy(raw_values([later])[0]).tolist() == [1.0, 1.0]
 
 
-def test_what_optimizers_train_is_looked_for_again_when_they_are_others() -> None:
+def test_what_optimizers_train_follows_what_is_frozen_and_thawed() -> None:
     model = _plain()
     assert keras_optimizers.trained(model) == [list(range(len(model.trainable_variables)))]
-    assert keras_optimizers.trained(model) is keras_optimizers.trained(model)
 
     model.layers[0].trainable = False
     model.compile("sgd", "mse")
     assert keras_optimizers.trained(model) == [[]]
     model.optimizer.build(model.trainable_variables)
     assert keras_optimizers.trained(model) == [[0, 1]]
+    model.layers[0].trainable = True
+    count = len(model.trainable_variables)
+    assert keras_optimizers.trained(model) == [[count - 2, count - 1]]
+    assert keras_optimizers.trained(model, model.trainable_variables) == [[count - 2, count - 1]]
 
 
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="on JAX a step trains with one optimizer")
@@ -144,3 +162,38 @@ def test_a_configuration_that_changes_with_what_is_trained_is_saved_anew(tmp_pat
     assert not trainable_in_payload()
     model.layers[-1].trainable = True
     assert trainable_in_payload()
+
+
+def test_a_variable_that_a_model_counts_nowhere_is_looked_for_at_each_save() -> None:
+    model = _NamesOnlyOthers()
+    model(keras.ops.ones((2, 4)))
+    model.compile("sgd", "mse")
+    snapshots = adapter_for(model).snapshots()
+    assert len(snapshots.take(model, format="weights").variables) > 4
+
+    other = keras.layers.Dense(2)
+    other.build((2, 4))
+    other.kernel.assign(keras.ops.full((4, 2), 7.0))
+    model._tracker.unlock()
+    model.one = other
+    model._tracker.lock()
+
+    taken = snapshots.take(model, format="weights")
+    assert any((array == 7.0).all() for array in taken.values() if array.shape == (4, 2))
+
+
+def test_flags_of_layers_are_told_where_the_model_as_a_whole_is_frozen() -> None:
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    model.trainable = False
+    snapshots = adapter_for(model).snapshots()
+
+    def flags() -> list[bool]:
+        config = json.loads(snapshots.take(model, format="keras").documents["config.json"])
+        return [
+            one["config"]["trainable"] for one in config["config"]["layers"] if one["class_name"] == "Dense"
+        ]
+
+    assert flags() == [False, False]
+    model.layers[0].trainable = True
+    assert flags() == [True, False]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections import deque
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 
-from ckptstore.background.side_by_side import PIECE, SideBySide, copies
+from ckptstore.background.side_by_side import PIECE, SideBySide, _do, copies
 
 MANY = 1 << 40
 
@@ -120,3 +122,48 @@ def test_other_shapes_and_dtypes_are_refused() -> None:
     with pytest.raises(TypeError):
         SideBySide()(copies(zeros, np.ones((4, 4), "f4")), nbytes=0)
     assert not zeros.any()
+
+
+def test_an_interrupt_while_a_thread_starts_leaves_none_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+    start = threading.Thread.start
+    ended: list[int] = []
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name == "ckptstore-copy":
+            assert begun.wait(30)
+            threading.Timer(0.05, may_end.set).start()
+            raise KeyboardInterrupt
+
+    def job() -> None:
+        begun.set()
+        assert may_end.wait(30)
+        ended.append(1)
+
+    side_by_side = SideBySide(2)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            side_by_side([job], nbytes=MANY)
+
+    assert ended
+    assert not copying()
+
+
+def test_a_thread_that_nobody_knows_of_is_waited_for() -> None:
+    """As after an interrupt in the very start of it."""
+    side_by_side = SideBySide(2)
+    begun, may_end, ended = threading.Event(), threading.Event(), []
+
+    def job() -> None:
+        begun.set()
+        assert may_end.wait(30)
+        ended.append(1)
+
+    left: deque[Any] = deque([job])
+    threading.Thread(target=_do, args=(left, [], side_by_side._at_work), daemon=True).start()
+    assert begun.wait(30)
+    threading.Timer(0.05, may_end.set).start()
+    side_by_side([], nbytes=0)
+    assert ended

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -21,6 +23,7 @@ PIECE = 4 << 20
 _WORTH_A_THREAD = 16 << 20
 # More of them do not copy faster, on the machines that we know.
 _THREADS = 4
+_NAP_S = 1e-4
 
 
 class SideBySide:
@@ -40,12 +43,16 @@ class SideBySide:
     def __init__(self, threads: int | None = None) -> None:
         self._threads = min(_THREADS, usable_cores()) if threads is None else threads
         self._helpers: list[threading.Thread] = []
+        self._left: deque[Job] = deque()
+        # One entry for each helper that has a job, or is about to take one.
+        self._at_work: list[None] = []
+        self._pid = os.getpid()
 
     def __call__(self, jobs: Iterable[Job], *, nbytes: int) -> None:
         """Do all jobs; when this returns, or raises, no thread is at one any more.
 
-        After an interrupt some are done and others not. One in the waiting for the threads leaves a job to the end of
-        its time, and the next call waits for that.
+        After an interrupt some are done and others not. A second one, while the threads are waited for, leaves a job to
+        the end of its time, and the next call waits for that.
 
         Args:
             jobs: In any order.
@@ -54,29 +61,40 @@ class SideBySide:
         Raises:
             Exception: What a job raises; others may be left out then.
         """
-        self._wait()
-        left, errors = deque(jobs), list[Exception]()
+        if self._pid != os.getpid():
+            self._pid, self._at_work = os.getpid(), []  # a fork has none of the threads
+        self._stop()
+        self._left = left = deque(jobs)
+        errors = list[Exception]()
         try:
             for _ in range(min(self._threads - 1, nbytes // _WORTH_A_THREAD)):
                 self._help(left, errors)
             _do(left, errors)
         finally:
-            left.clear()
-            self._wait()
+            self._stop()
         if errors:
             raise errors[0]
 
     def _help(self, left: deque[Job], errors: list[Exception]) -> None:
-        helper = threading.Thread(target=_do, args=(left, errors), name="ckptstore-copy", daemon=True)
+        helper = threading.Thread(
+            target=_do, args=(left, errors, self._at_work), name="ckptstore-copy", daemon=True
+        )
+        # An interrupt may come while it starts, or before it is known that it has.
+        self._helpers.append(helper)
         # Where no thread can be started, those that there are do it all.
         with suppress(RuntimeError):
             helper.start()
-            self._helpers.append(helper)
 
-    def _wait(self) -> None:
+    def _stop(self) -> None:
+        self._left.clear()
         while self._helpers:
-            self._helpers[-1].join()
+            # RuntimeError: it was not started, or nobody knows yet that it was.
+            with suppress(RuntimeError):
+                self._helpers[-1].join()
             self._helpers.pop()
+        # Such a one may have a job all the same; it says so before it takes one.
+        while self._at_work:
+            time.sleep(_NAP_S)
 
 
 def copies(target: Array, source: Array) -> Iterator[Job]:
@@ -98,13 +116,17 @@ def copies(target: Array, source: Array) -> Iterator[Job]:
         yield partial(np.copyto, flat_target[part], flat_source[part], casting="no")
 
 
-def _do(left: deque[Job], errors: list[Exception]) -> None:
+def _do(left: deque[Job], errors: list[Exception], at_work: list[None] | None = None) -> None:
+    at_work = [] if at_work is None else at_work
     while not errors:
+        at_work.append(None)
         try:
-            job = left.popleft()
-        except IndexError:
-            return
-        try:
+            try:
+                job = left.popleft()
+            except IndexError:
+                return
             job()
         except Exception as error:
             errors.append(error)  # the caller raises it
+        finally:
+            at_work.pop()

@@ -12,9 +12,7 @@ import xxhash
 from ckptstore.formats.hdf5_payload import DESCRIPTION, STATE_ARRAYS, STATE_DOCUMENT, unescaped
 from ckptstore.formats.hdf5_reader import StoredDataset, read_texts
 from ckptstore.formats.snapshot import Array
-from ckptstore.formats.source import Source
-
-_PART = 4 << 20
+from ckptstore.formats.source import PART, Source
 
 
 class Contents:
@@ -76,8 +74,11 @@ def parts(source: Source, begin: int, end: int) -> Iterator[bytes | memoryview]:
     if end - begin <= 1 << 16:
         yield source.read(begin, end - begin)
         return
-    for start in range(begin, end, _PART):
-        yield source.view(start, min(_PART, end - start))
+    buffer = memoryview(bytearray(min(PART, end - begin)))
+    for start in range(begin, end, PART):
+        part = buffer[: min(PART, end - start)]
+        source.read_into(start, part)
+        yield part
 
 
 def read_bytes(source: Source, dataset: StoredDataset) -> npt.NDArray[np.uint8]:

@@ -58,7 +58,7 @@ from ckptstore.keras_private.metrics import metric_directions
 from ckptstore.keras_private.optimizers import optimizers_of, trained_by
 from ckptstore.keras_private.own_code import has_own_loading
 from ckptstore.keras_private.train_state import train_state_in_variables, wait_for_step
-from ckptstore.keras_private.values import raw_values, variables_by_kind
+from ckptstore.keras_private.values import is_told_by_flags, raw_values, variables_by_kind
 from ckptstore.keras_private.walk import capture
 
 __all__ = [
@@ -71,6 +71,7 @@ __all__ = [
     "global_seed",
     "has_own_loading",
     "is_keras_own",
+    "is_told_by_flags",
     "iterators_of_validation",
     "leaves_batches_of_validation",
     "load",

@@ -15,14 +15,19 @@ from ckptstore.formats.snapshot import Kinds
 _OWN = (keras.Layer.trainable_variables, keras.Layer.non_trainable_variables)
 
 
+def is_told_by_flags(model: Any) -> bool:
+    """Return whether the flag of each variable, and nothing else, tells if it is among those that the model trains."""
+    kind = type(model)
+    return (kind.trainable_variables, kind.non_trainable_variables) == _OWN and bool(model.trainable)
+
+
 def variables_by_kind(model: Any) -> Kinds:
     """Return the trainable variables of a model, the others, and those of its metrics, each in Keras' order.
 
     It is asked at each save: one walk finds what Keras walks twice for. A model that answers in a way of its own is
     asked.
     """
-    kind = type(model)
-    if (kind.trainable_variables, kind.non_trainable_variables) != _OWN or not model.trainable:
+    if not is_told_by_flags(model):
         return model.trainable_variables, model.non_trainable_variables, model.metrics_variables
     trainable: list[Any] = []
     others: list[Any] = []
