@@ -112,6 +112,8 @@ def of_saves(bars: Bars, where: str, work: str, of: Callable[[str, str], float |
     bars.at_least(where, text, ratio(of(keras, "wait_s"), of(ours, "wait_s")), 20)
     text = "background save: OrbaxCheckpoint in the background waits so many times longer"
     bars.at_least(where, text, ratio(of(orbax, "wait_s"), of(ours, "wait_s")), 1)
+    text = "the same, with what the step behind it takes longer"
+    bars.at_least(where, text, ratio(of(orbax, "added_s"), of(ours, "added_s")), 1)
     for subject in (ours, "ours synchronous"):
         text = f"{subject.removeprefix('ours ')} save: time to durable / raw write + fsync"
         bars.at_most(where, text, ratio(of(subject, "durable_s"), of("raw write + fsync", "durable_s")), 1.2)

@@ -46,6 +46,8 @@ def save_row(name: str, results: Sequence[Row]) -> Row:
         "second_wait_s": median(result["saves"][1]["wait_s"] for result in results),
         "wait_s": median(save["wait_s"] for save in later),
         "wait_min_s": min(save["wait_s"] for save in later),
+        # What a step and what lies before it take longer where training goes on beside the save: some copy there.
+        "added_s": median(added for result in results for added in result["added_s"]),
         "first_durable_s": median(save["durable_s"] for save in first),
         "durable_s": median(save["durable_s"] for save in later),
         "durable_min_s": min(save["durable_s"] for save in later),
@@ -138,6 +140,7 @@ def with_ratios(rows: Sequence[Row], key: str, bases: Mapping[str, str]) -> None
 
 SAVE_COLUMNS = (
     "subject", "idle_s", "first_wait_s", "second_wait_s", "wait_s", "wait_min_s", "wait_of_copy", "wait_of_keras",
+    "added_s",
     "durable_s", "durable_min_s", "durable_of_raw", "cpu_s", "extra_memory_of_state", "extra_bytes", "written_bytes",
 )  # fmt: skip
 RUN_COLUMNS = (

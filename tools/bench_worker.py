@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import statistics
 import sys
 import time
 import traceback
@@ -29,6 +30,8 @@ Result = dict[str, Any]
 # Batches from save to save where single saves are measured: one is trained between.
 EVERY = 2
 WARM_UP = 3
+# Saves that training goes on beside, behind those that are waited for.
+BESIDE = 3
 
 
 def block(result: Any) -> None:
@@ -47,16 +50,33 @@ class Steps:
     Args:
         model: Was trained before, so that it has its train function.
         save: Told of each save behind it: its number from 1 on, when the step before it ended, and the model's state.
+            Returns True to have it waited for only when the steps up to the next one are done.
         every: After how many batches that is.
+        wait: Waits for what was saved.
+
+    Attributes:
+        idle_s: What lies between two steps where nothing is saved.
+        step_s: Steps with nothing beside them.
+        behind_s: Of each save that training went on beside: what lies between two steps, and the step behind it.
     """
 
-    def __init__(self, model: Any, save: Callable[[int, float, Any], None], every: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        save: Callable[[int, float, Any], bool],
+        every: int,
+        wait: Callable[[], object],
+    ) -> None:
         self._inner = model.train_function
         self._save = save
         self._every = every
+        self._wait = wait
         self._done = 0
         self._ended = 0.0
+        self._is_beside = False
         self.idle_s: list[float] = []
+        self.step_s: list[float] = []
+        self.behind_s: list[float] = []
 
     def __call__(self, *arguments: Any) -> Any:
         """Train one batch."""
@@ -65,13 +85,21 @@ class Steps:
         if saved:
             # On JAX a step is handed the state, which the model itself no longer has.
             state = [one for group in arguments[0][:3] for one in group] if len(arguments) > 1 else None
-            self._save(self._done // self._every, self._ended, state)
-        elif self._done:
+            self._is_beside = self._save(self._done // self._every, self._ended, state)
+        elif self._done and not self._is_beside:
             self.idle_s.append(now - self._ended)
+        began = time.perf_counter()
         result = self._inner(*arguments)
         block(result)
+        took = time.perf_counter() - began
+        if not self._is_beside:
+            self.step_s.append(took)
+        elif saved:
+            self.behind_s.append(now - self._ended + took)
         self._done += 1
         if not self._done % self._every:
+            if self._is_beside:
+                self._wait()
             # Nobody's earlier bytes are to be written back at the cost of this save; and all threads come to rest.
             os.sync()
             bench_process.reset_peak()
@@ -81,36 +109,41 @@ class Steps:
 
 
 def measure_saves(work: Work, name: str, folder: Path, model: Any, subject: bench_subjects.Subject) -> Result:
-    """Save several times with nothing beside it, each time waiting until that is done."""
+    """Save several times, each time waiting until that is done; then while training goes on."""
     gc.collect()
     baseline = bench_process.resident_bytes()
     saves: list[Result] = []
     expected = [""]
 
-    def saved(number: int, ended: float, state: Any) -> None:
+    last = work.saves + BESIDE + 1
+
+    def saved(number: int, ended: float, state: Any) -> bool:
         waited = time.perf_counter() - ended
+        if work.saves < number < last:
+            return True
         subject.wait()
         durable = time.perf_counter() - ended
         cpu, written = steps.before
-        saves.append(
-            {
-                "wait_s": waited,
-                "durable_s": durable,
-                "cpu_s": bench_process.cpu_s() - cpu,
-                "extra_bytes": max(0, bench_process.peak_bytes() - baseline),
-                "written_bytes": bench_process.written_bytes() - written,
-            }
-        )
-        if subject.load is not None and number == work.saves:
+        cost = {
+            "wait_s": waited,
+            "durable_s": durable,
+            "cpu_s": bench_process.cpu_s() - cpu,
+            "extra_bytes": max(0, bench_process.peak_bytes() - baseline),
+            "written_bytes": bench_process.written_bytes() - written,
+        }
+        if number <= work.saves:
+            saves.append(cost)
+        if subject.load is not None and number == last:
             expected[0] = bench_works.digest(state or bench_works.host_arrays(model))
         # What may be saved after this one, at the end of the fit, is not what is loaded below.
-        if number <= work.saves:
+        if number <= last:
             subject.note()
+        return False
 
     inner = model.train_function
-    model.train_function = steps = Steps(model, saved, EVERY)
+    model.train_function = steps = Steps(model, saved, EVERY, subject.wait)
     try:
-        bench_works.fit(model, work, [subject.callback], batches=EVERY * work.saves + 1)
+        bench_works.fit(model, work, [subject.callback], batches=EVERY * last + 1)
     finally:
         model.train_function = inner
     if subject.load is not None:
@@ -119,7 +152,13 @@ def measure_saves(work: Work, name: str, folder: Path, model: Any, subject: benc
         assert bench_works.digest(bench_works.host_arrays(model)) == expected[0], (
             f"{name}: what was loaded is not what was saved"
         )
-    return {"saves": saves, "idle_s": steps.idle_s, "checked": subject.load is not None}
+    usual_s = statistics.median(steps.step_s) + statistics.median(steps.idle_s)
+    return {
+        "saves": saves,
+        "idle_s": steps.idle_s,
+        "added_s": [one - usual_s for one in steps.behind_s],
+        "checked": subject.load is not None,
+    }
 
 
 class Clock(keras.callbacks.Callback):  # type: ignore[misc]
