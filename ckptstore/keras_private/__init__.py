@@ -33,7 +33,9 @@ TensorFlow. "None" is said of a module below that `inside` could not import.
   resume at the ends of epochs, without the others' state, and a warning says so.
 - `train_state`: ``Callback._model``, ``Model._jax_state``, ``_jax_state_synced``, ``Variable._direct_assign``,
   ``_value``, ``_dtype``. Lacking: Keras' own ``Model.jax_state_sync``, slower.
-- `values`: ``Variable._value``. Lacking: ``Variable.value``, slower.
+- `values`: ``Variable._value``. Lacking: ``Variable.value``, slower. And that ``Layer.trainable_variables`` picks from
+  ``Layer.variables`` by each one's flag; a model with an answer of its own is asked, and a Keras that picked otherwise
+  would fail `tests/test_model_variables.py`.
 - `hooks`: nothing of Keras; how methods of single objects are overlaid.
 """
 
