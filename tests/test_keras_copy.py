@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ckptstore import CheckpointStore, StoreCheckpoint
+from ckptstore.background.memory import Memory, aligned
 from ckptstore.keras_arrays import host_array, host_arrays, shape_and_dtype
 from ckptstore.keras_copy import Copier
 
@@ -38,16 +39,27 @@ def places(variables: list[Any]) -> list[np.ndarray]:
     return [np.zeros(*shape_and_dtype(one)) for one in variables]
 
 
+def shared_places(variables: list[Any]) -> list[np.ndarray]:
+    """Return places as a save beside the training has them."""
+    kinds = [shape_and_dtype(one) for one in variables]
+    sizes = [aligned(max(1, int(np.prod(shape)) * dtype.itemsize)) for shape, dtype in kinds]
+    memory = Memory()
+    memory.reserve(sum(sizes))
+    ends = np.cumsum(sizes).tolist()
+    return [memory.array(end - size, *kind) for end, size, kind in zip(ends, sizes, kinds, strict=True)]
+
+
 def assert_equal(targets: list[np.ndarray], variables: list[Any]) -> None:
     for target, one in zip(targets, variables, strict=True):
         assert target.tobytes() == host_array(one).tobytes(), one.shape
 
 
-def test_all_values_of_the_moment_are_copied_into_each_place() -> None:
+@pytest.mark.parametrize("make", [places, shared_places])
+def test_all_values_of_the_moment_are_copied_into_each_place(make: Any) -> None:
     variables = [*(variable(shape) for shape in SHAPES), *(variable((5, 7), dtype) for dtype in DTYPES)]
     variables += [variable((900, 1000), dtype) for dtype in DTYPES]
     copier = Copier(variables)
-    one, other = places(variables), places(variables)
+    one, other = make(variables), make(variables)
 
     copier(one)
     assert_equal(one, variables)
@@ -133,6 +145,46 @@ def test_a_value_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
         with pytest.raises(ValueError, match="shape"):
             copier(places)
     assert np.array_equal(target, before)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="is JAX's")
+def test_an_array_that_is_no_buffer_is_copied_all_the_same() -> None:
+    import jax
+    from jax.experimental.layout import Format, Layout
+
+    plain = np.arange(12, dtype="float32").reshape(3, 4)
+    turned = Format(Layout((1, 0)), jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    values = [variable((3, 4)), jax.device_put(plain, turned), np.asfortranarray(plain)]
+    targets = shared_places(values)
+    copier = Copier(values)
+    for _ in range(2):
+        copier(targets)
+        assert_equal(targets, values)
+        targets[1][...] = 0
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="is JAX's")
+def test_an_array_whose_memory_is_gone_is_refused() -> None:
+    one = variable((3, 4))
+    copier, targets = Copier([one]), shared_places([one])
+    copier(targets)
+    one._value.delete()
+    with pytest.raises(RuntimeError, match="deleted"):
+        copier(targets)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="is JAX's")
+def test_a_small_array_that_is_being_computed_is_waited_for() -> None:
+    import jax
+
+    one = variable((64, 64))
+    copier, targets = Copier([one]), shared_places([one])
+    compute = jax.jit(lambda x: jax.lax.fori_loop(0, 20_000, lambda _, y: (x @ y) / 100.0 + 1.0, x))
+    compute(one.value).block_until_ready()
+    one._value = compute(one.value * 0.5)
+    assert not one._value.is_ready()
+    copier(targets)
+    assert_equal(targets, [one])
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="torch casts what it copies")
