@@ -65,6 +65,9 @@ class Saver(Protocol):
     def look_after_saves(self) -> None:
         """Hear of saves that are done, and make ready for the first one."""
 
+    def has_waited(self, seconds: float) -> None:
+        """Hear for how long the training has waited for what is no save."""
+
     def saves_end(self, error: BaseException | None) -> None:
         """Wait for what is on its way."""
 

@@ -7,8 +7,8 @@ place in the list this one has; and so that what is put back is there before any
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from ckptstore.fit_moment import Frozen, Saver, plain_logs
 from ckptstore.fit_position import FitPosition
 from ckptstore.fit_state import moment_of, values_of
 from ckptstore.formats.snapshot import FitState, Kinds
+from ckptstore.guard import Guard
 from ckptstore.iteration import Arrival, Iteration
 from ckptstore.keras_callback_checks import refuse_a_second
 from ckptstore.keras_private import FitLoop, running_fit, train_state_in_variables, wait_for_step
@@ -126,9 +127,9 @@ class FitSession:
         ):
             loop.hook(loop.callbacks, name, partial(partial, method))
         for name in ("on_test_batch_begin", "on_test_end"):
-            loop.hook(loop.callbacks, name, self._guarded())
+            loop.hook(loop.callbacks, name, self._guard)
         for one in loop.behind(self._saver):
-            loop.hook(one, "on_train_begin", self._guarded())
+            loop.hook(one, "on_train_begin", self._guard)
         if resumed is not None:
             self._finished = resumed.leaves_nothing(loop.epochs, self._siblings())
             self.position.epoch = resumed.next_epoch - self._finished
@@ -144,12 +145,14 @@ class FitSession:
     def _epoch_begins(self, others: Callable[..., None], epoch: int, logs: Any = None) -> None:
         resumed, self._pending = self._pending, None
         if resumed is not None:
-            with self._guarded():
+            with self._guard:
                 self._go_on(resumed, others, epoch, logs)
             return
-        with self._guarded():
+        began = time.perf_counter()
+        with self._guard:
             assert self._iteration is not None
             self._epoch_end = EpochEnd.of(self._saver.model, self.position, self._siblings(), self._iteration)
+        self._saver.has_waited(time.perf_counter() - began)
         try:
             others(epoch, logs)
         except BaseException as error:
@@ -250,7 +253,7 @@ class FitSession:
             due = self._saver.due_after(self.position.batch_done(batch))
             self._save_before_end(error, due=due, batch=self.position.batch, logs=logs)
             raise
-        with self._guarded():
+        with self._guard:
             self._saver.look_after_saves()
         if due:
             self._save(batch=self.position.batch, logs=logs)
@@ -290,12 +293,14 @@ class FitSession:
     # --- validation --------------------------------------------------------------------------------
 
     def _test_begins(self, others: Callable[..., None], logs: Any = None) -> None:
-        with self._guarded():
+        with self._guard:
+            began = time.perf_counter()
             self._frozen = Frozen.of(self._saver.model)
+            self._saver.has_waited(time.perf_counter() - began)
             others(logs)
 
     def _test_batch_ends(self, others: Callable[..., None], batch: int, logs: Any = None) -> None:
-        with self._guarded():
+        with self._guard:
             others(batch, logs)
             if self._stop.received is not None and self._loop is not None:
                 self._loop.wait_for_callbacks()
@@ -309,7 +314,7 @@ class FitSession:
     def _save(self, *, batch: int | None, logs: Any, frozen: Frozen | None = None, end: bool = False) -> None:
         if self._saved == (self.position.epoch, batch):
             return
-        with self._guarded():
+        with self._guard:
             wait_for_step(self._saver)  # what is measured of a save begins behind that
             end = end or self._stop.received is not None
             with train_state_in_variables(self._saver, keep=end) as kinds:
@@ -337,14 +342,10 @@ class FitSession:
         self.end()
         self._stop.deliver()
 
-    @contextmanager
-    def _guarded(self) -> Iterator[None]:
-        """Let go of everything when the block raises."""
-        try:
-            yield
-        except BaseException as error:
-            self.end(error)
-            raise
+    @property
+    def _guard(self) -> Guard:
+        """Lets go of everything when its block raises."""
+        return Guard(self.end)
 
     def _call_the_rest(self, hook: str, number: int, error: BaseException) -> None:
         if self._loop is not None:
@@ -367,7 +368,7 @@ class FitSession:
             resumed.load_finished(self._saver.model, behind_last_epoch=self._loop.finalize_weights)
             resumed.put_back_callbacks(self._siblings())
             resumed.put_back_generators()
-        with self._guarded():
+        with self._guard:
             others(logs)
         self._obey_signal()
         complete = self._is_last(self.position.epoch)

@@ -124,6 +124,9 @@ class ResumingCallback(keras.callbacks.Callback):
         if self._saves.to_prepare:
             self._saves.prepare(self.model, epoch=0, **self.save_options())
 
+    def has_waited(self, seconds: float) -> None:
+        """Hear for how long the training has waited for what is no save."""
+
     def saves_end(self, error: BaseException | None) -> None:
         """Wait for what is on its way; failures are raised, or are notes on the error that ends the fit."""
         self._saves.end(error)

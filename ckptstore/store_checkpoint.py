@@ -175,10 +175,15 @@ class StoreCheckpoint(ResumingCallback):
 
     def look_after_saves(self) -> None:
         """Hear of saves that are done, and make ready for the first one."""
-        began = time.perf_counter() if self._saves.to_prepare else None
-        super().look_after_saves()
-        if began is not None and self._budget is not None:
-            self._budget.owe(time.perf_counter() - began)
+        if self._saves.waiting or self._saves.to_prepare:
+            super().look_after_saves()
+        if self._budget is not None:
+            self._budget.hook_ends()
+
+    def has_waited(self, seconds: float) -> None:
+        """Take it out of what saves may cost."""
+        if self._budget is not None:
+            self._budget.owe(seconds)
 
     def _direction(self) -> Mode | None:
         try:
@@ -198,7 +203,7 @@ class StoreCheckpoint(ResumingCallback):
 
     def _is_due_by_budget(self, budget: SaveBudget, batches: int) -> bool:
         # A device may be some steps behind: times are taken where it has caught up, and that not at every batch.
-        looking = self._was_saving or budget.wants_a_look()
+        looking = budget.wants_a_look(saving=self._was_saving)
         if looking:
             wait_for_step(self)
         budget.batches_done(batches, saving=self._was_saving, computed=looking)

@@ -90,7 +90,8 @@ class ValidationData:
     def capture(self) -> dict[str, Any]:
         """Return where it stands, for another process to go there; to be called when the training's batches end."""
         self._captured = self._state()
-        self._generators = random_state.capture()
+        if self._looks_ahead:
+            self._generators = random_state.capture()
         return {
             "validation": self._captured,
             "validation_made": self._made,

@@ -106,6 +106,7 @@ LAYERS = (
         "batch_count",
         "fit_position",
         "fit_session",
+        "guard",
         "fit_state",
         "resumed_run",
         "resume_report",

@@ -70,10 +70,10 @@ def test_it_costs_no_more_than_the_share(
 
 def test_no_more_is_left_unused_than_must_be() -> None:
     run = Run(step_s=0.01, blocked_s=0.005, write_s=0.02).train(20_000)
-    assert 0.9 * 0.035 * run.now <= run.cost_s <= 0.035 * run.now + 0.01
+    assert 0.8 * 0.035 * run.now <= run.cost_s <= 0.035 * run.now + 0.01
     gaps = {later - earlier for earlier, later in zip(run.saves[5:], run.saves[6:], strict=False)}
-    assert gaps <= {14, 15}
-    assert run.budget.interval().batches == 15
+    assert gaps <= {16, 17}
+    assert run.budget.interval().batches == 17
 
 
 def test_a_slow_disk_is_never_asked_for_more_than_it_can() -> None:
@@ -90,7 +90,7 @@ def test_it_is_tuned_while_the_run_goes_on() -> None:
     assert run.budget.news() is None
     run.step_s = 0.1
     run.train(5_000, first=5_000)
-    assert before == 15
+    assert before == 17
     assert run.budget.interval().batches == 2
     news = run.budget.news()
     assert news is not None
@@ -114,7 +114,7 @@ def test_a_long_validation_is_no_reason_for_many_saves() -> None:
     run.budget.pause()
     run.now += 1_000.0
     run.train(100, first=1_000)
-    assert len(run.saves) - before <= 100 // 15 + 2
+    assert len(run.saves) - before <= 100 // 17 + 2
     assert run.budget.interval().step_s == pytest.approx(0.01)
 
 
@@ -149,7 +149,7 @@ def test_what_is_owed_is_paid_and_does_not_keep_the_first_save_waiting() -> None
     run.budget.owe(0.5)
     run.train(20_000)
     one = run.blocked_s + run.write_s
-    assert 0.9 * 0.035 * run.now <= run.cost_s + 0.5 <= 0.035 * run.now + one
+    assert 0.8 * 0.035 * run.now <= run.cost_s + 0.5 <= 0.035 * run.now + one
     assert run.saves[0] < 100
     # While half of what is earned pays for it, there are half as many.
     early = [batch for batch in run.saves if batch < 2_000]
@@ -178,6 +178,96 @@ def test_another_process_takes_what_no_idle_core_has(busy: float, cores: int, lo
     assert seen == first_save(lambda budget: budget.owe(4.0 * lost))
 
 
+@dataclass
+class Device:
+    """Batches that take so long on a device that nobody waits for, but in a look; saves slow it down."""
+
+    budget: SaveBudget
+    clock: list[float]
+    step_s: float = 0.01
+    slower: float = 0.5
+    done_at: float = 0.0
+    until: float = 0.0
+    was_saving: bool = False
+    looks_beside: int = 0
+
+    @classmethod
+    def made(cls, clock: list[float]) -> Device:
+        return cls(SaveBudget(0.5, nbytes=0, clock=lambda: clock[0]), clock)
+
+    def batch(self) -> None:
+        self.clock[0] += 1e-4
+        begun = max(self.done_at, self.clock[0])
+        self.done_at = begun + self.step_s * (1 + self.slower * (begun < self.until))
+        looking = self.budget.wants_a_look(saving=self.was_saving)
+        if looking:
+            self.clock[0] = max(self.clock[0], self.done_at)
+        self.looks_beside += looking and begun < self.until
+        self.budget.batches_done(1, saving=self.was_saving, computed=looking)
+        self.was_saving = self.clock[0] < self.until
+
+    def save(self, write_s: float) -> None:
+        self.clock[0] = max(self.clock[0], self.done_at)
+        self.budget.batches_done(0, saving=False)
+        self.clock[0] += 0.002
+        self.until = self.clock[0] + write_s
+        self.budget.saved()
+        self.was_saving = True
+
+
+def test_a_device_is_not_waited_for_beside_a_save_and_what_it_lost_is_known() -> None:
+    device = Device.made([0.0])
+    for _ in range(100):
+        device.batch()
+    for _ in range(10):
+        device.save(0.1)
+        while device.clock[0] < device.until:
+            device.batch()
+        device.budget.settled(0.1)
+        for _ in range(20):
+            device.batch()
+    # A tenth of a second, in which each batch takes half as long again.
+    assert device.budget.interval().slowed_s == pytest.approx(0.1 / 3, rel=0.3)
+    assert device.budget.step_s == pytest.approx(0.01, rel=0.05)
+    assert device.looks_beside <= 10
+
+
+def test_where_epochs_are_over_before_a_save_is_the_worst_is_taken_for_its_cost() -> None:
+    device = Device.made([0.0])
+    for _ in range(100):
+        device.batch()
+    device.save(0.1)
+    for _ in range(5):
+        device.batch()
+    device.budget.pause()
+    device.budget.settled(0.1)
+    assert device.budget.interval().slowed_s == 0.1
+    # The next one is looked at more closely.
+    device.looks_beside = 0
+    device.save(0.1)
+    for _ in range(5):
+        device.batch()
+    device.budget.pause()
+    device.budget.settled(0.1)
+    assert device.looks_beside == 5
+    assert 0.01 < device.budget.interval().slowed_s < 0.1
+
+
+def test_what_a_hook_takes_for_each_batch_is_paid_for_too() -> None:
+    saves = {}
+    for hook_s in (0.0, 0.0001):
+        run = Run(step_s=0.01, blocked_s=0.005, write_s=0.02)
+        for batch in range(20_000):
+            run.train(1, first=batch)
+            run.now += hook_s
+            if run.saves[-1:] != [batch]:
+                run.budget.hook_ends()
+        saves[hook_s] = len(run.saves)
+        assert run.cost_s + 20_000 * hook_s <= 0.035 * run.now + 0.01
+    # Of three parts in a hundred one goes for that: 0.1 ms of 10.
+    assert 0.6 < saves[0.0001] / saves[0.0] < 0.75
+
+
 def test_nothing_is_due_before_a_step_is_known() -> None:
     budget = SaveBudget(0.5, nbytes=0, clock=iter(range(100)).__next__)
     assert not budget.is_due()
@@ -192,4 +282,4 @@ def test_a_large_state_is_not_saved_before_time_for_it_is_earned() -> None:
         run.budget = SaveBudget(0.035, nbytes=nbytes, clock=lambda run=run: run.now)
         seconds[nbytes] = run.train(10_000).saves[0] * 0.1
     assert seconds[1_000] < 1
-    assert seconds[10_000_000_000] == pytest.approx(10 / 0.035, rel=0.05)
+    assert seconds[10_000_000_000] == pytest.approx(10 / 0.035, rel=0.2)
