@@ -294,9 +294,7 @@ class FitSession:
 
     def _test_begins(self, others: Callable[..., None], logs: Any = None) -> None:
         with self._guard:
-            began = time.perf_counter()
             self._frozen = Frozen.of(self._saver.model)
-            self._saver.has_waited(time.perf_counter() - began)
             others(logs)
 
     def _test_batch_ends(self, others: Callable[..., None], batch: int, logs: Any = None) -> None:

@@ -21,8 +21,9 @@ MAX_OVERHEAD = 0.035
 # Before the first save: a copy, and what writing takes from the training.
 _EXPECTED_S = 0.01
 _EXPECTED_BYTES_PER_S = 1e9
-# Seconds from one look at what batches take to the next, and at least that it looks back on: an epoch may be short.
-_LOOK_S, _SPAN_S = 0.25, 0.05
+# Seconds from one look at what batches take to the next, but beside a save; and at least that it looks back on, since
+# an epoch may be short.
+_LOOK_S, _SPAN_S = 0.25, 0.04
 # Looks that are looked back on, fewer that must be known, and the share of the slowest that says nothing.
 _STEPS = 64
 _FEWEST = 3
@@ -108,7 +109,8 @@ class SaveBudget:
         self._looked: float = -math.inf
         self._entered = 0.0
         self._paused = False
-        self._steps: deque[float] = deque(maxlen=_STEPS)
+        # Seconds for each batch, and how many batches it was found with.
+        self._steps: deque[tuple[float, int]] = deque(maxlen=_STEPS)
         # What batches beside the last save have taken longer, as far as that is known, and whether some were missed.
         self._longer_s: float | None = None
         self._missed = self._closely = False
@@ -136,18 +138,13 @@ class SaveBudget:
         Args:
             saving: Whether a save is being written beside them.
         """
-        if self._settled_s is not None or self._mark is None:
+        if self._settled_s is not None or self._mark is None or (saving and self._closely):
             return True
-        if saving:
-            return self._closely
-        return self._alone + 1 >= _FEWEST > len(self._steps) or self._is_long_ago()
-
-    def _is_long_ago(self) -> bool:
-        if self._paused:
-            return False
+        if not saving and self._alone + 1 >= _FEWEST > len(self._steps):
+            return True
         now = self._clock()
-        assert self._mark is not None
-        return now - self._looked >= _LOOK_S and now - self._mark >= _SPAN_S
+        looked = -math.inf if saving else self._looked
+        return not self._paused and now - self._mark >= _SPAN_S and now - looked >= _LOOK_S
 
     def batches_done(self, batches: int, *, saving: bool, computed: bool = True) -> None:
         """Note that so many batches are finished.
@@ -169,7 +166,7 @@ class SaveBudget:
             if self._beside:
                 self._longer_s = (self._longer_s or 0.0) + took - (self._beside + self._alone) * self.step_s
             elif self._alone:
-                self._steps.append(took / self._alone)
+                self._steps.append((took / self._alone, self._alone))
             self._looked = now
         self._mark, self._paused, self._alone, self._beside = now, False, 0, 0
         self._settle()
@@ -206,7 +203,7 @@ class SaveBudget:
         if self._longer_s is not None:
             self._slowed_s = _mixed(self._slowed_s, min(max(0.0, self._longer_s), write_s))
         elif self._missed and self._slowed_s is None:
-            self._slowed_s = write_s  # for all that is known, the training stood still
+            self._slowed_s = min(self._expected_s, write_s)
         self._spent_s += self._slowed_s or 0.0
         self._closely = self._missed
         self._settled_s, self._longer_s, self._missed = None, None, False
@@ -235,7 +232,9 @@ class SaveBudget:
     def step_s(self) -> float:
         """Seconds that a batch takes with nothing beside it; the slowest are left out. 0 where none is known."""
         kept = sorted(self._steps)[: math.ceil(len(self._steps) * (1 - _OUTLIERS))]
-        return sum(kept) / len(kept) if kept else 0.0
+        # A look at many batches says more: one batch that is waited for takes longer than one of many.
+        batches = sum(number for _, number in kept)
+        return sum(step * number for step, number in kept) / batches if batches else 0.0
 
     @property
     def cost_s(self) -> float:

@@ -302,6 +302,7 @@ class StoreCheckpoint(ResumingCallback):
         self.last = checkpoint
         if self._budget is not None and checkpoint.total_s is not None:
             self._budget.settled(checkpoint.total_s)
+            self._was_saving = self._saves.waiting
             self._budget.owe_processor_time(self._saves.new_start_s())
         if note.value is not None and self._mode is not None:
             self._best_saved = note.value
