@@ -111,6 +111,7 @@ class Steps:
 def measure_saves(work: Work, name: str, folder: Path, model: Any, subject: bench_subjects.Subject) -> Result:
     """Save several times, each time waiting until that is done; then while training goes on."""
     gc.collect()
+    bench_process.give_back()
     baseline = bench_process.resident_bytes()
     saves: list[Result] = []
     expected = [""]
