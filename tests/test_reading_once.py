@@ -26,6 +26,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
 ]
 WIDTH = 512
+_PART = 1 << 18
 # Files of the system, of the manifest, and of modules imported late.
 SLACK = 1 << 20
 
@@ -188,12 +189,12 @@ def test_arrays_that_a_layer_keeps_are_its_own(tmp_path: Path) -> None:
 
 def test_a_view_is_of_the_bytes_that_a_read_gives(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    path.write_bytes(os.urandom(3 * source.PART + 17))
+    path.write_bytes(os.urandom(3 * _PART + 17))
     with open_source(path) as file, source.part_of(file, 5, file.nbytes - 9) as part:
         for offset, count in (
             (0, 1),
             (4095, 3),
-            (source.PART, source.PART + 1),
+            (_PART, _PART + 1),
             (part.nbytes - 2, 2),
             (7, 0),
         ):

@@ -11,8 +11,9 @@ import xxhash
 
 from ckptstore.formats.hdf5_payload import DESCRIPTION, STATE_ARRAYS, STATE_DOCUMENT, unescaped
 from ckptstore.formats.hdf5_reader import StoredDataset, read_texts
+from ckptstore.formats.read_ahead import ALONE
 from ckptstore.formats.snapshot import Array
-from ckptstore.formats.source import PART, Source
+from ckptstore.formats.source import Source
 
 
 class Contents:
@@ -74,9 +75,9 @@ def parts(source: Source, begin: int, end: int) -> Iterator[bytes | memoryview]:
     if end - begin <= 1 << 16:
         yield source.read(begin, end - begin)
         return
-    buffer = memoryview(bytearray(min(PART, end - begin)))
-    for start in range(begin, end, PART):
-        part = buffer[: min(PART, end - start)]
+    buffer = memoryview(bytearray(min(ALONE, end - begin)))
+    for start in range(begin, end, ALONE):
+        part = buffer[: min(ALONE, end - start)]
         source.read_into(start, part)
         yield part
 

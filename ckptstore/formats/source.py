@@ -13,18 +13,17 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import xxhash
 
 from ckptstore.errors import CorruptPayloadError, StorageError
 from ckptstore.files import DIGEST
+from ckptstore.formats import read_ahead
 
 _BLOCK = 4 << 10
 _BLOCKS_KEPT = 1024
-# Small enough to be in the processor's cache still when it is digested.
-PART = 256 << 10
 # MADV_POPULATE_READ, which Python has no name for.
 _POPULATE_READ = 22
 _NO_POPULATING = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM})
@@ -117,13 +116,11 @@ class Source:
         """
         self.will_read_all()
         digest = xxhash.xxh3_128()
-        buffer = memoryview(bytearray(min(PART, self.nbytes)))
-        for begin in range(0, self.nbytes, PART):
-            part = buffer[: min(PART, self.nbytes - begin)]
-            self.read_into(begin, part)
-            digest.update(part)
-            if progress is not None:
-                progress(len(part))
+        with closing(read_ahead.parts(self.read_into, self.nbytes)) as parts:
+            for part in parts:
+                digest.update(part)
+                if progress is not None:
+                    progress(len(part))
         return f"{DIGEST}:{digest.hexdigest()}"
 
     def will_read_all(self) -> None:
