@@ -32,6 +32,8 @@ _OUTLIERS = 0.1
 _WEIGHT = 0.5
 # At most this share of what is earned pays for what is no save, so that the first save need not wait for all of it.
 _FOR_DEBTS = 0.5
+# Of the time that a save takes, what it may cost the steps beside it, where that cannot be seen.
+_GUESS = 0.5
 # Kept back for what nobody can measure, such as caches that a save leaves cold.
 _UNSEEN = 0.15
 # A change that is worth a note.
@@ -109,11 +111,13 @@ class SaveBudget:
         self._looked: float = -math.inf
         self._entered = 0.0
         self._paused = False
+        self._pauses = 0
         # Seconds for each batch, and how many batches it was found with.
         self._steps: deque[tuple[float, int]] = deque(maxlen=_STEPS)
-        # What batches beside the last save have taken longer, as far as that is known, and whether some were missed.
-        self._longer_s: float | None = None
-        self._missed = self._closely = False
+        # What some batches beside the last save have taken longer, how many these are, and of how many it is not known.
+        self._longer_s = 0.0
+        self._known = self._missed = 0
+        self._closely = False
         # Seconds that this save took, until all batches beside it are known.
         self._settled_s: float | None = None
         self._blocked_s: float | None = None
@@ -132,19 +136,21 @@ class SaveBudget:
     def wants_a_look(self, *, saving: bool = False) -> bool:
         """Return whether it is time to wait until the batches so far are computed, to know what they take.
 
-        A device that is waited for after each batch computes fewer: beside a save that is done only where epochs are
-        too short to tell of it otherwise.
+        A device that is waited for after each batch computes fewer, where batches are short: beside a save that is
+        done only where epochs are too short to tell of it otherwise.
 
         Args:
             saving: Whether a save is being written beside them.
         """
-        if self._settled_s is not None or self._mark is None or (saving and self._closely):
+        if self._settled_s is not None or self._mark is None or self._paused:
             return True
-        if not saving and self._alone + 1 >= _FEWEST > len(self._steps):
+        span = self._clock() - self._mark
+        if saving:
+            # One that runs ahead of the device would hear of the save's end long after it.
+            return self._closely or max(span, (self._beside + 1) * self.step_s) >= _SPAN_S
+        if len(self._steps) < _FEWEST:
             return True
-        now = self._clock()
-        looked = -math.inf if saving else self._looked
-        return not self._paused and now - self._mark >= _SPAN_S and now - looked >= _LOOK_S
+        return span >= _SPAN_S and self._mark + span - self._looked >= _LOOK_S
 
     def batches_done(self, batches: int, *, saving: bool, computed: bool = True) -> None:
         """Note that so many batches are finished.
@@ -157,14 +163,17 @@ class SaveBudget:
         now = self._entered = self._clock()
         if self._began is None:
             self._began, self._processor_began = now, self._processor_clock()  # the first one compiles
-        elif self._mark is not None and not self._paused:
+        elif self._paused:
+            self._missed += batches if saving else 0
+        elif self._mark is not None:
             self._beside += batches if saving else 0
             self._alone += 0 if saving else batches
             if not computed:
                 return
             took = now - self._mark
             if self._beside:
-                self._longer_s = (self._longer_s or 0.0) + took - (self._beside + self._alone) * self.step_s
+                self._longer_s += took - (self._beside + self._alone) * self.step_s
+                self._known += self._beside
             elif self._alone:
                 self._steps.append((took / self._alone, self._alone))
             self._looked = now
@@ -173,8 +182,9 @@ class SaveBudget:
 
     def pause(self) -> None:
         """Note that an epoch is over: what comes before the next batch, validation say, is no part of it."""
-        self._missed |= self._beside > 0
+        self._missed += self._beside
         self._mark, self._paused, self._alone, self._beside = self._clock(), True, 0, 0
+        self._pauses += 1
         self._settle()
 
     def saved(self) -> None:
@@ -200,16 +210,25 @@ class SaveBudget:
         write_s = self._settled_s
         if write_s is None:
             return
-        if self._longer_s is not None:
-            self._slowed_s = _mixed(self._slowed_s, min(max(0.0, self._longer_s), write_s))
-        elif self._missed and self._slowed_s is None:
-            self._slowed_s = min(self._expected_s, write_s)
+        if self._known:
+            longer = self._longer_s * (self._known + self._missed) / self._known
+            self._slowed_s = _mixed(self._slowed_s, min(max(0.0, longer), write_s))
+        elif not self._missed:
+            self._slowed_s = _mixed(self._slowed_s, 0.0)  # it was over before a batch was
+        elif self._slowed_s is None:
+            self._slowed_s = _GUESS * write_s
         self._spent_s += self._slowed_s or 0.0
-        self._closely = self._missed
-        self._settled_s, self._longer_s, self._missed = None, None, False
+        self._closely = self._missed > 0
+        self._settled_s, self._longer_s, self._known, self._missed = None, 0.0, 0, 0
+        self._earliest = -math.inf
+
+    def failed(self) -> None:
+        """Note that a save has failed: what it took is spent, and says nothing of others."""
+        self._spent_s += max(0.0, self._longer_s)
+        self._longer_s, self._known, self._missed = 0.0, 0, 0
 
     def hook_ends(self) -> None:
-        """Note that the training goes on behind a batch for which `batches_done` was called, without a save."""
+        """Note that all is done that each batch asks for, since `batches_done` was called; a save may follow."""
         self._debt_s += self._clock() - self._entered
 
     def owe(self, seconds: float) -> None:
@@ -245,7 +264,8 @@ class SaveBudget:
 
     def is_due(self, *, early: bool = False) -> bool:
         """Return whether enough is earned for a save; `early` for one that may be paid for afterwards."""
-        if self._began is None or (len(self._steps) < _FEWEST and not early):
+        # Of epochs of one batch nobody knows what a batch takes.
+        if self._began is None or (max(len(self._steps), self._pauses) < _FEWEST and not early):
             return False
         now = self._clock()
         if now < self._earliest and not early:

@@ -218,9 +218,9 @@ class StoreCheckpoint(ResumingCallback):
         """Return whether to save at an epoch's end; `last` where training ends with it."""
         due = last or self.save_freq == "epoch" or self._is_time()
         if self._budget is not None:
+            self._budget.pause()
             early = self._judge(monitoring.scalars(logs)[0])
             due = due or (not self._saves.waiting and self._budget.is_due(early=early))
-            self._budget.pause()
         return due
 
     def _is_time(self) -> bool:
@@ -295,14 +295,16 @@ class StoreCheckpoint(ResumingCallback):
 
     def settled(self, note: _Note, checkpoint: Checkpoint | None) -> None:
         """Take what is saved as the last, and perhaps as the best; what could not be saved is due again."""
+        self._was_saving = self._saves.waiting
         if checkpoint is None:
             self._batches_since_save += note.batches
             self.best = self._best_saved
+            if self._budget is not None:
+                self._budget.failed()
             return
         self.last = checkpoint
         if self._budget is not None and checkpoint.total_s is not None:
             self._budget.settled(checkpoint.total_s)
-            self._was_saving = self._saves.waiting
             self._budget.owe_processor_time(self._saves.new_start_s())
         if note.value is not None and self._mode is not None:
             self._best_saved = note.value

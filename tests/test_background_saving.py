@@ -356,11 +356,11 @@ def test_saves_that_come_too_fast_are_left_out_but_neither_the_best_nor_the_last
 def test_auto_picks_the_interval_and_notes_it(tmp_path: Path) -> None:
     callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", save_freq="auto", max_overhead=0.9)
     # Epochs that are longer than a save, which would come at their ends alone otherwise.
-    rows = {name: np.tile(values, (30, 1)) for name, values in data().items() if name in ("x", "y")}
-    fit(model(), callback, Doing(150, callback.wait), **rows)
+    rows = {name: np.tile(values, (100, 1)) for name, values in data().items() if name in ("x", "y")}
+    fit(model(), callback, Doing(600, callback.wait), **rows)
     saved = checkpoints(tmp_path)
     assert len([one for one in saved if one.batch is not None]) >= 2
-    assert saved[-1].step == 60 * ROWS // 4
+    assert saved[-1].step == 200 * ROWS // 4
     with ckptstore.CheckpointStore(tmp_path, read_only=True) as store:
         events = store._manifest.events(kind="interval")
     assert events

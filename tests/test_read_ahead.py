@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -76,6 +77,27 @@ def test_whoever_stops_before_the_end_ends_the_thread_too() -> None:
     with pytest.raises(KeyboardInterrupt), closing(read_ahead.parts(read_into, LARGE)) as parts:
         for _ in parts:
             raise KeyboardInterrupt
+    assert not readers()
+
+
+def test_an_interrupt_while_the_thread_starts_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_into(offset: int, buffer: memoryview) -> None:
+        buffer[0] = 1
+
+    def interrupted(event: threading.Event, timeout: float | None = None) -> bool:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        # What a thread's start waits for.
+        patch.setattr(threading.Event, "wait", interrupted)
+        parts = read_ahead.parts(read_into, LARGE)
+        if read_ahead.usable_cores() > 1:
+            with pytest.raises(KeyboardInterrupt):
+                next(parts)
+    # It cannot be joined: nobody was told that it has started.
+    until = time.monotonic() + 10.0
+    while readers() and time.monotonic() < until:
+        time.sleep(0.001)
     assert not readers()
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from itertools import cycle
 from queue import SimpleQueue
 
@@ -42,9 +43,12 @@ def parts(read_into: Read, nbytes: int) -> Generator[memoryview]:
     """
     if nbytes >= _WORTH_A_THREAD and usable_cores() > 1:
         reader = _Reader(read_into, nbytes)
-        if reader.start():
-            yield from reader.parts()
-            return
+        try:
+            if reader.start():
+                yield from reader.parts()
+                return
+        finally:
+            reader.stop()
     buffer = memoryview(bytearray(min(ALONE, nbytes)))
     for begin in range(0, nbytes, ALONE):
         part = buffer[: min(ALONE, nbytes - begin)]
@@ -59,9 +63,10 @@ class _Reader:
         self._read_into = read_into
         self._nbytes = nbytes
         self._buffers = [memoryview(bytearray(AHEAD)) for _ in range(_BUFFERS)]
-        # An entry for each buffer that may be filled; False where nobody wants more.
+        self._is_wanted = True
+        # An entry for each buffer that may be filled; the last one has a thread that waits look whether it is wanted.
         self._free: SimpleQueue[bool] = SimpleQueue()
-        self._full: SimpleQueue[memoryview | Exception] = SimpleQueue()
+        self._full: SimpleQueue[memoryview | BaseException] = SimpleQueue()
         self._thread = threading.Thread(target=self._read, name="ckptstore-read", daemon=True)
 
     def start(self) -> bool:
@@ -74,26 +79,30 @@ class _Reader:
             return False
         return True
 
-    def parts(self) -> Generator[memoryview]:
-        """Yield what is read; however this ends, the thread has ended before."""
-        try:
-            for _ in range(0, self._nbytes, AHEAD):
-                found = self._full.get()
-                if isinstance(found, Exception):
-                    raise found
-                yield found
-                self._free.put(True)
-        finally:
-            self._free.put(False)
+    def stop(self) -> None:
+        """Have the thread end; it has when this returns, unless an interrupt cuts that short."""
+        self._is_wanted = False
+        self._free.put(False)
+        # RuntimeError: it was not started, or an interrupt came before anybody knew that it was.
+        with suppress(RuntimeError):
             self._thread.join()
+
+    def parts(self) -> Generator[memoryview]:
+        """Yield what is read."""
+        for _ in range(0, self._nbytes, AHEAD):
+            found = self._full.get()
+            if isinstance(found, BaseException):
+                raise found
+            yield found
+            self._free.put(True)
 
     def _read(self) -> None:
         try:
             for begin, buffer in zip(range(0, self._nbytes, AHEAD), cycle(self._buffers), strict=False):
-                if not self._free.get():
+                if not self._free.get() or not self._is_wanted:
                     return
                 part = buffer[: min(AHEAD, self._nbytes - begin)]
                 self._read_into(begin, part)
                 self._full.put(part)
-        except Exception as error:
+        except BaseException as error:
             self._full.put(error)  # the other thread raises it
