@@ -142,15 +142,19 @@ class SaveBudget:
         Args:
             saving: Whether a save is being written beside them.
         """
-        if self._settled_s is not None or self._mark is None or self._paused:
+        if self._settled_s is not None or self._mark is None:
             return True
-        span = self._clock() - self._mark
+        now = self._clock()
+        span, ago = now - self._mark, now - self._looked
+        if self._paused:
+            # What is found later in this epoch is counted from its first batch.
+            return saving or len(self._steps) < _FEWEST or ago >= _LOOK_S / 2
         if saving:
             # One that runs ahead of the device would hear of the save's end long after it.
             return self._closely or max(span, (self._beside + 1) * self.step_s) >= _SPAN_S
         if len(self._steps) < _FEWEST:
             return True
-        return span >= _SPAN_S and self._mark + span - self._looked >= _LOOK_S
+        return span >= _SPAN_S and ago >= _LOOK_S
 
     def batches_done(self, batches: int, *, saving: bool, computed: bool = True) -> None:
         """Note that so many batches are finished.
@@ -218,7 +222,7 @@ class SaveBudget:
         elif self._slowed_s is None:
             self._slowed_s = _GUESS * write_s
         self._spent_s += self._slowed_s or 0.0
-        self._closely = self._missed > 0
+        self._closely = self._missed > self._known
         self._settled_s, self._longer_s, self._known, self._missed = None, 0.0, 0, 0
         self._earliest = -math.inf
 
