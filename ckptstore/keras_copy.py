@@ -4,7 +4,7 @@ All copies from a device are on their way before the first is waited for. A valu
 waited for: what is copied is the state of one instant, after the last step that was begun. Several cores copy where
 one would not use all that the memory can do: pieces of large arrays, and on torch groups of small ones too, which one
 call copies without the interpreter. On JAX a small array goes straight into shared memory, by the buffer protocol:
-to make a numpy array of each of a thousand takes a third as long as to copy them.
+of a thousand copies, a seventh of the time went into making a numpy array of each.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ class _JaxPlan:
     kinds: list[Any] | None = None
 
     def check(self, values: Sequence[Any]) -> None:
-        """Refuse what would be cast or repeated; a thousand dtypes and shapes take half a millisecond to ask for."""
+        """Refuse what would be cast or repeated; a thousand dtypes and shapes take 0.3 ms to ask for."""
         kinds = [getattr(value, "aval", None) for value in values]
         if kinds != self.kinds or None in kinds:
             _check(_dtypes(values) == self.dtypes, _shapes(values) == self.shapes)

@@ -136,8 +136,8 @@ class SaveBudget:
     def wants_a_look(self, *, saving: bool = False) -> bool:
         """Return whether it is time to wait until the batches so far are computed, to know what they take.
 
-        A device that is waited for after each batch computes fewer, where batches are short: beside a save that is
-        done only where epochs are too short to tell of it otherwise.
+        A device that is waited for after each batch computes fewer, where batches are short. Beside a save that is
+        done every 40 ms; after each batch only where an epoch was too short to tell of the save before.
 
         Args:
             saving: Whether a save is being written beside them.

@@ -13,10 +13,10 @@ import xxhash
 
 from ckptstore.errors import CorruptPayloadError
 from ckptstore.formats import read_ahead
-from ckptstore.formats.read_ahead import AHEAD, ALONE
 from ckptstore.formats.source import open_source
 
 LARGE = 16 << 20
+ALONE, AHEAD = 256 << 10, 1 << 20
 
 
 def readers() -> list[threading.Thread]:

@@ -11,7 +11,7 @@ import xxhash
 
 from ckptstore.formats.hdf5_payload import DESCRIPTION, STATE_ARRAYS, STATE_DOCUMENT, unescaped
 from ckptstore.formats.hdf5_reader import StoredDataset, read_texts
-from ckptstore.formats.read_ahead import ALONE
+from ckptstore.formats.read_ahead import parts_alone
 from ckptstore.formats.snapshot import Array
 from ckptstore.formats.source import Source
 
@@ -75,11 +75,7 @@ def parts(source: Source, begin: int, end: int) -> Iterator[bytes | memoryview]:
     if end - begin <= 1 << 16:
         yield source.read(begin, end - begin)
         return
-    buffer = memoryview(bytearray(min(ALONE, end - begin)))
-    for start in range(begin, end, ALONE):
-        part = buffer[: min(ALONE, end - start)]
-        source.read_into(start, part)
-        yield part
+    yield from parts_alone(lambda offset, buffer: source.read_into(begin + offset, buffer), end - begin)
 
 
 def read_bytes(source: Source, dataset: StoredDataset) -> npt.NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""Goes through many bytes while another thread reads those that come next: digesting takes no time then.
+"""Goes through many bytes while another thread reads those that come next: digesting takes little time then.
 
 A read copies what the system has in memory, at some 10 GB/s, and a digest takes a quarter of that time again.
 """
@@ -14,7 +14,7 @@ from queue import SimpleQueue
 from ckptstore.cores import usable_cores
 
 # Small enough to be in the processor's cache still when somebody looks at it.
-ALONE, AHEAD = 256 << 10, 1 << 20
+_ALONE, _AHEAD = 256 << 10, 1 << 20
 _BUFFERS = 3
 # Bytes that are worth a thread.
 _WORTH_A_THREAD = 16 << 20
@@ -49,9 +49,14 @@ def parts(read_into: Read, nbytes: int) -> Generator[memoryview]:
                 return
         finally:
             reader.stop()
-    buffer = memoryview(bytearray(min(ALONE, nbytes)))
-    for begin in range(0, nbytes, ALONE):
-        part = buffer[: min(ALONE, nbytes - begin)]
+    yield from parts_alone(read_into, nbytes)
+
+
+def parts_alone(read_into: Read, nbytes: int) -> Generator[memoryview]:
+    """Yield the same without another thread."""
+    buffer = memoryview(bytearray(min(_ALONE, nbytes)))
+    for begin in range(0, nbytes, _ALONE):
+        part = buffer[: min(_ALONE, nbytes - begin)]
         read_into(begin, part)
         yield part
 
@@ -62,7 +67,7 @@ class _Reader:
     def __init__(self, read_into: Read, nbytes: int) -> None:
         self._read_into = read_into
         self._nbytes = nbytes
-        self._buffers = [memoryview(bytearray(AHEAD)) for _ in range(_BUFFERS)]
+        self._buffers = [memoryview(bytearray(_AHEAD)) for _ in range(_BUFFERS)]
         self._is_wanted = True
         # An entry for each buffer that may be filled; the last one has a thread that waits look whether it is wanted.
         self._free: SimpleQueue[bool] = SimpleQueue()
@@ -89,7 +94,7 @@ class _Reader:
 
     def parts(self) -> Generator[memoryview]:
         """Yield what is read."""
-        for _ in range(0, self._nbytes, AHEAD):
+        for _ in range(0, self._nbytes, _AHEAD):
             found = self._full.get()
             if isinstance(found, BaseException):
                 raise found
@@ -98,10 +103,10 @@ class _Reader:
 
     def _read(self) -> None:
         try:
-            for begin, buffer in zip(range(0, self._nbytes, AHEAD), cycle(self._buffers), strict=False):
+            for begin, buffer in zip(range(0, self._nbytes, _AHEAD), cycle(self._buffers), strict=False):
                 if not self._free.get() or not self._is_wanted:
                     return
-                part = buffer[: min(AHEAD, self._nbytes - begin)]
+                part = buffer[: min(_AHEAD, self._nbytes - begin)]
                 self._read_into(begin, part)
                 self._full.put(part)
         except BaseException as error:
