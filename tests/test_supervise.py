@@ -346,7 +346,8 @@ def test_a_child_whose_supervisor_is_killed_saves_and_ends(tmp_path: Path, start
 def test_what_was_ignored_from_the_beginning_stays_ignored(start: Start) -> None:
     """As SIGINT is for what a script has started in the background."""
     ignoring = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
-    running = start(STUBBORN, "--grace", 0.2, **ignoring)
+    # Long enough for the child to tell of both signals before it is killed, on a busy machine too.
+    running = start(STUBBORN, "--grace", 3, **ignoring)
     for one in (signal.SIGINT, signal.SIGTERM):
         running.process.send_signal(one)
     assert running.line() == f"told {int(signal.SIGTERM)}\n"
