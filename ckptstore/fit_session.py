@@ -313,9 +313,10 @@ class FitSession:
         if self._saved == (self.position.epoch, batch):
             return
         with self._guard:
-            wait_for_step(self._saver)  # what is measured of a save begins behind that
             end = end or self._stop.received is not None
             with train_state_in_variables(self._saver, keep=end) as kinds:
+                # Until here a device may still compute. What is measured of a save begins behind it.
+                wait_for_step(self._saver)
                 numbers = plain_logs(logs or {})
                 fit = self._state(batch, numbers, frozen or Frozen(), kinds)
                 if self._saver.save_at(moment_of(self.position, batch, numbers, fit, last=end)):

@@ -88,6 +88,14 @@ class Steps:
             self._is_beside = self._save(self._done // self._every, self._ended, state)
         elif self._done and not self._is_beside:
             self.idle_s.append(now - self._ended)
+        self._done += 1
+        before_save = not self._done % self._every
+        if before_save:
+            if self._is_beside:
+                self._wait()
+            # Nobody's earlier bytes are to be written back at the cost of this save. Before the step, not behind it:
+            # what the disk's threads leave in the caches would make all slower that comes next.
+            os.sync()
         began = time.perf_counter()
         result = self._inner(*arguments)
         block(result)
@@ -96,12 +104,7 @@ class Steps:
             self.step_s.append(took)
         elif saved:
             self.behind_s.append(now - self._ended + took)
-        self._done += 1
-        if not self._done % self._every:
-            if self._is_beside:
-                self._wait()
-            # Nobody's earlier bytes are to be written back at the cost of this save; and all threads come to rest.
-            os.sync()
+        if before_save:
             bench_process.reset_peak()
             self.before = bench_process.cpu_s(), bench_process.written_bytes()
         self._ended = time.perf_counter()
