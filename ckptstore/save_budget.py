@@ -193,13 +193,26 @@ class SaveBudget:
 
     def saved(self) -> None:
         """Note that a save, begun when the last batch was done or at a `pause`, lets the training go on."""
+        took = self._goes_on()
+        if took is not None:
+            self._blocked_s = _mixed(self._blocked_s, took)
+
+    def not_saved(self) -> None:
+        """Note that the training goes on without the save that was begun: it was left out, or waited for and failed.
+
+        What that took is spent; it is no part of a batch, and says nothing of other saves.
+        """
+        self._goes_on()
+
+    def _goes_on(self) -> float | None:
         now = self._clock()
-        if self._mark is not None:
-            self._blocked_s = _mixed(self._blocked_s, now - self._mark)
-            self._spent_s += now - self._mark
-            self._waited_s += now - self._mark
-            self._mark = now
         self._earliest = -math.inf
+        if self._mark is None:
+            return None
+        took, self._mark = now - self._mark, now
+        self._spent_s += took
+        self._waited_s += took
+        return took
 
     def settled(self, write_s: float) -> None:
         """Note that a save is durable, `write_s` seconds after it was begun; the next look tells what it has cost."""

@@ -274,6 +274,8 @@ class StoreCheckpoint(ResumingCallback):
             **self.save_options(),
         )
         if not handed:
+            if self._budget is not None:
+                self._budget.not_saved()
             if not self._batches_since_save:
                 # Left out, since the best so far waits for the disk: due again after half the time.
                 self._batches_since_save = note.batches // 2

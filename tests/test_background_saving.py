@@ -29,6 +29,7 @@ from ckptstore.background.process import can_start
 from ckptstore.background.ring import WRITER
 from ckptstore.layout import Layout
 from ckptstore.locks import store_lock
+from ckptstore.save_budget import SaveBudget
 
 # What Keras' own code does on torch.
 pytestmark = pytest.mark.filterwarnings(
@@ -372,6 +373,38 @@ def test_auto_picks_the_interval_and_notes_it(tmp_path: Path) -> None:
         assert event.detail["max_overhead"] == 0.9
         assert event.detail["step_s"] > 0
         assert event.detail["blocked_s"] > 0
+
+
+def test_auto_hears_of_saves_that_were_waited_for_and_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[str] = []
+    for name in ("saved", "not_saved"):
+        monkeypatch.setattr(SaveBudget, name, noting(heard, name, getattr(SaveBudget, name)))
+    callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", save_freq="auto", background=False)
+    tmp = Layout(tmp_path).tmp
+    away = tmp.with_name("away")
+
+    def no_folder() -> None:
+        tmp.rename(away)
+        tmp.touch()
+
+    with pytest.warns(UserWarning, match="training goes on without"):
+        fit(model(), callback, Doing(0, no_folder), epochs=1)
+    # The last one is never left out.
+    assert set(heard) == {"not_saved"}
+    tmp.unlink()
+    away.rename(tmp)
+    fit(model(), callback, epochs=2)
+    assert heard[-1] == "saved"
+
+
+def noting(calls: list[str], name: str, method: Any) -> Any:
+    def called(self: Any) -> None:
+        calls.append(name)
+        method(self)
+
+    return called
 
 
 @pytest.mark.parametrize(

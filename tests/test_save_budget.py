@@ -310,6 +310,24 @@ def test_a_save_that_fails_says_nothing_of_the_next() -> None:
     assert device.budget.interval().slowed_s < 0.001
 
 
+def test_a_save_that_is_waited_for_and_fails_is_paid_for_and_is_no_batch() -> None:
+    run = Run(step_s=0.1, blocked_s=0.01, write_s=0.01, share=0.1)
+    run.train(200)
+    saves, step_s, blocked_s = len(run.saves), run.budget.step_s, run.budget.interval().blocked_s
+    assert saves
+    for batch in range(20):
+        run.now += 0.1
+        run.budget.not_saved()
+        run.train(1, first=200 + batch)
+    assert run.budget.step_s == pytest.approx(step_s)
+    run.train(80, first=220)
+    # Two seconds are earned in twenty.
+    assert len(run.saves) == saves
+    assert run.budget.interval().blocked_s == pytest.approx(blocked_s)
+    run.train(400, first=300)
+    assert len(run.saves) > saves
+
+
 def test_what_a_hook_takes_for_each_batch_is_paid_for_too() -> None:
     saves = {}
     for hook_s in (0.0, 0.0001):
