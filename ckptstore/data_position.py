@@ -116,3 +116,7 @@ class _Overlaid:
 
     def __iter__(self) -> Iterator[Any]:
         return self._position.iterate(self._data)
+
+    def __getattr__(self, name: str) -> Any:
+        # Keras 3.12 asks a torch loader how far it reads ahead. Where there is no data yet, nothing is asked for it.
+        return getattr(object.__getattribute__(self, "_data"), name)
