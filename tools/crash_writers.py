@@ -183,6 +183,7 @@ def _killed(root: Path, whom: str, after_s: float) -> tuple[dict[str, int], list
         env=environment,
     ) as trainer:
         assert trainer.stdout is not None
+        assert trainer.stderr is not None
         said: dict[str, int] = json.loads(trainer.stdout.readline())
         time.sleep(after_s)
         if whom != "trainer":
@@ -192,7 +193,8 @@ def _killed(root: Path, whom: str, after_s: float) -> tuple[dict[str, int], list
             # It goes on with another one, and only then is killed too.
             said = json.loads(trainer.stdout.readline())
         trainer.kill()
-        output, complaints = trainer.communicate()
+        # Not communicate(), which does not know of what readline() has read ahead, and begins in the middle of a line.
+        output, complaints = trainer.stdout.read(), trainer.stderr.read()
     for line in output.splitlines(keepends=True):
         if line.endswith("\n"):
             said = json.loads(line)
