@@ -82,7 +82,8 @@ def freed_after(callback: Any, *others: Any, fails_at: int | None = None, error:
 
 @pytest.fixture
 def keras_frees(no_collection: None) -> None:
-    if not freed_after(keras.callbacks.Callback()):
+    older = tuple(map(int, keras.__version__.split(".")[:2])) < (3, 15)
+    if older and not freed_after(keras.callbacks.Callback()):
         pytest.skip("this Keras itself keeps what it trained on, in a circle")
 
 
