@@ -229,13 +229,18 @@ def test_a_killed_trainer_s_saves_are_finished_and_a_new_start_waits_for_them(tm
         import os, signal, sys
         sys.path[:0] = {sys.path!r}
         import keras
+        from pathlib import Path
         from test_background_saving import Doing, fit, model
         import ckptstore
+        from ckptstore.layout import Layout
+        from ckptstore.locks import store_lock
 
         keras.utils.set_random_seed(1)
         callback = ckptstore.StoreCheckpoint({str(tmp_path)!r}, monitor="loss", save_freq=3, backpressure="wait")
-        die = Doing(5, lambda: os.kill(os.getpid(), signal.SIGKILL))
-        fit(model(), callback, *([die] if "die" in sys.argv else []), Doing(5, lambda: None))
+        # Until it is dead nothing can be committed.
+        lock = store_lock(Layout(Path({str(tmp_path)!r})).locks)
+        dying = Doing(1, lock.__enter__), Doing(7, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        fit(model(), callback, *(dying if "die" in sys.argv else ()))
         print("resumed from", callback.resumed_from.step)
         """)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -253,8 +258,7 @@ def test_a_killed_trainer_s_saves_are_finished_and_a_new_start_waits_for_them(tm
     ]
     assert runs[0].returncode == -signal.SIGKILL, runs[0].stderr
     assert runs[1].returncode == 0, runs[1].stderr
-    # Saves are made behind all callbacks: that of the sixth batch was not begun.
-    assert "resumed from 3" in runs[1].stdout
+    assert "resumed from 6" in runs[1].stdout
     steps = [one.step for one in checkpoints(tmp_path)]
     assert steps == [*range(3, 25, 3), 24]
     assert writers(tmp_path) == []
