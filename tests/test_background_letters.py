@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -159,8 +162,58 @@ def test_memory_is_used_again_and_grows_when_it_must() -> None:
     memory.put(size, b"behind")
     assert other.get(size, 6) == b"behind"
     memory.populate()
-    memory.populate(wait=False)
+    memory.populate_beside(lambda: None)
     assert other.get(size, 6) == b"behind"
+
+
+class Copies:
+    """Copies one array, and remembers what it was told to prepare for."""
+
+    def __init__(self, value: np.ndarray) -> None:
+        self.value = value
+        self.prepared: list[object] = []
+        self.threads: list[str] = []
+
+    def prepare(self, targets: Sequence[np.ndarray]) -> None:
+        self.prepared.append(targets)
+        self.threads.append(threading.current_thread().name)
+
+    def __call__(self, targets: Sequence[np.ndarray]) -> None:
+        assert [id(one) for one in self.prepared] == [id(targets)]
+        np.copyto(targets[0], self.value, casting="no")
+
+
+def test_a_thread_prepares_the_copy_into_the_very_places_of_the_first_save() -> None:
+    memory, writer = Memory(), LetterWriter()
+    made = replace(snapshot({"v": np.zeros(3)}), copy=Copies(np.arange(3.0)))
+    writer.prepare(memory, made)
+    writer.write(memory, made, SaveRequest(run="r", epoch=0), 1)
+    assert made.copy.threads == ["ckptstore-memory"]
+    assert LetterReader(memory).read().snapshot.variables[0].read().tolist() == [0.0, 1.0, 2.0]
+
+
+def test_what_was_prepared_for_another_structure_is_no_place_for_this_one() -> None:
+    memory, writer = Memory(), LetterWriter()
+    go_on = threading.Event()
+
+    class Late(Copies):
+        def prepare(self, targets: Sequence[np.ndarray]) -> None:
+            go_on.wait()
+            super().prepare(targets)
+
+    writer.prepare(memory, replace(snapshot({"v": np.zeros(3)}), copy=Late(np.zeros(3))))
+    other = replace(snapshot({"v": np.zeros((2, 2), "int32")}), copy=None)
+    memory_populate = memory.populate
+
+    def populate() -> None:
+        # The thread comes behind the look at the new structure.
+        go_on.set()
+        memory_populate()
+
+    memory.populate = populate  # type: ignore[method-assign]
+    writer.write(memory, other, SaveRequest(run="r", epoch=0), 1)
+    (found,) = LetterReader(memory).read().snapshot.variables
+    assert (found.shape, found.read().tolist()) == ((2, 2), [[0, 0], [0, 0]])
 
 
 @pytest.mark.parametrize("closed", [True, False])

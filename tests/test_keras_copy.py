@@ -216,8 +216,8 @@ def test_no_thread_makes_gradients_of_what_it_copies() -> None:
     copier = Copier(variables)
     copier(targets)
     (plan,) = (known for _, known in copier._known.values())
-    assert len(plan.groups) > 2
-    assert not any(tensor.requires_grad for group in plan.groups for tensor in group.targets)
+    assert len(plan._groups) > 2
+    assert not any(tensor.requires_grad for group in plan._groups for tensor in group.targets)
     assert_equal(targets, variables)
 
 

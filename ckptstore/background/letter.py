@@ -75,14 +75,14 @@ class LetterWriter:
         self._variables: tuple[Variable, ...] | None = None
         self._attributes: Mapping[str, Mapping[str, str]] | None = None
         self._structure = _Structure(number=0, places=(), text=b"", end=_FIRST)
-        self._views: dict[int, tuple[int, list[Array]]] = {}
+        self._views: dict[int, tuple[tuple[int, int] | None, list[Array]]] = {}
 
     def prepare(self, memory: Memory, snapshot: Snapshot) -> None:
         """Let a thread make room for letters of this kind, so that the first one need not wait for it."""
         tail = sum(map(len, snapshot.documents.values())) + sum(a.nbytes for a in _arrays(snapshot).values())
         structure = self._structure_of(snapshot)
         self._reserve(memory, structure.end, structure.end + len(structure.text) + 2 * tail)
-        memory.populate(wait=False)
+        memory.populate_beside(partial(self._prepare_copy, memory, structure, snapshot))
 
     def write(
         self, memory: Memory, snapshot: Snapshot, request: SaveRequest, number: int, *, patient: bool = False
@@ -144,19 +144,28 @@ class LetterWriter:
                 text=pickle.dumps((places, facts, attributes), protocol=5),
                 end=end,
             )
-            self._views.clear()
         return self._structure
 
     def _copy(self, memory: Memory, structure: _Structure, snapshot: Snapshot) -> None:
-        nbytes, views = self._views.get(id(memory), (0, []))
-        if nbytes != memory.nbytes:
-            views = [memory.array(one.offset, one.shape, one.dtype) for one in structure.places]
-            self._views[id(memory)] = memory.nbytes, views
+        views = self._views_of(memory, structure)
         if snapshot.copy is not None:
             snapshot.copy(views)
             return
         for view, variable in zip(views, snapshot.variables, strict=True):
             np.copyto(view, variable.read())
+
+    def _prepare_copy(self, memory: Memory, structure: _Structure, snapshot: Snapshot) -> None:
+        if snapshot.copy is not None:
+            snapshot.copy.prepare(self._views_of(memory, structure))
+
+    def _views_of(self, memory: Memory, structure: _Structure) -> list[Array]:
+        # The thread that prepares may still be at those of a structure that has changed meanwhile.
+        key = structure.number, memory.nbytes
+        found, views = self._views.get(id(memory), (None, []))
+        if found != key:
+            views = [memory.array(one.offset, one.shape, one.dtype) for one in structure.places]
+            self._views[id(memory)] = key, views
+        return views
 
 
 class LetterReader:

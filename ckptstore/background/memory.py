@@ -10,6 +10,7 @@ import ctypes
 import mmap
 import os
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -82,18 +83,22 @@ class Memory:
         self._map = mmap.mmap(self.descriptor, nbytes) if nbytes else None
         return True
 
-    def populate(self, *, wait: bool = True) -> None:
-        """Have the pages there before the copy needs them.
+    def populate(self) -> None:
+        """Have the pages there before the copy needs them."""
+        self._wait()
+        self._populate()
 
-        Args:
-            wait: False to let a thread do it; a later call waits for that.
-        """
-        if wait:
-            self._wait()
-            self._populate()
-        elif self._populating is None and self._populated < self.nbytes:
-            self._populating = threading.Thread(target=self._populate, name="ckptstore-memory", daemon=True)
+    def populate_beside(self, then: Callable[[], None]) -> None:
+        """Let a thread do it, and what is to be done behind it; a later `populate` waits for both."""
+        if self._populating is None and self._populated < self.nbytes:
+            self._populating = threading.Thread(
+                target=self._populate_then, args=(then,), name="ckptstore-memory", daemon=True
+            )
             self._populating.start()
+
+    def _populate_then(self, then: Callable[[], None]) -> None:
+        self._populate()
+        then()
 
     def _wait(self) -> None:
         if self._populating is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +74,16 @@ class FitState:
     variables: Kinds | None = None
 
 
+class CopiesAll(Protocol):
+    """Copies the values of all variables at once."""
+
+    def __call__(self, targets: Sequence[Array]) -> None:
+        """Copy them into arrays of their shapes and dtypes, in their order."""
+
+    def prepare(self, targets: Sequence[Array]) -> None:
+        """Do what the first copy into these targets would have to do besides."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """A model, taken apart for one of the payload formats.
@@ -99,7 +109,7 @@ class Snapshot:
     state: TrainingState | None = None
     fill: Callable[[h5py.File], None] | None = None
     arrays: Callable[[], Iterator[Array]] | None = None
-    copy: Callable[[Sequence[Array]], None] | None = None
+    copy: CopiesAll | None = None
 
     def values(self) -> Iterator[Array]:
         """Return the values of the variables, in their order."""
