@@ -78,6 +78,7 @@ class KerasAdapter:
         Raises:
             CorruptPayloadError: The payload is damaged; the model is unchanged.
             ModelMismatchError: It does not fit; the model is unchanged.
+            RefusedByLayerError: A layer could not load it; `put_back` tells whether the model is as it was.
             ModelNotReadyError: The model is not built.
         """
         with opened(checkpoint) as found:
@@ -118,7 +119,7 @@ class KerasAdapter:
             assets = found.documents()
 
             def load() -> None:
-                _load(model, checkpoint, _variables(found, plain), assets, optimizer=extra)
+                _load(model, checkpoint, _variables(found, plain), assets, plain=plain, optimizer=extra)
                 _assign(assignments)
 
             _load_whole(load, plain, model, optimizers)
@@ -206,7 +207,7 @@ class KerasAdapter:
         plain = _is_plain(captured, model, optimizers)
 
         def load() -> None:
-            _load(model, checkpoint, _variables(found, plain), assets, skip=skip)
+            _load(model, checkpoint, _variables(found, plain), assets, plain=plain, skip=skip)
 
         _load_whole(load, plain, model, optimizers)
 
@@ -241,13 +242,14 @@ def _load(
     variables: Mapping[str, Array],
     assets: Mapping[str, bytes],
     *,
+    plain: bool,
     optimizer: Any = None,
     skip: Iterable[Any] = (),
 ) -> None:
     try:
         keras_private.load(model, checkpoint.path, variables, optimizer=optimizer, assets=assets, skip=skip)
     except ValueError as error:
-        raise RefusedByLayerError(reason=str(error)) from error
+        raise RefusedByLayerError(reason=str(error), put_back=not plain) from error
 
 
 def _variables(found: OpenPayload, plain: bool) -> Mapping[str, Array]:
@@ -265,9 +267,9 @@ def _is_plain(captured: Capture, model: Any, optimizers: Iterable[Any]) -> bool:
 def _load_whole(load: Callable[[], None], plain: bool, model: Any, optimizers: Iterable[Any]) -> None:
     """Load all or nothing.
 
-    Where only Keras' own code runs, nothing is left to fail, and nothing is kept of what the model held: an interrupt
-    then leaves the model as it was saved, not as it was. What is freed on the way takes in what comes, which has half
-    the time and half the memory.
+    Where only Keras' own code runs, all that could be refused was compared before, and nothing is kept of what the
+    model held: on JAX, what is freed on the way takes in what comes. An interrupt then leaves the model as it was
+    saved, not as it was; and what fails once, for want of memory or by the disk, is tried once more.
     """
     if not plain:
         with _put_back_on_error(_live_variables(model, optimizers)):
@@ -276,11 +278,20 @@ def _load_whole(load: Callable[[], None], plain: bool, model: Any, optimizers: I
     try:
         load()
     except BaseException as error:
-        try:
-            load()
-        except Exception as another:
-            error.add_note(f"the model is changed in part: {another}")
+        another = _failure_of(load)
+        if another is not None:
+            error.add_note(f"the model is changed in part: {type(another).__name__}: {another}")
+        elif isinstance(error, Exception):
+            return
         raise
+
+
+def _failure_of(load: Callable[[], None]) -> BaseException | None:
+    try:
+        load()
+    except BaseException as error:
+        return error
+    return None
 
 
 def _legacy_value(value: Array) -> Array:

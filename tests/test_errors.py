@@ -47,6 +47,7 @@ EXAMPLES = [
         where="layers/dense/vars/0", in_checkpoint="(3, 8) float32", in_model="nothing"
     ),
     errors.RefusedByLayerError(reason="will not have it"),
+    errors.RefusedByLayerError(reason="no memory", put_back=False),
     errors.ModelNotReadyError(model="m", missing="compiled", hint="compile it"),
     errors.StorageError(operation="fsync", path=_PATH, error=OSError(errno.EIO, "Input/output error")),
     errors.DiskFullError(path=_PATH, needed=800, free=3, disk=Path("/runs")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import weakref
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 from ckptstore import CheckpointStore, StoreCheckpoint
-from ckptstore.errors import CorruptPayloadError, StorageError
+from ckptstore.errors import CorruptPayloadError, RefusedByLayerError, StorageError
 from ckptstore.formats import source
 from ckptstore.formats.source import open_source
 from ckptstore.keras_model import adapter
@@ -119,13 +120,17 @@ def test_a_damaged_payload_changes_nothing(tmp_path: Path) -> None:
 
 
 @contextmanager
-def interrupted(variable: Any) -> Iterator[None]:
-    """Have the first assignment to a variable be interrupted, as by a key."""
+def interrupted(variable: Any, error: BaseException | None = None, *, times: int = 1) -> Iterator[None]:
+    """Have the first assignments to a variable be interrupted, as by a key, or raise another error."""
     assign = variable.assign
+    left = times
 
     def raises(value: Any) -> None:
-        del variable.__dict__["assign"]
-        raise KeyboardInterrupt
+        nonlocal left
+        if left:
+            left -= 1
+            raise error or KeyboardInterrupt
+        assign(value)
 
     variable.__dict__["assign"] = raises
     try:
@@ -133,6 +138,7 @@ def interrupted(variable: Any) -> Iterator[None]:
     finally:
         variable.__dict__.pop("assign", None)
     assert variable.assign == assign
+    assert left < times
 
 
 def test_an_interrupt_leaves_no_model_half_loaded(tmp_path: Path) -> None:
@@ -143,6 +149,38 @@ def test_an_interrupt_leaves_no_model_half_loaded(tmp_path: Path) -> None:
         zoo.scrambled(model)
         with interrupted(model.layers[3].kernel), pytest.raises(KeyboardInterrupt):
             restored(tmp_path, model)
+    assert zoo.state_of(model) == saved
+
+
+def test_what_fails_once_is_loaded_all_the_same(tmp_path: Path) -> None:
+    model = wide()
+    saved = zoo.state_of(model)
+    with CheckpointStore(tmp_path) as store:
+        store.save(model, epoch=0)
+    zoo.scrambled(model)
+    with interrupted(model.layers[3].kernel, MemoryError()):
+        restored(tmp_path, model)
+    assert zoo.state_of(model) == saved
+
+
+def test_a_model_that_is_half_loaded_is_said_to_be(tmp_path: Path) -> None:
+    model = wide()
+    saved = zoo.state_of(model)
+    with CheckpointStore(tmp_path) as store:
+        store.save(model, epoch=0)
+    zoo.scrambled(model)
+    failure = OSError(errno.EIO, "Input/output error")
+    with (
+        interrupted(model.layers[3].kernel, failure, times=99),  # Keras itself tries again
+        pytest.raises(RefusedByLayerError, match=r"Input/output error.*changed in part") as error,
+    ):
+        restored(tmp_path, model)
+    assert not error.value.put_back
+    assert "changed in part" in error.value.__notes__[0]
+    with interrupted(model.layers[3].kernel, times=2), pytest.raises(KeyboardInterrupt) as interrupt:
+        restored(tmp_path, model)
+    assert "changed in part" in interrupt.value.__notes__[0]
+    restored(tmp_path, model)
     assert zoo.state_of(model) == saved
 
 

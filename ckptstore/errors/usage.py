@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ckptstore.errors.base import CheckpointStoreError
 
@@ -20,7 +21,9 @@ class ModelMismatchError(CheckpointStoreError, ValueError):
     in_checkpoint: str
     in_model: str
 
-    def __init__(self, *, where: str, in_checkpoint: str, in_model: str, hint: str = "") -> None:
+    def __init__(
+        self, *, where: str, in_checkpoint: str, in_model: str, hint: str = "", **facts: Any
+    ) -> None:
         super().__init__(
             f"the checkpoint does not fit the model: {where} is {in_checkpoint} in the checkpoint "
             f"and {in_model} in the model",
@@ -28,18 +31,29 @@ class ModelMismatchError(CheckpointStoreError, ValueError):
             where=where,
             in_checkpoint=in_checkpoint,
             in_model=in_model,
+            **facts,
         )
 
 
 class RefusedByLayerError(ModelMismatchError):
-    """The checkpoint is whole and fits the model, and a layer's own code would not load it all the same."""
+    """The checkpoint is whole and fits the model, and a layer could not load it all the same.
 
-    def __init__(self, *, reason: str) -> None:
+    Attributes:
+        put_back: True where the layer's own code refused it: the model is as it was. False where Keras' code could not
+            load it, for want of memory or since the disk failed meanwhile, twice: the model is changed in part.
+    """
+
+    put_back: bool
+
+    def __init__(self, *, reason: str, put_back: bool = True) -> None:
         super().__init__(
             where="a layer's own state",
             in_checkpoint="there",
             in_model=f"refused by the layer ({reason})",
-            hint="the model's variables were put back as they were",
+            hint="the model's variables were put back as they were"
+            if put_back
+            else "the model is changed in part: do not use it before a restore has succeeded",
+            put_back=put_back,
         )
 
 
