@@ -84,5 +84,8 @@ class Copier:
             elif keras.backend.backend() == "torch":
                 found = TorchCopies(targets, raw_values(self.values))
             known = targets, found
-            self._known = {**(self._known if len(self._known) < _PLACES else {}), id(targets): known}
+            if len(self._known) >= _PLACES:
+                self._known.clear()
+            # One step, since a thread may prepare other targets meanwhile.
+            self._known[id(targets)] = known
         return known[1]

@@ -6,15 +6,15 @@ together. Where the memory cannot be locked, the same calls copy one after the o
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from ckptstore.background.page_locked import PageLocked, lock
+from ckptstore.background.page_locked import Pages
 from ckptstore.background.side_by_side import PIECE, SideBySide
 from ckptstore.formats.snapshot import Array
 from ckptstore.keras_arrays import host_array
@@ -36,8 +36,8 @@ class TorchCopies:
     """Copies tensors into the same places again and again.
 
     Args:
-        targets: One array for each value, C-contiguous. Shared memory among them is page-locked where a value lies on
-            a CUDA device, as long as this lives.
+        targets: One array for each value, C-contiguous. Memory that can be page-locked is, where a value lies on a
+            CUDA device.
         values: What is to be copied, as it is now; later ones have the same dtypes and shapes.
     """
 
@@ -57,7 +57,7 @@ class TorchCopies:
         self._large = _Tensors([tensors[place] for place in large], large)
         # torch and numpy have no common dtype for these.
         self._odd = [place for place, tensor in enumerate(tensors) if tensor is None]
-        self._locked = _locked(values, targets)
+        _lock_pages(values, targets)
 
     def __call__(self, values: Sequence[Any], side_by_side: SideBySide) -> None:
         """Copy values; those that are being computed are waited for.
@@ -88,26 +88,28 @@ class TorchCopies:
     def _copy_from(self, devices: set[Any], values: Sequence[Any]) -> None:
         import torch
 
-        try:
+        with ExitStack() as waiting:
+            # For each, whatever happens with another: nothing is left on its way into the memory.
+            for device in devices:
+                waiting.callback(torch.cuda.synchronize, device)
             for tensors in (*self._groups, self._large):
                 _copy(tensors, values, non_blocking=True)
-        finally:
-            # Nothing is on its way into the memory any more, whatever has happened.
-            for device in devices:
-                torch.cuda.synchronize(device)
 
 
 def _cuda_devices(values: Sequence[Any]) -> set[Any]:
     return {value.device for value in values if getattr(value, "is_cuda", False)}
 
 
-def _locked(values: Sequence[Any], targets: Sequence[Array]) -> list[PageLocked]:
+def _lock_pages(values: Sequence[Any], targets: Sequence[Array]) -> None:
+    import torch
+
     devices = [device.index for device in _cuda_devices(values)]
-    if not devices:
-        return []
-    bases: dict[int, Any] = {id(target.base): target.base for target in targets}
-    found = [lock(base, min(devices)) for base in bases.values() if isinstance(base, mmap.mmap)]
-    return [one for one in found if one is not None]
+    # AMD's devices are called CUDA too, and have another driver.
+    if devices and torch.version.hip is None:
+        bases: dict[int, Any] = {id(target.base): target.base for target in targets}
+        for base in bases.values():
+            if isinstance(base, Pages):
+                base.lock(min(devices))
 
 
 def _groups(places: Sequence[int], targets: Sequence[Array]) -> Iterator[list[int]]:

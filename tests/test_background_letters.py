@@ -192,26 +192,28 @@ def test_a_thread_prepares_the_copy_into_the_very_places_of_the_first_save() -> 
     assert LetterReader(memory).read().snapshot.variables[0].read().tolist() == [0.0, 1.0, 2.0]
 
 
-def test_what_was_prepared_for_another_structure_is_no_place_for_this_one() -> None:
+def test_what_was_prepared_for_another_structure_is_no_place_for_this_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     memory, writer = Memory(), LetterWriter()
     go_on = threading.Event()
+    populate, populate_here = memory.populate, memory._populate
 
-    class Late(Copies):
-        def prepare(self, targets: Sequence[np.ndarray]) -> None:
+    def late() -> None:
+        if threading.current_thread() is not threading.main_thread():
             go_on.wait()
-            super().prepare(targets)
+        populate_here()
 
-    writer.prepare(memory, replace(snapshot({"v": np.zeros(3)}), copy=Late(np.zeros(3))))
-    other = replace(snapshot({"v": np.zeros((2, 2), "int32")}), copy=None)
-    memory_populate = memory.populate
-
-    def populate() -> None:
-        # The thread comes behind the look at the new structure.
+    def behind_a_look_at_the_new_structure() -> None:
         go_on.set()
-        memory_populate()
+        populate()
 
-    memory.populate = populate  # type: ignore[method-assign]
-    writer.write(memory, other, SaveRequest(run="r", epoch=0), 1)
+    monkeypatch.setattr(memory, "_populate", late)
+    monkeypatch.setattr(memory, "populate", behind_a_look_at_the_new_structure)
+    before = replace(snapshot({"v": np.ones(3)}), copy=Copies(np.ones(3)))
+    writer.prepare(memory, before)
+    writer.write(memory, snapshot({"v": np.zeros((2, 2), "int32")}), SaveRequest(run="r", epoch=0), 1)
+    assert before.copy.prepared
     (found,) = LetterReader(memory).read().snapshot.variables
     assert (found.shape, found.read().tolist()) == ((2, 2), [[0, 0], [0, 0]])
 

@@ -7,7 +7,6 @@ time after it was asked, and at latest when it is waited for.
 from __future__ import annotations
 
 import gc
-import mmap
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
@@ -18,6 +17,7 @@ import pytest
 
 from ckptstore.background import page_locked
 from ckptstore.background.memory import Memory, aligned
+from ckptstore.background.page_locked import Pages
 from ckptstore.keras_copy import Copier
 from tests.test_page_locked import OUT_OF_MEMORY, Driver, installed
 
@@ -133,24 +133,40 @@ def test_all_copies_are_in_flight_before_one_is_waited_for(
     assert device.blocking == 0
 
 
-def test_the_memory_is_locked_once_and_as_long_as_it_is_copied_into(
+def test_the_memory_is_locked_once_and_as_long_as_it_is_there(
     monkeypatch: pytest.MonkeyPatch, driver: Driver
 ) -> None:
     device, host = Device(monkeypatch), hosts(2)
-    copier = Copier([device.tensor(one) for one in host])
+    values = [device.tensor(one) for one in host]
     one, other = places(host), places(host)
+    copier = Copier(values)
     copier.prepare(one)
     memory = one[0].base
-    assert isinstance(memory, mmap.mmap)
+    assert isinstance(memory, Pages)
     assert driver.locked == {np.frombuffer(memory, np.uint8).ctypes.data: len(memory)}
     for _ in range(2):
         copier(one)
         copier(other)
-    assert len(driver.locked) == 2
-    assert len(driver.contexts) == 2
-    del copier
+    # One of a model whose variables have to be looked for at each save.
+    Copier(values)(one)
+    assert len(driver.locked) == len(driver.contexts) == 2
+    del copier, one, other, memory
     gc.collect()
     assert not driver.locked
+
+
+def test_nothing_is_locked_for_a_device_with_another_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    def none() -> Any:
+        raise AssertionError("the driver is not asked")
+
+    monkeypatch.setattr(page_locked, "_driver", none)
+    monkeypatch.setattr(torch.version, "hip", "6.2")
+    device, host = Device(monkeypatch), hosts(7)
+    targets = places(host)
+    Copier([device.tensor(one) for one in host])(targets)
+    assert [target.tolist() for target in targets] == [one.tolist() for one in host]
 
 
 def test_where_it_cannot_be_locked_the_values_come_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

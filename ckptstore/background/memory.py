@@ -7,7 +7,6 @@ once both processes are gone, however they end.
 from __future__ import annotations
 
 import ctypes
-import mmap
 import os
 import threading
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ckptstore.background.page_locked import Pages
 from ckptstore.formats.snapshot import Array
 
 ALIGNMENT = 64
@@ -50,7 +50,7 @@ class Memory:
         if descriptor is None and hasattr(os, "memfd_create"):
             descriptor = os.memfd_create("ckptstore-snapshot", os.MFD_CLOEXEC)
         self.descriptor = descriptor
-        self._map: mmap.mmap | None = None
+        self._map: Pages | None = None
         self._populated = 0
         self._populating: threading.Thread | None = None
 
@@ -66,10 +66,10 @@ class Memory:
         self._wait()
         nbytes = -(-nbytes // _ROUND) * _ROUND
         if self.descriptor is None:
-            self._map = mmap.mmap(-1, nbytes)
+            self._map = Pages(-1, nbytes)
         else:
             os.ftruncate(self.descriptor, nbytes)
-            self._map = mmap.mmap(self.descriptor, nbytes)
+            self._map = Pages(self.descriptor, nbytes)
         self._populated = 0
         return True
 
@@ -80,7 +80,7 @@ class Memory:
         nbytes = os.fstat(self.descriptor).st_size
         if nbytes == self.nbytes:
             return False
-        self._map = mmap.mmap(self.descriptor, nbytes) if nbytes else None
+        self._map = Pages(self.descriptor, nbytes) if nbytes else None
         return True
 
     def populate(self) -> None:

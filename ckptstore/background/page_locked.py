@@ -13,8 +13,8 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import sys
 import warnings
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -24,74 +24,103 @@ import numpy as np
 
 # Of the CUDA driver: locked for all contexts of the process, not for the one that is current alone.
 _PORTABLE = 1
+_ALREADY_LOCKED, _NOT_LOCKED = 712, 713
 _DRIVER = "libcuda.so.1"
 
 
-class PageLocked:
-    """Memory whose pages stay where they are until this is let go of; the memory stays for as long.
+class Pages(mmap.mmap):
+    """Mapped memory that can be locked for as long as it is there; once, whoever copies into it, and how often.
 
-    What a crash leaves: nothing; the pages are the process' own and go with it.
-
-    Args:
-        memory: All of it is locked; pages that are not there yet are faulted in.
-        device: The index of a CUDA device that was used before.
-
-    Raises:
-        OSError: The driver refuses, for example since the machine has no memory left that may be locked.
+    What a crash leaves: nothing; locked pages are the process' own and go with it.
     """
 
-    def __init__(self, memory: mmap.mmap, device: int) -> None:
-        self.memory = memory
-        begin = np.frombuffer(memory, np.uint8).ctypes.data
-        with _context(device):
-            _call("cuMemHostRegister_v2", ctypes.c_void_p(begin), ctypes.c_size_t(len(memory)), _PORTABLE)
-        # A finaliser is called before the attributes go, and with them perhaps the memory.
-        weakref.finalize(self, _unlock, begin, device, os.getpid()).atexit = False
+    _was_asked = False
+    # The device, and the process that has locked them.
+    _locked: tuple[int, int] | None = None
+
+    def lock(self, device: int) -> None:
+        """Lock all pages, or warn that they cannot be: copies into them are right all the same, and take longer.
+
+        Pages that are not there yet are faulted in.
+
+        Args:
+            device: The index of a CUDA device that was used before.
+        """
+        if self._was_asked:
+            return
+        self._was_asked = True
+        # Before they are: an interrupt may come right behind that.
+        self._locked = device, os.getpid()
+        try:
+            _lock(self._begin(), len(self), device)
+        except OSError as error:
+            self._locked = None
+            warnings.warn(
+                f"copies from the GPU take longer: {len(self) / 1e6:,.0f} MB of memory for snapshots cannot be "
+                f"page-locked ({error})",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def _begin(self) -> int:
+        return int(np.frombuffer(self, np.uint8).ctypes.data)
+
+    def __del__(self) -> None:
+        """Unlock them while they are still mapped; in a forked process, which has no CUDA, they are not its own."""
+        if self._locked is not None and self._locked[1] == os.getpid() and not sys.is_finalizing():
+            _unlock(self._begin(), self._locked[0])
 
 
-def lock(memory: mmap.mmap, device: int) -> PageLocked | None:
-    """Lock memory, or say in a warning that it cannot be: copies into it are right all the same, and take longer."""
-    try:
-        return PageLocked(memory, device)
-    except OSError as error:
-        warnings.warn(
-            f"copies from the GPU take longer: {len(memory) / 1e6:,.0f} MB of memory for snapshots cannot be "
-            f"page-locked ({error})",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return None
+def _lock(begin: int, nbytes: int, device: int) -> None:
+    def ask() -> int:
+        return _call("cuMemHostRegister_v2", ctypes.c_void_p(begin), ctypes.c_size_t(nbytes), _PORTABLE)
 
-
-def _unlock(begin: int, device: int, pid: int) -> None:
-    if os.getpid() == pid:  # a forked process has the memory, and no CUDA
-        with _context(device):
+    with _context(device):
+        code = ask()
+        if code == _ALREADY_LOCKED:
+            # It is of memory that was at this address before: the device would write to where that was.
             _call("cuMemHostUnregister", ctypes.c_void_p(begin))
+            code = ask()
+        _check("cuMemHostRegister_v2", code)
+
+
+def _unlock(begin: int, device: int) -> None:
+    with _context(device):
+        code = _call("cuMemHostUnregister", ctypes.c_void_p(begin))
+        if code != _NOT_LOCKED:
+            _check("cuMemHostUnregister", code)
 
 
 @contextmanager
 def _context(device: int) -> Iterator[None]:
     """Have the device's own context, which torch uses too, current in this thread."""
     number, context = ctypes.c_int(), ctypes.c_void_p()
-    _call("cuDeviceGet", ctypes.byref(number), device)
-    _call("cuDevicePrimaryCtxRetain", ctypes.byref(context), number)
+    _check("cuDeviceGet", _call("cuDeviceGet", ctypes.byref(number), device))
+    _check("cuDevicePrimaryCtxRetain", _call("cuDevicePrimaryCtxRetain", ctypes.byref(context), number))
     try:
-        _call("cuCtxPushCurrent_v2", context)
+        _check("cuCtxPushCurrent_v2", _call("cuCtxPushCurrent_v2", context))
         try:
             yield
         finally:
-            _call("cuCtxPopCurrent_v2", ctypes.byref(context))
+            _check("cuCtxPopCurrent_v2", _call("cuCtxPopCurrent_v2", ctypes.byref(context)))
     finally:
-        _call("cuDevicePrimaryCtxRelease_v2", number)
+        _check("cuDevicePrimaryCtxRelease_v2", _call("cuDevicePrimaryCtxRelease_v2", number))
 
 
-def _call(name: str, *arguments: Any) -> None:
-    """Call the driver; other threads run meanwhile.
+def _call(name: str, *arguments: Any) -> int:
+    """Call the driver, and return the code that it answers with; other threads run meanwhile.
 
     Raises:
-        OSError: It has answered with an error, or there is none.
+        OSError: There is no driver, or it is of another age.
     """
-    code = getattr(_driver(), name)(*arguments)
+    try:
+        function = getattr(_driver(), name)
+    except AttributeError as error:
+        raise OSError(str(error)) from error
+    return int(function(*arguments))
+
+
+def _check(name: str, code: int) -> None:
     if code:
         raise OSError(f"{name}: CUDA error {code}")
 
