@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import re
 import shutil
@@ -82,6 +83,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if imports_keras(item.path):
             item.add_marker(pytest.mark.backend)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of all collections to come: of a backend that is half a million objects."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ How the program is started, and what becomes of it, is what `test_background_*` 
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import os
 import select
@@ -102,6 +103,8 @@ def _serve(connection: socket.socket) -> None:
     import ckptstore.background.writer  # noqa: F401
 
     crash_statements.warm()
+    gc.collect()
+    gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
     while True:
         asked, found, *_ = socket.recv_fds(connection, 1 << 20, _MOST)

@@ -5,6 +5,7 @@ A program of its own, so that a child has nothing of pytest's; started by `Runs`
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -239,6 +240,9 @@ def _serve() -> None:
     import ckptstore.store_checkpoint  # noqa: F401
 
     crash_statements.warm()
+    # Else each child would look through all that is imported, and copy the memory that it lies in.
+    gc.collect()
+    gc.freeze()
     for line in sys.stdin:
         child = os.fork()
         if child == 0:

@@ -29,7 +29,6 @@ ALWAYS = (
     "crash_invariants",
     "crash_power",
     "crash_processes",
-    "crash_warm",
     "crash_workloads",
     "h5py",
     "numpy.random",
@@ -47,7 +46,8 @@ def preload(modules: Sequence[str] = ()) -> None:
     if server._forkserver_alive_fd is not None:
         os.close(server._forkserver_alive_fd)  # it ends with the last of its children
     type(server).__init__(server)
-    CONTEXT.set_forkserver_preload(_imported)
+    # Behind them all, since it looks at what is there.
+    CONTEXT.set_forkserver_preload([*_imported, "crash_warm"])
     paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     with mock.patch.dict(os.environ, {"PYTHONPATH": os.pathsep.join(paths)}):
         forkserver.ensure_running()
