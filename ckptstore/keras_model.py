@@ -183,6 +183,7 @@ class KerasAdapter:
         Raises:
             CorruptPayloadError: The payload is damaged; the model is unchanged.
             ModelMismatchError: The weights do not fit; the model is unchanged.
+            RefusedByLayerError: A layer could not load it; `put_back` tells whether the model is as it was.
             ModelNotReadyError: The model is not built.
         """
         with opened(checkpoint) as found:

@@ -86,6 +86,7 @@ class Checkpoint:
         Raises:
             CorruptPayloadError: The file is not the one that was saved.
             ModelMismatchError: The weights do not fit; the model is unchanged.
+            RefusedByLayerError: A layer could not load them; `put_back` tells whether the model is as it was.
         """
         from ckptstore.adapters import adapter_named
 

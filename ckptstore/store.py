@@ -105,7 +105,8 @@ class CheckpointStore(StoreMoving):
     def restore(self, ref: Ref, model: Model, *, optimizer: Optimizer | None = None) -> Checkpoint:
         """Bring a checkpoint's weights, optimizer and training state back into a model; returns the checkpoint.
 
-        The payload is verified and compared with the model before anything is touched.
+        The payload is verified and compared with the model before anything is touched. An interrupt behind that leaves
+        the model as it was saved, or, where a layer has loading of its own, as it was.
 
         Args:
             ref: A version, ``"latest"``, ``"best:METRIC"``, ``"resume-point"``, a tag, or a `Checkpoint`.
@@ -117,6 +118,7 @@ class CheckpointStore(StoreMoving):
             CorruptPayloadError: The payload is damaged; the model is unchanged. With ``"resume-point"`` that is put
                 into quarantine and the one before restored, as `resume` does; `NoUsableCheckpointError` if all are.
             ModelMismatchError: It does not fit the model, which is unchanged.
+            RefusedByLayerError: A layer could not load it; `put_back` tells whether the model is as it was.
         """
         if ref == RESUME_POINT:
             # An evaluation that does so again and again is no run that keeps crashing: no start is counted.
@@ -144,6 +146,7 @@ class CheckpointStore(StoreMoving):
         Raises:
             NoUsableCheckpointError: There are resume points, and all are damaged or missing.
             ModelMismatchError: The newest that is whole does not fit the model, which is unchanged.
+            RefusedByLayerError: A layer could load none; `put_back` tells whether the model is as it was.
             RunLockedError: Another writer has the run.
             StorageError: One cannot be read, which does not say that it is damaged.
         """

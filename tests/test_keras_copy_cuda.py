@@ -14,12 +14,12 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from cuda_driver import OUT_OF_MEMORY, Driver, installed
 
 from ckptstore.background import page_locked
 from ckptstore.background.memory import Memory, aligned
 from ckptstore.background.page_locked import Pages
 from ckptstore.keras_copy import Copier
-from tests.test_page_locked import OUT_OF_MEMORY, Driver, installed
 
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "torch", reason="is torch's")
 SHAPES = [(), (3,), (2, 3), (300, 400), *[(20, 60)] * 30]

@@ -7,7 +7,7 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import keras_zoo as zoo
 import numpy as np
 import pytest
 
-from ckptstore import CheckpointStore, StoreCheckpoint
+from ckptstore import CheckpointStore, StoreCheckpoint, keras_private
 from ckptstore.errors import CorruptPayloadError, RefusedByLayerError, StorageError
 from ckptstore.formats import source
 from ckptstore.formats.source import open_source
@@ -141,37 +141,49 @@ def interrupted(variable: Any, error: BaseException | None = None, *, times: int
     assert left < times
 
 
-def test_an_interrupt_leaves_no_model_half_loaded(tmp_path: Path) -> None:
+@pytest.fixture
+def scrambled(tmp_path: Path) -> tuple[keras.Model, Any]:
+    """A model that is not as it was saved, and what it was then."""
     model = wide()
     saved = zoo.state_of(model)
     with CheckpointStore(tmp_path) as store:
         store.save(model, epoch=0)
-        zoo.scrambled(model)
-        with interrupted(model.layers[3].kernel), pytest.raises(KeyboardInterrupt):
-            restored(tmp_path, model)
-    assert zoo.state_of(model) == saved
+    return zoo.scrambled(model), saved
 
 
-def test_what_fails_once_is_loaded_all_the_same(tmp_path: Path) -> None:
-    model = wide()
-    saved = zoo.state_of(model)
-    with CheckpointStore(tmp_path) as store:
-        store.save(model, epoch=0)
-    zoo.scrambled(model)
-    with interrupted(model.layers[3].kernel, MemoryError()):
+def test_an_interrupt_leaves_no_model_half_loaded(scrambled: tuple[keras.Model, Any], tmp_path: Path) -> None:
+    model, saved = scrambled
+    with interrupted(model.layers[3].kernel), pytest.raises(KeyboardInterrupt):
         restored(tmp_path, model)
     assert zoo.state_of(model) == saved
 
 
-def test_a_model_that_is_half_loaded_is_said_to_be(tmp_path: Path) -> None:
-    model = wide()
-    saved = zoo.state_of(model)
-    with CheckpointStore(tmp_path) as store:
-        store.save(model, epoch=0)
-    zoo.scrambled(model)
+def test_a_load_that_fails_is_made_once_more(
+    scrambled: tuple[keras.Model, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, saved = scrambled
+    load, loads = keras_private.load, list[str]()
+
+    def counted_load(*arguments: Any, **options: Any) -> None:
+        # Keras itself tries again, within one load: all of that is to fail.
+        failing = interrupted(model.layers[3].kernel, MemoryError("none left"), times=99)
+        with nullcontext() if loads else failing:
+            loads.append("")
+            load(*arguments, **options)
+
+    monkeypatch.setattr(keras_private, "load", counted_load)
+    restored(tmp_path, model)
+    assert len(loads) == 2
+    assert zoo.state_of(model) == saved
+
+
+def test_a_model_that_is_half_loaded_is_said_to_be(
+    scrambled: tuple[keras.Model, Any], tmp_path: Path
+) -> None:
+    model, saved = scrambled
     failure = OSError(errno.EIO, "Input/output error")
     with (
-        interrupted(model.layers[3].kernel, failure, times=99),  # Keras itself tries again
+        interrupted(model.layers[3].kernel, failure, times=99),
         pytest.raises(RefusedByLayerError, match=r"Input/output error.*changed in part") as error,
     ):
         restored(tmp_path, model)

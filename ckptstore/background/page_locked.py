@@ -29,7 +29,7 @@ _DRIVER = "libcuda.so.1"
 
 
 class Pages(mmap.mmap):
-    """Mapped memory that can be locked for as long as it is there; once, whoever copies into it, and how often.
+    """Mapped memory that can be locked for as long as it is there: once, whoever copies into it and however often.
 
     What a crash leaves: nothing; locked pages are the process' own and go with it.
     """

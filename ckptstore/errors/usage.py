@@ -1,4 +1,4 @@
-"""The call, the model or the path cannot be used like that; nothing was changed."""
+"""The call, the model or the path cannot be used like that; nothing was changed, but where an error says so."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ckptstore.errors.base import CheckpointStoreError
 
 
 class ModelMismatchError(CheckpointStoreError, ValueError):
-    """The checkpoint does not fit the model; nothing was changed.
+    """The checkpoint does not fit the model; nothing was changed, but where a `RefusedByLayerError` says so.
 
     Attributes:
         where: Path of the first variable that differs, as in the payload.
