@@ -80,7 +80,7 @@ class Copier:
         if known is None:
             found: _Copies | None = None
             if keras.backend.backend() == "jax":
-                found = JaxCopies(targets)
+                found = JaxCopies(targets, threads=self._side_by_side.threads)
             elif keras.backend.backend() == "torch":
                 found = TorchCopies(targets, raw_values(self.values))
             known = targets, found

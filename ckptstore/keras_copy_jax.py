@@ -1,24 +1,31 @@
 """How JAX's arrays come into host memory: small ones straight into shared memory, large ones in pieces.
 
-By the buffer protocol: of a thousand copies, a seventh of the time went into making a numpy array of each.
+By the buffer protocol: of a thousand copies, a seventh of the time went into making a numpy array of each. Where there
+is a second core, and enough to copy, it copies a part of the small ones, too.
 """
 
 from __future__ import annotations
 
 import mmap
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
-from ckptstore.background.side_by_side import Job, SideBySide, copies
+from ckptstore.background.buffer_copies import BufferCopies, can_copy_buffers
+from ckptstore.background.side_by_side import WORTH_A_THREAD, Job, SideBySide, copies
 from ckptstore.formats.snapshot import Array
 from ckptstore.keras_copy_check import Expected
 
 # Bytes from which on numpy copies an array in pieces.
 _LARGE = 1 << 20
+# Bytes from which on the kernel copies an array in about the time that the loop here takes for it.
+_PAGE = 1 << 12
 
 
 class JaxCopies:
@@ -26,9 +33,10 @@ class JaxCopies:
 
     Args:
         targets: One array for each value, of its dtype and shape, C-contiguous.
+        threads: As many copy at once as may.
     """
 
-    def __init__(self, targets: Sequence[Array]) -> None:
+    def __init__(self, targets: Sequence[Array], *, threads: int) -> None:
         self._targets = targets
         self._expected = Expected.like(targets)
         # Of the values that were last found to be so, what JAX knows of each; a step returns the same again.
@@ -36,6 +44,7 @@ class JaxCopies:
         self._large = [place for place, target in enumerate(targets) if target.nbytes >= _LARGE]
         self._nbytes = sum(targets[place].nbytes for place in self._large)
         self._mapped, self._others = _apart(targets)
+        self._divided = _divided(self._mapped, large=self._nbytes, threads=threads)
 
     def __call__(self, values: Sequence[Any], side_by_side: SideBySide) -> None:
         """Copy values; those that are being computed are waited for.
@@ -46,14 +55,36 @@ class JaxCopies:
         """
         _ask_devices(values)
         self._check(values)
-        for part in self._mapped:
-            part([values[place] for place in part.places])
-        for place in self._others:
-            self._targets[place][...] = values[place]
+        if self._divided is not None:
+            own, shared = self._divided
+            try:
+                with shared.jobs(values) as jobs:
+                    self._copy(values, side_by_side, own, jobs, shared.nbytes)
+                return
+            # One is no buffer here, or the kernel is not allowed to copy: the loop does it all, now and from now on.
+            except (BufferError, OSError, TypeError, ValueError):
+                self._divided = None
+        self._copy(values, side_by_side, self._mapped, (), 0)
+
+    def _copy(
+        self,
+        values: Sequence[Any],
+        side_by_side: SideBySide,
+        mapped: Sequence[_Mapped],
+        jobs: Iterable[Job],
+        nbytes: int,
+    ) -> None:
         large: list[Job] = []
         for place in self._large:
             large += copies(self._targets[place], np.asarray(values[place]))
-        side_by_side(large, nbytes=self._nbytes)
+        own = partial(self._copy_small, values, mapped)
+        side_by_side(chain(jobs, large), nbytes=nbytes + self._nbytes, own=own)
+
+    def _copy_small(self, values: Sequence[Any], mapped: Sequence[_Mapped]) -> None:
+        for part in mapped:
+            part([values[place] for place in part.places])
+        for place in self._others:
+            self._targets[place][...] = values[place]
 
     def _check(self, values: Sequence[Any]) -> None:
         # A thousand dtypes and shapes take 0.3 ms to ask for.
@@ -101,6 +132,57 @@ class _Mapped:
                 self.memory = None
         for target, value in zip(self.targets, values, strict=True):
             target[...] = value
+
+    def some(self, indices: Sequence[int]) -> _Mapped:
+        """Return some of them."""
+        return _Mapped(
+            memory=self.memory,
+            parts=[self.parts[index] for index in indices],
+            targets=[self.targets[index] for index in indices],
+            places=[self.places[index] for index in indices],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shared:
+    """Small targets that any thread may have copied.
+
+    Attributes:
+        copies: Copies their values.
+        places: Which of all targets they are.
+        nbytes: Of all of them.
+    """
+
+    copies: BufferCopies
+    places: list[int]
+    nbytes: int
+
+    @contextmanager
+    def jobs(self, values: Sequence[Any]) -> Iterator[Iterable[Job]]:
+        """Yield what copies them, from all values; to be done within the block."""
+        with self.copies.jobs([values[place] for place in self.places]) as jobs:
+            yield jobs
+
+
+def _divided(mapped: list[_Mapped], *, large: int, threads: int) -> tuple[list[_Mapped], _Shared] | None:
+    """Return what the calling thread copies in its loop, and what all share; None where that is not worth it."""
+    if threads < 2 or len(mapped) != 1 or not can_copy_buffers():
+        return None
+    small = mapped[0]
+    nbytes = [target.nbytes for target in small.targets]
+    left = sum(nbytes) - (sum(nbytes) + large) / threads
+    others: list[int] = []
+    for place, size in enumerate(nbytes):
+        if left > 0 and size >= _PAGE:
+            others.append(place)
+            left -= size
+    shared = small.some(others)
+    total = sum(target.nbytes for target in shared.targets)
+    if total < WORTH_A_THREAD or small.memory is None:
+        return None
+    taken = set(others)
+    own = small.some([place for place in range(len(nbytes)) if place not in taken])
+    return [own], _Shared(copies=BufferCopies(small.memory, shared.parts), places=shared.places, nbytes=total)
 
 
 def _apart(targets: Sequence[Array]) -> tuple[list[_Mapped], list[int]]:

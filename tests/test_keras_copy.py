@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
+from forbidden_calls import NUMBERS
 
 from ckptstore import CheckpointStore, StoreCheckpoint
 from ckptstore.background.memory import Memory, aligned
+from ckptstore.background.side_by_side import SideBySide
 from ckptstore.keras_arrays import host_array, host_arrays, shape_and_dtype
 from ckptstore.keras_copy import Copier
 
@@ -166,6 +171,117 @@ def test_an_array_that_is_no_buffer_is_copied_all_the_same() -> None:
             copier(targets)
             assert_equal(targets, values)
             targets[1][...] = 0
+
+
+def divided(copier: Copier, targets: list[np.ndarray]) -> Any:
+    """Return what the first copy into these targets has found to be divided among threads."""
+    copier._side_by_side = SideBySide(2)
+    copier.prepare(targets)
+    (plan,) = (known for _, known in copier._known.values())
+    assert plan._divided is not None
+    return plan
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="is JAX's")
+@pytest.mark.parametrize("threads", [2, 4])
+def test_enough_small_arrays_are_copied_by_more_than_one_thread(threads: int) -> None:
+    variables = [variable(shape) for shape in SHAPES]
+    copier, targets = Copier(variables), shared_places(variables)
+    copier._side_by_side = SideBySide(threads)
+    copier.prepare(targets)
+    (plan,) = (known for _, known in copier._known.values())
+    (own,), shared = plan._divided
+    small = sum(target.nbytes for target in targets if target.nbytes < 1 << 20)
+    large = sum(target.nbytes for target in targets) - small
+    assert abs(shared.nbytes - (small - (small + large) / threads)) < 1 << 16
+    assert sorted([*own.places, *shared.places]) == [
+        place for place, target in enumerate(targets) if target.nbytes < 1 << 20
+    ]
+    for seed in (1, 2):
+        for one in variables:
+            change(one, seed)
+        copier(targets)
+        assert_equal(targets, variables)
+    # It was not given up.
+    assert plan._divided is not None
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="is JAX's")
+def test_one_that_is_no_buffer_among_many_leaves_all_to_the_loop() -> None:
+    values: list[Any] = [variable((200, 60)) for _ in range(800)]
+    # As an array of several devices, or of a device that has memory of its own.
+    values[300] = np.asfortranarray(np.random.default_rng(0).random((200, 60), np.float32))
+    copier, targets = Copier(values), shared_places(values)
+    plan = divided(copier, targets)
+    assert 300 in plan._divided[1].places
+    for seed in (1, 2):
+        change(values[0], seed)
+        copier(targets)
+        assert_equal(targets, values)
+        assert plan._divided is None
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="is JAX's")
+def test_one_that_is_being_computed_among_many_is_waited_for() -> None:
+    import jax
+
+    variables = [variable((200, 60)) for _ in range(800)]
+    copier, targets = Copier(variables), shared_places(variables)
+    plan = divided(copier, targets)
+    compute = jax.jit(lambda x: jax.lax.fori_loop(0, 20_000, lambda _, y: jax.numpy.cos(y) * 0.9, x))
+    one = variables[plan._divided[1].places[5]]
+    compute(one.value).block_until_ready()
+    one._value = compute(one.value * 0.5)
+    assert not one._value.is_ready()
+    copier(targets)
+    assert_equal(targets, variables)
+    assert plan._divided is not None
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="is JAX's")
+def test_one_whose_memory_is_gone_among_many_is_refused() -> None:
+    variables = [variable((200, 60)) for _ in range(800)]
+    copier, targets = Copier(variables), shared_places(variables)
+    plan = divided(copier, targets)
+    variables[plan._divided[1].places[5]]._value.delete()
+    with pytest.raises(RuntimeError, match="deleted"):
+        copier(targets)
+
+
+FORBIDDEN = """
+import numpy as np, jax
+from ckptstore.background.side_by_side import SideBySide
+from ckptstore.keras_copy_jax import JaxCopies
+from forbidden_calls import forbid_copies_by_the_kernel
+from test_keras_copy import shared_places
+
+values = [jax.numpy.full((200, 60), number, "float32") for number in range(800)]
+targets = shared_places(values)
+copies = JaxCopies(targets, threads=2)
+assert copies._divided is not None
+forbid_copies_by_the_kernel()
+for _ in range(2):
+    copies(values, SideBySide(2))
+    assert all(np.array_equal(*pair) for pair in zip(targets, values, strict=True))
+    assert copies._divided is None
+    targets[700][...] = 0
+print("copied")
+"""
+
+
+@pytest.mark.skipif(
+    BACKEND != "jax" or platform.machine() not in NUMBERS, reason="is JAX's, where the number is known"
+)
+def test_where_the_kernel_may_not_copy_the_loop_does() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORBIDDEN],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout == "copied\n", done.stderr
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="is JAX's")

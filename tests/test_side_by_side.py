@@ -95,6 +95,44 @@ def test_all_is_done_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPa
     assert np.array_equal(target, source)
 
 
+def test_others_begin_while_the_calling_thread_does_its_own_and_jobs_are_made() -> None:
+    order: list[str] = []
+    others = [threading.Event(), threading.Event()]
+
+    def job(number: int) -> None:
+        if threading.current_thread() is threading.main_thread():
+            order.append(f"job {number} by the caller")
+        others[number].set()
+
+    def jobs() -> Any:
+        yield partial(job, 0)
+        # Not even the second is made, and another thread has done the first.
+        assert others[0].wait(30)
+        yield partial(job, 1)
+
+    def own() -> None:
+        assert others[1].wait(30)
+        order.append("own")
+
+    SideBySide(3)(jobs(), nbytes=MANY, own=own)
+    assert order == ["own"]
+
+
+def test_its_own_is_done_where_there_are_no_jobs_and_what_it_raises_is_raised() -> None:
+    done: list[int] = []
+    SideBySide(2)([], nbytes=0, own=lambda: done.append(1))
+    assert done == [1]
+
+    def fails() -> None:
+        raise ZeroDivisionError
+
+    left = SideBySide(1)
+    with pytest.raises(ZeroDivisionError):
+        left([lambda: done.append(2)], nbytes=MANY, own=fails)
+    assert done == [1]
+    assert not copying()
+
+
 def test_after_an_interrupt_no_thread_is_at_work() -> None:
     at_work = threading.Event()
     left_out = []

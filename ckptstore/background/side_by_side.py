@@ -20,7 +20,7 @@ Job = Callable[[], object]
 # Bytes of one job: what is left to do when the others have finished is at most that.
 PIECE = 4 << 20
 # Bytes that are worth another thread, which takes some tenths of a millisecond to begin.
-_WORTH_A_THREAD = 16 << 20
+WORTH_A_THREAD = 8 << 20
 # More of them do not copy faster, on the machines that we know.
 _THREADS = 4
 _NAP_S = 1e-4
@@ -30,8 +30,11 @@ class SideBySide:
     """Does jobs that let go of the interpreter lock, with the calling thread and as many others as there are cores for.
 
     Args:
-        threads: At most so many, the caller's among them; by itself, one for each core that this process may use, and
-            no more than four.
+        threads: At most so many, the caller's among them; by itself, one for each core that this process may use,
+            and no more than four.
+
+    Attributes:
+        threads: The same.
 
     Example:
         >>> target = np.zeros(3)
@@ -41,34 +44,40 @@ class SideBySide:
     """
 
     def __init__(self, threads: int | None = None) -> None:
-        self._threads = min(_THREADS, usable_cores()) if threads is None else threads
+        self.threads = min(_THREADS, usable_cores()) if threads is None else threads
         self._helpers: list[threading.Thread] = []
         self._left: deque[Job] = deque()
         # One entry for each helper that has a job, or is about to take one.
         self._at_work: list[None] = []
         self._pid = os.getpid()
 
-    def __call__(self, jobs: Iterable[Job], *, nbytes: int) -> None:
+    def __call__(self, jobs: Iterable[Job], *, nbytes: int, own: Job | None = None) -> None:
         """Do all jobs; when this returns, or raises, no thread is at one any more.
 
         After an interrupt some are done and others not. A second one, while the threads are waited for, leaves a job to
         the end of its time, and the next call waits for that.
 
         Args:
-            jobs: In any order.
+            jobs: In any order. Where they are made one by one, others begin with those that there are.
             nbytes: What they copy, all together.
+            own: What the calling thread does first, while others begin with the jobs.
 
         Raises:
-            Exception: What a job raises; others may be left out then.
+            Exception: What `own` or a job raises; others may be left out then.
         """
         if self._pid != os.getpid():
             self._pid, self._at_work = os.getpid(), []  # a fork has none of the threads
         self._stop()
-        self._left = left = deque(jobs)
+        left = self._left = deque[Job]()
         errors = list[Exception]()
         try:
-            for _ in range(min(self._threads - 1, nbytes // _WORTH_A_THREAD)):
-                self._help(left, errors)
+            helpers = min(self.threads - 1, nbytes // WORTH_A_THREAD)
+            for number, job in enumerate(jobs):
+                left.append(job)
+                if number < helpers:
+                    self._help(left, errors)
+            if own is not None:
+                own()
             _do(left, errors)
         finally:
             self._stop()
