@@ -9,8 +9,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from ckptstore.formats.snapshot import Array
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
@@ -53,17 +51,18 @@ class Capture:
         return frozenset(id(entry.value) for entry in self.entries if entry.is_variable)
 
 
-class ReadGroup(Mapping[str, Array]):
+class ReadGroup(Mapping[str, Any]):
     """What one object of a model loads: arrays by key, each read from the payload when it is asked for."""
 
-    def __init__(self, variables: Mapping[str, Array], paths: Mapping[str, str]) -> None:
+    def __init__(self, variables: Mapping[str, Any], paths: Mapping[str, str]) -> None:
         self._variables = variables
         self._paths = paths
 
-    def __getitem__(self, key: str) -> Array:
+    def __getitem__(self, key: str) -> Any:
         value = self._variables[self._paths[key]]
         # Backends do not take these from numpy; float16 holds each of their values.
-        return value.astype(np.float16) if value.dtype.name.startswith("float8") else value
+        is_array = isinstance(value, np.ndarray)
+        return value.astype(np.float16) if is_array and value.dtype.name.startswith("float8") else value
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._paths)

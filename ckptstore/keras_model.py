@@ -36,6 +36,7 @@ from ckptstore.keras_snapshots import (
     require_built,
     uncompiled_optimizer,
 )
+from ckptstore.keras_tensors import Tensors
 from ckptstore.records import Checkpoint
 
 
@@ -240,7 +241,7 @@ def _build_as_saved(model: Any, documents: Mapping[str, bytes]) -> None:
 def _load(
     model: Any,
     checkpoint: Checkpoint,
-    variables: Mapping[str, Array],
+    variables: Mapping[str, Any],
     assets: Mapping[str, bytes],
     *,
     plain: bool,
@@ -253,10 +254,11 @@ def _load(
         raise RefusedByLayerError(reason=str(error), put_back=not plain) from error
 
 
-def _variables(found: OpenPayload, plain: bool) -> Mapping[str, Array]:
+def _variables(found: OpenPayload, plain: bool) -> Mapping[str, Any]:
     # On other backends a variable may go on with the memory of the array that it is given: that has to be its own.
-    is_copied = plain and keras.backend.backend() == "torch"
-    return found.variables(found.layout() if is_copied else ())
+    if plain and keras.backend.backend() == "torch":
+        return Tensors(found.variables(found.layout()))
+    return found.variables()
 
 
 def _is_plain(captured: Capture, model: Any, optimizers: Iterable[Any]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tracemalloc
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import partial
@@ -15,7 +16,7 @@ import keras_zoo as zoo
 import numpy as np
 import pytest
 
-from ckptstore import keras_private, keras_public
+from ckptstore import keras_private, keras_public, keras_tensors
 from ckptstore.errors import (
     CorruptPayloadError,
     InvalidArgumentError,
@@ -214,6 +215,50 @@ def test_a_model_comes_back_to_the_bit(name: str, tmp_path: Path) -> None:
         adapter.load_weights(checkpoint, zoo.scrambled(fresh))
         if name != "lora":  # Keras saves LoRA merged into its kernel
             assert weights_of(fresh) == weights
+
+
+@pytest.mark.skipif(zoo.BACKEND != "torch", reason="other backends are given arrays")
+@pytest.mark.parametrize("name", zoo.WHOLE)
+def test_what_keras_is_given_as_tensors_comes_back_too(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+    make = keras_tensors._tensor
+    monkeypatch.setattr(keras_tensors, "_LARGE", 0)
+    monkeypatch.setattr(keras_tensors, "_tensor", lambda array: given.append(make(array)) or given[-1])
+    model = zoo.WHOLE[name]()
+    before, weights = zoo.state_of(model), weights_of(model)
+    formats: tuple[Format, ...] = ("keras", "weights")
+    for format in formats:
+        checkpoint = stored(model, tmp_path, format=format)
+        adapter.restore(zoo.scrambled(model), checkpoint)
+        assert zoo.state_of(model) == before
+        adapter.load_weights(checkpoint, zoo.scrambled(model))
+        assert name == "lora" or weights_of(model) == weights
+        adapter.restore(model, checkpoint)
+    # Those whose layers have loading of their own are given arrays.
+    assert bool(given) == (name not in ("own_way", "vocabulary", "lora"))
+    memory = {tensor.data_ptr() for tensor in given}
+    # What it was is gone with the payload: to change a variable that has gone on with it would end the process.
+    assert not memory.intersection(one.value.data_ptr() for one in model.variables)
+    zoo.scrambled(model)
+
+
+@pytest.mark.skipif(zoo.BACKEND != "torch", reason="other backends are given arrays")
+def test_nothing_is_copied_twice_on_its_way_into_a_large_variable(tmp_path: Path) -> None:
+    model = keras.Sequential([keras.Input((2048,)), keras.layers.Dense(2048)])
+    model.compile("sgd", "mse")
+    before = zoo.state_of(model)
+    checkpoint = stored(model, tmp_path, format="weights")
+    zoo.scrambled(model)
+    tracemalloc.start()
+    try:
+        adapter.restore(model, checkpoint)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert zoo.state_of(model) == before
+    assert peak < 2048 * 2048 * 4 // 2
 
 
 @pytest.mark.parametrize("format", ["keras", "h5"])

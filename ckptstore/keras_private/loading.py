@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ckptstore import keras_public
-from ckptstore.formats.snapshot import Array
 from ckptstore.keras_capture import ReadGroup
 from ckptstore.keras_private import inside
 from ckptstore.keras_private.assets import asset_directory
@@ -20,7 +19,7 @@ from ckptstore.keras_private.skip_sets import skip_sets_kept
 def load(
     model: Any,
     path: Path,
-    variables: Mapping[str, Array],
+    variables: Mapping[str, Any],
     *,
     optimizer: Any = None,
     assets: Mapping[str, bytes] | None = None,
@@ -31,7 +30,7 @@ def load(
     Args:
         model: A model that fits.
         path: A ``.keras`` or ``.weights.h5`` payload.
-        variables: What it holds, by path.
+        variables: What it holds, by path: arrays, or what else Keras assigns to a variable.
         optimizer: An optimizer that the model does not know.
         assets: Members of the archive to give to the layers that keep assets, by name.
         skip: Objects to leave alone.
@@ -63,7 +62,7 @@ def load(
         raise ValueError(f"{saveable}: {error}") from error
 
 
-def _reader(variables: Mapping[str, Array]) -> Any:
+def _reader(variables: Mapping[str, Any]) -> Any:
     groups: dict[str, dict[str, str]] = {}
     for path in variables:
         group, _, key = f"/{path}".rpartition("/vars/")
@@ -78,7 +77,7 @@ def _reader(variables: Mapping[str, Array]) -> Any:
         def __bool__(self) -> bool:
             return True
 
-        def get(self, path: str) -> Mapping[str, Array]:
+        def get(self, path: str) -> Mapping[str, Any]:
             return ReadGroup(variables, groups.get(path, {}))
 
         def has_path(self, path: str) -> bool:
