@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -38,13 +38,21 @@ class JaxCopies:
 
     def __init__(self, targets: Sequence[Array], *, threads: int) -> None:
         self._targets = targets
+        self._threads = threads
         self._expected = Expected.like(targets)
         # Of the values that were last found to be so, what JAX knows of each; a step returns the same again.
         self._kinds: list[Any] | None = None
         self._large = [place for place, target in enumerate(targets) if target.nbytes >= _LARGE]
         self._nbytes = sum(targets[place].nbytes for place in self._large)
-        self._mapped, self._others = _apart(targets)
-        self._divided = _divided(self._mapped, large=self._nbytes, threads=threads)
+        # Small ones whose values are no buffers, such as those of several devices.
+        self._odd: set[int] = set()
+        self._plan()
+
+    def _plan(self) -> None:
+        self._mapped, self._others = _apart(self._targets, self._odd)
+        self._shared: _Shared | None = None
+        if self._threads > 1 and len(self._mapped) == 1 and can_copy_buffers():
+            self._mapped, self._shared = _divided(self._mapped[0], large=self._nbytes, threads=self._threads)
 
     def __call__(self, values: Sequence[Any], side_by_side: SideBySide) -> None:
         """Copy values; those that are being computed are waited for.
@@ -55,33 +63,33 @@ class JaxCopies:
         """
         _ask_devices(values)
         self._check(values)
-        if self._divided is not None:
-            own, shared = self._divided
-            try:
-                with shared.jobs(values) as jobs:
-                    self._copy(values, side_by_side, own, jobs, shared.nbytes)
-                return
-            # One is no buffer here, or the kernel is not allowed to copy: the loop does it all, now and from now on.
-            except (BufferError, OSError, TypeError, ValueError):
-                self._divided = None
-        self._copy(values, side_by_side, self._mapped, (), 0)
+        try:
+            self._copy(values, side_by_side)
+        # The last is what Python has for an array that is not in C order.
+        except (BufferError, OSError, TypeError, ValueError) as error:
+            self._leave_out(values, error)
+            self._copy(values, side_by_side)
 
-    def _copy(
-        self,
-        values: Sequence[Any],
-        side_by_side: SideBySide,
-        mapped: Sequence[_Mapped],
-        jobs: Iterable[Job],
-        nbytes: int,
-    ) -> None:
+    def _leave_out(self, values: Sequence[Any], error: Exception) -> None:
+        """Have numpy copy what is no buffer here, and the loop all others where the kernel may not, from now on."""
+        self._odd |= {place for place, value in enumerate(values) if not _is_buffer(value)}
+        if isinstance(error, OSError):
+            self._threads = 1
+        self._plan()
+
+    def _copy(self, values: Sequence[Any], side_by_side: SideBySide) -> None:
         large: list[Job] = []
         for place in self._large:
             large += copies(self._targets[place], np.asarray(values[place]))
-        own = partial(self._copy_small, values, mapped)
-        side_by_side(chain(jobs, large), nbytes=nbytes + self._nbytes, own=own)
+        own = partial(self._copy_small, values)
+        if self._shared is None:
+            side_by_side(large, nbytes=self._nbytes, own=own)
+            return
+        with self._shared.jobs(values) as jobs:
+            side_by_side(chain(jobs, large), nbytes=self._shared.nbytes + self._nbytes, own=own)
 
-    def _copy_small(self, values: Sequence[Any], mapped: Sequence[_Mapped]) -> None:
-        for part in mapped:
+    def _copy_small(self, values: Sequence[Any]) -> None:
+        for part in self._mapped:
             part([values[place] for place in part.places])
         for place in self._others:
             self._targets[place][...] = values[place]
@@ -105,40 +113,36 @@ def _ask_devices(values: Sequence[Any]) -> None:
             value.copy_to_host_async()
 
 
-@dataclass(slots=True, kw_only=True)
+def _is_buffer(value: Any) -> bool:
+    try:
+        return memoryview(value).c_contiguous
+    except (BufferError, TypeError, ValueError):
+        return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Mapped:
     """Small targets in one piece of shared memory.
 
     Attributes:
-        memory: What they lie in; None once one value was found that is no buffer, such as one of several devices.
+        memory: What they lie in.
         parts: Where each lies.
-        targets: The same as arrays.
         places: Which of all targets they are.
     """
 
-    memory: mmap.mmap | None
+    memory: mmap.mmap
     parts: list[slice]
-    targets: list[Array]
     places: list[int]
 
     def __call__(self, values: Sequence[Any]) -> None:
-        """Copy values of their shapes and dtypes."""
-        if self.memory is not None:
-            try:
-                deque(map(self.memory.__setitem__, self.parts, values), maxlen=0)
-                return
-            # The last is what numpy has for an array that is not in C order.
-            except (BufferError, TypeError, ValueError):
-                self.memory = None
-        for target, value in zip(self.targets, values, strict=True):
-            target[...] = value
+        """Copy buffers of as many bytes."""
+        deque(map(self.memory.__setitem__, self.parts, values), maxlen=0)
 
     def some(self, indices: Sequence[int]) -> _Mapped:
         """Return some of them."""
         return _Mapped(
             memory=self.memory,
             parts=[self.parts[index] for index in indices],
-            targets=[self.targets[index] for index in indices],
             places=[self.places[index] for index in indices],
         )
 
@@ -164,28 +168,26 @@ class _Shared:
             yield jobs
 
 
-def _divided(mapped: list[_Mapped], *, large: int, threads: int) -> tuple[list[_Mapped], _Shared] | None:
+def _divided(small: _Mapped, *, large: int, threads: int) -> tuple[list[_Mapped], _Shared | None]:
     """Return what the calling thread copies in its loop, and what all share; None where that is not worth it."""
-    if threads < 2 or len(mapped) != 1 or not can_copy_buffers():
-        return None
-    small = mapped[0]
-    nbytes = [target.nbytes for target in small.targets]
-    left = sum(nbytes) - (sum(nbytes) + large) / threads
-    others: list[int] = []
-    for place, size in enumerate(nbytes):
+    sizes = [part.stop - part.start for part in small.parts]
+    left = sum(sizes) - (sum(sizes) + large) / threads
+    shared: list[int] = []
+    for index, size in enumerate(sizes):
         if left > 0 and size >= _PAGE:
-            others.append(place)
+            shared.append(index)
             left -= size
-    shared = small.some(others)
-    total = sum(target.nbytes for target in shared.targets)
-    if total < WORTH_A_THREAD or small.memory is None:
-        return None
-    taken = set(others)
-    own = small.some([place for place in range(len(nbytes)) if place not in taken])
-    return [own], _Shared(copies=BufferCopies(small.memory, shared.parts), places=shared.places, nbytes=total)
+    nbytes = sum(sizes[index] for index in shared)
+    if nbytes < WORTH_A_THREAD:
+        return [small], None
+    others = set(range(len(sizes))).difference(shared)
+    found = small.some(shared)
+    return [small.some(sorted(others))], _Shared(
+        copies=BufferCopies(found.memory, found.parts), places=found.places, nbytes=nbytes
+    )
 
 
-def _apart(targets: Sequence[Array]) -> tuple[list[_Mapped], list[int]]:
+def _apart(targets: Sequence[Array], odd: Collection[int]) -> tuple[list[_Mapped], list[int]]:
     """Return small targets that lie in shared memory, and the places of small ones that numpy has to copy."""
     mapped: dict[int, _Mapped] = {}
     others: list[int] = []
@@ -194,12 +196,12 @@ def _apart(targets: Sequence[Array]) -> tuple[list[_Mapped], list[int]]:
             continue
         memory: Any = target.base
         # bfloat16 and its like are no dtypes of numpy's own, and none of buffers.
-        if not isinstance(memory, mmap.mmap) or target.dtype.isbuiltin != 1 or not target.flags.c_contiguous:
+        is_plain = target.dtype.isbuiltin == 1 and target.flags.c_contiguous and place not in odd
+        if not isinstance(memory, mmap.mmap) or not is_plain:
             others.append(place)
             continue
-        part = mapped.setdefault(id(memory), _Mapped(memory=memory, parts=[], targets=[], places=[]))
+        part = mapped.setdefault(id(memory), _Mapped(memory=memory, parts=[], places=[]))
         begin = target.ctypes.data - np.frombuffer(memory, np.uint8).ctypes.data
         part.parts.append(slice(begin, begin + target.nbytes))
-        part.targets.append(target)
         part.places.append(place)
     return list(mapped.values()), others

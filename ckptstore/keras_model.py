@@ -120,7 +120,14 @@ class KerasAdapter:
             assets = found.documents()
 
             def load() -> None:
-                _load(model, checkpoint, _variables(found, plain), assets, plain=plain, optimizer=extra)
+                _load(
+                    model,
+                    checkpoint,
+                    _variables(found, captured, plain),
+                    assets,
+                    plain=plain,
+                    optimizer=extra,
+                )
                 _assign(assignments)
 
             _load_whole(load, plain, model, optimizers)
@@ -209,7 +216,7 @@ class KerasAdapter:
         plain = _is_plain(captured, model, optimizers)
 
         def load() -> None:
-            _load(model, checkpoint, _variables(found, plain), assets, plain=plain, skip=skip)
+            _load(model, checkpoint, _variables(found, captured, plain), assets, plain=plain, skip=skip)
 
         _load_whole(load, plain, model, optimizers)
 
@@ -254,9 +261,10 @@ def _load(
         raise RefusedByLayerError(reason=str(error), put_back=not plain) from error
 
 
-def _variables(found: OpenPayload, plain: bool) -> Mapping[str, Any]:
-    # On other backends a variable may go on with the memory of the array that it is given: that has to be its own.
-    if plain and keras.backend.backend() == "torch":
+def _variables(found: OpenPayload, captured: Capture, plain: bool) -> Mapping[str, Any]:
+    # Elsewhere a variable may go on with the memory of the array that it is given: that has to be its own.
+    is_torch = keras.backend.backend() == "torch"
+    if plain and is_torch and keras_private.assign_by_copy(entry.value for entry in captured.entries):
         return Tensors(found.variables(found.layout()))
     return found.variables()
 

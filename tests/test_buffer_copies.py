@@ -60,6 +60,38 @@ def test_buffers_are_held_until_the_block_ends_and_no_longer() -> None:
     assert (memory[0:4], memory[8:12]) == (b"some", b"more")
 
 
+def test_what_an_interrupt_leaves_held_is_let_go_by_the_next_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    copies = BufferCopies(mmap.mmap(-1, 4096), [slice(0, 4)])
+    left = bytearray(b"some")
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(copies, "_release", interrupted)
+        with pytest.raises(KeyboardInterrupt), copies.jobs([left]) as jobs:
+            list(jobs)
+    with pytest.raises(BufferError):
+        left.clear()
+    with copies.jobs([b"more"]) as jobs:
+        list(jobs)
+    left.clear()
+
+
+def test_a_block_that_was_left_open_does_not_let_go_of_another_s_buffers() -> None:
+    copies = BufferCopies(mmap.mmap(-1, 4096), [slice(0, 4)])
+    first, second = bytearray(b"some"), bytearray(b"more")
+    opened = copies.jobs([first])
+    list(opened.__enter__())
+    with copies.jobs([second]) as jobs:
+        list(jobs)
+        first.clear()
+        opened.__exit__(None, None, None)
+        with pytest.raises(BufferError):
+            second.clear()
+    second.clear()
+
+
 @pytest.mark.parametrize(
     ("wrong", "error"),
     [

@@ -178,7 +178,7 @@ def divided(copier: Copier, targets: list[np.ndarray]) -> Any:
     copier._side_by_side = SideBySide(2)
     copier.prepare(targets)
     (plan,) = (known for _, known in copier._known.values())
-    assert plan._divided is not None
+    assert plan._shared is not None
     return plan
 
 
@@ -190,7 +190,7 @@ def test_enough_small_arrays_are_copied_by_more_than_one_thread(threads: int) ->
     copier._side_by_side = SideBySide(threads)
     copier.prepare(targets)
     (plan,) = (known for _, known in copier._known.values())
-    (own,), shared = plan._divided
+    (own,), shared = plan._mapped, plan._shared
     small = sum(target.nbytes for target in targets if target.nbytes < 1 << 20)
     large = sum(target.nbytes for target in targets) - small
     assert abs(shared.nbytes - (small - (small + large) / threads)) < 1 << 16
@@ -203,22 +203,23 @@ def test_enough_small_arrays_are_copied_by_more_than_one_thread(threads: int) ->
         copier(targets)
         assert_equal(targets, variables)
     # It was not given up.
-    assert plan._divided is not None
+    assert plan._shared is shared
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="is JAX's")
-def test_one_that_is_no_buffer_among_many_leaves_all_to_the_loop() -> None:
+@pytest.mark.parametrize("place", [0, 1, 300, 799])
+def test_one_that_is_no_buffer_among_many_is_alone_left_to_numpy(place: int) -> None:
     values: list[Any] = [variable((200, 60)) for _ in range(800)]
     # As an array of several devices, or of a device that has memory of its own.
-    values[300] = np.asfortranarray(np.random.default_rng(0).random((200, 60), np.float32))
+    values[place] = np.asfortranarray(np.random.default_rng(0).random((200, 60), np.float32))
     copier, targets = Copier(values), shared_places(values)
     plan = divided(copier, targets)
-    assert 300 in plan._divided[1].places
     for seed in (1, 2):
-        change(values[0], seed)
+        change(values[400], seed)
         copier(targets)
         assert_equal(targets, values)
-        assert plan._divided is None
+        assert plan._others == [place]
+        assert plan._shared is not None
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="is JAX's")
@@ -229,13 +230,13 @@ def test_one_that_is_being_computed_among_many_is_waited_for() -> None:
     copier, targets = Copier(variables), shared_places(variables)
     plan = divided(copier, targets)
     compute = jax.jit(lambda x: jax.lax.fori_loop(0, 20_000, lambda _, y: jax.numpy.cos(y) * 0.9, x))
-    one = variables[plan._divided[1].places[5]]
+    one = variables[plan._shared.places[5]]
     compute(one.value).block_until_ready()
     one._value = compute(one.value * 0.5)
     assert not one._value.is_ready()
     copier(targets)
     assert_equal(targets, variables)
-    assert plan._divided is not None
+    assert plan._shared is not None
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="is JAX's")
@@ -243,9 +244,14 @@ def test_one_whose_memory_is_gone_among_many_is_refused() -> None:
     variables = [variable((200, 60)) for _ in range(800)]
     copier, targets = Copier(variables), shared_places(variables)
     plan = divided(copier, targets)
-    variables[plan._divided[1].places[5]]._value.delete()
+    variables[plan._shared.places[5]]._value.delete()
     with pytest.raises(RuntimeError, match="deleted"):
         copier(targets)
+    # That one copy could not be made changes nothing for the others.
+    change(variables[plan._others[0]], 1)
+    copier(targets)
+    assert_equal(targets, variables)
+    assert plan._shared is not None
 
 
 FORBIDDEN = """
@@ -258,12 +264,12 @@ from test_keras_copy import shared_places
 values = [jax.numpy.full((200, 60), number, "float32") for number in range(800)]
 targets = shared_places(values)
 copies = JaxCopies(targets, threads=2)
-assert copies._divided is not None
+assert copies._shared is not None
 forbid_copies_by_the_kernel()
 for _ in range(2):
     copies(values, SideBySide(2))
     assert all(np.array_equal(*pair) for pair in zip(targets, values, strict=True))
-    assert copies._divided is None
+    assert copies._shared is None and not copies._others
     targets[700][...] = 0
 print("copied")
 """

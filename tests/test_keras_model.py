@@ -245,6 +245,38 @@ def test_what_keras_is_given_as_tensors_comes_back_too(
 
 
 @pytest.mark.skipif(zoo.BACKEND != "torch", reason="other backends are given arrays")
+@pytest.mark.parametrize("how", ["a kind of variable of the user's own", "within a scope that keeps it"])
+def test_no_variable_goes_on_with_the_memory_of_a_payload(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = zoo.dense()
+    checkpoint = stored(model, tmp_path, format="weights")
+    kernel = model.layers[0].kernel
+    before = zoo.bits(kernel)
+    given: list[Any] = []
+    monkeypatch.setattr(keras_tensors, "_LARGE", 0)
+    monkeypatch.setattr(keras_tensors, "_tensor", lambda array: given.append(array) or array)
+
+    class Rebinding(keras.Variable):  # type: ignore[misc]
+        def _direct_assign(self, value: Any) -> None:
+            self._value = value
+
+    if how == "within a scope that keeps it":
+        with keras.StatelessScope() as scope:
+            adapter.restore(model, checkpoint)
+        value = scope.get_current_value(kernel)
+    else:
+        kernel.__class__ = Rebinding
+        adapter.restore(zoo.scrambled(model), checkpoint)
+        value = kernel._value
+    # To change a variable with memory that is the file's would end the process.
+    assert not given
+    value.add_(1)
+    value.sub_(1)
+    assert np.allclose(value.detach().numpy(), np.frombuffer(before[2], np.float32).reshape(before[0]))
+
+
+@pytest.mark.skipif(zoo.BACKEND != "torch", reason="other backends are given arrays")
 def test_nothing_is_copied_twice_on_its_way_into_a_large_variable(tmp_path: Path) -> None:
     model = keras.Sequential([keras.Input((2048,)), keras.layers.Dense(2048)])
     model.compile("sgd", "mse")

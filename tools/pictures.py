@@ -40,7 +40,7 @@ def train(folder: Path, rate: float) -> None:
     callback = keras.callbacks.LambdaCallback(on_train_begin=begin)
     keep = ckptstore.keep_last(2) | ckptstore.keep_best("val_loss") | ckptstore.keep_every(epochs=4)
     store = ckptstore.StoreCheckpoint(
-        folder, run=f"rate-{rate:g}", monitor="val_loss", save_interval=0.1, backpressure="wait", keep=keep
+        folder, run=f"rate-{rate:g}", monitor="val_loss", save_interval=0.03, backpressure="wait", keep=keep
     )
     demo_training.train([callback, store])
 

@@ -80,6 +80,8 @@ class BufferCopies:
         self._from["nbytes"] = to["nbytes"] = [part.stop - part.start for part in parts]
         self._addresses = [ctypes.addressof(one) for one in self._buffers]
         self._groups = list(_groups([int(nbytes) for nbytes in to["nbytes"]]))
+        # The block that holds buffers.
+        self._block: object | None = None
 
     @contextmanager
     def jobs(self, values: Sequence[Any]) -> Iterator[Iterator[Job]]:
@@ -96,11 +98,20 @@ class BufferCopies:
             TypeError: A value is no buffer.
             ValueError: A value has another number of bytes.
         """
+        if self._block is not None:
+            self._release()  # an interrupt came just when another block ended
+        self._block = block = object()
         try:
             yield (self._job(values, *group) for group in self._groups)
         finally:
-            # Also of those that were not got: nothing happens to them.
-            deque(map(_release_buffer, self._addresses), maxlen=0)
+            # A block that an interrupt has left open may end behind the next one's beginning.
+            if self._block is block:
+                self._release()
+                self._block = None
+
+    def _release(self) -> None:
+        # Also those that were not got: nothing happens to them.
+        deque(map(_release_buffer, self._addresses), maxlen=0)
 
     def _job(self, values: Sequence[Any], first: int, count: int, nbytes: int) -> Job:
         group = slice(first, first + count)
@@ -127,7 +138,7 @@ class BufferCopies:
 
 def can_copy_buffers() -> bool:
     """Return whether this platform has what `BufferCopies` asks for; a container may forbid it all the same."""
-    return _copy_pieces is not None
+    return None not in (_copy_pieces, _get_buffer, _release_buffer)
 
 
 def _structures(kind: type[ctypes.Structure], count: int) -> tuple[Any, Any]:
@@ -157,9 +168,20 @@ def _find_copy_pieces() -> Any:
     return function
 
 
+def _find_in_python(name: str, *arguments: Any, returns: Any) -> Any:
+    """Return a function that is called with the interpreter lock held, and whose errors are raised.
+
+    None where Python's own functions are hidden, as in some programs that Python is a part of.
+    """
+    # Not `ctypes.pythonapi`, which others too tell what its functions take.
+    function = getattr(ctypes.PyDLL(None), name, None)
+    if function is not None:
+        function.argtypes, function.restype = arguments, returns
+    return function
+
+
 _copy_pieces = _find_copy_pieces()
-# Called with the interpreter lock held, and its errors raised; our own, for whom else says what its functions take.
-_python = ctypes.PyDLL(None)
-_get_buffer, _release_buffer = _python.PyObject_GetBuffer, _python.PyBuffer_Release
-_get_buffer.argtypes = [ctypes.py_object, ctypes.c_void_p, ctypes.c_int]
-_release_buffer.argtypes, _release_buffer.restype = [ctypes.c_void_p], None
+_get_buffer = _find_in_python(
+    "PyObject_GetBuffer", ctypes.py_object, ctypes.c_void_p, ctypes.c_int, returns=ctypes.c_int
+)
+_release_buffer = _find_in_python("PyBuffer_Release", ctypes.c_void_p, returns=None)

@@ -8,7 +8,8 @@ TensorFlow. "None" is said of a module below that `inside` could not import.
   slower and with a copy of the state, and one RuntimeWarning says so.
 - `loading`: ``saving_lib._load_state``, ``H5IOStore``, ``DiskIOStore``. None: public ``load_weights``; assets stay.
 - `own_code`: ``saving_lib._walk_saveable``, ``keras.src.saving.keras_saveable.KerasSaveable``. Lacking: before a
-  model is loaded into, what it holds is copied, where the backend asks for a copy.
+  model is loaded into, what it holds is copied, where the backend asks for a copy. And ``in_stateless_scope`` of
+  ``keras.src.backend.common.stateless_scope``. Lacking: on torch large arrays are copied twice.
 - `skip_sets`: ``saving_lib.get_attr_skipset``, ``keras.src.backend.common.global_state``. Lacking: slower, no more.
 - `optimizers`: attributes of a model that are optimizers, ``inner_optimizer``, ``Optimizer._trainable_variables``, and
   ``save_own_variables`` overlaid in one object. Lacking: arrays that are copies; a second optimizer of a model must be
@@ -58,7 +59,7 @@ from ckptstore.keras_private.loop import FitLoop, begin_at, running_fit
 from ckptstore.keras_private.messages import print_message
 from ckptstore.keras_private.metrics import metric_directions
 from ckptstore.keras_private.optimizers import optimizers_of, trained_by
-from ckptstore.keras_private.own_code import has_own_loading
+from ckptstore.keras_private.own_code import assign_by_copy, has_own_loading
 from ckptstore.keras_private.train_state import train_state_in_variables, wait_for_step
 from ckptstore.keras_private.values import is_told_by_flags, raw_values, variables_by_kind
 from ckptstore.keras_private.walk import capture
@@ -66,6 +67,7 @@ from ckptstore.keras_private.walk import capture
 __all__ = [
     "EpochData",
     "FitLoop",
+    "assign_by_copy",
     "begin_at",
     "begin_validation_again",
     "capture",

@@ -5,7 +5,10 @@ Fallback: it is taken to have code of its own.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
+
+import keras
 
 from ckptstore.keras_private import inside
 from ckptstore.keras_private.skip_sets import skip_sets_kept
@@ -42,6 +45,16 @@ def has_own_loading(*saveables: Any) -> bool:
                     else ()
                 )
     return False
+
+
+def assign_by_copy(variables: Iterable[Any]) -> bool:
+    """Return whether to assign to these copies the values, on torch; False if nobody knows.
+
+    A kind of variable of the user's own may go on with the memory that it is given, as Keras does for what is assigned
+    within a `keras.StatelessScope`.
+    """
+    in_scope = getattr(inside.stateless_scope, "in_stateless_scope", None)
+    return in_scope is not None and not in_scope() and all(type(one) is keras.Variable for one in variables)
 
 
 def _is_keras_code(saveable: Any, name: str) -> bool:
