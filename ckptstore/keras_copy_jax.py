@@ -97,9 +97,9 @@ class JaxCopies:
     def _check(self, values: Sequence[Any]) -> None:
         # A thousand dtypes and shapes take 0.3 ms to ask for.
         kinds = [getattr(value, "aval", None) for value in values]
-        if kinds != self._kinds or None in kinds:
+        if kinds != self._kinds:
             self._expected.check(values)
-            self._kinds = kinds
+            self._kinds = None if None in kinds else kinds
 
 
 def _ask_devices(values: Sequence[Any]) -> None:

@@ -72,12 +72,18 @@ def trained(model: Any, trainable: Sequence[Any] | None = None) -> list[list[int
         model: The model.
         trainable: Its trainable variables, where these were just looked for.
     """
-    variables = model.trainable_variables if trainable is None else trainable
-    places = {id(variable): index for index, variable in enumerate(variables)}
+    known = list(map(id, model.trainable_variables if trainable is None else trainable))
     return [
-        [places[id(one)] for one in keras_private.trained_by(optimizer) if id(one) in places]
+        _places(list(map(id, keras_private.trained_by(optimizer))), known)
         for optimizer in keras_private.optimizers_of(model)
     ]
+
+
+def _places(wanted: list[int], known: list[int]) -> list[int]:
+    if wanted == known:  # most often
+        return list(range(len(known)))
+    places = {one: place for place, one in enumerate(known)}
+    return [places[one] for one in wanted if one in places]
 
 
 def build_as_saved(model: Any, values: Mapping[str, Any]) -> None:
