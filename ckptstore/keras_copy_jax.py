@@ -12,7 +12,6 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -86,7 +85,7 @@ class JaxCopies:
             side_by_side(large, nbytes=self._nbytes, own=own)
             return
         with self._shared.jobs(values) as jobs:
-            side_by_side(chain(jobs, large), nbytes=self._shared.nbytes + self._nbytes, own=own)
+            side_by_side(large, nbytes=self._shared.nbytes + self._nbytes, more=jobs, own=own)
 
     def _copy_small(self, values: Sequence[Any]) -> None:
         for part in self._mapped:

@@ -42,7 +42,7 @@ def test_all_buffers_arrive_each_time_and_nothing_beside_them(threads: int) -> N
         for part, buffer in zip(parts, buffers, strict=True):
             expected[part] = np.frombuffer(buffer, np.uint8)
         with copies.jobs(buffers) as jobs:
-            SideBySide(threads)(jobs, nbytes=MANY)
+            SideBySide(threads)([], nbytes=MANY, more=jobs)
         assert np.array_equal(np.frombuffer(memory, np.uint8), expected)
 
 

@@ -114,7 +114,7 @@ def test_others_begin_while_the_calling_thread_does_its_own_and_jobs_are_made() 
         assert others[1].wait(30)
         order.append("own")
 
-    SideBySide(3)(jobs(), nbytes=MANY, own=own)
+    SideBySide(3)([], nbytes=MANY, more=jobs(), own=own)
     assert order == ["own"]
 
 

@@ -51,15 +51,18 @@ class SideBySide:
         self._at_work: list[None] = []
         self._pid = os.getpid()
 
-    def __call__(self, jobs: Iterable[Job], *, nbytes: int, own: Job | None = None) -> None:
+    def __call__(
+        self, jobs: Iterable[Job], *, nbytes: int, more: Iterable[Job] = (), own: Job | None = None
+    ) -> None:
         """Do all jobs; when this returns, or raises, no thread is at one any more.
 
         After an interrupt some are done and others not. A second one, while the threads are waited for, leaves a job to
         the end of its time, and the next call waits for that.
 
         Args:
-            jobs: In any order. Where they are made one by one, others begin with those that there are.
-            nbytes: What they copy, all together.
+            jobs: In any order.
+            nbytes: What all jobs copy together.
+            more: Further jobs, which are made one by one while others begin with those that there are.
             own: What the calling thread does first, while others begin with the jobs.
 
         Raises:
@@ -68,13 +71,15 @@ class SideBySide:
         if self._pid != os.getpid():
             self._pid, self._at_work = os.getpid(), []  # a fork has none of the threads
         self._stop()
-        left = self._left = deque[Job]()
+        left = self._left = deque[Job](jobs)
         errors = list[Exception]()
+        helpers = min(self.threads - 1, nbytes // WORTH_A_THREAD)
         try:
-            helpers = min(self.threads - 1, nbytes // WORTH_A_THREAD)
-            for number, job in enumerate(jobs):
+            for _ in range(min(helpers, len(left))):
+                self._help(left, errors)
+            for job in more:
                 left.append(job)
-                if number < helpers:
+                if len(self._helpers) < helpers:
                     self._help(left, errors)
             if own is not None:
                 own()
