@@ -30,6 +30,7 @@ class Snapshots(Protocol):
         weights_only: bool = False,
         fit: FitState | None = None,
         resumable: bool = True,
+        in_epoch: bool = False,
     ) -> Snapshot:
         """Take the model apart; nothing is written.
 
@@ -40,6 +41,7 @@ class Snapshots(Protocol):
             weights_only: True to leave out optimizer and training state.
             fit: What joins the training state: where the running fit stands.
             resumable: False to leave out the training state alone.
+            in_epoch: True in the middle of an epoch, where a configuration that was made before will do.
 
         Raises:
             ModelNotReadyError: It is not built; or not compiled, with neither `optimizer` nor `weights_only`.

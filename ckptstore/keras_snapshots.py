@@ -1,15 +1,16 @@
 """Takes Keras models apart for the store, again and again: what stays the same from save to save is worked out once.
 
-Walking over a model costs some tens of milliseconds at a thousand variables, its configuration as much again; a copy
-of as many small arrays costs a few. So the walk is kept as long as the model has the very same variables, and all that
-Keras would write are variables; and the configuration as long as making it anew would cost a noticeable part of the
-time between two saves.
+Walking over a model costs some tens of milliseconds at a thousand variables, its configuration half as much; a copy of
+as many small arrays costs a few. So the walk is kept as long as the model has the very same variables, and all that
+Keras would write are variables; and the configuration until an epoch ends, and then as long as making it anew would
+cost a noticeable part of the time since.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -75,7 +76,8 @@ class Snapshots:
     """Snapshots of one model, each to be written or copied before training goes on.
 
     A configuration that changes in the middle of a fit, without a variable or its `trainable` changing, stands in a
-    later ``.keras`` payload: at latest when a hundred times the time has passed that making it takes.
+    later ``.keras`` payload: in that of the epoch's end, or where epochs are short, in that of the end of one when a
+    hundred times the time has passed that making it takes.
     """
 
     def __init__(self) -> None:
@@ -91,6 +93,7 @@ class Snapshots:
         weights_only: bool = False,
         fit: FitState | None = None,
         resumable: bool = True,
+        in_epoch: bool = False,
     ) -> Snapshot:
         """Take a model apart; nothing is written, and its variables are read when the payload is.
 
@@ -101,6 +104,7 @@ class Snapshots:
             weights_only: True to leave out optimizer and training state.
             fit: What joins the training state: where the running fit stands.
             resumable: False to leave out the training state alone.
+            in_epoch: True in the middle of an epoch, where a configuration that was made before will do.
 
         Raises:
             ModelNotReadyError: It is not built; not compiled, with neither `optimizer` nor `weights_only`; or
@@ -114,7 +118,7 @@ class Snapshots:
         if extra is None and not model.compiled:
             raise ModelNotReadyError(model=model.name, missing="compiled", hint=_COMPILE)
         kinds = (None if fit is None else fit.variables) or keras_private.variables_by_kind(model)
-        walk, members = self._walked(model, extra, kinds, documents=format == "keras")
+        walk, members = self._walked(model, extra, kinds, documents=format == "keras", in_epoch=in_epoch)
         state = training_state.collect(walk.groups, walk.optimizers, fit) if resumable else None
         if format == "h5":
             return Snapshot(format=format, state=state, fill=partial(_fill_legacy, model, extra))
@@ -129,7 +133,7 @@ class Snapshots:
         )
 
     def _walked(
-        self, model: Any, extra: Any, kinds: Kinds, *, documents: bool
+        self, model: Any, extra: Any, kinds: Kinds, *, documents: bool, in_epoch: bool
     ) -> tuple[_Walk, Mapping[str, bytes]]:
         optimizers = built_optimizers(model, extra)
         held = _held(model, optimizers, kinds)
@@ -137,14 +141,16 @@ class Snapshots:
         flags = () if keras_private.is_told_by_flags(model) else map(_is_trainable, held)
         key = len(kinds[0]), *map(id, held), *flags
         kept = self._walk if self._walk is not None and self._walk.key == key else None
-        members = self._kept_documents(key) if documents else {}
-        if kept is not None and members is not None:
-            return kept, members
+        if kept is not None:
+            members = self._kept_documents(key, in_epoch=in_epoch) if documents else {}
+            if members is None:
+                members = self._configured_anew(model, key)
+            if members is not None:
+                return kept, members
         began = time.monotonic()
         captured = captured_model(model, extra, documents=documents)
-        now = time.monotonic()
         if documents:
-            self._documents = _Documents(members=captured.documents, key=key, made_at=now, cost_s=now - began)
+            self._keep(captured.documents, key, began)
         walk = kept or _Walk(
             key=key,
             captured=captured,
@@ -157,13 +163,30 @@ class Snapshots:
         self._walk = walk if captured.exact and all(one.is_variable for one in captured.entries) else None
         return walk, captured.documents
 
-    def _kept_documents(self, key: tuple[int, ...]) -> Mapping[str, bytes] | None:
+    def _kept_documents(self, key: tuple[int, ...], *, in_epoch: bool) -> Mapping[str, bytes] | None:
         """Return the documents that were made before, or None where they are to be made anew."""
         kept = self._documents
-        if kept is None or self._walk is None or kept.key != key:
+        if kept is None or kept.key != key:
             return None
         age = time.monotonic() - kept.made_at
-        return kept.members if kept.cost_s > _DOCUMENTS_SHARE * age else None
+        return kept.members if in_epoch or kept.cost_s > _DOCUMENTS_SHARE * age else None
+
+    def _configured_anew(self, model: Any, key: tuple[int, ...]) -> Mapping[str, bytes] | None:
+        """Make the documents anew where they are a configuration and nothing else, which takes no walk; or None."""
+        kept = self._documents
+        if kept is None or kept.key != key:
+            return None
+        began = time.monotonic()
+        with _told_by_keras(model):
+            members = keras_private.configuration(model)
+        if members is None or members.keys() != kept.members.keys():
+            return None
+        self._keep(members, key, began)
+        return members
+
+    def _keep(self, members: Mapping[str, bytes], key: tuple[int, ...], began: float) -> None:
+        now = time.monotonic()
+        self._documents = _Documents(members=members, key=key, made_at=now, cost_s=now - began)
 
 
 def _held(model: Any, optimizers: Iterable[Any], kinds: Kinds) -> tuple[Any, ...]:
@@ -224,8 +247,14 @@ def captured_model(model: Any, optimizer: Any, *, documents: bool = False) -> Ca
     Raises:
         ModelNotReadyError: It cannot tell its configuration.
     """
-    try:
+    with _told_by_keras(model):
         return keras_private.capture(model, optimizer=optimizer, documents=documents)
+
+
+@contextmanager
+def _told_by_keras(model: Any) -> Iterator[None]:
+    try:
+        yield
     except NotImplementedError as error:
         raise ModelNotReadyError(
             model=model.name, missing="serialisable as a whole", hint=_SERIALISE

@@ -176,6 +176,7 @@ class StoreSaving(StoreQueries):
             weights_only=options.get("weights_only", False),
             fit=options.get("fit"),
             resumable=options.get("resumable", True),
+            in_epoch=options.get("batch") is not None,
         )
         self.claim(run)
         return snapshot, request

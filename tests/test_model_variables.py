@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import keras_zoo as zoo
 import numpy as np
 import pytest
 import unusual_models
 
-from ckptstore import CheckpointStore, keras_optimizers
+from ckptstore import CheckpointStore, StoreCheckpoint, keras_optimizers, keras_private, keras_snapshots
 from ckptstore.adapters import adapter_for
+from ckptstore.errors import ModelNotReadyError
 from ckptstore.keras_private import optimizers_of, raw_values, variables_by_kind
 
 # What Keras' own code does.
@@ -151,6 +153,89 @@ def test_a_configuration_that_changes_with_what_is_trained_is_saved_anew(tmp_pat
     assert not trainable_in_payload()
     model.layers[-1].trainable = True
     assert trainable_in_payload()
+
+
+def config_of(snapshot: Any) -> Any:
+    return json.loads(snapshot.documents["config.json"])["config"]
+
+
+def test_a_configuration_that_changes_is_saved_anew_when_an_epoch_ends_without_another_walk(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # However short the epochs are.
+    monkeypatch.setattr(keras_snapshots, "_DOCUMENTS_SHARE", 1e9)
+    walks: list[Any] = []
+    walk = keras_private.capture
+    monkeypatch.setattr(keras_private, "capture", lambda *a, **k: walks.append(a) or walk(*a, **k))
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dropout(0.5), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    snapshots = adapter_for(model).snapshots()
+
+    def rate(*, in_epoch: bool) -> float:
+        layers = config_of(snapshots.take(model, format="keras", in_epoch=in_epoch))["layers"]
+        return float(layers[1]["config"]["rate"])
+
+    assert rate(in_epoch=True) == 0.5
+    model.layers[0].rate = 0.25
+    # A step of the training waits for no configuration.
+    assert rate(in_epoch=True) == 0.5
+    assert rate(in_epoch=False) == rate(in_epoch=True) == 0.25
+    assert len(walks) == 1
+    # Variables that are others by now are not described by what was made before.
+    model.pop()
+    model.add(keras.layers.Dense(2))
+    model.build((None, 4))
+    units = config_of(snapshots.take(model, format="keras", in_epoch=True))["layers"][-1]["config"]["units"]
+    assert units == 2
+    assert len(walks) == 2
+
+
+def test_a_configuration_that_cannot_be_made_any_more_is_said_when_an_epoch_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(keras_snapshots, "_DOCUMENTS_SHARE", 1e9)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    snapshots = adapter_for(model).snapshots()
+    snapshots.take(model, format="keras")
+
+    def refuses() -> Any:
+        raise NotImplementedError
+
+    model.layers[0].get_config = refuses
+    assert snapshots.take(model, format="keras", in_epoch=True).documents
+    with pytest.raises(ModelNotReadyError, match="serialisable"):
+        snapshots.take(model, format="keras")
+
+
+def test_what_layers_keep_in_files_is_looked_for_again_when_an_epoch_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(keras_snapshots, "_DOCUMENTS_SHARE", 1e9)
+    model = zoo.WHOLE["vocabulary"]()
+    snapshots = adapter_for(model).snapshots()
+    for in_epoch in (False, False, True):
+        documents = snapshots.take(model, format="keras", in_epoch=in_epoch).documents
+        assert documents.keys() == keras_private.capture(model, documents=True).documents.keys()
+        assert len(documents) > 2
+
+
+def test_a_step_in_the_middle_of_an_epoch_waits_for_no_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keras_snapshots, "_DOCUMENTS_SHARE", 1e9)
+    made: list[Any] = []
+    make = keras_private.configuration
+    monkeypatch.setattr(keras_private, "configuration", lambda model: made.append(model) or make(model))
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    x = np.ones((12, 4), np.float32)
+    callback = StoreCheckpoint(tmp_path, monitor="loss", save_freq=1, background=False)
+    model.fit(x, x[:, :1], batch_size=2, epochs=2, verbose=0, callbacks=[callback])
+    with CheckpointStore(tmp_path) as store:
+        assert len(store.checkpoints()) > 12
+    # At the end of the training; epochs that do not end with a save of their own have none.
+    assert len(made) == 1
 
 
 def test_a_variable_that_a_model_counts_nowhere_is_looked_for_at_each_save() -> None:

@@ -62,7 +62,7 @@ from ckptstore.keras_private.optimizers import optimizers_of, trained_by
 from ckptstore.keras_private.own_code import assign_by_copy, has_own_loading
 from ckptstore.keras_private.train_state import train_state_in_variables, wait_for_step
 from ckptstore.keras_private.values import is_told_by_flags, raw_values, variables_by_kind
-from ckptstore.keras_private.walk import capture
+from ckptstore.keras_private.walk import capture, configuration
 
 __all__ = [
     "EpochData",
@@ -71,6 +71,7 @@ __all__ = [
     "begin_at",
     "begin_validation_again",
     "capture",
+    "configuration",
     "forget_global_seed",
     "global_seed",
     "has_own_loading",

@@ -50,6 +50,19 @@ def capture(model: Any, *, optimizer: Any = None, documents: bool = False) -> Ca
     return keras_public.capture(model, optimizer, documents)
 
 
+def configuration(model: Any) -> dict[str, bytes] | None:
+    """Return a model's configuration as `capture` does, without a walk; None where this Keras has no way to.
+
+    Raises:
+        NotImplementedError: From Keras: it cannot be made.
+    """
+    serialise = getattr(inside.saving_lib, "_serialize_model_as_json", None)
+    if serialise is None:
+        return None
+    config, metadata = serialise(model)
+    return {_METADATA: metadata.encode(), _CONFIG: config.encode()}
+
+
 @functools.cache
 def _warn_of_fallback(reason: str) -> None:
     warnings.warn(
