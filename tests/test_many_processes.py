@@ -38,10 +38,9 @@ def test_a_planted_fault_is_found(fault: str, found: str) -> None:
 def _fork_and_wait(root: Path, forked: Connection) -> None:
     store = CheckpointStore(root)
     save(store, 1)
-    child = os.fork()
-    if child == 0:
-        signal.pause()
-    forked.send(child)
+    if os.fork() == 0:
+        # The child itself says so: until it runs, it has the writer's locks, too.
+        forked.send(os.getpid())
     signal.pause()
 
 
