@@ -39,12 +39,14 @@ class Capture:
         attributes: Text attributes by HDF5 group.
         documents: Members of a ``.keras`` archive beside the weights, as far as they were asked for.
         exact: False when it came from the fallback, where the values are copies and not the variables.
+        may_have_assets: Whether there are layers that may keep files, by now or later; asked for with the documents.
     """
 
     entries: tuple[Entry, ...]
     attributes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     documents: Mapping[str, bytes] = field(default_factory=dict)
     exact: bool = True
+    may_have_assets: bool = False
 
     def saved_ids(self) -> frozenset[int]:
         """Identities of the variables that are saved as they are."""

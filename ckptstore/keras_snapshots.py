@@ -64,9 +64,14 @@ class _Walk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Documents:
-    """Members of an archive, and when and for what they were made."""
+    """Members of an archive, and when and for what they were made.
+
+    Attributes:
+        may_have_assets: Whether there are layers that may keep files, by now or later.
+    """
 
     members: Mapping[str, bytes]
+    may_have_assets: bool
     key: tuple[int, ...]
     made_at: float
     cost_s: float
@@ -77,7 +82,7 @@ class Snapshots:
 
     A configuration that changes in the middle of a fit, without a variable or its `trainable` changing, stands in a
     later ``.keras`` payload: in that of the epoch's end, or where epochs are short, in that of the end of one when a
-    hundred times the time has passed that making it takes.
+    hundred times the time has passed that making it takes. Files that layers keep are those of the moment.
     """
 
     def __init__(self) -> None:
@@ -142,15 +147,13 @@ class Snapshots:
         key = len(kinds[0]), *map(id, held), *flags
         kept = self._walk if self._walk is not None and self._walk.key == key else None
         if kept is not None:
-            members = self._kept_documents(key, in_epoch=in_epoch) if documents else {}
-            if members is None:
-                members = self._configured_anew(model, key)
+            members = self._documents_without_a_walk(model, key, in_epoch=in_epoch) if documents else {}
             if members is not None:
                 return kept, members
         began = time.monotonic()
         captured = captured_model(model, extra, documents=documents)
         if documents:
-            self._keep(captured.documents, key, began)
+            self._keep(captured.documents, key, began, may_have_assets=captured.may_have_assets)
         walk = kept or _Walk(
             key=key,
             captured=captured,
@@ -163,30 +166,32 @@ class Snapshots:
         self._walk = walk if captured.exact and all(one.is_variable for one in captured.entries) else None
         return walk, captured.documents
 
-    def _kept_documents(self, key: tuple[int, ...], *, in_epoch: bool) -> Mapping[str, bytes] | None:
-        """Return the documents that were made before, or None where they are to be made anew."""
-        kept = self._documents
-        if kept is None or kept.key != key:
-            return None
-        age = time.monotonic() - kept.made_at
-        return kept.members if in_epoch or kept.cost_s > _DOCUMENTS_SHARE * age else None
+    def _documents_without_a_walk(
+        self, model: Any, key: tuple[int, ...], *, in_epoch: bool
+    ) -> Mapping[str, bytes] | None:
+        """Return the documents as they were made before, or with the configuration of now; None where it takes a walk.
 
-    def _configured_anew(self, model: Any, key: tuple[int, ...]) -> Mapping[str, bytes] | None:
-        """Make the documents anew where they are a configuration and nothing else, which takes no walk; or None."""
+        Files that a layer keeps are a part of what it has learned, and are looked for at each save.
+        """
         kept = self._documents
-        if kept is None or kept.key != key:
+        if kept is None or kept.key != key or kept.may_have_assets:
             return None
         began = time.monotonic()
+        if in_epoch or kept.cost_s > _DOCUMENTS_SHARE * (began - kept.made_at):
+            return kept.members
         with _told_by_keras(model):
             members = keras_private.configuration(model)
-        if members is None or members.keys() != kept.members.keys():
-            return None
-        self._keep(members, key, began)
+        if members is not None:
+            self._keep(members, key, began, may_have_assets=False)
         return members
 
-    def _keep(self, members: Mapping[str, bytes], key: tuple[int, ...], began: float) -> None:
+    def _keep(
+        self, members: Mapping[str, bytes], key: tuple[int, ...], began: float, *, may_have_assets: bool
+    ) -> None:
         now = time.monotonic()
-        self._documents = _Documents(members=members, key=key, made_at=now, cost_s=now - began)
+        self._documents = _Documents(
+            members=members, may_have_assets=may_have_assets, key=key, made_at=now, cost_s=now - began
+        )
 
 
 def _held(model: Any, optimizers: Iterable[Any], kinds: Kinds) -> tuple[Any, ...]:

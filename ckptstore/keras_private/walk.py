@@ -51,7 +51,7 @@ def capture(model: Any, *, optimizer: Any = None, documents: bool = False) -> Ca
 
 
 def configuration(model: Any) -> dict[str, bytes] | None:
-    """Return a model's configuration as `capture` does, without a walk; None where this Keras has no way to.
+    """Return a model's configuration as `capture` does, without assets or a walk; None where this Keras has no way to.
 
     Raises:
         NotImplementedError: From Keras: it cannot be made.
@@ -111,7 +111,12 @@ def _walk(model: Any, optimizer: Any, documents: bool) -> Capture:
         for group, values in recorder.groups.items()
         for key, value in values.items()
     )
-    return Capture(entries=entries, attributes=recorder.attributes, documents=members)
+    return Capture(
+        entries=entries,
+        attributes=recorder.attributes,
+        documents=members,
+        may_have_assets=assets is not None and assets.directory is not None,
+    )
 
 
 def _recorder() -> Any:
