@@ -1,27 +1,51 @@
-"""Forbids this process a call of the kernel, as a container's rules do: it fails with EPERM from then on."""
+"""Forbids a process a call of the kernel, as a container's rules do: it fails with EPERM from then on."""
 
 from __future__ import annotations
 
 import ctypes
 import platform
 import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 
 # Of process_vm_readv.
-NUMBERS = {"x86_64": 310, "aarch64": 270}
+_NUMBERS = {"x86_64": 310, "aarch64": 270}
 _SET_NO_NEW_PRIVILEGES, _SET_SECCOMP, _FILTER = 38, 22, 2
 _LOAD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06
 _FAIL_WITH_EPERM, _ALLOW = 0x50001, 0x7FFF0000
 
 
+needs_the_number = pytest.mark.skipif(
+    platform.machine() not in _NUMBERS, reason="the number of the call is not known"
+)
+
+
+def output_of(script: str) -> str:
+    """Run a script in a process of its own, which may call `forbid_copies_by_the_kernel`, and return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def forbid_copies_by_the_kernel() -> None:
-    """Forbid process_vm_readv, for good.
+    """Forbid this process process_vm_readv, for good.
 
     Raises:
         OSError: That cannot be forbidden here.
     """
     steps = (
         (_LOAD, 0, 0, 0),
-        (_JUMP_IF_EQUAL, 0, 1, NUMBERS[platform.machine()]),
+        (_JUMP_IF_EQUAL, 0, 1, _NUMBERS[platform.machine()]),
         (_RETURN, 0, 0, _FAIL_WITH_EPERM),
         (_RETURN, 0, 0, _ALLOW),
     )

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import mmap
-import platform
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from forbidden_calls import NUMBERS
+from forbidden_calls import needs_the_number, output_of
 
 from ckptstore.background import buffer_copies
 from ckptstore.background.buffer_copies import BufferCopies, can_copy_buffers
@@ -153,15 +150,7 @@ except PermissionError as error:
 """
 
 
-@pytest.mark.skipif(platform.machine() not in NUMBERS, reason="the number of the call is not known")
+@needs_the_number
 def test_where_it_is_forbidden_that_is_an_error() -> None:
     """As in a container that lets no process look into memory."""
-    done = subprocess.run(
-        [sys.executable, "-c", FORBIDDEN],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.stdout == "refused: [Errno 1] process_vm_readv has copied -1 of 3 bytes\n", done.stderr
+    assert output_of(FORBIDDEN) == "refused: [Errno 1] process_vm_readv has copied -1 of 3 bytes\n"

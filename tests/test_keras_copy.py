@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import platform
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
-from forbidden_calls import NUMBERS
+from forbidden_calls import needs_the_number, output_of
 
-from ckptstore import CheckpointStore, StoreCheckpoint
+from ckptstore import CheckpointStore, StoreCheckpoint, keras_copy_jax
+from ckptstore.background import side_by_side
+from ckptstore.background.buffer_copies import BufferCopies
 from ckptstore.background.memory import Memory, aligned
 from ckptstore.background.side_by_side import SideBySide
 from ckptstore.keras_arrays import host_array, host_arrays, shape_and_dtype
@@ -173,85 +172,130 @@ def test_an_array_that_is_no_buffer_is_copied_all_the_same() -> None:
             targets[1][...] = 0
 
 
-def divided(copier: Copier, targets: list[np.ndarray]) -> Any:
-    """Return what the first copy into these targets has found to be divided among threads."""
-    copier._side_by_side = SideBySide(2)
-    copier.prepare(targets)
-    (plan,) = (known for _, known in copier._known.values())
-    assert plan._shared is not None
-    return plan
+class Many:
+    """Enough small values to be copied by more than one thread, on JAX.
+
+    Attributes:
+        values: What is copied.
+        targets: Where to.
+        copier: What copies them.
+        plan: What it has found out for these targets.
+    """
+
+    def __init__(self, values: list[Any], *, threads: int = 2) -> None:
+        self.values = values
+        self.targets = shared_places(values)
+        self.copier = Copier(values)
+        self.copier._side_by_side = SideBySide(threads)
+        self.copier.prepare(self.targets)
+        (self.plan,) = (known for _, known in self.copier._known.values())
+        assert self.plan._shared is not None
+
+    def assert_copied(self) -> None:
+        """Copy, and compare."""
+        self.copier(self.targets)
+        assert_equal(self.targets, self.values)
+        # It was not given up.
+        assert self.plan._shared is not None
+
+
+def many_small() -> list[Any]:
+    return [variable((200, 60)) for _ in range(800)]
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="is JAX's")
 @pytest.mark.parametrize("threads", [2, 4])
 def test_enough_small_arrays_are_copied_by_more_than_one_thread(threads: int) -> None:
-    variables = [variable(shape) for shape in SHAPES]
-    copier, targets = Copier(variables), shared_places(variables)
-    copier._side_by_side = SideBySide(threads)
-    copier.prepare(targets)
-    (plan,) = (known for _, known in copier._known.values())
-    (own,), shared = plan._mapped, plan._shared
-    small = sum(target.nbytes for target in targets if target.nbytes < 1 << 20)
-    large = sum(target.nbytes for target in targets) - small
-    assert abs(shared.nbytes - (small - (small + large) / threads)) < 1 << 16
+    many = Many([variable(shape) for shape in SHAPES], threads=threads)
+    (own,), shared = many.plan._mapped, many.plan._shared
+    sizes = [target.nbytes for target in many.targets]
+    small = sum(size for size in sizes if size < 1 << 20)
+    assert abs(shared.nbytes - (small - sum(sizes) / threads)) < 1 << 16
     assert sorted([*own.places, *shared.places]) == [
-        place for place, target in enumerate(targets) if target.nbytes < 1 << 20
+        place for place, size in enumerate(sizes) if size < 1 << 20
     ]
     for seed in (1, 2):
-        for one in variables:
+        for one in many.values:
             change(one, seed)
-        copier(targets)
-        assert_equal(targets, variables)
-    # It was not given up.
-    assert plan._shared is shared
+        many.assert_copied()
+    assert many.plan._shared is shared
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="is JAX's")
 @pytest.mark.parametrize("place", [0, 1, 300, 799])
 def test_one_that_is_no_buffer_among_many_is_alone_left_to_numpy(place: int) -> None:
-    values: list[Any] = [variable((200, 60)) for _ in range(800)]
+    values = many_small()
     # As an array of several devices, or of a device that has memory of its own.
     values[place] = np.asfortranarray(np.random.default_rng(0).random((200, 60), np.float32))
-    copier, targets = Copier(values), shared_places(values)
-    plan = divided(copier, targets)
+    many = Many(values)
     for seed in (1, 2):
         change(values[400], seed)
-        copier(targets)
-        assert_equal(targets, values)
-        assert plan._others == [place]
-        assert plan._shared is not None
+        many.assert_copied()
+        assert many.plan._others == [place]
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="is JAX's")
 def test_one_that_is_being_computed_among_many_is_waited_for() -> None:
     import jax
 
-    variables = [variable((200, 60)) for _ in range(800)]
-    copier, targets = Copier(variables), shared_places(variables)
-    plan = divided(copier, targets)
+    many = Many(many_small())
     compute = jax.jit(lambda x: jax.lax.fori_loop(0, 20_000, lambda _, y: jax.numpy.cos(y) * 0.9, x))
-    one = variables[plan._shared.places[5]]
+    one = many.values[many.plan._shared.places[5]]
     compute(one.value).block_until_ready()
     one._value = compute(one.value * 0.5)
     assert not one._value.is_ready()
-    copier(targets)
-    assert_equal(targets, variables)
-    assert plan._shared is not None
+    many.assert_copied()
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="is JAX's")
 def test_one_whose_memory_is_gone_among_many_is_refused() -> None:
-    variables = [variable((200, 60)) for _ in range(800)]
-    copier, targets = Copier(variables), shared_places(variables)
-    plan = divided(copier, targets)
-    variables[plan._shared.places[5]]._value.delete()
+    many = Many(many_small())
+    gone = many.values[many.plan._shared.places[5]]
+    gone._value.delete()
     with pytest.raises(RuntimeError, match="deleted"):
-        copier(targets)
+        many.copier(many.targets)
     # That one copy could not be made changes nothing for the others.
-    change(variables[plan._others[0]], 1)
-    copier(targets)
-    assert_equal(targets, variables)
-    assert plan._shared is not None
+    change(gone, 1)
+    many.assert_copied()
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="is JAX's")
+def test_what_several_threads_copy_of_a_fit_is_what_it_was_after_each_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its steps are given the memory of the arrays that were copied, and write into it."""
+    monkeypatch.setattr(side_by_side, "WORTH_A_THREAD", 1)
+    monkeypatch.setattr(side_by_side, "usable_cores", lambda: 2)
+    monkeypatch.setattr(keras_copy_jax, "WORTH_A_THREAD", 1)
+    monkeypatch.setattr(keras_copy_jax, "_PAGE", 1)
+    copied: list[int] = []
+    jobs = BufferCopies.jobs
+    monkeypatch.setattr(
+        BufferCopies, "jobs", lambda self, values: copied.append(len(values)) or jobs(self, values)
+    )
+    seen: list[list[bytes]] = []
+
+    class Sees(keras.callbacks.Callback):  # type: ignore[misc]
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            seen.append(state(self.model))
+
+    def state(model: Any) -> list[bytes]:
+        return [host_array(one).tobytes() for one in (*model.variables, *model.optimizer.variables)]
+
+    layers = [keras.layers.Dense(32) for _ in range(6)]
+    model = keras.Sequential([keras.Input((32,)), *layers])
+    model.compile(keras.optimizers.Adam(0.01), "mse")
+    x = np.random.default_rng(0).random((16, 32), np.float32)
+    saver = StoreCheckpoint(tmp_path, monitor="loss", save_freq=1, backpressure="wait")
+    model.fit(x, x, batch_size=2, epochs=1, verbose=0, callbacks=[saver, Sees()])
+    assert min(copied) > 10
+    assert len(copied) >= 8
+    with CheckpointStore(tmp_path) as store:
+        saved = [one for one in store.checkpoints() if one.batch is not None]
+        assert len(saved) == len(seen) == 8
+        for checkpoint, expected in zip(saved, seen, strict=True):
+            store.restore(checkpoint, model)
+            assert state(model) == expected
 
 
 FORBIDDEN = """
@@ -275,19 +319,10 @@ print("copied")
 """
 
 
-@pytest.mark.skipif(
-    BACKEND != "jax" or platform.machine() not in NUMBERS, reason="is JAX's, where the number is known"
-)
+@needs_the_number
+@pytest.mark.skipif(BACKEND != "jax", reason="is JAX's")
 def test_where_the_kernel_may_not_copy_the_loop_does() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", FORBIDDEN],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.stdout == "copied\n", done.stderr
+    assert output_of(FORBIDDEN) == "copied\n"
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="is JAX's")
