@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import mmap
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -160,11 +160,9 @@ class _Shared:
     places: list[int]
     nbytes: int
 
-    @contextmanager
-    def jobs(self, values: Sequence[Any]) -> Iterator[Iterable[Job]]:
-        """Yield what copies them, from all values; to be done within the block."""
-        with self.copies.jobs([values[place] for place in self.places]) as jobs:
-            yield jobs
+    def jobs(self, values: Sequence[Any]) -> AbstractContextManager[Iterator[Job]]:
+        """Return a block for what copies them, given all values."""
+        return self.copies.jobs([values[place] for place in self.places])
 
 
 def _divided(small: _Mapped, *, large: int, threads: int) -> tuple[list[_Mapped], _Shared | None]:
