@@ -118,6 +118,21 @@ class Doing(keras.callbacks.Callback):  # type: ignore[misc]
             self.what()
 
 
+class EndingAfter(keras.callbacks.Callback):  # type: ignore[misc]
+    """Ends the training once so many checkpoints from the middle of its epoch are durable."""
+
+    def __init__(self, path: Path, saver: ckptstore.StoreCheckpoint, *, saves: int) -> None:
+        super().__init__()
+        self.path, self.saver, self.saves = path, saver, saves
+        self.batches = 0
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.batches = batch + 1
+        if self.batches % 500 == 0:
+            self.saver.wait()
+            self.model.stop_training = len(checkpoints(self.path)) >= self.saves
+
+
 # --- one instant -------------------------------------------------------------------------------
 
 
@@ -360,12 +375,14 @@ def test_saves_that_come_too_fast_are_left_out_but_neither_the_best_nor_the_last
 
 def test_auto_picks_the_interval_and_notes_it(tmp_path: Path) -> None:
     callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", save_freq="auto", max_overhead=0.9)
-    # Epochs that are longer than a save, which would come at their ends alone otherwise.
-    rows = {name: np.tile(values, (100, 1)) for name, values in data().items() if name in ("x", "y")}
-    fit(model(), callback, Doing(600, callback.wait), **rows)
+    # More than are trained with: it ends when what is looked for has come, however slow the disk is.
+    rows = {name: np.tile(values, (4000, 1)) for name, values in data().items() if name in ("x", "y")}
+    ending = EndingAfter(tmp_path, callback, saves=2)
+    fit(model(), callback, ending, epochs=1, **rows)
     saved = checkpoints(tmp_path)
     assert len([one for one in saved if one.batch is not None]) >= 2
-    assert saved[-1].step == 200 * ROWS // 4
+    assert saved[-1].batch is None
+    assert saved[-1].step == ending.batches < 4000 * ROWS // 4
     with ckptstore.CheckpointStore(tmp_path, read_only=True) as store:
         events = store._manifest.events(kind="interval")
     assert events
