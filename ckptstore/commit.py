@@ -23,6 +23,7 @@ from ckptstore.errors import (
     UnfinishedSaveError,
 )
 from ckptstore.files import fsync_directory, rename_to_new, unlink
+from ckptstore.freeing import Freeing
 from ckptstore.layout import Layout, payload_file, relative_to
 from ckptstore.locks import Lease, store_lock
 from ckptstore.manifest import Manifest
@@ -62,6 +63,7 @@ class Committer:
         self._busy = threading.Lock()
         self._by: int | None = None
         self._leftovers: list[Path] = []
+        self._freeing = Freeing()
         # Versions whose payload is gone, and whose row goes with the next transaction.
         self._dropped: list[int] = []
         # Those whose payload is still to be removed, and the save that is told of it where that fails.
@@ -165,6 +167,7 @@ class Committer:
         """
         if self._pid != os.getpid():
             return
+        self._freeing.wait()
         lease, self._lease = self._lease, None
         if lease is not None or self._dropped:
             with self._locked():
@@ -178,6 +181,8 @@ class Committer:
 
     def _begin(self) -> int:
         """Take a version, and a lease when this process has none."""
+        # The room that the last save has freed is this one's.
+        self._freeing.wait()
         with self._locked():
             if self._lease is None:
                 self._lease = Lease(self._layout.tmp)
@@ -320,6 +325,7 @@ class Committer:
         gone = self._chosen(run, policy)
         self._marked += gone
         self._unlink()
+        self._freeing.wait()
         return [checkpoint.version for checkpoint in gone]
 
     def _chosen(self, run: str, policy: Policy, marking: Marking | None = None) -> Sequence[Checkpoint]:
@@ -331,7 +337,7 @@ class Committer:
     def _unlink(self) -> None:
         """Remove what is marked, also what could not be removed before."""
         if self._marked:
-            unlink_marked(self._marked)
+            unlink_marked(self._marked, self._freeing.unlink)
             self._dropped += [checkpoint.version for checkpoint in self._marked]
             self._marked = []
 
@@ -350,6 +356,7 @@ class Committer:
             self._busy, self._lease, self._pid = threading.Lock(), None, os.getpid()
             self._leftovers, self._dropped, self._marked = [], [], []
             self._saved = self._by = None
+            self._freeing = Freeing()
         if self._by == threading.get_ident():
             raise SaveInProgressError(store=self._layout.root)
         with self._busy:

@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from itertools import islice
+from pathlib import Path
 
 from ckptstore.files import fsync_directory, unlink
 from ckptstore.manifest import Manifest
@@ -35,8 +36,13 @@ def finish_marked(
         finish_deletions(manifest, marked, locked)
 
 
-def unlink_marked(checkpoints: Sequence[Checkpoint]) -> None:
-    """Unlink the payloads of rows marked ``deleting``; that they are gone is durable when this returns."""
+def unlink_marked(checkpoints: Sequence[Checkpoint], unlink: Callable[[Path], None] = unlink) -> None:
+    """Unlink the payloads of rows marked ``deleting``; that they are gone is durable when this returns.
+
+    Args:
+        checkpoints: The rows.
+        unlink: Removes one file's name.
+    """
     directories = set()
     for checkpoint in checkpoints:
         unlink(checkpoint.path)

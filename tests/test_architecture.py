@@ -37,7 +37,7 @@ LAYERS = (
         "signals",
         "signal_handlers",
     },
-    {"files", "payload_writer", "layout", "locks", "reserve", "run_lock", "formats"},
+    {"files", "freeing", "payload_writer", "layout", "locks", "reserve", "run_lock", "formats"},
     {"models", "column_types", "sqlite_*", "schema", "manifest", "manifest_*"},
     {
         "background",

@@ -142,9 +142,9 @@ def test_a_save_is_heard_of_before_what_goes_is_removed(
 ) -> None:
     heard = threading.Event()
 
-    def remove(gone: Any) -> None:
+    def remove(gone: Any, unlink: Any) -> None:
         assert heard.wait(10)
-        unlink_marked(gone)
+        unlink_marked(gone, unlink)
 
     monkeypatch.setattr(commit, "unlink_marked", remove)
     for seed in range(3):
@@ -163,7 +163,7 @@ def test_a_save_is_heard_of_before_what_goes_is_removed(
 def test_a_removal_that_fails_is_heard_of_behind_its_save(
     thread_ring: Ring, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def remove(gone: Any) -> None:
+    def remove(gone: Any, unlink: Any) -> None:
         raise StorageError(operation="unlink", path=gone[0].path, error=OSError(errno.EIO, "I/O error"))
 
     monkeypatch.setattr(commit, "unlink_marked", remove)
@@ -190,10 +190,10 @@ def test_the_next_save_finishes_a_removal_that_failed(
 ) -> None:
     broken = [True]
 
-    def remove(gone: Any) -> None:
+    def remove(gone: Any, unlink: Any) -> None:
         if broken.pop():
             raise StorageError(operation="unlink", path=gone[0].path, error=OSError(errno.EIO, "I/O error"))
-        unlink_marked(gone)
+        unlink_marked(gone, unlink)
 
     monkeypatch.setattr(commit, "unlink_marked", remove)
     for seed in range(3):

@@ -572,7 +572,7 @@ def test_a_policy_of_the_user_s_own_that_fails_ends_the_training_and_not_the_che
 def test_a_removal_that_fails_is_told_and_loses_nothing(
     epochs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def remove(gone: Any) -> None:
+    def remove(gone: Any, *_: Any) -> None:
         raise ckptstore.StorageError(operation="unlink", path=gone[0].path, error=OSError("broken"))
 
     monkeypatch.setattr(commit, "unlink_marked", remove)

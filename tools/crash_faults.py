@@ -131,9 +131,9 @@ def _rows_dropped_before_unlink() -> None:
 def _deletions_not_synced() -> None:
     """Drop the rows of a retention before it is durable that their files are gone."""
 
-    def unlink_marked(checkpoints: list[Checkpoint]) -> None:
+    def unlink_marked(checkpoints: list[Checkpoint], unlink: Callable[[Path], None]) -> None:
         for checkpoint in checkpoints:
-            files.unlink(checkpoint.path)
+            unlink(checkpoint.path)
 
     _set(commit, "unlink_marked", unlink_marked)
 

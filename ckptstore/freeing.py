@@ -1,0 +1,125 @@
+"""Large files are removed without waiting until the file system has given their blocks back.
+
+unlink(2) takes a name away in microseconds. What takes long is the end of the last reference, which frees the blocks:
+9 ms for each 40 MB where a device is told of free blocks at once (ext4's ``discard``), and none of it is work for the
+processor. A descriptor that is held meanwhile makes that an affair of its close, and a thread can wait for that.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckptstore import files
+from ckptstore.forks import no_fork
+
+# Bytes on the disk from which on it is worth a thread, and files that are held at once.
+_WORTH = 4 << 20
+_AT_ONCE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A descriptor of a file that is being removed, and which file that is."""
+
+    descriptor: int
+    device: int
+    inode: int
+
+
+# All of this process, for a forked child: what it inherits would keep the blocks as long as it lives.
+_held: set[_Held] = set()
+
+
+def _close_inherited() -> None:
+    while _held:
+        held = _held.pop()
+        with suppress(OSError):  # it was closed, and not yet taken out
+            status = os.fstat(held.descriptor)
+            # Since then the number may have become another file's.
+            if (status.st_dev, status.st_ino, status.st_nlink) == (held.device, held.inode, 0):
+                os.close(held.descriptor)
+
+
+os.register_at_fork(after_in_child=_close_inherited)
+
+
+class Freeing:
+    """Removes files; what they took on the disk is free a little later, once `wait` returns at the latest.
+
+    A crash meanwhile leaves what it would leave anyway: the system closes what a process held, and a file system frees
+    at its next mount what no name leads to.
+
+    Example:
+        >>> import tempfile
+        >>> freeing = Freeing()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "large")
+        ...     _ = path.write_bytes(bytes(8 << 20))
+        ...     freeing.unlink(path)
+        ...     path.exists()
+        False
+        >>> freeing.wait()
+    """
+
+    def __init__(self) -> None:
+        self._helpers: list[threading.Thread] = []
+        self._keeps_names = False
+
+    def unlink(self, path: Path) -> None:
+        """Remove a file's name; nothing happens where there is none. Durable after `fsync_directory`.
+
+        Raises:
+            StorageError: It could not be removed.
+        """
+        held = self._hold(path)
+        try:
+            files.unlink(path)
+        finally:
+            if held is not None:
+                self._let_go(held)
+
+    def wait(self) -> None:
+        """Return when the blocks of all that was removed are free."""
+        while self._helpers:
+            self._helpers[-1].join()
+            self._helpers.pop()
+
+    def _hold(self, path: Path) -> _Held | None:
+        """Return a descriptor of a file whose last name that is; None where removing it is quick, or must be plain."""
+        if self._keeps_names or len(self._helpers) >= _AT_ONCE:
+            return None
+        with no_fork():
+            try:
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            except OSError:
+                return None  # removing it says what is wrong, if anything is
+            status = os.fstat(descriptor)
+            if status.st_nlink == 1 and status.st_blocks * 512 >= _WORTH:
+                held = _Held(descriptor, status.st_dev, status.st_ino)
+                _held.add(held)
+                return held
+            os.close(descriptor)
+            return None
+
+    def _let_go(self, held: _Held) -> None:
+        # NFS renames a file that is open, and removes it when it is closed: then at once, and never again.
+        self._keeps_names = self._keeps_names or os.fstat(held.descriptor).st_nlink > 0
+        if not self._keeps_names:
+            helper = threading.Thread(target=_close, args=(held,), name="ckptstore-free", daemon=True)
+            # Where no thread can be started, this one waits.
+            with suppress(RuntimeError):
+                helper.start()
+                self._helpers.append(helper)
+                return
+        _close(held)
+
+
+def _close(held: _Held) -> None:
+    try:
+        os.close(held.descriptor)
+    finally:
+        _held.discard(held)
