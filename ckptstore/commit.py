@@ -337,7 +337,10 @@ class Committer:
     def _unlink(self) -> None:
         """Remove what is marked, also what could not be removed before."""
         if self._marked:
-            unlink_marked(self._marked, self._freeing.unlink)
+            try:
+                unlink_marked(self._marked, self._freeing.unlink)
+            finally:
+                self._freeing.begin()
             self._dropped += [checkpoint.version for checkpoint in self._marked]
             self._marked = []
 

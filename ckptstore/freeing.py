@@ -48,7 +48,10 @@ os.register_at_fork(after_in_child=_close_inherited)
 
 
 class Freeing:
-    """Removes files; what they took on the disk is free a little later, once `wait` returns at the latest.
+    """Removes files; what they took on the disk is free some time after `begin`, and once `wait` returns.
+
+    They lose their names at once, and the names' directory had better be synced before `begin`: a device may free
+    blocks and do nothing else meanwhile.
 
     A crash meanwhile leaves what it would leave anyway: the system closes what a process held, and a file system frees
     at its next mount what no name leads to.
@@ -60,12 +63,14 @@ class Freeing:
         ...     path = Path(folder, "large")
         ...     _ = path.write_bytes(bytes(8 << 20))
         ...     freeing.unlink(path)
+        ...     freeing.begin()
         ...     path.exists()
         False
         >>> freeing.wait()
     """
 
     def __init__(self) -> None:
+        self._waiting: list[_Held] = []
         self._helpers: list[threading.Thread] = []
         self._keeps_names = False
 
@@ -76,21 +81,37 @@ class Freeing:
             StorageError: It could not be removed.
         """
         held = self._hold(path)
+        if held is not None:
+            self._waiting.append(held)
+        files.unlink(path)
+        # NFS renames a file that is open, and removes it when it is closed: then at once, and never again.
+        if held is not None and os.fstat(held.descriptor).st_nlink:
+            self._keeps_names = True
+            _close([self._waiting.pop()])
+
+    def begin(self) -> None:
+        """Have the blocks of all that was removed given back, beside the caller."""
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        helper = threading.Thread(target=_close, args=(waiting,), name="ckptstore-free", daemon=True)
         try:
-            files.unlink(path)
-        finally:
-            if held is not None:
-                self._let_go(held)
+            helper.start()
+        except RuntimeError:  # no thread can be started
+            _close(waiting)
+        else:
+            self._helpers.append(helper)
 
     def wait(self) -> None:
         """Return when the blocks of all that was removed are free."""
+        self.begin()
         while self._helpers:
             self._helpers[-1].join()
             self._helpers.pop()
 
     def _hold(self, path: Path) -> _Held | None:
         """Return a descriptor of a file whose last name that is; None where removing it is quick, or must be plain."""
-        if self._keeps_names or len(self._helpers) >= _AT_ONCE:
+        if self._keeps_names or len(self._waiting) >= _AT_ONCE:
             return None
         with no_fork():
             try:
@@ -105,21 +126,9 @@ class Freeing:
             os.close(descriptor)
             return None
 
-    def _let_go(self, held: _Held) -> None:
-        # NFS renames a file that is open, and removes it when it is closed: then at once, and never again.
-        self._keeps_names = self._keeps_names or os.fstat(held.descriptor).st_nlink > 0
-        if not self._keeps_names:
-            helper = threading.Thread(target=_close, args=(held,), name="ckptstore-free", daemon=True)
-            # Where no thread can be started, this one waits.
-            with suppress(RuntimeError):
-                helper.start()
-                self._helpers.append(helper)
-                return
-        _close(held)
 
-
-def _close(held: _Held) -> None:
-    try:
-        os.close(held.descriptor)
-    finally:
+def _close(waiting: list[_Held]) -> None:
+    for held in waiting:
+        with suppress(OSError):  # it is closed all the same, and nothing was written through it
+            os.close(held.descriptor)
         _held.discard(held)

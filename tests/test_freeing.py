@@ -33,9 +33,9 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     opened = threading.Event()
     close = freeing._close
 
-    def slowly(held: freeing._Held) -> None:
+    def slowly(waiting: list[freeing._Held]) -> None:
         assert opened.wait(60)
-        close(held)
+        close(waiting)
 
     monkeypatch.setattr(freeing, "_close", slowly)
     yield opened
@@ -60,6 +60,7 @@ def test_the_name_goes_at_once_and_the_blocks_when_waited_for(tmp_path: Path, ga
     removal = Freeing()
     removal.unlink(path)
     assert not path.exists()
+    removal.begin()
     assert len(removed_files()) == 1
     gate.set()
     removal.wait()
@@ -89,6 +90,7 @@ def test_a_removal_that_fails_holds_nothing(tmp_path: Path) -> None:
     removal = Freeing()
     with observed(fail), pytest.raises(StorageError, match="unlink"):
         removal.unlink(path)
+    removal.begin()
     removal.wait()
     assert freeing._held == set()
     assert path.stat().st_size == LARGE
@@ -121,6 +123,7 @@ def test_many_at_once_are_not_all_held(tmp_path: Path, gate: threading.Event) ->
         removal.unlink(path)
     assert len(removed_files()) == freeing._AT_ONCE
     gate.set()
+    removal.begin()
     removal.wait()
     assert removed_files() == []
 
@@ -128,6 +131,7 @@ def test_many_at_once_are_not_all_held(tmp_path: Path, gate: threading.Event) ->
 def test_a_forked_child_keeps_no_blocks(tmp_path: Path, gate: threading.Event) -> None:
     removal = Freeing()
     removal.unlink(large(tmp_path / "large"))
+    removal.begin()
     other = os.open(large(tmp_path / "large and open"), os.O_RDONLY)
     (tmp_path / "large and open").unlink()
     child = os.fork()
