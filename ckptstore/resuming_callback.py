@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -148,7 +149,10 @@ class ResumingCallback(keras.callbacks.Callback):
             stop=self._stop_request(),
             save_on_exception=self._save_on_exception,
         )
+        began = time.perf_counter()
         self._session.begin()
+        if self._session.resumed is None:
+            self.has_waited(time.perf_counter() - began)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Note where training is, in a loop that is not Keras' own."""

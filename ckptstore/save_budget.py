@@ -30,8 +30,10 @@ _FEWEST = 3
 _OUTLIERS = 0.1
 # The newest save says as much as all before it.
 _WEIGHT = 0.5
-# At most this share of what is earned pays for what is no save, so that the first save need not wait for all of it.
-_FOR_DEBTS = 0.5
+# At most this share of what is earned pays for what is no save, so that saves need not wait for all of it; less of it
+# until there is a first one.
+_FOR_DEBTS = 0.9
+_FOR_DEBTS_AT_FIRST = 0.5
 # Of the time that a save takes, what it may cost the steps beside it, where that cannot be seen.
 _GUESS = 0.5
 # Kept back for what nobody can measure, such as caches that a save leaves cold.
@@ -126,6 +128,7 @@ class SaveBudget:
         self._expected_s = _EXPECTED_S + nbytes / _EXPECTED_BYTES_PER_S
         self._spent_s = 0.0
         self._debt_s = 0.0
+        self._processor_s = 0.0
         self._waited_s = 0.0
         self._noted = 0
         # Nothing is due before.
@@ -257,10 +260,15 @@ class SaveBudget:
 
         The training has lost as much of it as there was no idle core for.
         """
-        wall = 0.0 if self._began is None else self._clock() - self._began
-        if wall > 0.0:
-            busy = (self._processor_clock() - self._processor_began) / wall
-            self._debt_s += seconds * min(1.0, max(0.0, busy + 1.0 - self._cores))
+        self._processor_s += seconds
+
+    def _lost_s(self, now: float) -> float:
+        """Return what the training has lost to another process, as busy as this one was on the whole."""
+        wall = 0.0 if self._began is None else now - self._began
+        if not self._processor_s or wall <= 0.0:
+            return 0.0
+        busy = (self._processor_clock() - self._processor_began) / wall
+        return self._processor_s * min(1.0, max(0.0, busy + 1.0 - self._cores))
 
     # --- what follows ----------------------------------------------------------------------------------
 
@@ -290,8 +298,9 @@ class SaveBudget:
         earned = self._share * (now - self._began - self._waited_s)
         cost = self.cost_s
         # The fit's end waits for the last save.
-        debt = self._debt_s + (0.0 if self._blocked_s is None else cost + self._write_s)
-        earned -= min(debt, _FOR_DEBTS * earned)
+        ahead = 0.0 if self._blocked_s is None else cost + self._write_s
+        most = _FOR_DEBTS_AT_FIRST if self._blocked_s is None else _FOR_DEBTS
+        earned -= min(self._debt_s + self._lost_s(now) + ahead, most * earned)
         # What was not spent is not saved up: a long validation is no reason for many saves.
         left = earned - self._spent_s
         self._spent_s += max(0.0, left - cost)

@@ -396,6 +396,19 @@ def test_auto_picks_the_interval_and_notes_it(tmp_path: Path) -> None:
         assert event.detail["blocked_s"] > 0
 
 
+def test_auto_hears_of_what_beginning_takes_but_not_of_what_loading_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[str] = []
+    monkeypatch.setattr(SaveBudget, "owe", noting(heard, "owe", SaveBudget.owe))
+    callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", save_freq="auto")
+    fit(model(), callback, epochs=1)
+    assert len(heard) == 2  # the fit's beginning, and the epoch's
+    fit(model(), callback, epochs=2)
+    assert callback.resumed_from is not None
+    assert len(heard) == 2
+
+
 def test_auto_hears_of_saves_that_were_waited_for_and_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -421,9 +434,9 @@ def test_auto_hears_of_saves_that_were_waited_for_and_failed(
 
 
 def noting(calls: list[str], name: str, method: Any) -> Any:
-    def called(self: Any) -> None:
+    def called(self: Any, *arguments: Any) -> None:
         calls.append(name)
-        method(self)
+        method(self, *arguments)
 
     return called
 
