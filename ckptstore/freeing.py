@@ -40,7 +40,7 @@ def _close_inherited() -> None:
         with suppress(OSError):  # it was closed, and not yet taken out
             status = os.fstat(held.descriptor)
             # Since then the number may have become another file's.
-            if (status.st_dev, status.st_ino, status.st_nlink) == (held.device, held.inode, 0):
+            if (status.st_dev, status.st_ino) == (held.device, held.inode):
                 os.close(held.descriptor)
 
 

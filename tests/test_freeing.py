@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -48,11 +49,31 @@ def large(path: Path) -> Path:
     return path
 
 
-def removed_files() -> list[str]:
-    """Return what this process holds open of files that have no name."""
+def open_files() -> list[str]:
+    """Return the names of the large files that this process holds open."""
     # One of them is of this listing, and is closed by then.
-    open_ones = [path.readlink().name for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
-    return [name for name in open_ones if name.endswith("(deleted)") and "large" in name]
+    names = [path.readlink().name for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    return [name for name in names if "large" in name]
+
+
+def removed_files() -> list[str]:
+    """Return those that have no name any more."""
+    return [name for name in open_files() if name.endswith("(deleted)")]
+
+
+def found_by_a_child() -> list[str]:
+    """Return what a forked child holds open of them."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        with suppress(BaseException):
+            os.write(writer, "\n".join(open_files()).encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        found = pipe.read().splitlines()
+    os.waitpid(child, 0)
+    return found
 
 
 def test_the_name_goes_at_once_and_the_blocks_when_waited_for(tmp_path: Path, gate: threading.Event) -> None:
@@ -134,16 +155,30 @@ def test_a_forked_child_keeps_no_blocks(tmp_path: Path, gate: threading.Event) -
     removal.begin()
     other = os.open(large(tmp_path / "large and open"), os.O_RDONLY)
     (tmp_path / "large and open").unlink()
-    child = os.fork()
-    if not child:
-        os._exit(removed_files() != ["large and open (deleted)"])
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert found_by_a_child() == ["large and open (deleted)"]
     # The parent's own are as they were.
     assert len(removed_files()) == 2
     os.close(other)
     gate.set()
     removal.wait()
     assert removed_files() == []
+
+
+def test_a_child_that_is_forked_before_the_name_is_gone_keeps_no_blocks_either(
+    tmp_path: Path, gate: threading.Event
+) -> None:
+    path = large(tmp_path / "large")
+    found = []
+
+    def fork(operation: str, path: Path, phase: str) -> None:
+        found.append((phase, len(open_files()), found_by_a_child()))
+
+    removal = Freeing()
+    with observed(fork):
+        removal.unlink(path)
+    assert found == [("before", 1, []), ("after", 1, [])]
+    gate.set()
+    removal.wait()
 
 
 def test_a_save_finds_the_room_that_the_one_before_has_freed(
