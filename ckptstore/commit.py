@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ckptstore import freeing
 from ckptstore.errors import (
     CheckpointStoreError,
     DiskFullError,
@@ -23,7 +24,6 @@ from ckptstore.errors import (
     UnfinishedSaveError,
 )
 from ckptstore.files import fsync_directory, rename_to_new, unlink
-from ckptstore.freeing import Freeing
 from ckptstore.layout import Layout, payload_file, relative_to
 from ckptstore.locks import Lease, store_lock
 from ckptstore.manifest import Manifest
@@ -63,7 +63,6 @@ class Committer:
         self._busy = threading.Lock()
         self._by: int | None = None
         self._leftovers: list[Path] = []
-        self._freeing = Freeing()
         # Versions whose payload is gone, and whose row goes with the next transaction.
         self._dropped: list[int] = []
         # Those whose payload is still to be removed, and the save that is told of it where that fails.
@@ -167,7 +166,7 @@ class Committer:
         """
         if self._pid != os.getpid():
             return
-        self._freeing.wait()
+        freeing.wait()
         lease, self._lease = self._lease, None
         if lease is not None or self._dropped:
             with self._locked():
@@ -181,8 +180,8 @@ class Committer:
 
     def _begin(self) -> int:
         """Take a version, and a lease when this process has none."""
-        # The room that the last save has freed is this one's.
-        self._freeing.wait()
+        # The room that earlier saves have freed is this one's.
+        freeing.wait()
         with self._locked():
             if self._lease is None:
                 self._lease = Lease(self._layout.tmp)
@@ -325,7 +324,7 @@ class Committer:
         gone = self._chosen(run, policy)
         self._marked += gone
         self._unlink()
-        self._freeing.wait()
+        freeing.wait()
         return [checkpoint.version for checkpoint in gone]
 
     def _chosen(self, run: str, policy: Policy, marking: Marking | None = None) -> Sequence[Checkpoint]:
@@ -338,9 +337,9 @@ class Committer:
         """Remove what is marked, also what could not be removed before."""
         if self._marked:
             try:
-                unlink_marked(self._marked, self._freeing.unlink)
+                unlink_marked(self._marked, freeing.unlink)
             finally:
-                self._freeing.begin()
+                freeing.begin()
             self._dropped += [checkpoint.version for checkpoint in self._marked]
             self._marked = []
 
@@ -359,7 +358,6 @@ class Committer:
             self._busy, self._lease, self._pid = threading.Lock(), None, os.getpid()
             self._leftovers, self._dropped, self._marked = [], [], []
             self._saved = self._by = None
-            self._freeing = Freeing()
         if self._by == threading.get_ident():
             raise SaveInProgressError(store=self._layout.root)
         with self._busy:

@@ -32,7 +32,7 @@ _OUTLIERS = 0.1
 _WEIGHT = 0.5
 # At most this share of what is earned pays for what is no save, so that saves need not wait for all of it; less of it
 # until there is a first one.
-_FOR_DEBTS = 0.9
+_FOR_DEBTS = 0.75
 _FOR_DEBTS_AT_FIRST = 0.5
 # Of the time that a save takes, what it may cost the steps beside it, where that cannot be seen.
 _GUESS = 0.5

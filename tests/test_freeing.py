@@ -17,9 +17,8 @@ from test_file_systems import mounted
 
 from ckptstore import freeing
 from ckptstore.errors import StorageError
-from ckptstore.files import link, observed
+from ckptstore.files import free_bytes, link, observed
 from ckptstore.formats.snapshot import Snapshot, Variable
-from ckptstore.freeing import Freeing
 from ckptstore.retention import keep_last
 from ckptstore.save_request import SaveRequest
 from ckptstore.store import CheckpointStore
@@ -32,27 +31,35 @@ LARGE = 8 << 20
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Blocks are given back once it is set: as on a slow device, but not for chance to say when."""
     opened = threading.Event()
-    close = freeing._close
+    close = freeing._Held.close
 
-    def slowly(waiting: list[freeing._Held]) -> None:
+    def slowly(held: freeing._Held) -> None:
         assert opened.wait(60)
-        close(waiting)
+        close(held)
 
-    monkeypatch.setattr(freeing, "_close", slowly)
+    freeing.wait()
+    monkeypatch.setattr(freeing._Held, "close", slowly)
     yield opened
     opened.set()
+    freeing.wait()
+    freeing._renaming.clear()
 
 
 def large(path: Path) -> Path:
-    path.write_bytes(b"x" * LARGE)
-    os.sync()
+    """Make a file whose blocks are its own, also where a file system would keep zeros as nothing."""
+    path.write_bytes(os.urandom(LARGE))
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
     return path
 
 
 def open_files() -> list[str]:
     """Return the names of the large files that this process holds open."""
-    # One of them is of this listing, and is closed by then.
-    names = [path.readlink().name for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    names = []
+    for path in Path("/proc/self/fd").iterdir():
+        # One of them is of this listing; others are closed by threads meanwhile.
+        with suppress(FileNotFoundError):
+            names.append(path.readlink().name)
     return [name for name in names if "large" in name]
 
 
@@ -78,13 +85,12 @@ def found_by_a_child() -> list[str]:
 
 def test_the_name_goes_at_once_and_the_blocks_when_waited_for(tmp_path: Path, gate: threading.Event) -> None:
     path = large(tmp_path / "large")
-    removal = Freeing()
-    removal.unlink(path)
+    freeing.unlink(path)
     assert not path.exists()
-    removal.begin()
+    freeing.begin()
     assert len(removed_files()) == 1
     gate.set()
-    removal.wait()
+    freeing.wait()
     assert removed_files() == []
     assert freeing._held == set()
 
@@ -93,13 +99,13 @@ def test_small_files_and_those_with_another_name_are_not_held(tmp_path: Path, ga
     small = tmp_path / "large by its name alone"
     small.write_bytes(b"x")
     one, other = large(tmp_path / "large"), tmp_path / "another name"
+    content = one.read_bytes()
     link(one, other)
-    removal = Freeing()
     for path in (small, one, tmp_path / "large, but not there"):
-        removal.unlink(path)
+        freeing.unlink(path)
     assert removed_files() == []
     assert freeing._held == set()
-    assert other.read_bytes() == b"x" * LARGE
+    assert other.read_bytes() == content
 
 
 def test_a_removal_that_fails_holds_nothing(tmp_path: Path) -> None:
@@ -108,11 +114,10 @@ def test_a_removal_that_fails_holds_nothing(tmp_path: Path) -> None:
     def fail(operation: str, path: Path, phase: str) -> None:
         raise OSError(errno.EIO, "I/O error")
 
-    removal = Freeing()
     with observed(fail), pytest.raises(StorageError, match="unlink"):
-        removal.unlink(path)
-    removal.begin()
-    removal.wait()
+        freeing.unlink(path)
+    freeing.begin()
+    freeing.wait()
     assert freeing._held == set()
     assert path.stat().st_size == LARGE
 
@@ -128,31 +133,28 @@ def test_where_a_name_outlives_its_removal_nothing_is_held_again(
             os.link(path, tmp_path / ".nfs0001")
 
     gate.set()
-    removal = Freeing()
     with observed(rename):
-        removal.unlink(first)
+        freeing.unlink(first)
     gate.clear()
-    removal.unlink(second)
+    freeing.unlink(second)
     assert removed_files() == []
-    removal.wait()
+    freeing.wait()
 
 
 def test_many_at_once_are_not_all_held(tmp_path: Path, gate: threading.Event) -> None:
     paths = [large(tmp_path / f"large {number}") for number in range(freeing._AT_ONCE + 2)]
-    removal = Freeing()
     for path in paths:
-        removal.unlink(path)
+        freeing.unlink(path)
     assert len(removed_files()) == freeing._AT_ONCE
     gate.set()
-    removal.begin()
-    removal.wait()
+    freeing.begin()
+    freeing.wait()
     assert removed_files() == []
 
 
 def test_a_forked_child_keeps_no_blocks(tmp_path: Path, gate: threading.Event) -> None:
-    removal = Freeing()
-    removal.unlink(large(tmp_path / "large"))
-    removal.begin()
+    freeing.unlink(large(tmp_path / "large"))
+    freeing.begin()
     other = os.open(large(tmp_path / "large and open"), os.O_RDONLY)
     (tmp_path / "large and open").unlink()
     assert found_by_a_child() == ["large and open (deleted)"]
@@ -160,7 +162,7 @@ def test_a_forked_child_keeps_no_blocks(tmp_path: Path, gate: threading.Event) -
     assert len(removed_files()) == 2
     os.close(other)
     gate.set()
-    removal.wait()
+    freeing.wait()
     assert removed_files() == []
 
 
@@ -173,39 +175,161 @@ def test_a_child_that_is_forked_before_the_name_is_gone_keeps_no_blocks_either(
     def fork(operation: str, path: Path, phase: str) -> None:
         found.append((phase, len(open_files()), found_by_a_child()))
 
-    removal = Freeing()
     with observed(fork):
-        removal.unlink(path)
+        freeing.unlink(path)
     assert found == [("before", 1, []), ("after", 1, [])]
     gate.set()
-    removal.wait()
+    freeing.wait()
 
 
-def test_a_save_finds_the_room_that_the_one_before_has_freed(
+def test_a_child_closes_no_other_file_that_has_the_number_now(tmp_path: Path, gate: threading.Event) -> None:
+    """A thread closes a descriptor, and is about to say so, when another opens a file and forks."""
+    freeing.unlink(large(tmp_path / "large"))
+    (held,) = freeing._held
+    os.close(held.descriptor)
+    other = os.open(large(tmp_path / "large and open"), os.O_RDONLY)
+    assert other == held.descriptor
+    assert found_by_a_child() == ["large and open"]
+    freeing._waiting.clear()
+    freeing._held.clear()
+    os.close(other)
+
+
+def test_where_nobody_can_tell_of_an_open_file_nothing_is_held(
     tmp_path: Path, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wait = Freeing.wait
+    fstat = os.fstat
 
-    def waiting(removal: Freeing) -> None:
+    def stale(descriptor: int) -> os.stat_result:
+        status = fstat(descriptor)
+        if not status.st_nlink and descriptor in [held.descriptor for held in freeing._held]:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return status
+
+    monkeypatch.setattr(os, "fstat", stale)
+    gate.set()
+    freeing.unlink(large(tmp_path / "large 1"))
+    gate.clear()
+    freeing.unlink(large(tmp_path / "large 2"))
+    assert removed_files() == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_thread_the_blocks_are_given_back_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    freeing.unlink(large(tmp_path / "large"))
+    freeing.begin()
+    assert removed_files() == []
+
+
+def test_an_interrupt_while_a_thread_is_at_it_leaves_the_rest_to_the_next_wait(
+    tmp_path: Path, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    freeing.unlink(large(tmp_path / "large 1"))
+    freeing.begin()
+    freeing.unlink(large(tmp_path / "large 2"))
+
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(freeing.time, "sleep", interrupt)
+        patch.setattr(freeing, "_close_waiting", lambda: None)
+        with pytest.raises(KeyboardInterrupt):
+            freeing.wait()
+    assert len(removed_files()) == 2
+    gate.set()
+    freeing.wait()
+    assert removed_files() == []
+
+
+# --- what stores do with it --------------------------------------------------------------------
+
+
+@pytest.fixture
+def waited(gate: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks are given back only when somebody waits for them."""
+    wait = freeing.wait
+
+    def waiting() -> None:
         gate.set()
-        wait(removal)
+        wait()
         gate.clear()
 
-    monkeypatch.setattr(Freeing, "wait", waiting)
+    monkeypatch.setattr(freeing, "wait", waiting)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """There is room for three checkpoints, and for no fourth."""
+    with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=31m", "tmpfs") as disk:
+        yield disk
+
+
+def save(store: CheckpointStore, epoch: int, *, keep: int) -> None:
     value = np.ones(LARGE // 4, "float32")
     variable = Variable(path="vars/0", shape=value.shape, dtype=value.dtype, read=partial(np.asarray, value))
-    with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=31m", "tmpfs") as disk:
-        with CheckpointStore(disk / "store") as store:
-            store.claim("default")
-            held = set()
-            # There is room for two that are kept and one that is written, and for no fourth.
-            for epoch in range(6):
-                snapshot = Snapshot(
-                    format="weights", variables=(variable,), attributes={}, documents={}, state=None
-                )
-                request = SaveRequest(run="default", epoch=epoch, keep=keep_last(2))
-                committer_of(store).commit(snapshot, request)
-                held.add(len(freeing._held))
-            assert held == {0, 1}
-            assert [one.epoch for one in store.checkpoints()] == [4, 5]
-        assert freeing._held == set()
+    snapshot = Snapshot(format="weights", variables=(variable,), attributes={}, documents={}, state=None)
+    store.claim("default")
+    committer_of(store).commit(snapshot, SaveRequest(run="default", epoch=epoch, keep=keep_last(keep)))
+
+
+def test_a_save_finds_the_room_that_the_one_before_has_freed(disk: Path, waited: None) -> None:
+    held = set()
+    with CheckpointStore(disk / "store") as store:
+        for epoch in range(6):
+            save(store, epoch, keep=2)
+            held.add(len(freeing._held))
+        assert [one.epoch for one in store.checkpoints()] == [4, 5]
+    assert held == {0, 1}
+    assert freeing._held == set()
+
+
+def test_a_save_finds_the_room_that_another_store_has_freed(disk: Path, waited: None) -> None:
+    with CheckpointStore(disk / "one") as one, CheckpointStore(disk / "other") as other:
+        for epoch in range(3):
+            save(one, epoch, keep=1)
+        assert len(freeing._held) == 1
+        save(other, 0, keep=1)
+        assert [len(store.checkpoints()) for store in (one, other)] == [2, 1]
+
+
+def test_retain_returns_when_there_is_room(disk: Path, waited: None) -> None:
+    with CheckpointStore(disk / "store") as store:
+        for epoch in range(3):
+            save(store, epoch, keep=3)
+        free = free_bytes(disk)
+        assert store.retain("default", keep_last(1)) == [1]
+        assert free_bytes(disk) >= free + LARGE
+
+
+def test_blocks_are_given_back_when_the_directory_is_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a device is asked to write meanwhile may wait for that."""
+    steps: list[str] = []
+    close = freeing._Held.close
+
+    def noted(held: freeing._Held) -> None:
+        steps.append("close")
+        close(held)
+
+    monkeypatch.setattr(freeing._Held, "close", noted)
+    with CheckpointStore(tmp_path / "store") as store:
+        for epoch in range(2):
+            save(store, epoch, keep=1)
+        with observed(lambda operation, path, phase: steps.append(operation)):
+            save(store, 2, keep=1)
+            # Begun, and not left to whoever waits.
+            for thread in threading.enumerate():
+                if thread.name == "ckptstore-free":
+                    thread.join()
+        behind = steps[steps.index("unlink") :]
+    assert behind.count("close") == 1
+    assert behind[-1] == "close"
+    assert "fsync" in behind
