@@ -63,8 +63,8 @@ class _Held:
 # All of this process, and of these what may be closed.
 _held: set[_Held] = set()
 _waiting: deque[_Held] = deque()
-# One entry for each thread that closes something, or is about to look for it.
-_at_work: list[None] = []
+# The threads that close something, or are about to look for it.
+_at_work: list[int] = []
 # Devices of file systems on which a file that is open keeps a name: NFS renames it until it is closed.
 _renaming: set[int] = set()
 
@@ -106,7 +106,8 @@ def begin() -> None:
 def wait() -> None:
     """Return when the blocks of all that this process has removed are free."""
     _close_waiting()
-    while _at_work:
+    # A signal's handler runs inside what its own thread does, and would wait for itself.
+    while any(thread != threading.get_ident() for thread in list(_at_work)):
         time.sleep(_NAP_S)
 
 
@@ -142,15 +143,17 @@ def _has_a_name(held: _Held) -> bool:
 
 def _close_waiting() -> None:
     """Close what waits, whoever else does the same."""
+    me = threading.get_ident()
     while True:
-        _at_work.append(None)
+        _at_work.append(me)
         try:
             held = _waiting.popleft()
             held.close()
         except IndexError:
             return
         finally:
-            _at_work.pop()
+            with suppress(ValueError):  # a child that was forked meanwhile has none at work
+                _at_work.remove(me)
 
 
 def _close_inherited() -> None:

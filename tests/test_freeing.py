@@ -248,6 +248,28 @@ def test_an_interrupt_while_a_thread_is_at_it_leaves_the_rest_to_the_next_wait(
     assert removed_files() == []
 
 
+def test_a_signal_handler_that_waits_while_its_thread_closes_does_not_wait_for_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close = freeing._Held.close
+    handled: list[int] = []
+
+    def interrupted(held: freeing._Held) -> None:
+        # A handler runs between two steps of its thread; this one closes a store, say.
+        if not handled:
+            handled.append(1)
+            freeing.wait()
+        close(held)
+
+    monkeypatch.setattr(freeing._Held, "close", interrupted)
+    freeing.unlink(large(tmp_path / "large"))
+    waiting = threading.Thread(target=freeing.wait, daemon=True)
+    waiting.start()
+    waiting.join(30)
+    assert not waiting.is_alive()
+    assert removed_files() == []
+
+
 # --- what stores do with it --------------------------------------------------------------------
 
 
