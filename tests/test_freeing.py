@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from crash_snapshots import committer_of
+from crash_steps import dies_at
 from test_file_systems import mounted
 
 from ckptstore import freeing
@@ -319,6 +320,30 @@ def test_a_save_finds_the_room_that_another_store_has_freed(disk: Path, waited: 
         assert len(freeing._held) == 1
         save(other, 0, keep=1)
         assert [len(store.checkpoints()) for store in (one, other)] == [2, 1]
+
+
+def _save_next(root: Path) -> None:
+    with CheckpointStore(root) as store:
+        save(store, len(list((root / "checkpoints").iterdir())), keep=1)
+
+
+def test_a_kill_at_any_step_of_a_save_that_lets_go_of_a_large_payload_loses_nothing(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    with CheckpointStore(root) as store:
+        for epoch in range(3):
+            save(store, epoch, keep=1)
+    at = newest = 0
+    died = True
+    while died:
+        at += 1
+        died = dies_at(at, _save_next, root)
+        with CheckpointStore(root) as store:
+            saved = store.checkpoints()
+            assert store.verify() == []
+            assert 2 <= len(saved) == len(list((root / "checkpoints").iterdir()))
+            assert saved[-1].version >= newest
+            newest = saved[-1].version
+    assert at > 10
 
 
 def test_retain_returns_when_there_is_room(disk: Path, waited: None) -> None:
