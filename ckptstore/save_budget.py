@@ -34,6 +34,10 @@ _WEIGHT = 0.5
 # until there is a first one.
 _FOR_DEBTS = 0.75
 _FOR_DEBTS_AT_FIRST = 0.5
+# Seconds that the hooks of a batch take at least: with what they leave cold, three times what a clock in them sees.
+_HOOK_S = 1.5e-5
+# At most this share of what is earned pays for hooks; each batch has them.
+_FOR_HOOKS = 0.9
 # Of the time that a save takes, what it may cost the steps beside it, where that cannot be seen.
 _GUESS = 0.5
 # Kept back for what nobody can measure, such as caches that a save leaves cold.
@@ -111,7 +115,7 @@ class SaveBudget:
         self._mark: float | None = None
         self._alone = self._beside = 0
         self._looked: float = -math.inf
-        self._entered = 0.0
+        self._entered: float | None = None
         self._paused = False
         self._pauses = 0
         # Seconds for each batch, and how many batches it was found with.
@@ -127,14 +131,27 @@ class SaveBudget:
         self._write_s = 0.0
         self._expected_s = _EXPECTED_S + nbytes / _EXPECTED_BYTES_PER_S
         self._spent_s = 0.0
-        self._debt_s = 0.0
+        self._debt_s = self._hooks_s = 0.0
         self._processor_s = 0.0
         self._waited_s = 0.0
         self._noted = 0
         # Nothing is due before.
         self._earliest = -math.inf
+        # Until then a batch is counted, and nothing else.
+        self._quiet_until = -math.inf
 
     # --- what is measured ----------------------------------------------------------------------------
+
+    def is_quiet(self, batches: int) -> bool:
+        """Note that so many batches are finished, where that is all there is to do; returns False where it is not.
+
+        Most batches take some microseconds less by that. Not to be asked while a save is being written.
+        """
+        if self._clock() >= self._quiet_until:
+            return False
+        self._alone += batches
+        self._hooks_s += _HOOK_S
+        return True
 
     def wants_a_look(self, *, saving: bool = False) -> bool:
         """Return whether it is time to wait until the batches so far are computed, to know what they take.
@@ -192,6 +209,7 @@ class SaveBudget:
         self._missed += self._beside
         self._mark, self._paused, self._alone, self._beside = self._clock(), True, 0, 0
         self._pauses += 1
+        self._quiet_until = -math.inf
         self._settle()
 
     def saved(self) -> None:
@@ -209,7 +227,7 @@ class SaveBudget:
 
     def _goes_on(self) -> float | None:
         now = self._clock()
-        self._earliest = -math.inf
+        self._earliest = self._quiet_until = -math.inf
         if self._mark is None:
             return None
         took, self._mark = now - self._mark, now
@@ -221,7 +239,7 @@ class SaveBudget:
         """Note that a save is durable, `write_s` seconds after it was begun; the next look tells what it has cost."""
         self._settled_s = (self._settled_s or 0.0) + write_s
         self._write_s = _mixed(self._write_s or None, write_s)
-        self._earliest = -math.inf
+        self._earliest = self._quiet_until = -math.inf
         if not self._beside:
             self._settle()
 
@@ -249,7 +267,9 @@ class SaveBudget:
 
     def hook_ends(self) -> None:
         """Note that all is done that each batch asks for, since `batches_done` was called; a save may follow."""
-        self._debt_s += self._clock() - self._entered
+        entered, self._entered = self._entered, None
+        if entered is not None:  # of a quiet one it is known
+            self._hooks_s += max(_HOOK_S, self._clock() - entered)
 
     def owe(self, seconds: float) -> None:
         """Note seconds that the training has waited for what is no save, such as the beginning."""
@@ -294,9 +314,11 @@ class SaveBudget:
             return False
         now = self._clock()
         if now < self._earliest and not early:
+            self._be_quiet()
             return False
         earned = self._share * (now - self._began - self._waited_s)
         cost = self.cost_s
+        earned -= min(self._hooks_s, _FOR_HOOKS * earned)
         # The fit's end waits for the last save.
         ahead = 0.0 if self._blocked_s is None else cost + self._write_s
         most = _FOR_DEBTS_AT_FIRST if self._blocked_s is None else _FOR_DEBTS
@@ -307,6 +329,11 @@ class SaveBudget:
         # Unless a save is heard of before, which may tell of a lower cost.
         self._earliest = now + (cost - left) / self._share
         return left >= (0.0 if early else cost)
+
+    def _be_quiet(self) -> None:
+        """Leave the batches up to the next look alone, or up to when a save may be due."""
+        if self._settled_s is None and self._mark is not None and not self._paused and not self._beside:
+            self._quiet_until = min(self._earliest, self._looked + _LOOK_S)
 
     def interval(self) -> Interval:
         """Return the interval that comes of it, as far as is known by now."""

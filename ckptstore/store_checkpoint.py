@@ -202,13 +202,15 @@ class StoreCheckpoint(ResumingCallback):
         return counted or self._is_time()
 
     def _is_due_by_budget(self, budget: SaveBudget, batches: int) -> bool:
+        quiet = not self._was_saving and not self._saves.waiting and budget.is_quiet(batches)
         # A device may be some steps behind: times are taken where it has caught up, and that not at every batch.
-        looking = budget.wants_a_look(saving=self._was_saving)
+        looking = not quiet and budget.wants_a_look(saving=self._was_saving)
         if looking:
             wait_for_step(self)
-        budget.batches_done(batches, saving=self._was_saving, computed=looking)
-        self._was_saving = self._saves.waiting
-        due = (not self._was_saving and budget.is_due()) or self._is_time()
+        if not quiet:
+            budget.batches_done(batches, saving=self._was_saving, computed=looking)
+            self._was_saving = self._saves.waiting
+        due = (not quiet and not self._was_saving and budget.is_due()) or self._is_time()
         if due and not looking:
             wait_for_step(self)
             budget.batches_done(0, saving=False)

@@ -25,6 +25,8 @@ class Run:
     now: float = 0.0
     cost_s: float = 0.0
     saves: list[int] = field(default_factory=list)
+    asks: bool = False
+    quiet: int = 0
 
     def __post_init__(self) -> None:
         self.budget = SaveBudget(self.share, nbytes=0, clock=lambda: self.now)
@@ -39,8 +41,15 @@ class Run:
             if self.until is not None and self.now >= self.until:
                 self.until = None
                 self.budget.settled(self.write_s)
+            if self.asks and not saving and self.budget.is_quiet(1):
+                self.quiet += 1
+                self.budget.hook_ends()
+                continue
             self.budget.batches_done(1, saving=saving)
-            if self.until is None and self.budget.is_due():
+            due = self.until is None and self.budget.is_due()
+            if self.asks:
+                self.budget.hook_ends()
+            if due:
                 self.save(batch)
         return self
 
@@ -143,6 +152,36 @@ def test_an_early_save_is_paid_for_afterwards() -> None:
             early += 1
     assert early > 10
     assert run.cost_s <= 0.035 * run.now + 0.1
+
+
+def test_most_batches_are_only_counted_and_are_known_all_the_same() -> None:
+    run = Run(step_s=0.002, blocked_s=0.005, write_s=0.02, asks=True)
+    run.train(20_000)
+    assert run.quiet > 10_000
+    assert run.budget.step_s == pytest.approx(0.002)
+    assert 0.7 * 0.035 * run.now < run.cost_s + 20_000 * 1.5e-5 < 0.035 * run.now
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [SaveBudget.pause, SaveBudget.saved, SaveBudget.not_saved, lambda budget: budget.settled(0.02)],
+)
+def test_what_changes_when_a_save_is_due_ends_the_quiet(ends: Callable[[SaveBudget], object]) -> None:
+    run = Run(step_s=0.002, blocked_s=0.005, write_s=0.02, asks=True).train(20_000)
+    for batch in range(20_000, 20_500):
+        if run.budget.is_quiet(0):
+            break
+        run.train(1, first=batch)
+    assert run.budget.is_quiet(0)
+    ends(run.budget)
+    assert not run.budget.is_quiet(0)
+
+
+def test_hooks_are_paid_by_what_is_earned_and_leave_a_tenth_of_it() -> None:
+    """Batches are so short that their hooks alone would cost more than the share."""
+    run = Run(step_s=0.0002, blocked_s=0.001, write_s=0.001, asks=True)
+    run.train(100_000)
+    assert 0.05 * 0.035 * run.now < run.cost_s < 0.15 * 0.035 * run.now
 
 
 def test_what_is_owed_is_paid_and_does_not_keep_the_first_save_waiting() -> None:
