@@ -25,6 +25,8 @@ from ckptstore.keras_copy_check import Expected
 _LARGE = 1 << 20
 # Bytes from which on the kernel copies an array in about the time that the loop here takes for it.
 _PAGE = 1 << 12
+# The kernel takes so many times as long for the same bytes as the loop.
+_KERNEL = 1.35
 
 
 class JaxCopies:
@@ -168,7 +170,9 @@ class _Shared:
 def _divided(small: _Mapped, *, large: int, threads: int) -> tuple[list[_Mapped], _Shared | None]:
     """Return what the calling thread copies in its loop, and what all share; None where that is not worth it."""
     sizes = [part.stop - part.start for part in small.parts]
-    left = sum(sizes) - (sum(sizes) + large) / threads
+    helpers = threads - 1
+    # So that all end at once: (large + _KERNEL * shared) / helpers is what takes as long as the loop's rest.
+    left = (helpers * sum(sizes) - large) / (helpers + _KERNEL)
     shared: list[int] = []
     for index, size in enumerate(sizes):
         if left > 0 and size >= _PAGE:
@@ -180,7 +184,7 @@ def _divided(small: _Mapped, *, large: int, threads: int) -> tuple[list[_Mapped]
     others = set(range(len(sizes))).difference(shared)
     found = small.some(shared)
     return [small.some(sorted(others))], _Shared(
-        copies=BufferCopies(found.memory, found.parts), places=found.places, nbytes=nbytes
+        copies=BufferCopies(found.memory, found.parts, calls=helpers), places=found.places, nbytes=nbytes
     )
 
 

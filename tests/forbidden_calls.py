@@ -11,20 +11,22 @@ from pathlib import Path
 
 import pytest
 
-# Of process_vm_readv.
-_NUMBERS = {"x86_64": 310, "aarch64": 270}
+_NUMBERS = {
+    "process_vm_readv": {"x86_64": 310, "aarch64": 270},
+    "sched_setscheduler": {"x86_64": 144, "aarch64": 119},
+}
 _SET_NO_NEW_PRIVILEGES, _SET_SECCOMP, _FILTER = 38, 22, 2
 _LOAD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06
 _FAIL_WITH_EPERM, _ALLOW = 0x50001, 0x7FFF0000
 
 
 needs_the_number = pytest.mark.skipif(
-    platform.machine() not in _NUMBERS, reason="the number of the call is not known"
+    platform.machine() not in ("x86_64", "aarch64"), reason="the numbers of calls are not known"
 )
 
 
 def output_of(script: str) -> str:
-    """Run a script in a process of its own, which may call `forbid_copies_by_the_kernel`, and return what it prints."""
+    """Run a script in a process of its own, which may call `forbid`, and return what it prints."""
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=Path(__file__).parent,
@@ -37,15 +39,15 @@ def output_of(script: str) -> str:
     return done.stdout
 
 
-def forbid_copies_by_the_kernel() -> None:
-    """Forbid this process process_vm_readv, for good.
+def forbid(call: str) -> None:
+    """Forbid this process a call, for good.
 
     Raises:
         OSError: That cannot be forbidden here.
     """
     steps = (
         (_LOAD, 0, 0, 0),
-        (_JUMP_IF_EQUAL, 0, 1, _NUMBERS[platform.machine()]),
+        (_JUMP_IF_EQUAL, 0, 1, _NUMBERS[call][platform.machine()]),
         (_RETURN, 0, 0, _FAIL_WITH_EPERM),
         (_RETURN, 0, 0, _ALLOW),
     )

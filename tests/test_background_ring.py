@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from crash_invariants import violations
 from crash_snapshots import is_seed, save, snapshot_of
+from forbidden_calls import needs_the_number, output_of
 
 from ckptstore import (
     CheckpointStore,
@@ -524,6 +525,33 @@ def test_a_writer_ignores_signals_that_mean_the_trainer(process_ring: Ring, stor
     process_ring.drain()
     assert process_ring._link.pid == pid  # type: ignore[union-attr]
     assert epochs(store) == [0, 1]
+
+
+def test_a_writer_stands_back_behind_the_training(process_ring: Ring) -> None:
+    hand_over(process_ring, 0)
+    process_ring.drain()
+    pid = process_ring._link.pid  # type: ignore[union-attr]
+    assert os.getpriority(os.PRIO_PROCESS, pid) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 5)
+    # It takes no core from a step when it wakes up.
+    assert os.sched_getscheduler(pid) == os.SCHED_BATCH
+
+
+NOT_BATCH = """
+import os
+from ckptstore.background import program
+from forbidden_calls import forbid
+
+forbid("sched_setscheduler")
+before = os.getpriority(os.PRIO_PROCESS, 0)
+program._step_back()
+print(os.getpriority(os.PRIO_PROCESS, 0) - before, os.sched_getscheduler(0) == os.SCHED_OTHER)
+"""
+
+
+@needs_the_number
+@needs_process
+def test_where_that_is_forbidden_a_writer_is_nice_alone() -> None:
+    assert output_of(NOT_BATCH) == "5 True\n"
 
 
 def test_a_writer_imports_neither_keras_nor_a_backend(process_ring: Ring) -> None:

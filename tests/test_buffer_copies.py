@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ def buffers_of(sizes: list[int], seed: int) -> list[bytes]:
 def test_all_buffers_arrive_each_time_and_nothing_beside_them(threads: int) -> None:
     parts = parts_of(SIZES)
     memory = mmap.mmap(-1, parts[-1].stop + 100)
-    copies = BufferCopies(memory, parts)
+    copies = BufferCopies(memory, parts, calls=threads)
     for seed in (1, 2):
         buffers = buffers_of(SIZES, seed)
         expected = np.zeros(len(memory), np.uint8)
@@ -128,20 +129,27 @@ def test_memory_that_has_gone_is_an_error_and_no_crash(tmp_path: Path) -> None:
 
 
 def test_calls_take_no_more_than_the_kernel_does_and_leave_nothing_out() -> None:
-    for sizes in (SIZES, [1] * 1024, [1] * 1025, [buffer_copies._CALL] * 3, [7]):
-        groups = list(buffer_copies._groups(sizes))
+    for sizes, calls in product((SIZES, [1] * 1024, [1] * 1025, [9 << 20] * 3, [7]), (1, 3)):
+        groups = list(buffer_copies._groups(sizes, calls))
         assert [first for first, _, _ in groups[1:]] == [first + count for first, count, _ in groups[:-1]]
         assert sum(count for _, count, _ in groups) == len(sizes)
         assert sum(nbytes for _, _, nbytes in groups) == sum(sizes)
         assert max(count for _, count, _ in groups) <= 1024
 
 
+@pytest.mark.parametrize("calls", [1, 2, 3, 7])
+def test_each_thread_has_a_call_and_as_much_to_copy_as_the_others(calls: int) -> None:
+    groups = list(buffer_copies._groups([60_000] * 700, calls))
+    assert len(groups) == calls
+    assert max(nbytes for _, _, nbytes in groups) <= 60_000 * (700 / calls + 1)
+
+
 FORBIDDEN = """
 import mmap
 from ckptstore.background.buffer_copies import BufferCopies
-from forbidden_calls import forbid_copies_by_the_kernel
+from forbidden_calls import forbid
 
-forbid_copies_by_the_kernel()
+forbid("process_vm_readv")
 try:
     with BufferCopies(mmap.mmap(-1, 4096), [slice(0, 3)]).jobs([b"one"]) as jobs:
         next(iter(jobs))()

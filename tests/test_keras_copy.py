@@ -210,7 +210,10 @@ def test_enough_small_arrays_are_copied_by_more_than_one_thread(threads: int) ->
     (own,), shared = many.plan._mapped, many.plan._shared
     sizes = [target.nbytes for target in many.targets]
     small = sum(size for size in sizes if size < 1 << 20)
-    assert abs(shared.nbytes - (small - sum(sizes) / threads)) < 1 << 16
+    large, helpers = sum(sizes) - small, threads - 1
+    # By as much slower as the kernel is, the helpers are done when the loop is.
+    assert abs((large + 1.35 * shared.nbytes) / helpers - (small - shared.nbytes)) < 1 << 17
+    assert len(shared.copies._groups) == helpers
     assert sorted([*own.places, *shared.places]) == [
         place for place, size in enumerate(sizes) if size < 1 << 20
     ]
@@ -302,14 +305,14 @@ FORBIDDEN = """
 import numpy as np, jax
 from ckptstore.background.side_by_side import SideBySide
 from ckptstore.keras_copy_jax import JaxCopies
-from forbidden_calls import forbid_copies_by_the_kernel
+from forbidden_calls import forbid
 from test_keras_copy import shared_places
 
 values = [jax.numpy.full((200, 60), number, "float32") for number in range(800)]
 targets = shared_places(values)
 copies = JaxCopies(targets, threads=2)
 assert copies._shared is not None
-forbid_copies_by_the_kernel()
+forbid("process_vm_readv")
 for _ in range(2):
     copies(values, SideBySide(2))
     assert all(np.array_equal(*pair) for pair in zip(targets, values, strict=True))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from operator import attrgetter
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -96,7 +97,7 @@ def _sync(model: Any, state: Any) -> _Synced | None:
                 return None
     if not _fit(model, variables, values):
         return None
-    before = [variable._value for variable in variables]
+    before = list(map(attrgetter("_value"), variables))
     for variable, value in zip(variables, values, strict=True):
         variable._direct_assign(value)
     model._jax_state_synced = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from operator import is_
+from operator import attrgetter, is_
 from typing import Any
 
 import keras
@@ -45,8 +45,11 @@ def raw_values(values: Iterable[Any]) -> list[Any]:
     """
     values = list(values)
     try:
-        # A call for each would take as long as all the rest.
-        found = [value._value if isinstance(value, keras.Variable) else value for value in values]
+        # A call for each, or a look at what each is, would take as long as all the rest.
+        if all(issubclass(kind, keras.Variable) for kind in set(map(type, values))):
+            found = list(map(_value_of, values))
+        else:
+            found = [value._value if isinstance(value, keras.Variable) else value for value in values]
     except AttributeError:
         found = [None] * len(values)
     if any(map(_is_none, found)):
@@ -55,3 +58,4 @@ def raw_values(values: Iterable[Any]) -> list[Any]:
 
 
 _is_none = partial(is_, None)
+_value_of = attrgetter("_value")
