@@ -170,9 +170,9 @@ class _Shared:
 def _divided(small: _Mapped, *, large: int, threads: int) -> tuple[list[_Mapped], _Shared | None]:
     """Return what the calling thread copies in its loop, and what all share; None where that is not worth it."""
     sizes = [part.stop - part.start for part in small.parts]
-    helpers = threads - 1
-    # So that all end at once: (large + _KERNEL * shared) / helpers is what takes as long as the loop's rest.
-    left = (helpers * sum(sizes) - large) / (helpers + _KERNEL)
+    left, calls = _share(sum(sizes), large=large, threads=threads)
+    if not calls:
+        return [small], None
     shared: list[int] = []
     for index, size in enumerate(sizes):
         if left > 0 and size >= _PAGE:
@@ -184,8 +184,18 @@ def _divided(small: _Mapped, *, large: int, threads: int) -> tuple[list[_Mapped]
     others = set(range(len(sizes))).difference(shared)
     found = small.some(shared)
     return [small.some(sorted(others))], _Shared(
-        copies=BufferCopies(found.memory, found.parts, calls=helpers), places=found.places, nbytes=nbytes
+        copies=BufferCopies(found.memory, found.parts, calls=calls), places=found.places, nbytes=nbytes
     )
+
+
+def _share(small: int, *, large: int, threads: int) -> tuple[float, int]:
+    """Return how many bytes of small ones all share, so that all threads end at once, and by how many calls."""
+    for helpers in range(threads - 1, 0, -1):
+        # (large + _KERNEL * shared) / helpers is what the others have, small - shared what the caller has.
+        shared = (helpers * small - large) / (helpers + _KERNEL)
+        if shared >= WORTH_A_THREAD and shared + large >= helpers * WORTH_A_THREAD:
+            return shared, min(helpers, int(shared) // WORTH_A_THREAD)
+    return 0.0, 0
 
 
 def _apart(targets: Sequence[Array], odd: Collection[int]) -> tuple[list[_Mapped], list[int]]:

@@ -132,6 +132,7 @@ class SaveBudget:
         self._expected_s = _EXPECTED_S + nbytes / _EXPECTED_BYTES_PER_S
         self._spent_s = 0.0
         self._debt_s = self._hooks_s = 0.0
+        self._hooks = 0
         self._processor_s = 0.0
         self._waited_s = 0.0
         self._noted = 0
@@ -150,7 +151,7 @@ class SaveBudget:
         if self._clock() >= self._quiet_until:
             return False
         self._alone += batches
-        self._hooks_s += _HOOK_S
+        self._hook_took(_HOOK_S)
         return True
 
     def wants_a_look(self, *, saving: bool = False) -> bool:
@@ -269,7 +270,11 @@ class SaveBudget:
         """Note that all is done that each batch asks for, since `batches_done` was called; a save may follow."""
         entered, self._entered = self._entered, None
         if entered is not None:  # of a quiet one it is known
-            self._hooks_s += max(_HOOK_S, self._clock() - entered)
+            self._hook_took(max(_HOOK_S, self._clock() - entered))
+
+    def _hook_took(self, seconds: float) -> None:
+        self._hooks_s += seconds
+        self._hooks += 1
 
     def owe(self, seconds: float) -> None:
         """Note seconds that the training has waited for what is no save, such as the beginning."""
@@ -318,7 +323,7 @@ class SaveBudget:
             return False
         earned = self._share * (now - self._began - self._waited_s)
         cost = self.cost_s
-        earned -= min(self._hooks_s, _FOR_HOOKS * earned)
+        earned -= _for_hooks(earned, self._hooks_s)
         # The fit's end waits for the last save.
         ahead = 0.0 if self._blocked_s is None else cost + self._write_s
         most = _FOR_DEBTS_AT_FIRST if self._blocked_s is None else _FOR_DEBTS
@@ -338,8 +343,10 @@ class SaveBudget:
     def interval(self) -> Interval:
         """Return the interval that comes of it, as far as is known by now."""
         step = max(self.step_s, 1e-9)
+        earned = self._share * step
+        earned -= _for_hooks(earned, self._hooks_s / max(1, self._hooks))
         return Interval(
-            batches=max(1, math.ceil(round(max(self.cost_s / self._share, self._write_s) / step, 6))),
+            batches=max(1, math.ceil(round(max(self.cost_s / earned, self._write_s / step), 6))),
             step_s=self.step_s,
             blocked_s=self._blocked_s or 0.0,
             slowed_s=self._slowed_s or 0.0,
@@ -356,6 +363,10 @@ class SaveBudget:
             return None
         self._noted = interval.batches
         return interval
+
+
+def _for_hooks(earned_s: float, took_s: float) -> float:
+    return min(took_s, _FOR_HOOKS * earned_s)
 
 
 def _mixed(before: float | None, new: float) -> float:

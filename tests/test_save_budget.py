@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -160,6 +161,9 @@ def test_most_batches_are_only_counted_and_are_known_all_the_same() -> None:
     assert run.quiet > 10_000
     assert run.budget.step_s == pytest.approx(0.002)
     assert 0.7 * 0.035 * run.now < run.cost_s + 20_000 * 1.5e-5 < 0.035 * run.now
+    # What is noted is what was done, of which hooks have taken a quarter.
+    gaps = [later - earlier for earlier, later in pairwise(run.saves[-20:])]
+    assert run.budget.interval().batches == pytest.approx(sum(gaps) / len(gaps), rel=0.02)
 
 
 @pytest.mark.parametrize(
