@@ -181,6 +181,31 @@ def test_what_changes_when_a_save_is_due_ends_the_quiet(ends: Callable[[SaveBudg
     assert not run.budget.is_quiet(0)
 
 
+def test_however_long_it_is_to_the_next_save_batches_are_looked_at() -> None:
+    run = Run(step_s=0.002, blocked_s=5.0, write_s=0.02, asks=True).train(100_000)
+    assert 1 <= len(run.saves) <= 2
+    saves, run.step_s = len(run.saves), 0.004
+    run.train(10_000, first=100_000)
+    assert len(run.saves) == saves
+    assert run.budget.step_s == pytest.approx(0.004)
+
+
+@pytest.mark.parametrize("not_known", ["an epoch's end", "batches beside a save", "what a save has cost"])
+def test_no_batch_is_only_counted_where_more_is_to_be_known(not_known: str) -> None:
+    run = Run(step_s=0.002, blocked_s=5.0, write_s=0.02, asks=True).train(100_000)
+    budget = run.budget
+    if not_known == "an epoch's end":
+        budget.pause()
+    else:
+        budget.saved()
+        budget.batches_done(1, saving=True, computed=False)
+    if not_known == "what a save has cost":
+        budget.settled(0.02)
+    for _ in range(3):
+        assert not budget.is_due()
+        assert not budget.is_quiet(1)
+
+
 def test_hooks_are_paid_by_what_is_earned_and_leave_a_tenth_of_it() -> None:
     """Batches are so short that their hooks alone would cost more than the share."""
     run = Run(step_s=0.0002, blocked_s=0.001, write_s=0.001, asks=True)
