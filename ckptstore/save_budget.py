@@ -337,7 +337,7 @@ class SaveBudget:
 
     def _be_quiet(self) -> None:
         """Leave the batches up to the next look alone, or up to when a save may be due."""
-        if not self._paused and not self._beside and self._settled_s is None:
+        if not self._paused and not self._beside:
             self._quiet_until = min(self._earliest, self._looked + _LOOK_S)
 
     def interval(self) -> Interval:
