@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ckptstore.background.buffer_copies import BufferCopies, can_copy_buffers
+from ckptstore.background.buffer_copies import MOST_PIECES, BufferCopies, can_copy_buffers
 from ckptstore.background.side_by_side import WORTH_A_THREAD, Job, SideBySide, copies
 from ckptstore.formats.snapshot import Array
 from ckptstore.keras_copy_check import Expected
@@ -175,12 +175,13 @@ def _divided(small: _Mapped, *, large: int, threads: int) -> tuple[list[_Mapped]
         return [small], None
     shared: list[int] = []
     for index, size in enumerate(sizes):
-        if left > 0 and size >= _PAGE:
+        if left > 0 and size >= _PAGE and len(shared) < calls * MOST_PIECES:
             shared.append(index)
             left -= size
     nbytes = sum(sizes[index] for index in shared)
     if nbytes < WORTH_A_THREAD:
         return [small], None
+    calls = min(calls, nbytes // WORTH_A_THREAD)
     others = set(range(len(sizes))).difference(shared)
     found = small.some(shared)
     return [small.some(sorted(others))], _Shared(

@@ -9,6 +9,7 @@ adapts an interval; with an account there is nothing to profile first.
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections import deque
 from collections.abc import Callable
@@ -34,8 +35,10 @@ _WEIGHT = 0.5
 # until there is a first one.
 _FOR_DEBTS = 0.75
 _FOR_DEBTS_AT_FIRST = 0.5
-# Seconds that the hooks of a batch take at least: with what they leave cold, three times what a clock in them sees.
+# Seconds that the hooks of a batch take at least: with what they leave cold, three times what a clock in them sees. As
+# many of those that do more than count are remembered, since they tell how fast this machine is.
 _HOOK_S = 1.5e-5
+_HOOKS = 9
 # At most this share of what is earned pays for hooks; each batch has them.
 _FOR_HOOKS = 0.9
 # Of the time that a save takes, what it may cost the steps beside it, where that cannot be seen.
@@ -132,7 +135,9 @@ class SaveBudget:
         self._expected_s = _EXPECTED_S + nbytes / _EXPECTED_BYTES_PER_S
         self._spent_s = 0.0
         self._debt_s = self._hooks_s = 0.0
-        self._hooks = 0
+        self._batches = 0
+        self._seen: deque[float] = deque(maxlen=_HOOKS)
+        self._quiet_s = _HOOK_S
         self._processor_s = 0.0
         self._waited_s = 0.0
         self._noted = 0
@@ -151,7 +156,8 @@ class SaveBudget:
         if self._clock() >= self._quiet_until:
             return False
         self._alone += batches
-        self._hook_took(_HOOK_S)
+        self._batches += batches
+        self._hooks_s += self._quiet_s
         return True
 
     def wants_a_look(self, *, saving: bool = False) -> bool:
@@ -186,6 +192,7 @@ class SaveBudget:
             computed: False where the device may be behind, so that the moment says nothing of what they took.
         """
         now = self._entered = self._clock()
+        self._batches += batches
         if self._began is None:
             self._began, self._processor_began = now, self._processor_clock()  # the first one compiles
         elif self._paused:
@@ -266,15 +273,22 @@ class SaveBudget:
         self._spent_s += max(0.0, self._longer_s)
         self._longer_s, self._known, self._missed = 0.0, 0, 0
 
-    def hook_ends(self) -> None:
-        """Note that all is done that each batch asks for, since `batches_done` was called; a save may follow."""
-        entered, self._entered = self._entered, None
-        if entered is not None:  # of a quiet one it is known
-            self._hook_took(max(_HOOK_S, self._clock() - entered))
+    def hook_ends(self, *, once: bool = False) -> None:
+        """Note that all is done that a batch asks for, since `batches_done` was called; a save may follow.
 
-    def _hook_took(self, seconds: float) -> None:
-        self._hooks_s += seconds
-        self._hooks += 1
+        Args:
+            once: Whether something was among it that no other batch will ask for.
+        """
+        entered, self._entered = self._entered, None
+        if entered is None:
+            return  # the batch was only counted
+        took = self._clock() - entered
+        if once:
+            self._debt_s += took
+            return
+        self._hooks_s += max(_HOOK_S, took)
+        self._seen.append(took)
+        self._quiet_s = max(_HOOK_S, statistics.median(self._seen))
 
     def owe(self, seconds: float) -> None:
         """Note seconds that the training has waited for what is no save, such as the beginning."""
@@ -344,7 +358,7 @@ class SaveBudget:
         """Return the interval that comes of it, as far as is known by now."""
         step = max(self.step_s, 1e-9)
         earned = self._share * step
-        earned -= _for_hooks(earned, self._hooks_s / max(1, self._hooks))
+        earned -= _for_hooks(earned, self._hooks_s / max(1, self._batches))
         return Interval(
             batches=max(1, math.ceil(round(max(self.cost_s / earned, self._write_s / step), 6))),
             step_s=self.step_s,

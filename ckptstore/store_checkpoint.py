@@ -68,9 +68,10 @@ class StoreCheckpoint(ResumingCallback):
             ``"replace"`` it by the newer, if both were taken within an epoch, or leave the newer out where the one
             that waits is the best and the newer no better; of such saves at most ten a second are committed. Or
             ``"wait"`` for the disk, and leave none out.
-        max_overhead: With ``save_freq="auto"``, the share of the run that saving may cost: what steps wait for, and
-            what those beside a save take longer. An epoch's end that is the best so far is saved a little early;
-            where epochs are shorter than the interval that is allowed, some of these are not saved.
+        max_overhead: With ``save_freq="auto"``, the share of the run that saving may cost: what steps wait for, what
+            those beside a save take longer, and what this callback does without one. An epoch's end that is the best
+            so far is saved a little early; where epochs are shorter than the interval that is allowed, some of these
+            are not saved.
         save_interval: Save also when so much time has passed since the last save, at the next batch: seconds, or a
             `datetime.timedelta`.
         save_on_exception: Save what is finished when a callback ends the fit by an exception.
@@ -175,10 +176,11 @@ class StoreCheckpoint(ResumingCallback):
 
     def look_after_saves(self) -> None:
         """Hear of saves that are done, and make ready for the first one."""
-        if self._saves.waiting or self._saves.to_prepare:
+        preparing = self._saves.to_prepare
+        if preparing or self._saves.waiting:
             super().look_after_saves()
         if self._budget is not None:
-            self._budget.hook_ends()
+            self._budget.hook_ends(once=preparing)
 
     def has_waited(self, seconds: float) -> None:
         """Take it out of what saves may cost."""

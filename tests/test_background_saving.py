@@ -409,6 +409,23 @@ def test_auto_hears_of_what_beginning_takes_but_not_of_what_loading_does(
     assert len(heard) == 2
 
 
+def test_auto_knows_what_is_prepared_once_from_what_each_batch_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[bool] = []
+    hook_ends = SaveBudget.hook_ends
+
+    def noted(budget: SaveBudget, *, once: bool = False) -> None:
+        heard.append(once)
+        hook_ends(budget, once=once)
+
+    monkeypatch.setattr(SaveBudget, "hook_ends", noted)
+    callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", save_freq="auto")
+    fit(model(), callback, epochs=2)
+    assert heard == [True] + [False] * (len(heard) - 1)
+    assert len(heard) > 2
+
+
 def test_auto_hears_of_saves_that_were_waited_for_and_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

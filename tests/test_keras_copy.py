@@ -251,6 +251,24 @@ def test_all_threads_end_at_once(small: int, large: int, threads: int, calls: in
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="is JAX's")
+@pytest.mark.parametrize(
+    ("sizes", "threads", "calls", "pieces"),
+    [
+        # No call takes more than 1,024 pieces, and between two of its own a thread would wait.
+        ([10_000] * 8_000, 2, 1, 1024),
+        ([10_000] * 8_000, 3, 2, 2048),
+        # Of those that are smaller than a page the loop copies all; what is left is worth one thread.
+        ([4_000] * 12_000 + [60_000] * 200, 4, 1, 200),
+    ],
+)
+def test_each_helper_has_one_call(sizes: list[int], threads: int, calls: int, pieces: int) -> None:
+    targets = shared_places([np.zeros(size // 8) for size in sizes])
+    shared = keras_copy_jax.JaxCopies(targets, threads=threads)._shared
+    assert shared is not None
+    assert (len(shared.copies._groups), len(shared.places)) == (calls, pieces)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="is JAX's")
 @pytest.mark.parametrize("place", [0, 1, 300, 799])
 def test_one_that_is_no_buffer_among_many_is_alone_left_to_numpy(place: int) -> None:
     values = many_small()

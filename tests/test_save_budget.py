@@ -26,7 +26,9 @@ class Run:
     now: float = 0.0
     cost_s: float = 0.0
     saves: list[int] = field(default_factory=list)
-    asks: bool = False
+    asks: bool = False  # whether a batch is all there is to note, and tells when its hooks end
+    hook_s: float = 0.0
+    batches_each: int = 1  # of one hook
     quiet: int = 0
 
     def __post_init__(self) -> None:
@@ -34,20 +36,21 @@ class Run:
         self.until: float | None = None
 
     def train(self, batches: int, first: int = 0) -> Run:
-        for batch in range(first, first + batches):
+        each = self.batches_each
+        for batch in range(first, first + batches, each):
             saving = self.until is not None
             longer = self.slowed * min(self.step_s, self.until - self.now) if self.until is not None else 0.0
-            self.now += self.step_s + longer
+            self.now += self.step_s * each + longer
             self.cost_s += longer
             if self.until is not None and self.now >= self.until:
                 self.until = None
                 self.budget.settled(self.write_s)
-            if self.asks and not saving and self.budget.is_quiet(1):
-                self.quiet += 1
-                self.budget.hook_ends()
-                continue
-            self.budget.batches_done(1, saving=saving)
-            due = self.until is None and self.budget.is_due()
+            quiet = self.asks and not saving and self.budget.is_quiet(each)
+            self.quiet += quiet
+            if not quiet:
+                self.budget.batches_done(each, saving=saving)
+            due = not quiet and self.until is None and self.budget.is_due()
+            self.now += self.hook_s
             if self.asks:
                 self.budget.hook_ends()
             if due:
@@ -400,19 +403,55 @@ def test_a_save_that_is_waited_for_and_fails_is_paid_for_and_is_no_batch() -> No
     assert len(run.saves) > saves
 
 
-def test_what_a_hook_takes_for_each_batch_is_paid_for_too() -> None:
+@pytest.mark.parametrize("counted", [True, False])
+def test_what_a_hook_takes_for_each_batch_is_paid_for_too(counted: bool) -> None:
     saves = {}
     for hook_s in (0.0, 0.0001):
-        run = Run(step_s=0.01, blocked_s=0.005, write_s=0.02)
-        for batch in range(20_000):
-            run.train(1, first=batch)
-            run.now += hook_s
-            if run.saves[-1:] != [batch]:
-                run.budget.hook_ends()
+        run = Run(step_s=0.01, blocked_s=0.005, write_s=0.02, asks=True, hook_s=hook_s)
+        if not counted:
+            run.budget.is_quiet = lambda _: False  # type: ignore[method-assign]
+        run.train(20_000)
+        assert (run.quiet > 10_000) is counted
         saves[hook_s] = len(run.saves)
         assert run.cost_s + 20_000 * hook_s <= 0.035 * run.now + 0.01
     # Of three parts in a hundred one goes for that: 0.1 ms of 10.
     assert 0.6 < saves[0.0001] / saves[0.0] < 0.75
+
+
+def test_a_hook_that_takes_long_by_chance_says_nothing_of_those_that_only_count() -> None:
+    saves = {}
+    for by_chance_s in (0.0, 0.01):
+        run = Run(step_s=0.01, blocked_s=0.005, write_s=0.02, asks=True)
+        for batch in range(0, 20_000, 1_000):
+            run.train(999, first=batch)
+            run.hook_s = by_chance_s
+            run.train(1, first=batch + 999)
+            run.hook_s = 0.0
+        saves[by_chance_s] = len(run.saves)
+    assert saves[0.01] == pytest.approx(saves[0.0], rel=0.05)
+
+
+def test_what_is_done_once_is_a_debt_and_no_tax() -> None:
+    saves = []
+    for once in (False, True):
+        run = Run(step_s=0.005, blocked_s=0.005, write_s=0.02, asks=True)
+        run.budget.batches_done(1, saving=False)
+        run.now += 0.1
+        run.budget.hook_ends(once=once)
+        run.train(400, first=1)
+        saves.append(len(run.saves))
+        noted = run.budget.interval().batches
+        assert (noted < 50) is once
+    # Half of what is earned pays for it, and not nine tenths.
+    assert saves[0] == 0
+    assert saves[1] >= 2
+
+
+@pytest.mark.parametrize("each", [1, 4, 32])
+def test_the_interval_is_in_batches_however_many_a_hook_is_called_for(each: int) -> None:
+    run = Run(step_s=0.0005, blocked_s=0.005, write_s=0.02, asks=True, batches_each=each).train(256_000)
+    gaps = [later - earlier for earlier, later in pairwise(run.saves[-20:])]
+    assert run.budget.interval().batches == pytest.approx(sum(gaps) / len(gaps), rel=0.1)
 
 
 def test_nothing_is_due_before_a_step_is_known() -> None:

@@ -1,8 +1,8 @@
 """Copies many buffers of other objects into one memory, and lets other threads run Python meanwhile.
 
 Python's own loop over a thousand small copies holds the interpreter lock, so that a second core cannot help with them.
-The kernel copies as many by one call, process_vm_readv(2) asked of this process itself, for about half as much again
-of one core's time: it is worth it where there is another core. An address that is none is an error there, and no crash.
+The kernel copies as many by one call, process_vm_readv(2) asked of this process itself, for about a third more of
+one core's time: it is worth it where there is another core. An address that is none is an error there, and no crash.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from ckptstore.background.side_by_side import Job
 
 # The kernel takes no more pieces at once (UIO_MAXIOV).
-_MOST = 1024
+MOST_PIECES = 1024
 # As contiguous bytes; an object that has them in another order refuses.
 _SIMPLE = 0
 
@@ -57,8 +57,9 @@ class BufferCopies:
     Args:
         memory: Is written to; its pages are better there already.
         parts: Of the memory, one for each buffer, none of them empty.
-        calls: By as many calls of the kernel, where it takes so many pieces: one for each thread. Between two of its
-            own a thread waits for the interpreter lock, and where another one loops, until that has done all.
+        calls: How many calls of the kernel it takes, one for each thread that helps: between two of its own a thread
+            waits for the interpreter lock, and where another one loops, until that has done all. More, where one would
+            have more than `MOST_PIECES`.
 
     Example:
         >>> memory = mmap.mmap(-1, 4096)
@@ -152,7 +153,7 @@ def _groups(sizes: Sequence[int], calls: int) -> Iterator[tuple[int, int, int]]:
     share = -(-sum(sizes) // calls)
     for place, size in enumerate(sizes):
         nbytes += size
-        if nbytes >= share or place - first + 1 == _MOST:
+        if nbytes >= share or place - first + 1 == MOST_PIECES:
             yield first, place - first + 1, nbytes
             first, nbytes = place + 1, 0
     if first < len(sizes):

@@ -33,8 +33,8 @@ def _step_back() -> None:
     os.nice(NICE)
     # A task of this kind does not take a core from the training when it wakes up: where none was idle, the step that
     # had just handed over waited 2 ms for that, a whole slice of time.
-    if hasattr(os, "SCHED_BATCH"):
-        with suppress(OSError):  # a container may forbid it; it is nice all the same
+    with suppress(OSError):  # a container may forbid it; it is nice all the same
+        if hasattr(os, "SCHED_BATCH") and os.sched_getscheduler(0) == os.SCHED_OTHER:
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
