@@ -426,6 +426,19 @@ def test_auto_knows_what_is_prepared_once_from_what_each_batch_takes(
     assert len(heard) > 2
 
 
+def test_an_interval_in_time_is_kept_where_auto_only_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SaveBudget, "is_quiet", lambda budget, batches: True)
+    callback = ckptstore.StoreCheckpoint(
+        tmp_path, monitor="loss", save_freq="auto", save_interval=1e-9, background=False
+    )
+    fit(model(), callback, epochs=1)
+    batches = [one.batch for one in checkpoints(tmp_path) if one.batch is not None]
+    assert len(batches) > 2
+    assert batches == list(range(len(batches)))
+
+
 def test_auto_hears_of_saves_that_were_waited_for_and_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
