@@ -197,19 +197,18 @@ def test_a_removal_that_fails_is_heard_of_behind_its_save(
 def test_the_next_save_finishes_a_removal_that_failed(
     thread_ring: Ring, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = [True]
+    failed = threading.Event()
 
     def remove(gone: Any, unlink: Any) -> None:
-        if broken.pop():
+        if not failed.is_set():
+            failed.set()
             raise StorageError(operation="unlink", path=gone[0].path, error=OSError(errno.EIO, "I/O error"))
         unlink_marked(gone, unlink)
 
     monkeypatch.setattr(commit, "unlink_marked", remove)
-    for seed in range(3):
-        hand_over(thread_ring, seed, keep=keep_last(1))
-    thread_ring.drain()
-    broken.append(False)
-    hand_over(thread_ring, 3)
+    for seed in range(4):
+        # Each is saved: the removal behind it may come late, and its failure with it.
+        hand_over(thread_ring, seed, keep=keep_last(1) if seed < 3 else None)
     thread_ring.drain()
     thread_ring.close()
     assert [one.number for one in thread_ring.outcomes()] == [1, 2, 3, 3, 4]
