@@ -151,6 +151,23 @@ def test_a_snapshot_is_of_one_instant_while_training_goes_on(tmp_path: Path) -> 
             assert state_of(other) == noting.states[one.step], one
 
 
+@in_a_thread_too
+@pytest.mark.timeout(120)
+def test_where_most_are_replaced_by_newer_ones_the_others_are_whole_and_in_order(tmp_path: Path) -> None:
+    noting = Noting()
+    callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", save_freq=1)
+    fit(model(256), callback, noting, batch_size=1, epochs=8)
+    saved = [one for one in checkpoints(tmp_path) if one.batch is not None]
+    steps = [one.step for one in saved]
+    assert steps == sorted(steps)
+    assert 3 < len(steps) < 8 * ROWS / 2
+    other = model(256)
+    with ckptstore.CheckpointStore(tmp_path, read_only=True) as store:
+        for one in saved:
+            store.restore(one.version, other)
+            assert state_of(other) == noting.states[one.step], one
+
+
 def test_a_run_with_saves_beside_it_equals_one_without_to_the_bit(tmp_path: Path) -> None:
     plain = model()
     alone = fit(plain)

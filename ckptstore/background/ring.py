@@ -229,11 +229,16 @@ class Ring:
             if not found:
                 self._revive(self._link)
         for outcome in found:
+            sent = self._sent_as(outcome.number)
             # One that is no longer among those sent tells of a removal behind it.
-            if self._sent and outcome.number in (0, self._sent[0].number):
-                # A letter that could not be read has not told its number; they are done in order.
-                outcome = replace(outcome, number=self._sent.popleft().number)  # noqa: PLW2901
+            if sent is not None:
+                self._sent.remove(sent)
+                outcome = replace(outcome, number=sent.number)  # noqa: PLW2901
             self._heard.append(outcome)
+
+    def _sent_as(self, number: int) -> Sent | None:
+        """Return what was sent under a number; a letter that could not be read, 0, is the oldest."""
+        return next((sent for sent in self._sent if number in (0, sent.number)), None)
 
     # --- the end -----------------------------------------------------------------------------------
 

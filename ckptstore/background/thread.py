@@ -32,16 +32,19 @@ class WriterThread:
         self._worker = Worker(root, tuple(place.memory for place in places))
         self._again = again
         # Of these, Python code holds no lock that an interrupt could leave taken.
-        self._posted: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._posted: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self._hurried: queue.SimpleQueue[None] = queue.SimpleQueue()
+        # How often each place was posted.
+        self._counts = [0] * len(places)
         self._thread = threading.Thread(target=self._work, name="ckptstore-saves", daemon=True)
         self._thread.start()
 
     def post(self, place: int) -> None:
         """Give a place, with a letter in it, to the worker."""
+        self._counts[place] += 1
         self._places[place].token.post()
-        self._posted.put(place)
+        self._posted.put((place, self._counts[place]))
 
     def hurry(self, number: int) -> None:
         """Let it not rest before the next one."""
@@ -82,9 +85,11 @@ class WriterThread:
         self.hurry(0)
 
     def _work(self) -> None:
-        while (place := self._posted.get()) is not None:
-            # A letter that was withdrawn, and written anew, was posted twice and is there once.
-            if self._places[place].token.take():
+        while (posted := self._posted.get()) is not None:
+            place, count = posted
+            # A letter that was withdrawn, and written anew, was posted twice, and the second time counts: by then the
+            # place may hold what came behind a letter in the other one.
+            if count == self._counts[place] and self._places[place].token.take():
                 self._done.put(self._worker.commit(place, again=self._again))
                 failure = self._worker.remove()
                 if failure is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import select
-import threading
+from collections import deque
 from contextlib import suppress
 from typing import Protocol
 
@@ -20,6 +20,9 @@ class Token(Protocol):
 
     def post(self) -> None:
         """Give the place away."""
+
+    def is_posted(self) -> bool:
+        """Return True where the place is given away, and nobody has taken it; another may do so at any moment."""
 
     def take(self) -> bool:
         """Return True where the place was given away, and belongs to the caller from now on."""
@@ -75,22 +78,31 @@ class LocalToken:
         >>> token.take()
         False
         >>> token.post()
-        >>> token.take(), token.take()
-        (True, False)
+        >>> token.is_posted(), token.take(), token.take()
+        (True, True, False)
     """
 
     descriptor: int | None = None
 
     def __init__(self) -> None:
-        self._posted = threading.Semaphore(0)
+        # Each call is one step of the interpreter's, and no lock that an interrupt could leave taken.
+        self._posted: deque[None] = deque()
 
     def post(self) -> None:
         """Give the place away."""
-        self._posted.release()
+        self._posted.append(None)
+
+    def is_posted(self) -> bool:
+        """Return True where the place is given away, and nobody has taken it; another may do so at any moment."""
+        return bool(self._posted)
 
     def take(self) -> bool:
         """Return True where the place was given away, and belongs to the caller from now on."""
-        return self._posted.acquire(blocking=False)
+        try:
+            self._posted.pop()
+        except IndexError:
+            return False
+        return True
 
     def close(self) -> None:
         """Do nothing."""
