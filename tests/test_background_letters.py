@@ -253,4 +253,5 @@ def test_the_time_of_a_save_is_when_it_was_asked_for() -> None:
     letter = LetterReader(there(memory)).read()
     assert letter.request.began == request.began
     assert letter.request.created_at <= datetime.now(UTC)
-    assert 0 <= (letter.request.blocked_s or -1) <= request.waited_s()
+    assert letter.request.blocked_s is not None
+    assert 0 <= letter.request.blocked_s <= request.waited_s()

@@ -65,11 +65,14 @@ def test_single_saves(tmp_path: Path) -> None:
 
 def test_a_whole_run(tmp_path: Path) -> None:
     document, _ = bench(tmp_path, "--work", "small", "--part", "run", "--subjects", "ours sync")
-    rows = {row["subject"]: row for row in document["backends"][BACKEND]["run"]["small"]}
-    assert rows["ours synchronous"]["saves"] == 2
+    (row,) = document["backends"][BACKEND]["run"]["small"]
+    assert row["subject"] == "ours synchronous"
+    assert row["saves"] == 2
     # One more at the end of the last epoch, which is where the second one was due.
-    assert rows["ours synchronous"]["committed"] >= 2
-    assert rows["ours synchronous"]["run_s"] > rows["ours synchronous"]["plain_s"] > 0
+    assert row["committed"] >= 2
+    # Which of the two took longer is not judged: the machine may have halted in either.
+    assert row["run_s"] > 0 and row["plain_s"] > 0
+    assert row["overhead_s"] == pytest.approx(row["run_s"] - row["plain_s"])
 
 
 def test_what_the_training_state_costs(tmp_path: Path) -> None:

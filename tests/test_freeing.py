@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
@@ -233,6 +234,8 @@ def test_an_interrupt_while_a_thread_is_at_it_leaves_the_rest_to_the_next_wait(
 ) -> None:
     freeing.unlink(large(tmp_path / "large 1"))
     freeing.begin()
+    while freeing._waiting:
+        time.sleep(0.001)
     freeing.unlink(large(tmp_path / "large 2"))
 
     def interrupt(seconds: float) -> None:

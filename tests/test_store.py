@@ -31,6 +31,7 @@ from ckptstore.errors import (
     UnfinishedSaveError,
 )
 from ckptstore.files import observed
+from ckptstore.locks import STORE_LOCK_TIMEOUT_S
 from ckptstore.manifest_retention import RunRows
 from ckptstore.manifest_transactions import Transactions
 from ckptstore.retention import Policy, keep_last
@@ -236,13 +237,15 @@ def test_a_second_writer_is_refused_at_once_and_told_who_writes(
 
     ready = tmp_path / "ready"
     os.mkfifo(ready.with_suffix(".fifo"))
-    process = multiprocessing.get_context("forkserver").Process(target=_hold, args=(store.path, ready))
+    process = multiprocessing.get_context("forkserver").Process(
+        target=_hold, args=(store.path, ready), daemon=True
+    )
     process.start()
     descriptor = os.open(ready.with_suffix(".fifo"), os.O_WRONLY)
     began = datetime.now(UTC)
     with pytest.raises(RunLockedError) as caught:
         save(store, 1, run="digits")
-    assert datetime.now(UTC) - began < timedelta(seconds=5)
+    assert datetime.now(UTC) - began < timedelta(seconds=STORE_LOCK_TIMEOUT_S / 2)
     assert (caught.value.host, caught.value.pid) == (socket.gethostname(), process.pid)
     assert caught.value.started_at <= began
     assert store.checkpoints() == []
@@ -324,17 +327,17 @@ def _fork_while_a_thread_saves(root: Path) -> None:
         inside, go = threading.Event(), threading.Event()
 
         def wait(operation: str, path: Path, phase: str) -> None:
-            if (operation, phase) == ("truncate", "before"):
+            # Not in the child, whose copy of the event's lock may be taken for ever.
+            if (operation, phase) == ("truncate", "before") and threading.current_thread() is thread:
                 inside.set()
                 go.wait()
 
+        thread = threading.Thread(target=save, args=(store, 2))
         with observed(wait):
-            thread = threading.Thread(target=save, args=(store, 2))
             thread.start()
             inside.wait()
             child = os.fork()
             if child == 0:
-                go.set()
                 save(store, 3, run="childs")
                 os._exit(0)
             _, status = os.waitpid(child, 0)

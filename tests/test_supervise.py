@@ -43,25 +43,27 @@ for step in sys.argv[1:][min(start, len(sys.argv) - 2)].split(","):
 
 # A training that waits, saves when it is asked to stop, and ends as one that was interrupted.
 STOPPABLE = """
-import os, sys, signal
+import os, sys, time
 from pathlib import Path
 from ckptstore.signals import StopRequest
 Path("starts").write_text("x")
 with StopRequest() as stop:
     print("ready", os.getpid(), flush=True)
     while not stop.received:
-        signal.pause()
+        time.sleep(0.01)  # not pause(): that would sleep on behind a signal that came just before
     Path("saved").write_text(stop.received.name)
     stop.deliver()
 """
+# Long enough for a child to tell of its second signal before it is killed, on a busy machine too.
+GRACE_S = 3
 # One that does not end, whatever it is told.
 STUBBORN = """
-import os, signal
+import os, signal, time
 for one in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
     signal.signal(one, lambda number, frame: print("told", number, flush=True))
 print("ready", os.getpid(), flush=True)
 while True:
-    signal.pause()
+    time.sleep(0.01)
 """
 
 
@@ -307,7 +309,7 @@ def test_a_signal_to_every_process_of_a_job_stops_it_once(tmp_path: Path, start:
 
 def test_ctrl_c_reaches_the_child_once(start: Start) -> None:
     """A terminal sends SIGINT to its foreground process group."""
-    running = start(STUBBORN, "--grace", 0.2, process_group=0)
+    running = start(STUBBORN, "--grace", GRACE_S, process_group=0)
     assert os.getpgid(running.child) == running.child, "it is in no group that a terminal would tell"
     os.killpg(running.process.pid, signal.SIGINT)
     assert running.line() == f"told {int(signal.SIGINT)}\n"
@@ -317,7 +319,7 @@ def test_ctrl_c_reaches_the_child_once(start: Start) -> None:
 
 
 def test_a_second_signal_is_passed_on_and_then_it_is_killed(start: Start) -> None:
-    running = start(STUBBORN, "--grace", 0.2)
+    running = start(STUBBORN, "--grace", GRACE_S)
     running.process.send_signal(signal.SIGTERM)
     assert running.line() == f"told {int(signal.SIGTERM)}\n"
     running.process.send_signal(signal.SIGINT)
@@ -346,8 +348,7 @@ def test_a_child_whose_supervisor_is_killed_saves_and_ends(tmp_path: Path, start
 def test_what_was_ignored_from_the_beginning_stays_ignored(start: Start) -> None:
     """As SIGINT is for what a script has started in the background."""
     ignoring = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
-    # Long enough for the child to tell of both signals before it is killed, on a busy machine too.
-    running = start(STUBBORN, "--grace", 3, **ignoring)
+    running = start(STUBBORN, "--grace", GRACE_S, **ignoring)
     for one in (signal.SIGINT, signal.SIGTERM):
         running.process.send_signal(one)
     assert running.line() == f"told {int(signal.SIGTERM)}\n"

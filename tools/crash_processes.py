@@ -38,7 +38,9 @@ from ckptstore.retention import keep_last
 from ckptstore.store import CheckpointStore
 
 KEPT = 3
-_SOON_S = 1.0  # in which a second writer must have been refused
+_SAVES = 20  # fewer say little
+_SOON_S = 20.0  # in which a second writer must have been refused: nothing is waited for
+_PATIENCE_S = 60.0  # for what was not done in time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -324,6 +326,10 @@ def _run(folder: Path, seconds: float, works: dict[str, _Work], chosen: random.R
         running[name].join()
         kills += 1
         running[name] = start(name)
+    # On a slow machine a process that is killed again and again may not have come to its work yet.
+    until = time.monotonic() + _PATIENCE_S
+    while not fault and not _is_enough(_told(folder)) and time.monotonic() < until:
+        time.sleep(0.1)
     (folder / "stop").touch()
     for name, process in running.items():
         process.join(90)
@@ -331,6 +337,11 @@ def _run(folder: Path, seconds: float, works: dict[str, _Work], chosen: random.R
             process.kill()
             _Notes(folder, "trial").add("error", text=f"{name} ended with {process.exitcode}")
     return kills
+
+
+def _is_enough(told: dict[str, list[dict[str, Any]]]) -> bool:
+    all_kinds = all(told[kind] for kind in ("opened", "refused", "forked", "read"))
+    return bool(told["error"]) or (all_kinds and len(told["saved"]) >= _SAVES)
 
 
 def _told(folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -351,9 +362,7 @@ def _of_the_saves(folder: Path, told: list[dict[str, Any]]) -> list[str]:
     found = [f"versions were reported twice: {twice}"] if twice else []
     by_run = defaultdict(list)
     for facts in told:
-        by_run[facts["run"]].append(
-            Saved(version=facts["version"], digest=facts["digest"], epoch=facts["epoch"])
-        )
+        by_run[facts["run"]].append(Saved(**{name: facts[name] for name in ("version", "digest", "epoch")}))
     with CheckpointStore(folder / "store") as store:
         listed = {run: [one.version for one in store.checkpoints(run)] for run in by_run}
     must: list[Saved] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from crash_server import CONTEXT, preload
@@ -35,7 +36,7 @@ def dies_at(at: int, work: Callable[..., None], *arguments: object) -> bool:
     preload()
     process = CONTEXT.Process(target=_child, args=(work, arguments, at))
     process.start()
-    process.join(60)
+    _wait_for(process)
     assert process.exitcode in (0, DIED), f"child ended with {process.exitcode} at step {at}"
     return process.exitcode == DIED
 
@@ -58,6 +59,15 @@ def run_in_child(work: Callable[..., None], *arguments: object) -> int:
     preload()
     process = CONTEXT.Process(target=work, args=arguments)
     process.start()
-    process.join(60)
+    _wait_for(process)
     assert process.exitcode is not None
     return process.exitcode
+
+
+def _wait_for(process: BaseProcess) -> None:
+    """Wait for a child, and kill one that does not end: this process would wait for it at its own end."""
+    process.join(60)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        raise TimeoutError("the child did not end within 60 s")
