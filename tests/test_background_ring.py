@@ -152,7 +152,7 @@ def test_a_save_is_heard_of_before_what_goes_is_removed(
     heard = threading.Event()
 
     def remove(gone: Any, unlink: Any) -> None:
-        assert heard.wait(10)
+        assert heard.wait(60)
         unlink_marked(gone, unlink)
 
     monkeypatch.setattr(commit, "unlink_marked", remove)

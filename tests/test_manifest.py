@@ -635,11 +635,11 @@ def test_forking_waits_for_open_transactions(manifest: Manifest) -> None:
         with manifest._transactions.writing("test") as connection:
             connection.exec_driver_sql("UPDATE store SET next_version = 50")
             inside.set()
-            may_end.wait(10)
+            may_end.wait(60)
 
     thread = threading.Thread(target=save)
     thread.start()
-    inside.wait(10)
+    inside.wait(60)
     threading.Timer(0.3, may_end.set).start()
 
     def child() -> None:

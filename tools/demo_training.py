@@ -50,12 +50,12 @@ def train(callbacks: list[Any]) -> Any:
         images[:-HELD_OUT],
         targets[:-HELD_OUT],
         validation_split=0.2,
-        epochs=12,
+        epochs=30,
         batch_size=16,
         verbose=2,
         callbacks=[
-            keras.callbacks.ReduceLROnPlateau(monitor="val_loss", factor=0.5, patience=1),
-            keras.callbacks.EarlyStopping(monitor="val_loss", patience=3, restore_best_weights=True),
+            keras.callbacks.ReduceLROnPlateau(monitor="val_loss", factor=0.5, patience=3),
+            keras.callbacks.EarlyStopping(monitor="val_loss", patience=10, restore_best_weights=True),
             *callbacks,
         ],
     )
