@@ -66,6 +66,15 @@ def empty(tmp_path: Path) -> Path:
         return store.path
 
 
+def all_of(terminal: int) -> bytes:
+    """Return all that was written to a terminal, given the end of it that shows, until nobody writes any more."""
+    said = b""
+    with contextlib.suppress(OSError), os.fdopen(terminal, "rb", buffering=0) as stream:  # EIO is its end
+        while data := stream.read(65536):
+            said += data
+    return said
+
+
 def on_a_terminal(*arguments: object, columns: int) -> tuple[int, str, str]:
     """Run a command with a terminal for its output; returns exit code, output and what it said on stderr."""
     ours, theirs = pty.openpty()
@@ -76,10 +85,7 @@ def on_a_terminal(*arguments: object, columns: int) -> tuple[int, str, str]:
         env={**os.environ, "COLUMNS": str(columns), "TERM": "xterm", "NO_COLOR": "1"},
     ) as process:
         os.close(theirs)
-        printed = b""
-        with contextlib.suppress(OSError), os.fdopen(ours, "rb", buffering=0) as terminal:  # EIO is its end
-            while data := terminal.read(65536):
-                printed += data
+        printed = all_of(ours)
         said = process.stderr.read().decode() if process.stderr else ""
     text = re.sub(r"\x1b\[[0-9;]*m", "", printed.decode()).replace("\r\n", "\n")
     return process.returncode, text, said
@@ -326,9 +332,7 @@ def test_verify_shows_its_progress_on_a_terminal_only(made: Path) -> None:
         check=True,
     )
     os.close(theirs)
-    with os.fdopen(ours, "rb", buffering=0) as terminal:
-        said = terminal.read(65536)
-    assert b"kB" in said
+    assert b"kB" in all_of(ours)
     assert json.loads(done.stdout)["ok"] is True
     assert in_a_shell(f"ckptstore verify {made}", made).stderr == ""
 

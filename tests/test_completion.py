@@ -6,12 +6,11 @@ import os
 import pty
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from crash_snapshots import save
-from test_cli import AT_ONCE
+from test_cli import AT_ONCE, all_of
 
 from ckptstore import cli_output
 from ckptstore.store import CheckpointStore
@@ -28,15 +27,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save(store, 1, metrics={"val_loss": 1.0}, tags=["production"])
         save(store, 2, metrics={"val_loss": 0.5})
     return root
-
-
-def all_of(terminal: int) -> bytes:
-    """Return all that was written to a terminal, given the end of it that shows; nobody writes any more."""
-    said = b""
-    with suppress(OSError), os.fdopen(terminal, "rb", buffering=0) as stream:  # EIO is its end
-        while data := stream.read(65536):
-            said += data
-    return said
 
 
 def completed(*words: object) -> list[str]:

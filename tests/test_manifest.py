@@ -592,7 +592,7 @@ def test_threads_share_a_manifest(manifest: Manifest) -> None:
 
     def work(number: int) -> None:
         try:
-            for _ in range(5):
+            for _ in range(10):
                 add(manifest, f"run{number % 3}", metrics={"loss": float(number)}, tags=("tag",))
                 assert manifest.best("loss", "min") is not None
                 assert len(manifest.checkpoints()) > 0
@@ -605,7 +605,7 @@ def test_threads_share_a_manifest(manifest: Manifest) -> None:
     for thread in threads:
         thread.join()
     assert failed == []
-    assert [point.version for point in manifest.checkpoints()] == list(range(1, 101))
+    assert [point.version for point in manifest.checkpoints()] == list(range(1, 201))
 
 
 def test_a_forked_child_has_connections_of_its_own(manifest: Manifest) -> None:
