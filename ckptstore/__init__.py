@@ -13,11 +13,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from ckptstore.version import __version__
 
 if TYPE_CHECKING:
-    from ckptstore.backup_and_restore import BackupAndRestore
-    from ckptstore.differences import Difference, VariableChange
     from ckptstore.errors import (
         CheckpointNotFoundError,
         CheckpointStoreError,
@@ -48,12 +46,6 @@ if TYPE_CHECKING:
         UnfinishedSaveError,
         UnsafeFileSystemError,
     )
-    from ckptstore.exporting import Exported
-    from ckptstore.histories import History, RunSummary
-    from ckptstore.importing import Imported
-    from ckptstore.layout import find_store
-    from ckptstore.model_checkpoint import ModelCheckpoint
-    from ckptstore.pruning import Pruned
     from ckptstore.records import Checkpoint, Epoch, Event, Problem, Resumed
     from ckptstore.retention import (
         Policy,
@@ -64,10 +56,18 @@ if TYPE_CHECKING:
         keep_within,
         max_bytes,
     )
-    from ckptstore.signals import TrainingInterrupted
-    from ckptstore.store import CheckpointStore
-    from ckptstore.store_checkpoint import StoreCheckpoint
-    from ckptstore.transfer import Copied
+    from ckptstore.storage.layout import find_store
+    from ckptstore.store.diff import Difference, VariableChange
+    from ckptstore.store.history import History, RunSummary
+    from ckptstore.store.prune import Pruned
+    from ckptstore.store.store import CheckpointStore
+    from ckptstore.system.stop_signals import TrainingInterrupted
+    from ckptstore.training.backup_and_restore import BackupAndRestore
+    from ckptstore.training.model_checkpoint import ModelCheckpoint
+    from ckptstore.training.store_checkpoint import StoreCheckpoint
+    from ckptstore.transfer.copy import Copied
+    from ckptstore.transfer.export import Exported
+    from ckptstore.transfer.import_files import Imported
 
 __all__ = [
     "BackupAndRestore",
@@ -129,23 +129,23 @@ __all__ = [
 
 # Where each name lives; what is not listed is an error.
 _HOMES = {
-    "CheckpointStore": "store",
-    "find_store": "layout",
-    "BackupAndRestore": "backup_and_restore",
-    "ModelCheckpoint": "model_checkpoint",
-    "StoreCheckpoint": "store_checkpoint",
-    "TrainingInterrupted": "signals",
+    "CheckpointStore": "store.store",
+    "find_store": "storage.layout",
+    "BackupAndRestore": "training.backup_and_restore",
+    "ModelCheckpoint": "training.model_checkpoint",
+    "StoreCheckpoint": "training.store_checkpoint",
+    "TrainingInterrupted": "system.stop_signals",
     "Checkpoint": "records",
     "Problem": "records",
     "Policy": "retention",
-    "Pruned": "pruning",
-    "History": "histories",
-    "RunSummary": "histories",
-    "Copied": "transfer",
-    "Difference": "differences",
-    "Exported": "exporting",
-    "Imported": "importing",
-    "VariableChange": "differences",
+    "Pruned": "store.prune",
+    "History": "store.history",
+    "RunSummary": "store.history",
+    "Copied": "transfer.copy",
+    "Difference": "store.diff",
+    "Exported": "transfer.export",
+    "Imported": "transfer.import_files",
+    "VariableChange": "store.diff",
     "Epoch": "records",
     "Event": "records",
     "Resumed": "records",

@@ -76,7 +76,7 @@ class Checkpoint:
             CorruptPayloadError: The file is not the one that was saved.
             InvalidArgumentError: The checkpoint holds weights only.
         """
-        from ckptstore.adapters import adapter_named
+        from ckptstore.frameworks import adapter_named
 
         return adapter_named("keras").load_model(self, **kwargs)
 
@@ -88,7 +88,7 @@ class Checkpoint:
             ModelMismatchError: The weights do not fit; the model is unchanged.
             RefusedByLayerError: A layer could not load them; `put_back` tells whether the model is as it was.
         """
-        from ckptstore.adapters import adapter_named
+        from ckptstore.frameworks import adapter_named
 
         adapter_named("keras").load_weights(self, model)
 

@@ -14,8 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import crash_statements
 import pytest
+from crash import precompile
 from hypothesis import HealthCheck, settings
 
 # Before anything imports Keras. On the CPU, where results are the same from run to run.
@@ -37,7 +37,7 @@ settings.register_profile("suite", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("suite")
 
 # Statements are compiled once in a worker, and not once per store.
-crash_statements.keep()
+precompile.keep()
 
 TESTS = Path(__file__).parent
 COMPILED = "JAX_COMPILATION_CACHE_DIR"
@@ -68,7 +68,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if collection_path.suffix != ".py":
         return None
     helper = not collection_path.name.startswith(("test_", "conftest"))
-    if helper and collection_path.parent == TESTS:
+    if helper and collection_path.is_relative_to(TESTS):
         return True
     every = not config.option.markexpr.startswith("backend") or collection_path.name == "conftest.py"
     return None if every or depends_on_the_backend(collection_path) else True

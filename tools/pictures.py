@@ -1,7 +1,7 @@
 """Makes the pictures of the README: runs that were compared, one of them killed and gone on with, and what saves cost.
 
 tools/pictures.py                   trains on real digits, about a minute, and draws pictures/runs.png
-tools/pictures.py figures.json      draws pictures/saves.png too, of what `tools/bench.py --json figures.json` found
+tools/pictures.py figures.json      draws pictures/saves.png too, of what `tools/bench --json figures.json` found
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import tempfile
 import time
 from pathlib import Path
 
-import bench_plot
-import demo_training
+from bench import plot
+from digits import training as demo_training
 
 import ckptstore
-from ckptstore.cli_pictures import pictures_of
-from ckptstore.picture import draw
+from ckptstore.cli.plot import pictures_of
+from ckptstore.report.plot import draw
 
 PICTURES = Path(__file__).with_name("pictures")
 # Learning rates; the second run is killed in the middle of these epochs.
@@ -103,7 +103,7 @@ def main() -> None:
         return
     PICTURES.mkdir(exist_ok=True)
     if options.figures is not None:
-        bench_plot.draw(json.loads(options.figures.read_text(encoding="utf-8")), PICTURES / "saves.png")
+        plot.draw(json.loads(options.figures.read_text(encoding="utf-8")), PICTURES / "saves.png")
         make_small(PICTURES / "saves.png")
     draw_runs(PICTURES / "runs.png")
 

@@ -10,7 +10,7 @@ import tempfile
 from contextlib import closing
 from pathlib import Path
 
-from ckptstore import schema
+from ckptstore.manifest import schema
 
 TARGET = Path(__file__).resolve().parent.parent / "migrations" / schema.SCHEMA
 

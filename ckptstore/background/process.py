@@ -18,11 +18,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from ckptstore.background.link import FINISH, HURRY, Place
 from ckptstore.background.worker import Outcome
-from ckptstore.run_lock import RunLock
+from ckptstore.background.worker_handle import FINISH, HURRY, Place
+from ckptstore.storage.run_lock import RunLock
 
-PROGRAM = "ckptstore.background.program"
+PROGRAM = "ckptstore.background"
 _LAST_WORDS = 2000
 # Libraries that start a thread per core as soon as they are imported are kept to one.
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")

@@ -9,8 +9,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from ckptstore.background.link import Place
 from ckptstore.background.worker import Outcome, Worker
+from ckptstore.background.worker_handle import Place
 
 # Threads with work left that nobody waits for; the interpreter would end them where they are.
 _abandoned: set[threading.Thread] = set()

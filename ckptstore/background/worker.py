@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ckptstore.background.letter import Letter, LetterReader
-from ckptstore.background.memory import Memory
-from ckptstore.commit import Committer
-from ckptstore.layout import Layout
-from ckptstore.manifest import Manifest
-from ckptstore.opening import open_for_writing
+from ckptstore.background.message import Letter, LetterReader
+from ckptstore.commit.committer import Committer
+from ckptstore.commit.open import open_for_writing
+from ckptstore.commit.retry import tried_again
+from ckptstore.manifest.manifest import Manifest
 from ckptstore.records import Checkpoint
-from ckptstore.retries import tried_again
+from ckptstore.storage.layout import Layout
+from ckptstore.system.shared_memory import Memory
 
 # Seconds from the beginning of one commit to that of the next, while what is saved may be left out: a commit takes
 # processor time from the training, and of snapshots that are taken every few milliseconds few are worth it.

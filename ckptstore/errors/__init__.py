@@ -4,6 +4,8 @@ The branches follow what a caller would do: look elsewhere (`NotFoundError`), wa
 back to an older checkpoint (`CorruptError`), upgrade (`SchemaError`), change the model (`ModelMismatchError`),
 free space (`StorageError`), correct the call (`InvalidArgumentError`). Each is also the built-in exception
 that a Python programmer would catch. All of them pickle.
+
+May import: records, for type checkers alone.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from ckptstore.errors.corrupt import (
     SchemaTooOldError,
 )
 from ckptstore.errors.locked import LockedError, RunLockedError, SaveInProgressError, StoreLockedError
-from ckptstore.errors.lookup import (
+from ckptstore.errors.not_found import (
     CheckpointNotFoundError,
     MetricNotFoundError,
     NotFoundError,

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from ckptstore.formats.hdf5_payload import DESCRIPTION, STATE_ARRAYS, STATE_DOCUMENT, unescaped
-from ckptstore.formats.hdf5_reader import StoredDataset, read_texts
-from ckptstore.formats.read_ahead import parts_alone
-from ckptstore.formats.snapshot import Array
-from ckptstore.formats.source import Source
+from ckptstore.formats.hdf5.reader import StoredDataset, read_texts
+from ckptstore.formats.streamed_hdf5 import DESCRIPTION, STATE_ARRAYS, STATE_DOCUMENT, unescaped
+from ckptstore.storage.random_access import Source
+from ckptstore.storage.read_ahead import parts_alone
+from ckptstore.system.arrays import Array
 
 
 class Contents:
@@ -105,7 +105,7 @@ def values_of(source: Source, dataset: StoredDataset, data: npt.NDArray[np.uint8
 
 
 def view_array(source: Source, dataset: StoredDataset) -> Array:
-    """Return an array's values where they lie, read-only; see `ckptstore.formats.source.Source.view`.
+    """Return an array's values where they lie, read-only; see `ckptstore.storage.random_access.Source.view`.
 
     Raises:
         CorruptPayloadError: They do not lie in one piece, or are not there.

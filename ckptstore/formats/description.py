@@ -15,7 +15,7 @@ from typing import Any
 import xxhash
 
 from ckptstore.errors import InvalidArgumentError
-from ckptstore.formats.source import Source
+from ckptstore.storage.random_access import Source
 
 PREFIX = "xxh3_128:"
 # Written by this module; whoever asks for a payload may not use them.

@@ -11,11 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ckptstore.errors import InvalidArgumentError
-from ckptstore.formats.checking import verify_payload
 from ckptstore.formats.description import digest_of
-from ckptstore.formats.hdf5_payload import Hdf5Payload, is_streamable
-from ckptstore.formats.keras_zip import archive_nbytes, write_archive
-from ckptstore.formats.reading import (
+from ckptstore.formats.reader import (
     OpenPayload,
     open_variables,
     open_verified,
@@ -24,8 +21,11 @@ from ckptstore.formats.reading import (
     read_layout,
     read_state,
 )
+from ckptstore.formats.sink import Sink
 from ckptstore.formats.snapshot import Snapshot
-from ckptstore.formats.streaming import Sink
+from ckptstore.formats.streamed_hdf5 import Hdf5Payload, is_streamable
+from ckptstore.formats.verify import verify_payload
+from ckptstore.formats.zip_writer import archive_nbytes, write_archive
 
 __all__ = [
     "Encoded",
@@ -100,6 +100,6 @@ def encode(snapshot: Snapshot, description: Mapping[str, Any]) -> Encoded:
     documents = {name: digest_of(document) for name, document in snapshot.documents.items()}
     if is_streamable(snapshot):
         return Encoded(snapshot, Hdf5Payload(snapshot, description, documents))
-    from ckptstore.formats.in_memory import MemoryPayload
+    from ckptstore.formats.in_memory_hdf5 import MemoryPayload
 
     return Encoded(snapshot, MemoryPayload(snapshot, description, documents))

@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from ckptstore.records import Format
+from ckptstore.system.arrays import Array
 
 if TYPE_CHECKING:
     import h5py
 
-Array = npt.NDArray[Any]
 # A model's variables: trainable ones, others, those of metrics.
 Kinds = tuple[Sequence[Any], Sequence[Any], Sequence[Any]]
 

@@ -1,8 +1,13 @@
-"""Which checkpoints stay: pure, composable rules over one run's checkpoints, and what no rule removes."""
+"""Which checkpoints stay: pure, composable rules over one run's checkpoints, and what no rule removes.
 
-from ckptstore.retention.always import always_kept
+Main doors: the rules below, `policy.Policy` (rules joined by ``|``), `incremental.gone` (what a save lets expire).
+
+May import: errors, records, validation, metrics.
+"""
+
+from ckptstore.retention.always_kept import always_kept
 from ckptstore.retention.best import best_of, keep_best
-from ckptstore.retention.budget import max_bytes
+from ckptstore.retention.max_bytes import max_bytes
 from ckptstore.retention.newest import keep_last, keep_within
 from ckptstore.retention.policy import Policy, as_policy
 from ckptstore.retention.spaced import keep_every

@@ -10,12 +10,11 @@ from heapq import nsmallest
 from typing import TypeVar
 
 from ckptstore.errors import InvalidArgumentError
-from ckptstore.metric_modes import mode_of
-from ckptstore.names import check_metric_name
+from ckptstore.metrics import mode_of
 from ckptstore.records import Checkpoint, Mode
-from ckptstore.retention.counting import check_count
 from ckptstore.retention.policy import Policy
-from ckptstore.retention.rule import Facts, IsSure, Reasons, Rule, RunView
+from ckptstore.retention.rule import Facts, IsSure, Reasons, Rule, RunView, check_count
+from ckptstore.validation import check_metric_name
 
 One = TypeVar("One", bound=Facts)
 

@@ -9,10 +9,9 @@ from datetime import timedelta
 
 from ckptstore.errors import InvalidArgumentError
 from ckptstore.records import Checkpoint
-from ckptstore.retention.counting import check_count
 from ckptstore.retention.policy import Policy
 from ckptstore.retention.reasons import SharedReasons
-from ckptstore.retention.rule import Facts, IsSure, Reasons, Rule, RunView
+from ckptstore.retention.rule import Facts, IsSure, Reasons, Rule, RunView, check_count
 
 
 def keep_last(n: int) -> Policy:

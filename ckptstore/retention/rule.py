@@ -8,8 +8,9 @@ from collections.abc import Set as AbstractSet
 from datetime import datetime
 from typing import Literal, Protocol
 
+from ckptstore.errors import InvalidArgumentError
 from ckptstore.records import Checkpoint, Glimpse, Mode
-from ckptstore.retention.progress import Passes
+from ckptstore.retention.max_bytes_progress import Passes
 
 # Versions that stay, each with the names of the rules that keep it.
 Reasons = Mapping[int, tuple[str, ...]]
@@ -180,3 +181,18 @@ class Rule(ABC):
             after: The version behind which all will be told, each in turn.
         """
         return lambda one: False
+
+
+def check_count(argument: str, value: object) -> int:
+    """Return a number of checkpoints, epochs or steps.
+
+    Raises:
+        InvalidArgumentError: It is not a positive integer.
+
+    Example:
+        >>> check_count("n", 3)
+        3
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InvalidArgumentError(argument=argument, value=value, reason="must be a positive integer")
+    return value

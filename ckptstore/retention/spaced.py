@@ -11,10 +11,9 @@ from datetime import UTC, datetime, timedelta
 
 from ckptstore.errors import InvalidArgumentError
 from ckptstore.records import Checkpoint, Glimpse
-from ckptstore.retention.counting import check_count
 from ckptstore.retention.policy import Policy
 from ckptstore.retention.reasons import SharedReasons
-from ckptstore.retention.rule import Facts, IsSure, Reasons, Rule, RunView, Scale
+from ckptstore.retention.rule import Facts, IsSure, Reasons, Rule, RunView, Scale, check_count
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

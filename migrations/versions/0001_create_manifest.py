@@ -1,6 +1,6 @@
 """Create the manifest: its tables, their indexes, and the views that people query.
 
-Carries its own, frozen tables and never imports `ckptstore.models`, which will have changed by the next
+Carries its own, frozen tables and never imports `ckptstore.manifest.tables`, which will have changed by the next
 revision.
 """
 

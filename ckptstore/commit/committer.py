@@ -1,0 +1,374 @@
+"""The commit protocol: payload, rename, manifest row, published path, retention; in this order and never another.
+
+A checkpoint exists from the instant that its manifest transaction is committed. What a crash leaves before that is
+swept or adopted when the store is next opened for writing, and what it leaves after that is finished there.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ckptstore.commit.deletion import unlink_marked
+from ckptstore.commit.request import SaveRequest
+from ckptstore.commit.retention import Marking, Retention
+from ckptstore.errors import (
+    CheckpointStoreError,
+    DiskFullError,
+    SaveInProgressError,
+    StorageError,
+    StoreLockedError,
+    UnfinishedSaveError,
+)
+from ckptstore.manifest.manifest import Manifest
+from ckptstore.manifest.retention import Judging
+from ckptstore.records import SUFFIXES, Checkpoint, NewCheckpoint, json_number, json_time
+from ckptstore.retention import Policy
+from ckptstore.storage import deferred_unlink
+from ckptstore.storage.durable_writer import PayloadWriter, Written
+from ckptstore.storage.files import fsync_directory, rename_to_new, unlink
+from ckptstore.storage.layout import Layout, payload_file, relative_to
+from ckptstore.storage.leases import Lease
+from ckptstore.storage.locks import store_lock
+from ckptstore.storage.publish import publish
+from ckptstore.storage.reserve import give_up_for
+
+if TYPE_CHECKING:
+    from ckptstore.formats.snapshot import Snapshot
+
+# Version of the description inside payloads.
+DESCRIPTION = 1
+_REMOVING = "removing what the policy does not keep"
+_Result = TypeVar("_Result")
+
+
+class Committer:
+    """Writes checkpoints into one store, one at a time.
+
+    Args:
+        layout: Where the store lies.
+        manifest: Its manifest, open for writing.
+    """
+
+    def __init__(self, layout: Layout, manifest: Manifest) -> None:
+        self._layout = layout
+        self._manifest = manifest
+        self._retention = Retention(layout, manifest)
+        self._lease: Lease | None = None
+        self._pid = os.getpid()
+        self._busy = threading.Lock()
+        self._by: int | None = None
+        self._leftovers: list[Path] = []
+        # Versions whose payload is gone, and whose row goes with the next transaction.
+        self._dropped: list[int] = []
+        # Those whose payload is still to be removed, and the save that is told of it where that fails.
+        self._marked: list[Checkpoint] = []
+        self._saved: Checkpoint | None = None
+
+    def commit(self, snapshot: Snapshot, request: SaveRequest, *, removing: bool = True) -> Checkpoint:
+        """Save a snapshot; when this returns, the checkpoint is durable, indexed and shown.
+
+        A crash before the manifest's COMMIT leaves no checkpoint, or the whole one; a crash after it leaves the
+        whole one.
+
+        Args:
+            snapshot: The model.
+            request: What is to be done with it.
+            removing: False to leave the payloads that `request.keep` lets go where they are, until `remove` is called:
+                the disk may take as long for that as for the save. They are no checkpoints any more.
+
+        Raises:
+            DiskFullError: There is no room, even after what `request.keep` lets go was removed; nothing else changed.
+            UnfinishedSaveError: It is saved, but could not be shown, or retention failed.
+            StorageError: The disk failed; older checkpoints are as they were.
+            StoreLockedError: The store's lock was not free in time; nothing changed.
+        """
+        with self._alone():
+            marking = self._marking(request)
+            try:
+                checkpoint = self._save(snapshot, request, marking)
+            except DiskFullError:
+                if not self._make_room(request):
+                    raise
+                marking = self._marking(request)
+                checkpoint = self._save(snapshot, request, marking)
+            if request.publish is not None:
+                self._finish(
+                    checkpoint,
+                    f"showing it at {request.publish}",
+                    partial(self._show, checkpoint, request.publish, marking),
+                )
+            if request.keep is not None:
+                choose = partial(self._chosen, request.run, request.keep, marking)
+                self._marked += self._finish(checkpoint, _REMOVING, choose)
+            self._saved = checkpoint
+            if removing:
+                self._remove()
+            return checkpoint
+
+    def remove(self) -> None:
+        """Remove what the last commit let go; does nothing where that is done.
+
+        A crash before or meanwhile leaves marked rows; the next opening for writing finishes.
+
+        Raises:
+            UnfinishedSaveError: Something could not be removed; its checkpoint is the one of that commit.
+        """
+        with self._alone():
+            self._remove()
+
+    def _remove(self) -> None:
+        if self._saved is not None:
+            self._finish(self._saved, _REMOVING, self._unlink)
+
+    def _marking(self, request: SaveRequest) -> Marking | None:
+        """Return what marks in the transaction of the save's last step before: a transaction costs four syncs."""
+        return None if request.keep is None else self._retention.marking(request.run, request.keep)
+
+    def _save(self, snapshot: Snapshot, request: SaveRequest, marking: Marking | None) -> Checkpoint:
+        version = self._begin()
+        assert self._lease is not None
+        temporary = self._lease.new_path(SUFFIXES[snapshot.format])
+        try:
+            written = self._write(snapshot, version, request, temporary)
+            judging = None if marking is None or request.publish is not None else marking.judging
+            return self._insert(snapshot, version, request, written, temporary, judging=judging)
+        except BaseException:
+            if os.path.lexists(temporary):
+                self._discard(temporary)
+            raise
+
+    def _make_room(self, request: SaveRequest) -> bool:
+        """Remove what the policy would let go after the save anyway; returns whether anything went."""
+        if request.keep is None:
+            return False
+        try:
+            return bool(self._retained(request.run, request.keep))
+        except DiskFullError:
+            return False
+
+    def _finish(self, checkpoint: Checkpoint, what: str, work: Callable[[], _Result]) -> _Result:
+        """Do what comes after the COMMIT: if it fails, the caller is told that the checkpoint exists."""
+        try:
+            return work()
+        except Exception as error:
+            # Whatever it is, also of a policy that the user wrote.
+            raise UnfinishedSaveError(checkpoint=checkpoint, undone=what, error=error) from error
+
+    def close(self) -> None:
+        """End this writer's lease, and drop the rows of what retention has removed.
+
+        A crash before that leaves rows marked ``deleting``; the next opening for writing drops them.
+        """
+        if self._pid != os.getpid():
+            return
+        deferred_unlink.wait()
+        lease, self._lease = self._lease, None
+        if lease is not None or self._dropped:
+            with self._locked():
+                if lease is not None:
+                    lease.release()
+                if self._dropped:
+                    # Where that fails now, the next opening does it; all that was saved is there.
+                    with suppress(StorageError, StoreLockedError):
+                        give_up_for(self._layout.reserve, partial(self._manifest.remove, self._dropped))
+                    self._dropped = []
+
+    def _begin(self) -> int:
+        """Take a version, and a lease when this process has none."""
+        # The room that earlier saves have freed is this one's.
+        deferred_unlink.wait()
+        with self._locked():
+            if self._lease is None:
+                self._lease = Lease(self._layout.tmp)
+            self._leftovers = [path for path in self._leftovers if not self._removed(path)]
+            version = self._manifest.reserve_version(dropping=self._dropped)
+            self._dropped = []
+            return version
+
+    def _write(self, snapshot: Snapshot, version: int, request: SaveRequest, path: Path) -> Written:
+        from ckptstore.formats import payload  # numpy and h5py, which a query can do without
+
+        encoded = payload.encode(snapshot, self._description(snapshot, version, request))
+        writer = PayloadWriter(path, reserve=encoded.nbytes)
+        try:
+            encoded.write(writer)
+            return writer.finish()
+        except BaseException:
+            writer.abort()
+            raise
+
+    def _description(self, snapshot: Snapshot, version: int, request: SaveRequest) -> dict[str, Any]:
+        return {
+            "ckptstore": DESCRIPTION,
+            "store": self._manifest.uuid,
+            "version": version,
+            "run": request.run,
+            "attempt": self._manifest.attempt(request.run, version),
+            "epoch": request.epoch,
+            "batch": request.batch,
+            "step": request.step,
+            "metrics": {name: json_number(value) for name, value in request.metrics.items()},
+            "created_at": json_time(request.created_at),
+            "tags": list(request.tags),
+            "format": snapshot.format,
+            "resumable": snapshot.state is not None,
+            "extra": request.extra,
+            "published": self._published_path(request),
+        }
+
+    def _insert(
+        self,
+        snapshot: Snapshot,
+        version: int,
+        request: SaveRequest,
+        written: Written,
+        temporary: Path,
+        *,
+        judging: Judging | None,
+    ) -> Checkpoint:
+        file = payload_file(version, request.run, snapshot.format)
+        path = self._layout.root / file
+        # Rename and row under one lock: nobody who holds it ever sees the payload of a living writer without its row.
+        with self._locked():
+            try:
+                rename_to_new(temporary, path)
+                fsync_directory(path.parent)
+                fsync_directory(temporary.parent)
+                new = self._new(snapshot, version, request, written, file)
+                return self._manifest.add_checkpoint(
+                    new,
+                    published_path=self._published_path(request),
+                    monitor=request.monitor,
+                    notes=request.notes,
+                    judging=judging,
+                )
+            except BaseException:
+                # Still under the lock: later, somebody else may have taken the payload in.
+                if not os.path.lexists(temporary):
+                    self._take_back(version, path)
+                raise
+
+    def _take_back(self, version: int, path: Path) -> None:
+        """Remove the payload of a save that failed, unless its row may have become durable all the same.
+
+        What cannot be told, or not removed, is left to the next opening, which takes it in.
+        """
+        with suppress(CheckpointStoreError):
+            if self._manifest.get(version) is None:
+                unlink(path)
+
+    def _new(
+        self, snapshot: Snapshot, version: int, request: SaveRequest, written: Written, file: str
+    ) -> NewCheckpoint:
+        waited = request.waited_s()
+        return NewCheckpoint(
+            version=version,
+            run=request.run,
+            epoch=request.epoch,
+            batch=request.batch,
+            step=request.step,
+            metrics=request.metrics,
+            file=file,
+            nbytes=written.nbytes,
+            digest=written.digest,
+            created_at=request.created_at,
+            format=snapshot.format,
+            resumable=snapshot.state is not None,
+            tags=request.tags,
+            extra=request.extra,
+            blocked_s=waited if request.blocked_s is None else request.blocked_s,
+            total_s=waited if request.total_s is None else request.total_s,
+        )
+
+    def _published_path(self, request: SaveRequest) -> str | None:
+        return None if request.publish is None else relative_to(self._layout.root, request.publish)
+
+    def _discard(self, path: Path) -> None:
+        """Remove a temporary file of a failed save; what cannot be removed now is tried again at the next save."""
+        if not self._removed(path):
+            self._leftovers.append(path)
+
+    def _removed(self, path: Path) -> bool:
+        try:
+            unlink(path)
+        except OSError:
+            return False
+        return True
+
+    def _show(self, checkpoint: Checkpoint, target: Path, marking: Marking | None) -> None:
+        path = relative_to(self._layout.root, target)
+        # Recovery finishes pending paths under this lock; two at once would be in each other's way.
+        with self._locked():
+            shown = self._manifest.published_at(path)
+            if shown is not None and shown.version == checkpoint.version and shown.pending:
+                publish(checkpoint.path, target)
+                judging = None if marking is None else marking.judging
+                confirm = partial(self._manifest.confirm_published, path, run=checkpoint.run, judging=judging)
+                give_up_for(self._layout.reserve, confirm)
+
+    def retain(self, run: str, policy: Policy) -> list[int]:
+        """Remove a run's checkpoints that neither `policy` nor the store's own rules keep; returns their versions.
+
+        The rows are marked and committed first, then the files go; the rows go with the next save, or when this writer
+        ends: a crash in between leaves marked rows, and the next opening for writing finishes.
+        """
+        with self._alone():
+            return self._retained(run, policy)
+
+    def _retained(self, run: str, policy: Policy) -> list[int]:
+        gone = self._chosen(run, policy)
+        self._marked += gone
+        self._unlink()
+        deferred_unlink.wait()
+        return [checkpoint.version for checkpoint in gone]
+
+    def _chosen(self, run: str, policy: Policy, marking: Marking | None = None) -> Sequence[Checkpoint]:
+        """Return what a policy lets go, marked."""
+        if marking is not None and marking.tried:
+            return marking.result()
+        return give_up_for(self._layout.reserve, partial(self._mark, run, policy))
+
+    def _unlink(self) -> None:
+        """Remove what is marked, also what could not be removed before."""
+        if self._marked:
+            try:
+                unlink_marked(self._marked, deferred_unlink.unlink)
+            finally:
+                deferred_unlink.begin()
+            self._dropped += [checkpoint.version for checkpoint in self._marked]
+            self._marked = []
+
+    def _mark(self, run: str, policy: Policy) -> Sequence[Checkpoint]:
+        # Chosen and marked under one lock: nobody pins or shows meanwhile what is about to go.
+        with self._locked():
+            return self._retention.mark(run, policy)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other threads out; a forked child starts with a lock of its own, which no lost thread holds.
+
+        A signal's handler runs inside whatever this thread is doing: one that saves would wait for itself.
+        """
+        if self._pid != os.getpid():
+            self._busy, self._lease, self._pid = threading.Lock(), None, os.getpid()
+            self._leftovers, self._dropped, self._marked = [], [], []
+            self._saved = self._by = None
+        if self._by == threading.get_ident():
+            raise SaveInProgressError(store=self._layout.root)
+        with self._busy:
+            self._by = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._by = None
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with store_lock(self._layout.locks):
+            yield

@@ -1,0 +1,94 @@
+"""What is to be saved beside the model itself: position, metrics, names, and what is done with it after."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from operator import index
+from pathlib import Path
+from typing import Any
+
+from ckptstore.errors import InvalidArgumentError
+from ckptstore.records import SUFFIXES, Mode
+from ckptstore.retention.policy import Policy, as_policy, check_modes
+from ckptstore.storage.layout import absolute, outside
+from ckptstore.validation import check_extra, check_metrics, check_position, check_run, check_tag
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaveRequest:
+    """What is to be saved, checked before: position, metrics and names.
+
+    Attributes:
+        notes: Events that belong to it, by their kinds.
+        began: `time.perf_counter()` when the caller began to wait; the same clock in all processes of a machine.
+        blocked_s: Seconds that the caller waited, where it did not wait for the end.
+        total_s: Seconds that it took, where that is not the time since `began`: what was saved before, elsewhere.
+    """
+
+    run: str
+    epoch: int
+    batch: int | None = None
+    step: int | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
+    extra: Mapping[str, Any] | None = None
+    publish: Path | None = None
+    keep: Policy | None = None
+    monitor: tuple[str, Mode] | None = None
+    notes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    began: float = field(default_factory=time.perf_counter)
+    blocked_s: float | None = None
+    total_s: float | None = None
+
+    def waited_s(self) -> float:
+        """Return the seconds since the caller began to wait."""
+        return time.perf_counter() - self.began
+
+
+def checked_request(
+    root: Path,
+    *,
+    run: str,
+    format: str,
+    position: tuple[int, int | None, int | None],
+    metrics: Mapping[str, Any] | None,
+    tags: Collection[str],
+    extra: Mapping[str, Any] | None,
+    publish: str | os.PathLike[str] | None,
+    keep: Policy | None,
+    monitor: tuple[str, Mode] | None,
+    notes: Mapping[str, Mapping[str, Any]],
+) -> SaveRequest:
+    """Return what a caller asks for, every part of it checked; `position` is epoch, batch and step.
+
+    Raises:
+        InvalidArgumentError: A part of it cannot be used.
+    """
+    if format not in SUFFIXES:
+        raise InvalidArgumentError(
+            argument="format", value=format, reason=f"must be one of {sorted(SUFFIXES)}"
+        )
+    check_position(*position)
+    epoch, batch, step = (None if number is None else index(number) for number in position)
+    assert epoch is not None
+    policy = None if keep is None else as_policy(keep)
+    if policy is not None and monitor is not None:
+        check_modes(policy, dict([monitor]))
+    return SaveRequest(
+        run=check_run(run),
+        epoch=epoch,
+        batch=batch,
+        step=step,
+        metrics=check_metrics(metrics),
+        tags=tuple(sorted({check_tag(tag) for tag in tags})),
+        extra=check_extra(extra),
+        publish=None if publish is None else outside(root, absolute(publish)),
+        keep=policy,
+        monitor=monitor,
+        notes=notes,
+    )

@@ -1,0 +1,7 @@
+"""HDF5 as a container, written and read here byte by byte.
+
+libhdf5 crashes on a full disk, and damaged bytes must not reach it. Main doors: `writer` and `reader`; `dtypes`,
+`string_heap` and `dense_links` are parts of the file format.
+
+May import: errors, storage, system.
+"""

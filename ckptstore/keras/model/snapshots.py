@@ -1,0 +1,321 @@
+"""Takes Keras models apart for the store, again and again: what stays the same from save to save is worked out once.
+
+Walking over a model costs some tens of milliseconds at a thousand variables, its configuration half as much; a copy of
+as many small arrays costs a few. So the walk is kept as long as the model has the very same variables, and all that
+Keras would write are variables; and the configuration until an epoch ends, and then as long as making it anew would
+cost a noticeable part of the time since.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import h5py
+import keras
+
+from ckptstore.errors import InvalidArgumentError, ModelNotReadyError
+from ckptstore.formats.snapshot import FitState, Kinds, Snapshot, Variable
+from ckptstore.keras import private
+from ckptstore.keras.model.copy import Copier
+from ckptstore.keras.private.capture import Capture, Entry
+from ckptstore.keras.state import training_state
+from ckptstore.keras.state.arrays import host_array, host_arrays, shape_and_dtype
+from ckptstore.keras.state.training_state import Groups
+from ckptstore.records import Format
+
+BUILD = "call it once on data, or model.build(input_shape)"
+_COMPILE = "model.compile(...); or pass optimizer= (a loop written by hand), or weights_only=True"
+_SERIALISE = (
+    "Keras asks for a get_config() that returns plain values; or save the weights alone "
+    "(format='weights', save_weights_only=True)"
+)
+# Part of the time since the configuration was last made that making it again may take.
+_DOCUMENTS_SHARE = 0.01
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Walk:
+    """What a walk over a model has found.
+
+    Attributes:
+        key: Which variables are trained, and the identities of everything that was found; they cannot be another's
+            while this is kept.
+        captured: The walk's result.
+        variables: The same for a payload.
+        groups: The variables that Keras would not write.
+        optimizers: All optimizers.
+        copier: Copies all values at once.
+        held: What `key` names.
+    """
+
+    key: tuple[int, ...]
+    captured: Capture
+    variables: tuple[Variable, ...]
+    groups: Groups
+    optimizers: list[Any]
+    copier: Copier
+    held: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Documents:
+    """Members of an archive, and when and for what they were made.
+
+    Attributes:
+        may_have_assets: Whether there are layers that may keep files, by now or later.
+    """
+
+    members: Mapping[str, bytes]
+    may_have_assets: bool
+    key: tuple[int, ...]
+    made_at: float
+    cost_s: float
+
+
+class Snapshots:
+    """Snapshots of one model, each to be written or copied before training goes on.
+
+    A configuration that changes in the middle of a fit, without a variable or its `trainable` changing, stands in a
+    later ``.keras`` payload: in that of the epoch's end, or where epochs are short, in that of the end of one when a
+    hundred times the time has passed that making it takes. Files that layers keep are those of the moment.
+    """
+
+    def __init__(self) -> None:
+        self._walk: _Walk | None = None
+        self._documents: _Documents | None = None
+
+    def take(
+        self,
+        model: Any,
+        *,
+        format: Format,
+        optimizer: Any = None,
+        weights_only: bool = False,
+        fit: FitState | None = None,
+        resumable: bool = True,
+        in_epoch: bool = False,
+    ) -> Snapshot:
+        """Take a model apart; nothing is written, and its variables are read when the payload is.
+
+        Args:
+            model: A built Keras model.
+            format: ``"keras"``, ``"weights"`` or ``"h5"``.
+            optimizer: The optimizer of a training loop written by hand, for a model that is not compiled.
+            weights_only: True to leave out optimizer and training state.
+            fit: What joins the training state: where the running fit stands.
+            resumable: False to leave out the training state alone.
+            in_epoch: True in the middle of an epoch, where a configuration that was made before will do.
+
+        Raises:
+            ModelNotReadyError: It is not built; not compiled, with neither `optimizer` nor `weights_only`; or
+                it is to be saved whole and cannot tell its configuration.
+            InvalidArgumentError: `optimizer` is given for a model that was compiled with another one.
+        """
+        require_built(model, BUILD)
+        if weights_only:
+            return _weights_snapshot(model, format)
+        extra = uncompiled_optimizer(model, optimizer)
+        if extra is None and not model.compiled:
+            raise ModelNotReadyError(model=model.name, missing="compiled", hint=_COMPILE)
+        kinds = (None if fit is None else fit.variables) or private.variables_by_kind(model)
+        walk, members = self._walked(model, extra, kinds, documents=format == "keras", in_epoch=in_epoch)
+        state = training_state.collect(walk.groups, walk.optimizers, fit) if resumable else None
+        if format == "h5":
+            return Snapshot(format=format, state=state, fill=partial(_fill_legacy, model, extra))
+        return Snapshot(
+            format=format,
+            variables=walk.variables,
+            attributes=walk.captured.attributes,
+            documents=members,
+            state=state,
+            arrays=partial(host_arrays, walk.copier.values),
+            copy=walk.copier,
+        )
+
+    def _walked(
+        self, model: Any, extra: Any, kinds: Kinds, *, documents: bool, in_epoch: bool
+    ) -> tuple[_Walk, Mapping[str, bytes]]:
+        optimizers = built_optimizers(model, extra)
+        held = _held(model, optimizers, kinds)
+        # How many are trained says, with the order, which ones; where a model has its own idea of that, flags do.
+        flags = () if private.is_told_by_flags(model) else map(_is_trainable, held)
+        key = len(kinds[0]), *map(id, held), *flags
+        kept = self._walk if self._walk is not None and self._walk.key == key else None
+        if kept is not None:
+            members = self._documents_without_a_walk(model, key, in_epoch=in_epoch) if documents else {}
+            if members is not None:
+                return kept, members
+        began = time.monotonic()
+        captured = captured_model(model, extra, documents=documents)
+        if documents:
+            self._keep(captured.documents, key, began, may_have_assets=captured.may_have_assets)
+        walk = kept or _Walk(
+            key=key,
+            captured=captured,
+            variables=_variables(captured.entries),
+            groups=training_state.groups(model, captured),
+            optimizers=optimizers,
+            copier=Copier([entry.value for entry in captured.entries]),
+            held=held,
+        )
+        self._walk = walk if captured.exact and all(one.is_variable for one in captured.entries) else None
+        return walk, captured.documents
+
+    def _documents_without_a_walk(
+        self, model: Any, key: tuple[int, ...], *, in_epoch: bool
+    ) -> Mapping[str, bytes] | None:
+        """Return the documents as they were made before, or with the configuration of now; None where it takes a walk.
+
+        Files that a layer keeps are a part of what it has learned, and are looked for at each save.
+        """
+        kept = self._documents
+        if kept is None or kept.key != key or kept.may_have_assets:
+            return None
+        began = time.monotonic()
+        if in_epoch or kept.cost_s > _DOCUMENTS_SHARE * (began - kept.made_at):
+            return kept.members
+        with _told_by_keras(model):
+            members = private.configuration(model)
+        if members is not None:
+            self._keep(members, key, began, may_have_assets=False)
+        return members
+
+    def _keep(
+        self, members: Mapping[str, bytes], key: tuple[int, ...], began: float, *, may_have_assets: bool
+    ) -> None:
+        now = time.monotonic()
+        self._documents = _Documents(
+            members=members, may_have_assets=may_have_assets, key=key, made_at=now, cost_s=now - began
+        )
+
+
+def _held(model: Any, optimizers: Iterable[Any], kinds: Kinds) -> tuple[Any, ...]:
+    slots = [variable for optimizer in optimizers for variable in optimizer.variables]
+    left_out = () if private.is_told_by_flags(model) else model.variables
+    return (model, *optimizers, *chain.from_iterable(kinds), *left_out, *slots)
+
+
+def _is_trainable(one: Any) -> bool:
+    return bool(getattr(one, "trainable", False))
+
+
+# --- what must be so before ----------------------------------------------------------------------
+
+
+def require_built(model: Any, hint: str) -> None:
+    """Refuse a model that is not built.
+
+    Raises:
+        ModelNotReadyError: It is not.
+    """
+    if not model.built:
+        raise ModelNotReadyError(model=model.name, missing="built", hint=hint)
+
+
+def uncompiled_optimizer(model: Any, optimizer: Any) -> Any:
+    """Return `optimizer` if the model does not know it, None if it does or there is none.
+
+    Raises:
+        InvalidArgumentError: The model is compiled with another one.
+    """
+    if optimizer is None or any(optimizer is known for known in private.optimizers_of(model)):
+        return None
+    if model.compiled:
+        raise InvalidArgumentError(
+            argument="optimizer",
+            value=type(optimizer).__name__,
+            reason="the model is compiled with another optimizer",
+            hint="leave optimizer= out, or do not compile the model",
+        )
+    return optimizer
+
+
+def built_optimizers(model: Any, extra: Any) -> list[Any]:
+    """Return the model's optimizers, after building those that have seen no training step yet.
+
+    Only those that train this model's variables can be built here: the compiled one and the one given.
+    """
+    for optimizer in (getattr(model, "optimizer", None), extra):
+        if isinstance(optimizer, keras.optimizers.Optimizer) and not optimizer.built:
+            optimizer.build(model.trainable_variables)
+    return private.optimizers_of(model, extra)
+
+
+def captured_model(model: Any, optimizer: Any, *, documents: bool = False) -> Capture:
+    """Return what Keras would write for a model.
+
+    Raises:
+        ModelNotReadyError: It cannot tell its configuration.
+    """
+    with _told_by_keras(model):
+        return private.capture(model, optimizer=optimizer, documents=documents)
+
+
+@contextmanager
+def _told_by_keras(model: Any) -> Iterator[None]:
+    try:
+        yield
+    except NotImplementedError as error:
+        raise ModelNotReadyError(
+            model=model.name, missing="serialisable as a whole", hint=_SERIALISE
+        ) from error
+
+
+# --- parts ---------------------------------------------------------------------------------------
+
+
+def _weights_snapshot(model: Any, format: Format) -> Snapshot:
+    if format == "h5":
+        raise InvalidArgumentError(
+            argument="weights_only",
+            value=True,
+            reason="the older .h5 format holds whole models",
+            hint="format='weights'",
+        )
+    captured = captured_model(model, None, documents=format == "keras")
+    return Snapshot(
+        format=format,
+        variables=_variables(entry for entry in captured.entries if entry.owner == "model"),
+        attributes={
+            group: values
+            for group, values in captured.attributes.items()
+            if not group.startswith("optimizer/")
+        },
+        documents=captured.documents,
+    )
+
+
+def _variables(entries: Iterable[Entry]) -> tuple[Variable, ...]:
+    variables = []
+    for entry in entries:
+        shape, dtype = shape_and_dtype(entry.value)
+        variables.append(
+            Variable(
+                path=entry.path,
+                shape=shape,
+                dtype=dtype,
+                read=partial(host_array, entry.value),
+                attributes={"dtype": "bfloat16"} if dtype.name == "bfloat16" else {},
+            )
+        )
+    return tuple(variables)
+
+
+def _fill_legacy(model: Any, optimizer: Any, file: h5py.File) -> None:
+    try:
+        private.save_legacy(model, file, optimizer=optimizer)
+    except NotImplementedError as error:
+        raise ModelNotReadyError(
+            model=model.name, missing="serialisable as a whole", hint=_SERIALISE
+        ) from error
+    except ValueError as error:
+        # Keras names datasets after variables there, which need not be unique (Adafactor's are not).
+        raise ModelNotReadyError(
+            model=model.name, missing="storable in the older .h5 format", hint=f"save it as .keras; {error}"
+        ) from error

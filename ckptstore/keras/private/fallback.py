@@ -1,0 +1,93 @@
+"""The fallback for a Keras whose private saving is unknown: what it saves publicly, into memory, read back.
+
+Slower than the walk in `keras_private`, and with a copy of the state, but on promised interfaces only.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+import ml_dtypes
+import numpy as np
+
+from ckptstore.formats import payload
+from ckptstore.keras.private.capture import Capture, Entry, ReadGroup
+from ckptstore.system.arrays import Array
+
+_WEIGHTS_MEMBER = "model.weights.h5"
+
+
+class _NamedMemory(io.BytesIO):
+    """A file in memory with a name for Keras to judge its format by, under which no file can be made."""
+
+    def __init__(self, suffix: str) -> None:
+        super().__init__()
+        self._name = f"{os.devnull}/memory{suffix}"
+
+    def __str__(self) -> str:
+        return self._name
+
+
+def _saved_model(model: Any) -> tuple[dict[str, bytes], io.BytesIO]:
+    saved = _NamedMemory(".keras")
+    keras.saving.save_model(model, saved)
+    with zipfile.ZipFile(saved) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    return members, io.BytesIO(members.pop(_WEIGHTS_MEMBER))
+
+
+def _saved_weights(model: Any) -> io.BytesIO:
+    saved = _NamedMemory(".weights.h5")
+    try:
+        model.save_weights(saved)
+    except (OSError, TypeError):
+        # Before Keras 3.10 weights alone need a file; the whole model does not.
+        return _saved_model(model)[1]
+    return saved
+
+
+def capture(model: Any, optimizer: Any, documents: bool) -> Capture:
+    """Return what Keras writes for `model`, as copies; the arguments are `keras_private.capture`'s."""
+    members, weights = ({}, _saved_weights(model)) if not documents else _saved_model(model)
+    entries: list[Entry] = []
+    attributes: dict[str, dict[str, str]] = {}
+
+    def visit(path: str, node: Any) -> None:
+        if isinstance(node, h5py.Dataset):
+            owner = "optimizer" if path.startswith("optimizer/") else "model"
+            entries.append(Entry(path=path, value=_read_dataset(node), owner=owner))
+        elif node.attrs:
+            attributes[path] = {name: str(value) for name, value in node.attrs.items()}
+
+    with h5py.File(weights, "r") as file:
+        file.visititems(visit)
+    if optimizer is not None and not any(entry.owner == "optimizer" for entry in entries):
+        store: dict[str, Any] = {}
+        optimizer.save_own_variables(store)
+        entries += [
+            Entry(path=f"optimizer/vars/{key}", value=value, owner="optimizer")
+            for key, value in store.items()
+        ]
+    return Capture(entries=tuple(entries), attributes=attributes, documents=members, exact=False)
+
+
+def _read_dataset(dataset: Any) -> Array:
+    if dataset.attrs.get("dtype") == "bfloat16":
+        return np.array(dataset, dtype=ml_dtypes.bfloat16)
+    return np.array(dataset)
+
+
+def load(model: Any, path: Path, optimizer: Any) -> None:
+    """Load weights, and the state of an optimizer that the model does not know; no layers' assets."""
+    model.load_weights(str(path))
+    if optimizer is not None:
+        place = "optimizer/vars/"
+        with payload.open_variables(path) as variables:
+            paths = {name.removeprefix(place): name for name in variables if name.startswith(place)}
+            optimizer.load_own_variables(ReadGroup(variables, paths))

@@ -1,0 +1,10 @@
+"""Lines printed as Keras prints its own; fallback: plain ones."""
+
+from __future__ import annotations
+
+from ckptstore.keras.private import modules
+
+
+def print_message(text: str) -> None:
+    """Print a line as Keras prints its own, following its switch for interactive logging."""
+    (print if modules.io_utils is None else modules.io_utils.print_msg)(text)

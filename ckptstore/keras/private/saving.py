@@ -1,0 +1,146 @@
+"""Keras' own walk over a model as it saves, with a store that writes nothing down.
+
+Keras can write a model only to a file; a checkpoint needs to know what would be written (names, arrays, attributes)
+without a second copy of the state and without a file. Fallback: the same is read from what public Keras saves into
+memory: slower and with a copy, but never wrong.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import keras
+
+from ckptstore.keras.private import fallback, modules
+from ckptstore.keras.private.assets import collected_assets
+from ckptstore.keras.private.capture import Capture, Entry
+from ckptstore.keras.private.optimizers import optimizers_of, variables_by_reference
+from ckptstore.keras.private.skip_sets import skip_sets_kept
+
+_METADATA, _CONFIG = "metadata.json", "config.json"
+
+
+def capture(model: Any, *, optimizer: Any = None, documents: bool = False) -> Capture:
+    """Take apart what Keras would write for `model`; nothing is written and the values are not copied.
+
+    Args:
+        model: A built model.
+        optimizer: An optimizer that the model does not know; it goes where a compiled one would.
+        documents: Also make the configuration and the layers' assets.
+
+    Raises:
+        NotImplementedError: From Keras: the model's configuration cannot be made.
+    """
+    if modules.saving_lib is not None:
+        try:
+            return _walk(model, optimizer, documents)
+        except NotImplementedError:
+            raise
+        except Exception as error:
+            # Whether the model or the private interface is at fault shows when the public one is tried.
+            found = fallback.capture(model, optimizer, documents)
+            _warn_of_fallback(f"{type(error).__name__}: {error}")
+            return found
+    _warn_of_fallback("keras.src.saving.saving_lib is not there")
+    return fallback.capture(model, optimizer, documents)
+
+
+def configuration(model: Any) -> dict[str, bytes] | None:
+    """Return a model's configuration as `capture` does, without assets or a walk; None where this Keras has no way to.
+
+    Raises:
+        NotImplementedError: From Keras: it cannot be made.
+    """
+    serialise = getattr(modules.saving_lib, "_serialize_model_as_json", None)
+    if serialise is None:
+        return None
+    config, metadata = serialise(model)
+    return {_METADATA: metadata.encode(), _CONFIG: config.encode()}
+
+
+@functools.cache
+def _warn_of_fallback(reason: str) -> None:
+    warnings.warn(
+        f"Keras {keras.__version__} saves in a way that ckptstore does not know ({reason}); "
+        "it is asked to save into memory instead, which takes longer and copies the state",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+
+
+# --- the walk ----------------------------------------------------------------------------------
+
+
+def _walk(model: Any, optimizer: Any, documents: bool) -> Capture:
+    recorder = _recorder()
+    members: dict[str, bytes] = {}
+    if documents:
+        config, metadata = modules.saving_lib._serialize_model_as_json(model)
+        members |= {_METADATA: metadata.encode(), _CONFIG: config.encode()}
+    optimizers = optimizers_of(model, optimizer)
+    visited: set[int] = set()
+    with ExitStack() as stack:
+        stack.enter_context(skip_sets_kept())
+        stack.enter_context(variables_by_reference(optimizers))
+        assets = stack.enter_context(collected_assets()) if documents else None
+        modules.saving_lib._save_state(
+            model, weights_store=recorder, assets_store=assets, inner_path="", visited_saveables=visited
+        )
+        if optimizer is not None:
+            modules.saving_lib._save_state(
+                optimizer,
+                weights_store=recorder,
+                assets_store=None,
+                inner_path="optimizer",
+                visited_saveables=visited,
+            )
+        if assets is not None:
+            members |= assets.members()
+    slots = {id(variable) for one in optimizers for variable in one.variables}
+    entries = tuple(
+        Entry(
+            path=f"{group}/{key}",
+            value=value,
+            owner="optimizer" if id(value) in slots or group.startswith("optimizer/") else "model",
+        )
+        for group, values in recorder.groups.items()
+        for key, value in values.items()
+    )
+    return Capture(
+        entries=entries,
+        attributes=recorder.attributes,
+        documents=members,
+        may_have_assets=assets is not None and assets.directory is not None,
+    )
+
+
+def _recorder() -> Any:
+    class Recorder(modules.saving_lib.H5IOStore):  # type: ignore[misc]
+        """Keras' HDF5 store, as far as saving sees it, without a file: the walk checks the class."""
+
+        def __init__(self) -> None:
+            self.mode = "w"
+            self.groups: dict[str, dict[str, Any]] = {}
+            self.attributes: dict[str, dict[str, str]] = {}
+
+        def __bool__(self) -> bool:
+            return True
+
+        def make(self, path: str, metadata: Mapping[str, str] | None = None) -> dict[str, Any]:
+            group = f"{path}/vars" if path else "vars"
+            if group in self.groups:
+                raise ValueError(f"two objects of the model are saved at the same place, {group}")
+            if metadata:
+                self.attributes[group] = dict(metadata)
+            # A plain dict, which Keras itself hands to layers when it saves to .npz.
+            self.groups[group] = {}
+            return self.groups[group]
+
+        def close(self) -> None:
+            """There is nothing to close."""
+
+    return Recorder()

@@ -1,0 +1,42 @@
+"""Spares Keras making a new Layer for each object that it saves or loads."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ckptstore.keras.private import modules
+
+_SKIPPING_TYPES = ("Operation", "Layer", "Functional", "Sequential", "Metric", "Optimizer", "Loss")
+
+
+@contextmanager
+def skip_sets_kept() -> Iterator[None]:
+    """Spare Keras making a new Layer per saved object, to learn which of its attributes to pass over.
+
+    It keeps these sets under one name and looks for them under another; they are lent to it under the second.
+    """
+    try:
+        sets = {f"saving_attr_skiplist_{kind}": _skip_set(kind) for kind in _SKIPPING_TYPES}
+        lent = {name: skipped for name, skipped in sets.items() if skipped is not None}
+        before = {name: modules.global_state.get_global_attribute(name) for name in lent}
+    except (AttributeError, TypeError, ImportError):
+        yield
+        return
+    for name, skipped in lent.items():
+        modules.global_state.set_global_attribute(name, skipped)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            modules.global_state.set_global_attribute(name, value)
+
+
+@functools.cache
+def _skip_set(kind: str) -> Any:
+    try:
+        return modules.saving_lib.get_attr_skipset(kind)
+    except ValueError:
+        return None  # a kind that this Keras does not have

@@ -1,0 +1,114 @@
+"""numpy arrays of any dtype as arrays that every payload can hold, and back, to the bit.
+
+A payload stores numbers, little-endian. Text, times, long doubles, records and the rest pass as their bytes, beside
+a description of the dtype that is JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from ckptstore.system.arrays import Array
+
+# Stored as they are. Those of ml_dtypes are not among them: their bits are what must come back.
+_NUMBERS = {
+    np.dtype(code)
+    for code in (
+        "?",
+        "i1",
+        "<i2",
+        "<i4",
+        "<i8",
+        "u1",
+        "<u2",
+        "<u4",
+        "<u8",
+        "<f2",
+        "<f4",
+        "<f8",
+        "<c8",
+        "<c16",
+    )
+}
+
+
+def stored(array: Array) -> tuple[Array, dict[str, Any]] | None:
+    """Return an array to store and what is to be known of it; None where its elements are Python objects.
+
+    Example:
+        >>> stored(np.array([1.5]))
+        (array([1.5]), {})
+        >>> stored(np.array("ab"))
+        (array([97,  0,  0,  0, 98,  0,  0,  0], dtype=uint8), {'dtype': '<U2', 'shape': []})
+    """
+    values = np.asarray(array, order="C")
+    if values.dtype in _NUMBERS:
+        return values, {}
+    dtype = describe(values.dtype)
+    if dtype is None:
+        return None
+    flat = values.reshape(-1)
+    raw = flat.view(np.uint8) if flat.nbytes else np.empty(0, np.uint8)
+    return raw, {"dtype": dtype, "shape": list(values.shape)}
+
+
+def restored(array: Array, facts: Mapping[str, Any]) -> Array:
+    """Return the array that `stored` was given; always a copy, which can be written to.
+
+    Raises:
+        ValueError: They do not belong together.
+        TypeError: The dtype is one that this numpy does not have.
+    """
+    if not facts:
+        return np.array(array, order="C", copy=True)
+    found: Array = np.empty(tuple(facts["shape"]), described(facts["dtype"]))
+    if found.nbytes:
+        found.reshape(-1).view(np.uint8)[...] = array
+    return found
+
+
+def describe(dtype: np.dtype[Any]) -> Any:
+    """Return a dtype as JSON, or None for one whose elements are Python objects.
+
+    Example:
+        >>> describe(np.dtype(ml_dtypes.bfloat16)), describe(np.dtype(">f4")), describe(np.dtype(object))
+        ('bfloat16', '>f4', None)
+    """
+    # Kind T: text of any length, which numpy keeps outside the array.
+    if dtype.hasobject or dtype.kind == "T":
+        return None
+    if dtype.subdtype is not None:
+        base, shape = dtype.subdtype
+        return {"base": describe(base), "shape": list(shape)}
+    if dtype.fields is not None and dtype.names is not None:
+        # A field: dtype, offset and sometimes a title, which is a second name for it.
+        fields = [[name, describe(dtype[name]), *dtype.fields[name][1:]] for name in dtype.names]
+        return {"fields": fields, "itemsize": dtype.itemsize}
+    extended = getattr(ml_dtypes, dtype.name, None)
+    return dtype.name if extended is not None and np.dtype(extended) == dtype else dtype.str
+
+
+def described(dtype: Any) -> np.dtype[Any]:
+    """Return the dtype that `describe` was given.
+
+    Raises:
+        TypeError: This numpy, or this ml_dtypes, has none such.
+    """
+    if isinstance(dtype, str):
+        return np.dtype(getattr(ml_dtypes, dtype, dtype))
+    if "base" in dtype:
+        return np.dtype((described(dtype["base"]), tuple(dtype["shape"])))
+    fields = dtype["fields"]
+    return np.dtype(
+        {
+            "names": [field[0] for field in fields],
+            "formats": [described(field[1]) for field in fields],
+            "offsets": [field[2] for field in fields],
+            "titles": [field[3] if len(field) > 3 else None for field in fields],
+            "itemsize": dtype["itemsize"],
+        }
+    )

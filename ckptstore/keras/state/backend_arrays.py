@@ -1,0 +1,97 @@
+"""Arrays of whatever backends are loaded, as numpy arrays; no backend is ever imported for it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from ckptstore.system.arrays import Array
+
+
+def as_numpy(value: Any) -> Array | None:
+    """Return the values of a torch tensor, JAX array, TensorFlow tensor or Keras variable, or None for all else.
+
+    Where the memory can be looked at, the array is a view of it.
+
+    Raises:
+        TypeError: It has no form as an array in memory: it is sparse, symbolic, quantized, a typed random key.
+        RuntimeError: From the backend: its values are not to be had on this host.
+
+    Example:
+        >>> as_numpy([1.0]) is None
+        True
+    """
+    keras, torch, jax, tensorflow = map(sys.modules.get, ("keras", "torch", "jax", "tensorflow"))
+    if _is(value, keras, "Variable"):
+        value = value.value
+    if _is(value, torch, "Tensor"):
+        return torch_array(value)
+    if _is(value, jax, "Array"):
+        return _jax_array(value)
+    if _is(value, tensorflow, "Tensor") or _is(value, tensorflow, "Variable"):
+        return _tensorflow_array(value)
+    return value if isinstance(value, np.ndarray) else None
+
+
+def _is(value: Any, module: Any, name: str) -> bool:
+    # A module that is being imported has not all of its names yet, and no instances.
+    kind = getattr(module, name, None)
+    return isinstance(kind, type) and isinstance(value, kind)
+
+
+def torch_array(tensor: Any) -> Array:
+    """Return a torch tensor's values, in C order; a view where they lie in host memory so.
+
+    Raises:
+        TypeError: It is sparse or quantized, or of a type that numpy cannot express.
+    """
+    import torch
+
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        raise TypeError("only dense tensors are arrays")
+    tensor = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    name = str(tensor.dtype).removeprefix("torch.")
+    if not hasattr(ml_dtypes, name):
+        return np.asarray(tensor.numpy())
+    # numpy does not know this dtype, torch not ml_dtypes: the bits pass as integers of the same width.
+    bits = {1: torch.uint8, 2: torch.int16}[tensor.element_size()]
+    return np.asarray(tensor.view(bits).numpy().view(getattr(ml_dtypes, name)))
+
+
+def torch_views(values: Iterable[Any]) -> list[Array | None]:
+    """Return views of the tensors that numpy can look at as they lie in host memory, and None for each other value."""
+    import torch
+
+    # There numpy may look at what has gradients; to detach a tensor takes several times as long as the look.
+    with torch.no_grad():
+        return [_torch_view(torch, value) for value in values]
+
+
+def _torch_view(torch: Any, value: Any) -> Array | None:
+    if not isinstance(value, torch.Tensor) or not value.is_cpu or not value.is_contiguous():
+        return None
+    try:
+        view: Array = value.numpy()
+    except (TypeError, RuntimeError):
+        return None  # of a dtype that numpy does not have, sparse, conjugated
+    return view
+
+
+def _jax_array(value: Any) -> Array:
+    import jax
+
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError("it is symbolic")
+    if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+        raise TypeError("typed keys are not arrays; jax.random.key_data(key) is one")
+    return np.asarray(value, order="C")
+
+
+def _tensorflow_array(value: Any) -> Array:
+    if not hasattr(value, "numpy"):
+        raise TypeError("it is symbolic")
+    return np.asarray(value.numpy(), order="C")

@@ -1,0 +1,94 @@
+"""What of a model's optimizers is neither in its configuration nor among their variables.
+
+Which variables each trains: Keras builds optimizers of a model's own (a GAN's two, say) only with the first step that
+they make, and one that is not built has nothing that could be loaded. And which learning rate the script gave it: the
+one in the checkpoint is run-time state, and goes on, whatever the script says by now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ckptstore.keras import private
+from ckptstore.keras.state.arrays import host_array
+
+RATES, TRAINED = "learning_rates", "trained"
+
+
+def learning_rates(model: Any) -> list[float | None]:
+    """Return the learning rate of each optimizer, None for one that follows a schedule.
+
+    Example:
+        >>> import keras
+        >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+        >>> model.compile(keras.optimizers.SGD(0.5), "mse")
+        >>> learning_rates(model)
+        [0.5]
+    """
+    return [_rate(optimizer) for optimizer in private.optimizers_of(model)]
+
+
+def _rate(optimizer: Any) -> float | None:
+    rate: Any = getattr(optimizer, "learning_rate", None)
+    # The rate of a schedule is a tensor, worked out from the step.
+    return float(host_array(rate)) if hasattr(rate, "assign") else None
+
+
+def set_learning_rates(model: Any, rates: Sequence[float | None]) -> None:
+    """Set the learning rates that `learning_rates` returned."""
+    for optimizer, rate in zip(private.optimizers_of(model), rates, strict=False):
+        if rate is not None and _rate(optimizer) != rate:
+            optimizer.learning_rate = rate
+
+
+def changed_rates(
+    begun: Sequence[float | None], live: Sequence[float | None], saved: Sequence[float | None]
+) -> list[str]:
+    """Return one short line for each learning rate that the script gives otherwise than before, and that is not used.
+
+    Args:
+        begun: What it gave at the start that the checkpoint was saved in.
+        live: What it gives now.
+        saved: What they were at the save.
+
+    Example:
+        >>> changed_rates([0.1], [0.1], [0.05]), changed_rates([0.1], [0.05], [0.05])
+        ([], [])
+        >>> changed_rates([0.1], [0.2], [0.05])
+        ['learning_rate 0.1 -> 0.2 (the run keeps the saved 0.05; set another in a callback)']
+    """
+    return [
+        f"learning_rate {then:g} -> {now:g} (the run keeps the saved {kept:g}; set another in a callback)"
+        for then, now, kept in zip(begun, live, saved, strict=False)
+        if then is not None and now is not None and kept is not None and now not in (then, kept)
+    ]
+
+
+def trained(model: Any, trainable: Sequence[Any] | None = None) -> list[list[int]]:
+    """Return, for each optimizer, the places of the variables that it trains among the model's.
+
+    Args:
+        model: The model.
+        trainable: Its trainable variables, where these were just looked for.
+    """
+    known = list(map(id, model.trainable_variables if trainable is None else trainable))
+    return [
+        _places(list(map(id, private.trained_by(optimizer))), known)
+        for optimizer in private.optimizers_of(model)
+    ]
+
+
+def _places(wanted: list[int], known: list[int]) -> list[int]:
+    if wanted == known:  # most often
+        return list(range(len(known)))
+    places = {one: place for place, one in enumerate(known)}
+    return [places[one] for one in wanted if one in places]
+
+
+def build_as_saved(model: Any, values: Mapping[str, Any]) -> None:
+    """Build the optimizers that have seen no step yet for the variables that they trained when the fit was saved."""
+    variables = model.trainable_variables
+    for optimizer, places in zip(private.optimizers_of(model), values.get(TRAINED, ()), strict=False):
+        if not optimizer.built and places and max(places) < len(variables):
+            optimizer.build([variables[place] for place in places])

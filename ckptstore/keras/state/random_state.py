@@ -1,0 +1,242 @@
+"""The global random generators that a training draws from: Python's, numpy's, torch's, TensorFlow's, Keras' own.
+
+Their states are taken as arrays and JSON, never pickled. Keras' layers have generators of their own (variables of the
+model); JAX has no global one. What draws from elsewhere (an unseeded `numpy.random.default_rng()` of the user's, the
+operating system's entropy, the random operations that TensorFlow keeps a state of its own for inside a `tf.function`)
+cannot be reached from here.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from array import array as machine_array
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ckptstore.keras.private import forget_global_seed, global_seed
+from ckptstore.keras.state.arrays import host_array, shape_and_dtype
+from ckptstore.system.arrays import Array
+
+# Name of the group among a training state's arrays.
+GROUP = "generators"
+
+
+@dataclass(frozen=True, slots=True)
+class Generators:
+    """The states of all global generators at one moment.
+
+    Attributes:
+        document: JSON values, by generator.
+        arrays: Arrays by name, each beginning with its generator's.
+    """
+
+    document: dict[str, Any] = field(default_factory=dict)
+    arrays: dict[str, Array] = field(default_factory=dict)
+
+
+def capture() -> Generators:
+    """Return the states of the generators that this process has by now; nothing is drawn.
+
+    Example:
+        >>> before = capture()
+        >>> first = random.random(), np.random.rand()
+        >>> restore(before)
+        []
+        >>> bool(first == (random.random(), np.random.rand()))
+        True
+    """
+    found = Generators()
+    _capture_python(found)
+    _capture_numpy(found)
+    if "torch" in sys.modules:
+        _capture_torch(found)
+    _capture_tensorflow(found)
+    seed = global_seed()
+    if seed is not None:
+        found.arrays["keras"] = host_array(seed).copy()
+    return found
+
+
+def restore(saved: Generators, *, leave: Collection[str] = ()) -> list[str]:
+    """Set the generators back; returns the names of those that could not be, since this process has none such.
+
+    Args:
+        saved: What `capture` returned, perhaps in another process.
+        leave: Names of generators not to touch: another thread may be drawing from them.
+    """
+    left: list[str] = []
+    # First, since making it draws from Python's.
+    if "keras" not in leave:
+        if "keras" not in saved.arrays:
+            forget_global_seed()
+        elif not _restore_keras(saved.arrays["keras"]):
+            left.append("keras")
+    if "python" not in leave:
+        _restore_python(saved)
+    if "numpy" not in leave:
+        _restore_numpy(saved)
+    if "torch" in saved.arrays and "torch" not in leave:
+        left += _restore_torch(saved.arrays)
+    if "tensorflow" in saved.arrays and "tensorflow" not in leave:
+        left += _restore_tensorflow(saved)
+    return left
+
+
+def names(states: Generators) -> tuple[str, ...]:
+    """Return the names of the generators whose states these are.
+
+    Example:
+        >>> {"python", "numpy"} <= set(names(capture()))
+        True
+    """
+    return tuple(dict.fromkeys([*states.document, *(name.partition("/")[0] for name in states.arrays)]))
+
+
+def agree(name: str, one: Generators, other: Generators) -> bool:
+    """Return whether a generator is in the same state in both.
+
+    Example:
+        >>> before = capture()
+        >>> _ = random.random()
+        >>> agree("python", before, capture()), agree("numpy", before, capture())
+        (False, True)
+    """
+    return _of(name, one) == _of(name, other)
+
+
+def _of(name: str, states: Generators) -> tuple[Any, dict[str, tuple[str, bytes]]]:
+    arrays = {
+        key: (str(array.dtype), array.tobytes())
+        for key, array in states.arrays.items()
+        if key.partition("/")[0] == name
+    }
+    return states.document.get(name), arrays
+
+
+def _restore_keras(value: Array) -> bool:
+    seed = global_seed(make=True)
+    if seed is None or shape_and_dtype(seed) != shape_and_dtype(value):
+        return False
+    seed.assign(value)
+    return True
+
+
+def of_state(document: Mapping[str, Any], arrays: Mapping[str, Array]) -> Generators | None:
+    """Return what a training state holds of generators, or None where it holds nothing."""
+    if GROUP not in document:
+        return None
+    prefix = f"{GROUP}/"
+    own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+    return Generators(dict(document[GROUP]), own)
+
+
+# --- Python --------------------------------------------------------------------------------------
+
+
+def _capture_python(found: Generators) -> None:
+    version, words, gauss = random.getstate()
+    # By an array of Python's own, in a third of the time: it is asked for several times in an epoch.
+    found.arrays["python"] = np.array(machine_array("I", words), np.uint32)
+    found.document["python"] = {"version": version, "gauss": _hex(gauss)}
+
+
+def _restore_python(saved: Generators) -> None:
+    facts = saved.document["python"]
+    words = tuple(int(word) for word in saved.arrays["python"])
+    random.setstate((facts["version"], words, _unhex(facts["gauss"])))
+
+
+# --- numpy ---------------------------------------------------------------------------------------
+
+
+def _capture_numpy(found: Generators) -> None:
+    state: Any = np.random.get_state(legacy=False)
+    inner = {}
+    for name, value in state["state"].items():
+        if isinstance(value, np.ndarray):
+            found.arrays[f"numpy/{name}"] = value.copy()
+        else:
+            inner[name] = int(value)
+    rest = {name: value for name, value in state.items() if name not in ("state", "gauss")}
+    found.document["numpy"] = {**rest, "state": inner, "gauss": _hex(state.get("gauss"))}
+
+
+def _restore_numpy(saved: Generators) -> None:
+    facts = dict(saved.document["numpy"])
+    arrays = {
+        name.removeprefix("numpy/"): array
+        for name, array in saved.arrays.items()
+        if name.startswith("numpy/")
+    }
+    np.random.set_state({**facts, "state": {**facts["state"], **arrays}, "gauss": _unhex(facts["gauss"])})
+
+
+def _hex(value: float | None) -> str | None:
+    """A float as text that gives back each of its bits."""
+    return None if value is None else float(value).hex()
+
+
+def _unhex(text: str | None) -> Any:
+    return None if text is None else float.fromhex(text)
+
+
+# --- torch ---------------------------------------------------------------------------------------
+
+
+def _capture_torch(found: Generators) -> None:
+    import torch
+
+    found.arrays["torch"] = torch.get_rng_state().numpy().copy()
+    # Asking a device that was never used would start it.
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        for number, state in enumerate(torch.cuda.get_rng_state_all()):
+            found.arrays[f"torch-cuda/{number}"] = state.numpy().copy()
+
+
+def _restore_torch(arrays: Mapping[str, Array]) -> list[str]:
+    import torch
+
+    torch.set_rng_state(torch.from_numpy(arrays["torch"].copy()))
+    left = []
+    for name, array in arrays.items():
+        if name.startswith("torch-cuda/"):
+            number = int(name.partition("/")[2])
+            if torch.cuda.is_available() and number < torch.cuda.device_count():
+                torch.cuda.set_rng_state(torch.from_numpy(array.copy()), number)
+            else:
+                left.append(name)
+    return left
+
+
+# --- TensorFlow ----------------------------------------------------------------------------------
+
+
+def _tensorflow_generator() -> Any:
+    """TensorFlow's global generator, or None where nobody asked for it: asking would make one, with a random seed."""
+    module = sys.modules.get("tensorflow.python.ops.stateful_random_ops")
+    return getattr(module, "global_generator", None)
+
+
+def _capture_tensorflow(found: Generators) -> None:
+    generator = _tensorflow_generator()
+    if generator is not None:
+        found.arrays["tensorflow"] = generator.state.numpy().copy()
+        found.document["tensorflow"] = {"algorithm": int(generator.algorithm)}
+
+
+def _restore_tensorflow(saved: Generators) -> list[str]:
+    if "tensorflow" not in sys.modules:
+        return ["tensorflow"]
+    import tensorflow as tf
+
+    state, algorithm = saved.arrays["tensorflow"], saved.document["tensorflow"]["algorithm"]
+    generator = _tensorflow_generator()
+    if generator is not None and int(generator.algorithm) == algorithm:
+        generator.reset(state)  # in place: functions that are traced already hold its variable
+    else:
+        tf.random.set_global_generator(tf.random.Generator.from_state(state, algorithm))
+    return []

@@ -1,0 +1,157 @@
+"""Training state: what a run needs to go on that Keras leaves out of its files.
+
+Variables, the global random generators, and where the fit stands (position, callbacks, data). Keras writes neither the
+states of seed generators (Dropout's and other random layers') nor metrics, and saves some layers in another form than
+the live one (LoRA is merged into its kernel). The document's ``"kind"`` and ``"version"`` leave room for what joins
+later.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ckptstore.errors import ModelMismatchError
+from ckptstore.formats.snapshot import FitState, TrainingState
+from ckptstore.keras.private.capture import Capture
+from ckptstore.keras.state import random_state, tree
+from ckptstore.keras.state.arrays import host_array, shape_and_dtype
+from ckptstore.system.arrays import Array
+
+KIND = "keras"
+VERSION = 1
+
+_VARIABLES, _METRICS, _FIT = "variables", "metrics", "fit"
+
+Groups = dict[str, list[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """One array on its way back into a live variable."""
+
+    variable: Any
+    value: Array
+
+
+def collect(groups: Groups, optimizers: list[Any], fit: FitState | None = None) -> TrainingState:
+    """Return the training state of a model, as views of its variables.
+
+    Args:
+        groups: Its variables that Keras' own file leaves out.
+        optimizers: Its optimizers; their kinds are noted, since the variables of several kinds look the same.
+        fit: Where the running fit stands, if one of its callbacks saves.
+
+    Raises:
+        InvalidArgumentError: Something of the fit can be kept neither as JSON nor as an array; says where it stands.
+    """
+    fit = fit or FitState(values={})
+    arrays: dict[str, Array] = {}
+    document: dict[str, Any] = {"kind": KIND, "version": VERSION, "optimizers": _kinds(optimizers)}
+    for group, variables in groups.items():
+        document[group] = [str(variable.path) for variable in variables]
+        arrays |= {
+            f"{group}/{index}": fit.frozen.get(id(variable), host_array(variable))
+            for index, variable in enumerate(variables)
+        }
+    generators = fit.generators or random_state.capture()
+    document[random_state.GROUP] = generators.document
+    arrays |= {f"{random_state.GROUP}/{name}": array for name, array in generators.arrays.items()}
+    if fit.values:
+        document[_FIT], found = tree.pack(dict(fit.values), _FIT)
+        arrays |= found
+    return TrainingState(document=document, arrays=arrays)
+
+
+def fit_values(state: TrainingState | None) -> dict[str, Any]:
+    """Return what a training state says of the fit that it was taken in; nothing where none was running."""
+    if state is None or _FIT not in state.document:
+        return {}
+    values: dict[str, Any] = tree.unpack(state.document[_FIT], state.arrays, _FIT)
+    return values
+
+
+def plan(live: Groups, optimizers: list[Any], state: TrainingState | None) -> list[Assignment]:
+    """Check that training state fits a model, of which `groups` has told, and return what to assign; changes nothing.
+
+    Metrics that the model has not built yet are left out: Keras builds them on the first batch, from zero.
+
+    Raises:
+        ModelMismatchError: The optimizer is of another kind, or a variable differs.
+    """
+    if state is None or state.document.get("kind") != KIND or state.document.get("version", 0) > VERSION:
+        return []
+    _check_kinds(state.document.get("optimizers", []), _kinds(optimizers))
+    assignments = list(_matched(_VARIABLES, live[_VARIABLES], state))
+    if len(live[_METRICS]) == len(state.document.get(_METRICS, ())):
+        try:
+            assignments += _matched(_METRICS, live[_METRICS], state)
+        except ModelMismatchError:
+            # Other metrics are no reason to refuse: they measure the training and are not part of it.
+            return assignments
+    return assignments
+
+
+def restore_generators(state: TrainingState | None) -> None:
+    """Set the global random generators back to where they were at the save.
+
+    What this process cannot set is said in a warning: a backend with other seeds, a device that is not there.
+    """
+    saved = None if state is None else random_state.of_state(state.document, state.arrays)
+    left = [] if saved is None else random_state.restore(saved)
+    if left:
+        warnings.warn(f"random generators that are not as they were: {', '.join(left)}", stacklevel=2)
+
+
+def groups(model: Any, captured: Capture) -> Groups:
+    """Return the variables that Keras' own file leaves out, in the model's own order, which does not change."""
+    saved = captured.saved_ids() if captured.exact else {id(variable) for variable in model.weights}
+    left_out = [variable for variable in model.variables if id(variable) not in saved]
+    # A metric that is an attribute of the model is saved as part of it.
+    metrics = [variable for variable in model.metrics_variables if id(variable) not in saved]
+    return {_VARIABLES: left_out, _METRICS: metrics}
+
+
+def _matched(group: str, variables: list[Any], state: TrainingState) -> Iterator[Assignment]:
+    paths = list(state.document.get(group, ()))
+    for index in range(max(len(paths), len(variables))):
+        if index >= len(variables):
+            raise ModelMismatchError(where=paths[index], in_checkpoint="a variable", in_model="nothing")
+        variable = variables[index]
+        if index >= len(paths):
+            raise ModelMismatchError(
+                where=str(variable.path), in_checkpoint="nothing", in_model=_shown(variable)
+            )
+        value = state.arrays[f"{group}/{index}"]
+        if shape_and_dtype(value) != shape_and_dtype(variable):
+            raise ModelMismatchError(
+                where=paths[index], in_checkpoint=_shown(value), in_model=_shown(variable)
+            )
+        yield Assignment(variable=variable, value=value)
+
+
+def same_kinds(optimizers: list[Any], state: TrainingState | None) -> bool:
+    """Return whether training state was saved with optimizers of these kinds; True where it does not say."""
+    return state is None or state.document.get("optimizers", _kinds(optimizers)) == _kinds(optimizers)
+
+
+def _kinds(optimizers: list[Any]) -> list[str]:
+    return [type(optimizer).__name__ for optimizer in optimizers]
+
+
+def _check_kinds(saved: list[str], live: list[str]) -> None:
+    if saved != live:
+        raise ModelMismatchError(
+            where="optimizer",
+            in_checkpoint=" of ".join(saved) or "nothing",
+            in_model=" of ".join(live) or "nothing",
+            hint="compile the model with the optimizer that it was saved with, or load its weights alone "
+            "with Checkpoint.load_weights(model); the model was left as it was",
+        )
+
+
+def _shown(value: Any) -> str:
+    shape, dtype = shape_and_dtype(value)
+    return f"{shape} {dtype}"

@@ -1,0 +1,127 @@
+"""The metrics of a run's epochs, which stay when its checkpoints go.
+
+Of an epoch's checkpoints that of its end counts, and while there is none the newest; after a restart that trains an
+epoch again, the newer one; of a run that was begun anew, the newest attempt's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import datetime
+
+from sqlalchemy import Connection, bindparam, delete, func, insert, select
+
+from ckptstore.manifest.statements import first_version, id_of_run, plain
+from ckptstore.manifest.tables import EPOCH_METRICS, EPOCHS, EVENTS, METRIC_NAMES
+from ckptstore.records import Epoch, NewCheckpoint, Resumed
+
+# Built once: building a statement takes longer than executing it.
+_HERE = (EPOCHS.run_id == bindparam("run_id"), EPOCHS.epoch == bindparam("epoch"))
+_NOTED = select(EPOCHS.version, EPOCHS.batch, first_version(EPOCHS.run_id).label("attempt")).where(*_HERE)
+_FORGET_METRICS = delete(EPOCH_METRICS.table).where(
+    EPOCH_METRICS.run_id == bindparam("run_id"), EPOCH_METRICS.epoch == bindparam("epoch")
+)
+_FORGET = delete(EPOCHS.table).where(*_HERE)
+_NOTE, _NOTE_METRICS = insert(EPOCHS.table), insert(EPOCH_METRICS.table)
+
+
+def note_epoch(connection: Connection, run_id: int, new: NewCheckpoint, values: Mapping[int, float]) -> None:
+    """Let a new checkpoint tell of its epoch, unless an older one tells better.
+
+    Args:
+        connection: In the transaction that inserts the checkpoint.
+        run_id: Its run.
+        new: The checkpoint.
+        values: Its metrics, by their ids.
+    """
+    here = {"run_id": run_id, "epoch": new.epoch}
+    noted = connection.execute(_NOTED, here).one_or_none()
+    if noted is not None:
+        if not _tells_better(new, noted.version, noted.batch, noted.attempt):
+            return
+        connection.execute(_FORGET_METRICS, here)
+        connection.execute(_FORGET, here)
+    told = {"version": new.version, "batch": new.batch, "step": new.step, "created_at": new.created_at}
+    connection.execute(_NOTE, {**here, **told})
+    rows = [
+        {**here, "metric_id": metric, "value": None if math.isnan(value) else float(value)}
+        for metric, value in values.items()
+    ]
+    if rows:
+        connection.execute(_NOTE_METRICS, rows)
+
+
+def _tells_better(new: NewCheckpoint, version: int, batch: int | None, attempt: int) -> bool:
+    """Tell whether a checkpoint tells more of its epoch than the one that is noted."""
+    if (new.version >= attempt) != (version >= attempt):
+        return new.version >= attempt
+    if (new.batch is None) != (batch is None):
+        return new.batch is None
+    return new.version > version
+
+
+def epochs(connection: Connection, run: str, after: int, limit: int) -> list[Epoch]:
+    """Return what is known of a run's epochs in its newest attempt, behind an epoch, in order."""
+    of_run = (EPOCHS.run_id == id_of_run(run), EPOCHS.version >= first_version(id_of_run(run)))
+    chosen = select(EPOCHS.epoch, EPOCHS.batch, EPOCHS.step, EPOCHS.version, EPOCHS.created_at)
+    rows = list(
+        plain(connection, chosen.where(*of_run, EPOCHS.epoch > after).order_by(EPOCHS.epoch).limit(limit))
+    )
+    if not rows:
+        return []
+    metrics = _metrics(connection, run, rows[0][0], rows[-1][0])
+    return [
+        Epoch(
+            epoch=epoch,
+            batch=batch,
+            step=step,
+            version=version,
+            created_at=datetime.fromisoformat(created_at),
+            metrics=metrics.get(epoch, {}),
+        )
+        for epoch, batch, step, version, created_at in rows
+    ]
+
+
+def epochs_of(connection: Connection, run: str) -> tuple[int, datetime | None]:
+    """Return how many epochs of a run's newest attempt are known, and when the first was saved."""
+    of_run = (EPOCHS.run_id == id_of_run(run), EPOCHS.version >= first_version(id_of_run(run)))
+    count = connection.execute(select(func.count()).where(*of_run)).scalar_one()
+    first: datetime | None = connection.scalar(
+        select(EPOCHS.created_at).where(*of_run).order_by(EPOCHS.epoch).limit(1)
+    )
+    return count, first
+
+
+def _metrics(connection: Connection, run: str, first: int, last: int) -> dict[int, dict[str, float]]:
+    names = dict(connection.execute(select(METRIC_NAMES.id, METRIC_NAMES.name)).all())
+    chosen = select(EPOCH_METRICS.epoch, EPOCH_METRICS.metric_id, EPOCH_METRICS.value).where(
+        EPOCH_METRICS.run_id == id_of_run(run), EPOCH_METRICS.epoch.between(first, last)
+    )
+    found: dict[int, dict[str, float]] = {}
+    of: dict[str, float] = {}
+    previous = -1
+    for epoch, metric, value in plain(
+        connection, chosen.order_by(EPOCH_METRICS.epoch, EPOCH_METRICS.metric_id)
+    ):
+        if epoch != previous:
+            of = found[epoch] = {}
+            previous = epoch
+        of[names[metric]] = math.nan if value is None else value
+    return found
+
+
+def resumes(connection: Connection, run: str) -> list[Resumed]:
+    """Return from where a run's newest attempt was gone on with, oldest first."""
+    chosen = select(EVENTS.at, EVENTS.version, EVENTS.detail).where(
+        EVENTS.kind == "resumed",
+        EVENTS.run_id == id_of_run(run),
+        EVENTS.version >= first_version(id_of_run(run)),
+    )
+    found = []
+    for at, version, detail in connection.execute(chosen.order_by(EVENTS.id)):
+        where = detail or {}
+        if version is not None and isinstance(where.get("epoch"), int):
+            found.append(Resumed(at=at, version=version, epoch=where["epoch"], batch=where.get("batch")))
+    return found

@@ -1,0 +1,120 @@
+"""Reads from a damaged manifest what only a manifest knows, as far as SQLite still can."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeGuard
+
+from ckptstore.errors import CorruptManifestError, InvalidArgumentError
+from ckptstore.manifest.engine import roll_back_hot_journal, uri_of
+from ckptstore.records import Mode
+from ckptstore.validation import check_tag
+
+_MONITORS = (
+    "SELECT runs.name, metric_names.name, mode FROM monitors"
+    " JOIN runs ON runs.id = run_id JOIN metric_names ON metric_names.id = metric_id"
+)
+_BEGINNINGS = (
+    "SELECT runs.name, version, detail FROM events JOIN runs ON runs.id = run_id"
+    " WHERE kind = 'began' ORDER BY events.id"
+)
+
+
+@dataclass(slots=True)
+class Salvaged:
+    """What was still there; empty where nothing was.
+
+    Attributes:
+        uuid: The store's id, or None.
+        next_version: The number of the next version; 1 where unknown.
+        pinned: Versions that retention must leave.
+        tags: Versions by tag.
+        costs: `blocked_s` and `total_s` by version.
+        monitors: Run, metric and better direction.
+        attempts: Least versions of the attempts that were begun, by run and number.
+    """
+
+    uuid: str | None = None
+    next_version: int = 1
+    pinned: set[int] = field(default_factory=set)
+    tags: dict[str, int] = field(default_factory=dict)
+    costs: dict[int, tuple[float | None, float | None]] = field(default_factory=dict)
+    monitors: list[tuple[str, str, Mode]] = field(default_factory=list)
+    attempts: dict[tuple[str, int], int] = field(default_factory=dict)
+
+
+def salvage(path: Path) -> Salvaged:
+    """Return what a damaged manifest still says.
+
+    Each table is read for itself, so that one bad page costs no more than the rows behind it.
+    """
+    found = Salvaged()
+    if not path.is_file():
+        return found
+    with suppress(CorruptManifestError):
+        # A commit in which a writer died is undone, as any opening would; a damaged file is left as it is.
+        roll_back_hot_journal(path)
+    for uuid, next_version in _rows(path, "SELECT uuid, next_version FROM store"):
+        if isinstance(uuid, str) and isinstance(next_version, int) and 0 < next_version < 10**18:
+            found.uuid, found.next_version = uuid, next_version
+    for (version,) in _rows(path, "SELECT version FROM checkpoints WHERE pinned"):
+        if isinstance(version, int):
+            found.pinned.add(version)
+    for name, version in _rows(path, "SELECT name, version FROM tags"):
+        if isinstance(version, int) and _is_tag(name):
+            found.tags[name] = version
+    for version, blocked_s, total_s in _rows(path, "SELECT version, blocked_s, total_s FROM checkpoints"):
+        if isinstance(version, int):
+            found.costs[version] = (_seconds(blocked_s), _seconds(total_s))
+    for run, metric, mode in _rows(path, _MONITORS):
+        if isinstance(run, str) and isinstance(metric, str) and mode in ("min", "max"):
+            found.monitors.append((run, metric, "min" if mode == "min" else "max"))
+    found.attempts = _attempts(path, found.next_version)
+    return found
+
+
+def _is_tag(name: object) -> TypeGuard[str]:
+    try:
+        check_tag(name)
+    except InvalidArgumentError:
+        return False
+    return True
+
+
+def _attempts(path: Path, next_version: int) -> dict[tuple[str, int], int]:
+    found: dict[tuple[str, int], int] = {}
+    for run, version, detail in _rows(path, _BEGINNINGS):
+        number = _number(detail)
+        if isinstance(run, str) and isinstance(version, int) and 0 < version <= next_version and number:
+            found[run, number] = version
+    return found
+
+
+def _number(detail: object) -> int | None:
+    try:
+        number = json.loads(detail)["attempt"] if isinstance(detail, str) else None
+    except (ValueError, TypeError, LookupError):
+        return None
+    return number if type(number) is int and number > 0 else None
+
+
+def _seconds(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _rows(path: Path, query: str) -> list[tuple[object, ...]]:
+    """Return the rows that come before the first error."""
+    rows: list[tuple[object, ...]] = []
+    try:
+        # Immutable: neither a journal is rolled back nor a log read, and nothing is written beside it.
+        with closing(sqlite3.connect(f"{uri_of(path)}?mode=ro&immutable=1", uri=True)) as connection:
+            for row in connection.execute(query):
+                rows.append(row)
+    except sqlite3.Error:
+        # That is what it was called for: the rest cannot be read.
+        return rows
+    return rows

@@ -1,0 +1,141 @@
+"""Transactions on a manifest: begun explicitly, checked, their errors translated, never left open."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from weakref import finalize
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError, ResourceClosedError
+
+from ckptstore.errors import (
+    CheckpointStoreError,
+    CorruptManifestError,
+    InvalidArgumentError,
+    ReadOnlyError,
+    StorageError,
+)
+from ckptstore.manifest import schema
+from ckptstore.manifest.engine import WRITES, roll_back_hot_journal
+from ckptstore.manifest.sqlite_errors import FOREIGN_ERRORS, needs_rollback_of_hot_journal, translated
+from ckptstore.storage.locks import instead_of_locks
+from ckptstore.system.fork_safety import no_fork
+
+
+class Transactions:
+    """Opens transactions on one manifest, for any number of threads, and for children after a fork.
+
+    Args:
+        path: The manifest file.
+        read_only: True to refuse writing.
+
+    Raises:
+        CheckpointStoreError: As `ckptstore.manifest.schema.open_manifest` says.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool) -> None:
+        self.path = path
+        self.read_only = read_only
+        self._engine = schema.open_manifest(path, read_only=read_only)
+        self._closing = finalize(self, self._engine.dispose)
+
+    def close(self) -> None:
+        """Close all connections; later transactions are refused."""
+        self._closing()
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """Open a transaction that sees one state of the manifest, whatever others commit meanwhile.
+
+        A writer's COMMIT waits for it, so it is kept short: nothing but queries belongs into the block.
+
+        Raises:
+            CorruptManifestError: The manifest, or a value in it, cannot be read.
+            StoreLockedError: A writer's COMMIT did not end in time.
+            SchemaError: Another process brought the manifest to another schema.
+            StorageError: It cannot be read.
+        """
+        with self._translating(), no_fork(), instead_of_locks(), self._begun(writes=False) as connection:
+            try:
+                yield connection
+            except ValueError as error:
+                if isinstance(error, CheckpointStoreError):
+                    raise
+                raise CorruptManifestError(
+                    path=self.path, reason=f"it holds an unreadable value: {error}"
+                ) from error
+
+    @contextmanager
+    def writing(self, operation: str) -> Iterator[Connection]:
+        """Open a transaction for writing, alone among all processes, and COMMIT it when the block ends well.
+
+        When the block fails, nothing has changed. When COMMIT itself fails, it may have become durable all
+        the same: the connections are closed, and the next transaction, on a new one, sees what is on disk.
+
+        Args:
+            operation: What is being done, for the error on a manifest that is open for reading.
+
+        Raises:
+            ReadOnlyError: The manifest is open for reading.
+            StoreLockedError: Another process wrote for too long.
+            DiskFullError: There is no room.
+            StorageError: The disk failed.
+        """
+        if self.read_only:
+            raise ReadOnlyError(store=self.path.parent, operation=operation)
+        with self._translating(), no_fork(), instead_of_locks(), self._begun(writes=True) as connection:
+            try:
+                yield connection
+                self._check_open(connection)
+                connection.commit()
+            except DBAPIError:
+                self._engine.dispose()
+                raise
+
+    def _check_open(self, connection: Connection) -> None:
+        """Refuse to commit nothing: SQLite undoes a whole transaction when a statement in it meets a failing disk."""
+        driver: Any = connection.connection.driver_connection
+        if not driver.in_transaction:
+            problem = OSError(errno.EIO, "the transaction was rolled back")
+            raise StorageError(operation="SQLite", path=self.path, error=problem)
+
+    @contextmanager
+    def _begun(self, *, writes: bool) -> Iterator[Connection]:
+        """Give a connection whose transaction has begun; it ends with the block, and with it every lock."""
+        if not self._closing.alive:
+            raise InvalidArgumentError(argument="store", value=str(self.path.parent), reason="it is closed")
+        connection = self._engine.connect().execution_options(**{WRITES: writes})
+        try:
+            try:
+                self._begin(connection)
+            except DBAPIError as error:
+                if not needs_rollback_of_hot_journal(error):
+                    raise
+                connection.rollback()
+                roll_back_hot_journal(self.path)
+                self._begin(connection)
+            yield connection
+            connection.close()
+        except BaseException:
+            # An interrupt may have come anywhere, also in a rollback: nothing of this connection is used again.
+            with suppress(ResourceClosedError):
+                connection.invalidate()
+            raise
+
+    def _begin(self, connection: Connection) -> None:
+        connection.begin()
+        # This read takes the lock; and a newer ckptstore may have upgraded the manifest since it was opened.
+        found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+        if found != schema.HEAD:
+            raise schema.refusal(self.path, str(found))
+
+    @contextmanager
+    def _translating(self) -> Iterator[None]:
+        try:
+            yield
+        except FOREIGN_ERRORS as error:
+            raise translated(error, self.path) from error

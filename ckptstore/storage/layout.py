@@ -1,0 +1,221 @@
+"""Where everything of a store lies, and how a store is found."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckptstore.errors import (
+    CorruptManifestError,
+    InvalidArgumentError,
+    NotAStoreError,
+    StorageError,
+    StoreNotFoundError,
+)
+from ckptstore.records import SUFFIXES, Format
+from ckptstore.storage.files import make_directory
+
+MANIFEST = "manifest.sqlite"
+# Beside the files that a drop-in callback shows, its store lies in this directory.
+DROP_IN = ".ckptstore"
+_PAYLOAD = re.compile(
+    r"(?P<version>[0-9]{8,18})-(?P<run>[A-Za-z0-9_][A-Za-z0-9_.=+@-]{0,99}?)(?P<suffix>\.weights\.h5|\.keras|\.h5)"
+)
+_FORMATS: dict[str, Format] = {suffix: name for name, suffix in SUFFIXES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The paths of one store; `root` is absolute."""
+
+    root: Path
+
+    @property
+    def manifest(self) -> Path:
+        """The SQLite manifest, the only truth."""
+        return self.root / MANIFEST
+
+    @property
+    def locks(self) -> Path:
+        """Lock files; never removed."""
+        return self.root / "locks"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Payloads, each written once."""
+        return self.root / "checkpoints"
+
+    @property
+    def tmp(self) -> Path:
+        """What is being written."""
+        return self.root / "tmp"
+
+    @property
+    def quarantine(self) -> Path:
+        """Damaged payloads, and manifests, kept for a person to look at."""
+        return self.root / "quarantine"
+
+    @property
+    def reserve(self) -> Path:
+        """A small file that is given up when the disk is full, so that a deletion can be recorded."""
+        return self.root / "reserve"
+
+    def make(self) -> None:
+        """Make the directories, durably; refuses what is not a store's before anything is changed.
+
+        Raises:
+            NotAStoreError: The path, or a directory above it, is a file.
+            CorruptManifestError: There are payloads but no manifest.
+            StorageError: A directory cannot be made.
+        """
+        for path in (self.root, *self.root.parents):
+            if os.path.lexists(path) and not path.is_dir():
+                raise NotAStoreError(path=path, reason="it is a file, not a directory")
+        if not self.manifest.exists() and self.holds_payloads():
+            raise CorruptManifestError(path=self.manifest, reason="it is missing, though there are payloads")
+        self.make_directories()
+
+    def make_directories(self) -> None:
+        """Make the directories that are missing, durably.
+
+        Raises:
+            StorageError: One cannot be made.
+        """
+        for path in (self.root, self.locks, self.checkpoints, self.tmp, self.quarantine):
+            make_directory(path)
+
+    def holds_payloads(self) -> bool:
+        """Return True when there are payloads, be it in quarantine: then a manifest belongs to them."""
+        if self.payload_names():
+            return True
+        try:
+            return any(map(version_in, os.listdir(self.quarantine)))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise StorageError(operation="list", path=self.quarantine, error=error) from error
+
+    def payload_names(self) -> list[str]:
+        """Return the names in `checkpoints` that are payloads' names, sorted."""
+        try:
+            names = os.listdir(self.checkpoints)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise StorageError(operation="list", path=self.checkpoints, error=error) from error
+        return sorted(name for name in names if is_payload_name(name))
+
+
+def payload_file(version: int, run: str, format: Format) -> str:
+    """Return a payload's path relative to its store.
+
+    Example:
+        >>> payload_file(7, "digits", "weights")
+        'checkpoints/00000007-digits.weights.h5'
+    """
+    return f"checkpoints/{version:08d}-{run}{SUFFIXES[format]}"
+
+
+def version_in(name: str) -> int:
+    """Return the version that a name begins with as a payload's does, also in quarantine; 0 where it does not.
+
+    Example:
+        >>> version_in("00000007-a.keras.2"), version_in("notes.txt")
+        (7, 0)
+    """
+    head = name.partition("-")[0]
+    return int(head) if 8 <= len(head) <= 18 and head.isascii() and head.isdecimal() else 0
+
+
+def is_payload_name(name: str) -> bool:
+    """Return True when a file of this name in `checkpoints` is taken for a payload."""
+    match = _PAYLOAD.fullmatch(name)
+    if match is None:
+        return False
+    version = int(match["version"])
+    written = payload_file(version, match["run"], _FORMATS[match["suffix"]])
+    return version >= 1 and written == f"checkpoints/{name}"
+
+
+def is_payload_file(file: str) -> bool:
+    """Return True when a path, relative to a store, is one that a payload may have.
+
+    Example:
+        >>> is_payload_file("checkpoints/00000007-a.keras"), is_payload_file("checkpoints/../a.keras")
+        (True, False)
+    """
+    folder, _, name = file.partition("/")
+    return folder == "checkpoints" and is_payload_name(name)
+
+
+def parse_payload_name(name: str) -> tuple[int, str, Format]:
+    """Return version, run and format of a payload's file name.
+
+    Example:
+        >>> parse_payload_name("00000007-digits.weights.h5")
+        (7, 'digits', 'weights')
+    """
+    match = _PAYLOAD.fullmatch(name)
+    if match is None:
+        raise ValueError(name)
+    return int(match["version"]), match["run"], _FORMATS[match["suffix"]]
+
+
+def find_store(path: str | os.PathLike[str]) -> Path:
+    """Return the directory of the store at `path`: that directory itself, or its ``.ckptstore``.
+
+    Raises:
+        StoreNotFoundError: Neither holds a manifest, nor payloads.
+
+    Example:
+        >>> find_store("/nowhere")
+        Traceback (most recent call last):
+        ...
+        ckptstore.errors.StoreNotFoundError: /nowhere: no store here ...
+    """
+    given = absolute(path)
+    for root in (given, given / DROP_IN):
+        layout = Layout(root)
+        if os.path.lexists(layout.manifest) or layout.holds_payloads():
+            return root
+    raise StoreNotFoundError(path=given)
+
+
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """Return `path` made absolute and freed of ``.`` and ``..``, so that a later chdir does not move it."""
+    return Path(os.path.abspath(os.fspath(path)))
+
+
+def relative_to(root: Path, path: Path) -> str:
+    """Return `path` relative to the store, so that store and published files may be moved together.
+
+    Links in the directories are followed, so that one file has one name whichever way the store was opened; a link
+    that `path` itself is stays, since it is what publishing replaces.
+    """
+    return os.path.relpath(real(path), os.path.realpath(root))
+
+
+def shown_at(root: Path, published: str) -> Path:
+    """Return the absolute path of what `relative_to` gave."""
+    return Path(os.path.normpath(Path(os.path.realpath(root), published)))
+
+
+def real(path: Path) -> Path:
+    """Return `path` with the links in its directories followed, but not the one that it may be itself."""
+    return Path(os.path.realpath(path.parent), path.name)
+
+
+def outside(root: Path, target: Path, argument: str = "publish") -> Path:
+    """Return `target` if a checkpoint of the store at `root` may be shown there; `argument` is named if not.
+
+    Raises:
+        InvalidArgumentError: It is the store, lies in it, or is a directory above it.
+    """
+    store, place = Path(os.path.realpath(root)), real(target)
+    if place == store or store in place.parents or place in store.parents:
+        raise InvalidArgumentError(
+            argument=argument, value=str(target), reason="lies in the store, or is a directory above it"
+        )
+    return target

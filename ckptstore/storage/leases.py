@@ -1,0 +1,80 @@
+"""Leases: proof that a writer is alive, and the sweep of what dead writers left under ``tmp/``."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+from filelock import Timeout
+
+from ckptstore.errors import StorageError
+from ckptstore.storage.files import unlink
+from ckptstore.storage.locks import acquire, file_lock
+
+_LEASE = ".lease"
+
+
+class Lease:
+    """Proof that a writer is alive: ``tmp/<id>.lease``, locked for the writer's life.
+
+    Make, release and sweep leases under the store's lock. A crash leaves the file unlocked, and so marks what
+    lies beside it (``tmp/<id>.*``) as nobody's.
+
+    Args:
+        directory: The store's ``tmp`` directory.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.id = uuid.uuid4().hex
+        self._path = directory / f"{self.id}{_LEASE}"
+        self._lock = file_lock(self._path, timeout_s=0, per_thread=False)
+        acquire(self._lock, "lease", self._path)
+        self._count = 0
+
+    def new_path(self, suffix: str) -> Path:
+        """Return an unused name for a temporary file of this writer."""
+        self._count += 1
+        return self.directory / f"{self.id}.{self._count}{suffix}"
+
+    def release(self) -> None:
+        """End the lease and remove its file."""
+        unlink(self._path)
+        self._lock.release()
+
+
+def sweep(directory: Path) -> list[Path]:
+    """Remove the temporary files of dead writers, never those of living ones; call under the store's lock.
+
+    Returns:
+        What was removed. Files that no writer of ours would make are left alone.
+    """
+    removed: list[Path] = []
+    names: dict[str, list[Path]] = {}
+    try:
+        found = sorted(directory.iterdir())
+    except OSError as error:
+        raise StorageError(operation="list", path=directory, error=error) from error
+    for path in found:
+        owner = path.name.partition(".")[0]
+        ours = len(owner) == 32 and set(owner) <= set("0123456789abcdef")
+        if ours and path.is_file() and not path.is_symlink():
+            names.setdefault(owner, []).append(path)
+    for owner, paths in names.items():
+        lease = directory / f"{owner}{_LEASE}"
+        if os.path.lexists(lease) and lease not in paths:
+            continue
+        lock = file_lock(lease, timeout_s=0, per_thread=False)
+        try:
+            acquire(lock, "lease", lease)
+        except StorageError as error:
+            if isinstance(error.__cause__, Timeout):
+                continue
+            raise
+        # The lease goes last: until then a crash here leaves the rest to be swept again.
+        for path in sorted({*paths, lease}, key=lambda path: path.suffix == _LEASE):
+            unlink(path)
+            removed.append(path)
+        lock.release()
+    return removed

@@ -1,0 +1,191 @@
+"""Locks between processes: the store's commit lock; a run's lock is in `run_lock`, a live writer's in `leases`.
+
+All are kernel locks (flock, through filelock), so that a dead process holds none; lock files are never removed.
+A lock is not inherited by a forked child.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ckptstore.errors import StorageError, StoreLockedError, UnsafeFileSystemError
+from ckptstore.storage.files import step
+
+STORE_LOCK_TIMEOUT_S = 60.0
+# Set to 1 by a user whose file system has no locks, and who sees to it that one process alone uses the store.
+WITHOUT_LOCKS = "CKPTSTORE_WITHOUT_LOCKS"
+# What a file system without locks answers.
+NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
+_POLL_S = 0.005
+
+
+class _NoLock:
+    """Stands in for a lock where the user has said that nobody else is there."""
+
+    def acquire(self) -> None:
+        """Do nothing."""
+
+    def release(self) -> None:
+        """Do nothing."""
+
+
+def without_locks() -> bool:
+    """Return True when the user has taken it on themselves that one process alone uses a store."""
+    return os.environ.get(WITHOUT_LOCKS, "") not in ("", "0")
+
+
+def file_lock(path: Path, *, timeout_s: float, per_thread: bool) -> FileLock | _NoLock:
+    """Return a kernel lock on a file, not yet held; a stand-in where the user has said that locks are not needed."""
+    if without_locks():
+        return _NoLock()
+    # fallback_to_soft=False: a marker file instead of a kernel lock would outlive its owner.
+    return FileLock(
+        path, timeout=timeout_s, poll_interval=_POLL_S, thread_local=per_thread, fallback_to_soft=False
+    )
+
+
+# Where the kernel keeps nobody out, at least the threads of this process are kept out of each other's way.
+_threads = threading.RLock()
+
+
+def instead_of_locks() -> AbstractContextManager[object]:
+    """Return what stands in for locks inside this process, where the user has said that there are no others."""
+    return _threads if without_locks() else nullcontext()
+
+
+def unsafe(path: Path, lacks: str, error: OSError | None = None) -> UnsafeFileSystemError:
+    """Return the error for a file system whose locks do not work; names the override."""
+    return UnsafeFileSystemError(
+        path=path,
+        lacks=f"this file system {lacks}, so that two writers would not notice each other",
+        error=error,
+        hint=f"keep the store on another disk; or, if one process alone uses it: {WITHOUT_LOCKS}=1",
+    )
+
+
+@contextmanager
+def store_lock(directory: Path, *, timeout_s: float = STORE_LOCK_TIMEOUT_S) -> Iterator[None]:
+    """Hold the store's lock; for the short part of a commit only.
+
+    Args:
+        directory: The store's ``locks`` directory.
+        timeout_s: Seconds to wait for it.
+
+    Raises:
+        StoreLockedError: It was not free in time.
+        UnsafeFileSystemError: This file system has no locks.
+        StorageError: The lock file cannot be opened.
+    """
+    path = directory / "store.lock"
+    lock = file_lock(path, timeout_s=timeout_s, per_thread=False)
+    try:
+        try:
+            try:
+                acquire(lock, "lock", path)
+            except StorageError as error:
+                if isinstance(error.__cause__, Timeout):
+                    raise StoreLockedError(path=path, waited_s=timeout_s) from error.__cause__
+                raise
+            with instead_of_locks():
+                yield
+        finally:
+            lock.release()
+    finally:
+        # Twice, since an interrupt may come before the first has begun; a lock that is free stays so.
+        lock.release()
+
+
+def acquire(lock: FileLock | _NoLock, operation: str, path: Path) -> None:
+    """Take a lock of `file_lock`, and hold nothing where that raises.
+
+    Args:
+        lock: The lock.
+        operation: Name of the step, for errors and tests.
+        path: The lock file.
+
+    Raises:
+        UnsafeFileSystemError: This file system has no locks.
+        StorageError: It is held, with `filelock.Timeout` as the cause; or the file cannot be opened.
+    """
+    try:
+        with step(operation, path):
+            lock.acquire()
+    except BaseException as error:
+        # It may have been granted in the instant before an interrupt.
+        lock.release()
+        if isinstance(error, StorageError) and error.errno in NO_LOCKS:
+            raise unsafe(path, "has no working locks", error) from error
+        raise
+
+
+def check_exclusion(directory: Path) -> None:
+    """Try whether the store's lock, which the caller holds, is refused to somebody else, and SQLite's kind granted.
+
+    Raises:
+        UnsafeFileSystemError: It is granted twice.
+        StorageError: The lock file cannot be opened.
+    """
+    if without_locks():
+        return
+    path = directory / "store.lock"
+    with step("probe", path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _try_record_lock(descriptor, path)
+            return
+        finally:
+            os.close(descriptor)
+    raise unsafe(path, "grants one lock twice")
+
+
+def _try_record_lock(descriptor: int, path: Path) -> None:
+    """Try the kind of lock that SQLite takes; it would take a refusal for somebody else's lock, and wait."""
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            raise unsafe(path, "has no working record locks, which SQLite needs", error) from error
+
+
+# What a file system answers that can lock no directory; NFS asks for a descriptor that may write.
+_NO_DIRECTORY_LOCKS = NO_LOCKS | {errno.EBADF, errno.EINVAL, errno.EACCES, errno.EPERM}
+
+
+@contextmanager
+def held_directory(path: Path) -> Iterator[bool | None]:
+    """Hold a directory, as long as the block or this process lasts; gives whether it is held.
+
+    False where somebody else holds it, or it is gone; None where directories cannot be held.
+    """
+    if without_locks():
+        yield None
+        return
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        yield False
+        return
+    held: bool | None = True
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            held = False
+        except OSError as error:
+            if error.errno not in _NO_DIRECTORY_LOCKS:
+                raise StorageError(operation="lock", path=path, error=error) from error
+            held = None
+        # Whoever held it before may have removed it.
+        yield held if os.path.lexists(path) else False
+    finally:
+        os.close(descriptor)

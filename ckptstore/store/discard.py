@@ -1,0 +1,65 @@
+"""Removes a store whose run has come to its end and is not wanted any more, and nothing that is not the store's."""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Collection
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+from ckptstore.commit.deletion import finish_marked
+from ckptstore.errors import StorageError
+from ckptstore.manifest.manifest import Manifest
+from ckptstore.storage.files import fsync_directory, remove_directory, unlink
+from ckptstore.storage.layout import Layout
+from ckptstore.storage.locks import store_lock
+from ckptstore.storage.reserve import give_up_for
+
+_BACKUPS = "manifest-*.backup.sqlite"
+
+
+def remove_checkpoints(layout: Layout, manifest: Manifest, runs: Collection[str]) -> None:
+    """Remove all checkpoints of some runs; the caller holds their locks.
+
+    A crash leaves them all, or rows marked for deletion, which the next opening finishes.
+    """
+    locked = partial(store_lock, layout.locks)
+    with locked():
+        versions = array("q", chain.from_iterable(map(manifest.versions, runs)))
+        give_up_for(layout.reserve, partial(manifest.set_state, versions, "deleting"))
+    for run in runs:
+        finish_marked(manifest, locked, run)
+
+
+def remove_empty_store(layout: Layout) -> bool:
+    """Remove what is left of a store without checkpoints, and its directory; returns whether that is gone.
+
+    The caller holds the locks of all its runs. Whatever else lies there stays, and so does what is in quarantine. A
+    crash leaves some of it: an empty store.
+    """
+    with store_lock(layout.locks):
+        if layout.holds_payloads():
+            return False
+        manifest = layout.manifest
+        for path in (*layout.root.glob(_BACKUPS), layout.reserve, manifest, _journal(manifest)):
+            unlink(path)
+        for path in _files_in(layout.tmp, layout.locks):
+            unlink(path)
+    for directory in (layout.tmp, layout.quarantine, layout.checkpoints, layout.locks, layout.root):
+        if not remove_directory(directory):
+            return False
+    fsync_directory(layout.root.parent)
+    return True
+
+
+def _journal(manifest: Path) -> Path:
+    return manifest.with_name(f"{manifest.name}-journal")
+
+
+def _files_in(*directories: Path) -> list[Path]:
+    try:
+        return [directory / name for directory in directories for name in os.listdir(directory)]
+    except OSError as error:
+        raise StorageError(operation="list", path=directories[0], error=error) from error

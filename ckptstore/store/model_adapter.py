@@ -1,0 +1,86 @@
+"""The interface between the store and a model's framework.
+
+The store knows no framework: `ckptstore.frameworks` names the module that implements this for each.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ckptstore.errors import InvalidArgumentError
+from ckptstore.frameworks import ADAPTERS, adapter_named
+
+if TYPE_CHECKING:
+    from ckptstore.formats.snapshot import FitState, Snapshot, TrainingState
+    from ckptstore.records import Checkpoint, Format
+
+
+class Snapshots(Protocol):
+    """Takes models of a framework apart."""
+
+    def take(
+        self,
+        model: Any,
+        *,
+        format: Format,
+        optimizer: Any = None,
+        weights_only: bool = False,
+        fit: FitState | None = None,
+        resumable: bool = True,
+        in_epoch: bool = False,
+    ) -> Snapshot:
+        """Take the model apart; nothing is written.
+
+        Args:
+            model: A built model.
+            format: The payload that is wanted.
+            optimizer: The optimizer of a training loop written by hand, for a model that is not compiled.
+            weights_only: True to leave out optimizer and training state.
+            fit: What joins the training state: where the running fit stands.
+            resumable: False to leave out the training state alone.
+            in_epoch: True in the middle of an epoch, where a configuration that was made before will do.
+
+        Raises:
+            ModelNotReadyError: It is not built; or not compiled, with neither `optimizer` nor `weights_only`.
+        """
+
+
+class ModelAdapter(Protocol):
+    """What the store asks of a framework."""
+
+    def snapshots(self) -> Snapshots:
+        """Return what takes models apart; one for all saves of a fit works out once what stays the same."""
+
+    def restore(
+        self, model: Any, checkpoint: Checkpoint, *, optimizer: Any = None, generators: bool = False
+    ) -> TrainingState | None:
+        """Verify the payload, check that it fits, then bring back weights, optimizer and training state.
+
+        With `generators` the process' global random generators too. Returns the training state.
+
+        Raises:
+            CorruptPayloadError: The payload is damaged; the model is unchanged.
+            ModelMismatchError: It does not fit; the model is unchanged.
+        """
+
+    def load_model(self, checkpoint: Checkpoint, **kwargs: Any) -> Any:
+        """Verify the payload and return the whole model in it."""
+
+    def load_weights(self, checkpoint: Checkpoint, model: Any) -> None:
+        """Verify the payload, check that it fits, and load its weights into `model`."""
+
+
+def adapter_for(model: object) -> ModelAdapter:
+    """Return the adapter of the framework that `model` belongs to.
+
+    Raises:
+        InvalidArgumentError: No known framework made it.
+    """
+    for base in type(model).__mro__:
+        framework = base.__module__.partition(".")[0]
+        if framework in ADAPTERS:
+            adapter: ModelAdapter = adapter_named(framework)
+            return adapter
+    raise InvalidArgumentError(
+        argument="model", value=type(model).__name__, reason="is not a model of a known framework (keras)"
+    )

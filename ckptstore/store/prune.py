@@ -1,0 +1,125 @@
+"""Removes what a policy does not keep, on demand; or tells what would go, and why the rest stays."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from ckptstore.commit.deletion import finish_deletions
+from ckptstore.commit.retention import Plan, Retention, check_for_prune
+from ckptstore.errors import RunNotFoundError
+from ckptstore.manifest.manifest import Manifest
+from ckptstore.manifest.packed_rows import Packed, PackedCheckpoints, Place
+from ckptstore.retention.policy import Kept, Policy, as_policy
+from ckptstore.retention.reasons import SharedReasons
+from ckptstore.storage.layout import Layout
+from ckptstore.storage.locks import store_lock
+from ckptstore.storage.reserve import give_up_for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruned:
+    """What `ckptstore.CheckpointStore.prune` removed, or would remove.
+
+    Attributes:
+        removed: Checkpoints that went, or would go, oldest first within a run.
+        kept: Checkpoints that stay.
+        reasons: Why each version stays: the rules' names, ``"best METRIC"``, ``"newest two"``, ``"to resume from"``,
+            ``"resumed from"``, ``"pinned"``, ``"shown"``, or that it is not whole.
+        dry_run: True where nothing was removed.
+    """
+
+    removed: PackedCheckpoints
+    kept: PackedCheckpoints
+    reasons: Mapping[int, tuple[str, ...]]
+    dry_run: bool
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is removed."""
+        return self.removed.rows.nbytes(self.removed.positions)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as a JSON object; `kept` has each checkpoint's version and reasons."""
+        document = self.documents()
+        return {**document, "removed": list(document["removed"]), "kept": list(document["kept"])}
+
+    def documents(self) -> dict[str, Any]:
+        """Return what `to_json` does, with iterators in the place of its lists: there may be very many."""
+        return {
+            "dry_run": self.dry_run,
+            "removed": (checkpoint.to_json() for checkpoint in self.removed),
+            "removed_nbytes": self.nbytes,
+            "kept": (
+                {"version": version, "reasons": list(self.reasons[version])} for version in self.kept.versions
+            ),
+        }
+
+    def places(self) -> Iterator[tuple[Place, bool]]:
+        """Yield what can be told at little cost of each checkpoint, lowest version first, and whether it goes."""
+        rows = self.removed.rows
+        goes = bytearray(len(rows))
+        for at in self.removed.positions:
+            goes[at] = True
+        order = rows.by_version()
+        return zip(rows.places(order), (bool(goes[at]) for at in order), strict=True)
+
+
+def prune(
+    layout: Layout,
+    manifest: Manifest,
+    policy: Policy | Kept,
+    *,
+    run: str | None,
+    dry_run: bool,
+) -> Pruned:
+    """Apply a policy to a run, or to each run; `ckptstore.CheckpointStore.prune` says how."""
+    policy = as_policy(policy)
+    runs = _runs(layout, manifest, run)
+    rows = Packed(layout.root)
+    if dry_run:
+        return _pruned(rows, list(_plans(layout, manifest, policy, runs, rows)), dry_run=True)
+    locked = partial(store_lock, layout.locks)
+    # What goes is chosen and marked under one lock: nobody pins or tags it in between.
+    with locked():
+        plans = list(_plans(layout, manifest, policy, runs, rows))
+        for plan in plans:
+            if plan.gone:
+                give_up_for(
+                    layout.reserve, partial(manifest.let_go, plan.run, array("q", plan.gone.versions))
+                )
+    for plan in plans:
+        if plan.gone:
+            give_up_for(layout.reserve, partial(finish_deletions, manifest, plan.gone, locked))
+    return _pruned(rows, plans, dry_run=False)
+
+
+def _runs(layout: Layout, manifest: Manifest, run: str | None) -> tuple[str, ...]:
+    runs = manifest.runs()
+    if run is None:
+        return runs
+    if run not in runs:
+        raise RunNotFoundError(run=run, store=layout.root, known=runs)
+    return (run,)
+
+
+def _plans(
+    layout: Layout, manifest: Manifest, policy: Policy, runs: Sequence[str], rows: Packed
+) -> Iterator[Plan]:
+    retention = Retention(layout, manifest)
+    for run in runs:
+        plan = retention.plan(run, policy, rows)
+        check_for_prune(plan, policy, manifest.metric_names(run), layout)
+        yield plan
+
+
+def _pruned(rows: Packed, plans: Sequence[Plan], *, dry_run: bool) -> Pruned:
+    return Pruned(
+        removed=PackedCheckpoints(rows, (at for plan in plans for at in plan.gone.positions)),
+        kept=PackedCheckpoints(rows, (at for plan in plans for at in plan.kept.positions)),
+        reasons=SharedReasons(pair for plan in plans for pair in plan.reasons.items()),
+        dry_run=dry_run,
+    )

@@ -1,0 +1,256 @@
+"""What a store can be asked: its checkpoints, the newest, the best, and those that a ref names."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, overload
+
+from ckptstore.errors import CheckpointNotFoundError, InvalidArgumentError, MetricNotFoundError
+from ckptstore.manifest.conditions import Condition, Metric, Term, metrics_in, parse, parse_order
+from ckptstore.manifest.manifest import Manifest
+from ckptstore.manifest.search import COMPLETE_ONLY
+from ckptstore.records import Checkpoint, Event, Mode, State
+from ckptstore.storage.layout import shown_at
+from ckptstore.store import refs
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from ckptstore.store.diff import Difference, Progress
+    from ckptstore.store.history import History, RunSummary
+
+Ref = str | int | Checkpoint
+
+
+class StoreQueries:
+    """The questions of `ckptstore.CheckpointStore`; each is one look into the manifest, and changes nothing."""
+
+    path: Path
+    _manifest: Manifest
+
+    def checkpoints(
+        self,
+        run: str | None = None,
+        *,
+        states: Collection[State] | None = COMPLETE_ONLY,
+        where: str | None = None,
+        order_by: str | None = None,
+        limit: int | None = None,
+    ) -> list[Checkpoint]:
+        """Return a run's checkpoints, or all, oldest first.
+
+        Args:
+            run: The run; None for all runs.
+            states: Which states to list; None for all, those with a missing or damaged payload too.
+            where: A condition, such as ``"val_loss < 0.3 and epoch >= 5"``. A name is a field of `Checkpoint`
+                (version, run, epoch, batch, step, nbytes, created_at, format, state, digest, pinned, resumable,
+                blocked_s, total_s) or else a metric; a metric of any name is ``metric["name"]``. There are
+                ``< <= > >= == !=``, ``and``, ``or``, ``not``, ``in (...)``, ``is None`` and ``"name" in tags``. A
+                checkpoint without the metric, or with NaN, meets no comparison of it. The text never becomes SQL.
+            order_by: A field or a metric, with ``-`` before it for the greatest first; what lacks it comes last, and of
+                equals the earlier first.
+            limit: At most so many.
+
+        Raises:
+            InvalidArgumentError: `where` or `order_by` cannot be understood; says what about it.
+            MetricNotFoundError: A metric in them is one that no checkpoint has.
+        """
+        if where is None and order_by is None and limit is None:
+            return self._manifest.checkpoints(run, states=states)
+        return list(self.iterate(run, states=states, where=where, order_by=order_by, limit=limit))
+
+    def iterate(
+        self,
+        run: str | None = None,
+        *,
+        states: Collection[State] | None = COMPLETE_ONLY,
+        where: str | None = None,
+        order_by: str | None = None,
+        limit: int | None = None,
+    ) -> Iterator[Checkpoint]:
+        """Yield what `checkpoints` returns, some hundreds at a time: a million are never in memory at once.
+
+        A checkpoint that is removed meanwhile is left out.
+
+        Raises:
+            InvalidArgumentError: As `checkpoints`, at once; likewise `MetricNotFoundError`.
+        """
+        condition = None if where is None else parse(where)
+        order = None if order_by is None else parse_order(order_by)
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
+            raise InvalidArgumentError(argument="limit", value=limit, reason="must be 0 or more")
+        self._check_metrics(condition, order)
+        if condition is None and order is None and limit is None:
+            return self._manifest.walk(run, states=states)
+        return self._manifest.search(run, states=states, where=condition, order=order, limit=limit)
+
+    def _check_metrics(self, condition: Condition | None, order: tuple[Term, bool] | None) -> None:
+        wanted = set() if condition is None else set(metrics_in(condition))
+        if order is not None and isinstance(order[0], Metric):
+            wanted.add(order[0].name)
+        if not wanted:
+            return
+        known = self._manifest.metric_names()
+        for metric in sorted(wanted):
+            if metric not in known:
+                raise MetricNotFoundError(metric=metric, store=self.path, known=known)
+
+    def latest(self, run: str | None = None) -> Checkpoint | None:
+        """Return the newest checkpoint, or None where there is none."""
+        return self._manifest.latest(run)
+
+    @overload
+    def best(self, metric: str, *, mode: Mode | None = None, run: str | None = None) -> Checkpoint | None: ...
+
+    @overload
+    def best(
+        self, metric: str, *, mode: Mode | None = None, run: str | None = None, k: int
+    ) -> list[Checkpoint]: ...
+
+    def best(
+        self, metric: str, *, mode: Mode | None = None, run: str | None = None, k: int | None = None
+    ) -> Checkpoint | list[Checkpoint] | None:
+        """Return the checkpoint with the best value of a metric, or None where there is none; or the `k` best.
+
+        NaN is never best; of equals the earlier is returned.
+
+        Args:
+            metric: The metric's name, as in Keras' logs.
+            mode: ``"min"`` or ``"max"``; None for the direction that the run's callback watched it in, or else the
+                one that its name tells.
+            run: The run; None for all runs.
+            k: How many, for a list, best first.
+
+        Raises:
+            MetricNotFoundError: There are checkpoints, but none has this metric.
+            InvalidArgumentError: `mode` is needed: neither a callback nor the name tells the direction.
+        """
+        if k is None:
+            return refs.best(self._manifest, self.path, metric, mode=mode, run=run)
+        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+            raise InvalidArgumentError(argument="k", value=k, reason="must be a positive integer")
+        direction = refs.direction_of(self._manifest, self.path, metric, mode=mode, run=run)
+        return [] if direction is None else self._manifest.ranked(metric, direction, run, limit=k)
+
+    def resume_point(self, run: str | None = None) -> Checkpoint | None:
+        """Return the newest checkpoint that a run can go on from, or None where there is none.
+
+        It carries training state, and its payload is there with its size; `restore` verifies its digest.
+        """
+        return refs.resume_point(self._manifest, run)
+
+    def get(self, ref: Ref) -> Checkpoint:
+        """Return the checkpoint that a ref names.
+
+        Args:
+            ref: A version, ``"latest"``, ``"best:METRIC"``, ``"resume-point"``, a tag, or a `Checkpoint`.
+
+        Raises:
+            CheckpointNotFoundError: There is none.
+        """
+        found = ref if isinstance(ref, Checkpoint) else refs.look_up(self._manifest, self.path, ref)
+        if found is None:
+            raise CheckpointNotFoundError(ref=ref, store=self.path)
+        return found
+
+    def runs(self) -> tuple[str, ...]:
+        """Return the names of all runs."""
+        return self._manifest.runs()
+
+    def metric_names(self, run: str | None = None) -> tuple[str, ...]:
+        """Return the names of all metrics that a run, or any run, has recorded."""
+        return self._manifest.metric_names(run)
+
+    def published(self, run: str) -> dict[Path, int]:
+        """Return what a run has been made to show: versions by path, absolute; a path may be gone by now."""
+        shown = (one for one in self._manifest.published() if one.run == run)
+        return {shown_at(self.path, one.path): one.version for one in shown}
+
+    @property
+    def schema_version(self) -> str:
+        """The manifest's schema revision."""
+        return self._manifest.schema_version
+
+    def tags(self) -> dict[str, int]:
+        """Return the version that each tag stands on, sorted by tag."""
+        return self._manifest.tags()
+
+    def history(self, run: str = "default") -> History:
+        """Return each metric of a run by epoch, across restarts, also of checkpoints that are gone.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+        """
+        from ckptstore.store.history import history_of
+
+        return history_of(self._manifest, self.path, run)
+
+    def compare(self, *runs: str, metrics: Collection[str] | None = None) -> list[RunSummary]:
+        """Return runs side by side: how far each came, and its best by each metric.
+
+        Args:
+            *runs: The runs; all where none is given.
+            metrics: The metrics; None for all.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+            MetricNotFoundError: None of the runs has a metric.
+        """
+        from ckptstore.store.history import compare
+
+        return compare(self._manifest, self.path, runs, metrics)
+
+    def events(
+        self, *, kind: str | None = None, run: str | None = None, limit: int | None = None
+    ) -> list[Event]:
+        """Return what happened to the store, newest first: saves, tags that moved, resumes, removals, damage.
+
+        Args:
+            kind: Such as ``"saved"``, ``"tagged"``, ``"untagged"``, ``"resumed"``, ``"pruned"``; None for all.
+            run: The run; None for all.
+            limit: At most so many.
+        """
+        return self._manifest.events(kind=kind, run=run, limit=limit)
+
+    def to_dataframe(
+        self,
+        run: str | None = None,
+        *,
+        where: str | None = None,
+        order_by: str | None = None,
+        limit: int | None = None,
+    ) -> DataFrame:
+        """Return checkpoints as a pandas table: a row for each, its fields, then a column for each metric.
+
+        Args:
+            run: As for `checkpoints`, like the others.
+            where: Likewise.
+            order_by: Likewise.
+            limit: Likewise.
+
+        Raises:
+            MissingPackageError: (an ImportError) pandas is not installed.
+        """
+        from ckptstore.store.dataframe import dataframe_of
+
+        return dataframe_of(self.iterate(run, where=where, order_by=order_by, limit=limit))
+
+    def diff(self, first: Ref, second: Ref, *, progress: Progress | None = None) -> Difference:
+        """Compare two checkpoints: metrics, and how far each variable has moved.
+
+        Both are verified; one variable of each is in memory at a time.
+
+        Args:
+            first: A version, ``"latest"``, ``"best:METRIC"``, ``"resume-point"``, a tag, or a `Checkpoint`, which may
+                be another store's.
+            second: Likewise.
+            progress: Called with numbers of bytes as they are read, up to twice what both payloads have.
+
+        Raises:
+            CheckpointNotFoundError: No checkpoint answers to a ref.
+            CorruptPayloadError: A payload is damaged.
+        """
+        from ckptstore.store.diff import difference
+
+        return difference(self.get(first), self.get(second), progress)

@@ -1,0 +1,277 @@
+"""Makes a manifest again from the payloads, when it was lost or cannot be read.
+
+All that a payload says of itself comes back: version, run, position, metrics, tags, format, training state. What only
+the manifest knew (pins, later tags, costs, which way metrics are better, the number of the next version) is read from
+the damaged one as far as SQLite still can.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ckptstore.commit.orphans import Described, describe
+from ckptstore.commit.quarantine import quarantine_stray
+from ckptstore.errors import CheckpointStoreError, CorruptManifestError, CorruptPayloadError, StorageError
+from ckptstore.formats import payload
+from ckptstore.manifest.manifest import Manifest
+from ckptstore.manifest.salvage import Salvaged, salvage
+from ckptstore.records import NewCheckpoint, Problem
+from ckptstore.storage.files import (
+    digest_file,
+    fsync_directory,
+    is_same_file,
+    link,
+    move_durably,
+    rename_to_new,
+    unlink,
+)
+from ckptstore.storage.files import replace as rename_over
+from ckptstore.storage.layout import Layout, find_store, is_payload_name, shown_at, version_in
+from ckptstore.storage.locks import store_lock
+from ckptstore.storage.run_lock import no_run_is_written
+
+Progress = Callable[[int], object]
+# What SQLite keeps beside a database: ours has a journal; other tools may have switched it to a write-ahead log.
+_BESIDE = ("-journal", "-wal", "-shm")
+# A name in quarantine, with the number that makes it unique.
+_ASIDE = re.compile(r"(.*?\.(?:keras|h5))(\.\d+)?")
+
+
+def rebuild_at(path: str | os.PathLike[str], *, progress: Progress | None = None) -> list[Problem]:
+    """Make the manifest of the store at `path` again; `ckptstore.CheckpointStore.rebuild` says how."""
+    layout = Layout(find_store(path))
+    layout.make_directories()
+    with store_lock(layout.locks), no_run_is_written(layout.locks):
+        # Another repair may have come before.
+        return [] if _is_sound(layout) else rebuild(layout, progress=progress)
+
+
+def _is_sound(layout: Layout) -> bool:
+    if not os.path.lexists(layout.manifest):
+        return False
+    try:
+        manifest = Manifest.open(layout.manifest)
+        try:
+            for _ in manifest.pages(states=None):
+                pass  # each row is checked as it is read
+            return not manifest.integrity_problems()
+        finally:
+            manifest.close()
+    except CorruptManifestError:
+        return False
+
+
+def rebuild(layout: Layout, *, progress: Progress | None = None) -> list[Problem]:
+    """Put a new manifest, made from the payloads, in the place of the one that is there; that one is kept.
+
+    The new one is complete and durable under another name before it takes the place, in one rename; the old one is then
+    in `quarantine`. A crash before that leaves everything as it was, but for damaged payloads, which are put aside, and
+    whole ones in quarantine, which are put back. Run it again.
+
+    Args:
+        layout: Where the store lies; the caller holds its lock, and nobody has the manifest open.
+        progress: Called with the number of bytes of payloads that were read since the last call.
+
+    Returns:
+        What could not be taken in, with what was done about it; first of all the manifest itself.
+
+    Raises:
+        StorageError: None of the payloads can be read, or the disk failed.
+    """
+    fresh = layout.root / "manifest.rebuilt.sqlite"
+    if _was_finished(layout, fresh):
+        return [
+            _first(
+                layout, "the one that an earlier repair made was put in its place", _exchange(layout, fresh)
+            )
+        ]
+    for suffix in ("", *_BESIDE):
+        unlink(fresh.with_name(fresh.name + suffix))
+    saved = salvage(layout.manifest)
+    _return_from_quarantine(layout, saved.uuid)
+    found, problems, strays = _read_payloads(layout, progress, saved.uuid)
+    manifest = Manifest.open(fresh)
+    try:
+        _fill(layout, manifest, found, saved)
+        for path, reason in strays:
+            quarantine_stray(layout, manifest, path, reason)
+        manifest.add_event("rebuilt", detail={"checkpoints": len(found), "put_aside": len(strays)})
+    finally:
+        manifest.close()
+    return [_first(layout, f"made again from {len(found)} payloads", _exchange(layout, fresh)), *problems]
+
+
+def _first(layout: Layout, action: str, kept: Path | None) -> Problem:
+    action += "" if kept is None else f"; the damaged one is kept as {kept.relative_to(layout.root)}"
+    return Problem(kind="manifest", detail="lost or damaged", path=layout.manifest, action=action)
+
+
+def _was_finished(layout: Layout, fresh: Path) -> bool:
+    """Whether a rebuild died after its manifest was complete, and after the old one had left its place."""
+    if os.path.lexists(layout.manifest) or not fresh.is_file():
+        return False
+    try:
+        manifest = Manifest.open(fresh, read_only=True)
+    except CheckpointStoreError:
+        return False
+    try:
+        return bool(manifest.events(kind="rebuilt", limit=1))
+    finally:
+        manifest.close()
+
+
+def _return_from_quarantine(layout: Layout, uuid: str | None) -> None:
+    """Put whole payloads that lie in quarantine back: without a manifest, nothing says any more why they are there."""
+    stores = _stores(layout) if uuid is None else {uuid}
+    for name in sorted(os.listdir(layout.quarantine)):
+        match = _ASIDE.fullmatch(name)
+        path = layout.quarantine / name
+        if match is None or not is_payload_name(match[1]) or not path.is_file():
+            continue
+        target = layout.checkpoints / match[1]
+        if os.path.lexists(target):
+            continue
+        try:
+            found = describe(path, name=match[1])
+        except (CorruptPayloadError, StorageError):
+            continue  # damaged, or not to be read: it stays where it is
+        if found.store in stores or not stores:
+            move_durably(path, target)
+
+
+def _stores(layout: Layout) -> set[str]:
+    """Return the ids of stores that the payloads in their place name, as far as they can be read."""
+    found = set()
+    for name in layout.payload_names():
+        with suppress(CorruptPayloadError, StorageError):
+            found.add(str(payload.read_description(layout.checkpoints / name).get("store")))
+    return found
+
+
+def _read_payloads(
+    layout: Layout, progress: Progress | None, uuid: str | None
+) -> tuple[list[Described], list[Problem], list[tuple[Path, str]]]:
+    found: list[Described] = []
+    strays: list[tuple[Path, str]] = []
+    unread: list[Problem] = []
+    failure: StorageError | None = None
+    for name in layout.payload_names():
+        path = layout.checkpoints / name
+        try:
+            found.append(describe(path))
+        except CorruptPayloadError as error:
+            strays.append((path, error.reason))
+        except StorageError as error:
+            # It stays where it is, and the next opening that can read it takes it in.
+            detail, action = f"it cannot be read: {error.__cause__}", "left alone"
+            unread.append(Problem(kind="unreadable", detail=detail, path=path, action=action))
+            failure = error
+        if progress is not None:
+            progress(path.stat().st_size)
+    if failure is not None and not found:
+        raise failure  # the disk is away, rather than bad in places
+    # The old manifest says which store this is, or else most of them: a copy may have come from elsewhere.
+    counted = Counter(one.store for one in found)
+    store = uuid if uuid in counted else next((name for name, _ in counted.most_common(1)), None)
+    own: list[Described] = []
+    versions: set[int] = set()
+    for one in found:
+        if one.store != store:
+            strays.append((layout.root / one.new.file, "it is another store's"))
+        elif one.new.version in versions:
+            strays.append((layout.root / one.new.file, f"version {one.new.version} is another's here"))
+        else:
+            versions.add(one.new.version)
+            own.append(one)
+    problems = [
+        Problem(kind="orphan", detail=reason, path=path, action="put aside in quarantine")
+        for path, reason in strays
+    ]
+    return own, [*problems, *unread], strays
+
+
+def _fill(layout: Layout, manifest: Manifest, found: list[Described], saved: Salvaged) -> None:
+    highest = max((version_in(name) for name in _all_names(layout)), default=0)
+    uuid = next((one.store for one in found), saved.uuid)
+    manifest.refill(
+        ((_row(one.new, saved), _shown(layout, one)) for one in found),
+        uuid=uuid or manifest.uuid,
+        next_version=max(highest + 1, saved.next_version),
+        tags=saved.tags,
+        monitors=saved.monitors,
+        attempts=_attempts(found, saved),
+    )
+
+
+def _attempts(found: list[Described], saved: Salvaged) -> list[tuple[str, int, int]]:
+    """Return run, number and least version of each attempt that was begun anew.
+
+    What the payloads tell stands above what a damaged manifest does; only that knows one that has saved nothing yet.
+    """
+    told: dict[tuple[str, int], int] = {}
+    for one in found:
+        key = (one.new.run, one.attempt)
+        if one.attempt > 1:
+            told[key] = min(told.get(key, one.new.version), one.new.version)
+    known = saved.attempts | told
+    return [(run, number, known[run, number]) for run, number in sorted(known)]
+
+
+def _row(new: NewCheckpoint, saved: Salvaged) -> NewCheckpoint:
+    blocked_s, total_s = saved.costs.get(new.version, (None, None))
+    return replace(new, pinned=new.version in saved.pinned, blocked_s=blocked_s, total_s=total_s)
+
+
+def _shown(layout: Layout, found: Described) -> str | None:
+    """Return the path that shows a payload now; what only was to show it is not believed."""
+    if found.published is None:
+        return None
+    target = shown_at(layout.root, found.published)
+    return found.published if _is_copy(target, layout.root / found.new.file, found.new) else None
+
+
+def _is_copy(target: Path, path: Path, new: NewCheckpoint) -> bool:
+    """Whether a path shows a payload: as a link, or as a copy where there are no links."""
+    if is_same_file(target, path):
+        return True
+    return target.is_file() and target.stat().st_size == new.nbytes and digest_file(target) == new.digest
+
+
+def _all_names(layout: Layout) -> list[str]:
+    return [*layout.payload_names(), *os.listdir(layout.quarantine)]
+
+
+def _exchange(layout: Layout, fresh: Path) -> Path | None:
+    """Put the new manifest in the place of the old one, which is kept in quarantine; returns where.
+
+    What SQLite keeps beside the old one leaves first, since it would be taken for the new one's; a journal that could
+    still be rolled back was before. Then one rename exchanges them. Where there are no hard links it takes two, and a
+    crash between them leaves no manifest, which is no empty store: the next repair finishes.
+    """
+    moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+    kept = layout.quarantine / f"manifest-{moment}.sqlite"
+    for suffix in _BESIDE:
+        unlink(fresh.with_name(fresh.name + suffix))
+        path = layout.manifest.with_name(layout.manifest.name + suffix)
+        if os.path.lexists(path) and path.stat().st_size == 0:
+            unlink(path)
+        elif os.path.lexists(path):
+            rename_to_new(path, kept.with_name(kept.name + suffix))
+    there = os.path.lexists(layout.manifest)
+    if there:
+        try:
+            link(layout.manifest, kept)
+        except StorageError:
+            rename_to_new(layout.manifest, kept)
+    fsync_directory(layout.quarantine)
+    fsync_directory(layout.root)
+    rename_over(fresh, layout.manifest)
+    fsync_directory(layout.root)
+    return kept if there else None

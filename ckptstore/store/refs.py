@@ -1,0 +1,87 @@
+"""What a ref names: a version, "latest", "best:METRIC", "resume-point", a tag."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ckptstore.errors import InvalidArgumentError, MetricNotFoundError
+from ckptstore.manifest.manifest import Manifest
+from ckptstore.metrics import mode_of
+from ckptstore.records import Checkpoint, Mode
+from ckptstore.storage.integrity import has_its_size
+from ckptstore.validation import check_metric_name
+
+RESUME_POINT = "resume-point"
+
+
+def look_up(manifest: Manifest, store: Path, ref: str | int) -> Checkpoint | None:
+    """Return the checkpoint that a ref names, or None where there is none, or retention is removing it.
+
+    Raises:
+        InvalidArgumentError: It is no ref.
+        MetricNotFoundError: It asks for the best by a metric that no checkpoint has.
+    """
+    found = _named(manifest, store, ref)
+    return None if found is not None and found.state == "deleting" else found
+
+
+def _named(manifest: Manifest, store: Path, ref: str | int) -> Checkpoint | None:
+    text = str(ref)
+    if isinstance(ref, bool) or not isinstance(ref, str | int):
+        raise InvalidArgumentError(argument="ref", value=ref, reason="must be a string or an integer")
+    if text.isdecimal():
+        # Versions have at most 18 digits; more would not fit the column that is asked.
+        return manifest.get(int(text)) if len(text) <= 18 else None
+    if text == "latest":
+        return manifest.latest()
+    if text == RESUME_POINT:
+        return resume_point(manifest, None)
+    if text.startswith("best:"):
+        return best(manifest, store, text.removeprefix("best:"), mode=None, run=None)
+    return manifest.by_tag(text)
+
+
+def resume_point(manifest: Manifest, run: str | None) -> Checkpoint | None:
+    """Return the newest checkpoint that carries training state and whose payload is there with its size."""
+    return next((point for point in manifest.resume_points(run) if has_its_size(point)), None)
+
+
+def best(
+    manifest: Manifest, store: Path, metric: str, *, mode: Mode | None, run: str | None
+) -> Checkpoint | None:
+    """Return the best checkpoint by a metric; `ckptstore.CheckpointStore.best` says how.
+
+    Raises:
+        MetricNotFoundError: There are checkpoints, but none has this metric.
+        InvalidArgumentError: Nothing tells the direction.
+    """
+    direction = direction_of(manifest, store, metric, mode=mode, run=run)
+    return None if direction is None else manifest.best(metric, direction, run)
+
+
+def direction_of(
+    manifest: Manifest, store: Path, metric: str, *, mode: Mode | None, run: str | None
+) -> Mode | None:
+    """Return which way a metric is better: as is said, as a run watches it, as its name tells; None of an empty store.
+
+    Raises:
+        MetricNotFoundError: There are checkpoints, but none has this metric.
+        InvalidArgumentError: Nothing tells the direction.
+    """
+    check_metric_name(metric)
+    if mode not in ("min", "max", None):
+        raise InvalidArgumentError(argument="mode", value=mode, reason="must be 'min' or 'max'")
+    known = manifest.metric_names(run)
+    if metric not in known:
+        if manifest.latest(run) is None:
+            return None
+        raise MetricNotFoundError(metric=metric, store=store, known=tuple(known))
+    direction = mode or manifest.monitored_mode(metric, run) or mode_of(metric)
+    if direction is None:
+        raise InvalidArgumentError(
+            argument="mode",
+            value=None,
+            reason=f"whether {metric!r} is better low or high cannot be told from its name",
+            hint="say mode='min' or mode='max' (--mode on the command line)",
+        )
+    return direction

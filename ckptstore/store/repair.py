@@ -1,0 +1,136 @@
+"""Acts on what `verify` reports: adopts, puts aside, puts back, marks. Deletes nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+
+from ckptstore.commit.orphans import is_listed, take_in
+from ckptstore.commit.quarantine import withdraw
+from ckptstore.errors import StorageError
+from ckptstore.manifest.manifest import Manifest
+from ckptstore.records import Checkpoint, Problem, State
+from ckptstore.storage.files import digest_file, move_durably
+from ckptstore.storage.integrity import is_whole
+from ckptstore.storage.layout import Layout
+from ckptstore.store.verify import Progress, verify
+
+Locked = Callable[[], AbstractContextManager[None]]
+
+
+def repair(
+    layout: Layout, manifest: Manifest, locked: Locked, *, progress: Progress | None = None
+) -> list[Problem]:
+    """Verify a store byte by byte and mend what can be; returns the problems, each with what was done about it.
+
+    A payload in quarantine that is, byte for byte, what a row lost is put back. What stays lost keeps its row, marked,
+    and is no problem any more; what cannot be read is left alone, and stays one. A crash leaves some problems acted on;
+    run it again.
+
+    Args:
+        layout: Where the store lies.
+        manifest: Its manifest, whole in SQLite's eyes.
+        locked: Gives the store's lock; held for one problem at a time, not while payloads are read.
+        progress: As `verify` calls it.
+
+    Raises:
+        StorageError: Something cannot be read or moved.
+    """
+    problems = verify(layout, manifest, progress=progress)
+    with locked():
+        done = _mark_lost(manifest, problems)
+    for number, problem in enumerate(done):
+        if problem.action is None:
+            with locked():
+                done[number] = replace(problem, action=_act(layout, manifest, problem))
+    # Known losses too: a repair that died may have noted one and not come to this.
+    for checkpoint in (*manifest.in_state("missing"), *manifest.in_state("damaged")):
+        if _put_back(layout, manifest, locked, checkpoint):
+            done = _with_put_back(done, checkpoint)
+    return done
+
+
+def _with_put_back(done: list[Problem], checkpoint: Checkpoint) -> list[Problem]:
+    action = "put back from quarantine"
+    if not any(problem.version == checkpoint.version for problem in done):
+        detail = "its payload lay in quarantine"
+        new = Problem(kind=checkpoint.state, detail=detail, version=checkpoint.version, path=checkpoint.path)
+        done = [*done, new]
+    return [
+        replace(problem, action=action) if problem.version == checkpoint.version else problem
+        for problem in done
+    ]
+
+
+def _mark_lost(manifest: Manifest, problems: list[Problem]) -> list[Problem]:
+    """Note the loss of all checkpoints whose payload is not there, each state in one transaction."""
+    marked: dict[int, State] = {}
+    states: tuple[State, ...] = ("missing", "damaged")
+    for problem in problems:
+        checkpoint = None if problem.version is None else manifest.get(problem.version)
+        if problem.kind not in states or checkpoint is None or checkpoint.state == "deleting":
+            continue
+        if not os.path.lexists(checkpoint.path):
+            marked[checkpoint.version] = "damaged" if checkpoint.state == "damaged" else "missing"
+    for state in states:
+        versions = [version for version, its in marked.items() if its == state]
+        if versions:
+            manifest.set_state(versions, state, event="repaired", detail={"action": f"marked as {state}"})
+    return [
+        replace(problem, action=f"marked as {marked[problem.version]}")
+        if problem.kind in states and problem.version in marked
+        else problem
+        for problem in problems
+    ]
+
+
+def _act(layout: Layout, manifest: Manifest, problem: Problem) -> str | None:
+    if problem.kind == "orphan" and problem.path is not None:
+        if not problem.path.exists() or is_listed(manifest, problem.path.name):
+            return "gone by itself"
+        reason = take_in(layout, manifest, problem.path.name)
+        return "adopted" if reason is None else f"put aside in quarantine: {reason}"
+    if problem.version is None or problem.kind == "unreadable":
+        return None
+    checkpoint = manifest.get(problem.version)
+    if checkpoint is None or checkpoint.state == "deleting":
+        return "gone by itself"
+    if is_whole(checkpoint):  # another repair may have come before
+        if checkpoint.state != "complete":
+            manifest.set_state([checkpoint.version], "complete", event="found")
+            return "marked as complete"
+        return "gone by itself"
+    withdraw(layout, manifest, checkpoint, problem.detail)
+    action = "put aside in quarantine, and marked as damaged"
+    manifest.set_state([checkpoint.version], "damaged", event="repaired", detail={"action": action})
+    return action
+
+
+def _put_back(layout: Layout, manifest: Manifest, locked: Locked, checkpoint: Checkpoint) -> bool:
+    """Move the payload that a row lost back into its place, if it lies in quarantine."""
+    for path in _of_size(layout.quarantine, checkpoint.nbytes):
+        if _digest(path) == checkpoint.digest:
+            with locked():
+                if os.path.lexists(checkpoint.path) or not os.path.lexists(path):
+                    return False
+                move_durably(path, checkpoint.path)
+                manifest.set_state([checkpoint.version], "complete", event="found")
+            return True
+    return False
+
+
+def _digest(path: Path) -> str | None:
+    """Return a file's digest, or None where it cannot be read: then it is not what is looked for, for now."""
+    try:
+        return digest_file(path)
+    except StorageError:
+        return None
+
+
+def _of_size(folder: Path, nbytes: int) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.stat().st_size == nbytes:
+            yield path

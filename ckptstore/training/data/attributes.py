@@ -1,0 +1,161 @@
+"""The attributes of a data source that may change from epoch to epoch: generators, counters, orders of indices.
+
+Known by their kind, not by their name: random generators, single numbers and text, integers in one dimension. Data
+itself (floats, anything of two dimensions, objects) is never looked at.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import xxhash
+
+from ckptstore.errors import InvalidArgumentError
+from ckptstore.keras.state import generators
+from ckptstore.keras.state.backend_arrays import as_numpy
+from ckptstore.keras.state.generators import GeneratorState
+from ckptstore.system.arrays import Array
+
+# Integers of more bytes are left alone: reading them at each save would be felt.
+LARGEST_NBYTES = 256 * 1024**2
+
+_SCALARS = (type(None), bool, int, float, complex, str, bytes)
+
+
+def run_time_attributes(holder: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the names and values of the attributes that may change; orders of indices of any size."""
+    own_of_keras = _py_dataset_settings()
+    for name, value in list(getattr(holder, "__dict__", {}).items()):
+        if name in own_of_keras:
+            continue
+        if generators.kind_of(value) is not None or is_watched(value):
+            yield name, value
+
+
+def is_watched(value: Any) -> bool:
+    """Return whether a value is one of which `mark_of` tells if it has changed."""
+    return is_scalar(value) or nbytes_of_indices(value) is not None
+
+
+def is_scalar(value: Any) -> bool:
+    """Return whether a value is a single number, text or None."""
+    return type(value) in _SCALARS or isinstance(value, np.number | np.bool_)
+
+
+def nbytes_of_indices(value: Any) -> int | None:
+    """Return the size of an array or list of integers in bytes, or None for everything else.
+
+    Example:
+        >>> nbytes_of_indices(np.arange(4)), nbytes_of_indices([3, 1]), nbytes_of_indices([0.5])
+        (32, 16, None)
+    """
+    if type(value) is list:
+        # One look at the first spares a walk through lists of other things.
+        return (
+            8 * len(value)
+            if not value or (type(value[0]) is int and set(map(type, value)) == {int})
+            else None
+        )
+    array = _integers(value)
+    return None if array is None else array.nbytes
+
+
+def _integers(value: Any) -> Array | None:
+    """Return an array or tensor of integers in one dimension as a numpy array."""
+    if len(getattr(value, "shape", ())) != 1 or isinstance(value, np.memmap):
+        return None
+    try:
+        array = as_numpy(value)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    return array if array is not None and array.dtype.kind in "iu" else None
+
+
+@functools.cache
+def _py_dataset_settings() -> frozenset[str]:
+    """Return the names of the attributes that Keras gives to every `PyDataset`: how many workers, how long a queue."""
+    return frozenset(vars(keras.utils.PyDataset()))
+
+
+def mark_of(value: Any) -> str:
+    """Return what tells a value from a changed one: a number's text, an array's digest.
+
+    Example:
+        >>> mark_of(3), mark_of([3, 1]) == mark_of([1, 3])
+        ('3', False)
+    """
+    if type(value) is list:
+        try:
+            value = np.array(value, np.int64)
+        except OverflowError:
+            value = np.array([hex(one) for one in value])
+        return f"list {len(value)} {xxhash.xxh3_128_hexdigest(value.tobytes())}"
+    array = _integers(value)
+    if array is None:
+        return repr(value)
+    return f"{array.dtype} {len(array)} {xxhash.xxh3_128_hexdigest(np.ascontiguousarray(array).data)}"
+
+
+def kept(value: Any) -> Any:
+    """Return an attribute's value as state that later changes do not reach."""
+    state = generators.of(value)
+    if state is not None:
+        return state
+    if type(value) is list:
+        return value.copy()
+    array = _integers(value)
+    return value if array is None else array.copy()
+
+
+def give_back(holder: Any, name: str, value: Any) -> str | None:
+    """Set an attribute to a value of `kept`: in place where it can be, so that others who hold it see it too.
+
+    Returns:
+        Why it could not be set, or None.
+    """
+    live = getattr(holder, name, None)
+    if isinstance(value, GeneratorState):
+        try:
+            value.apply(live)
+        except InvalidArgumentError as error:
+            return f"{error.reason}, and it is {error.value}"
+        return None
+    if not is_scalar(value) and _set_in_place(live, value):
+        return None
+    if generators.kind_of(live) is not None:
+        return f"the saved value is {value!r}, and it is a random generator"
+    setattr(holder, name, _like(live, value))
+    return None
+
+
+def _set_in_place(live: Any, value: Any) -> bool:
+    if type(live) is list and type(value) is list:
+        live[:] = value
+        return True
+    array = _integers(live)
+    if array is None or not isinstance(value, np.ndarray):
+        return False
+    if array.shape != value.shape or array.dtype != value.dtype:
+        return False
+    if array is live and array.flags.writeable:
+        array[...] = value
+        return True
+    if hasattr(live, "copy_"):  # a torch tensor, on whatever device
+        live.copy_(_like(live, value))
+        return True
+    return False
+
+
+def _like(live: Any, value: Any) -> Any:
+    """Return a copy of a saved array in the form that the live one has."""
+    if not isinstance(value, np.ndarray):
+        return value
+    if hasattr(live, "copy_"):
+        import torch
+
+        return torch.from_numpy(value.copy())
+    return keras.ops.convert_to_tensor(value) if keras.ops.is_tensor(live) else value.copy()

@@ -1,0 +1,396 @@
+"""Where a fit stands in its data, and how another process gets there again.
+
+A data set is gone through by iterators: one for each epoch, or with ``steps_per_epoch`` one for several. What an
+iterator hands out is decided by the random generators when it is made and first asked (the order of shuffled data),
+by what the source itself remembers, and by how many batches were taken. So the generators are noted when an epoch's
+iteration begins, and to get there again they are set back, a new iterator is made, and the batches that were trained
+on are taken from it and dropped. Then the generators are set to where they were at the save: what training drew from
+them meanwhile need not be drawn again.
+
+A source that can tell its own position (`ckptstore.training.data.loader_position`) is set there instead; nothing is
+replayed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+
+from ckptstore.errors import InvalidArgumentError
+from ckptstore.keras.private import FitLoop
+from ckptstore.keras.state import random_state
+from ckptstore.keras.state.random_state import Generators
+from ckptstore.training.data import exactness
+from ckptstore.training.data import source as data_state
+from ckptstore.training.data.loader_position import DataPosition
+from ckptstore.training.data.validation import ValidationData
+
+Step = tuple[int, int, Any]
+# Batches that wait in a queue from one epoch to the next are saved up to so many bytes.
+_MOST_PREFETCHED = 64 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    """How the position was reached again.
+
+    Attributes:
+        batches: Batches taken and dropped.
+        seconds: How long that took.
+        inexact: Global generators that both the data and the training draw from during an epoch, so that a replay
+            without training draws other values.
+    """
+
+    batches: int
+    seconds: float
+    inexact: tuple[str, ...] = ()
+
+
+@dataclass(slots=True, kw_only=True)
+class Target:
+    """Where to go: what `Iteration.position` said, and what belongs to the moment of the save.
+
+    Attributes:
+        position: What was saved.
+        epoch: The epoch to go on with.
+        batches: Batches of the epoch that are trained on already; 0 at its beginning.
+        generators: The global generators at the save.
+        logs: What the last of these batches gave.
+        arrived: Called when the next batch is the first to be trained on.
+    """
+
+    position: dict[str, Any]
+    epoch: int
+    batches: int
+    generators: Generators | None
+    logs: dict[str, Any] = field(default_factory=dict)
+    arrived: Callable[[Arrival], None]
+
+
+class Iteration:
+    """Counts what is taken from the data of one fit.
+
+    Args:
+        loop: The fit.
+        progress: Called with the index of each batch that is passed over.
+        failed: Called with what the data raises in the place of a batch, before Keras sees it. On TensorFlow the
+            data is asked inside of the compiled step, and this is not called.
+    """
+
+    def __init__(
+        self, loop: FitLoop, progress: Callable[[int], None], failed: Callable[[Exception], None]
+    ) -> None:
+        self._loop = loop
+        self._progress = progress
+        self._failed = failed
+        self._is_asked_in_python = keras.backend.backend() != "tensorflow"
+        self._watcher = data_state.Watcher(loop.source)
+        self._validation = ValidationData(loop)
+        self._validation_at_end: dict[str, Any] = {}
+        self._position = DataPosition(loop)
+        self._beginning = exactness.beginning(loop)
+        self._made = self._made_by_step = 0
+        self._ended = False
+        self._made_in_epoch = False
+        self._taken = 0
+        self._generators_when_made: Generators | None = None
+        self._generators_when_begun: Generators | None = None
+        self._epoch: dict[str, Any] = {}
+        self._target: Target | None = None
+        self.passing_over = False
+        loop.data.watch_iterators(self._making)
+        loop.data.watch_epochs(self._enumerating)
+
+    @property
+    def epochs(self) -> int:
+        """The epoch before which the fit ends."""
+        return self._loop.epochs
+
+    # --- what is saved -----------------------------------------------------------------------------
+
+    def position(self, *, in_epoch: bool) -> dict[str, Any]:
+        """Return where the data stands, for another process to go there; arrays in it are copies.
+
+        Args:
+            in_epoch: False at an epoch's end, when the next one has not begun.
+        """
+        place: dict[str, Any] = {
+            "made": self._made,
+            "ended": False,
+            "beginning": self._beginning,
+            "batches_per_epoch": self._loop.data.batches_per_epoch,
+            "batch_size": self._loop.data.batch_size,
+            "source_position": None,
+            **self._validation.capture(),
+            **self._between_epochs(),
+        }
+        if in_epoch:
+            place |= {**self._epoch, "made": self._made_by_step, "ended": self._ended}
+            place |= self._validation_at_end if self._ended else {}
+        kept = place["kept"]
+        # An epoch begins with a new iterator, unless there is one that goes on: not one that was made only now.
+        if in_epoch or (kept is not None and kept["taken"]):
+            place["source_position"] = self._position.capture()
+        return place
+
+    def _between_epochs(self) -> dict[str, Any]:
+        """Return the part that is noted at the beginning of each epoch."""
+        kept = None
+        when_made, source = self._watcher.capture_both()
+        if self._loop.data.goes_on_over_epochs and self._loop.data.has_iterator:
+            kept = {
+                "when_made": _plain(self._generators_when_made),
+                "when_begun": _plain(self._generators_when_begun),
+                "source": when_made,
+                "taken": self._taken,
+                "steps_seen": self._loop.data.steps_seen,
+            }
+        return {
+            "source": source,
+            "generators": None,
+            "kept": kept,
+            "prefetched": self._prefetched(),
+            "batches_inferred": self._loop.data.batches_inferred,
+        }
+
+    def _prefetched(self) -> list[Any] | None:
+        """Return what workers made for an epoch before it began: from the order of the one before."""
+        waiting = self._loop.data.prefetched
+        if waiting is None:
+            return None
+        batches = list(waiting)
+        arrays = keras.tree.flatten(batches)
+        return batches if sum(getattr(one, "nbytes", 0) for one in arrays) <= _MOST_PREFETCHED else None
+
+    # --- counting ----------------------------------------------------------------------------------
+
+    def _making(self, make: Callable[[], Any]) -> Callable[[], Any]:
+        def counted() -> Any:
+            self._made += self._loop.data.makes_at_once
+            self._taken = 0
+            self._made_in_epoch = True
+            self._generators_when_made, self._generators_when_begun = random_state.capture(), None
+            if self._loop.data.goes_on_over_epochs:
+                self._watcher.note()
+            self._position.renew()
+            return make()
+
+        return counted
+
+    def _enumerating(self, enumerate_batches: Callable[[], Iterator[Step]]) -> Callable[[], Iterator[Step]]:
+        def counted() -> Iterator[Step]:
+            target, self._target = self._target, None
+            if target is not None:
+                self._go_to_epoch(target)
+            self._epoch = self._between_epochs() | {"generators": _plain(random_state.capture())}
+            self._made_in_epoch = False
+            if target is not None and target.position["kept"] is None:
+                self._go_to_source_position(target)
+            steps = self._counted(enumerate_batches())
+            return steps if target is None else self._behind(target, steps)
+
+        return counted
+
+    def _counted(self, steps: Iterator[Step]) -> Iterator[Step]:
+        self._ended = False
+        for begin, end, batches in steps:
+            if self._taken == 0:
+                self._made += not self._loop.data.makes_at_once
+                if not self._made_in_epoch:
+                    # Made at the end of an epoch, and asked only now.
+                    self._generators_when_begun = random_state.capture()
+            self._taken += self._loop.data.batches_per_execution
+            self._made_by_step = self._made
+            yield begin, end, _Watched(batches, self._failed) if self._is_asked_in_python else batches
+        # What Keras does at the end of an epoch's batches is done: it may have drawn for the next one.
+        self._ended = True
+        self._validation_at_end = self._validation.capture()
+
+    # --- going there -------------------------------------------------------------------------------
+
+    def go_to(self, target: Target) -> list[str]:
+        """Let the next epoch begin where another process stood; returns why that may not be exact.
+
+        Raises:
+            InvalidArgumentError: The batches of one execution were counted otherwise then.
+        """
+        per_execution = self._loop.data.batches_per_execution
+        whole = self._loop.data.batches_per_epoch
+        if target.batches % per_execution and target.batches != whole:
+            raise InvalidArgumentError(
+                argument="steps_per_execution",
+                value=per_execution,
+                reason=f"the run stands behind batch {target.batches} of an epoch, inside an execution",
+                hint="compile with the steps_per_execution that it was saved with",
+            )
+        if whole is not None and target.batches > whole:
+            raise InvalidArgumentError(
+                argument="x",
+                value=f"{whole} batches per epoch",
+                reason=f"the run stands behind batch {target.batches} of an epoch",
+                hint="train on the data, and with the batch_size, that it was saved with",
+            )
+        self._target = target
+        self._put_back_source(target.position["source"])
+        self._validation.go_to(target.position)
+        reasons = list(exactness.doubts(self._loop, target.position, self._beginning, epoch=target.epoch))
+        reasons += self._validation.doubts()
+        self._beginning = target.position.get("beginning") or self._beginning
+        return reasons
+
+    def _put_back_source(self, saved: dict[str, Any] | None) -> None:
+        if saved is not None:
+            data_state.apply(self._loop.source, saved)
+
+    def _go_to_source_position(self, target: Target) -> None:
+        saved = target.position["source_position"]
+        if saved is not None:
+            self._position.go_to(saved)
+
+    def _go_to_epoch(self, target: Target) -> None:
+        """Go to where the epoch began; batches of earlier epochs are taken from an iterator that goes on over them."""
+        place = target.position
+        kept = place["kept"]
+        self._loop.data.infer_batches(place["batches_inferred"])
+        begun = _generators(place["generators"]) or random_state.capture()
+        waiting, before = self._loop.data.prefetched, place["prefetched"]
+        if waiting is not None and before is not None:
+            waiting.clear()
+            waiting.extend(before)
+        own: Collection[str] = ()
+        # The iterator that is made next is one of those that were counted, if batches were taken from it.
+        made = place["made"] - bool(target.batches or kept)
+        if self._loop.data.counts_iterators:
+            self._make_iterators(made - self._made)
+        if kept is not None:
+            self._put_back_source(kept.get("source"))
+            self._go_to_source_position(target)
+            own = self._take_again(kept, positioned=place["source_position"] is not None)
+            self._put_back_source(place["source"])
+        random_state.restore(begun, leave=own)
+        self._made = place["made"] if kept is not None else made
+
+    def _make_iterators(self, number: int) -> None:
+        for _ in range(number):
+            iterator = self._loop.data.another_iterator()
+            if not self._loop.data.makes_at_once:
+                next(iterator, None)
+
+    def _take_again(self, kept: dict[str, Any], *, positioned: bool) -> Collection[str]:
+        """Take the batches of earlier epochs; returns the generators that the data draws from meanwhile.
+
+        Args:
+            kept: What was noted of the iterator.
+            positioned: Whether it begins behind these batches.
+        """
+        made, begun = _generators(kept["when_made"]), _generators(kept["when_begun"])
+        if made is not None:
+            random_state.restore(made)
+        batches = self._loop.data.make_iterator()
+        if begun is not None:
+            random_state.restore(begun)
+        if positioned:
+            self._position.begin()
+        first = None
+        for index in range(0, 0 if positioned else kept["taken"], self._loop.data.batches_per_execution):
+            self._loop.data.take(batches)
+            first = first or random_state.capture()
+            self._progress(index)
+        self._taken, self._generators_when_begun = kept["taken"], begun
+        self._loop.data.steps_seen = kept["steps_seen"]
+        return self._changed_since((begun or made) if self._loop.data.asks_ahead else first)
+
+    def _changed_since(self, before: Generators | None) -> tuple[str, ...]:
+        if before is None:
+            return ()
+        now = random_state.capture()
+        return tuple(name for name in random_state.names(now) if not random_state.agree(name, now, before))
+
+    def _behind(self, target: Target, steps: Iterator[Step]) -> Iterator[Step]:
+        """Pass over the batches that are trained on already, then yield the others."""
+        began = time.perf_counter()
+        taken = 0
+        # Where a thread asks ahead, what was drawn for a first batch cannot be told from what was for the next.
+        first = random_state.capture() if self._loop.data.asks_ahead else None
+        position = target.position["source_position"]
+        ended = target.position.get("ended", False)
+        for begin, end, batches in steps:
+            if begin >= target.batches:
+                yield begin, end, batches
+                continue
+            if position is not None:
+                self._position.begin()
+            else:
+                self._loop.data.take(batches)
+                taken += self._loop.data.batches_per_execution
+            first = first or random_state.capture()
+            self._progress(end)
+            if end + 1 >= target.batches:
+                # What Keras makes of the epoch's logs needs one execution at least.
+                self.passing_over = True
+                yield begin, end, self._loop.pass_over_execution(target.logs)
+                self.passing_over = False
+                if position is not None:
+                    self._position.arrive(position)
+                inexact = () if ended else self._set_generators(target.generators, first)
+                seconds = time.perf_counter() - began
+                target.arrived(Arrival(batches=taken, seconds=seconds, inexact=inexact))
+        if ended and target.generators is not None:
+            # Saved during a validation, behind the end of the batches.
+            random_state.restore(target.generators)
+
+    def _set_generators(self, saved: Generators | None, first: Generators) -> tuple[str, ...]:
+        """Set the generators to where they were at the save; returns those of which that is not all there is to say.
+
+        Those that the data has drawn from between two batches are its own, and stand right. If training drew from
+        them too, that shows in the saved state, which is another; in a replay without training they are then not right.
+
+        Args:
+            saved: The generators at the save.
+            first: The generators behind the first batch of the replay.
+        """
+        if saved is None:
+            return ()
+        now = random_state.capture()
+        own = self._changed_since(first)
+        if self._loop.data.asks_ahead:
+            random_state.restore(saved, leave=own)
+            return ()
+        random_state.restore(saved)
+        return tuple(name for name in own if not random_state.agree(name, now, saved))
+
+
+class _Watched:
+    """An iterator whose errors are told before they are raised."""
+
+    __slots__ = ("_batches", "_failed")
+
+    def __init__(self, batches: Iterator[Any], failed: Callable[[Exception], None]) -> None:
+        self._batches = batches
+        self._failed = failed
+
+    def __iter__(self) -> _Watched:
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            return next(self._batches)
+        except StopIteration:
+            raise
+        except Exception as error:
+            self._failed(error)
+            raise
+
+
+def _plain(generators: Generators | None) -> dict[str, Any] | None:
+    if generators is None:
+        return None
+    return {"document": generators.document, "arrays": generators.arrays}
+
+
+def _generators(plain: dict[str, Any] | None) -> Generators | None:
+    return None if plain is None else Generators(plain["document"], plain["arrays"])

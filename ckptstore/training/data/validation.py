@@ -1,0 +1,132 @@
+"""What a fit validates on, and how another process gets to where it stands: what the source knows, and how often.
+
+A tf.data pipeline that shuffles hands out another order each time that it is gone through, by how often it was.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from types import GeneratorType
+from typing import Any
+
+from ckptstore.keras.private import (
+    FitLoop,
+    begin_validation_again,
+    iterators_of_validation,
+    leaves_batches_of_validation,
+)
+from ckptstore.keras.state import random_state
+from ckptstore.training.data import source as data_state
+
+
+class ValidationData:
+    """The validation data of one fit.
+
+    Args:
+        loop: The fit; it is counted how often its validations go through the data.
+    """
+
+    def __init__(self, loop: FitLoop) -> None:
+        self._model = loop.model
+        self._source = loop.validation_source
+        # What is trained on too is looked at there.
+        own = self._source is not None and self._source is not loop.source
+        self._watcher = data_state.Watcher(self._source) if own else None
+        self._made = 0
+        self._captured: dict[str, Any] | None = None
+        self._generators = random_state.Generators()
+        self._looks_ahead = loop.data.makes_at_once
+        # A thread that is asked for the next epoch while validation runs draws what must not be set back.
+        self._is_drawn_from = loop.data.asks_ahead and loop.data.goes_on_over_epochs
+        self._looks_again = False
+        # Whether each batch is drawn, by a thread that draws more of them than a validation takes.
+        self._is_drawn_ahead = False
+        self._before_first: dict[str, Any] | None = None
+        loop.hook(loop.callbacks, "on_test_begin", self._beginning)
+        loop.hook(loop.callbacks, "on_test_end", self._counted)
+        if self._looks_ahead and self._watcher is not None:
+            loop.hook(loop.callbacks, "on_test_batch_begin", self._asking)
+            loop.hook(loop.callbacks, "on_test_batch_end", self._asked)
+
+    def _beginning(self, others: Callable[..., None]) -> Callable[..., None]:
+        def beginning(logs: Any = None) -> None:
+            if self._looks_again and self._captured is not None:
+                data_state.apply(self._source, self._captured)
+                if not self._is_drawn_from:
+                    random_state.restore(self._generators)
+                begin_validation_again(self._model)
+            self._looks_again = False
+            others(logs)
+
+        return beginning
+
+    def _asking(self, others: Callable[..., None]) -> Callable[..., None]:
+        def asking(batch: int, logs: Any = None) -> None:
+            others(batch, logs)
+            if batch == 0 and not self._is_drawn_ahead and leaves_batches_of_validation(self._model):
+                self._before_first = self._state()
+
+        return asking
+
+    def _asked(self, others: Callable[..., None]) -> Callable[..., None]:
+        def asked(batch: int, logs: Any = None) -> None:
+            before, self._before_first = self._before_first, None
+            if before is not None:
+                self._is_drawn_ahead = not data_state.agree(before, self._state())
+            others(batch, logs)
+
+        return asked
+
+    def _state(self) -> dict[str, Any] | None:
+        return None if self._watcher is None else self._watcher.capture()
+
+    def _counted(self, others: Callable[..., None]) -> Callable[..., None]:
+        def counted(logs: Any = None) -> None:
+            others(logs)
+            self._made += iterators_of_validation(self._model)
+
+        return counted
+
+    def capture(self) -> dict[str, Any]:
+        """Return where it stands, for another process to go there; to be called when the training's batches end."""
+        self._captured = self._state()
+        if self._looks_ahead:
+            self._generators = random_state.capture()
+        return {
+            "validation": self._captured,
+            "validation_made": self._made,
+            "validation_drawn_ahead": self._is_drawn_ahead,
+        }
+
+    def go_to(self, place: Mapping[str, Any]) -> None:
+        """Go where `capture` said; checkpoints of earlier versions did not count."""
+        if place.get("validation") is not None:
+            data_state.apply(self._source, place["validation"])
+        before, self._made = self._made, place.get("validation_made", 0)
+        self._is_drawn_ahead = place.get("validation_drawn_ahead", False)
+        # On TensorFlow Keras looks at some batches before its first validation: what that draws was drawn long ago.
+        self._looks_again = self._looks_ahead and self._made > before
+        if _is_pipeline(self._source):
+            for _ in range(before, self._made):
+                iter(self._source)
+
+    def doubts(self) -> Iterator[str]:
+        """Yield the reasons for which having gone there may not be exact."""
+        if isinstance(self._source, GeneratorType):
+            yield "the validation data is a Python generator, which begins anew; a PyDataset would go on"
+        if self._is_drawn_ahead:
+            yield (
+                "TensorFlow asks the validation data for more than validation_steps, and it draws for each batch: how "
+                "far it was asked before is not known"
+            )
+        if self._made and data_state.keeps_workers(self._source):
+            yield (
+                "the workers of the validation's DataLoader live on from epoch to epoch (persistent_workers), and what "
+                "they and their loader have drawn cannot be saved"
+            )
+
+
+def _is_pipeline(source: Any) -> bool:
+    data = getattr(sys.modules.get("tensorflow"), "data", None)
+    return data is not None and isinstance(source, data.Dataset)

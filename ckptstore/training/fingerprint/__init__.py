@@ -1,0 +1,6 @@
+"""Which program a run is: architecture, optimizer, backend, versions; and how two of them differ.
+
+Main doors: `fingerprint`, `difference`.
+
+May import: what `training` may.
+"""

@@ -1,0 +1,96 @@
+"""What is said of a resume: one line on what was resumed, and a warning for what may not be exact."""
+
+from __future__ import annotations
+
+import signal
+import warnings
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ckptstore.keras.private import begin_at, print_message
+from ckptstore.training.data.replay import Arrival
+from ckptstore.training.session.resumed_run import ResumedRun
+
+
+def say_resumed(resumed: ResumedRun, *, finished: bool, epochs: int) -> None:
+    """Say what a fit goes on from, and its age; warn of what differs from what it was saved with."""
+    checkpoint = resumed.checkpoint
+    where = f"epoch {checkpoint.epoch + 1}"
+    where += "" if checkpoint.batch is None else f", batch {checkpoint.batch + 1}"
+    line = f"ckptstore: resumed version {checkpoint.version} of run {checkpoint.run}, behind {where}"
+    line += f", saved {_age(resumed)} ago"
+    if finished:
+        early = "" if resumed.next_epoch >= epochs else "it was stopped early; "
+        line += f"; {early}nothing is left to train of {epochs} epochs"
+    print_message(line)
+    if resumed.drift:
+        _warn(
+            f"the run goes on with other settings or versions than it was saved with: {'; '.join(resumed.drift)}"
+        )
+    if resumed.not_finite is not None:
+        _warn(
+            f"version {checkpoint.version} holds weights that are not finite ({resumed.not_finite}), though the loss "
+            "was: training cannot recover from them; restore an older version, and begin anew from it (resume='never')"
+        )
+    if "data" not in resumed.values:
+        _warn(
+            f"version {checkpoint.version} was not saved by a callback that resumes: History, the state of other "
+            "callbacks and the position in the data are not known, so that the run will not be exact"
+        )
+
+
+def _age(resumed: ResumedRun) -> str:
+    seconds = max((datetime.now(UTC) - resumed.checkpoint.created_at).total_seconds(), 0)
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def say_arrived(arrival: Arrival) -> None:
+    """Say what replaying the data cost; warn of generators that make it inexact."""
+    if arrival.batches:
+        print_message(
+            f"\nckptstore: {arrival.batches} batches passed over in {arrival.seconds:.2f} s, training goes on"
+        )
+    if arrival.inexact:
+        _warn(
+            "the run will not be exact: the data draws random numbers during an epoch from the global generator of "
+            f"{', '.join(arrival.inexact)}, and so does the training"
+        )
+
+
+def say_doubts(reasons: list[str]) -> None:
+    """Warn of what may keep the run from being exact."""
+    for reason in reasons:
+        _warn(f"the run may not be exact: {reason}")
+
+
+def say_left_out(keys: list[str]) -> None:
+    """Warn of callbacks that begin anew."""
+    if keys:
+        names = ", ".join(key.rpartition(":")[0] for key in keys)
+        _warn(f"callbacks without get_state() and set_state(state) begin anew: {names}")
+
+
+def say_without_loop(resumed: ResumedRun | None, model: Any) -> None:
+    """Warn that only the epoch can be gone on with, in a loop that is not Keras' own; begin there."""
+    text = "this training loop is not Keras' own: other callbacks and the position in the data are not saved"
+    if resumed is None:
+        _warn(text)
+        return
+    begin_at(model, resumed.next_epoch)
+    again = f"; {resumed.batches} batches of the epoch are trained on again" if resumed.batches else ""
+    _warn(f"{text}; going on at the beginning of epoch {resumed.next_epoch + 1}{again}")
+
+
+def say_stopped(received: signal.Signals, path: Path) -> None:
+    """Say that a signal ends the fit, and where it goes on from."""
+    print_message(
+        f"\nckptstore: {received.name} received, training stops; started again, it goes on from {path}"
+    )
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, UserWarning, stacklevel=3)

@@ -1,0 +1,165 @@
+"""What a fit goes on from: a checkpoint that was loaded, and all of its training state that is still to be put back.
+
+Weights and optimizer are loaded when training begins. The rest waits until every callback has had its
+``on_train_begin``, since many reset themselves there, and so does a second look at what was loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from ckptstore.errors import InvalidArgumentError
+from ckptstore.formats.snapshot import TrainingState
+from ckptstore.keras.model.adapter import adapter
+from ckptstore.keras.model.assignment_tracker import Marks
+from ckptstore.keras.state import callbacks as callback_state
+from ckptstore.keras.state import optimizers, random_state, training_state
+from ckptstore.keras.state.arrays import first_not_finite
+from ckptstore.keras.state.random_state import Generators
+from ckptstore.records import Checkpoint
+from ckptstore.store.store import CheckpointStore
+from ckptstore.training.data import loader_position
+from ckptstore.training.data.replay import Arrival, Target
+from ckptstore.training.fingerprint import fingerprint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResumedRun:
+    """A checkpoint that was loaded into a model, on the way to a fit that goes on.
+
+    Attributes:
+        checkpoint: The checkpoint.
+        state: Its training state.
+        values: What the callback that saved it kept of its fit; empty where it was saved otherwise.
+        drift: What differs from what it was saved with, without being another model.
+        marks: The variables as they were loaded.
+        not_finite: A weight that is not finite, or None.
+    """
+
+    checkpoint: Checkpoint
+    state: TrainingState | None
+    values: dict[str, Any]
+    drift: tuple[str, ...]
+    marks: Marks
+    not_finite: str | None = None
+
+    def settled(self) -> Self:
+        """Return what is left to know of it once all is put back: none of its arrays, which may be large."""
+        values = {"stopped": self.values.get("stopped", False)}
+        return replace(self, state=None, values=values, marks=Marks(()))
+
+    @property
+    def next_epoch(self) -> int:
+        """The epoch to go on with."""
+        return self.checkpoint.epoch + (self.checkpoint.batch is None)
+
+    @property
+    def batches(self) -> int:
+        """Batches of that epoch that are trained on already."""
+        return 0 if self.checkpoint.batch is None else self.checkpoint.batch + 1
+
+    @property
+    def generators(self) -> Generators | None:
+        """The global random generators at the save."""
+        return None if self.state is None else random_state.of_state(self.state.document, self.state.arrays)
+
+    def target(self, arrived: Callable[[Arrival], None]) -> Target:
+        """Return where to go in the data; `arrived` is called there."""
+        return Target(
+            position=loader_position.UNKNOWN | self.values.get("data", {}),
+            epoch=self.next_epoch,
+            batches=self.batches,
+            generators=self.generators,
+            logs=self.values.get("logs", {}),
+            arrived=arrived,
+        )
+
+    def leaves_nothing(self, epochs: int, callbacks: Sequence[Any]) -> bool:
+        """Return whether nothing is left to train: the last epoch is done, or training was stopped early."""
+        if self.next_epoch >= epochs:
+            return True
+        stopped = self.batches == 0 and bool(self.values.get("stopped"))
+        return stopped and not callback_state.would_go_on(
+            callbacks,
+            self.values.get("callbacks", {}),
+            more_epochs=epochs > self.values.get("epochs", epochs),
+        )
+
+    def refuse_other_epoch(self, epoch: int) -> None:
+        """Refuse to begin with an epoch of the caller's, which the run has behind it or not reached.
+
+        Raises:
+            InvalidArgumentError: It is another one than the run goes on with.
+        """
+        if epoch != self.next_epoch:
+            reason = f"the run goes on with epoch {self.next_epoch}; leave it out"
+            raise InvalidArgumentError(argument="initial_epoch", value=epoch, reason=reason)
+
+    def load_again(self, model: Any) -> None:
+        """Undo what other callbacks did to the model since it was loaded; put back what Keras does not save."""
+        if self.marks.put_back():
+            adapter.restore(model, self.checkpoint)
+        if not self.batches:
+            model.reset_metrics()
+        adapter.restore_state(model, self.state, metrics=bool(self.batches))
+
+    def load_finished(self, model: Any, *, behind_last_epoch: Callable[[], None]) -> None:
+        """Undo what other callbacks did to the model since it was loaded, where nothing is left to train.
+
+        Args:
+            model: The model.
+            behind_last_epoch: Does to the weights what Keras did by itself, since that is undone too.
+        """
+        if self.marks.put_back():
+            adapter.restore(model, self.checkpoint)
+        adapter.restore_state(model, self.state, metrics=True)
+        behind_last_epoch()
+
+    def put_back_callbacks(self, callbacks: Sequence[Any]) -> list[str]:
+        """Give the other callbacks their state; returns those of which none is known."""
+        return callback_state.apply(callbacks, self.values.get("callbacks", {}))
+
+    def put_back_generators(self) -> None:
+        """Set the global random generators to where they were at the save."""
+        training_state.restore_generators(self.state)
+
+
+def load_resume_point(
+    store: CheckpointStore, run: str, model: Any, live_fingerprint: dict[str, Any]
+) -> ResumedRun | None:
+    """Load the newest resume point of a run that can be loaded, or return None where it has none.
+
+    Raises:
+        ModelMismatchError: It was saved of another architecture; the model is unchanged.
+        CheckpointStoreError: As `CheckpointStore.resume` says.
+    """
+    found: dict[str, Any] = {}
+
+    def check(state: TrainingState | None) -> None:
+        found["values"] = training_state.fit_values(state)
+        saved = found["values"].get("fingerprint")
+        begun = None if saved is None else json.loads(saved)
+        found["drift"] = fingerprint.check(begun, live_fingerprint)
+        found["drift"] += optimizers.changed_rates(
+            (begun or {}).get(optimizers.RATES, []),
+            live_fingerprint[optimizers.RATES],
+            found["values"].get(optimizers.RATES, []),
+        )
+
+    def load(checkpoint: Checkpoint) -> None:
+        found["state"] = adapter.restore(model, checkpoint, check=check)
+
+    checkpoint = store.resume_with(load, run)
+    if checkpoint is None:
+        return None
+    return ResumedRun(
+        checkpoint=checkpoint,
+        state=found["state"],
+        values=found["values"],
+        drift=tuple(found["drift"]),
+        marks=adapter.marks(model),
+        not_finite=first_not_finite(model.trainable_variables),
+    )

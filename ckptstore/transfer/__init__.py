@@ -1,0 +1,6 @@
+"""Checkpoints that leave a store or enter it: export, import, copy from store to store.
+
+Main doors: `export.export`, `import_files.import_files`, `copy.copy`.
+
+May import: commit, formats, storage, system and the words.
+"""

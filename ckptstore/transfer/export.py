@@ -1,0 +1,217 @@
+"""Hands one checkpoint out of a store: as a Keras file, as safetensors, or as a folder with a model card.
+
+The new file is written in a hidden folder beside its place, checked against the digest on the way, synced, and only
+then given its name, which nobody may have: a crash leaves nothing there, or the whole, and may leave the hidden folder,
+which the next export to that place takes away.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from operator import methodcaller
+from pathlib import Path
+from typing import Any, Literal
+
+from ckptstore.errors import InvalidArgumentError, MissingPackageError
+from ckptstore.formats import copy as payload_copy
+from ckptstore.formats import payload
+from ckptstore.formats.safetensors import bytes_of, header_of
+from ckptstore.records import SUFFIXES, Checkpoint
+from ckptstore.storage.durable_writer import PayloadWriter, Written
+from ckptstore.storage.files import fsync_directory, make_directory, rename_to_new
+from ckptstore.storage.layout import absolute, outside
+from ckptstore.storage.output_files import exists_already, give_name, workspace, write_new
+from ckptstore.transfer.model_card import card_of
+
+Progress = Callable[[int], object]
+ExportFormat = Literal["keras", "weights", "h5", "safetensors", "folder"]
+
+_SUFFIXES: dict[str, ExportFormat] = {
+    ".weights.h5": "weights",
+    ".keras": "keras",
+    ".h5": "h5",
+    ".safetensors": "safetensors",
+}
+# What each kind of checkpoint can become, beside a folder.
+_FROM: dict[str, tuple[ExportFormat, ...]] = {
+    "keras": ("keras", "weights", "safetensors"),
+    "weights": ("weights", "safetensors"),
+    "h5": ("h5", "safetensors"),
+}
+_OPTIMIZER = ("optimizer/", "optimizer_weights/")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """What an export has made.
+
+    Attributes:
+        version: The checkpoint.
+        path: The new file or folder, absolute.
+        format: ``"keras"``, ``"weights"``, ``"h5"``, ``"safetensors"`` or ``"folder"``.
+        nbytes: Size of the file in bytes; of a folder, of the payload in it.
+        digest: ``"xxh3_128:<32 hex digits>"`` of the same.
+    """
+
+    version: int
+    path: Path
+    format: ExportFormat
+    nbytes: int
+    digest: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as a JSON object."""
+        return {
+            "version": self.version,
+            "path": str(self.path),
+            "format": self.format,
+            "nbytes": self.nbytes,
+            "digest": self.digest,
+        }
+
+
+def export(
+    root: Path, checkpoint: Checkpoint, path: str | os.PathLike[str], progress: Progress | None = None
+) -> Exported:
+    """Export a checkpoint; `ckptstore.CheckpointStore.export` says how.
+
+    Args:
+        root: The store.
+        checkpoint: The checkpoint.
+        path: The file or folder to make.
+        progress: Called with numbers of bytes as the payload is read; their sum is its size.
+    """
+    format = format_of(path, checkpoint)
+    target = outside(root, absolute(path), "path")
+    if os.path.lexists(target):
+        raise exists_already(target)
+    with workspace(target) as room:
+        beside = room / target.name
+        if format == "folder":
+            written = _write_folder(checkpoint, beside, progress)
+            rename_to_new(beside, target)
+            fsync_directory(target.parent)
+        else:
+            written = _write(checkpoint, beside, format, progress)
+            give_name(beside, target)
+    return Exported(
+        version=checkpoint.version, path=target, format=format, nbytes=written.nbytes, digest=written.digest
+    )
+
+
+def format_of(path: str | os.PathLike[str], checkpoint: Checkpoint) -> ExportFormat:
+    """Return what a path asks for.
+
+    Raises:
+        InvalidArgumentError: It is nothing that this checkpoint can become.
+    """
+    name = os.fspath(path)
+    found = next((format for suffix, format in _SUFFIXES.items() if name.endswith(suffix)), None)
+    if found is None and (name.endswith(os.sep) or not Path(name).suffix):
+        return "folder"
+    possible = _FROM[checkpoint.format]
+    if found in possible:
+        return found
+    suffixes = ", ".join(suffix for suffix, format in _SUFFIXES.items() if format in possible)
+    what = f"extension {Path(name).suffix!r} is none" if found is None else f"{_WHOLE[found]}"
+    raise InvalidArgumentError(
+        argument="path",
+        value=name,
+        reason=f"{what} that version {checkpoint.version} (format {checkpoint.format}) can become",
+        hint=f"it can become: {suffixes}, or a folder, with / at its end",
+    )
+
+
+_WHOLE = {
+    "keras": "a .keras file, of a whole model, is nothing",
+    "h5": "Keras' older .h5 file is nothing",
+    "weights": "a .weights.h5 file is nothing",
+    "safetensors": "a .safetensors file is nothing",
+}
+
+
+def _write(checkpoint: Checkpoint, target: Path, format: ExportFormat, progress: Progress | None) -> Written:
+    if format == "safetensors":
+        return _write_safetensors(checkpoint, target, progress)
+    part = None
+    if format == "weights" and checkpoint.format == "keras":
+        part = payload_copy.weights_in(checkpoint.path)
+
+    def copy(writer: PayloadWriter) -> None:
+        payload_copy.copy_verified(
+            checkpoint.path,
+            writer,
+            nbytes=checkpoint.nbytes,
+            digest=checkpoint.digest,
+            part=part,
+            progress=progress,
+        )
+
+    return write_new(target, checkpoint.nbytes if part is None else part[1], copy)
+
+
+def _write_safetensors(checkpoint: Checkpoint, target: Path, progress: Progress | None) -> Written:
+    try:
+        from safetensors import safe_open
+    except ImportError as error:
+        raise MissingPackageError(
+            package="safetensors", needed_for="export to .safetensors", extra="safetensors"
+        ) from error
+    with payload.open_verified(
+        checkpoint.path, nbytes=checkpoint.nbytes, digest=checkpoint.digest, progress=progress
+    ) as found:
+        layout = {name: at for name, at in found.layout().items() if not name.startswith(_OPTIMIZER)}
+        head, order, nbytes = header_of(layout, _metadata(checkpoint))
+        variables = found.variables()
+
+        def fill(writer: PayloadWriter) -> None:
+            writer.write(head)
+            for name in order:
+                writer.write(bytes_of(variables[name]))
+
+        written = write_new(target, nbytes, fill)
+    with safe_open(str(target), framework="numpy") as opened:
+        if set(opened.keys()) != set(order):
+            raise InvalidArgumentError(
+                argument="path", value=str(target), reason="holds other tensors than were written"
+            )
+    return written
+
+
+def _metadata(checkpoint: Checkpoint) -> dict[str, str]:
+    document = checkpoint.to_json()
+    kept = ("version", "run", "epoch", "batch", "step", "metrics", "digest", "created_at", "tags")
+    return {"format": "keras", **{name: _text(document[name]) for name in kept}}
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+# --- a folder with a card ------------------------------------------------------------------------
+
+
+def _write_folder(checkpoint: Checkpoint, folder: Path, progress: Progress | None) -> Written:
+    make_directory(folder, durable=False)
+    file = f"model{SUFFIXES[checkpoint.format]}"
+    written = _write(checkpoint, folder / file, checkpoint.format, progress)
+    texts = {
+        "checkpoint.json": json.dumps(checkpoint.to_json(), indent=2, ensure_ascii=False) + "\n",
+        "README.md": card_of(checkpoint, file, _versions(folder / file)),
+    }
+    for name, text in texts.items():
+        data = text.encode(errors="backslashreplace")
+        write_new(folder / name, len(data), methodcaller("write", data))
+    fsync_directory(folder)
+    return written
+
+
+def _versions(path: Path) -> dict[str, str]:
+    documents = payload.read_documents(path)
+    with suppress(ValueError, KeyError, TypeError):
+        return {"Keras": str(json.loads(documents["metadata.json"])["keras_version"])}
+    return {}

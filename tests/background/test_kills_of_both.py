@@ -1,0 +1,29 @@
+"""Trainers and writers that are killed: what was handed over is saved once, and nothing is left behind."""
+
+from __future__ import annotations
+
+import pytest
+from crash import kill_writer
+from crash.strace import available
+
+from ckptstore.background.process import can_start
+
+pytestmark = pytest.mark.skipif(not can_start(), reason="this platform has no memfd or pidfd")
+
+
+@pytest.mark.slow
+def test_a_writer_killed_at_any_call_is_replaced_and_nothing_is_lost_or_saved_twice() -> None:
+    """Every kind of call, and one in so many; `tools/crash writers` kills at all of them."""
+    if not available():
+        pytest.skip("strace is not to be had here, or may not attach")
+    result = kill_writer.kill_at_calls(stride=40)
+    assert result.violations == ()
+    assert result.kills >= 12
+    assert result.passed_untouched == 1
+
+
+@pytest.mark.slow
+def test_trainer_and_writer_killed_at_any_moment_have_lost_nothing_that_they_promised() -> None:
+    result = kill_writer.kill_at_random(kills=9, seed=2)
+    assert result.violations == ()
+    assert result.kills == 9

@@ -1,0 +1,257 @@
+"""A snapshot crosses to another process byte for byte, through memory that is used again and again."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ckptstore.background.handoff import EventToken, LocalToken
+from ckptstore.background.message import LetterReader, LetterWriter
+from ckptstore.commit.request import SaveRequest
+from ckptstore.formats.snapshot import Snapshot, TrainingState, Variable
+from ckptstore.retention import keep_last
+from ckptstore.system.shared_memory import Memory
+
+DTYPES = [
+    *(
+        "float16",
+        "float32",
+        "float64",
+        "int8",
+        "uint8",
+        "int16",
+        "int32",
+        "int64",
+        "uint32",
+        "uint64",
+        "bool",
+    ),
+    *(ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, ml_dtypes.int4),
+]
+
+
+def array(seed: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(seed).integers(0, 2, shape).astype(dtype)
+
+
+def snapshot(
+    values: dict[str, np.ndarray[Any, Any]], state: dict[str, Any] | None = None, **more: Any
+) -> Snapshot:
+    variables = tuple(
+        Variable(path=path, shape=value.shape, dtype=value.dtype, read=partial(np.asarray, value))
+        for path, value in values.items()
+    )
+    arrays = {"generator": np.arange(5, dtype="uint32"), "empty": np.empty((0, 3))}
+    return Snapshot(
+        format="keras",
+        variables=variables,
+        attributes={"layers/dense/vars": {"name": "dense"}},
+        documents={"config.json": b'{"a": 1}', "metadata.json": b""},
+        state=None if state is None else TrainingState(document=state, arrays=arrays),
+        **more,
+    )
+
+
+def there(memory: Memory) -> Memory:
+    """The same memory as another process sees it."""
+    assert memory.descriptor is not None
+    return Memory(os.dup(memory.descriptor))
+
+
+@given(
+    shapes=st.lists(
+        st.tuples(st.lists(st.integers(0, 4), max_size=3).map(tuple), st.sampled_from(DTYPES)), max_size=6
+    )
+)
+@settings(max_examples=60)
+def test_a_letter_is_read_as_it_was_written(shapes: list[tuple[tuple[int, ...], Any]]) -> None:
+    values = {f"v/{i}": array(i, shape, dtype) for i, (shape, dtype) in enumerate(shapes)}
+    memory = Memory()
+    request = SaveRequest(
+        run="digits", epoch=3, metrics={"loss": 1.5}, keep=keep_last(2), publish=Path("/a/b")
+    )
+    LetterWriter().write(memory, snapshot(values, {"seed": 1}), request, 7)
+    letter = LetterReader(there(memory)).read()
+    assert letter.number == 7
+    assert letter.request.blocked_s is not None
+    assert letter.request.created_at == request.created_at
+    assert (letter.request.run, letter.request.epoch) == ("digits", 3)
+    assert repr(letter.request.keep) == "keep_last(2)"
+    assert [one.path for one in letter.snapshot.variables] == list(values)
+    for one in letter.snapshot.variables:
+        read = one.read()
+        assert (one.shape, one.dtype) == (values[one.path].shape, values[one.path].dtype)
+        assert read.dtype == one.dtype
+        assert read.tobytes() == values[one.path].tobytes()
+    assert letter.snapshot.documents == {"config.json": b'{"a": 1}', "metadata.json": b""}
+    assert letter.snapshot.attributes == {"layers/dense/vars": {"name": "dense"}}
+    assert letter.snapshot.state is not None
+    assert letter.snapshot.state.document == {"seed": 1}
+    assert letter.snapshot.state.arrays["generator"].tobytes() == np.arange(5, dtype="uint32").tobytes()
+    assert letter.snapshot.state.arrays["empty"].shape == (0, 3)
+
+
+def test_a_letter_holds_what_was_there_when_it_was_written() -> None:
+    live = np.ones((3, 3), "float32")
+    memory = Memory()
+    LetterWriter().write(memory, snapshot({"v": live}), SaveRequest(run="r", epoch=0), 1)
+    live[:] = 2
+    (variable,) = LetterReader(there(memory)).read().snapshot.variables
+    assert np.array_equal(variable.read(), np.ones((3, 3), "float32"))
+
+
+def test_letters_of_other_structures_follow_each_other_in_one_place() -> None:
+    """A model may be built further, or unfrozen: what a reader remembers of the last letter is then no longer right."""
+    memory, writer = Memory(), LetterWriter()
+    reader = LetterReader(there(memory))
+    rows = [3, 3, 100_000, 2, 400_000]
+    for number, size in enumerate(rows, start=1):
+        values = {f"v/{i}": array(number + i, (size,), "float32") for i in range(1 + size % 3)}
+        writer.write(memory, snapshot(values, {"n": number}), SaveRequest(run="r", epoch=number), number)
+        letter = reader.read()
+        assert letter.number == letter.request.epoch == number
+        assert {one.path: one.read().tobytes() for one in letter.snapshot.variables} == {
+            path: value.tobytes() for path, value in values.items()
+        }
+
+
+def test_the_structure_is_worked_out_once_while_it_stays_the_same() -> None:
+    memory, writer = Memory(), LetterWriter()
+    reader = LetterReader(there(memory))
+    live = np.zeros(3, "float32")
+    first = snapshot({"v": live}, {"n": 0})
+    letters = []
+    for number in range(1, 4):
+        live[:] = number
+        again = Snapshot(
+            format="keras", variables=first.variables, attributes=first.attributes, documents=first.documents,
+            state=first.state,
+        )  # fmt: skip
+        writer.write(memory, again, SaveRequest(run="r", epoch=number), number)
+        letters.append(reader.read())
+        assert letters[-1].snapshot.variables[0].read().tolist() == [number] * 3
+    assert len({id(letter.snapshot.variables) for letter in letters}) == 1
+
+
+def test_memory_is_used_again_and_grows_when_it_must() -> None:
+    memory = Memory()
+    assert memory.reserve(10)
+    size = memory.nbytes
+    assert not memory.reserve(size)
+    assert memory.nbytes == size
+    other = there(memory)
+    assert other.refresh()
+    assert not other.refresh()
+    memory.put(0, b"before")
+    assert other.get(0, 6) == b"before"
+    assert memory.reserve(size + 1)
+    assert other.refresh()
+    memory.put(size, b"behind")
+    assert other.get(size, 6) == b"behind"
+    memory.populate()
+    memory.populate_beside(lambda: None)
+    assert other.get(size, 6) == b"behind"
+
+
+class Copies:
+    """Copies one array, and remembers what it was told to prepare for."""
+
+    def __init__(self, value: np.ndarray) -> None:
+        self.value = value
+        self.prepared: list[object] = []
+        self.threads: list[str] = []
+
+    def prepare(self, targets: Sequence[np.ndarray]) -> None:
+        self.prepared.append(targets)
+        self.threads.append(threading.current_thread().name)
+
+    def __call__(self, targets: Sequence[np.ndarray]) -> None:
+        assert [id(one) for one in self.prepared] == [id(targets)]
+        np.copyto(targets[0], self.value, casting="no")
+
+
+def test_a_thread_prepares_the_copy_into_the_very_places_of_the_first_save() -> None:
+    memory, writer = Memory(), LetterWriter()
+    made = replace(snapshot({"v": np.zeros(3)}), copy=Copies(np.arange(3.0)))
+    writer.prepare(memory, made)
+    writer.write(memory, made, SaveRequest(run="r", epoch=0), 1)
+    assert made.copy.threads == ["ckptstore-memory"]
+    assert LetterReader(memory).read().snapshot.variables[0].read().tolist() == [0.0, 1.0, 2.0]
+
+
+def test_what_was_prepared_for_another_structure_is_no_place_for_this_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    memory, writer = Memory(), LetterWriter()
+    go_on = threading.Event()
+    populate, populate_here = memory.populate, memory._populate
+
+    def late() -> None:
+        if threading.current_thread() is not threading.main_thread():
+            go_on.wait()
+        populate_here()
+
+    def behind_a_look_at_the_new_structure() -> None:
+        go_on.set()
+        populate()
+
+    monkeypatch.setattr(memory, "_populate", late)
+    monkeypatch.setattr(memory, "populate", behind_a_look_at_the_new_structure)
+    before = replace(snapshot({"v": np.ones(3)}), copy=Copies(np.ones(3)))
+    writer.prepare(memory, before)
+    writer.write(memory, snapshot({"v": np.zeros((2, 2), "int32")}), SaveRequest(run="r", epoch=0), 1)
+    assert before.copy.prepared
+    (found,) = LetterReader(memory).read().snapshot.variables
+    assert (found.shape, found.read().tolist()) == ((2, 2), [[0, 0], [0, 0]])
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_memory_is_given_back(closed: bool) -> None:
+    def kept() -> set[str]:
+        found = Path("/proc/self/fd").iterdir()
+        return {str(one) for one in found if one.is_symlink() and "ckptstore-snapshot" in str(one.readlink())}
+
+    gc.collect()
+    before = kept()
+    memory = Memory()
+    memory.reserve(1 << 20)
+    assert kept() > before
+    if closed:
+        memory.close()
+    del memory
+    assert kept() == before
+
+
+@pytest.mark.parametrize("kind", [EventToken, LocalToken])
+def test_a_token_is_taken_once(kind: Any) -> None:
+    token = kind()
+    assert not token.take()
+    token.post()
+    assert token.take()
+    assert not token.take()
+    token.close()
+    token.close()
+
+
+def test_the_time_of_a_save_is_when_it_was_asked_for() -> None:
+    request = SaveRequest(run="r", epoch=0)
+    memory = Memory()
+    LetterWriter().write(memory, snapshot({}), request, 1)
+    letter = LetterReader(there(memory)).read()
+    assert letter.request.began == request.began
+    assert letter.request.created_at <= datetime.now(UTC)
+    assert letter.request.blocked_s is not None
+    assert 0 <= letter.request.blocked_s <= request.waited_s()

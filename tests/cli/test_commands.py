@@ -1,0 +1,736 @@
+"""The command line: what each command prints and returns, for people and as JSON, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pty
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from crash.sample_stores import save
+from terminals import AT_ONCE, all_of
+
+from ckptstore import errors
+from ckptstore.cli.main import EXIT_CODES, commands, exit_code, main
+from ckptstore.storage.locks import store_lock
+from ckptstore.storage.run_lock import RunLock
+from ckptstore.store.store import CheckpointStore
+
+ODD = '"; DROP TABLE metrics; --'
+COMMANDS = sorted(commands.list_commands(click.Context(commands)))
+READING = [["ls"], ["show"], ["best", "--metric", "loss"], ["latest"], ["resume-point"], ["verify"]]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with two runs, odd metrics, a tag and a pin; not to be changed."""
+    root = tmp_path_factory.mktemp("cli") / "models"
+    with CheckpointStore(root) as store:
+        save(store, 0, run="day", step=45, metrics={"loss": 0.9, "val_loss": 1.0})
+        save(
+            store, 1, run="day", step=90, metrics={"loss": 0.5, "val_loss": math.nan}, tags=["good", "first"]
+        )
+        save(store, 2, run="day", batch=17, step=108, metrics={"loss": 0.25, ODD: math.inf, "损失": -1.5})
+        save(store, 7, run="night", metrics={"loss": 0.125}, state=False, extra={"note": "by hand"})
+        store.pin(2)
+    return root
+
+
+@pytest.fixture
+def store(made: Path, tmp_path: Path) -> Path:
+    """A copy of it that may be changed."""
+    return Path(shutil.copytree(made, tmp_path / "models"))
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Path:
+    """A store without checkpoints."""
+    with CheckpointStore(tmp_path / "empty") as store:
+        return store.path
+
+
+def on_a_terminal(*arguments: object, columns: int) -> tuple[int, str, str]:
+    """Run a command with a terminal for its output; returns exit code, output and what it said on stderr."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "ckptstore.cli", *map(str, arguments)],
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "COLUMNS": str(columns), "TERM": "xterm", "NO_COLOR": "1"},
+    ) as process:
+        os.close(theirs)
+        printed = all_of(ours)
+        said = process.stderr.read().decode() if process.stderr else ""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", printed.decode()).replace("\r\n", "\n")
+    return process.returncode, text, said
+
+
+class Ran:
+    """What one call of the command printed and returned."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], *arguments: object) -> None:
+        self.code = main([str(argument) for argument in arguments])
+        self.out, self.err = capsys.readouterr()
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Any:
+    return lambda *arguments: Ran(capsys, *arguments)
+
+
+def in_a_shell(command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a shell command in which `ckptstore` is this program."""
+    script = f'ckptstore() {{ "{sys.executable}" -m ckptstore.cli "$@"; }}\nset -o pipefail\n{command}'
+    return subprocess.run(
+        ["bash", "-c", script],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=60,
+        check=False,
+    )
+
+
+# --- ls ------------------------------------------------------------------------------------------
+
+
+def test_ls_lists_every_checkpoint_oldest_first(run: Any, made: Path) -> None:
+    ran = run("ls", made)
+    assert (ran.code, ran.err) == (0, "")
+    lines = ran.out.splitlines()
+    assert lines[0].split()[:5] == ["version", "run", "epoch", "batch", "step"]
+    assert [line.split()[0] for line in lines[1:]] == ["1", "2", "3", "4"]
+    assert re.search(r" 2 +day +1 +end +90 +0.5 +nan .* first, good, \(pinned\)$", lines[2])
+    assert re.search(r" 3 +day +2 +17 +108 +0.25 ", lines[3])
+    assert "inf" in lines[3] and "-1.5" in lines[3]
+    assert all(line == line.rstrip() for line in lines)
+
+
+def test_ls_as_json_is_the_list_of_records(run: Any, made: Path) -> None:
+    ran = run("ls", made, "--json")
+    assert (ran.code, ran.err) == (0, "")
+    documents = ran.json
+    assert [document["version"] for document in documents] == [1, 2, 3, 4]
+    assert documents[1]["metrics"] == {"loss": 0.5, "val_loss": "NaN"}
+    assert documents[2]["metrics"] == {"loss": 0.25, ODD: "Infinity", "损失": -1.5}
+    keys = {
+        "version", "run", "epoch", "batch", "step", "metrics", "path", "nbytes", "digest", "created_at",
+        "tags", "pinned", "format", "state",
+    }  # fmt: skip
+    for document in documents:
+        assert keys <= set(document)
+        assert Path(document["path"]).is_absolute()
+        assert Path(document["path"]).stat().st_size == document["nbytes"]
+        assert datetime.fromisoformat(document["created_at"]).utcoffset().total_seconds() == 0  # type: ignore[union-attr]
+
+
+def test_ls_of_one_run_and_of_the_newest(run: Any, made: Path) -> None:
+    assert [document["version"] for document in run("ls", made, "--run", "day", "--json").json] == [1, 2, 3]
+    assert [document["version"] for document in run("ls", made, "--limit", "2", "--json").json] == [3, 4]
+    assert [document["version"] for document in run("ls", made, "--limit", "99", "--json").json] == [
+        1,
+        2,
+        3,
+        4,
+    ]
+    assert "run" not in run("ls", made, "--run", "day").out.splitlines()[0].split()
+
+
+def test_ls_of_a_store_without_checkpoints(run: Any, empty: Path) -> None:
+    ran = run("ls", empty)
+    assert (ran.code, ran.out, ran.err) == (0, "", f"{empty}: no checkpoints yet\n")
+    assert run("ls", empty, "--json").json == []
+
+
+def test_ls_shows_what_is_missing(run: Any, store: Path) -> None:
+    next((store / "checkpoints").glob("00000001-*")).unlink()
+    with CheckpointStore(store):
+        pass
+    line = run("ls", store).out.splitlines()[1]
+    assert line.endswith("missing")
+    assert run("ls", store, "--json").json[0]["state"] == "missing"
+
+
+@pytest.mark.parametrize("columns", [1, 20, 40, 60, 80, 120])
+def test_ls_gives_up_columns_on_a_narrow_terminal(made: Path, columns: int) -> None:
+    from rich.cells import cell_len
+
+    code, out, said = on_a_terminal("ls", made, columns=columns)
+    lines = out.splitlines()
+    assert code == 0
+    if columns < 20:
+        return
+    assert len(lines) == 5, "no row is broken"
+    assert max(map(cell_len, lines)) <= columns
+    assert lines[0].split()[0] == "version"
+    left_out = re.fullmatch(r"no room for: (.*) \(--json has all\)\n", said)
+    shown = lines[0]
+    for name in ("step", "loss", "val_loss", "size", "saved", "tags", "损失"):
+        told = left_out is not None and name in left_out[1].split(", ")
+        assert told != (name in re.split(r"\s{2,}|\s", shown)), name
+
+
+def test_ls_keeps_validation_metrics_longest(tmp_path: Path) -> None:
+    names = [f"{prefix}metric_{n}" for prefix in ("", "val_") for n in range(30)]
+    with CheckpointStore(tmp_path / "many") as store:
+        save(store, 0, metrics=dict.fromkeys(names, 0.5))
+    _, out, said = on_a_terminal("ls", tmp_path / "many", columns=60)
+    heading = out.splitlines()[0].split()
+    assert heading == ["version", "epoch", "batch", "val_metric_0", "val_metric_1"]
+    assert "metric_29" in said
+
+
+def test_names_cannot_play_with_the_terminal(run: Any, tmp_path: Path) -> None:
+    with CheckpointStore(tmp_path / "odd") as store:
+        save(
+            store,
+            0,
+            metrics={"[red]loss[/red]": 1.0, "🔥 :fire:": 2.0},
+            tags=["[bold]"],
+            extra={"x": "\x1b[2J"},
+        )
+    for arguments in (["ls"], ["show"], ["latest"]):
+        out = run(arguments[0], tmp_path / "odd", *(["1"] if arguments == ["show"] else [])).out
+        assert "[red]loss[/red]" in out
+        assert "🔥 :fire:" in out
+        assert "\x1b" not in out
+
+
+# --- one checkpoint ------------------------------------------------------------------------------
+
+
+def test_show_tells_everything(run: Any, made: Path) -> None:
+    ran = run("show", made, 2)
+    assert (ran.code, ran.err) == (0, "")
+    told, _, layers = ran.out.partition("\n\n")
+    facts = dict(re.split(r"  +", line, maxsplit=1) for line in told.splitlines())
+    rows = [re.split(r"  +", line) for line in layers.splitlines()]
+    assert rows[1:] == [
+        ["layers/dense", "7x5, 5", "float32", "40", "160 B"],
+        ["optimizer", "1", "int64", "1", "8 B"],
+        ["all", "3", "float32, int64", "41", "168 B"],
+    ]
+    payload = made / "checkpoints" / "00000002-day.keras"
+    assert facts["version"] == "2"
+    assert facts["position"] == "epoch 1, end, step 90"
+    assert facts["tags"] == "first, good"
+    assert facts["pinned"] == facts["resumable"] == "yes"
+    assert facts["file"] == str(payload)
+    assert f"({payload.stat().st_size:,} bytes)" in facts["size"]
+    assert re.fullmatch(r"xxh3_128:[0-9a-f]{32}", facts["digest"])
+    assert re.fullmatch(r"[0-9.]+ s of waiting, [0-9.]+ s in all", facts["cost"])
+    assert facts["val_loss"] == "nan"
+    assert "by hand" in run("show", made, 4).out
+
+
+@pytest.mark.parametrize(
+    ("ref", "version"), [("3", 3), ("good", 2), ("latest", 4), ("best:loss", 4), ("resume-point", 3)]
+)
+def test_show_takes_every_kind_of_ref(run: Any, made: Path, ref: str, version: int) -> None:
+    assert run("show", made, ref, "--json").json["version"] == version
+
+
+@pytest.mark.parametrize(
+    ("arguments", "version"),
+    [
+        (["latest"], 4),
+        (["latest", "--run", "day"], 3),
+        (["resume-point"], 3),
+        (["resume-point", "--run", "day"], 3),
+        (["best", "--metric", "loss"], 4),
+        (["best", "--metric", "loss", "--mode", "max"], 1),
+        (["best", "--metric", "loss", "--run", "day"], 3),
+        (["best", "--metric", "val_loss"], 1),
+        (["best", "--metric", ODD, "--mode", "min"], 3),
+    ],
+)
+def test_one_checkpoint_is_printed_file_first(
+    run: Any, made: Path, arguments: list[str], version: int
+) -> None:
+    command, *options = arguments
+    ran = run(command, made, *options)
+    assert (ran.code, ran.err) == (0, "")
+    file, line = ran.out.splitlines()
+    assert Path(file) == next((made / "checkpoints").glob(f"{version:08d}-*"))
+    assert line.startswith(f"version {version} | ")
+    document = run(command, made, *options, "--json").json
+    assert (document["version"], document["path"]) == (version, file)
+
+
+def test_a_drop_ins_folder_stands_for_its_store(run: Any, made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made, tmp_path / "folder" / ".ckptstore")
+    assert run("latest", tmp_path / "folder", "--json").json["version"] == 4
+
+
+# --- verify and upgrade --------------------------------------------------------------------------
+
+
+def test_verify_of_a_whole_store(run: Any, made: Path) -> None:
+    assert (run("verify", made).code, run("verify", made).out) == (0, "4 checkpoints, all whole\n")
+    assert run("verify", made, "--json").json == {"ok": True, "checked": 4, "problems": []}
+
+
+def test_verify_finds_one_flipped_bit(run: Any, store: Path) -> None:
+    payload = store / "checkpoints" / "00000002-day.keras"
+    data = bytearray(payload.read_bytes())
+    data[len(data) // 2] ^= 1
+    payload.chmod(0o644)
+    payload.write_bytes(data)
+    ran = run("verify", store, "--json")
+    assert ran.code == 5
+    assert not ran.json["ok"] and ran.json["checked"] == 4
+    [problem] = ran.json["problems"]
+    assert (problem["version"], problem["path"]) == (2, str(payload))
+    assert problem["kind"] == "digest"
+    said = run("verify", store)
+    assert said.code == 5
+    assert said.out.splitlines()[0].split() == ["version", "problem", "detail"]
+    assert re.match(r" +2  digest  ", said.out.splitlines()[1])
+    assert (run("verify", store, "--shallow").code, run("verify", store, "--shallow").err) == (0, "")
+
+
+def test_verify_shows_its_progress_on_a_terminal_only(made: Path) -> None:
+    ours, theirs = pty.openpty()
+    done = subprocess.run(
+        [sys.executable, "-c", AT_ONCE, "verify", str(made), "--json"],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm"},
+        timeout=60,
+        check=True,
+    )
+    os.close(theirs)
+    assert b"kB" in all_of(ours)
+    assert json.loads(done.stdout)["ok"] is True
+    assert in_a_shell(f"ckptstore verify {made}", made).stderr == ""
+
+
+def test_upgrade_of_a_store_that_is_up_to_date(run: Any, store: Path) -> None:
+    ran = run("upgrade", store)
+    assert ran.code == 0
+    assert re.fullmatch(rf"{store}: already has schema \w+\n", ran.out)
+    document = run("upgrade", store, "--json").json
+    assert document["from"] == document["to"] and document["upgraded"] is False
+
+
+# --- failures ------------------------------------------------------------------------------------
+
+
+def fails(ran: Ran, code: int, *said: str) -> None:
+    """Check that a call failed as it should: one line on stderr, nothing on stdout."""
+    assert ran.code == code
+    assert ran.out == ""
+    assert ran.err.startswith("ckptstore: ") and ran.err.count("\n") == 1
+    for text in said:
+        assert text in ran.err
+
+
+@pytest.mark.parametrize("arguments", READING, ids=lambda arguments: arguments[0])
+@pytest.mark.parametrize("as_json", [[], ["--json"]], ids=["text", "json"])
+def test_no_store_is_exit_code_3(run: Any, tmp_path: Path, arguments: list[str], as_json: list[str]) -> None:
+    command, *options = arguments
+    ref = ["1"] if command == "show" else []
+    fails(run(command, tmp_path / "none", *ref, *options, *as_json), 3, "none", "no store here")
+    assert list(tmp_path.iterdir()) == [], "nothing was made"
+
+
+def test_upgrade_makes_no_store(run: Any, tmp_path: Path) -> None:
+    fails(run("upgrade", tmp_path / "none"), 3, "no store here")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["show", "99"], "no checkpoint '99'"),
+        (["show", "nonsense"], "no checkpoint 'nonsense'"),
+        (["show", "9" * 40], "no checkpoint"),
+        (["show", "best:nonsense"], "no checkpoint has a metric 'nonsense' (metrics here: "),
+        (["best", "--metric", "nonsense"], "no checkpoint has a metric 'nonsense' (metrics here: "),
+        (["ls", "--run", "dusk"], "no run 'dusk' (runs here: day, night)"),
+        (["latest", "--run", "dusk"], "no run 'dusk'"),
+        (["best", "--metric", "loss", "--run", "dusk"], "no run 'dusk'"),
+        (["resume-point", "--run", "dusk"], "no run 'dusk'"),
+        (["resume-point", "--run", "night"], "no checkpoint 'resume-point'"),
+    ],
+)
+def test_what_is_not_there_is_exit_code_3(run: Any, made: Path, arguments: list[str], said: str) -> None:
+    command, *options = arguments
+    fails(run(command, made, *options), 3, said)
+
+
+@pytest.mark.parametrize("arguments", READING[2:5], ids=lambda arguments: arguments[0])
+def test_an_empty_store_has_no_checkpoint_to_print(run: Any, empty: Path, arguments: list[str]) -> None:
+    command, *options = arguments
+    fails(run(command, empty, *options, "--json"), 3, "no checkpoint")
+
+
+def test_a_direction_that_cannot_be_guessed_is_a_usage_error(run: Any, made: Path) -> None:
+    fails(run("best", made, "--metric", ODD), 2, "--mode")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ls"],
+        ["show", "x"],
+        ["best", "x"],
+        ["best", "x", "--metric", "m", "--mode", "up"],
+        ["nonsense"],
+        ["ls", "x", "-q"],
+    ],
+)
+def test_wrong_usage_is_exit_code_2(run: Any, arguments: list[str]) -> None:
+    ran = run(*arguments)
+    assert (ran.code, ran.out) == (2, "")
+    assert "Usage: ckptstore" in ran.err
+
+
+def test_a_held_lock_is_exit_code_4(run: Any, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import inspect
+
+    wait = inspect.signature(store_lock).parameters["timeout_s"]
+    monkeypatch.setitem(store_lock.__wrapped__.__kwdefaults__, wait.name, 0.05)  # type: ignore[attr-defined]
+    with store_lock(store / "locks"):
+        fails(run("upgrade", store), 4, "lock")
+        assert run("ls", store).code == 0, "reading waits for nobody"
+
+
+def test_reading_needs_no_runs_lock(run: Any, store: Path) -> None:
+    lock = RunLock(store / "locks", "day")
+    try:
+        assert run("ls", store).code == run("verify", store).code == 0
+    finally:
+        lock.release()
+
+
+def test_a_damaged_manifest_is_exit_code_5(run: Any, store: Path) -> None:
+    manifest = store / "manifest.sqlite"
+    manifest.write_bytes(b"no database at all " * 1000)
+    for command in ("ls", "upgrade"):
+        fails(run(command, store), 5 if "damaged" in run(command, store).err else 1, "manifest.sqlite")
+    assert manifest.read_bytes() == b"no database at all " * 1000
+
+
+@pytest.mark.parametrize("arguments", READING, ids=lambda arguments: arguments[0])
+def test_a_newer_schema_is_exit_code_6(run: Any, store: Path, arguments: list[str]) -> None:
+    with sqlite3.connect(store / "manifest.sqlite") as database:
+        database.execute("UPDATE alembic_version SET version_num = '9999'")
+    database.close()
+    command, *options = arguments
+    ref = ["1"] if command == "show" else []
+    fails(run(command, store, *ref, *options), 6, "9999", "pip install --upgrade ckptstore")
+    fails(run("upgrade", store), 6, "9999")
+
+
+def test_a_foreign_database_is_refused(run: Any, tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "manifest.sqlite") as database:
+        database.execute("CREATE TABLE songs (title TEXT)")
+    database.close()
+    before = (tmp_path / "manifest.sqlite").read_bytes()
+    fails(run("ls", tmp_path), 1, "not a ckptstore store")
+    fails(run("upgrade", tmp_path), 1, "not a ckptstore store")
+    assert (tmp_path / "manifest.sqlite").read_bytes() == before
+
+
+def test_every_error_has_one_exit_code() -> None:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    codes = {kind.__name__: exit_code(kind.__new__(kind)) for kind in kinds}
+    assert {name: code for name, code in codes.items() if code != 1} == {
+        "NotFoundError": 3, "StoreNotFoundError": 3, "CheckpointNotFoundError": 3, "RunNotFoundError": 3,
+        "MetricNotFoundError": 3, "LockedError": 4, "StoreLockedError": 4, "RunLockedError": 4,
+        "SaveInProgressError": 4,
+        "CorruptError": 5, "CorruptPayloadError": 5, "CorruptManifestError": 5,
+        "NoUsableCheckpointError": 5, "SchemaError": 6,
+        "SchemaTooOldError": 6, "SchemaTooNewError": 6, "InvalidArgumentError": 2,
+    }  # fmt: skip
+    assert exit_code(click.UsageError("")) == 2
+    assert len({kind for kind, _ in EXIT_CODES}) == len(EXIT_CODES)
+
+
+def test_repair_mends_what_verify_finds(run: Any, store: Path) -> None:
+    one, two, three, _ = sorted((store / "checkpoints").iterdir())
+    one.unlink()
+    two.chmod(0o644)
+    two.write_bytes(b"x" + two.read_bytes()[1:])
+    three.rename(three.with_name(three.name.replace("00000003", "00000009")))
+    found = run("verify", store, "--json")
+    assert (found.code, [problem["kind"] for problem in found.json["problems"]]) == (
+        5, ["missing", "digest", "missing", "orphan"],
+    )  # fmt: skip
+    mended = run("repair", store, "--json")
+    assert (mended.code, mended.json["ok"], mended.json["checked"]) == (0, True, 4)
+    done = {(problem["version"], problem["kind"]): problem["action"] for problem in mended.json["problems"]}
+    assert done == {
+        (None, "orphan"): "put aside in quarantine",
+        (1, "missing"): "marked as missing",
+        (2, "digest"): "put aside in quarantine, and marked as damaged",
+        # The orphan was version 3 under a wrong name, and goes back into its place.
+        (3, "missing"): "put back from quarantine",
+    }
+    assert run("verify", store, "--json").json == {"ok": True, "checked": 4, "problems": [], "lost": 2}
+    whole = "2 checkpoints, all whole; 2 known to be lost (ckptstore ls tells which)"
+    assert run("verify", store).out == f"{whole}\n"
+    assert run("repair", store).out == f"{whole}; nothing to repair\n"
+    states = {one["version"]: one["state"] for one in run("ls", store, "--json").json}
+    assert states == {1: "missing", 2: "damaged", 3: "complete", 4: "complete"}
+
+
+@pytest.mark.parametrize("damage", ["lost", "not a database", "cut in half"])
+def test_repair_makes_a_manifest_again(run: Any, store: Path, damage: str) -> None:
+    before = run("ls", store, "--json").json
+    manifest = store / "manifest.sqlite"
+    content = manifest.read_bytes()
+    if damage == "lost":
+        manifest.unlink()
+    else:
+        manifest.write_bytes(b"x" * 5000 if damage == "not a database" else content[: len(content) // 2])
+    assert run("ls", store).code == 5
+    assert "ckptstore repair" in run("latest", store).err
+    mended = run("repair", store, "--json")
+    assert (mended.code, mended.json["checked"]) == (0, 4)
+    assert "made again from 4 payloads" in mended.json["problems"][0]["action"]
+    after = run("ls", store, "--json").json
+    # What a payload cannot know of itself: that it was pinned later, and what it cost.
+    for one in (*before, *after):
+        del one["pinned"], one["blocked_s"], one["total_s"]
+    assert after == before
+    assert run("verify", store).code == 0
+    assert len(list((store / "quarantine").glob("manifest-*.sqlite"))) == (damage != "lost")
+
+
+def test_repair_upgrades_an_older_store_by_itself(run: Any, tmp_path: Path) -> None:
+    root = Path(
+        shutil.copytree(Path(__file__).parent.parent / "manifest" / "stores" / "0001", tmp_path / "store")
+    )
+    assert run("verify", root).code == 6
+    assert run("repair", root).out == "4 checkpoints, all whole; nothing to repair\n"
+    assert run("verify", root).code == 0
+
+
+# --- help ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_states_the_exit_codes(run: Any, command: str) -> None:
+    ran = run(*([command] if command else []), "--help")
+    assert (ran.code, ran.err) == (0, "")
+    said = " ".join(ran.out.split())
+    assert "Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 locked" in said
+    assert "5 problems found, 6 schema version" in said
+    assert "..." not in ran.out.partition("Commands:")[2], "a summary that does not fit"
+    if command:
+        assert "--json" in ran.out and "STORE" in ran.out
+
+
+def test_the_version_is_told(run: Any) -> None:
+    from ckptstore import __version__
+
+    assert run("--version").out == f"ckptstore {__version__}\n"
+
+
+# --- processes -----------------------------------------------------------------------------------
+
+
+def test_a_reader_that_leaves_early_is_no_error(made: Path, tmp_path: Path) -> None:
+    with CheckpointStore(tmp_path / "long") as store:
+        for seed in range(3):
+            save(store, seed, metrics={f"metric_{n}": 0.5 for n in range(4000)})
+    done = in_a_shell("ckptstore ls long --json | head -n 1; echo ${PIPESTATUS[@]}", tmp_path)
+    assert (done.stdout, done.stderr) == ("[\n0 0\n", "")
+
+
+def test_a_closed_or_full_output_does_not_trace_back(made: Path) -> None:
+    assert in_a_shell(f"ckptstore ls {made} >&-", made).returncode == 0
+    assert in_a_shell(f"ckptstore ls {made} 2>&-", made).returncode == 0
+    full = in_a_shell(f"ckptstore ls {made} > /dev/full", made)
+    assert full.returncode == 1
+    assert full.stderr.startswith("ckptstore: ") and full.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_an_output_that_knows_few_characters_is_no_error(made: Path, encoding: str) -> None:
+    for command in (f"ls {made}", f"show {made} 3", f"latest {made} --run day", f"ls {made} --json"):
+        done = in_a_shell(f"ckptstore {command}", made, PYTHONIOENCODING=encoding, LC_ALL="C", PYTHONUTF8="0")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert ("损失" if encoding == "utf-8" else r"\u635f\u5931") in done.stdout
+
+
+def test_colours_are_for_terminals(made: Path) -> None:
+    assert "\x1b" not in in_a_shell(f"ckptstore ls {made}; ckptstore show {made} 1", made).stdout
+
+
+def test_listing_loads_neither_keras_nor_what_it_does_not_need(made: Path) -> None:
+    program = (
+        "import sys\nfrom ckptstore.cli.main import main\n"
+        f"main(['ls', {str(made)!r}])\nmain(['best', {str(made)!r}, '--metric', 'loss', '--json'])\n"
+        "print(*{name.partition('.')[0] for name in sys.modules}, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    loaded = set(done.stderr.split())
+    assert "sqlalchemy" in loaded
+    assert not loaded & {
+        "keras",
+        "jax",
+        "torch",
+        "tensorflow",
+        "alembic",
+        "h5py",
+        "numpy",
+        "ml_dtypes",
+        "typer",
+    }
+
+
+# --- what stays -----------------------------------------------------------------------------------
+
+
+def test_prune_tells_what_would_go_and_why_the_rest_stays(run: Any, store: Path) -> None:
+    with CheckpointStore(store) as opened:
+        for seed in range(8, 12):
+            save(opened, seed, run="day", metrics={"loss": float(seed), "val_loss": 1.0 + seed})
+    before = {path.name for path in (store / "checkpoints").iterdir()}
+    arguments = ["prune", store, "--run", "day", "--keep-last", 1, "--keep-best", "val_loss", 1]
+    ran = run(*arguments, "--dry-run")
+    assert (ran.code, ran.err) == (0, "")
+    stays = {line.split()[0]: line for line in ran.out.splitlines() if " stays " in line}
+    assert set(stays) == {"1", "2", "7", "8"}
+    assert "keep_best('val_loss', 1, mode='min')" in stays["1"]
+    assert "pinned" in stays["2"] and "newest two, to resume from" in stays["7"]
+    assert "keep_last(1)" in stays["8"]
+    assert re.search(r"^would remove 3 checkpoints, .*; 4 stay$", ran.out, re.MULTILINE)
+    document = run(*arguments, "--dry-run", "--json").json
+    assert document["dry_run"] is True
+    assert [one["version"] for one in document["removed"]] == [3, 5, 6]
+    assert {one["version"] for one in document["kept"]} == {1, 2, 7, 8}
+    assert {path.name for path in (store / "checkpoints").iterdir()} == before
+    assert run(*arguments).out.startswith("removed 3 checkpoints")
+    assert run("verify", store).code == 0
+    assert [one["version"] for one in run("ls", store, "--json").json] == [1, 2, 4, 7, 8]
+    with CheckpointStore(store, read_only=True) as opened:
+        (event,) = opened.events(kind="pruned")
+        assert event.detail == {"versions": [3, 5, 6]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ([], 2, "say what to keep"),
+        (["--keep-last", "0"], 2, "--keep-last"),
+        (["--keep-best", "lss", "2", "--mode", "lss", "min"], 3, "no checkpoint has a metric 'lss'"),
+        (["--keep-best", "lr", "2"], 2, "cannot be told from its name"),
+        (["--keep-best", "loss", "2", "--keep-best", "loss", "1", "--mode", "loss", "up"], 2, "up"),
+        (["--keep-tagged"], 2, "keeps none of the checkpoints of run 'night'"),
+        (["--max-bytes", "10 apples"], 2, "20 GB"),
+        (["--max-bytes", "1 kB"], 2, "is less than the best and the resume point take"),
+        (["--keep-within", "soon"], 2, "90m, 12h, 7d or 2w"),
+        (["--keep-every-hours", "nan"], 2, "hours=nan"),
+        (["--keep-last", "1", "--run", "noon"], 3, "no run 'noon'"),
+    ],
+)
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_a_prune_that_cannot_be_meant_removes_nothing(
+    run: Any, store: Path, arguments: list[str], code: int, said: str, dry: list[str]
+) -> None:
+    before = {path.name for path in (store / "checkpoints").iterdir()}
+    ran = run("prune", store, *arguments, *dry)
+    assert (ran.code, ran.out) == (code, "")
+    assert said in ran.err
+    assert {path.name for path in (store / "checkpoints").iterdir()} == before
+
+
+def test_names_and_pins(run: Any, store: Path) -> None:
+    assert run("tag", store, "latest", "production").out == "version 4 is production\n"
+    ran = run("tag", store, "1", "production")
+    assert (ran.out, ran.err) == ("version 1 is production\n", "production stood on version 4\n")
+    assert run("show", store, "production", "--json").json["version"] == 1
+    assert run("tag", store, "1", "latest").code == 2
+    assert run("tag", store, "99", "x").code == 3
+    assert run("untag", store, "production").out == "version 1 is no longer production\n"
+    assert run("untag", store, "production").code == 3
+    assert run("pin", store, "1", "--json").json["pinned"] is True
+    assert run("unpin", store, "1").out == "version 1 is not pinned\n"
+    assert run("show", store, "1", "--json").json["pinned"] is False
+
+
+# --- what is asked of many ------------------------------------------------------------------------
+
+
+def test_ls_takes_conditions_and_orders(run: Any, made: Path) -> None:
+    def versions(*arguments: object) -> list[int]:
+        return [one["version"] for one in run("ls", made, "--json", *arguments).json]
+
+    assert versions("--where", "loss < 0.5") == [3, 4]
+    assert versions("--order-by", "loss", "--limit", 2) == [4, 3]
+    assert versions("--where", "epoch >= 1", "--limit", 2) == [3, 4]
+    assert versions("--where", f"metric[{json.dumps(ODD)}] > 0") == [3]
+    assert versions("--where", "version > 99") == []
+    ran = run("ls", made, "--where", "version > 99")
+    assert (ran.code, ran.out) == (0, "") and "that meet the condition" in ran.err
+    assert run("ls", made, "--where", "los < 1").code == 3
+    ran = run("ls", made, "--where", "loss <")
+    assert ran.code == 2 and ran.err.count("\n") == 1
+
+
+def test_the_best_few(run: Any, made: Path) -> None:
+    ran = run("best", made, "--metric", "loss", "-k", 2)
+    assert [line.split()[0] for line in ran.out.splitlines()] == ["version", "4", "3"]
+    found = run("best", made, "--metric", "loss", "--mode", "max", "-k", 3, "--json").json
+    assert [one["version"] for one in found] == [1, 2, 3]
+    assert run("best", made, "--metric", "loss", "-k", 0).code == 2
+
+
+def test_history_and_compare(run: Any, made: Path, empty: Path) -> None:
+    ran = run("history", made)
+    assert ran.code == 2 and "day, night" in ran.err
+    ran = run("history", made, "--run", "day", "--metric", "val_loss", "--metric", "loss")
+    assert [line.split() for line in ran.out.splitlines()] == [
+        ["epoch", "batch", "val_loss", "loss", "version"],
+        ["0", "end", "1", "0.9", "1"],
+        ["1", "end", "nan", "0.5", "2"],
+        ["2", "17", "0.25", "3"],
+    ]
+    document = run("history", made, "--run", "day", "--json").json
+    assert [epoch["metrics"].get("loss") for epoch in document["epochs"]] == [0.9, 0.5, 0.25]
+    ran = run("compare", made, "--metric", "loss")
+    assert [line.split() for line in ran.out.splitlines()][1:] == [
+        ["day", "3", "3", "0", "0.25", "(v3)"],
+        ["night", "1", "1", "0", "0.125", "(v4)"],
+    ]
+    assert [one["run"] for one in run("compare", made, "night", "--json").json] == ["night"]
+    assert run("compare", made, "noon").code == 3
+    assert run("compare", empty, "--json").json == []
+
+
+def test_a_document_of_very_many_is_printed_a_line_each(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ckptstore.cli.output import print_json
+
+    odd = [{"name": "a\u2028b\n\x85", "of": []}, {"of": [1, {"x": None}]}, {}, 3]
+    documents: list[object] = [odd, {"ok": True, "many": odd, "none": [], "損失": {"of": odd}}, {}, [], "x"]
+    for document in documents:
+        print_json(document)
+        assert capsys.readouterr().out == json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    monkeypatch.setattr("ckptstore.cli.output._MANY", 3)
+    for document in documents:
+        print_json(document)
+        assert json.loads(capsys.readouterr().out) == document
+    print_json(odd)
+    assert len(capsys.readouterr().out.split("\n")) == len(odd) + 3

@@ -1,0 +1,357 @@
+"""`ckptstore run`: what is started again and what is not, on real commands that save, fail, crash and are killed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from crash.sample_stores import save
+
+from ckptstore.store.store import CheckpointStore
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+# Does what its arguments say, one of them for each start: `save`, `exit N`, `kill N`, joined by commas.
+COMMAND = """
+import os, sys
+from pathlib import Path
+starts = Path("starts")
+start = len(starts.read_text()) if starts.exists() else 0
+starts.write_text("x" * (start + 1))
+for step in sys.argv[1:][min(start, len(sys.argv) - 2)].split(","):
+    what, _, number = step.partition(" ")
+    if what == "save":
+        from crash.sample_stores import save
+        from ckptstore.store.store import CheckpointStore
+        with CheckpointStore("store") as store:
+            save(store, start, run=number or "default", batch=start or None, step=10 * start)
+    elif what == "say":
+        print("said", number, flush=True)
+    elif what == "kill":
+        os.kill(os.getpid(), int(number))
+    else:
+        sys.exit(int(number))
+"""
+
+# A training that waits, saves when it is asked to stop, and ends as one that was interrupted.
+STOPPABLE = """
+import os, sys, time
+from pathlib import Path
+from ckptstore.system.stop_signals import StopRequest
+Path("starts").write_text("x")
+with StopRequest() as stop:
+    print("ready", os.getpid(), flush=True)
+    while not stop.received:
+        time.sleep(0.01)  # not pause(): that would sleep on behind a signal that came just before
+    Path("saved").write_text(stop.received.name)
+    stop.deliver()
+"""
+# Long enough for a child to tell of its second signal before it is killed, on a busy machine too.
+GRACE_S = 3
+# One that does not end, whatever it is told.
+STUBBORN = """
+import os, signal, time
+for one in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    signal.signal(one, lambda number, frame: print("told", number, flush=True))
+print("ready", os.getpid(), flush=True)
+while True:
+    time.sleep(0.01)
+"""
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tools'}"}
+
+
+def command_line(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "ckptstore.cli", "run", *map(str, arguments)]
+
+
+class Ran:
+    """What one run of the command did."""
+
+    def __init__(self, folder: Path, *arguments: object) -> None:
+        done = subprocess.run(
+            command_line(*arguments),
+            cwd=folder,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        self.code, self.out, self.err = done.returncode, done.stdout, done.stderr
+        starts = folder / "starts"
+        self.starts = len(starts.read_text()) if starts.exists() else 0
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+def steps(folder: Path, *plan: str, options: tuple[object, ...] = ()) -> Ran:
+    """Run a command that does one of `plan` at each start, the last one from then on."""
+    return Ran(folder, "store", "--pause", 0, *options, "--", sys.executable, "-c", COMMAND, *plan)
+
+
+# --- what is started again -----------------------------------------------------------------------
+
+
+def test_what_ends_well_is_started_once(tmp_path: Path) -> None:
+    ran = steps(tmp_path, "say hello,exit 0")
+    assert (ran.code, ran.out, ran.err, ran.starts) == (0, "said hello\n", "", 1)
+
+
+def test_a_crash_is_started_again_from_what_was_saved(tmp_path: Path) -> None:
+    ran = steps(tmp_path, "kill 9", "save,kill 11", "save,exit 75", "exit 0")
+    assert (ran.code, ran.starts) == (0, 4)
+    first, second, third = ran.err.splitlines()
+    assert first == (
+        "ckptstore run: the command was killed by SIGKILL; start 2 goes on from the beginning: there is no "
+        "resume point yet"
+    )
+    assert second.startswith(
+        "ckptstore run: the command was killed by SIGSEGV; start 3 goes on from version 1: "
+    )
+    assert "epoch 1, batch 1, step 10, " in second and second.endswith(" s old")
+    assert "interrupted (exit code 75); start 4 goes on from version 2: epoch 2, batch 2, step 20" in third
+
+
+@pytest.mark.parametrize(("step", "code"), [("exit 75", 75), ("kill 9", 137), ("kill 15", 143)])
+def test_without_progress_it_gives_up_after_some_starts(tmp_path: Path, step: str, code: int) -> None:
+    ran = steps(tmp_path, step)
+    assert (ran.code, ran.starts) == (code, 5)
+    assert ran.err.splitlines()[-1].endswith("not started again: 5 starts in a row without a new checkpoint")
+
+
+def test_progress_lets_the_count_of_idle_starts_begin_anew(tmp_path: Path) -> None:
+    plan = ["kill 9", "save,kill 9", "kill 9", "save,kill 9", "kill 9"]
+    ran = steps(tmp_path, *plan, options=("--max-without-progress", 2))
+    assert ran.starts == 6
+
+
+def test_another_failure_is_started_again_only_after_progress(tmp_path: Path) -> None:
+    ran = steps(tmp_path, "save,exit 3", "save,exit 3", "exit 4")
+    assert (ran.code, ran.starts) == (4, 3)
+    assert ran.err.splitlines()[-1] == (
+        "ckptstore run: the command ended with exit code 4; not started again: it has saved no checkpoint since "
+        "its start, and would fail again"
+    )
+
+
+def test_checkpoints_from_before_are_no_progress(tmp_path: Path) -> None:
+    with CheckpointStore(tmp_path / "store") as store:
+        save(store, 5)
+    ran = steps(tmp_path, "exit 3")
+    assert (ran.code, ran.starts) == (3, 1)
+
+
+def test_only_the_named_run_counts(tmp_path: Path) -> None:
+    ran = steps(tmp_path, "save other,exit 3", options=("--run", "mine"))
+    assert (ran.code, ran.starts) == (3, 1)
+    assert steps(tmp_path, "exit 0", "save mine,exit 3", "exit 0", options=("--run", "mine")).code == 0
+
+
+@pytest.mark.parametrize("most", [0, 2])
+def test_the_number_of_restarts_can_be_limited(tmp_path: Path, most: int) -> None:
+    ran = steps(tmp_path, "save,exit 75", options=("--max-restarts", most))
+    assert (ran.code, ran.starts) == (75, most + 1)
+    assert f"not started again: {most} restarts are the limit" in ran.err
+
+
+def test_pauses_grow_and_are_told(tmp_path: Path) -> None:
+    options = ("--pause", 0.01, "--max-without-progress", 4)
+    ran = steps(tmp_path, "kill 9", options=options)
+    assert [line.partition(", in ")[2].partition(",")[0] for line in ran.err.splitlines()] == [
+        "0.01 s", "0.02 s", "0.04 s", "",
+    ]  # fmt: skip
+
+
+# --- what it prints ------------------------------------------------------------------------------
+
+
+def test_json_is_the_only_thing_on_stdout(tmp_path: Path) -> None:
+    with CheckpointStore(tmp_path / "store") as store:
+        save(store, 5)
+    ran = steps(tmp_path, "say one,save,kill 9", "say two,save,exit 75", "exit 0", options=("--json",))
+    assert (ran.code, ran.starts) == (0, 3)
+    point = ran.json.pop("resume_point")
+    assert (point["version"], point["epoch"]) == (3, 1)
+    assert {key: ran.json[key] for key in ("exit_code", "restarts", "checkpoints")} == {
+        "exit_code": 0, "restarts": 2, "checkpoints": 2,
+    }  # fmt: skip
+    assert "said one" in ran.err and "said two" in ran.err
+
+
+def test_json_without_a_store(tmp_path: Path) -> None:
+    ran = steps(tmp_path, "exit 3", options=("--json",))
+    assert (ran.code, ran.json) == (
+        3, {"exit_code": 3, "restarts": 0, "checkpoints": 0, "resume_point": None},
+    )  # fmt: skip
+    assert not (tmp_path / "store").exists()
+
+
+# --- what cannot be run --------------------------------------------------------------------------
+
+
+def test_a_command_that_is_not_there_is_127(tmp_path: Path) -> None:
+    ran = Ran(tmp_path, "store", "--", "no-such-command", "--flag")
+    assert (ran.code, ran.out) == (127, "")
+    assert ran.err == "ckptstore run: no-such-command: No such file or directory\n"
+
+
+def test_a_command_that_may_not_be_run_is_126(tmp_path: Path) -> None:
+    (tmp_path / "script").write_text("not for running")
+    ran = Ran(tmp_path, "store", "--", "./script")
+    assert (ran.code, ran.err) == (126, "ckptstore run: ./script: Permission denied\n")
+
+
+@pytest.mark.parametrize("place", ["file", "file/store"])
+def test_a_store_that_cannot_be_made_is_a_usage_error(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    ran = Ran(tmp_path, place, "--", sys.executable, "-c", COMMAND, "exit 0")
+    assert (ran.code, ran.starts) == (2, 0)
+    assert "it is a file, not a directory" in ran.err and "Usage: ckptstore run" in ran.err
+
+
+def test_a_command_is_needed(tmp_path: Path) -> None:
+    assert Ran(tmp_path, "store").code == 2
+
+
+def test_a_store_that_cannot_be_read_is_said_and_is_no_progress(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "manifest.sqlite").write_bytes(b"no database at all " * 1000)
+    ran = steps(tmp_path, "exit 3")
+    assert (ran.code, ran.starts) == (3, 1)
+    assert "the store cannot be read" in ran.err
+
+
+# --- signals -------------------------------------------------------------------------------------
+
+
+class Running:
+    """The command under way, with a child that has said that it is ready."""
+
+    def __init__(self, folder: Path, script: str, *options: object, **settings: Any) -> None:
+        arguments = ["store", "--pause", 0, *options, "--", sys.executable, "-c", script]
+        self.process = subprocess.Popen(
+            command_line(*arguments),
+            cwd=folder,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **settings,
+        )
+        assert self.process.stdout is not None
+        self.child = int(self.process.stdout.readline().split()[1])
+
+    def line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline()
+
+    def end(self) -> tuple[int, str]:
+        """Wait for the end; returns the exit code and what was said."""
+        _, said = self.process.communicate(timeout=60)
+        return self.process.returncode, said
+
+    def clean_up(self) -> None:
+        """Leave no process behind, also when a test has failed."""
+        for process in (self.process.pid, self.child):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        self.process.communicate()
+
+
+Start = Callable[..., Running]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    with contextlib.ExitStack() as under_way:
+
+        def begin(script: str, *options: object, **settings: Any) -> Running:
+            running = Running(tmp_path, script, *options, **settings)
+            under_way.callback(running.clean_up)
+            return running
+
+        yield begin
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGINT", 130)])
+def test_a_signal_is_passed_on_once_and_ends_it_without_a_restart(
+    tmp_path: Path, start: Start, name: str, code: int
+) -> None:
+    running = start(STOPPABLE)
+    running.process.send_signal(getattr(signal, name))
+    ended, said = running.end()
+    assert (tmp_path / "saved").read_text() == name
+    assert ended == code
+    assert said.splitlines()[-1].endswith("not started again: a signal asked to stop")
+
+
+def test_a_signal_to_every_process_of_a_job_stops_it_once(tmp_path: Path, start: Start) -> None:
+    """As systemd and SLURM send it: the child has it directly, and from us."""
+    running = start(STOPPABLE)
+    for process in (running.child, running.process.pid):
+        os.kill(process, signal.SIGTERM)
+    assert running.end()[0] == 75
+    assert (tmp_path / "saved").read_text() == "SIGTERM"
+
+
+def test_ctrl_c_reaches_the_child_once(start: Start) -> None:
+    """A terminal sends SIGINT to its foreground process group."""
+    running = start(STUBBORN, "--grace", GRACE_S, process_group=0)
+    assert os.getpgid(running.child) == running.child, "it is in no group that a terminal would tell"
+    os.killpg(running.process.pid, signal.SIGINT)
+    assert running.line() == f"told {int(signal.SIGINT)}\n"
+    running.process.terminate()
+    assert running.line() == f"told {int(signal.SIGTERM)}\n"
+    assert running.end()[0] == 128 + signal.SIGKILL
+
+
+def test_a_second_signal_is_passed_on_and_then_it_is_killed(start: Start) -> None:
+    running = start(STUBBORN, "--grace", GRACE_S)
+    running.process.send_signal(signal.SIGTERM)
+    assert running.line() == f"told {int(signal.SIGTERM)}\n"
+    running.process.send_signal(signal.SIGINT)
+    assert running.line() == f"told {int(signal.SIGINT)}\n"
+    assert running.end()[0] == 128 + signal.SIGKILL
+
+
+def test_a_signal_during_a_pause_asks_to_be_started_again_later(start: Start) -> None:
+    script = "import os\nprint('ready', os.getpid(), flush=True)\nos.kill(os.getpid(), 9)"
+    running = start(script, "--pause", 60)
+    assert running.process.stderr is not None
+    assert "in 60 s" in running.process.stderr.readline()
+    running.process.terminate()
+    assert running.end() == (75, "ckptstore run: not started again: a signal asked to stop\n")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's death")
+def test_a_child_whose_supervisor_is_killed_saves_and_ends(tmp_path: Path, start: Start) -> None:
+    running = start(STOPPABLE)
+    running.process.kill()
+    assert running.line() == "", "the child has ended, and closed its output"
+    assert (tmp_path / "saved").read_text() == "SIGTERM"
+    assert running.end()[0] == -signal.SIGKILL
+
+
+def test_what_was_ignored_from_the_beginning_stays_ignored(start: Start) -> None:
+    """As SIGINT is for what a script has started in the background."""
+    ignoring = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+    running = start(STUBBORN, "--grace", GRACE_S, **ignoring)
+    for one in (signal.SIGINT, signal.SIGTERM):
+        running.process.send_signal(one)
+    assert running.line() == f"told {int(signal.SIGTERM)}\n"
+    running.process.send_signal(signal.SIGUSR1)
+    assert running.line() == f"told {int(signal.SIGUSR1)}\n"
+    assert running.end()[0] == 128 + signal.SIGKILL

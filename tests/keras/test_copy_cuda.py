@@ -1,0 +1,222 @@
+"""Tensors of a GPU are all asked for before any is waited for, into memory that is locked; on torch.
+
+No machine of the tests has a GPU: a stand-in says of its tensors that they lie on one, and copies as a GPU does, some
+time after it was asked, and at latest when it is waited for.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from cuda_driver import OUT_OF_MEMORY, Driver, installed
+
+from ckptstore.keras.model.copy import Copier
+from ckptstore.system import pinned_memory
+from ckptstore.system.pinned_memory import Pages
+from ckptstore.system.shared_memory import Memory, aligned
+
+pytestmark = pytest.mark.skipif(keras.backend.backend() != "torch", reason="is torch's")
+SHAPES = [(), (3,), (2, 3), (300, 400), *[(20, 60)] * 30]
+
+
+class Device:
+    """A GPU that copies when it is waited for; `asked` counts the copies that it has not made."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import torch
+
+        self.asked: list[tuple[Any, Any]] = []
+        self.waits: list[int] = []
+        self.blocking = 0
+        monkeypatch.setattr(torch.cuda, "synchronize", self.synchronize)
+
+    def copy(self, target: Any, host: Any, non_blocking: bool) -> None:
+        self.asked.append((target, host))
+        if not non_blocking:
+            self.blocking += 1
+            self._copy_all()
+
+    def synchronize(self, device: Any) -> None:
+        assert str(device) == "cuda:0"
+        self.waits.append(len(self.asked))
+        self._copy_all()
+
+    def _copy_all(self) -> None:
+        for target, host in self.asked:
+            target.copy_(host)
+        self.asked.clear()
+
+    def tensor(self, host: Any) -> Any:
+        """Return a tensor that says it lies on this device."""
+        return _tensor_class()(host, self)
+
+
+@cache
+def _tensor_class() -> Callable[..., Any]:
+    import torch
+
+    aten = torch.ops.aten
+
+    class OnDevice(torch.Tensor):  # type: ignore[misc]
+        @staticmethod
+        def __new__(cls: Any, host: Any, device: Device) -> Any:
+            return torch.Tensor._make_wrapper_subclass(cls, host.shape, dtype=host.dtype, device="cuda:0")
+
+        def __init__(self, host: Any, device: Device) -> None:
+            self.host, self.owner = host, device
+
+        @classmethod
+        def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            non_blocking = bool((kwargs or {}).get("non_blocking", args[2:] and args[2]))
+            if func is aten._foreach_copy_.default:
+                for target, value in zip(args[0], args[1], strict=True):
+                    if isinstance(value, OnDevice):
+                        value.owner.copy(target, value.host, non_blocking)
+                    else:
+                        target.copy_(value)
+                return None
+            if func is aten.copy_.default:
+                args[1].owner.copy(args[0], args[1].host, non_blocking)
+                return args[0]
+            raise NotImplementedError(f"{func} is not what copies are made with")
+
+    return OnDevice
+
+
+def places(values: list[Any]) -> list[np.ndarray]:
+    sizes = [aligned(max(1, value.numel() * value.element_size())) for value in values]
+    memory = Memory()
+    memory.reserve(sum(sizes))
+    ends = np.cumsum(sizes).tolist()
+    return [
+        memory.array(end - size, tuple(value.shape), np.dtype("float32"))
+        for end, size, value in zip(ends, sizes, values, strict=True)
+    ]
+
+
+def hosts(seed: int) -> list[Any]:
+    import torch
+
+    torch.manual_seed(seed)
+    return [torch.rand(shape) for shape in SHAPES]
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
+    yield installed(monkeypatch, Driver())
+    gc.collect()  # what a test has locked is unlocked by the one that has locked it
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_all_copies_are_in_flight_before_one_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, driver: Driver, together: bool
+) -> None:
+    import torch
+
+    if not together:
+        monkeypatch.delattr(torch, "_foreach_copy_")
+    device, host = Device(monkeypatch), hosts(1)
+    values = [device.tensor(one) for one in host]
+    copier, targets = Copier(values), places(host)
+    for _ in range(2):
+        copier(targets)
+        assert [target.tolist() for target in targets] == [one.tolist() for one in host]
+        for one in host:
+            one += 1
+    assert device.waits == [len(SHAPES)] * 2
+    assert device.blocking == 0
+
+
+def test_the_memory_is_locked_once_and_as_long_as_it_is_there(
+    monkeypatch: pytest.MonkeyPatch, driver: Driver
+) -> None:
+    device, host = Device(monkeypatch), hosts(2)
+    values = [device.tensor(one) for one in host]
+    one, other = places(host), places(host)
+    copier = Copier(values)
+    copier.prepare(one)
+    memory = one[0].base
+    assert isinstance(memory, Pages)
+    assert driver.locked == {np.frombuffer(memory, np.uint8).ctypes.data: len(memory)}
+    for _ in range(2):
+        copier(one)
+        copier(other)
+    # One of a model whose variables have to be looked for at each save.
+    Copier(values)(one)
+    assert len(driver.locked) == len(driver.contexts) == 2
+    del copier, one, other, memory
+    gc.collect()
+    assert not driver.locked
+
+
+def test_nothing_is_locked_for_a_device_with_another_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    def none() -> Any:
+        raise AssertionError("the driver is not asked")
+
+    monkeypatch.setattr(pinned_memory, "_driver", none)
+    monkeypatch.setattr(torch.version, "hip", "6.2")
+    device, host = Device(monkeypatch), hosts(7)
+    targets = places(host)
+    Copier([device.tensor(one) for one in host])(targets)
+    assert [target.tolist() for target in targets] == [one.tolist() for one in host]
+
+
+def test_where_it_cannot_be_locked_the_values_come_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = installed(monkeypatch, Driver(refuses=OUT_OF_MEMORY))
+    device, host = Device(monkeypatch), hosts(3)
+    copier, targets = Copier([device.tensor(one) for one in host]), places(host)
+    with pytest.warns(RuntimeWarning, match="cannot be page-locked"):
+        copier(targets)
+    copier(targets)
+    assert [target.tolist() for target in targets] == [one.tolist() for one in host]
+    assert not driver.locked
+
+
+def test_values_in_host_memory_lock_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> Any:
+        raise AssertionError("the driver is not asked")
+
+    monkeypatch.setattr(pinned_memory, "_driver", none)
+    host = hosts(4)
+    targets = places(host)
+    Copier(host)(targets)
+    assert [target.tolist() for target in targets] == [one.tolist() for one in host]
+
+
+def test_values_of_both_kinds_of_memory_come_together(
+    monkeypatch: pytest.MonkeyPatch, driver: Driver
+) -> None:
+    device, host = Device(monkeypatch), hosts(5)
+    values = [device.tensor(one) if number % 2 else one for number, one in enumerate(host)]
+    targets = places(host)
+    Copier(values)(targets)
+    assert [target.tolist() for target in targets] == [one.tolist() for one in host]
+
+
+def test_nothing_is_on_its_way_once_a_copy_has_failed(
+    monkeypatch: pytest.MonkeyPatch, driver: Driver
+) -> None:
+    device, host = Device(monkeypatch), hosts(6)
+    values = [device.tensor(one) for one in host]
+    copier, targets = Copier(values), places(host)
+    copier(targets)
+
+    asked = device.copy
+
+    def interrupted(target: Any, one: Any, non_blocking: bool) -> None:
+        if len(device.asked) == 5:
+            raise KeyboardInterrupt
+        asked(target, one, non_blocking)
+
+    monkeypatch.setattr(device, "copy", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        copier(targets)
+    assert not device.asked

@@ -1,0 +1,290 @@
+"""What a save looks for of a model, in one walk or none, is what Keras and a fresh look would find."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import unusual_models
+
+from ckptstore import CheckpointStore, StoreCheckpoint
+from ckptstore.errors import ModelNotReadyError
+from ckptstore.keras import private
+from ckptstore.keras.model import snapshots as keras_snapshots
+from ckptstore.keras.private import optimizers_of, raw_values, variables_by_kind
+from ckptstore.keras.state import optimizers
+from ckptstore.store.model_adapter import adapter_for
+
+# What Keras' own code does.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
+)
+
+
+class _NamesOnlyOthers(keras.Model):  # type: ignore[misc]
+    """Tells in a way of its own what it trains, and not what it does not train: one layer is in neither list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = keras.layers.Dense(2), keras.layers.Dense(3)
+
+    def call(self, inputs: Any) -> Any:
+        return self.other(self.one(inputs))
+
+    @property
+    def trainable_variables(self) -> list[Any]:
+        return self.other.trainable_variables
+
+
+class _OwnAnswer(_NamesOnlyOthers):
+    """Trains one of its layers alone, whatever the flags say, and names the other as one that it does not train."""
+
+    @property
+    def non_trainable_variables(self) -> list[Any]:
+        return self.one.variables
+
+
+def _plain() -> keras.Model:
+    inner = keras.Sequential([keras.layers.Dense(2), keras.layers.BatchNormalization()])
+    model = keras.Sequential([keras.Input((4,)), inner, keras.layers.Dropout(0.5), keras.layers.Dense(1)])
+    model.compile("adam", "mse", metrics=["mae"])
+    x = keras.ops.ones((2, 4))
+    model.fit(x, keras.ops.ones((2, 1)), verbose=0)
+    return model
+
+
+def _frozen_layer() -> keras.Model:
+    model = _plain()
+    model.layers[0].trainable = False
+    return model
+
+
+def _frozen() -> keras.Model:
+    model = _plain()
+    model.trainable = False
+    return model
+
+
+def _frozen_outside() -> keras.Model:
+    model = _frozen()
+    model.layers[0].trainable = True
+    return model
+
+
+def _own_answer() -> keras.Model:
+    model = _OwnAnswer()
+    model(keras.ops.ones((2, 4)))
+    return model
+
+
+@pytest.mark.parametrize("make", [_plain, _frozen_layer, _frozen, _frozen_outside, _own_answer])
+def test_variables_are_those_that_keras_names_in_its_order(make: Any) -> None:
+    model = make()
+    found = variables_by_kind(model)
+    expected = model.trainable_variables, model.non_trainable_variables, model.metrics_variables
+    assert [list(map(id, ones)) for ones in found] == [list(map(id, ones)) for ones in expected]
+    assert found[1]
+
+
+def test_values_are_those_of_variables_and_what_is_none_itself() -> None:
+    variable = keras.Variable([1.0, 2.0])
+    found = raw_values([variable, 5])
+    assert found[0] is variable.value
+    assert found[1] == 5
+
+
+def test_a_variable_that_has_no_value_yet_is_asked_for_it() -> None:
+    with keras.StatelessScope():
+        later = keras.Variable("ones", shape=(2,))
+        assert later._value is None
+        assert keras.ops.convert_to_numpy(raw_values([later])[0]).tolist() == [1.0, 1.0]
+
+
+def test_what_optimizers_train_follows_what_is_frozen_and_thawed() -> None:
+    model = _plain()
+    assert optimizers.trained(model) == [list(range(len(model.trainable_variables)))]
+
+    model.layers[0].trainable = False
+    model.compile("sgd", "mse")
+    assert optimizers.trained(model) == [[]]
+    model.optimizer.build(model.trainable_variables)
+    assert optimizers.trained(model) == [[0, 1]]
+    model.layers[0].trainable = True
+    count = len(model.trainable_variables)
+    assert optimizers.trained(model) == [[count - 2, count - 1]]
+    assert optimizers.trained(model, model.trainable_variables) == [[count - 2, count - 1]]
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="on JAX a step trains with one optimizer")
+def test_of_two_optimizers_each_trains_its_own() -> None:
+    model = unusual_models.gan()
+    model.fit(np.ones((8, unusual_models.FEATURES)), np.ones(8), verbose=0)
+    found = optimizers.trained(model)
+    trainable = model.trainable_variables
+    for optimizer, places in zip(optimizers_of(model), found, strict=True):
+        assert [id(trainable[place]) for place in places] == [
+            id(one) for one in optimizer._trainable_variables
+        ]
+    _, generator, critic = map(set, found)
+    assert generator | critic == set(range(len(trainable)))
+    assert not generator & critic
+
+
+def test_a_configuration_that_changes_with_what_is_trained_is_saved_anew(tmp_path: Path) -> None:
+    # One whose variables keep their order when others of them are trained.
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    snapshots = adapter_for(model).snapshots()
+
+    def trainable_in_payload() -> bool:
+        with CheckpointStore(tmp_path) as store:
+            snapshot, request = store.prepare(model, epoch=0, snapshots=snapshots)
+            saved = store.commit(snapshot, request)
+            with zipfile.ZipFile(saved.path) as archive:
+                config = json.loads(archive.read("config.json"))
+        (dense,) = (one for one in config["config"]["layers"] if one["class_name"] == "Dense")
+        return bool(dense["config"]["trainable"])
+
+    assert trainable_in_payload()
+    model.layers[-1].trainable = False
+    assert not trainable_in_payload()
+    model.layers[-1].trainable = True
+    assert trainable_in_payload()
+
+
+def config_of(snapshot: Any) -> Any:
+    return json.loads(snapshot.documents["config.json"])["config"]
+
+
+def test_a_configuration_that_changes_is_saved_anew_when_an_epoch_ends_without_another_walk(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # However short the epochs are.
+    monkeypatch.setattr(keras_snapshots, "_DOCUMENTS_SHARE", 1e9)
+    walks: list[Any] = []
+    walk = private.capture
+    monkeypatch.setattr(private, "capture", lambda *a, **k: walks.append(a) or walk(*a, **k))
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dropout(0.5), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    snapshots = adapter_for(model).snapshots()
+
+    def rate(*, in_epoch: bool) -> float:
+        layers = config_of(snapshots.take(model, format="keras", in_epoch=in_epoch))["layers"]
+        return float(layers[1]["config"]["rate"])
+
+    assert rate(in_epoch=True) == 0.5
+    model.layers[0].rate = 0.25
+    # A step of the training waits for no configuration.
+    assert rate(in_epoch=True) == 0.5
+    assert rate(in_epoch=False) == rate(in_epoch=True) == 0.25
+    assert len(walks) == 1
+    # Variables that are others by now are not described by what was made before.
+    model.pop()
+    model.add(keras.layers.Dense(2))
+    model.build((None, 4))
+    units = config_of(snapshots.take(model, format="keras", in_epoch=True))["layers"][-1]["config"]["units"]
+    assert units == 2
+    assert len(walks) == 2
+
+
+def test_a_configuration_that_cannot_be_made_any_more_is_said_when_an_epoch_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(keras_snapshots, "_DOCUMENTS_SHARE", 1e9)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    snapshots = adapter_for(model).snapshots()
+    snapshots.take(model, format="keras")
+
+    def refuses() -> Any:
+        raise NotImplementedError
+
+    model.layers[0].get_config = refuses
+    assert snapshots.take(model, format="keras", in_epoch=True).documents
+    with pytest.raises(ModelNotReadyError, match="serialisable"):
+        snapshots.take(model, format="keras")
+
+
+@keras.saving.register_keras_serializable("tests")
+class _LearnsWords(keras.layers.Layer):  # type: ignore[misc]
+    """Keeps a file once it has something to keep."""
+
+    words = ""
+
+    def call(self, inputs: Any) -> Any:
+        return inputs
+
+    def save_assets(self, path: str) -> None:
+        if self.words:
+            Path(path, "words.txt").write_text(self.words, encoding="utf-8")
+
+
+@pytest.mark.parametrize("in_epoch", [False, True])
+def test_what_a_layer_keeps_in_files_is_that_of_the_moment(in_epoch: bool) -> None:
+    """Or a resume would go on with what it had learned some batches before."""
+    model = keras.Sequential([keras.Input((4,)), _LearnsWords(), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    snapshots = adapter_for(model).snapshots()
+    assert len(snapshots.take(model, format="keras").documents) == 2
+    for words in ("a few", "a few more"):
+        model.layers[0].words = words
+        documents = snapshots.take(model, format="keras", in_epoch=in_epoch).documents
+        assert words.encode() in documents.values()
+
+
+def test_a_step_in_the_middle_of_an_epoch_waits_for_no_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keras_snapshots, "_DOCUMENTS_SHARE", 1e9)
+    made: list[Any] = []
+    make = private.configuration
+    monkeypatch.setattr(private, "configuration", lambda model: made.append(model) or make(model))
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    x = np.ones((12, 4), np.float32)
+    callback = StoreCheckpoint(tmp_path, monitor="loss", save_freq=1, background=False)
+    model.fit(x, x[:, :1], batch_size=2, epochs=2, verbose=0, callbacks=[callback])
+    with CheckpointStore(tmp_path) as store:
+        assert len(store.checkpoints()) > 12
+    # At the end of the training; epochs that do not end with a save of their own have none.
+    assert len(made) == 1
+
+
+def test_a_variable_that_a_model_counts_nowhere_is_looked_for_at_each_save() -> None:
+    model = _NamesOnlyOthers()
+    model(keras.ops.ones((2, 4)))
+    model.compile("sgd", "mse")
+    snapshots = adapter_for(model).snapshots()
+    assert len(snapshots.take(model, format="weights").variables) > 4
+
+    other = keras.layers.Dense(2)
+    other.build((2, 4))
+    other.kernel.assign(keras.ops.full((4, 2), 7.0))
+    model._tracker.unlock()
+    model.one = other
+    model._tracker.lock()
+
+    taken = snapshots.take(model, format="weights")
+    assert any((array == 7.0).all() for array in taken.values() if array.shape == (4, 2))
+
+
+def test_flags_of_layers_are_told_where_the_model_as_a_whole_is_frozen() -> None:
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    model.trainable = False
+    snapshots = adapter_for(model).snapshots()
+
+    def flags() -> list[bool]:
+        config = json.loads(snapshots.take(model, format="keras").documents["config.json"])
+        return [
+            one["config"]["trainable"] for one in config["config"]["layers"] if one["class_name"] == "Dense"
+        ]
+
+    assert flags() == [False, False]
+    model.layers[0].trainable = True
+    assert flags() == [True, False]

@@ -1,0 +1,300 @@
+"""A run begun anew never goes back to what it had, which stays: in the manifest, in the store, and after a loss."""
+
+from __future__ import annotations
+
+import sqlite3
+import warnings
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from crash.sample_stores import save
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from manifests import add, fill, new, steps_of
+from resume_walks import damage, walk
+
+from ckptstore.errors import (
+    CorruptManifestError,
+    InvalidArgumentError,
+    NoUsableCheckpointError,
+    ReadOnlyError,
+    RunLockedError,
+)
+from ckptstore.formats import payload
+from ckptstore.manifest.manifest import Manifest
+from ckptstore.manifest.salvage import salvage
+from ckptstore.records import Checkpoint
+from ckptstore.store.store import CheckpointStore
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Iterator[Manifest]:
+    manifest = Manifest.open(tmp_path / "manifest.sqlite")
+    yield manifest
+    assert manifest.integrity_problems() == []
+    manifest.close()
+
+
+def points(manifest: Manifest, run: str | None = "a") -> list[int]:
+    return [point.version for point in manifest.resume_points(run)]
+
+
+# --- the manifest ------------------------------------------------------------------------------------
+
+
+def test_attempts_are_counted_from_what_was_there(manifest: Manifest) -> None:
+    assert manifest.attempt("a") == manifest.attempt_floor("a") == 1
+    assert manifest.runs() == ()  # asking makes none
+    assert manifest.begin_attempt("a") == 1
+    assert manifest.begin_attempt("a", {"why": "resume='never'"}) == 2
+    add(manifest, "b")
+    assert manifest.begin_attempt("b") == 2
+    manifest.remove([1])
+    assert manifest.begin_attempt("b") == 3
+    assert [(event.run, event.version, event.detail) for event in manifest.events(kind="began")] == [
+        ("b", 2, {"attempt": 3}),
+        ("b", 2, {"attempt": 2}),
+        ("a", 1, {"why": "resume='never'", "attempt": 2}),
+        ("a", 1, {"attempt": 1}),
+    ]
+
+
+def test_a_run_whose_checkpoints_are_gone_was_there_all_the_same(manifest: Manifest) -> None:
+    add(manifest)
+    manifest.remove([1])
+    assert manifest.begin_attempt("a") == 2
+
+
+def test_what_was_saved_before_is_no_resume_point(manifest: Manifest) -> None:
+    for run in "abab":
+        add(manifest, run, metrics={"loss": 1.0})
+    manifest.begin_attempt("a")
+    assert manifest.attempt_floor("a") == 5 and manifest.attempt_floor("b") == 1
+    assert (points(manifest), points(manifest, "b"), points(manifest, None)) == ([], [4, 2], [4, 2])
+    add(manifest)
+    assert (points(manifest), points(manifest, None)) == ([5], [5, 4, 2])
+    manifest.begin_attempt("b")
+    assert points(manifest, None) == [5]
+    # All else sees them as before.
+    assert [one.version for one in manifest.checkpoints("a")] == [1, 3, 5]
+    best = manifest.best("loss", "min")
+    assert best is not None and best.version == 1
+
+
+def test_a_save_on_its_way_belongs_to_the_attempt_that_took_its_version(manifest: Manifest) -> None:
+    version = manifest.reserve_version()
+    manifest.begin_attempt("a")
+    manifest.begin_attempt("a")
+    manifest.add_checkpoint(new(version))
+    assert points(manifest) == []
+    assert [manifest.attempt("a", at) for at in (version, version + 1)] == [1, 2]
+    assert manifest.attempt("a") == 2
+
+
+def test_detail_must_be_json(manifest: Manifest) -> None:
+    with pytest.raises(InvalidArgumentError):
+        manifest.begin_attempt("a", {"set": {1}})
+    assert manifest.runs() == ()
+    manifest.begin_attempt("a", {"attempt": 77})
+    assert manifest.attempt("a") == 1
+
+
+@pytest.mark.parametrize("detail", [None, "[]", "{}", '{"attempt": "2"}', '{"attempt": true}', "{"])
+def test_an_attempt_that_cannot_be_read_is_said(manifest: Manifest, detail: str | None) -> None:
+    manifest.begin_attempt("a")
+    with closing(sqlite3.connect(manifest.path)) as database, database:
+        database.execute("UPDATE events SET detail = ?", [detail])
+    for ask in (manifest.attempt, manifest.begin_attempt):
+        with pytest.raises(CorruptManifestError):
+            ask("a")
+
+
+def test_starts_of_earlier_attempts_do_not_count(manifest: Manifest) -> None:
+    add(manifest)
+    add(manifest, "b")
+    for run, version in (("a", 1), ("a", 1), ("b", 2)):
+        manifest.add_event("resuming", run=run, version=version)
+    assert manifest.starts() == {1: 2, 2: 1}
+    manifest.begin_attempt("a")
+    assert manifest.starts("a") == {} and manifest.starts() == manifest.starts("b") == {2: 1}
+
+
+STEPS = st.lists(
+    st.tuples(st.sampled_from("abc"), st.sampled_from(["begin", "save", "save", "plain"])), max_size=9
+)
+
+
+@settings(max_examples=40)
+@given(steps=STEPS)
+def test_resume_points_equal_those_of_a_plain_model(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, str]]
+) -> None:
+    with closing(Manifest.open(tmp_path_factory.mktemp("store") / "manifest.sqlite")) as manifest:
+        expected: dict[str, list[int]] = {run: [] for run in "abc"}
+        for run, what in steps:
+            if what == "begin":
+                manifest.begin_attempt(run)
+                expected[run] = []
+            else:
+                version = add(manifest, run, resumable=what == "save")
+                expected[run] += [version] * (what == "save")
+        for run in "abc":
+            assert points(manifest, run) == expected[run][::-1]
+        assert points(manifest, None) == sorted(
+            (one for ones in expected.values() for one in ones), reverse=True
+        )
+
+
+def test_the_work_of_a_look_up_does_not_grow_with_what_was_left_behind(tmp_path: Path) -> None:
+    work: dict[int, list[int]] = {}
+    for size in (100, 4000):
+        (tmp_path / str(size)).mkdir()
+        with closing(Manifest.open(tmp_path / str(size) / "manifest.sqlite")) as manifest:
+            fill(manifest, size)
+            # All that is complete is left behind, and the run was begun as often as it saved.
+            with manifest._transactions.writing("test") as connection:
+                connection.exec_driver_sql(
+                    "INSERT INTO events (at, kind, run_id, version, detail) SELECT '2026-01-01T00:00:00+00:00',"
+                    f" 'began', 1, version, json_object('attempt', version) FROM checkpoints WHERE version < {size}"
+                )
+            calls: list[Any] = [
+                lambda manifest=manifest: points(manifest),
+                lambda manifest=manifest: points(manifest, None),
+                lambda manifest=manifest: manifest.attempt_floor("a"),
+                lambda manifest=manifest: manifest.attempt("a"),
+            ]
+            assert [call() for call in calls] == [[], [], size - 1, size - 1]
+            work[size] = [steps_of(manifest, call) for call in calls]
+    for small, large in zip(*work.values(), strict=True):
+        assert large <= 1.2 * small + 2 < 50
+
+
+# --- the store ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[CheckpointStore]:
+    with CheckpointStore(tmp_path / "store") as store:
+        for seed in (1, 2):
+            save(store, seed)
+        assert store.begin("default") == 2
+        yield store
+
+
+def version_of(checkpoint: Checkpoint | None) -> int | None:
+    return None if checkpoint is None else checkpoint.version
+
+
+def test_a_fresh_attempt_has_nothing_to_resume_from(store: CheckpointStore) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert walk(store) is walk(store, run=None) is store.resume_point("default") is None
+        saved = save(store, 3)
+        assert version_of(walk(store)) == version_of(walk(store, run=None)) == saved.version == 3
+    assert version_of(store.resume_point()) == 3
+    assert [one.version for one in store.checkpoints("default")] == [1, 2, 3]
+    assert version_of(store.best("loss")) == 1
+
+
+def test_a_damaged_one_does_not_lead_back_into_the_attempt_before(store: CheckpointStore) -> None:
+    damage(save(store, 3).path)
+    with pytest.warns(UserWarning, match="put aside"), pytest.raises(NoUsableCheckpointError) as caught:
+        walk(store)
+    assert caught.value.versions == (3,)
+    store.repair()
+    with pytest.warns(UserWarning, match="begins anew: all its 1 resume points are damaged"):
+        assert walk(store) is None
+    assert [store.get(version).state for version in (1, 2)] == ["complete", "complete"]
+
+
+def test_what_was_lost_of_the_attempt_before_does_not_matter(store: CheckpointStore) -> None:
+    for version in (1, 2):
+        store.get(version).path.unlink()
+    with CheckpointStore(store.path) as again, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert again.get(1).state == "missing"
+        assert walk(again) is None
+
+
+def test_beginning_claims_the_run(store: CheckpointStore) -> None:
+    with CheckpointStore(store.path) as other, pytest.raises(RunLockedError):
+        other.begin("default")
+    with CheckpointStore(store.path, read_only=True) as reader, pytest.raises(ReadOnlyError):
+        reader.begin("other")
+    assert store._manifest.attempt("default") == 2
+
+
+# --- after a loss ------------------------------------------------------------------------------------
+
+
+def test_a_payload_says_which_attempt_it_belongs_to(store: CheckpointStore) -> None:
+    paths = [store.get(1).path, save(store, 3).path]
+    assert [payload.read_description(path)["attempt"] for path in paths] == [1, 2]
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_attempts_come_back_with_a_manifest_made_again(store: CheckpointStore, lost: bool) -> None:
+    save(store, 3)
+    store.begin("default")
+    for seed in (4, 5):
+        save(store, seed)
+    store.begin("other")
+    manifest = store.path / "manifest.sqlite"
+    store.close()
+    if lost:
+        manifest.unlink()
+    else:
+        content = bytearray(manifest.read_bytes())
+        content[100:200] = bytes(100)
+        manifest.write_bytes(content)
+    CheckpointStore.rebuild(store.path)
+    with CheckpointStore(store.path) as again:
+        assert [(e.version, e.detail) for e in again._manifest.events(kind="began", run="default")] == [
+            (4, {"attempt": 3}),
+            (3, {"attempt": 2}),
+        ]
+        assert points(again._manifest, "default") == [5, 4]
+        assert again.begin("default") == 4
+
+
+def test_an_attempt_that_saved_nothing_yet_comes_back_as_long_as_it_can_be_read(
+    store: CheckpointStore,
+) -> None:
+    store.close()
+    path = store.path / "manifest.sqlite"
+    assert salvage(path).attempts == {("default", 2): 3}
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("PRAGMA ignore_check_constraints = ON")
+        database.execute("UPDATE checkpoints SET epoch = -1")
+    CheckpointStore.rebuild(store.path)
+    with CheckpointStore(store.path) as again:
+        assert again._manifest.attempt_floor("default") == 3
+        assert walk(again) is None
+
+
+@pytest.mark.parametrize("detail", [None, 7, "[", "[1]", "{}", '{"attempt": "1"}', '{"attempt": -1}'])
+def test_attempts_that_cannot_be_read_are_left_out(store: CheckpointStore, detail: object) -> None:
+    store.begin("other")
+    store.close()
+    path = store.path / "manifest.sqlite"
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE events SET detail = ? WHERE version = 3 AND run_id = 1", [detail])
+    assert salvage(path).attempts == {("other", 1): 3}
+
+
+def test_an_orphan_of_an_attempt_that_an_older_manifest_does_not_know(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    with CheckpointStore(root) as store:
+        save(store, 1)
+    older = (root / "manifest.sqlite").read_bytes()
+    with CheckpointStore(root) as store:
+        store.begin("default")
+        for seed in (2, 3):
+            save(store, seed)
+    (root / "manifest.sqlite").write_bytes(older)
+    with CheckpointStore(root) as store:
+        assert [event.version for event in store._manifest.events(kind="began")] == [2]
+        assert points(store._manifest, "default") == [3, 2]

@@ -1,0 +1,158 @@
+"""Very many checkpoints are gone over some at a time, and what is held of each is small."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import tracemalloc
+from collections import deque
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bench import fill_manifest
+from crash.sample_stores import save
+from manifests import add
+
+from ckptstore import Checkpoint, CheckpointStore, keep_every, keep_last, max_bytes
+from ckptstore.cli.output import print_json
+from ckptstore.manifest.manifest import Manifest
+from ckptstore.report import text
+from ckptstore.store.discard import remove_checkpoints
+
+ODD = keep_every(steps=20)
+
+
+@pytest.fixture
+def by_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have pages of two, and all at once refused."""
+
+    def refused(*arguments: object) -> None:
+        raise AssertionError("all checkpoints at once")
+
+    monkeypatch.setattr("ckptstore.manifest.checkpoints._PAGE", 2)
+    monkeypatch.setattr("ckptstore.manifest.checkpoints.many", refused)
+
+
+def _filled(root: Path, count: int = 7) -> Path:
+    with CheckpointStore(root) as store:
+        for seed in range(1, count + 1):
+            save(
+                store, seed, run="b" if seed % 3 == 0 else "a", metrics={"loss": float(seed)}, step=10 * seed
+            )
+        store.tag(2, "paper")
+    return root
+
+
+def _peak(root: Path, count: int) -> int:
+    """Bytes that a dry run takes."""
+    with CheckpointStore(root, read_only=True) as store:
+        store.prune(keep_last(1), dry_run=True)
+        tracemalloc.start()
+        try:
+            pruned = store.prune(ODD | keep_last(3) | max_bytes(10**5), run="default", dry_run=True)
+            deque(text.pruned_lines(pruned), maxlen=0)
+            deque(pruned.documents()["removed"], maxlen=0)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert len(pruned.kept) > 0.4 * count and len(pruned.removed) > 0.4 * count
+    return peak
+
+
+def test_what_a_prune_takes_of_each_is_little(tmp_path: Path) -> None:
+    peaks = {}
+    for count in (1000, 7000):
+        fill_manifest.fill(tmp_path / str(count), count)
+        # What threads of earlier tests take meanwhile counts too: the least of three is the dry run's own.
+        peaks[count] = min(_peak(tmp_path / str(count), count) for _ in range(3))
+    assert (peaks[7000] - peaks[1000]) / 6000 < 350, "bytes for each checkpoint"
+
+
+@pytest.mark.usefixtures("by_pages")
+def test_what_a_prune_found_is_there_without_the_store(tmp_path: Path) -> None:
+    with CheckpointStore(_filled(tmp_path / "store")) as store:
+        before = list(store.iterate())
+        told = store.prune(keep_last(1) | keep_every(steps=40), dry_run=True)
+        pruned = store.prune(keep_last(1) | keep_every(steps=40))
+        assert list(store.iterate("a")) == pruned.kept[:3] and told.removed == pruned.removed
+    assert [one.version for one in pruned.removed] == [1, 2]
+    assert pruned.removed == [one for one in before if one.version in (1, 2)] != list(pruned.kept)
+    assert [one.version for one in told.kept] == [4, 5, 7, 3, 6], "run by run"
+    assert told.kept[-1] == told.kept[4] == before[5] and told.kept[1:3] == [before[4], before[6]]
+    assert list(reversed(told.kept)) == list(told.kept)[::-1]
+    assert before[0] in told.removed and repr(pruned.removed) == repr(before[:2])
+    assert pruned.reasons == {**told.reasons} and list(pruned.reasons) == [3, 4, 5, 6, 7]
+    twin = pickle.loads(pickle.dumps(pruned))
+    assert twin.removed == pruned.removed and twin.to_json() == pruned.to_json()
+    lines = list(text.pruned_lines(told))
+    assert [line.split()[0] for line in lines] == ["version", "1", "2", "3", "4", "5", "6", "7"]
+    assert json.loads(json.dumps(told.to_json()))["removed"] == [one.to_json() for one in before[:2]]
+
+
+@pytest.mark.usefixtures("by_pages")
+def test_a_users_own_function_is_given_a_list_of_checkpoints(tmp_path: Path) -> None:
+    given: list[Any] = []
+
+    def own(checkpoints: Any) -> list[Checkpoint]:
+        given.append(checkpoints)
+        return [one for one in checkpoints if one.metrics["loss"] == 1.0 or "paper" in one.tags]
+
+    with CheckpointStore(_filled(tmp_path / "store")) as store:
+        pruned = store.prune(own | keep_last(1), run="a", dry_run=True)
+        assert type(given[0]) is list and given[0] == list(store.iterate("a"))
+    assert pruned.reasons[1] == ("own",) and pruned.reasons[2] == ("own",)
+    assert [one.version for one in pruned.removed] == [4]
+
+
+@pytest.mark.parametrize("count", [0, 3, 250])
+def test_an_iterator_prints_as_its_list_does(capsys: pytest.CaptureFixture[str], count: int) -> None:
+    rows = [{"version": n, "tags": ["é"]} for n in range(count)]
+    for document in (rows, {"a": 1, "rows": rows, "b": []}):
+        print_json(document)
+        listed = capsys.readouterr().out
+        assert json.loads(listed) == document
+        print_json({**document, "rows": iter(rows)} if isinstance(document, dict) else iter(rows))
+        assert capsys.readouterr().out == listed
+
+
+@pytest.mark.usefixtures("by_pages")
+def test_all_are_verified_page_by_page(tmp_path: Path) -> None:
+    root = _filled(tmp_path / "store")
+    with CheckpointStore(root) as store:
+        store.get(3).path.unlink()
+        store.get(7).path.chmod(0o644)
+        store.get(7).path.write_bytes(b"cut")
+        assert [(one.kind, one.version) for one in store.verify()] == [("missing", 3), ("size", 7)]
+    assert CheckpointStore.rebuild(root) == [], "the manifest is sound"
+
+
+@pytest.mark.usefixtures("by_pages")
+def test_a_runs_checkpoints_are_removed_some_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ckptstore.commit.deletion._AT_ONCE", 2)
+    with CheckpointStore(_filled(tmp_path / "store")) as store:
+        store._manifest.set_state([4], "missing")
+        remove_checkpoints(store._layout, store._manifest, ["a"])
+        assert [one.version for one in store.iterate(states=None)] == [3, 6]
+        assert len(list((store.path / "checkpoints").iterdir())) == 2 and store.verify() == []
+        store._manifest.set_state([3, 6], "deleting")
+    with CheckpointStore(store.path) as store:
+        assert list(store.iterate(states=None)) == [] == list((store.path / "checkpoints").iterdir())
+
+
+@pytest.mark.usefixtures("by_pages")
+def test_a_save_is_found_by_when_it_began(tmp_path: Path) -> None:
+    manifest = Manifest.open(tmp_path / "manifest.sqlite")
+    moments = [datetime(2026, 1, day, tzinfo=UTC) for day in (1, 2, 2, 3)]
+    for moment in moments:
+        add(manifest, "a", created_at=moment)
+    add(manifest, "b", created_at=moments[0])
+    assert [manifest.saved_at("a", moment).version for moment in moments] == [1, 3, 3, 4]
+    manifest.set_state([3], "damaged")
+    assert manifest.saved_at("a", moments[1]).version == 2
+    assert manifest.saved_at("b", moments[0]).version == 5
+    assert manifest.saved_at("b", moments[1]) is None and manifest.saved_at("c", moments[0]) is None
+    manifest.close()

@@ -1,0 +1,342 @@
+"""The shape of the code: rooms and their imports, who may change files, what is used of Keras, how long a file may be.
+
+Who may import whom stands in pyproject.toml as contracts; here is what these cannot say.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PACKAGE = ROOT / "ckptstore"
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if "migrations" not in path.relative_to(PACKAGE).parts
+}
+
+# `os` functions, and methods of `Path`, that change the file system.
+MUTATING = {
+    "fsync", "fdatasync", "rename", "renames", "replace", "unlink", "remove", "removedirs", "rmdir", "link",
+    "symlink", "truncate", "ftruncate", "posix_fallocate", "mkdir", "makedirs", "chmod", "fchmod",
+    "write_bytes", "write_text", "touch", "symlink_to", "hardlink_to", "rmtree", "copyfile", "copy2",
+    "copytree", "move",
+}  # fmt: skip
+# Methods of `str`, `dict` and `list` that have the same names.
+HARMLESS_AS_METHODS = {"replace", "remove", "copy", "move", "link"}
+MAY_MUTATE = {"ckptstore.storage.files", "ckptstore.storage.durable_writer"}
+# Keras' layers load assets (vocabularies, say) from files: made in a temporary directory, not in a store.
+# A memfd has no place in any file system.
+SCRATCH = {
+    "ckptstore.keras.private.assets": {"mkdir", "write_bytes"},
+    "ckptstore.system.shared_memory": {"ftruncate"},
+}
+
+# The only place for what Keras does not promise. Private names of other packages that are used elsewhere.
+KERAS_PRIVATE = "ckptstore.keras.private"
+OTHERS_PRIVATE = {"_asdict", "_exit", "_foreach_copy_", "_getframe", "_version"}
+
+
+@functools.cache
+def imports(path: Path) -> frozenset[str]:
+    """Return the full names of everything that a file imports when it runs, early or late."""
+    found: set[str] = set()
+
+    class Visitor(ast.NodeVisitor):
+        def visit_If(self, node: ast.If) -> None:
+            if "TYPE_CHECKING" not in ast.dump(node.test):
+                self.generic_visit(node)
+
+        def visit_Import(self, node: ast.Import) -> None:
+            found.update(alias.name for alias in node.names)
+
+        def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+            assert node.level == 0, f"{path}: relative import"
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+
+    Visitor().visit(ast.parse(path.read_text(encoding="utf-8")))
+    return frozenset(found)
+
+
+@functools.cache
+def imported_modules(path: Path) -> frozenset[str]:
+    """Return the modules of this project that a file imports."""
+    names = {name for name in imports(path) if name.split(".")[0] == "ckptstore"}
+    return frozenset(name if name in MODULES else name.rpartition(".")[0] for name in names)
+
+
+ROOMS = {name: path.parent for name, path in MODULES.items() if path.name == "__init__.py"}
+
+
+def contracts(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Check the contracts of pyproject.toml for the package in a folder."""
+    program = "import sys; from importlinter.cli import lint_imports_command; lint_imports_command()"
+    return subprocess.run(
+        [sys.executable, "-c", program, "--config", folder / "pyproject.toml", "--no-cache"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_contracts_of_the_rooms_hold() -> None:
+    done = contracts(ROOT)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("storage/files.py", "import ckptstore.store.store"),
+        ("storage/layout.py", "import ckptstore.manifest.manifest"),
+        ("keras/private/assets.py", "import ckptstore.keras.model.adapter"),
+        ("store/refs.py", "import sqlalchemy"),
+        ("cli/keep.py", "import ckptstore.training.store_checkpoint"),
+        ("somewhere/__init__.py", ""),
+    ],
+)
+def test_the_contracts_notice_a_wrong_import(tmp_path: Path, module: str, line: str) -> None:
+    shutil.copytree(PACKAGE, tmp_path / "ckptstore", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    changed = tmp_path / "ckptstore" / module
+    changed.parent.mkdir(exist_ok=True)
+    with changed.open("a", encoding="utf-8") as file:
+        file.write(f"\n{line}\n")
+    done = contracts(tmp_path)
+    assert done.returncode == 1, done.stdout
+    assert "broken" in done.stdout.lower() or "missing" in done.stdout.lower(), done.stdout
+
+
+@pytest.mark.parametrize("room", sorted(set(ROOMS) - {"ckptstore"}))
+def test_each_room_says_what_it_is_for(room: str) -> None:
+    text = ast.get_docstring(ast.parse(MODULES[room].read_text(encoding="utf-8"))) or ""
+    assert "May import: " in text
+
+
+@pytest.mark.parametrize("room", sorted(ROOMS))
+def test_a_room_holds_more_than_one_module_and_no_more_than_one_can_see(room: str) -> None:
+    modules = [path.name for path in ROOMS[room].glob("*.py") if path.stem not in ("__init__", "__main__")]
+    rooms = [path.parent.name for path in ROOMS[room].glob("*/__init__.py")]
+    assert 1 < len(modules + rooms) <= 22, sorted(modules + rooms)
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_only_the_file_module_changes_files(module: str) -> None:
+    if module in MAY_MUTATE:
+        return
+    calls: list[str] = []
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            continue
+        owner, name = node.func.value, node.func.attr
+        of_os = isinstance(owner, ast.Name) and owner.id in {"os", "shutil"}
+        of_files = isinstance(owner, ast.Name) and owner.id == "files"
+        if name in SCRATCH.get(module, set()) or of_files:
+            continue
+        if name in MUTATING and (of_os or name not in HARMLESS_AS_METHODS):
+            calls.append(f"{MODULES[module].name}:{node.lineno}: {ast.unparse(node.func)}")
+    assert not calls
+
+
+def is_private(name: str) -> bool:
+    return re.fullmatch(r"_[a-zA-Z]\w*", name) is not None
+
+
+@functools.cache
+def defined_names(path: Path) -> frozenset[str]:
+    """Return the private names that a module defines: functions, classes, variables, attributes of `self`."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                found.add(name)
+            case ast.Name(id=name, ctx=ast.Store()):
+                found.add(name)
+            case ast.Attribute(value=ast.Name(id="self"), attr=name, ctx=ast.Store()):
+                found.add(name)
+            case ast.Assign(targets=[ast.Name(id="__slots__")], value=value):
+                found.update(one.value for one in ast.walk(value) if isinstance(one, ast.Constant))
+    return frozenset(name for name in found if is_private(name))
+
+
+# Functions and methods that take the name of an attribute.
+NAMING = {"getattr", "setattr", "hasattr", "delattr", "hook", "overlay", "get", "pop", "attrgetter"}
+
+
+def private_uses(tree: ast.AST) -> list[tuple[int, str, bool]]:
+    """Return (line, name, of `self`) of all that may reach into a package's inside."""
+    found: list[tuple[int, str, bool]] = []
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(value=owner, attr=name) if is_private(name):
+                found.append((node.lineno, name, isinstance(owner, ast.Name) and owner.id in ("self", "cls")))
+            case ast.Attribute(value=ast.Name(id="keras"), attr="src"):
+                found.append((node.lineno, "keras.src", False))
+            case ast.Call(func=ast.Name(id=function) | ast.Attribute(attr=function), args=arguments):
+                texts = [str(one.value) for one in arguments if isinstance(one, ast.Constant)]
+                private = [text for text in texts if is_private(text)] if function in NAMING else []
+                found += [(node.lineno, text, False) for text in private]
+            case ast.Subscript(slice=ast.Constant(value=str(text))) if is_private(text):
+                found.append((node.lineno, text, False))
+            case ast.Constant(value=str(text)) if is_inside_keras(text):
+                found.append((node.lineno, text, False))
+            case ast.Import(names=names):
+                found += [(node.lineno, one.name, False) for one in names if is_inside_keras(one.name)]
+            case ast.ImportFrom(module=module, names=names):
+                full = [f"{module}.{one.name}" for one in names]
+                found += [(node.lineno, name, False) for name in full if is_inside_keras(name)]
+    return found
+
+
+def is_inside_keras(name: str) -> bool:
+    return re.match(r"keras\.(src\b|_)", name) is not None
+
+
+def reaches_into_keras(module: str) -> list[str]:
+    """Return where a module uses a private name that neither it nor a module that it imports defines.
+
+    A name that `keras_private` uses as one of Keras' is so wherever it stands, unless it is an attribute of `self`.
+    """
+    near = {module, *imported_modules(MODULES[module])} & set(MODULES)
+    # A class may inherit its methods through more than one module.
+    near |= set().union(*(imported_modules(MODULES[name]) for name in near)) & set(MODULES)
+    known = set().union(*(defined_names(MODULES[name]) for name in near if not in_private(name)))
+    return [
+        f"{module}:{line}: {name}"
+        for line, name, of_self in private_uses(ast.parse(MODULES[module].read_text(encoding="utf-8")))
+        if name not in known | OTHERS_PRIVATE or (not of_self and name in names_of_keras())
+    ]
+
+
+def in_private(module: str) -> bool:
+    return module.startswith(KERAS_PRIVATE)
+
+
+@pytest.mark.parametrize("module", sorted(name for name in MODULES if not in_private(name)))
+def test_what_keras_does_not_promise_is_used_in_one_package(module: str) -> None:
+    assert not reaches_into_keras(module)
+
+
+@functools.cache
+def names_of_keras() -> frozenset[str]:
+    """Return the private names that the package uses and does not define."""
+    paths = [path for name, path in MODULES.items() if in_private(name)]
+    defined = set().union(*(defined_names(path) for path in paths))
+    used = {
+        name for path in paths for _, name, _ in private_uses(ast.parse(path.read_text(encoding="utf-8")))
+    }
+    return frozenset(used - defined - OTHERS_PRIVATE)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import keras.src.saving.saving_lib",
+        "from keras.src.saving import saving_lib",
+        "from keras import _tf_keras",
+        "import_module('keras.src.saving.saving_lib')",
+        "keras.src.saving.saving_lib.save_model(model)",
+        "model._initial_epoch = 3",
+        "getattr(model, '_compile_metrics', None)",
+        "loop.hook(iterator, '_get_iterator', make)",
+    ],
+)
+def test_reaching_into_keras_is_noticed(line: str) -> None:
+    assert private_uses(ast.parse(line))
+
+
+def test_the_package_tells_of_each_private_interface() -> None:
+    text = MODULES[KERAS_PRIVATE].read_text(encoding="utf-8")
+    told = set(re.findall(r"\b_[a-z]\w+", text))
+    # Attributes of callbacks stand in a table of their own.
+    untold = {name for name in names_of_keras() if is_private(name)} - told
+    assert not untold - defined_strings(MODULES[f"{KERAS_PRIVATE}.callback_attributes"])
+
+
+def defined_strings(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return {str(node.value) for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+
+
+FILES = sorted([*MODULES.values(), *(ROOT / "tools").rglob("*.py")])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_is_one_idea_of_reasonable_length(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    assert len(source.splitlines()) <= 500  # from 400 on, look for two ideas
+    docstring = ast.get_docstring(ast.parse(source))
+    assert docstring, f"{path} does not say what it is responsible for"
+    assert docstring.splitlines()[0].endswith((".", ":"))
+
+
+def test_functions_are_short() -> None:
+    long = [
+        f"{path.name}:{node.name}"
+        for path in MODULES.values()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.body[-1].end_lineno - body_start(node) >= 50
+    ]
+    assert not long
+
+
+def body_start(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Return the line at which a function's statements begin, behind its docstring."""
+    body = node.body[1:] if ast.get_docstring(node) and len(node.body) > 1 else node.body
+    return body[0].lineno
+
+
+def test_there_is_no_drawer_for_odds_and_ends() -> None:
+    names = {path.stem for path in MODULES.values()}
+    assert not names & {"utils", "util", "helpers", "common", "misc"}
+
+
+def test_the_top_level_holds_only_what_belongs_there() -> None:
+    allowed = {
+        "pyproject.toml", "README.md", "ckptstore", "migrations", "tests", "tools", "LICENSE", "CHANGELOG.md",
+        "constraints.txt", "CONTRIBUTING.md",
+    }  # fmt: skip
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    names = {name.split("/")[0] for name in tracked.stdout.split("\0") if name}
+    assert {name for name in names if not name.startswith(".")} <= allowed
+
+
+def modules_after(code: str) -> set[str]:
+    """Return the top-level modules that a fresh interpreter has imported after some code."""
+    program = (
+        f"import sys\n{code}\nprint(*{{name.partition('.')[0] for name in sys.modules}}, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    return set(done.stderr.split())
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    loaded = modules_after("import ckptstore")
+    assert "ckptstore" in loaded
+    assert not loaded & {"keras", "jax", "torch", "numpy", "sqlalchemy", "alembic", "h5py", "rich", "click"}
+
+
+def test_every_public_name_is_there() -> None:
+    import ckptstore
+
+    for name in ckptstore.__all__:
+        assert getattr(ckptstore, name) is not None
+        assert name in dir(ckptstore)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = ckptstore.nonsense

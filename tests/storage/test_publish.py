@@ -1,0 +1,78 @@
+"""A published path is at every instant a complete file."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from ckptstore.errors import StorageError
+from ckptstore.storage.files import observed
+from ckptstore.storage.publish import copy, publish, tidy
+
+
+@pytest.fixture
+def payloads(tmp_path: Path) -> tuple[Path, Path]:
+    for name in ("one", "two"):
+        (tmp_path / name).write_text(name)
+    return tmp_path / "one", tmp_path / "two"
+
+
+def test_a_hard_link_that_moves(tmp_path: Path, payloads: tuple[Path, Path]) -> None:
+    target = tmp_path / "deep" / "best"
+    for payload in payloads:
+        publish(payload, target)
+        assert target.samefile(payload)
+    publish(payloads[1], target)
+    assert [path.name for path in target.parent.iterdir()] == ["best"]
+
+
+@pytest.mark.parametrize("code", [errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP])
+def test_a_copy_where_links_are_not_to_be_had(tmp_path: Path, payloads: tuple[Path, Path], code: int) -> None:
+    def refuse(operation: str, path: Path, phase: str) -> None:
+        if operation == "link":
+            raise OSError(code, os.strerror(code))
+
+    target = tmp_path / "best"
+    with observed(refuse):
+        publish(payloads[0], target)
+    assert target.read_text() == "one"
+    assert not target.samefile(payloads[0])
+
+
+def test_other_errors_leave_the_old_file(tmp_path: Path, payloads: tuple[Path, Path]) -> None:
+    target = tmp_path / "best"
+    publish(payloads[0], target)
+    for operation in ("link", "rename"):
+
+        def fail(seen: str, path: Path, phase: str, operation=operation) -> None:
+            if (seen, phase) == (operation, "before"):
+                raise OSError(errno.EIO, "broken")
+
+        with pytest.raises(StorageError), observed(fail):
+            publish(payloads[1], target)
+        assert target.samefile(payloads[0])
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "one", "two"]
+
+
+def test_what_a_crash_left_beside_the_target_is_in_nobodys_way(
+    tmp_path: Path, payloads: tuple[Path, Path]
+) -> None:
+    target, beside = tmp_path / "best", tmp_path / ".best.ckptstore"
+    beside.write_text("half")
+    publish(payloads[0], target)
+    assert target.samefile(payloads[0])
+    beside.write_text("half")
+    tidy(target)
+    tidy(target)
+    assert not beside.exists()
+
+
+def test_copy_gives_the_digest(tmp_path: Path, payloads: tuple[Path, Path]) -> None:
+    from ckptstore.storage.files import digest_file
+
+    assert copy(payloads[0], tmp_path / "copy") == digest_file(payloads[0])
+    with pytest.raises(StorageError):
+        copy(payloads[0], tmp_path / "copy")

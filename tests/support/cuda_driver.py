@@ -1,0 +1,79 @@
+"""A stand-in for the CUDA driver, whose rules it keeps: no machine of the tests has one."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import pytest
+
+from ckptstore.system import pinned_memory
+
+INVALID_CONTEXT, OUT_OF_MEMORY, ALREADY_REGISTERED, NOT_REGISTERED = 201, 2, 712, 713
+
+
+class Driver:
+    """What of the CUDA driver is used: contexts by device, and locked ranges.
+
+    Args:
+        refuses: The code that locking is answered with; 0 to lock.
+    """
+
+    def __init__(self, refuses: int = 0) -> None:
+        self.refuses = refuses
+        self.retained: dict[int, int] = {}
+        self.current: list[int] = []
+        self.locked: dict[int, int] = {}
+        self.contexts: list[int] = []
+
+    def cuDeviceGet(self, number: Any, ordinal: int) -> int:
+        number._obj.value = ordinal
+        return 0
+
+    def cuDevicePrimaryCtxRetain(self, context: Any, number: Any) -> int:
+        self.retained[number.value] = self.retained.get(number.value, 0) + 1
+        context._obj.value = 1000 + number.value
+        return 0
+
+    def cuDevicePrimaryCtxRelease_v2(self, number: Any) -> int:
+        self.retained[number.value] -= 1
+        return 0
+
+    def cuCtxPushCurrent_v2(self, context: Any) -> int:
+        self.current.append(context.value)
+        return 0
+
+    def cuCtxPopCurrent_v2(self, context: Any) -> int:
+        context._obj.value = self.current.pop()
+        return 0
+
+    def cuMemHostRegister_v2(self, begin: Any, nbytes: Any, flags: int) -> int:
+        if not self.current:
+            return INVALID_CONTEXT
+        if self.refuses:
+            return self.refuses
+        if begin.value in self.locked:
+            return ALREADY_REGISTERED
+        assert flags == 1
+        self.contexts.append(self.current[-1])
+        self.locked[begin.value] = nbytes.value
+        return 0
+
+    def cuMemHostUnregister(self, begin: Any) -> int:
+        if not self.current:
+            return INVALID_CONTEXT
+        nbytes = self.locked.pop(begin.value, None)
+        if nbytes is None:
+            return NOT_REGISTERED
+        # The memory is still there: to read what is not would end the process.
+        ctypes.string_at(begin.value, nbytes)
+        return 0
+
+    def assert_left_alone(self) -> None:
+        assert not self.current
+        assert not any(self.retained.values())
+
+
+def installed(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> Driver:
+    monkeypatch.setattr(pinned_memory, "_driver", lambda: driver)
+    return driver

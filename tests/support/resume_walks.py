@@ -1,0 +1,33 @@
+"""A walk back through the resume points of a store, and payloads that are damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ckptstore.errors import (
+    CorruptPayloadError,
+)
+from ckptstore.records import Checkpoint
+from ckptstore.storage.files import digest_file
+from ckptstore.storage.locks import store_lock
+from ckptstore.store.resume import Resumption
+from ckptstore.store.store import CheckpointStore
+
+
+def load(checkpoint: Checkpoint) -> None:
+    """What an adapter does before it touches a model."""
+    if digest_file(checkpoint.path) != checkpoint.digest:
+        raise CorruptPayloadError(path=checkpoint.path, reason="its digest differs")
+
+
+def walk(
+    store: CheckpointStore, load: Callable[[Checkpoint], None] = load, run: str | None = "default"
+) -> Checkpoint | None:
+    locked = None if store.read_only else lambda: store_lock(store.path / "locks")
+    return Resumption(store._layout, store._manifest, run=run, locked=locked, attempts=3).load(load)
+
+
+def damage(path: Path) -> None:
+    path.chmod(0o644)
+    path.write_bytes(b"x" + path.read_bytes()[1:])

@@ -1,0 +1,211 @@
+"""Several threads copy what one would, all of it, and are gone when that is done."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections import deque
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ckptstore.system.parallel_copy import PIECE, SideBySide, _do, copies
+
+MANY = 1 << 40
+
+
+def copying() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "ckptstore-copy"]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((), "f4"),
+        ((0, 3), "f4"),
+        ((3, 5), "i8"),
+        ((PIECE // 2 + 7,), "f8"),
+        ((3, PIECE), "u1"),
+        ((PIECE + 1,), "?"),
+    ],
+)
+def test_arrays_of_any_size_arrive_whole(threads: int, shape: tuple[int, ...], dtype: str) -> None:
+    random = np.random.default_rng(0)
+    source = random.integers(0, 2, shape).astype(dtype)
+    target = np.full(shape, 1, dtype)
+
+    SideBySide(threads)(copies(target, source), nbytes=MANY)
+
+    assert np.array_equal(target, source)
+    assert not copying()
+
+
+def test_each_job_is_done_once_and_by_more_than_one_thread() -> None:
+    done: list[tuple[int, int]] = []
+    both = threading.Barrier(2, timeout=30)
+
+    def job(number: int) -> None:
+        if number < 2:
+            both.wait()  # passes only where two are at work
+        done.append((number, threading.get_ident()))
+
+    SideBySide(2)([partial(job, number) for number in range(50)], nbytes=MANY)
+
+    assert sorted(number for number, _ in done) == list(range(50))
+    assert len({thread for _, thread in done}) == 2
+
+
+def test_little_is_copied_without_another_thread() -> None:
+    threads = set()
+    SideBySide(4)([lambda: threads.add(threading.get_ident())] * 3, nbytes=PIECE)
+    assert threads == {threading.get_ident()}
+
+
+def test_what_a_job_raises_in_another_thread_is_raised_and_no_job_follows() -> None:
+    caller, both = threading.get_ident(), threading.Barrier(2, timeout=30)
+    followed = []
+
+    def job() -> None:
+        both.wait()
+        if threading.get_ident() != caller:
+            raise ZeroDivisionError("in a thread")
+        for thread in copying():
+            thread.join(30)
+
+    with pytest.raises(ZeroDivisionError, match="in a thread"):
+        SideBySide(2)([job, job, lambda: followed.append(1)], nbytes=MANY)
+
+    assert not followed
+
+
+def test_all_is_done_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    source = np.arange(PIECE, dtype="f4")
+    target = np.zeros_like(source)
+
+    SideBySide(4)(copies(target, source), nbytes=MANY)
+
+    assert np.array_equal(target, source)
+
+
+def test_others_begin_while_the_calling_thread_does_its_own_and_jobs_are_made() -> None:
+    order: list[str] = []
+    others = [threading.Event(), threading.Event()]
+
+    def job(number: int) -> None:
+        if threading.current_thread() is threading.main_thread():
+            order.append(f"job {number} by the caller")
+        others[number].set()
+
+    def jobs() -> Any:
+        yield partial(job, 0)
+        # Not even the second is made, and another thread has done the first.
+        assert others[0].wait(30)
+        yield partial(job, 1)
+
+    def own() -> None:
+        assert others[1].wait(30)
+        order.append("own")
+
+    SideBySide(3)([], nbytes=MANY, more=jobs(), own=own)
+    assert order == ["own"]
+
+
+def test_its_own_is_done_where_there_are_no_jobs_and_what_it_raises_is_raised() -> None:
+    done: list[int] = []
+    SideBySide(2)([], nbytes=0, own=lambda: done.append(1))
+    assert done == [1]
+
+    def fails() -> None:
+        raise ZeroDivisionError
+
+    left = SideBySide(1)
+    with pytest.raises(ZeroDivisionError):
+        left([lambda: done.append(2)], nbytes=MANY, own=fails)
+    assert done == [1]
+    assert not copying()
+
+
+def test_after_an_interrupt_no_thread_is_at_work() -> None:
+    at_work, side_by_side = threading.Event(), SideBySide(2)
+    done = []
+
+    def job() -> None:
+        if threading.current_thread() is threading.main_thread():
+            assert at_work.wait(30)
+            signal.raise_signal(signal.SIGINT)
+        at_work.set()
+        # Is still at it when the interrupt has come, and a while longer.
+        until = time.monotonic() + 30
+        while side_by_side._left and time.monotonic() < until:
+            time.sleep(0.001)
+        time.sleep(0.05)
+
+    with pytest.raises(KeyboardInterrupt):
+        side_by_side([job, job, *[lambda: done.append(1)] * 1000], nbytes=MANY)
+
+    assert not copying()
+    assert not done
+
+
+def test_other_shapes_and_dtypes_are_refused() -> None:
+    zeros = np.zeros((4, 4))
+    with pytest.raises(ValueError, match=r"cannot copy \(4,\) to \(4, 4\)"):
+        SideBySide()(copies(zeros, np.ones(4)), nbytes=0)
+    with pytest.raises(ValueError, match="strides"):
+        SideBySide()(copies(zeros.T[:2], np.ones((2, 4))), nbytes=0)
+    with pytest.raises(TypeError):
+        SideBySide()(copies(zeros, np.ones((4, 4), "f4")), nbytes=0)
+    assert not zeros.any()
+
+
+def test_an_interrupt_while_a_thread_starts_leaves_none_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+    start = threading.Thread.start
+    ended: list[int] = []
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name == "ckptstore-copy":
+            assert begun.wait(30)
+            threading.Timer(0.05, may_end.set).start()
+            raise KeyboardInterrupt
+
+    def job() -> None:
+        begun.set()
+        assert may_end.wait(30)
+        ended.append(1)
+
+    side_by_side = SideBySide(2)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            side_by_side([job], nbytes=MANY)
+
+    assert ended
+    assert not copying()
+
+
+def test_a_thread_that_nobody_knows_of_is_waited_for() -> None:
+    """As after an interrupt in the very start of it."""
+    side_by_side = SideBySide(2)
+    begun, may_end, ended = threading.Event(), threading.Event(), []
+
+    def job() -> None:
+        begun.set()
+        assert may_end.wait(30)
+        ended.append(1)
+
+    left: deque[Any] = deque([job])
+    threading.Thread(target=_do, args=(left, [], side_by_side._at_work), daemon=True).start()
+    assert begun.wait(30)
+    threading.Timer(0.05, may_end.set).start()
+    side_by_side([], nbytes=0)
+    assert ended

@@ -1,0 +1,107 @@
+"""Pages are locked for as long as they are mapped, in the device's own context; where they cannot be, it is said."""
+
+from __future__ import annotations
+
+import gc
+import mmap
+import os
+import sys
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+from cuda_driver import OUT_OF_MEMORY, Driver, installed
+
+from ckptstore.system import pinned_memory
+from ckptstore.system.pinned_memory import Pages
+
+
+def address(pages: Pages) -> int:
+    return int(np.frombuffer(pages, np.uint8).ctypes.data)
+
+
+def test_all_pages_are_locked_once_and_as_long_as_they_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = installed(monkeypatch, Driver())
+    pages = Pages(-1, 3 * mmap.PAGESIZE)
+    pages.lock(2)
+    pages.lock(2)
+    assert driver.locked == {address(pages): len(pages)}
+    assert driver.contexts == [1002]
+    driver.assert_left_alone()
+
+    view = np.frombuffer(pages, np.uint8)
+    del pages
+    assert driver.locked
+    del view
+    assert not driver.locked
+    driver.assert_left_alone()
+
+
+def test_what_cannot_be_locked_is_said_once_and_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = installed(monkeypatch, Driver(refuses=OUT_OF_MEMORY))
+    pages = Pages(-1, 1 << 20)
+    with pytest.warns(RuntimeWarning, match=r"take longer.*cuMemHostRegister_v2: CUDA error 2"):
+        pages.lock(0)
+    pages.lock(0)
+    del pages
+    driver.assert_left_alone()
+
+
+def test_what_an_address_had_before_is_unlocked_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the device would write where the memory was that was at this address."""
+    driver = installed(monkeypatch, Driver())
+    pages = Pages(-1, 1 << 20)
+    driver.locked[address(pages)] = mmap.PAGESIZE
+    pages.lock(0)
+    assert driver.locked == {address(pages): len(pages)}
+    driver.assert_left_alone()
+
+
+def test_an_interrupt_behind_the_locking_leaves_nothing_locked(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = installed(monkeypatch, Driver())
+    register = driver.cuMemHostRegister_v2
+
+    def interrupted(begin: Any, nbytes: Any, flags: int) -> int:
+        register(begin, nbytes, flags)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(driver, "cuMemHostRegister_v2", interrupted)
+    pages = Pages(-1, 1 << 20)
+    with pytest.raises(KeyboardInterrupt) as error:
+        pages.lock(0)
+    assert driver.locked
+    del pages, error
+    gc.collect()
+    assert not driver.locked
+    driver.assert_left_alone()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="is Linux's name of the driver")
+@pytest.mark.parametrize("name", ["libno-such-driver.so.1", "libc.so.6"])
+def test_a_machine_without_the_driver_goes_without(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(pinned_memory, "_DRIVER", name)
+    pinned_memory._driver.cache_clear()
+    try:
+        pages = Pages(-1, 1 << 20)
+        with pytest.warns(RuntimeWarning, match=r"cannot be page-locked"):
+            pages.lock(0)
+        del pages
+    finally:
+        pinned_memory._driver.cache_clear()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="has no fork")
+def test_a_forked_process_leaves_what_is_locked(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = installed(monkeypatch, Driver())
+    kept = [Pages(-1, 1 << 20)]
+    kept[0].lock(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # backends have threads
+        child = os.fork()
+    if not child:
+        kept.clear()
+        gc.collect()
+        os._exit(0 if driver.locked else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert driver.locked

@@ -1,0 +1,652 @@
+"""Stop requests by signal, in real processes with real signals: noted, delivered, and left to whom they belong."""
+
+from __future__ import annotations
+
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+
+import pytest
+
+import ckptstore
+from ckptstore.errors import InvalidArgumentError
+from ckptstore.system.stop_signals import StopRequest, TrainingInterrupted
+
+SIGNALS = ["SIGTERM", "SIGUSR1", "SIGINT"]
+ENDED = {
+    "SIGTERM": "TrainingInterrupted 75",
+    "SIGUSR1": "TrainingInterrupted 75",
+    "SIGINT": "KeyboardInterrupt",
+}
+
+# `sig` is the signal of the test, `other` another one; `send` delivers a real one to this very thread.
+PRELUDE = """
+import gc, os, signal, sys, threading
+from ckptstore.system.stop_signals import StopRequest, TrainingInterrupted
+sig, other = signal.{sig}, signal.{other}
+send = signal.raise_signal
+
+def say(*what):
+    print(*what, flush=True)
+
+def note(number, frame):
+    say("old", signal.Signals(number).name, frame is not None)
+
+def deliver(stop):
+    try:
+        stop.deliver()
+    except KeyboardInterrupt:
+        say("KeyboardInterrupt")
+    except TrainingInterrupted as error:
+        say("TrainingInterrupted", error.code)
+"""
+OTHER = {"SIGTERM": "SIGUSR1", "SIGUSR1": "SIGINT", "SIGINT": "SIGTERM"}
+
+
+class Ran:
+    """What a script printed, and how it ended."""
+
+    def __init__(self, script: str, sig: str = "SIGTERM", *, first: str = "") -> None:
+        prelude = first + PRELUDE.format(sig=sig, other=OTHER[sig])
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", prelude + textwrap.dedent(script)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        self.code = done.returncode
+        self.said = done.stdout.splitlines()
+        self.err = done.stderr
+
+    def ended_by(self, name: str) -> bool:
+        """Whether the signal ended it as if nobody had looked for it."""
+        if name == "SIGINT":
+            return self.err.rstrip().endswith("KeyboardInterrupt")
+        return self.code == -getattr(signal, name)
+
+
+each = pytest.mark.parametrize("sig", SIGNALS)
+
+
+# --- one request ---------------------------------------------------------------------------------
+
+
+@each
+def test_a_signal_is_noted_and_has_its_effect_when_it_is_delivered(sig: str) -> None:
+    ran = Ran(
+        """
+        stop = StopRequest()
+        assert stop.received is None and not stop.installed
+        stop.deliver()
+        stop.install()
+        assert stop.installed
+        send(sig)
+        say(stop.received.name)
+        deliver(stop)
+        say(stop.received)
+        stop.deliver()
+        """,
+        sig,
+    )
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.said == [sig, ENDED[sig], "None"]
+
+
+@pytest.mark.parametrize(("sig", "code"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGINT", -signal.SIGINT)])
+def test_a_script_that_does_not_catch_it_ends_with_its_code_after_finally(sig: str, code: int) -> None:
+    ran = Ran(
+        """
+        try:
+            with StopRequest() as stop:
+                send(sig)
+                stop.deliver()
+        finally:
+            say("finally")
+        """,
+        sig,
+    )
+    assert (ran.code, ran.said) == (code, ["finally"])
+    assert (ran.err == "") == (sig != "SIGINT")
+
+
+def test_the_exit_code_can_be_chosen() -> None:
+    ran = Ran("with StopRequest(exit_code=3) as stop:\n    send(sig)\n    stop.deliver()")
+    assert ran.code == 3
+
+
+def test_a_signal_from_outside_is_seen_by_a_process_that_waits() -> None:
+    script = """
+    import time
+    with StopRequest() as stop:
+        say("ready")
+        while stop.received is None:
+            time.sleep(0.01)  # not pause(): that would sleep on behind a signal that came just before
+        stop.deliver()
+    """
+    program = PRELUDE.format(sig="SIGTERM", other="SIGINT") + textwrap.dedent(script)
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        child.terminate()
+        assert child.wait(timeout=60) == 75
+
+
+@each
+def test_a_second_signal_stops_at_once(sig: str) -> None:
+    ran = Ran(
+        """
+        stop = StopRequest()
+        stop.install()
+        send(other)
+        say(stop.received.name)
+        send(sig)
+        say("not reached")
+        """,
+        sig,
+    )
+    assert ran.said == [OTHER[sig]]
+    assert ran.ended_by(sig)
+
+
+def test_ctrl_c_twice_stops_at_once_and_leaves_the_old_handlers() -> None:
+    ran = Ran(
+        """
+        stop = StopRequest()
+        stop.install()
+        send(sig)
+        try:
+            send(sig)
+        except KeyboardInterrupt:
+            say("interrupted", stop.installed, signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)
+        stop.install()
+        say(stop.received)
+        """,
+        "SIGINT",
+    )
+    assert ran.said == ["interrupted False True", "None"]
+
+
+@pytest.mark.parametrize("sig", ["SIGTERM", "SIGUSR1"])
+def test_the_same_signal_come_twice_at_a_time_is_one_request(sig: str) -> None:
+    ran = Ran(
+        """
+        import time
+        from ckptstore.system import signal_handlers
+        now = time.monotonic()
+        signal_handlers.time.monotonic = lambda: now
+        with StopRequest() as stop:
+            send(sig)
+            send(sig)
+            say(stop.received.name)
+            signal_handlers.time.monotonic = lambda: now + 4
+            send(sig)
+        """,
+        sig,
+    )
+    assert ran.said == [sig]
+    assert ran.code == -getattr(signal, sig)
+
+
+# --- old handlers --------------------------------------------------------------------------------
+
+
+@each
+def test_an_old_handler_is_called_when_the_signal_is_delivered(sig: str) -> None:
+    ran = Ran(
+        """
+        signal.signal(sig, note)
+        with StopRequest() as stop:
+            send(sig)
+            say("noted")
+            deliver(stop)
+        say(signal.getsignal(sig) is note)
+        send(sig)
+        """,
+        sig,
+    )
+    assert ran.said == ["noted", f"old {sig} True", ENDED[sig], "True", f"old {sig} True"]
+
+
+@each
+def test_an_old_handler_has_the_second_signal(sig: str) -> None:
+    ran = Ran(
+        """
+        signal.signal(sig, note)
+        stop = StopRequest()
+        stop.install()
+        send(other)
+        send(sig)
+        say(signal.getsignal(sig) is note, stop.installed)
+        """,
+        sig,
+    )
+    assert ran.said == [f"old {sig} True", "True False"]
+
+
+@each
+def test_a_signal_that_was_ignored_still_asks_for_a_stop(sig: str) -> None:
+    ran = Ran(
+        """
+        signal.signal(sig, signal.SIG_IGN)
+        with StopRequest() as stop:
+            send(sig)
+            deliver(stop)
+        say(signal.getsignal(sig) == signal.SIG_IGN)
+        send(sig)
+        say("still here")
+        """,
+        sig,
+    )
+    assert ran.said == [ENDED[sig], "True", "still here"]
+
+
+@each
+def test_uninstalling_puts_the_old_handlers_back(sig: str) -> None:
+    ran = Ran(
+        """
+        before = [signal.getsignal(one) for one in (sig, other)]
+        stop = StopRequest()
+        for _ in range(2):
+            stop.uninstall()
+            stop.install()
+            stop.install()
+            assert [signal.getsignal(one) for one in (sig, other)] != before
+            stop.uninstall()
+            stop.uninstall()
+            assert [signal.getsignal(one) for one in (sig, other)] == before
+        say(stop.installed)
+        send(sig)
+        """,
+        sig,
+    )
+    assert ran.said == ["False"]
+    assert ran.ended_by(sig)
+
+
+@each
+def test_what_came_last_is_still_there_after_uninstalling(sig: str) -> None:
+    ran = Ran(
+        """
+        signal.signal(sig, note)
+        with StopRequest() as stop:
+            send(sig)
+        say(stop.received.name)
+        deliver(stop)
+        with stop:
+            say(stop.received)
+        """,
+        sig,
+    )
+    assert ran.said == [sig, f"old {sig} True", ENDED[sig], "None"]
+
+
+ON_TOP = """
+def theirs(number, frame):
+    say("theirs")
+    below(number, frame)
+"""
+
+
+@each
+def test_a_handler_on_top_of_ours_stays_and_passes_on_through_us(sig: str) -> None:
+    ran = Ran(
+        ON_TOP
+        + textwrap.dedent("""
+        signal.signal(sig, note)
+        stop = StopRequest()
+        stop.install()
+        below = signal.signal(sig, theirs)
+        send(sig)
+        say(stop.received.name)
+        deliver(stop)
+        stop.uninstall()
+        say(signal.getsignal(sig) is theirs)
+        send(sig)
+        """),
+        sig,
+    )
+    assert ran.said == ["theirs", sig, f"old {sig} True", ENDED[sig], "True", "theirs", f"old {sig} True"]
+
+
+@each
+def test_through_a_handler_on_top_the_default_still_comes(sig: str) -> None:
+    ran = Ran(
+        ON_TOP
+        + textwrap.dedent("""
+        stop = StopRequest()
+        stop.install()
+        below = signal.signal(sig, theirs)
+        stop.uninstall()
+        send(sig)
+        say("not reached")
+        """),
+        sig,
+    )
+    assert ran.said == ["theirs"]
+    assert ran.ended_by(sig)
+
+
+def test_a_second_signal_through_a_handler_on_top_is_passed_on_once() -> None:
+    ran = Ran(
+        ON_TOP
+        + textwrap.dedent("""
+        signal.signal(sig, note)
+        stop = StopRequest()
+        stop.install()
+        below = signal.signal(sig, theirs)
+        send(other)
+        send(sig)
+        """)
+    )
+    assert ran.said == ["theirs", "old SIGTERM True"]
+
+
+def test_a_new_installation_over_a_handler_that_chains_to_an_old_one() -> None:
+    ran = Ran(
+        ON_TOP
+        + textwrap.dedent("""
+        signal.signal(sig, note)
+        first = StopRequest()
+        first.install()
+        below = signal.signal(sig, theirs)
+        first.uninstall()
+        with StopRequest() as stop:
+            send(sig)
+            say(stop.received.name)
+            deliver(stop)
+        """)
+    )
+    assert ran.said == ["SIGTERM", "theirs", "old SIGTERM True", "TrainingInterrupted 75"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of handlers from outside Python")
+def test_a_handler_from_outside_python_is_left_alone() -> None:
+    ran = Ran(
+        """
+        import faulthandler
+        faulthandler.register(signal.SIGUSR1, chain=False)
+        with StopRequest() as stop:
+            say(*[one.name for one in stop.skipped], stop.installed)
+            send(signal.SIGUSR1)
+            say(stop.received)
+            send(signal.SIGTERM)
+            say(stop.received.name)
+        """
+    )
+    assert ran.said == ["SIGUSR1 True", "None", "SIGTERM"]
+    assert "most recent call first" in ran.err
+
+
+def test_a_handler_that_python_does_not_know_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = signal.getsignal
+    monkeypatch.setattr(signal, "getsignal", lambda one: None if one == signal.SIGUSR1 else known(one))
+    with StopRequest([signal.SIGUSR1]) as stop:
+        assert stop.skipped == (signal.SIGUSR1,)
+    monkeypatch.undo()
+    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+
+
+# --- several requests ----------------------------------------------------------------------------
+
+
+@each
+def test_nested_requests_share_one_installation_and_each_sees_the_signal(sig: str) -> None:
+    ran = Ran(
+        """
+        signal.signal(sig, note)
+        outer, inner = StopRequest(), StopRequest()
+        outer.install()
+        handler = signal.getsignal(sig)
+        inner.install()
+        assert signal.getsignal(sig) == handler
+        send(sig)
+        say(outer.received.name, inner.received.name)
+        deliver(inner)
+        inner.uninstall()
+        assert signal.getsignal(sig) == handler
+        say(inner.received, outer.received.name)
+        deliver(outer)
+        outer.uninstall()
+        say(signal.getsignal(sig) is note)
+        """,
+        sig,
+    )
+    assert ran.said == [f"{sig} {sig}", f"old {sig} True", ENDED[sig], f"None {sig}", ENDED[sig], "True"]
+
+
+@each
+def test_a_fit_that_begins_when_a_stop_was_asked_for_sees_it(sig: str) -> None:
+    ran = Ran(
+        "with StopRequest():\n    send(sig)\n    with StopRequest() as inner:\n        say(inner.received.name)",
+        sig,
+    )
+    assert ran.said == [sig]
+
+
+def test_each_request_looks_for_its_own_signals() -> None:
+    ran = Ran(
+        """
+        one = StopRequest([sig])
+        two = StopRequest([sig, other])
+        one.install()
+        two.install()
+        send(other)
+        say(one.received, two.received.name)
+        two.uninstall()
+        say(signal.getsignal(other) == signal.SIG_DFL, signal.getsignal(sig) == signal.SIG_DFL)
+        two.install()
+        say(signal.getsignal(other) == signal.SIG_DFL)
+        """
+    )
+    assert ran.said == ["None SIGUSR1", "True False", "False"]
+
+
+@each
+def test_a_request_that_was_dropped_swallows_no_signal(sig: str) -> None:
+    ran = Ran(
+        """
+        stop = StopRequest()
+        stop.install()
+        del stop
+        gc.collect()
+        send(sig)
+        say("not reached")
+        """,
+        sig,
+    )
+    assert ran.said == []
+    assert ran.ended_by(sig)
+
+
+def test_a_new_request_after_a_dropped_one_has_the_true_old_handler() -> None:
+    ran = Ran(
+        """
+        StopRequest().install()
+        gc.collect()
+        with StopRequest() as stop:
+            send(sig)
+            deliver(stop)
+        say(signal.getsignal(sig) == signal.SIG_DFL)
+        """
+    )
+    assert ran.said == ["TrainingInterrupted 75", "True"]
+
+
+# --- where it is not for us ----------------------------------------------------------------------
+
+
+def test_in_another_thread_nothing_is_installed() -> None:
+    found: list[object] = []
+
+    def work() -> None:
+        with StopRequest() as stop:
+            found.extend([stop.installed, stop.received, signal.getsignal(signal.SIGTERM)])
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [False, None, before]
+
+
+@each
+def test_uninstalled_in_another_thread_it_steps_aside_at_the_next_signal(sig: str) -> None:
+    ran = Ran(
+        """
+        stop = StopRequest()
+        stop.install()
+        thread = threading.Thread(target=stop.uninstall)
+        thread.start()
+        thread.join()
+        say(stop.installed)
+        send(sig)
+        say("not reached")
+        """,
+        sig,
+    )
+    assert ran.said == ["False"]
+    assert ran.ended_by(sig)
+
+
+def test_in_another_interpreter_nothing_is_installed() -> None:
+    pytest.importorskip("_xxsubinterpreters")
+    ran = Ran(
+        """
+        import _xxsubinterpreters as interpreters
+        interpreters.run_string(interpreters.create(), '''if True:
+            from ckptstore.system.stop_signals import StopRequest
+            with StopRequest() as stop:
+                print(stop.installed, stop.received, flush=True)
+        ''')
+        """
+    )
+    assert ran.said == ["False None"], ran.err
+
+
+@each
+def test_a_forked_child_ends_as_it_would_have(sig: str) -> None:
+    ran = Ran(
+        """
+        stop = StopRequest()
+        stop.install()
+        child = os.fork()
+        if child == 0:
+            try:
+                assert not stop.installed
+                assert signal.getsignal(sig) in (signal.SIG_DFL, signal.default_int_handler)
+                send(sig)
+            except KeyboardInterrupt:
+                os._exit(130)
+            os._exit(0)
+        say(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        say(stop.installed, stop.received)
+        send(sig)
+        say(stop.received.name)
+        """,
+        sig,
+    )
+    assert ran.said == [str(130 if sig == "SIGINT" else -getattr(signal, sig)), "True None", sig]
+
+
+@each
+def test_a_child_that_was_forked_without_pythons_knowledge_ends_too(sig: str) -> None:
+    ran = Ran(
+        """
+        import ctypes
+        stop = StopRequest()
+        stop.install()
+        child = ctypes.PyDLL(None).fork()
+        if child == 0:
+            try:
+                send(sig)
+            except KeyboardInterrupt:
+                os._exit(130)
+            os._exit(0)
+        say(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        """,
+        sig,
+    )
+    assert ran.said == [str(130 if sig == "SIGINT" else -getattr(signal, sig))]
+
+
+@each
+def test_a_signal_that_comes_before_the_child_is_ready_is_held_back(sig: str) -> None:
+    """Python forgets what reaches a child before it has run its own part of the fork."""
+    ran = Ran(
+        """
+        stop = StopRequest()
+        stop.install()
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+        os.waitpid(child, 0)
+        say(sig in masks[0], sig in signal.pthread_sigmask(signal.SIG_BLOCK, []))
+        """,
+        sig,
+        # Such hooks run in reverse order: this one after ours.
+        first="import os, signal\nmasks = []\n"
+        "os.register_at_fork(before=lambda: masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, [])))\n",
+    )
+    assert ran.said == ["True False"]
+
+
+def test_workers_of_multiprocessing_can_be_terminated() -> None:
+    ran = Ran(
+        """
+        import multiprocessing, time
+        context = multiprocessing.get_context("fork")
+        stop = StopRequest()
+        stop.install()
+        worker = context.Process(target=time.sleep, args=(60,))
+        worker.start()
+        worker.terminate()
+        worker.join(30)
+        say(worker.exitcode, stop.received)
+        """
+    )
+    assert ran.said == [f"{-signal.SIGTERM} None"]
+
+
+def test_a_forked_child_may_look_for_signals_itself() -> None:
+    ran = Ran(
+        """
+        stop = StopRequest()
+        stop.install()
+        send(sig)
+        child = os.fork()
+        if child == 0:
+            with StopRequest() as own:
+                say(own.received)
+                send(other)
+                say(own.received.name)
+            say(signal.getsignal(sig) == signal.SIG_DFL)
+            os._exit(0)
+        os.waitpid(child, 0)
+        """
+    )
+    assert ran.said == ["None", "SIGUSR1", "True"]
+
+
+def test_unknown_signals_are_left_out_and_impossible_ones_refused() -> None:
+    stop = StopRequest([signal.SIGTERM, 999])  # type: ignore[list-item]
+    assert stop.signals == (signal.SIGTERM,)
+    with pytest.raises(InvalidArgumentError, match="signals='SIGKILL': no process can handle it"):
+        StopRequest([signal.SIGKILL])
+
+
+# --- the exception -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [75, 3])
+def test_the_exception_says_what_happened_and_pickles(code: int) -> None:
+    error = ckptstore.TrainingInterrupted(signal.SIGUSR1, exit_code=code)
+    assert isinstance(error, SystemExit) and not isinstance(error, Exception)
+    twin = pickle.loads(pickle.dumps(error))
+    for one in (error, twin):
+        assert type(one) is TrainingInterrupted
+        assert (one.code, one.signal, str(one)) == (code, signal.SIGUSR1, one.message)
+        assert one.message.startswith("stopped by SIGUSR1; ") and "\n" not in one.message

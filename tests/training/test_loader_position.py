@@ -1,0 +1,235 @@
+"""A source that tells its position is set there, and nothing of it is asked twice."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from resume_cases import BATCH, FEATURES, ROWS, dense, is_installed, rows
+
+import ckptstore
+from ckptstore.keras.private import FitLoop, running_fit
+from ckptstore.training.data import source as data_state
+
+pytestmark = [
+    pytest.mark.usefixtures("forked_writers"),
+    pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="its pipelines ask ahead"),
+    pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning"),  # called by torchdata
+    pytest.mark.filterwarnings("ignore:.*input ran out of data:UserWarning"),
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
+]
+needs_grain = pytest.mark.skipif(not is_installed("grain"), reason="needs grain")
+needs_torchdata = pytest.mark.skipif(not is_installed("torchdata"), reason="needs torchdata")
+
+
+class Asked:
+    """Rows that note which of them were asked for."""
+
+    def __init__(self) -> None:
+        self.inputs, self.targets = rows()
+        self.asked: list[int] = []
+
+    def __len__(self) -> int:
+        return ROWS
+
+    def __getitem__(self, index: int) -> Any:
+        self.asked.append(int(index))
+        return self.inputs[index], self.targets[index]
+
+
+def own_loader(data: Asked, **settings: Any) -> Any:
+    from torch.utils.data import DataLoader
+
+    class Own(DataLoader):  # type: ignore[type-arg]
+        at, goes_on = 0, False
+
+        def __iter__(self) -> Any:
+            self.at = self.at if self.goes_on else 0
+            self.goes_on = False
+            return self.batches()
+
+        def batches(self) -> Iterator[Any]:
+            while self.at < ROWS:
+                self.at += BATCH
+                yield self.collate_fn([data[index] for index in range(self.at - BATCH, self.at)])
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"at": self.at}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            self.at, self.goes_on = state["at"], True
+
+    return Own(data, batch_size=BATCH, **settings)  # type: ignore[arg-type]
+
+
+def stateful_loader(data: Asked) -> Any:
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    return StatefulDataLoader(data, batch_size=BATCH)  # type: ignore[arg-type]
+
+
+def grain_dataset(data: Asked) -> Any:
+    import grain
+
+    one_at_a_time = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    return grain.MapDataset.source(data).to_iter_dataset(one_at_a_time).batch(BATCH)
+
+
+class At(keras.callbacks.Callback):
+    """Calls something behind each batch."""
+
+    def __init__(self, act: Any) -> None:
+        super().__init__()
+        self.act = act
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.act(self, batch)
+
+
+def stop_at(number: int) -> At:
+    def act(callback: Any, batch: int) -> None:
+        if batch == number:
+            raise KeyboardInterrupt
+
+    return At(act)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        own_loader,
+        pytest.param(stateful_loader, marks=needs_torchdata),
+        pytest.param(grain_dataset, marks=needs_grain),
+    ],
+)
+@pytest.mark.parametrize("last", [4, ROWS // BATCH - 1])
+def test_nothing_is_asked_for_again(make: Any, last: int, tmp_path: Path) -> None:
+    store = str(tmp_path / "store")
+    model, data = dense(), Asked()
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(
+            make(data),
+            epochs=2,
+            verbose=0,
+            shuffle=False,
+            callbacks=[ckptstore.StoreCheckpoint(store), stop_at(last)],
+        )
+    model, data = dense(), Asked()
+    source = make(data)
+    model.build((None, FEATURES))
+    resumed = ckptstore.StoreCheckpoint(store)
+    data.asked.clear()
+    begun = At(lambda callback, batch: seen.append(data.asked[-BATCH:]))
+    seen: list[list[int]] = []
+    model.fit(source, epochs=2, verbose=0, shuffle=False, callbacks=[resumed, begun])
+    batches = [list(range(at, at + BATCH)) for at in range(0, ROWS, BATCH)]
+    assert seen == [*batches[last + 1 :], *batches]
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="only on JAX Keras asks ahead")
+@pytest.mark.parametrize("saving", [False, True])
+def test_an_accelerator_is_not_ahead_of_a_source_that_tells_its_position(
+    saving: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import jax
+
+    source = own_loader(Asked())
+    ahead: list[int] = []
+    noting = At(lambda callback, batch: ahead.append(source.at // BATCH - batch - 1))
+    callbacks = [ckptstore.StoreCheckpoint(str(tmp_path / "store"))] if saving else []
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    dense().fit(source, epochs=1, verbose=0, shuffle=False, callbacks=[*callbacks, noting])
+    assert set(ahead) == ({0} if saving else {0, 1})
+
+
+def test_what_was_overlaid_is_put_back(tmp_path: Path) -> None:
+    source, loops = own_loader(Asked()), []
+
+    def act(callback: Any, batch: int) -> None:
+        loop = running_fit(callback)
+        assert isinstance(loop, FitLoop)
+        loops.append((loop.data._iterator.data_adapter, loop.data._iterator.data_adapter._dataloader))
+
+    dense().fit(
+        source,
+        verbose=0,
+        shuffle=False,
+        callbacks=[ckptstore.StoreCheckpoint(str(tmp_path / "store")), At(act)],
+    )
+    adapter, during = loops[0]
+    assert during is not source
+    assert during.prefetch_factor == source.prefetch_factor  # which Keras 3.12 asks for
+    assert adapter._dataloader is source
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_workers_that_go_on_over_epochs_are_warned_of(epochs: int, tmp_path: Path) -> None:
+    store = str(tmp_path / "store")
+    loader = own_loader(Asked(), num_workers=2, persistent_workers=True)  # settings alone: it starts none
+    fit = {"verbose": 0, "shuffle": False}
+    with pytest.raises(KeyboardInterrupt):
+        callbacks = [ckptstore.StoreCheckpoint(store), stop_at(3)]
+        dense().fit(loader, epochs=epochs + 1, initial_epoch=epochs, callbacks=callbacks, **fit)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        callbacks = [ckptstore.StoreCheckpoint(store)]
+        dense().fit(loader, epochs=epochs + 1, callbacks=callbacks, **fit)
+    assert any("persistent_workers" in str(one.message) for one in caught) == bool(epochs)
+
+
+# --- what is asked -----------------------------------------------------------------------------------
+
+
+class Told:
+    def get_state(self) -> int:
+        return 3
+
+    def set_state(self, state: int) -> None:
+        raise AssertionError(state)
+
+
+class ToldDataset(Told, keras.utils.PyDataset):
+    pass
+
+
+class ToldRows(Told, Asked):
+    pass
+
+
+def test_who_tells_a_position() -> None:
+    assert data_state.tells_position(Told())
+    assert not data_state.tells_position(ToldDataset())
+    assert not data_state.tells_position(np.zeros(3))
+    assert data_state.tells_position(own_loader(Asked()))
+    with_workers, told = own_loader(Asked()), own_loader(ToldRows())
+    with_workers.num_workers = told.num_workers = 2
+    assert not data_state.tells_position(with_workers)
+    assert data_state.tells_position(told)
+
+
+def test_what_a_loader_leaves_untold() -> None:
+    data = Asked()
+    assert data_state.untold_dataset(own_loader(data)) is data
+    assert data_state.untold_dataset(own_loader(ToldRows())) is None
+    assert data_state.untold_dataset(Told()) is None
+
+
+def test_attributes_of_a_loader_of_a_user_s() -> None:
+    first, again = own_loader(Asked()), own_loader(Asked())
+    for loader in (first, again):
+        loader.draw = np.random.default_rng(1)
+        loader.epoch = 0
+    watcher = data_state.Watcher(first)
+    first.epoch = 5
+    first.draw.random()
+    saved = watcher.capture()
+    assert saved is not None
+    assert set(saved[""]["attributes"]) == {"draw", "epoch"}
+    data_state.apply(again, saved)
+    assert again.epoch == 5
+    assert again.draw.random() == first.draw.random()

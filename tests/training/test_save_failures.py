@@ -1,0 +1,144 @@
+"""A callback whose disk fails tries again, warns, goes on, and gives up after some failures in a row."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ckptstore.commit import retry
+from ckptstore.errors import (
+    DiskFullError,
+    InvalidArgumentError,
+    ModelNotReadyError,
+    RunLockedError,
+    StorageError,
+    StoreLockedError,
+    UnfinishedSaveError,
+)
+from ckptstore.training.saving.failures import SaveFailures, check_on_save_error
+
+FULL = DiskFullError(path=Path("/runs/x"), needed=10, free=1)
+BROKEN = StorageError(operation="fsync", path=Path("/runs/x"), error=OSError(errno.EIO, "Input/output error"))
+BUSY = StoreLockedError(path=Path("/runs/locks/store.lock"), waited_s=60)
+
+
+class Saving:
+    """Fails as told, one error a call; None is a save that works."""
+
+    def __init__(self, outcomes: Iterable[Exception | None]) -> None:
+        self.outcomes = list(outcomes)
+        self.calls = 0
+
+    def __call__(self) -> Any:
+        self.calls += 1
+        error = self.outcomes.pop(0) if self.outcomes else None
+        if error is not None:
+            raise error
+        return "saved"
+
+
+@pytest.fixture(autouse=True)
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    waited: list[float] = []
+    monkeypatch.setattr(retry.time, "sleep", waited.append)
+    return waited
+
+
+@pytest.mark.parametrize("error", [FULL, BROKEN, BUSY], ids=lambda error: type(error).__name__)
+def test_a_failure_that_passes_is_not_noticed(error: Exception, waits: list[float]) -> None:
+    saving = Saving([error, error, None])
+    assert SaveFailures("raise", 3).attempt(saving) == "saved"
+    assert saving.calls == 3 and waits == list(retry.DELAYS_S)
+
+
+def test_training_goes_on_and_is_told(waits: list[float]) -> None:
+    failures = SaveFailures("warn", 3)
+    with pytest.warns(
+        UserWarning, match=r"SAVING FAILED \(1 in a row; 2 more will end the training\).*10 bytes"
+    ) as said:
+        assert failures.attempt(Saving([FULL] * 3)) is None
+    assert len(said) == 1 and sum(waits) < 2
+
+
+def test_too_many_in_a_row_end_it() -> None:
+    failures = SaveFailures("warn", 2)
+    with pytest.warns(UserWarning, match="SAVING FAILED"):
+        failures.attempt(Saving([FULL] * 3))
+    failures.attempt(Saving([]))
+    with pytest.warns(UserWarning, match="SAVING FAILED"):
+        failures.attempt(Saving([FULL] * 3))
+    with pytest.raises(DiskFullError) as caught:
+        failures.attempt(Saving([FULL] * 3))
+    assert caught.value.__notes__ == ["2 saves in a row have failed"]
+    del FULL.__notes__
+
+
+def test_raise_means_at_once_after_the_tries() -> None:
+    saving = Saving([BROKEN] * 9)
+    with pytest.raises(StorageError, match="fsync"):
+        SaveFailures("raise", 3).attempt(saving)
+    assert saving.calls == 3
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ModelNotReadyError(model="m", missing="built", hint="build it"),
+        RunLockedError(run="a", store=Path("/x")),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_another_try_would_meet_again_is_raised_at_once(error: Exception) -> None:
+    saving = Saving([error])
+    with pytest.raises(type(error)):
+        SaveFailures("warn", 9).attempt(saving)
+    assert saving.calls == 1
+
+
+def test_a_checkpoint_that_is_not_shown_is_a_checkpoint() -> None:
+    from records import CHECKPOINT
+
+    unfinished = UnfinishedSaveError(checkpoint=CHECKPOINT, undone="showing it", error=BROKEN)
+    unfinished.__cause__ = BROKEN
+    saving = Saving([unfinished])
+    failures = SaveFailures("warn", 2)
+    with pytest.warns(UserWarning, match="version 7 is saved, but showing it failed"):
+        assert failures.attempt(saving) is CHECKPOINT
+    assert saving.calls == 1
+    with pytest.raises(UnfinishedSaveError):
+        failures.attempt(Saving([unfinished]))
+
+
+def test_removals_that_fail_behind_their_saves_are_failures_in_a_row() -> None:
+    from records import CHECKPOINT
+
+    unfinished = UnfinishedSaveError(checkpoint=CHECKPOINT, undone="removing", error=BROKEN)
+    unfinished.__cause__ = BROKEN
+    failures = SaveFailures("warn", 2)
+    failures.heard(CHECKPOINT, None)
+    with pytest.warns(UserWarning, match="1 in a row"):
+        failures.heard_behind(unfinished)
+    failures.heard(CHECKPOINT, None)
+    with pytest.raises(UnfinishedSaveError):
+        failures.heard_behind(unfinished)
+
+
+@pytest.mark.parametrize(
+    ("what", "most"), [("ignore", 3), (None, 3), ("warn", 0), ("warn", True), ("warn", "3")]
+)
+def test_bad_arguments(what: Any, most: Any) -> None:
+    with pytest.raises(InvalidArgumentError):
+        check_on_save_error(what, most)
+
+
+def test_a_policy_that_raises_ends_the_training_at_once() -> None:
+    from records import CHECKPOINT
+
+    unfinished = UnfinishedSaveError(checkpoint=CHECKPOINT, undone="retention", error=KeyError("policy"))
+    unfinished.__cause__ = KeyError("policy")
+    with pytest.raises(UnfinishedSaveError, match="correct what raised it"):
+        SaveFailures("warn", 3).attempt(Saving([unfinished]))

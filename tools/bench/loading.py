@@ -1,0 +1,135 @@
+"""Loading: checkpoints that ckptstore and Keras have written are brought back into a model."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+from bench import process_cost, workloads
+from bench.workloads import Work
+
+import ckptstore
+
+WARM = 3
+
+
+class ReachedError(Exception):
+    """The first batch is about to be trained on: what was to be measured is over."""
+
+
+class FirstBatch(keras.callbacks.Callback):  # type: ignore[misc]
+    """Ends a fit when its first batch is about to be trained on."""
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """End it."""
+        raise ReachedError
+
+
+def prepare(work: Work, files: Path) -> dict[str, Any]:
+    """Write what is to be loaded."""
+    model = workloads.build(work)
+    files.mkdir()
+    workloads.fit(model, work, [_saves_inside_an_epoch(files / "fit")], batches=3)
+    _restore(model, files / "fit")  # everybody loads the same
+    for format in ("keras", "weights"):
+        with ckptstore.CheckpointStore(files / f"store-{format}") as store:
+            store.save(model, epoch=0, metrics={"loss": 0.5}, format=format)
+    model.save(files / "model.keras")
+    model.save_weights(files / "model.weights.h5")
+    os.sync()
+    return {"digest": workloads.digest(workloads.host_arrays(model))}
+
+
+def _saves_inside_an_epoch(folder: Path) -> Any:
+    class SavesInside(ckptstore.StoreCheckpoint):
+        """Leaves a checkpoint of the middle of an epoch as the newest."""
+
+        def due_at_epoch_end(self, logs: Mapping[str, Any], *, last: bool) -> bool:
+            """Save after batches only."""
+            return False
+
+    return SavesInside(folder, monitor="loss", save_freq=2)
+
+
+def measure(work: Work, name: str, files: Path) -> dict[str, Any]:
+    """Load once with nothing of the file in memory, then again and again with all of it."""
+    load, path = _loader(work, name, files)
+    model = workloads.build(work)
+    workloads.fit(model, work, batches=2)
+    # A disk may have a memory of its own, as that of a virtual machine has: all find there the same, whatever it was
+    # that wrote the file.
+    read(path)
+    forget(path)
+    seconds, cpu, extra, digests = [], [], [], set()
+    for _ in range(1 + WARM):
+        workloads.spoil(model)
+        process_cost.reset_peak()
+        before, used, began = process_cost.resident_bytes(), process_cost.cpu_s(), time.perf_counter()
+        load(model)
+        seconds.append(time.perf_counter() - began)
+        cpu.append(process_cost.cpu_s() - used)
+        extra.append(max(0, process_cost.peak_bytes() - before))
+        digests.add(workloads.digest(workloads.host_arrays(model)))
+    return {
+        "cold_s": seconds[0],
+        "warm_s": min(seconds[1:]),
+        "cpu_s": min(cpu[1:]),
+        "extra_bytes": max(extra[1:]),
+        "file_bytes": path.stat().st_size,
+        "digests": sorted(digests),
+        "state_bytes": sum(array.nbytes for array in workloads.host_arrays(model)),
+    }
+
+
+def _loader(work: Work, name: str, files: Path) -> tuple[Callable[[Any], object], Path]:
+    if name.startswith("keras load_weights "):
+        path = files / f"model{name.removeprefix('keras load_weights ')}"
+        return (lambda model: model.load_weights(path)), path
+    if name.startswith("ours restore "):
+        folder = files / ("store-keras" if name.endswith(".keras") else "store-weights")
+        return (lambda model: _restore(model, folder)), _payload(folder)
+    if name == "read the file":
+        path = files / "model.weights.h5"
+        return (lambda model: read(path)), path
+    callback = ckptstore.StoreCheckpoint(
+        files / "fit", monitor="loss", resume="must", save_on_exception=False, background=False
+    )
+    callbacks = [callback] if name.startswith("ours") else []
+
+    def first_batch(model: Any) -> None:
+        with contextlib.suppress(ReachedError):
+            workloads.fit(model, work, [*callbacks, FirstBatch()], batches=3)
+
+    return first_batch, _payload(files / "fit")
+
+
+def _restore(model: Any, folder: Path) -> None:
+    with ckptstore.CheckpointStore(folder, read_only=True) as store:
+        store.restore("latest", model)
+
+
+def _payload(folder: Path) -> Path:
+    with ckptstore.CheckpointStore(folder, read_only=True) as store:
+        newest = store.latest()
+    assert newest is not None
+    return newest.path
+
+
+def read(path: Path) -> None:
+    """Read a file once, into memory that is used again."""
+    buffer = bytearray(1 << 20)
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
+
+
+def forget(path: Path) -> None:
+    """Have the system drop its copy of a file, where it can be told to."""
+    if hasattr(os, "posix_fadvise"):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -1,0 +1,166 @@
+"""What is trained while it is measured: a few large variables, many small ones, and a real net on real digits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from digits import training
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """A model, and how it is trained.
+
+    Attributes:
+        layers: Dense layers of `width` units; 0 for the convolutional net of the demonstration on its digits.
+        parts: What is measured: ``"save"`` (single saves, with nothing beside them), ``"run"`` (a whole run).
+        batches: Of a whole run.
+        every: Batches from save to save in a whole run.
+        saves: Single saves in each process; the first is told apart from the others.
+        load: Whether loading is measured too.
+        subjects: Who takes part; empty for all.
+    """
+
+    name: str
+    layers: int
+    width: int = 0
+    parts: Sequence[str] = ("save", "run")
+    batches: int
+    every: int
+    saves: int = 4
+    load: bool = True
+    subjects: Sequence[str] = ()
+
+
+FULL = (
+    Work(name="large", layers=16, width=2048, batches=18, every=6),
+    Work(name="small", layers=200, width=128, batches=300, every=20, saves=8),
+    Work(name="digits", layers=0, parts=("run",), batches=1500, every=10, load=False),
+    # Long enough for what a start and an end cost to be little of it.
+    Work(
+        name="digits long",
+        layers=0,
+        parts=("run",),
+        batches=30_000,
+        every=10,
+        load=False,
+        subjects=("ours auto", "ours idle"),
+    ),
+)
+QUICK = (
+    Work(name="large", layers=2, width=16, batches=4, every=2, saves=2),
+    Work(name="small", layers=4, width=4, batches=4, every=2, saves=2),
+    Work(name="digits", layers=0, parts=("run",), batches=20, every=10, load=False),
+    Work(
+        name="digits long",
+        layers=0,
+        parts=("run",),
+        batches=40,
+        every=10,
+        load=False,
+        subjects=("ours auto", "ours idle"),
+    ),
+)
+
+
+def works(*, quick: bool) -> dict[str, Work]:
+    """Return the works by name."""
+    return {work.name: work for work in (QUICK if quick else FULL)}
+
+
+def build(work: Work) -> Any:
+    """Return the compiled model, with all slots of its optimizer."""
+    import keras
+
+    keras.utils.set_random_seed(1)
+    if work.layers:
+        layers = [keras.layers.Dense(work.width) for _ in range(work.layers)]
+        model = keras.Sequential([keras.Input((work.width,)), *layers])
+        # So small that no value runs away, and every one of them changes.
+        model.compile(optimizer=keras.optimizers.Adam(1e-6), loss="mse")
+    else:
+        model = digits_net()
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def digits_net() -> Any:
+    """Return the net of the demonstration."""
+    import keras
+
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Conv2D(32, 3, activation="relu", padding="same"),
+            keras.layers.MaxPooling2D(),
+            keras.layers.Conv2D(64, 3, activation="relu", padding="same"),
+            keras.layers.Flatten(),
+            keras.layers.Dropout(0.3),
+            keras.layers.Dense(10, activation="softmax"),
+        ]
+    )
+    model.compile(optimizer="adam", loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def fit(model: Any, work: Work, callbacks: Sequence[Any] = (), *, batches: int | None = None) -> None:
+    """Train for so many batches; those of the digits net are epochs of 75 with validation."""
+    import numpy as np
+
+    number = work.batches if batches is None else batches
+    if work.layers:
+        rows = np.ones((number, work.width), np.float32)
+        model.fit(rows, rows, batch_size=1, epochs=1, verbose=0, shuffle=False, callbacks=[*callbacks])
+        return
+    images, targets = training.digits()
+    per_epoch = min(75, number)
+    count = per_epoch * 16
+    model.fit(
+        images[:count],
+        targets[:count],
+        validation_data=(images[1200:1500], targets[1200:1500]),
+        epochs=max(1, number // per_epoch),
+        batch_size=16,
+        verbose=0,
+        callbacks=[*callbacks],
+    )
+
+
+def variables(model: Any) -> list[Any]:
+    """Return all variables that make up the state that everybody saves, in the order of a train step on JAX."""
+    return [*model.trainable_variables, *model.non_trainable_variables, *model.optimizer.variables]
+
+
+def host_arrays(model: Any) -> list[Any]:
+    """Return their values in host memory, without a copy where they lie there already."""
+    import keras
+    import numpy as np
+
+    values = [variable.value for variable in variables(model)]
+    if keras.backend.backend() == "torch":
+        return [value.detach().cpu().numpy() for value in values]
+    # Not Keras' own convert_to_numpy, which copies.
+    return [np.asarray(value) for value in values]
+
+
+def digest(arrays: Iterable[Any]) -> str:
+    """Return a digest of all values."""
+    import numpy as np
+    import xxhash
+
+    found = xxhash.xxh3_128()
+    for array in arrays:
+        # 0-d arrays too; as bytes, since not every dtype is known to buffers.
+        values: Any = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        found.update(values)
+    return found.hexdigest()
+
+
+def spoil(model: Any) -> None:
+    """Set all variables to zero, so that what is loaded can be told from what was there."""
+    import keras
+
+    for variable in variables(model):
+        variable.assign(keras.ops.zeros_like(variable.value))

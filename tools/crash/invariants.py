@@ -1,0 +1,141 @@
+"""What must hold of a store after a crash, checked by opening it again; asks nothing of the process that died.
+
+The claims of the dead process (`Saved`) are kept outside the store, by whoever ran it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckptstore.errors import CheckpointStoreError
+from ckptstore.records import Checkpoint
+from ckptstore.storage.files import digest_file
+from ckptstore.storage.layout import Layout
+from ckptstore.store.store import CheckpointStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """What a process said that it had saved: it must be there afterwards, with these bytes."""
+
+    version: int
+    digest: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """A path that shows checkpoints, and the digests of complete files that may have been there before any save."""
+
+    path: Path
+    before: frozenset[str] = frozenset()
+
+
+def violations(
+    root: Path,
+    saved: Iterable[Saved] = (),
+    *,
+    shown: Shown | None = None,
+    is_whole: Callable[[Checkpoint], bool] = lambda checkpoint: True,
+    save_again: Callable[[CheckpointStore], Checkpoint] | None = None,
+    metric: str = "loss",
+) -> list[str]:
+    """Open the store at `root` for writing, as the next start of a run would, and return what is wrong with it.
+
+    Args:
+        root: The store's directory; it need not exist when nothing was saved.
+        saved: What was reported saved and that no retention may have removed.
+        shown: The published path, if there is one.
+        is_whole: Tells of a listed checkpoint whether it loads with the values that it must have.
+        save_again: Saves one more, to see that the store still works.
+        metric: A metric that is better low, whose best is computed independently.
+
+    Returns:
+        One line for each violation; an empty list when every invariant holds.
+    """
+    saved = list(saved)
+    try:
+        with CheckpointStore(root) as store:
+            found = [*_of_the_store(store, saved, is_whole, metric), *_of_the_folder(store, shown)]
+            before = _picture(store)
+        with CheckpointStore(root) as store:
+            if _picture(store) != before:
+                found.append("a second opening changed what the first had left")
+            if save_again is not None:
+                newest = max((one.version for one in saved), default=0)
+                again = save_again(store)
+                if again.version <= newest or store.get(again.version).digest != again.digest:
+                    found.append(f"a save after recovery got version {again.version}, after {newest}")
+    except (CheckpointStoreError, OSError) as error:
+        return [f"the store does not open and work by itself: {type(error).__name__}: {error}"]
+    return found
+
+
+def _of_the_store(
+    store: CheckpointStore, saved: list[Saved], is_whole: Callable[[Checkpoint], bool], metric: str
+) -> list[str]:
+    found = [f"verify: {problem.kind}: {problem.detail}" for problem in store.verify()]
+    listed = {checkpoint.version: checkpoint for checkpoint in store.checkpoints(states=None)}
+    for one in saved:
+        checkpoint = listed.get(one.version)
+        if checkpoint is None:
+            found.append(f"version {one.version} was reported saved and is not listed")
+        elif (checkpoint.state, checkpoint.digest, checkpoint.epoch) != ("complete", one.digest, one.epoch):
+            found.append(
+                f"version {one.version} was reported saved as {one}, and is {checkpoint.state}, {checkpoint}"
+            )
+    found += [
+        f"version {checkpoint.version} is listed and not whole"
+        for checkpoint in listed.values()
+        if checkpoint.state == "complete" and not is_whole(checkpoint)
+    ]
+    complete = [checkpoint for checkpoint in listed.values() if checkpoint.state == "complete"]
+    newest = max((checkpoint.version for checkpoint in complete if checkpoint.resumable), default=None)
+    point = store.resume_point()
+    if (point and point.version) != newest:
+        found.append(f"the resume point is {point and point.version} instead of {newest}")
+    if saved and (newest is None or newest < max(one.version for one in saved)):
+        found.append(f"the resume point went back to {newest}")
+    return found + _of_the_best(store, complete, metric)
+
+
+def _of_the_best(store: CheckpointStore, complete: list[Checkpoint], metric: str) -> list[str]:
+    values = [
+        (checkpoint.metrics[metric], checkpoint.version)
+        for checkpoint in complete
+        if not math.isnan(checkpoint.metrics.get(metric, math.nan))
+    ]
+    if not values:
+        return []
+    best = store.best(metric, mode="min")
+    expected = min(values)[1]
+    if best is None or best.version != expected:
+        return [f"the best is {best and best.version} instead of {expected}"]
+    return []
+
+
+def _of_the_folder(store: CheckpointStore, shown: Shown | None) -> list[str]:
+    layout = Layout(store.path)
+    found = [f"{path} is left over" for path in layout.tmp.iterdir()]
+    rows = {checkpoint.path.name for checkpoint in store.checkpoints(states=None)}
+    found += [f"{name} has no row after recovery" for name in layout.payload_names() if name not in rows]
+    if shown is None:
+        return found
+    if shown.path.exists():
+        known = shown.before | {checkpoint.digest for checkpoint in store.checkpoints()}
+        if digest_file(shown.path) not in known:
+            found.append(f"{shown.path} is neither a complete old file nor a complete new one")
+    elif shown.before:
+        found.append(f"{shown.path} is gone")
+    leftovers = shown.path.parent.glob(f".{shown.path.name}.ckptstore*")
+    return found + [f"{path} is left over" for path in leftovers]
+
+
+def _picture(store: CheckpointStore) -> tuple[object, ...]:
+    """What an opening could change: the rows, and which files there are."""
+    folder = sorted(os.listdir(store.path / "checkpoints")), sorted(os.listdir(store.path / "quarantine"))
+    return (store.checkpoints(states=None), folder)

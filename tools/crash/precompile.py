@@ -1,0 +1,52 @@
+"""Has SQLAlchemy compile each statement once in a process, and not once per store: tests open thousands of them.
+
+What is executed is the same. `warm` compiles before a process is forked, so that its children need not.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from crash.sample_stores import save
+from sqlalchemy import Engine, create_engine
+
+from ckptstore.manifest import engine as sqlite_engine
+from ckptstore.retention import keep_last
+from ckptstore.store.store import CheckpointStore
+
+_first: list[Engine] = []
+
+
+def keep() -> None:
+    """Have all engines of this process, and of those forked from it, share what is compiled."""
+    mock.patch.object(sqlite_engine, "create_engine", _engine).start()
+
+
+def _engine(*arguments: Any, **options: Any) -> Engine:
+    engine = create_engine(*arguments, **options)
+    if not _first:
+        _first.append(engine)
+    (first,) = _first
+    engine.dialect = engine.pool._dialect = first.dialect
+    engine._compiled_cache = first._compiled_cache
+    return engine
+
+
+def warm() -> None:
+    """Do once, on a store that is thrown away, what nearly every child does."""
+    keep()
+    folder = Path(tempfile.mkdtemp(prefix="ckptstore-warm-"))
+    try:
+        for seed in (1, 2):
+            with CheckpointStore(folder / "store") as store:
+                save(store, seed, publish=folder / "shown.keras")
+                save(store, seed + 2, publish=folder / "shown.keras", keep=keep_last(2))
+                store.best("loss", mode="min")
+                store.resume_point()
+                store.verify()
+    finally:
+        shutil.rmtree(folder)

@@ -1,0 +1,69 @@
+"""Small snapshots and stores without Keras, for tests of what lies below it."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from ckptstore.commit.committer import Committer
+from ckptstore.commit.request import SaveRequest
+from ckptstore.formats.snapshot import Snapshot, TrainingState, Variable
+from ckptstore.records import Checkpoint, Format
+from ckptstore.store.store import CheckpointStore
+
+
+def values_of(seed: int) -> dict[str, np.ndarray]:
+    """The variables that a snapshot of this seed holds."""
+    generator = np.random.default_rng(seed)
+    return {
+        "layers/dense/vars/0": generator.normal(size=(7, 5)).astype("float32"),
+        "layers/dense/vars/1": generator.normal(size=(5,)).astype("float32"),
+        "optimizer/vars/0": np.array(seed, "int64"),
+    }
+
+
+def snapshot_of(seed: int, *, format: Format = "keras", state: bool = True) -> Snapshot:
+    """A snapshot whose every byte follows from `seed`."""
+    variables = tuple(
+        Variable(path=path, shape=value.shape, dtype=value.dtype, read=partial(np.asarray, value))
+        for path, value in values_of(seed).items()
+    )
+    documents = {"metadata.json": b"{}", "config.json": b'{"seed": %d}' % seed} if format == "keras" else {}
+    return Snapshot(
+        format=format,
+        variables=variables,
+        attributes={"layers/dense/vars": {"name": "dense"}},
+        documents=documents,
+        state=TrainingState(document={"seed": seed}, arrays={"seed": np.array([seed])}) if state else None,
+    )
+
+
+def committer_of(store: CheckpointStore) -> Committer:
+    """The part of an open store that takes snapshots; `CheckpointStore.save` takes models only."""
+    return store._committer
+
+
+def save(store: CheckpointStore, seed: int, *, run: str = "default", **request: object) -> Checkpoint:
+    """Save the snapshot of `seed` at epoch `seed`."""
+    format = request.pop("format", "keras")
+    state = request.pop("state", True)
+    request.setdefault("metrics", {"loss": float(seed)})
+    store.claim(run)
+    return committer_of(store).commit(
+        snapshot_of(seed, format=format, state=state),  # type: ignore[arg-type]
+        SaveRequest(run=run, epoch=seed, **request),  # type: ignore[arg-type]
+    )
+
+
+def is_seed(path: Path, seed: int) -> bool:
+    """Whether a payload holds, byte for byte, what the snapshot of `seed` does."""
+    from ckptstore.formats import payload
+
+    with payload.open_variables(path) as variables:
+        expected = values_of(seed)
+        return set(variables) == set(expected) and all(
+            variables[name].dtype == value.dtype and variables[name].tobytes() == value.tobytes()
+            for name, value in expected.items()
+        )

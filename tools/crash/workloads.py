@@ -1,0 +1,329 @@
+"""What is done to a store before and during a power cut, and what is claimed of it at each instant.
+
+A workload is prepared without being recorded, and counts as durable; then it runs, in a child whose working directory
+is the folder of the store, and says what it has saved as soon as it is told so.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import sqlite3
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from ckptstore.errors import CorruptManifestError, CorruptPayloadError
+from ckptstore.formats import payload
+from ckptstore.formats.description import RESERVED
+from ckptstore.manifest import manifest as manifest_module
+from ckptstore.manifest import retention
+from ckptstore.manifest.manifest import Manifest
+from ckptstore.manifest.retention import Judging, Verdict
+from ckptstore.records import Checkpoint, State
+from ckptstore.retention import keep_last
+from ckptstore.storage.durable_writer import PayloadWriter
+from ckptstore.storage.locks import store_lock
+from ckptstore.store.resume import Resumption
+from ckptstore.store.store import CheckpointStore
+from crash.invariants import Saved
+from crash.sample_stores import save, snapshot_of
+
+_STORES = Path(__file__).resolve().parent.parent.parent / "tests" / "manifest" / "stores"
+# Relative to the folder.
+SHOWN = Path("models/best.keras")
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What must be there: checkpoints that were reported saved, less those that retention took; the version shown.
+
+    Attributes:
+        saved: What was reported.
+        gone: Versions that retention has begun to remove.
+        shows: The published path shows this version or a later one; 0 for anything, or nothing.
+    """
+
+    saved: frozenset[Saved] = frozenset()
+    gone: frozenset[int] = frozenset()
+    shows: int = 0
+
+    def after(self, said: dict[str, Any]) -> Claims:
+        """The claims once the process has said something more."""
+        if "gone" in said:
+            return replace(self, gone=self.gone | {*said["gone"]})
+        one = Saved(version=said["version"], digest=said["digest"], epoch=said["epoch"])
+        shows = one.version if said["shown"] else self.shows
+        return replace(self, saved=self.saved | {one}, shows=shows)
+
+
+class Report:
+    """Where a workload says what it was told, with one system call each."""
+
+    def __init__(self, marks: Path) -> None:
+        self._descriptor = os.open(marks, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    def saved(self, checkpoint: Checkpoint, *, shown: bool = False) -> None:
+        """Say that a checkpoint was saved, and that the published path shows it."""
+        said = {"version": checkpoint.version, "digest": checkpoint.digest, "epoch": checkpoint.epoch}
+        self._say({**said, "shown": shown})
+
+    def gone(self, versions: Sequence[int]) -> None:
+        """Say that retention is about to remove checkpoints."""
+        self._say({"gone": list(versions)})
+
+    def _say(self, said: dict[str, Any]) -> None:
+        line = json.dumps(said).encode() + b"\n"
+        assert os.write(self._descriptor, line) == len(line)
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """One thing that is done to a store.
+
+    Attributes:
+        prepare: Makes what is there before, in the folder that it is called with.
+        run: What is recorded.
+        store: Where the store is, in the folder.
+        seeded: Whether all that was prepared are snapshots of a seed, and so can be compared bit by bit.
+        heal: What a person does after the cut, where opening the store is not meant to be enough; returns what is
+            wrong then.
+    """
+
+    prepare: Callable[[Path], Claims]
+    run: Callable[[Report], None]
+    store: Path = Path("store")
+    seeded: bool = True
+    heal: Callable[[Path], list[str]] = lambda root: []
+
+
+def perform(marks: Path, name: str) -> None:
+    """Run a workload in this process, whose working directory is the folder; the child of a recording does it."""
+    report, real, real_carry_out = Report(marks), Manifest.set_state, retention.carry_out
+
+    def set_state(manifest: Manifest, versions: Sequence[int], state: State, **options: Any) -> None:
+        if state == "deleting":
+            report.gone(versions)
+        real(manifest, versions, state, **options)
+
+    def carry_out(connection: Any, store: Path, run: str, judging: Judging, *known: Any) -> list[Checkpoint]:
+        def judge(view: Any) -> Verdict | None:
+            verdict = judging.judge(view)
+            report.gone([] if verdict is None else [one.version for one in verdict.gone])
+            return verdict
+
+        return real_carry_out(connection, store, run, replace(judging, judge=judge), *known)
+
+    with ExitStack() as patches:
+        patches.enter_context(mock.patch.object(Manifest, "set_state", set_state))
+        for module in (manifest_module, retention):
+            patches.enter_context(mock.patch.object(module, "carry_out", carry_out))
+        WORKLOADS[name].run(report)
+
+
+# --- preparations ----------------------------------------------------------------------------------------------------
+
+
+def _nothing(folder: Path) -> Claims:
+    return Claims()
+
+
+def _two(folder: Path) -> Claims:
+    """Two checkpoints, the second of which is shown."""
+    with CheckpointStore(folder / "store") as store:
+        save(store, 1, publish=folder / SHOWN)
+        second = save(store, 2, publish=folder / SHOWN)
+        return _claims(store, shows=second.version)
+
+
+def _claims(store: CheckpointStore, *, shows: int) -> Claims:
+    found = (Saved(version=one.version, digest=one.digest, epoch=one.epoch) for one in store.checkpoints())
+    return Claims(saved=frozenset(found), shows=shows)
+
+
+def _leftovers(folder: Path) -> Claims:
+    """What dead writers left: a row marked for deletion, a path not switched, orphans, temporary files."""
+    claims = _two(folder)
+    with CheckpointStore(folder / "store") as store:
+        with mock.patch.object(store._committer, "_show"):
+            third = save(store, 3, publish=folder / SHOWN)
+        _orphan(third, version=9)
+        store._manifest.set_state([1], "deleting")
+        claims = replace(_claims(store, shows=claims.shows), gone=frozenset({1}))
+    third.path.with_name("00000008-default.keras").write_bytes(b"damaged")
+    (folder / "store" / "tmp" / f"{'0' * 32}.1.keras").write_bytes(b"half")
+    (folder / SHOWN).with_name(f".{SHOWN.name}.ckptstore").write_bytes(b"half")
+    return claims
+
+
+def _orphan(like: Checkpoint, *, version: int) -> None:
+    """Write a payload without a row, as a crash between rename and COMMIT leaves it."""
+    description = {**payload.read_description(like.path), "version": version, "epoch": version}
+    for computed in RESERVED:
+        description.pop(computed, None)
+    encoded = payload.encode(snapshot_of(version), {**description, "metrics": {"loss": float(version)}})
+    writer = PayloadWriter(like.path.with_name(f"{version:08d}-{like.run}.keras"), reserve=encoded.nbytes)
+    encoded.write(writer)
+    writer.finish()
+
+
+def _half_committed(folder: Path) -> Claims:
+    """A manifest in which a writer died during COMMIT: pages overwritten, the journal still there."""
+    claims = _two(folder)
+    manifest = folder / "store" / "manifest.sqlite"
+    journal = manifest.with_name("manifest.sqlite-journal")
+    with closing(sqlite3.connect(manifest, isolation_level=None)) as connection:
+        connection.execute("PRAGMA cache_size = 1")
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("UPDATE checkpoints SET digest = 'nonsense'")
+        connection.execute("CREATE TABLE filler (x)")
+        connection.executemany("INSERT INTO filler VALUES (?)", [(bytes(900),) for _ in range(99)])
+        for path in (manifest, journal):
+            shutil.copyfile(path, folder / path.name)
+        connection.execute("ROLLBACK")
+    for path in (manifest, journal):
+        (folder / path.name).rename(path)
+    return claims
+
+
+def _older(folder: Path) -> Claims:
+    """A store of the oldest schema there is one of."""
+    shutil.copytree(min(_STORES.iterdir()), folder / "store")
+    with closing(sqlite3.connect(folder / "store" / "manifest.sqlite")) as connection:
+        rows = connection.execute("SELECT version, digest, epoch FROM checkpoints WHERE state = 'complete'")
+        return Claims(frozenset(Saved(version=row[0], digest=row[1], epoch=row[2]) for row in rows))
+
+
+_DAMAGED = b"damaged"
+
+
+def _one_damaged(folder: Path) -> Claims:
+    """A third checkpoint whose payload is damaged, and a first whose payload somebody moved into quarantine."""
+    claims = _two(folder)
+    with CheckpointStore(folder / "store") as store:
+        first, third = store.get(1), save(store, 3)
+    first.path.rename(folder / "store" / "quarantine" / first.path.name)
+    third.path.unlink()
+    third.path.write_bytes(_DAMAGED)
+    return claims
+
+
+def _no_manifest(folder: Path) -> Claims:
+    """A manifest that is none any more, a stale journal beside it, and a damaged payload among whole ones."""
+    claims = _two(folder)
+    manifest = folder / "store" / "manifest.sqlite"
+    manifest.write_bytes(bytes(manifest.stat().st_size))
+    manifest.with_name("manifest.sqlite-journal").write_bytes(b"stale")
+    (folder / "store" / "checkpoints" / "00000003-default.keras").write_bytes(_DAMAGED)
+    return claims
+
+
+def _repaired(root: Path) -> list[str]:
+    """Repair a store, making its manifest again if need be; what was damaged must still be there."""
+    try:
+        with CheckpointStore(root) as store:
+            store.repair()
+    except CorruptManifestError:
+        CheckpointStore.rebuild(root)
+    kept = (path.read_bytes() for path in (root / "quarantine").iterdir())
+    return [] if _DAMAGED in kept else ["the damaged payload is gone"]
+
+
+# --- what is recorded ------------------------------------------------------------------------------------------------
+
+
+def _first_save(report: Report) -> None:
+    with CheckpointStore("nested/deep/store") as store:
+        report.saved(save(store, 1, publish=SHOWN.absolute()), shown=True)
+
+
+def _save(report: Report) -> None:
+    with CheckpointStore("store") as store:
+        report.saved(save(store, 3, publish=SHOWN.absolute()), shown=True)
+
+
+def _save_and_keep_two(report: Report) -> None:
+    with CheckpointStore("store") as store:
+        report.saved(save(store, 3, publish=SHOWN.absolute(), keep=keep_last(2)), shown=True)
+
+
+def _save_twice(report: Report) -> None:
+    with CheckpointStore("store") as store:
+        report.saved(save(store, 3, format="weights"))
+        report.saved(save(store, 4, run="other", tags=("good",)))
+
+
+def _save_with_a_copy(report: Report) -> None:
+    """Hard links fail, as on a file system that has none."""
+    with mock.patch("os.link", side_effect=OSError(errno.EPERM, os.strerror(errno.EPERM))):
+        _save(report)
+
+
+def _save_in_two_threads(report: Report) -> None:
+    """Two writers with a store object each, as two processes have."""
+
+    def write(run: str, publish: Path | None) -> None:
+        with CheckpointStore("store") as store:
+            report.saved(save(store, 3, run=run, publish=publish), shown=publish is not None)
+
+    with ThreadPoolExecutor() as pool:
+        for writer in [pool.submit(write, "one", None), pool.submit(write, "two", SHOWN.absolute())]:
+            writer.result()
+
+
+def _open(report: Report) -> None:
+    with CheckpointStore("store") as store:
+        shown = store.published("default").values()
+        for checkpoint in store.checkpoints():
+            report.saved(checkpoint, shown=checkpoint.version in shown)
+
+
+def _repair(report: Report) -> None:
+    with CheckpointStore("store") as store:
+        store.repair()
+        report.saved(store.get(1))
+
+
+def _rebuild(report: Report) -> None:
+    CheckpointStore.rebuild("store")
+
+
+def _resume(report: Report) -> None:
+    """Resume, walking back over the damaged one."""
+
+    def load(checkpoint: Checkpoint) -> None:
+        if checkpoint.path.read_bytes() == _DAMAGED:
+            raise CorruptPayloadError(path=checkpoint.path, reason="damaged")
+
+    with CheckpointStore("store") as store, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        lock = partial(store_lock, store.path / "locks")
+        walk = Resumption(store._layout, store._manifest, run="default", locked=lock, attempts=3)
+        resumed = walk.load(load)
+        assert resumed is not None
+        assert resumed.version == 2
+        report.saved(resumed)
+
+
+WORKLOADS: dict[str, Workload] = {
+    "first save": Workload(_nothing, _first_save, Path("nested/deep/store")),
+    "save": Workload(_two, _save),
+    "save and keep two": Workload(_two, _save_and_keep_two),
+    "save twice": Workload(_two, _save_twice),
+    "save with a copy": Workload(_two, _save_with_a_copy),
+    "save in two threads": Workload(_two, _save_in_two_threads),
+    "open with leftovers": Workload(_leftovers, _open),
+    "open with a hot journal": Workload(_half_committed, _open),
+    "repair": Workload(_one_damaged, _repair, heal=_repaired),
+    "rebuild": Workload(_no_manifest, _rebuild, heal=_repaired),
+    "resume over a damaged one": Workload(_one_damaged, _resume, heal=_repaired),
+    "open with an older schema": Workload(_older, _open, seeded=False),
+}

@@ -1,0 +1,1 @@
+"""The demonstration on handwritten digits; run it as ``tools/demo``."""
