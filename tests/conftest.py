@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crash import precompile
 from hypothesis import HealthCheck, settings
+
+from crash import precompile
 
 # Before anything imports Keras. On the CPU, where results are the same from run to run.
 os.environ.setdefault("KERAS_BACKEND", "jax")

@@ -14,12 +14,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench import plot
-from digits import training as demo_training
-
 import ckptstore
+from bench import plot
 from ckptstore.cli.plot import pictures_of
 from ckptstore.report.plot import draw
+from digits import training as demo_training
 
 PICTURES = Path(__file__).with_name("pictures")
 # Learning rates; the second run is killed in the middle of these epochs.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from crash import kill_writer
-from crash.strace import available
 
 from ckptstore.background.process import can_start
+from crash import kill_writer
+from crash.strace import available
 
 pytestmark = pytest.mark.skipif(not can_start(), reason="this platform has no memfd or pidfd")
 

@@ -10,13 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from crash.sample_stores import is_seed, snapshot_of
-from writer_processes import needs_process, writers
 
 from ckptstore import CheckpointStore
 from ckptstore.background.save_queue import WRITER, Backpressure, Ring
 from ckptstore.background.worker import Outcome
 from ckptstore.commit.request import SaveRequest
+from crash.sample_stores import is_seed, snapshot_of
+from writer_processes import needs_process, writers
 
 SEEDS = range(6)
 

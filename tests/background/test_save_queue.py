@@ -19,10 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crash.invariants import violations
-from crash.sample_stores import is_seed, save, snapshot_of
-from forbidden_calls import needs_the_number, output_of
-from writer_processes import needs_process, writers
 
 from ckptstore import CheckpointStore, RunLockedError, StorageError, UnfinishedSaveError, keep_last
 from ckptstore.background import worker
@@ -34,6 +30,10 @@ from ckptstore.commit.deletion import unlink_marked
 from ckptstore.commit.request import SaveRequest
 from ckptstore.storage.layout import Layout
 from ckptstore.storage.locks import store_lock
+from crash.invariants import violations
+from crash.sample_stores import is_seed, save, snapshot_of
+from forbidden_calls import needs_the_number, output_of
+from writer_processes import needs_process, writers
 
 KINDS = ["process", "thread"]
 

@@ -21,7 +21,6 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from crash.kill_writer import writers
 
 import ckptstore
 from ckptstore.background.process import can_start
@@ -30,6 +29,7 @@ from ckptstore.commit import committer
 from ckptstore.storage.layout import Layout
 from ckptstore.storage.locks import store_lock
 from ckptstore.training.saving.overhead_budget import SaveBudget
+from crash.kill_writer import writers
 
 # What Keras' own code does on torch.
 pytestmark = pytest.mark.filterwarnings(

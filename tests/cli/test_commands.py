@@ -17,14 +17,14 @@ from typing import Any
 
 import click
 import pytest
-from crash.sample_stores import save
-from terminals import AT_ONCE, all_of
 
 from ckptstore import errors
 from ckptstore.cli.main import EXIT_CODES, commands, exit_code, main
 from ckptstore.storage.locks import store_lock
 from ckptstore.storage.run_lock import RunLock
 from ckptstore.store.store import CheckpointStore
+from crash.sample_stores import save
+from terminals import AT_ONCE, all_of
 
 ODD = '"; DROP TABLE metrics; --'
 COMMANDS = sorted(commands.list_commands(click.Context(commands)))

@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from crash.sample_stores import save
-from terminals import AT_ONCE, all_of
 
 from ckptstore.cli import output
 from ckptstore.store.store import CheckpointStore
+from crash.sample_stores import save
+from terminals import AT_ONCE, all_of
 
 # A command that is never slow: it may be, on a machine that does much else.
 PATIENT = AT_ONCE.replace("PATIENCE_S = 0.0", "PATIENCE_S = 3600.0")

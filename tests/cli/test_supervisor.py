@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crash.sample_stores import save
 
 from ckptstore.store.store import CheckpointStore
+from crash.sample_stores import save
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

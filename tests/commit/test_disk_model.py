@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from crash.disk_model import MODELS, Disk, fingerprint, no_bytes, put, random_folder
 from crash.file_operations import Mark, Recording, Resize, Sync, Tree, UnmodelledError, Write
 from crash.recording import Parser, record

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from crash import failing_calls, full_disks
 from crash.strace import available
 

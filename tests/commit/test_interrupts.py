@@ -9,9 +9,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from crash.sample_stores import save
 
 from ckptstore.store.store import CheckpointStore
+from crash.sample_stores import save
 
 TOOLS = Path(__file__).resolve().parent.parent.parent / "tools"
 

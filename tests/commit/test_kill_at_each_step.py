@@ -9,15 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from crash import fork_server
-from crash.sample_stores import is_seed, save
-from crash.steps import every_death, run_in_child
 
 from ckptstore.formats import payload
 from ckptstore.formats.description import RESERVED
 from ckptstore.retention import keep_last
 from ckptstore.storage.files import observed
 from ckptstore.store.store import CheckpointStore
+from crash import fork_server
+from crash.sample_stores import is_seed, save
+from crash.steps import every_death, run_in_child
 
 
 def _save_third(root: Path, target: Path, report: Path) -> None:
@@ -118,9 +118,8 @@ def test_an_opening_that_dies_at_any_step_is_finished_by_the_next(used: Path, tm
 
 def _rewrite_as(path: Path, *, version: int) -> None:
     """Write a payload anew under another version, as a crash between rename and commit would leave it."""
-    from crash.sample_stores import snapshot_of
-
     from ckptstore.storage.durable_writer import PayloadWriter
+    from crash.sample_stores import snapshot_of
 
     description = {**payload.read_description(path), "version": version}
     for computed in RESERVED:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import keras
 import pytest
+
+from ckptstore.storage import durable_writer
 from crash import kill_training
 from crash.planted_faults import LEASE
 from crash.strace import KILLED, available, run_traced
-
-from ckptstore.storage import durable_writer
 
 RENAMES = "?rename,?renameat,renameat2"
 

@@ -10,10 +10,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-from crash import many_processes
-from crash.sample_stores import save
 
 from ckptstore.store.store import CheckpointStore
+from crash import many_processes
+from crash.sample_stores import save
 
 
 @pytest.mark.slow

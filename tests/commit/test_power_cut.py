@@ -16,6 +16,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from ckptstore.storage import durable_writer
+from ckptstore.storage.files import digest_file, observed
+from ckptstore.store.store import CheckpointStore
 from crash import recorded_faults
 from crash.invariants import Saved, Shown, violations
 from crash.power_cuts import power_cuts
@@ -23,10 +27,6 @@ from crash.sample_stores import is_seed, save
 from crash.steps import run_in_child
 from crash.strace import available
 from crash.workloads import WORKLOADS
-
-from ckptstore.storage import durable_writer
-from ckptstore.storage.files import digest_file, observed
-from ckptstore.store.store import CheckpointStore
 
 
 @pytest.fixture(scope="module")

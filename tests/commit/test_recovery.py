@@ -7,12 +7,12 @@ import os
 from pathlib import Path
 
 import pytest
-from crash.sample_stores import is_seed, save
-from crash.steps import dies_at, run_in_child
 
 from ckptstore.storage.files import observed
 from ckptstore.storage.layout import Layout
 from ckptstore.store.store import CheckpointStore
+from crash.sample_stores import is_seed, save
+from crash.steps import dies_at, run_in_child
 
 
 def _events(store: CheckpointStore) -> list[str]:

@@ -13,15 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from crash.sample_stores import committer_of, is_seed, save
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from manifests import DIED, in_fork
 
 from ckptstore.retention import keep_last
 from ckptstore.storage.files import digest_file, observed
 from ckptstore.store.store import CheckpointStore
+from crash.sample_stores import committer_of, is_seed, save
+from manifests import DIED, in_fork
 
 RUNS = ("a", "b")
 TAGS = ("paper", "best-so-far")

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from records import CHECKPOINT, PATH
 
 from ckptstore import errors
+from records import CHECKPOINT, PATH
 
 EXAMPLES = [
     errors.StoreNotFoundError(path=PATH),

@@ -10,11 +10,11 @@ from typing import Any
 
 import h5py
 import keras
-import keras_zoo as zoo
 import ml_dtypes
 import numpy as np
 import pytest
 
+import keras_zoo as zoo
 from ckptstore.formats import payload
 from ckptstore.formats.snapshot import Snapshot, TrainingState, Variable
 from ckptstore.records import SUFFIXES, Format

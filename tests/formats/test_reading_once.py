@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import keras_zoo as zoo
 import numpy as np
 import pytest
 
+import keras_zoo as zoo
 from ckptstore import CheckpointStore, StoreCheckpoint
 from ckptstore.errors import CorruptPayloadError, RefusedByLayerError, StorageError
 from ckptstore.keras import private

@@ -16,9 +16,6 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from crash.sample_stores import is_seed, save, snapshot_of
-from hostile_payloads import HOSTILE, MIB, exchange, little_memory, sql
-from manifests import files
 
 from ckptstore.cli.main import main
 from ckptstore.errors import CorruptManifestError, InvalidArgumentError, StorageError
@@ -27,6 +24,9 @@ from ckptstore.formats.description import digest_of
 from ckptstore.records import SUFFIXES, Checkpoint
 from ckptstore.storage.files import observed
 from ckptstore.store.store import CheckpointStore
+from crash.sample_stores import is_seed, save, snapshot_of
+from hostile_payloads import HOSTILE, MIB, exchange, little_memory, sql
+from manifests import files
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SOURCES = {

@@ -11,12 +11,12 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from hostile_payloads import HOSTILE, MIB, exchange, little_memory, sql
 
 from ckptstore.errors import CorruptPayloadError
 from ckptstore.records import Checkpoint, Format
 from ckptstore.storage.files import digest_file
 from ckptstore.store.store import CheckpointStore
+from hostile_payloads import HOSTILE, MIB, exchange, little_memory, sql
 
 # numpy 2 about Keras' own variables, on the way through Keras' own code.
 pytestmark = pytest.mark.filterwarnings(

@@ -12,10 +12,10 @@ from typing import Any
 
 import h5py
 import keras
-import keras_zoo as zoo
 import numpy as np
 import pytest
 
+import keras_zoo as zoo
 from ckptstore.errors import (
     CorruptPayloadError,
     InvalidArgumentError,

@@ -9,8 +9,6 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from forbidden_calls import needs_the_number, output_of
-from slots import shared_places
 
 from ckptstore import CheckpointStore, StoreCheckpoint
 from ckptstore.keras.model import copy_jax
@@ -19,6 +17,8 @@ from ckptstore.keras.state.arrays import host_array, host_arrays, shape_and_dtyp
 from ckptstore.system import parallel_copy
 from ckptstore.system.parallel_copy import SideBySide
 from ckptstore.system.small_copies import BufferCopies
+from forbidden_calls import needs_the_number, output_of
+from slots import shared_places
 
 # What Keras' own code does.
 pytestmark = pytest.mark.filterwarnings(

@@ -14,12 +14,12 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from cuda_driver import OUT_OF_MEMORY, Driver, installed
 
 from ckptstore.keras.model.copy import Copier
 from ckptstore.system import pinned_memory
 from ckptstore.system.pinned_memory import Pages
 from ckptstore.system.shared_memory import Memory, aligned
+from cuda_driver import OUT_OF_MEMORY, Driver, installed
 
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "torch", reason="is torch's")
 SHAPES = [(), (3,), (2, 3), (300, 400), *[(20, 60)] * 30]

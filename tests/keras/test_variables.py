@@ -10,8 +10,8 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-import unusual_models
 
+import unusual_models
 from ckptstore import CheckpointStore, StoreCheckpoint
 from ckptstore.errors import ModelNotReadyError
 from ckptstore.keras import private

@@ -10,11 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crash.sample_stores import save
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from manifests import add, fill, new, steps_of
-from resume_walks import damage, walk
 
 from ckptstore.errors import (
     CorruptManifestError,
@@ -28,6 +25,9 @@ from ckptstore.manifest.manifest import Manifest
 from ckptstore.manifest.salvage import salvage
 from ckptstore.records import Checkpoint
 from ckptstore.store.store import CheckpointStore
+from crash.sample_stores import save
+from manifests import add, fill, new, steps_of
+from resume_walks import damage, walk
 
 
 @pytest.fixture

@@ -21,13 +21,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from manifests import add, files, fill, in_fork, new, steps_of
 
 from ckptstore.errors import CheckpointNotFoundError, InvalidArgumentError
 from ckptstore.manifest import statements as queries
 from ckptstore.manifest.manifest import Manifest
 from ckptstore.records import Checkpoint, Holder, Mode, Published, State
 from ckptstore.system import fork_safety
+from manifests import add, files, fill, in_fork, new, steps_of
 
 ODD_NAMES = [
     '"; DROP TABLE runs;--',

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench import fill_manifest
-from crash.sample_stores import save
-from manifests import add
 
+from bench import fill_manifest
 from ckptstore import Checkpoint, CheckpointStore, keep_every, keep_last, max_bytes
 from ckptstore.cli.output import print_json
 from ckptstore.manifest.manifest import Manifest
 from ckptstore.report import text
 from ckptstore.store.discard import remove_checkpoints
+from crash.sample_stores import save
+from manifests import add
 
 ODD = keep_every(steps=20)
 

@@ -20,16 +20,15 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-import write_schema
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from manifests import DIED, add, die_at_statement, files, in_fork
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.schema import CreateIndex, CreateTable
 
+import write_schema
 from ckptstore.errors import (
     CorruptManifestError,
     DiskFullError,
@@ -43,6 +42,7 @@ from ckptstore.manifest import schema
 from ckptstore.manifest.engine import APPLICATION_ID
 from ckptstore.manifest.manifest import Manifest
 from ckptstore.manifest.tables import metadata
+from manifests import DIED, add, die_at_statement, files, in_fork
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 Step = Callable[[], object]

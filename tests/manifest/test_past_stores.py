@@ -10,11 +10,11 @@ import keras
 import numpy as np
 import pytest
 from alembic.script import ScriptDirectory
-from past_stores import RUN, STORES, fill, model_of_the_stores, value_of
 
 import ckptstore
 from ckptstore.formats import payload
 from ckptstore.manifest.schema import HEAD
+from past_stores import RUN, STORES, fill, model_of_the_stores, value_of
 
 # numpy 2 about Keras' own variables, on the way through Keras' own code.
 pytestmark = [

@@ -15,7 +15,6 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from manifests import add, as_nobody, files, in_fork, leave_hot_journal, new
 from sqlalchemy.exc import OperationalError
 
 from ckptstore.errors import (
@@ -33,6 +32,7 @@ from ckptstore.manifest import engine as sqlite_engine
 from ckptstore.manifest import schema
 from ckptstore.manifest.manifest import Manifest
 from ckptstore.manifest.sqlite_errors import translated
+from manifests import add, as_nobody, files, in_fork, leave_hot_journal, new
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from manifests import add
 
 import ckptstore
 from ckptstore.errors import (
@@ -26,6 +25,7 @@ from ckptstore.errors import (
 )
 from ckptstore.manifest.conditions import parse, parse_order
 from ckptstore.store.store import CheckpointStore
+from manifests import add
 
 ODD = '"; DROP TABLE metrics; --'
 START = datetime(2026, 1, 1, tzinfo=UTC)

@@ -10,6 +10,7 @@ from typing import Any
 
 import keras
 import pytest
+
 from bench import machine, names, process_cost, scale, table, targets
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -9,11 +9,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from crash.sample_stores import save
 from PIL import Image
 
 from ckptstore.cli.main import main
 from ckptstore.store.store import CheckpointStore
+from crash.sample_stores import save
 
 HOSTILE = "</td><script>alert(1)</script>"
 VOID = {"meta", "img"}

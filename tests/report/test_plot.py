@@ -9,7 +9,6 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
-from crash.sample_stores import save
 from PIL import Image
 
 from ckptstore.cli.main import main
@@ -17,6 +16,7 @@ from ckptstore.cli.plot import pictures_of
 from ckptstore.errors import MissingPackageError
 from ckptstore.report.plot import RunPicture, draw, panels_of
 from ckptstore.store.store import CheckpointStore
+from crash.sample_stores import save
 
 ODD = "$x_1$ <b> 损失"
 

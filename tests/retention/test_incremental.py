@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from manifests import new
 
 from ckptstore.commit.retention import Retention
 from ckptstore.errors import InvalidArgumentError
@@ -31,6 +30,7 @@ from ckptstore.retention import (
 )
 from ckptstore.retention.incremental import has_steps
 from ckptstore.storage.layout import Layout
+from manifests import new
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 POLICIES = (

@@ -13,9 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from crash.sample_stores import committer_of
-from crash.steps import dies_at
-from mounts import mounted
 
 from ckptstore.commit.request import SaveRequest
 from ckptstore.errors import StorageError
@@ -24,6 +21,9 @@ from ckptstore.retention import keep_last
 from ckptstore.storage import deferred_unlink
 from ckptstore.storage.files import free_bytes, link, observed
 from ckptstore.store.store import CheckpointStore
+from crash.sample_stores import committer_of
+from crash.steps import dies_at
+from mounts import mounted
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="looks into Linux' /proc")
 LARGE = 8 << 20

@@ -16,18 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crash.invariants import Shown, violations
-from crash.sample_stores import is_seed, save
-from crash.steps import dies_at
-from crash.strace import available, run_traced
-from manifests import files, leave_hot_journal
-from mounts import mounted, run_or_fail
 
 from ckptstore.errors import ReadOnlyError, RunLockedError, StorageError
 from ckptstore.retention import keep_last
 from ckptstore.storage.files import observed
 from ckptstore.storage.locks import WITHOUT_LOCKS
 from ckptstore.store.store import CheckpointStore
+from crash.invariants import Shown, violations
+from crash.sample_stores import is_seed, save
+from crash.steps import dies_at
+from crash.strace import available, run_traced
+from manifests import files, leave_hot_journal
+from mounts import mounted, run_or_fail
 
 
 def is_whole(checkpoint: Any) -> bool:

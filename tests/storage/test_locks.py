@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
-from crash.steps import run_in_child
 
 from ckptstore.errors import LockedError, RunLockedError, StoreLockedError
 from ckptstore.storage.leases import Lease, sweep
 from ckptstore.storage.locks import store_lock
 from ckptstore.storage.run_lock import RunLock
+from crash.steps import run_in_child
 
 
 def _try_run(directory: Path) -> None:

@@ -8,10 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from crash.full_disks import _bytes_taken, can_mount, small_disk
-from crash.invariants import violations
-from crash.sample_stores import committer_of, is_seed, save
-from crash.steps import dies_at, run_in_child
 
 from ckptstore.errors import DiskFullError
 from ckptstore.records import Checkpoint
@@ -20,6 +16,10 @@ from ckptstore.storage import reserve
 from ckptstore.storage.files import free_bytes
 from ckptstore.storage.layout import MANIFEST
 from ckptstore.store.store import CheckpointStore
+from crash.full_disks import _bytes_taken, can_mount, small_disk
+from crash.invariants import violations
+from crash.sample_stores import committer_of, is_seed, save
+from crash.steps import dies_at, run_in_child
 
 
 @pytest.fixture(scope="module")

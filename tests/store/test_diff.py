@@ -10,7 +10,6 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from crash.sample_stores import committer_of, save, values_of
 
 from ckptstore.cli.main import main
 from ckptstore.commit.request import SaveRequest
@@ -18,6 +17,7 @@ from ckptstore.errors import CorruptPayloadError
 from ckptstore.formats.snapshot import Snapshot, Variable
 from ckptstore.store import diff
 from ckptstore.store.store import CheckpointStore
+from crash.sample_stores import committer_of, save, values_of
 
 
 def put(store: CheckpointStore, **arrays: np.ndarray) -> int:

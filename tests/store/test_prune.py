@@ -9,9 +9,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from crash.sample_stores import is_seed, save
-from crash.steps import every_death
-from manifests import DIED, die_at_statement, in_fork
 
 from ckptstore import (
     Checkpoint,
@@ -27,6 +24,9 @@ from ckptstore import (
     keep_within,
     max_bytes,
 )
+from crash.sample_stores import is_seed, save
+from crash.steps import every_death
+from manifests import DIED, die_at_statement, in_fork
 
 POLICY = keep_best("loss", 1) | keep_tagged()
 

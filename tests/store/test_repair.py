@@ -13,10 +13,6 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from crash.invariants import Saved, violations
-from crash.sample_stores import is_seed, save
-from crash.steps import every_death
-from manifests import leave_hot_journal
 
 from ckptstore.commit.orphans import take_in
 from ckptstore.errors import CorruptManifestError, RunLockedError, StorageError
@@ -24,6 +20,10 @@ from ckptstore.manifest.schema import HEAD
 from ckptstore.records import Checkpoint, json_number
 from ckptstore.storage.files import digest_file
 from ckptstore.store.store import CheckpointStore
+from crash.invariants import Saved, violations
+from crash.sample_stores import is_seed, save
+from crash.steps import every_death
+from manifests import leave_hot_journal
 
 
 def _made(root: Path) -> list[Checkpoint]:

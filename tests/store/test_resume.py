@@ -7,8 +7,6 @@ import warnings
 from pathlib import Path
 
 import pytest
-from crash.sample_stores import save
-from resume_walks import damage, walk
 
 from ckptstore.errors import (
     ModelMismatchError,
@@ -18,6 +16,8 @@ from ckptstore.errors import (
 )
 from ckptstore.records import Checkpoint
 from ckptstore.store.store import CheckpointStore
+from crash.sample_stores import save
+from resume_walks import damage, walk
 
 
 @pytest.fixture

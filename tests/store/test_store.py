@@ -15,8 +15,6 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from crash.sample_stores import committer_of, is_seed, save, snapshot_of
-from crash.steps import run_in_child
 from sqlalchemy import Connection, Executable, event
 
 from ckptstore.commit.request import SaveRequest
@@ -38,6 +36,8 @@ from ckptstore.manifest.transactions import Transactions
 from ckptstore.retention import Policy, keep_last
 from ckptstore.storage.files import observed
 from ckptstore.store.store import CheckpointStore
+from crash.sample_stores import committer_of, is_seed, save, snapshot_of
+from crash.steps import run_in_child
 
 
 @pytest.fixture

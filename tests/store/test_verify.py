@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from crash.sample_stores import save
 
 from ckptstore.store.store import CheckpointStore
+from crash.sample_stores import save
 
 
 @pytest.fixture(params=["keras", "weights"])

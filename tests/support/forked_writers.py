@@ -98,9 +98,8 @@ class Writer:
 
 
 def _serve(connection: socket.socket) -> None:
-    from crash import precompile
-
     import ckptstore.background.process_loop  # noqa: F401
+    from crash import precompile
 
     precompile.warm()
     gc.collect()

@@ -110,9 +110,9 @@ def train(
         **fit: Other arguments of `fit`.
     """
     import keras
-    from resume_cases import CASES, INEXACT
 
     import ckptstore
+    from resume_cases import CASES, INEXACT
 
     if seed is not None:
         keras.utils.set_random_seed(seed)
@@ -233,11 +233,11 @@ def _serve() -> None:
     # Once, for all children.
     writers = Server()
     import keras  # noqa: F401
-    import resume_cases  # noqa: F401
-    from crash import precompile
 
     import ckptstore.retention
     import ckptstore.training.store_checkpoint  # noqa: F401
+    import resume_cases  # noqa: F401
+    from crash import precompile
 
     precompile.warm()
     # Else each child would look through all that is imported, and copy the memory that it lies in.

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_driver import OUT_OF_MEMORY, Driver, installed
 
 from ckptstore.system import pinned_memory
 from ckptstore.system.pinned_memory import Pages
+from cuda_driver import OUT_OF_MEMORY, Driver, installed
 
 
 def address(pages: Pages) -> int:

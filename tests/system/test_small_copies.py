@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from forbidden_calls import needs_the_number, output_of
 
 from ckptstore.system import small_copies
 from ckptstore.system.parallel_copy import SideBySide
 from ckptstore.system.small_copies import BufferCopies, can_copy_buffers
+from forbidden_calls import needs_the_number, output_of
 
 pytestmark = pytest.mark.skipif(not can_copy_buffers(), reason="the kernel has no process_vm_readv")
 MANY = 1 << 40

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from resume_cases import BACKENDS, CASES, INEXACT, NEEDS, RARE, is_installed
 from resume_runs import Outcome, Runs
 

@@ -12,10 +12,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import keras
-import keras_zoo as zoo
 import numpy as np
 import pytest
 
+import keras_zoo as zoo
 from ckptstore.errors import ModelMismatchError
 from ckptstore.keras.state import random_state
 from ckptstore.training.fingerprint import fingerprint

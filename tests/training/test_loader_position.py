@@ -10,11 +10,11 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from resume_cases import BATCH, FEATURES, ROWS, dense, is_installed, rows
 
 import ckptstore
 from ckptstore.keras.private import FitLoop, running_fit
 from ckptstore.training.data import source as data_state
+from resume_cases import BATCH, FEATURES, ROWS, dense, is_installed, rows
 
 pytestmark = [
     pytest.mark.usefixtures("forked_writers"),

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import keras_zoo as zoo
 import numpy as np
 import pytest
 
 import ckptstore
+import keras_zoo as zoo
 from ckptstore import CheckpointStore, ModelCheckpoint
 from ckptstore.errors import (
     InvalidArgumentError,

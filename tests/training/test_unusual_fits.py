@@ -16,10 +16,10 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from unusual_models import FEATURES, ROWS, gan, own_step, plain
 
 import ckptstore
 from ckptstore.keras.private import FitLoop
+from unusual_models import FEATURES, ROWS, gan, own_step, plain
 
 BACKEND = keras.backend.backend()
 # What Keras' own code does on torch.

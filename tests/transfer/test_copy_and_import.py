@@ -10,8 +10,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from crash.sample_stores import is_seed, save
-from crash.steps import every_death
 
 from ckptstore.cli.main import main
 from ckptstore.errors import CorruptPayloadError, InvalidArgumentError, ReadOnlyError, RunLockedError
@@ -19,6 +17,8 @@ from ckptstore.formats import payload
 from ckptstore.records import Checkpoint
 from ckptstore.store.store import CheckpointStore
 from ckptstore.transfer.name_pattern import NamePattern
+from crash.sample_stores import is_seed, save
+from crash.steps import every_death
 
 
 @pytest.fixture

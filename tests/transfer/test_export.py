@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from crash.sample_stores import is_seed, save, values_of
-from crash.steps import every_death
 
 from ckptstore.cli.main import main
 from ckptstore.errors import CorruptPayloadError, DiskFullError, InvalidArgumentError, MissingPackageError
 from ckptstore.storage.files import digest_file, observed
 from ckptstore.store.store import CheckpointStore
+from crash.sample_stores import is_seed, save, values_of
+from crash.steps import every_death
 
 ODD = "a|b <script> `x`"
 

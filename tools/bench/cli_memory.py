@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 
 from bench import process_cost
-
 from ckptstore.cli.main import main
 
 if __name__ == "__main__":

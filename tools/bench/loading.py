@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import keras
-from bench import process_cost, workloads
-from bench.workloads import Work
 
 import ckptstore
+from bench import process_cost, workloads
+from bench.workloads import Work
 
 WARM = 3
 

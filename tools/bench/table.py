@@ -6,9 +6,10 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from bench import names
 from rich.console import Console
 from rich.table import Table
+
+from bench import names
 
 Row = dict[str, Any]
 UNSYNCED = "unsynced"

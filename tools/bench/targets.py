@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from bench.table import Row, seconds
 from rich.console import Console
 from rich.table import Table
+
+from bench.table import Row, seconds
 
 # Medians that differ by less than this from what they are compared with are no slower than it.
 NOISE = 1.0

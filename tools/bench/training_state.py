@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import keras
-from bench import loading, workloads
-from bench.workloads import Work
 
 import ckptstore
+from bench import loading, workloads
+from bench.workloads import Work
 from ckptstore.formats.payload import OpenPayload
 from ckptstore.keras.model import adapter
 from ckptstore.keras.model.adapter import KerasAdapter

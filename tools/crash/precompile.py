@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from crash.sample_stores import save
 from sqlalchemy import Engine, create_engine
 
 from ckptstore.manifest import engine as sqlite_engine
 from ckptstore.retention import keep_last
 from ckptstore.store.store import CheckpointStore
+from crash.sample_stores import save
 
 _first: list[Engine] = []
 

@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from crash.fork_server import CONTEXT, preload
-
 from ckptstore.storage.files import observed
+from crash.fork_server import CONTEXT, preload
 
 DIED = 77
 
