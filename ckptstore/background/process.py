@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptstore.background.worker import Outcome
-from ckptstore.background.worker_handle import FINISH, HURRY, Place
+from ckptstore.background.worker_handle import FINISH, FLUSH_UP_TO, Slot
 from ckptstore.storage.run_lock import RunLock
 
 PROGRAM = "ckptstore.background"
@@ -32,32 +32,32 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 _running: set[subprocess.Popen[bytes]] = set()
 
 
-class WriterProcess:
+class WorkerProcess:
     """A worker in a process of its own.
 
     Args:
         root: The store's directory.
-        places: The places for letters, with tokens of both processes.
+        slots: The slots for messages, with handoffs of both processes.
         lock: The run's, which the process holds for as long as it lives.
-        again: True where the first letters may have been committed before.
+        again: True where the first messages may have been committed before.
 
     Raises:
         OSError: It cannot be started.
     """
 
-    outlives = True
+    survives_trainer = True
 
     def __init__(
         self,
         root: Path,
-        places: tuple[Place, ...],
+        slots: tuple[Slot, ...],
         *,
         lock: RunLock | None,
         again: bool = False,
     ) -> None:
         if not sys.executable:
             raise FileNotFoundError("this interpreter does not know where its program is")
-        self._places = places
+        self._slots = slots
         self._lock = lock
         self._log = os.memfd_create("ckptstore-writer-log", os.MFD_CLOEXEC)
         self.process, self._connection = self._start(root, again)
@@ -73,13 +73,13 @@ class WriterProcess:
         try:
             facts = {
                 "root": str(root),
-                "memories": [place.memory.descriptor for place in self._places],
-                "tokens": [place.token.descriptor for place in self._places],
+                "memories": [slot.memory.descriptor for slot in self._slots],
+                "handoffs": [slot.handoff.descriptor for slot in self._slots],
                 "connection": theirs.fileno(),
                 "trainer": trainer,
                 "again": again,
             }
-            held = [*facts["memories"], *facts["tokens"], theirs.fileno(), trainer]  # type: ignore[misc]
+            held = [*facts["memories"], *facts["handoffs"], theirs.fileno(), trainer]  # type: ignore[misc]
             if self._lock is not None and self._lock.descriptor is not None:
                 held.append(self._lock.descriptor)
             process = subprocess.Popen(
@@ -105,13 +105,13 @@ class WriterProcess:
         """The process."""
         return self.process.pid
 
-    def post(self, place: int) -> None:
-        """Give a place, with a letter in it, to the worker; from here on the trainer's death does not lose it."""
-        self._places[place].token.post()
+    def give(self, slot: int) -> None:
+        """Give a slot, with a message in it, to the worker; from here on the trainer's death does not lose it."""
+        self._slots[slot].handoff.give()
 
-    def hurry(self, number: int) -> None:
-        """Let it not rest before letters up to a number."""
-        self._tell(HURRY + str(number).encode())
+    def flush_up_to(self, number: int) -> None:
+        """Let it not rest before messages up to a number."""
+        self._tell(FLUSH_UP_TO + str(number).encode())
 
     def outcomes(self, timeout_s: float | None = 0.0) -> list[Outcome]:
         """Return what was done since, oldest first; see `Link`."""
@@ -134,7 +134,7 @@ class WriterProcess:
         """Return False where it has died."""
         return self.process.poll() is None
 
-    def last_words(self) -> str:
+    def exit_reason(self) -> str:
         """Return what is known of its death."""
         size = os.fstat(self._log).st_size
         text = os.pread(self._log, _LAST_WORDS, max(0, size - _LAST_WORDS)).decode(errors="replace").strip()
@@ -152,7 +152,7 @@ class WriterProcess:
             self._lock.shared = False
         return left
 
-    def abandon(self) -> None:
+    def detach(self) -> None:
         """Let it finish alone; a thread waits for its end, so that no zombie is left."""
         self._tell(FINISH)
         threading.Thread(

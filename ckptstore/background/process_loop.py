@@ -1,4 +1,4 @@
-"""What the writer's process does: commits letters, also those that a dead trainer has left, and ends.
+"""What the writer's process does: commits messages, also those that a dead trainer has left, and ends.
 
 It imports neither Keras nor a backend.
 """
@@ -15,25 +15,25 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from ckptstore.background.handoff import EventToken
+from ckptstore.background.handoff import EventfdHandoff
 from ckptstore.background.worker import Outcome, Worker
-from ckptstore.background.worker_handle import FINISH, HURRY
-from ckptstore.system.shared_memory import Memory
+from ckptstore.background.worker_handle import FINISH, FLUSH_UP_TO
+from ckptstore.system.shared_memory import SharedMemory
 
 
-class Writer:
-    """Commits letters until it is told to end, or the trainer is dead.
+class ProcessLoop:
+    """Commits messages until it is told to end, or the trainer is dead.
 
     Args:
         facts: What `ckptstore.background.process` says.
     """
 
     def __init__(self, facts: dict[str, Any]) -> None:
-        memories = tuple(Memory(descriptor) for descriptor in facts["memories"])
-        self._tokens = [EventToken(descriptor) for descriptor in facts["tokens"]]
+        memories = tuple(SharedMemory(descriptor) for descriptor in facts["memories"])
+        self._handoffs = [EventfdHandoff(descriptor) for descriptor in facts["handoffs"]]
         self._connection: Any = Connection(facts["connection"])
         self._trainer: int = facts["trainer"]
-        # As many letters as there are places may have been committed by a writer before this one.
+        # As many messages as there are slots may have been committed by a writer before this one.
         self._doubtful = len(memories) if facts["again"] else 0
         self._worker = Worker(Path(facts["root"]), memories)
         self._warned: list[str] = []
@@ -47,36 +47,36 @@ class Writer:
     def run(self) -> None:
         """Work until the end; what was posted before the trainer's death is committed after it."""
         while True:
-            place = self._oldest()
-            if place is None:
+            slot = self._oldest()
+            if slot is None:
                 if self._ending:
                     self._worker.close()
                     return
                 self._wait(None)
-            elif (rest_s := self._rest_s(place)) > 0:
+            elif (rest_s := self._rest_s(slot)) > 0:
                 self._wait(rest_s)
             else:
-                self._commit(place)
+                self._commit(slot)
 
-    def _rest_s(self, place: int) -> float:
-        if self._ending or self._worker.number(place) <= self._hurried_up_to:
+    def _rest_s(self, slot: int) -> float:
+        if self._ending or self._worker.number(slot) <= self._hurried_up_to:
             return 0.0
-        return self._worker.rest_until - time.monotonic()
+        return self._worker.idle_until - time.monotonic()
 
     def _oldest(self) -> int | None:
-        """Return the place of the oldest letter that was posted.
+        """Return the slot of the oldest message that was posted.
 
         Of two the trainer may replace the newer one meanwhile, by one that is newer still.
         """
-        posted = [place for place, token in enumerate(self._tokens) if token.is_posted()]
+        posted = [slot for slot, handoff in enumerate(self._handoffs) if handoff.is_pending()]
         return min(posted, key=self._worker.number) if posted else None
 
-    def _commit(self, place: int) -> None:
-        if not self._tokens[place].take():
+    def _commit(self, slot: int) -> None:
+        if not self._handoffs[slot].take():
             return  # it was withdrawn, and another will come
         start_s = 0.0 if self._started else time.process_time()
         self._started = True
-        outcome = self._worker.commit(place, again=self._doubtful > 0)
+        outcome = self._worker.commit(slot, again=self._doubtful > 0)
         self._tell(replace(outcome, start_s=start_s))
         self._doubtful = max(0, self._doubtful - 1)
         failure = self._worker.remove()
@@ -95,7 +95,7 @@ class Writer:
         poll = select.poll()
         waited_for = [self._connection.fileno(), self._trainer]
         if seconds is None:
-            waited_for += [token.descriptor for token in self._tokens]
+            waited_for += [handoff.descriptor for handoff in self._handoffs]
         for descriptor in waited_for:
             poll.register(descriptor, select.POLLIN)
         ready = {descriptor for descriptor, _ in poll.poll(None if seconds is None else 1000 * seconds)}
@@ -111,18 +111,18 @@ class Writer:
                 if said == FINISH:
                     self._ending = True
                 else:
-                    self._hurried_up_to = int(said.removeprefix(HURRY))
+                    self._hurried_up_to = int(said.removeprefix(FLUSH_UP_TO))
         except (EOFError, OSError):
             self._ending = True
 
 
 def run(facts: str) -> None:
-    """Commit letters until the end.
+    """Commit messages until the end.
 
     Args:
         facts: JSON, of `ckptstore.background.process`.
     """
-    writer = Writer(json.loads(facts))
+    writer = ProcessLoop(json.loads(facts))
     warnings.simplefilter("always", UserWarning)
     warnings.simplefilter("always", RuntimeWarning)
     warnings.showwarning = writer.note_warning

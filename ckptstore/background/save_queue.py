@@ -1,4 +1,4 @@
-"""Two places for snapshots: for one in the works, and for one that waits; no third is ever in memory."""
+"""Two slots for snapshots: for one in the works, and for one that waits; no third is ever in memory."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from pathlib import Path
 from typing import Literal
 from weakref import WeakSet
 
-from ckptstore.background.handoff import EventToken, LocalToken
-from ckptstore.background.message import LetterWriter
-from ckptstore.background.process import WriterProcess, can_start
-from ckptstore.background.thread import WriterThread
+from ckptstore.background.handoff import EventfdHandoff, LocalHandoff
+from ckptstore.background.message import MessageWriter
+from ckptstore.background.process import WorkerProcess, can_start
+from ckptstore.background.thread import WorkerThread
 from ckptstore.background.worker import Outcome
-from ckptstore.background.worker_handle import Link, Place
+from ckptstore.background.worker_handle import Slot, WorkerHandle
 from ckptstore.commit.request import SaveRequest
 from ckptstore.formats.snapshot import Snapshot
 from ckptstore.storage.run_lock import RunLock
-from ckptstore.system.shared_memory import Memory
+from ckptstore.system.shared_memory import SharedMemory
 
 Backpressure = Literal["replace", "wait"]
-PLACES = 2
+SLOTS = 2
 # Set to "thread" by a user who wants no process beside the training.
 WRITER = "CKPTSTORE_WRITER"
 # Starts of a process within one fit, before a thread takes over.
@@ -39,21 +39,21 @@ _LINE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sent:
-    """A letter that was handed over and not heard of since."""
+class InFlight:
+    """A message that was handed over and not heard of since."""
 
     number: int
-    place: int
+    slot: int
     droppable: bool
     best: bool
 
-    def makes_way_for(self, *, best: bool) -> bool:
-        """Return whether a newer one may take its place; of one that is the best so far only a better one may."""
+    def may_be_replaced_by(self, *, best: bool) -> bool:
+        """Return whether a newer one may take its slot; of one that is the best so far only a better one may."""
         return self.droppable and (best or not self.best)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HandedOver:
+class Submitted:
     """What handing over a snapshot came to.
 
     Attributes:
@@ -67,7 +67,7 @@ class HandedOver:
     blocked_s: float
 
 
-class Ring:
+class SaveQueue:
     """Hands snapshots to a worker in another process, or in a thread where none can be started.
 
     Of snapshots that may be dropped at most ten a second are committed; the newest waits meanwhile.
@@ -90,20 +90,20 @@ class Ring:
         self._lock = lock
         self._backpressure = backpressure
         self._pid = os.getpid()
-        self._letters = LetterWriter()
-        self._sent: deque[Sent] = deque()
+        self._messages = MessageWriter()
+        self._sent: deque[InFlight] = deque()
         self._heard: list[Outcome] = []
         self._number = 0
         self._starts = 0
-        self._places: tuple[Place, ...] = ()
-        self._link: Link | None = None
+        self._slots: tuple[Slot, ...] = ()
+        self._worker: WorkerHandle | None = None
         self._listened_at = 0.0
         _open.add(self)
 
     @property
-    def outlives(self) -> bool:
+    def survives_trainer(self) -> bool:
         """True where the worker commits what it holds even when this process is killed."""
-        return self._link is not None and self._link.outlives
+        return self._worker is not None and self._worker.survives_trainer
 
     @property
     def pending(self) -> int:
@@ -114,17 +114,17 @@ class Ring:
 
     def start(self) -> None:
         """Start the worker, which gets ready by itself."""
-        if self._link is None:
+        if self._worker is None:
             self._start()
 
     def _start(self) -> None:
-        again = bool(self._places)
+        again = bool(self._slots)
         if can_start() and os.environ.get(WRITER) != "thread" and self._starts < _STARTS:
             self._starts += 1
             try:
-                if not self._places:
-                    self._places = tuple(Place(Memory(), EventToken()) for _ in range(PLACES))
-                self._link = WriterProcess(self._root, self._places, lock=self._lock, again=again)
+                if not self._slots:
+                    self._slots = tuple(Slot(SharedMemory(), EventfdHandoff()) for _ in range(SLOTS))
+                self._worker = WorkerProcess(self._root, self._slots, lock=self._lock, again=again)
                 return
             except OSError as error:
                 self._say_thread(str(error))
@@ -132,9 +132,9 @@ class Ring:
             self._say_thread(
                 "it has ended several times" if can_start() else "this platform has no memfd or pidfd"
             )
-        memories = [place.memory for place in self._places] or [Memory() for _ in range(PLACES)]
-        self._places = tuple(Place(memory, LocalToken()) for memory in memories)
-        self._link = WriterThread(self._root, self._places, again=again)
+        memories = [slot.memory for slot in self._slots] or [SharedMemory() for _ in range(SLOTS)]
+        self._slots = tuple(Slot(memory, LocalHandoff()) for memory in memories)
+        self._worker = WorkerThread(self._root, self._slots, again=again)
 
     def _say_thread(self, reason: str) -> None:
         warnings.warn(
@@ -144,70 +144,70 @@ class Ring:
             stacklevel=5,
         )
 
-    def _revive(self, dead: Link) -> None:
+    def _revive(self, dead: WorkerHandle) -> None:
         """Let another worker take over what the dead one held."""
-        print(f"ckptstore: {dead.last_words()}; another one takes over", file=sys.stderr, flush=True)
+        print(f"ckptstore: {dead.exit_reason()}; another one takes over", file=sys.stderr, flush=True)
         dead.finish()
         self._start()
-        assert self._link is not None
+        assert self._worker is not None
         for sent in self._sent:
-            self._places[sent.place].token.take()
-            self._link.post(sent.place)
+            self._slots[sent.slot].handoff.take()
+            self._worker.give(sent.slot)
 
     # --- handing over ------------------------------------------------------------------------------
 
     def prepare(self, snapshot: Snapshot) -> None:
         """Let a thread make room for snapshots of this kind."""
         self.start()
-        self._letters.prepare(self._places[0].memory, snapshot)
+        self._messages.prepare(self._slots[0].memory, snapshot)
 
-    def hand_over(
+    def submit(
         self, snapshot: Snapshot, request: SaveRequest, *, droppable: bool, best: bool = False
-    ) -> HandedOver | None:
+    ) -> Submitted | None:
         """Copy a snapshot; when this returns, the model may change, and the worker has it.
 
         Args:
             snapshot: The model.
             request: What is to be done with it.
-            droppable: True where a newer one may take its place while it waits.
+            droppable: True where a newer one may take its slot while it waits.
             best: True where it is the best so far; then only a better one may.
 
         Returns:
-            None where it may be dropped, and was: no place is free, and the one that waits is the best so far.
+            None where it may be dropped, and was: no slot is free, and the one that waits is the best so far.
         """
         self.start()
         self._listen(0.0)
         if droppable and not best and self._is_held_by_the_best():
             return None
         dropped = self._make_room(best=best)
-        assert self._link is not None
+        assert self._worker is not None
         self._number += 1
-        place = 1 - self._sent[0].place if self._sent else 0
-        patient = droppable and self._backpressure == "replace"
-        self._letters.write(self._places[place].memory, snapshot, request, self._number, patient=patient)
-        self._sent.append(Sent(number=self._number, place=place, droppable=droppable, best=best))
-        self._link.post(place)
-        if not patient:
-            self._hurry()
-        return HandedOver(number=self._number, dropped=dropped, blocked_s=request.waited_s())
+        slot = 1 - self._sent[0].slot if self._sent else 0
+        may_wait = droppable and self._backpressure == "replace"
+        self._messages.write(self._slots[slot].memory, snapshot, request, self._number, may_wait=may_wait)
+        self._sent.append(InFlight(number=self._number, slot=slot, droppable=droppable, best=best))
+        self._worker.give(slot)
+        if not may_wait:
+            self._flush()
+        return Submitted(number=self._number, dropped=dropped, blocked_s=request.waited_s())
 
     def _make_room(self, *, best: bool) -> int | None:
-        """Have a place free; returns the number of the letter that had to go for it."""
-        while len(self._sent) == PLACES:
+        """Have a slot free; returns the number of the message that had to go for it."""
+        while len(self._sent) == SLOTS:
             newest = self._sent[-1]
             if (
                 self._backpressure == "replace"
-                and newest.makes_way_for(best=best)
-                and self._places[newest.place].token.take()
+                and newest.may_be_replaced_by(best=best)
+                and self._slots[newest.slot].handoff.take()
             ):
                 self._sent.pop()
                 return newest.number
-            self._hurry()
+            self._flush()
             self._listen(None)
         return None
 
     def _is_held_by_the_best(self) -> bool:
-        return self._backpressure == "replace" and len(self._sent) == PLACES and self._sent[-1].best
+        return self._backpressure == "replace" and len(self._sent) == SLOTS and self._sent[-1].best
 
     def outcomes(self) -> list[Outcome]:
         """Return what became of snapshots since this was last asked, oldest first; waits for nothing.
@@ -220,14 +220,14 @@ class Ring:
         return heard
 
     def _listen(self, timeout_s: float | None) -> None:
-        if self._link is None or not self._sent or self._pid != os.getpid():
+        if self._worker is None or not self._sent or self._pid != os.getpid():
             return
-        found = self._link.outcomes(timeout_s)
+        found = self._worker.outcomes(timeout_s)
         self._listened_at = time.monotonic()
-        if not found and not self._link.is_alive():
-            found = self._link.outcomes(0.0)
+        if not found and not self._worker.is_alive():
+            found = self._worker.outcomes(0.0)
             if not found:
-                self._revive(self._link)
+                self._revive(self._worker)
         for outcome in found:
             sent = self._sent_as(outcome.number)
             # One that is no longer among those sent tells of a removal behind it.
@@ -236,8 +236,8 @@ class Ring:
                 outcome = replace(outcome, number=sent.number)  # noqa: PLW2901
             self._heard.append(outcome)
 
-    def _sent_as(self, number: int) -> Sent | None:
-        """Return what was sent under a number; a letter that could not be read, 0, is the oldest."""
+    def _sent_as(self, number: int) -> InFlight | None:
+        """Return what was sent under a number; a message that could not be read, 0, is the oldest."""
         return next((sent for sent in self._sent if number in (0, sent.number)), None)
 
     # --- the end -----------------------------------------------------------------------------------
@@ -247,7 +247,7 @@ class Ring:
 
         An interrupt ends the waiting alone: the worker goes on.
         """
-        self._hurry()
+        self._flush()
         began = time.monotonic()
         next_line = began + _PATIENCE_S
         while self._sent and self._pid == os.getpid():
@@ -257,12 +257,12 @@ class Ring:
                 next_line = now + _LINE_S
                 (say or _say)(f"waiting for {self._what()} to be saved ({now - began:.0f} s)")
 
-    def _hurry(self) -> None:
-        if self._link is not None and self._sent and self._pid == os.getpid():
-            self._link.hurry(self._sent[-1].number)
+    def _flush(self) -> None:
+        if self._worker is not None and self._sent and self._pid == os.getpid():
+            self._worker.flush_up_to(self._sent[-1].number)
 
     def _what(self) -> str:
-        nbytes = sum(self._places[sent.place].memory.nbytes for sent in self._sent)
+        nbytes = sum(self._slots[sent.slot].memory.nbytes for sent in self._sent)
         count = len(self._sent)
         return f"{count} checkpoint{'s' if count > 1 else ''} of up to {nbytes // count / 1e6:,.0f} MB"
 
@@ -271,7 +271,7 @@ class Ring:
 
         What went wrong in a removal behind the last save is among the `outcomes` then.
         """
-        link, self._link = self._link, None
+        link, self._worker = self._worker, None
         _open.discard(self)
         if link is None or self._pid != os.getpid():
             return
@@ -279,22 +279,22 @@ class Ring:
             self._heard += link.finish()
             self._let_go()
             return
-        link.abandon()
-        if link.outlives:
+        link.detach()
+        if link.survives_trainer:
             self._let_go()  # the process has descriptors of its own
 
     def _let_go(self) -> None:
-        places, self._places = self._places, ()
-        for place in places:
-            place.token.close()
-            place.memory.close()
+        slots, self._slots = self._slots, ()
+        for slot in slots:
+            slot.handoff.close()
+            slot.memory.close()
 
     def __del__(self) -> None:
-        if self._link is not None and self._pid == os.getpid():
-            self._link.abandon()
+        if self._worker is not None and self._pid == os.getpid():
+            self._worker.detach()
 
 
-_open: WeakSet[Ring] = WeakSet()
+_open: WeakSet[SaveQueue] = WeakSet()
 
 
 def _say(text: str) -> None:
@@ -304,9 +304,9 @@ def _say(text: str) -> None:
 @atexit.register
 def _drain_all() -> None:
     """Save what is on its way when the interpreter ends and no end of a fit has waited for it."""
-    for ring in list(_open):
-        ring.drain()
-        ring.close()
-        for outcome in ring.outcomes():
+    for queue in list(_open):
+        queue.drain()
+        queue.close()
+        for outcome in queue.outcomes():
             if outcome.error is not None:
                 _say(f"SAVING FAILED: {outcome.error}")

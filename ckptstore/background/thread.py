@@ -10,43 +10,43 @@ from contextlib import suppress
 from pathlib import Path
 
 from ckptstore.background.worker import Outcome, Worker
-from ckptstore.background.worker_handle import Place
+from ckptstore.background.worker_handle import Slot
 
 # Threads with work left that nobody waits for; the interpreter would end them where they are.
 _abandoned: set[threading.Thread] = set()
 
 
-class WriterThread:
+class WorkerThread:
     """A worker beside the training, in its process: what it holds is lost when that is killed.
 
     Args:
         root: The store's directory.
-        places: The places for letters.
-        again: True where the first letters may have been committed before.
+        slots: The slots for messages.
+        again: True where the first messages may have been committed before.
     """
 
-    outlives = False
+    survives_trainer = False
 
-    def __init__(self, root: Path, places: tuple[Place, ...], *, again: bool = False) -> None:
-        self._places = places
-        self._worker = Worker(root, tuple(place.memory for place in places))
+    def __init__(self, root: Path, slots: tuple[Slot, ...], *, again: bool = False) -> None:
+        self._slots = slots
+        self._worker = Worker(root, tuple(slot.memory for slot in slots))
         self._again = again
         # Of these, Python code holds no lock that an interrupt could leave taken.
         self._posted: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self._hurried: queue.SimpleQueue[None] = queue.SimpleQueue()
-        # How often each place was posted.
-        self._counts = [0] * len(places)
+        # How often each slot was posted.
+        self._counts = [0] * len(slots)
         self._thread = threading.Thread(target=self._work, name="ckptstore-saves", daemon=True)
         self._thread.start()
 
-    def post(self, place: int) -> None:
-        """Give a place, with a letter in it, to the worker."""
-        self._counts[place] += 1
-        self._places[place].token.post()
-        self._posted.put((place, self._counts[place]))
+    def give(self, slot: int) -> None:
+        """Give a slot, with a message in it, to the worker."""
+        self._counts[slot] += 1
+        self._slots[slot].handoff.give()
+        self._posted.put((slot, self._counts[slot]))
 
-    def hurry(self, number: int) -> None:
+    def flush_up_to(self, number: int) -> None:
         """Let it not rest before the next one."""
         if self._hurried.empty():
             self._hurried.put(None)
@@ -65,7 +65,7 @@ class WriterThread:
         """Return False where it has died."""
         return self._thread.is_alive()
 
-    def last_words(self) -> str:
+    def exit_reason(self) -> str:
         """Return what is known of its death."""
         return "the thread that saves has ended"
 
@@ -75,22 +75,22 @@ class WriterThread:
         self._thread.join()
         return self.outcomes(0.0)
 
-    def abandon(self) -> None:
+    def detach(self) -> None:
         """Let it finish alone; the interpreter's end waits for it."""
         _abandoned.add(self._thread)
         self._end()
 
     def _end(self) -> None:
         self._posted.put(None)
-        self.hurry(0)
+        self.flush_up_to(0)
 
     def _work(self) -> None:
         while (posted := self._posted.get()) is not None:
-            place, count = posted
-            # A letter that was withdrawn, and written anew, was posted twice, and the second time counts: by then the
-            # place may hold what came behind a letter in the other one.
-            if count == self._counts[place] and self._places[place].token.take():
-                self._done.put(self._worker.commit(place, again=self._again))
+            slot, count = posted
+            # A message that was withdrawn, and written anew, was posted twice, and the second time counts: by then the
+            # slot may hold what came behind a message in the other one.
+            if count == self._counts[slot] and self._slots[slot].handoff.take():
+                self._done.put(self._worker.commit(slot, again=self._again))
                 failure = self._worker.remove()
                 if failure is not None:
                     self._done.put(failure)
@@ -99,7 +99,7 @@ class WriterThread:
         _abandoned.discard(threading.current_thread())
 
     def _rest(self) -> None:
-        left = self._worker.rest_until - time.monotonic()
+        left = self._worker.idle_until - time.monotonic()
         if left > 0:
             with suppress(queue.Empty):
                 self._hurried.get(timeout=left)

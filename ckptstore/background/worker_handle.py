@@ -5,36 +5,36 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from ckptstore.background.handoff import Token
+from ckptstore.background.handoff import Handoff
 from ckptstore.background.worker import Outcome
-from ckptstore.system.shared_memory import Memory
+from ckptstore.system.shared_memory import SharedMemory
 
-# What a trainer says to the worker in another process; the second with the number of a letter behind it.
-FINISH, HURRY = b"finish", b"hurry "
+# What a trainer says to the worker in another process; the second with the number of a message behind it.
+FINISH, FLUSH_UP_TO = b"finish", b"flush_up_to "
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Slot:
     """Where a snapshot lies from its copy to its commit."""
 
-    memory: Memory
-    token: Token
+    memory: SharedMemory
+    handoff: Handoff
 
 
-class Link(Protocol):
-    """A worker that takes letters from places, in the order in which they were posted.
+class WorkerHandle(Protocol):
+    """A worker that takes messages from slots, in the order in which they were posted.
 
     Attributes:
-        outlives: True where it commits what it holds even when the trainer is killed.
+        survives_trainer: True where it commits what it holds even when the trainer is killed.
     """
 
-    outlives: bool
+    survives_trainer: bool
 
-    def post(self, place: int) -> None:
-        """Give a place, with a letter in it, to the worker."""
+    def give(self, slot: int) -> None:
+        """Give a slot, with a message in it, to the worker."""
 
-    def hurry(self, number: int) -> None:
-        """Let it not rest before letters up to a number; see `ckptstore.background.worker.REST_S`."""
+    def flush_up_to(self, number: int) -> None:
+        """Let it not rest before messages up to a number; see `ckptstore.background.worker.REST_S`."""
 
     def outcomes(self, timeout_s: float | None = 0.0) -> list[Outcome]:
         """Return what was done since, oldest first.
@@ -46,11 +46,11 @@ class Link(Protocol):
     def is_alive(self) -> bool:
         """Return False where it has died, and no more outcomes will come."""
 
-    def last_words(self) -> str:
+    def exit_reason(self) -> str:
         """Return what is known of its death."""
 
     def finish(self) -> list[Outcome]:
         """End it, after what was posted; returns when it is gone, and with what was not heard of until then."""
 
-    def abandon(self) -> None:
+    def detach(self) -> None:
         """Let it finish alone."""

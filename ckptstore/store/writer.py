@@ -15,7 +15,7 @@ from ckptstore.store.reader import StoreQueries
 if TYPE_CHECKING:
     from keras import Model, Optimizer
 
-    from ckptstore.background.save_queue import Backpressure, Ring
+    from ckptstore.background.save_queue import Backpressure, SaveQueue
     from ckptstore.commit.committer import Committer
     from ckptstore.commit.request import SaveRequest
     from ckptstore.commit.run_ownership import Claims
@@ -190,15 +190,15 @@ class StoreSaving(StoreQueries):
         self._check_writable("retain")
         return self._committer.retain(run, policy)
 
-    def saving_beside(self, run: str, *, backpressure: Backpressure = "replace") -> Ring:
+    def saving_beside(self, run: str, *, backpressure: Backpressure = "replace") -> SaveQueue:
         """Become the writer of a run, and return what saves it beside the caller, in another process where possible.
 
-        The caller ends it before it closes the store. See `ckptstore.background.save_queue.Ring`.
+        The caller ends it before it closes the store. See `ckptstore.background.save_queue.SaveQueue`.
 
         Raises:
             RunLockedError: Another writer has the run.
         """
-        from ckptstore.background.save_queue import Ring
+        from ckptstore.background.save_queue import SaveQueue
 
         self.claim(run)
-        return Ring(self.path, self._claims.lock_of(run), backpressure=backpressure)
+        return SaveQueue(self.path, self._claims.lock_of(run), backpressure=backpressure)

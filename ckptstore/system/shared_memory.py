@@ -35,7 +35,7 @@ def aligned(offset: int) -> int:
     return -(-offset // ALIGNMENT) * ALIGNMENT
 
 
-class Memory:
+class SharedMemory:
     """A piece of memory that grows when it must and is used again and again.
 
     Args:

@@ -18,12 +18,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckptstore.background.handoff import EventToken, LocalToken
-from ckptstore.background.message import LetterReader, LetterWriter
+from ckptstore.background.handoff import EventfdHandoff, LocalHandoff
+from ckptstore.background.message import MessageReader, MessageWriter
 from ckptstore.commit.request import SaveRequest
 from ckptstore.formats.snapshot import Snapshot, TrainingState, Variable
 from ckptstore.retention import keep_last
-from ckptstore.system.shared_memory import Memory
+from ckptstore.system.shared_memory import SharedMemory
 
 DTYPES = [
     *(
@@ -65,10 +65,10 @@ def snapshot(
     )
 
 
-def there(memory: Memory) -> Memory:
+def there(memory: SharedMemory) -> SharedMemory:
     """The same memory as another process sees it."""
     assert memory.descriptor is not None
-    return Memory(os.dup(memory.descriptor))
+    return SharedMemory(os.dup(memory.descriptor))
 
 
 @given(
@@ -79,61 +79,61 @@ def there(memory: Memory) -> Memory:
 @settings(max_examples=60)
 def test_a_letter_is_read_as_it_was_written(shapes: list[tuple[tuple[int, ...], Any]]) -> None:
     values = {f"v/{i}": array(i, shape, dtype) for i, (shape, dtype) in enumerate(shapes)}
-    memory = Memory()
+    memory = SharedMemory()
     request = SaveRequest(
         run="digits", epoch=3, metrics={"loss": 1.5}, keep=keep_last(2), publish=Path("/a/b")
     )
-    LetterWriter().write(memory, snapshot(values, {"seed": 1}), request, 7)
-    letter = LetterReader(there(memory)).read()
-    assert letter.number == 7
-    assert letter.request.blocked_s is not None
-    assert letter.request.created_at == request.created_at
-    assert (letter.request.run, letter.request.epoch) == ("digits", 3)
-    assert repr(letter.request.keep) == "keep_last(2)"
-    assert [one.path for one in letter.snapshot.variables] == list(values)
-    for one in letter.snapshot.variables:
+    MessageWriter().write(memory, snapshot(values, {"seed": 1}), request, 7)
+    message = MessageReader(there(memory)).read()
+    assert message.number == 7
+    assert message.request.blocked_s is not None
+    assert message.request.created_at == request.created_at
+    assert (message.request.run, message.request.epoch) == ("digits", 3)
+    assert repr(message.request.keep) == "keep_last(2)"
+    assert [one.path for one in message.snapshot.variables] == list(values)
+    for one in message.snapshot.variables:
         read = one.read()
         assert (one.shape, one.dtype) == (values[one.path].shape, values[one.path].dtype)
         assert read.dtype == one.dtype
         assert read.tobytes() == values[one.path].tobytes()
-    assert letter.snapshot.documents == {"config.json": b'{"a": 1}', "metadata.json": b""}
-    assert letter.snapshot.attributes == {"layers/dense/vars": {"name": "dense"}}
-    assert letter.snapshot.state is not None
-    assert letter.snapshot.state.document == {"seed": 1}
-    assert letter.snapshot.state.arrays["generator"].tobytes() == np.arange(5, dtype="uint32").tobytes()
-    assert letter.snapshot.state.arrays["empty"].shape == (0, 3)
+    assert message.snapshot.documents == {"config.json": b'{"a": 1}', "metadata.json": b""}
+    assert message.snapshot.attributes == {"layers/dense/vars": {"name": "dense"}}
+    assert message.snapshot.state is not None
+    assert message.snapshot.state.document == {"seed": 1}
+    assert message.snapshot.state.arrays["generator"].tobytes() == np.arange(5, dtype="uint32").tobytes()
+    assert message.snapshot.state.arrays["empty"].shape == (0, 3)
 
 
 def test_a_letter_holds_what_was_there_when_it_was_written() -> None:
     live = np.ones((3, 3), "float32")
-    memory = Memory()
-    LetterWriter().write(memory, snapshot({"v": live}), SaveRequest(run="r", epoch=0), 1)
+    memory = SharedMemory()
+    MessageWriter().write(memory, snapshot({"v": live}), SaveRequest(run="r", epoch=0), 1)
     live[:] = 2
-    (variable,) = LetterReader(there(memory)).read().snapshot.variables
+    (variable,) = MessageReader(there(memory)).read().snapshot.variables
     assert np.array_equal(variable.read(), np.ones((3, 3), "float32"))
 
 
 def test_letters_of_other_structures_follow_each_other_in_one_place() -> None:
-    """A model may be built further, or unfrozen: what a reader remembers of the last letter is then no longer right."""
-    memory, writer = Memory(), LetterWriter()
-    reader = LetterReader(there(memory))
+    """A model may be built further, or unfrozen: what a reader remembers of the last message is outdated then."""
+    memory, writer = SharedMemory(), MessageWriter()
+    reader = MessageReader(there(memory))
     rows = [3, 3, 100_000, 2, 400_000]
     for number, size in enumerate(rows, start=1):
         values = {f"v/{i}": array(number + i, (size,), "float32") for i in range(1 + size % 3)}
         writer.write(memory, snapshot(values, {"n": number}), SaveRequest(run="r", epoch=number), number)
-        letter = reader.read()
-        assert letter.number == letter.request.epoch == number
-        assert {one.path: one.read().tobytes() for one in letter.snapshot.variables} == {
+        message = reader.read()
+        assert message.number == message.request.epoch == number
+        assert {one.path: one.read().tobytes() for one in message.snapshot.variables} == {
             path: value.tobytes() for path, value in values.items()
         }
 
 
 def test_the_structure_is_worked_out_once_while_it_stays_the_same() -> None:
-    memory, writer = Memory(), LetterWriter()
-    reader = LetterReader(there(memory))
+    memory, writer = SharedMemory(), MessageWriter()
+    reader = MessageReader(there(memory))
     live = np.zeros(3, "float32")
     first = snapshot({"v": live}, {"n": 0})
-    letters = []
+    messages = []
     for number in range(1, 4):
         live[:] = number
         again = Snapshot(
@@ -141,13 +141,13 @@ def test_the_structure_is_worked_out_once_while_it_stays_the_same() -> None:
             state=first.state,
         )  # fmt: skip
         writer.write(memory, again, SaveRequest(run="r", epoch=number), number)
-        letters.append(reader.read())
-        assert letters[-1].snapshot.variables[0].read().tolist() == [number] * 3
-    assert len({id(letter.snapshot.variables) for letter in letters}) == 1
+        messages.append(reader.read())
+        assert messages[-1].snapshot.variables[0].read().tolist() == [number] * 3
+    assert len({id(message.snapshot.variables) for message in messages}) == 1
 
 
 def test_memory_is_used_again_and_grows_when_it_must() -> None:
-    memory = Memory()
+    memory = SharedMemory()
     assert memory.reserve(10)
     size = memory.nbytes
     assert not memory.reserve(size)
@@ -184,18 +184,18 @@ class Copies:
 
 
 def test_a_thread_prepares_the_copy_into_the_very_places_of_the_first_save() -> None:
-    memory, writer = Memory(), LetterWriter()
+    memory, writer = SharedMemory(), MessageWriter()
     made = replace(snapshot({"v": np.zeros(3)}), copy=Copies(np.arange(3.0)))
     writer.prepare(memory, made)
     writer.write(memory, made, SaveRequest(run="r", epoch=0), 1)
     assert made.copy.threads == ["ckptstore-memory"]
-    assert LetterReader(memory).read().snapshot.variables[0].read().tolist() == [0.0, 1.0, 2.0]
+    assert MessageReader(memory).read().snapshot.variables[0].read().tolist() == [0.0, 1.0, 2.0]
 
 
 def test_what_was_prepared_for_another_structure_is_no_place_for_this_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    memory, writer = Memory(), LetterWriter()
+    memory, writer = SharedMemory(), MessageWriter()
     go_on = threading.Event()
     populate, populate_here = memory.populate, memory._populate
 
@@ -214,7 +214,7 @@ def test_what_was_prepared_for_another_structure_is_no_place_for_this_one(
     writer.prepare(memory, before)
     writer.write(memory, snapshot({"v": np.zeros((2, 2), "int32")}), SaveRequest(run="r", epoch=0), 1)
     assert before.copy.prepared
-    (found,) = LetterReader(memory).read().snapshot.variables
+    (found,) = MessageReader(memory).read().snapshot.variables
     assert (found.shape, found.read().tolist()) == ((2, 2), [[0, 0], [0, 0]])
 
 
@@ -226,7 +226,7 @@ def test_memory_is_given_back(closed: bool) -> None:
 
     gc.collect()
     before = kept()
-    memory = Memory()
+    memory = SharedMemory()
     memory.reserve(1 << 20)
     assert kept() > before
     if closed:
@@ -235,23 +235,23 @@ def test_memory_is_given_back(closed: bool) -> None:
     assert kept() == before
 
 
-@pytest.mark.parametrize("kind", [EventToken, LocalToken])
+@pytest.mark.parametrize("kind", [EventfdHandoff, LocalHandoff])
 def test_a_token_is_taken_once(kind: Any) -> None:
-    token = kind()
-    assert not token.take()
-    token.post()
-    assert token.take()
-    assert not token.take()
-    token.close()
-    token.close()
+    handoff = kind()
+    assert not handoff.take()
+    handoff.give()
+    assert handoff.take()
+    assert not handoff.take()
+    handoff.close()
+    handoff.close()
 
 
 def test_the_time_of_a_save_is_when_it_was_asked_for() -> None:
     request = SaveRequest(run="r", epoch=0)
-    memory = Memory()
-    LetterWriter().write(memory, snapshot({}), request, 1)
-    letter = LetterReader(there(memory)).read()
-    assert letter.request.began == request.began
-    assert letter.request.created_at <= datetime.now(UTC)
-    assert letter.request.blocked_s is not None
-    assert 0 <= letter.request.blocked_s <= request.waited_s()
+    memory = SharedMemory()
+    MessageWriter().write(memory, snapshot({}), request, 1)
+    message = MessageReader(there(memory)).read()
+    assert message.request.began == request.began
+    assert message.request.created_at <= datetime.now(UTC)
+    assert message.request.blocked_s is not None
+    assert 0 <= message.request.blocked_s <= request.waited_s()

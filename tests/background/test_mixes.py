@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ckptstore import CheckpointStore
-from ckptstore.background.save_queue import WRITER, Backpressure, Ring
+from ckptstore.background.save_queue import WRITER, Backpressure, SaveQueue
 from ckptstore.background.worker import Outcome
 from ckptstore.commit.request import SaveRequest
 from crash.sample_stores import is_seed, snapshot_of
@@ -25,12 +25,12 @@ class Mix:
     """Hands over saves of all kinds, at any pace, and keeps account of what must be there in the end.
 
     Attributes:
-        due: Epochs by the numbers of letters that were handed over, less those that newer ones replaced.
+        due: Epochs by the numbers of messages that were handed over, less those that newer ones replaced.
         heard: What was told of them.
     """
 
-    def __init__(self, ring: Ring, chosen: random.Random, backpressure: Backpressure) -> None:
-        self.ring = ring
+    def __init__(self, queue: SaveQueue, chosen: random.Random, backpressure: Backpressure) -> None:
+        self.queue = queue
         self.chosen = chosen
         self.backpressure = backpressure
         self.pace_s = chosen.choice([0.0, 0.0005, 0.002, 0.01])
@@ -38,10 +38,10 @@ class Mix:
         self.kinds: dict[int, tuple[bool, bool]] = {}
         self.heard: list[Outcome] = []
 
-    def hand_over(self, epoch: int) -> None:
+    def submit(self, epoch: int) -> None:
         droppable, best = self.chosen.random() < 0.7, self.chosen.random() < 0.15
         request = SaveRequest(run="default", epoch=epoch, metrics={})
-        handed = self.ring.hand_over(snapshot_of(epoch), request, droppable=droppable, best=best)
+        handed = self.queue.submit(snapshot_of(epoch), request, droppable=droppable, best=best)
         if handed is None:
             assert droppable and not best, "only what may be left out, and is not the best, is refused"
             return
@@ -57,15 +57,15 @@ class Mix:
         time.sleep(2 * self.pace_s * self.chosen.random())
         drawn = self.chosen.random()
         if drawn < 0.03:
-            self.ring.drain()
+            self.queue.drain()
         elif drawn < 0.3:
-            self.heard += self.ring.outcomes()
+            self.heard += self.queue.outcomes()
 
     def end(self) -> None:
-        self.ring.drain()
-        self.heard += self.ring.outcomes()
-        self.ring.close()
-        self.heard += self.ring.outcomes()
+        self.queue.drain()
+        self.heard += self.queue.outcomes()
+        self.queue.close()
+        self.heard += self.queue.outcomes()
 
 
 def kill_writers(root: Path) -> None:
@@ -90,7 +90,7 @@ def test_all_that_is_due_is_committed_in_order_and_whole(
     with CheckpointStore(tmp_path) as store:
         mix = Mix(store.saving_beside("default", backpressure=backpressure), chosen, backpressure)
         for epoch in range(60):
-            mix.hand_over(epoch)
+            mix.submit(epoch)
             mix.look_around()
             if kind == "killed" and epoch in (20, 40):
                 kill_writers(tmp_path)

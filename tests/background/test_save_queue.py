@@ -23,7 +23,7 @@ import pytest
 from ckptstore import CheckpointStore, RunLockedError, StorageError, UnfinishedSaveError, keep_last
 from ckptstore.background import worker
 from ckptstore.background.process import can_start
-from ckptstore.background.save_queue import WRITER, Ring
+from ckptstore.background.save_queue import WRITER, SaveQueue
 from ckptstore.background.worker import REST_S
 from ckptstore.commit import committer
 from ckptstore.commit.deletion import unlink_marked
@@ -51,7 +51,7 @@ def store(tmp_path: Path) -> Iterator[CheckpointStore]:
 
 
 @pytest.fixture(params=[pytest.param("process", marks=needs_process), "thread"])
-def ring(request: Any, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ring]:
+def queue(request: Any, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[SaveQueue]:
     monkeypatch.setenv(WRITER, request.param)
     made = store.saving_beside("default")
     yield made
@@ -59,7 +59,7 @@ def ring(request: Any, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture
-def process_ring(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ring]:
+def process_queue(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[SaveQueue]:
     if not can_start():
         pytest.skip("this platform has no memfd or pidfd")
     monkeypatch.delenv(WRITER, raising=False)
@@ -68,9 +68,11 @@ def process_ring(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> Ite
     made.close()
 
 
-def hand_over(ring: Ring, seed: int, *, droppable: bool = False, best: bool = False, **request: Any) -> Any:
+def submit(
+    queue: SaveQueue, seed: int, *, droppable: bool = False, best: bool = False, **request: Any
+) -> Any:
     request = {"metrics": {"loss": float(seed)}, **request}
-    return ring.hand_over(
+    return queue.submit(
         snapshot_of(seed), SaveRequest(run="default", epoch=seed, **request), droppable=droppable, best=best
     )
 
@@ -84,20 +86,22 @@ def epochs(store: CheckpointStore) -> list[int]:
 # --- order -------------------------------------------------------------------------------------
 
 
-def test_snapshots_are_committed_in_order_and_heard_of_in_order(ring: Ring, store: CheckpointStore) -> None:
-    numbers = [hand_over(ring, seed).number for seed in range(6)]
-    ring.drain()
-    outcomes = ring.outcomes()
+def test_snapshots_are_committed_in_order_and_heard_of_in_order(
+    queue: SaveQueue, store: CheckpointStore
+) -> None:
+    numbers = [submit(queue, seed).number for seed in range(6)]
+    queue.drain()
+    outcomes = queue.outcomes()
     assert [one.number for one in outcomes] == numbers
     assert [one.checkpoint.epoch for one in outcomes if one.checkpoint] == list(range(6))
     assert epochs(store) == list(range(6))
-    assert ring.pending == 0
-    assert ring.outcomes() == []
+    assert queue.pending == 0
+    assert queue.outcomes() == []
 
 
-def test_what_a_save_cost_stands_in_the_manifest(ring: Ring, store: CheckpointStore) -> None:
-    handed = hand_over(ring, 0)
-    ring.drain()
+def test_what_a_save_cost_stands_in_the_manifest(queue: SaveQueue, store: CheckpointStore) -> None:
+    handed = submit(queue, 0)
+    queue.drain()
     (one,) = store.checkpoints()
     assert one.blocked_s is not None
     assert one.total_s is not None
@@ -105,11 +109,11 @@ def test_what_a_save_cost_stands_in_the_manifest(ring: Ring, store: CheckpointSt
     assert one.blocked_s < one.total_s
 
 
-def test_what_the_process_took_to_start_is_told_once(process_ring: Ring) -> None:
+def test_what_the_process_took_to_start_is_told_once(process_queue: SaveQueue) -> None:
     for seed in range(3):
-        hand_over(process_ring, seed)
-    process_ring.drain()
-    first, *others = (one.start_s for one in process_ring.outcomes())
+        submit(process_queue, seed)
+    process_queue.drain()
+    first, *others = (one.start_s for one in process_queue.outcomes())
     assert 0.01 < first < 60
     assert others == [0.0, 0.0]
 
@@ -118,7 +122,7 @@ def test_what_the_process_took_to_start_is_told_once(process_ring: Ring) -> None
 
 
 @pytest.fixture
-def thread_ring(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ring]:
+def thread_queue(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[SaveQueue]:
     monkeypatch.setenv(WRITER, "thread")
     made = store.saving_beside("default")
     yield made
@@ -126,7 +130,7 @@ def thread_ring(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 def test_a_save_is_heard_of_before_what_goes_is_removed(
-    thread_ring: Ring, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+    thread_queue: SaveQueue, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard = threading.Event()
 
@@ -136,30 +140,30 @@ def test_a_save_is_heard_of_before_what_goes_is_removed(
 
     monkeypatch.setattr(committer, "unlink_marked", remove)
     for seed in range(3):
-        hand_over(thread_ring, seed, keep=keep_last(1))
-        thread_ring.drain()
-    assert [(one.number, one.error) for one in thread_ring.outcomes()] == [(1, None), (2, None), (3, None)]
+        submit(thread_queue, seed, keep=keep_last(1))
+        thread_queue.drain()
+    assert [(one.number, one.error) for one in thread_queue.outcomes()] == [(1, None), (2, None), (3, None)]
     assert epochs(store) == [1, 2]
     payloads = store.path / "checkpoints"
     assert len(list(payloads.iterdir())) == 3
     heard.set()
-    thread_ring.close()
-    assert thread_ring.outcomes() == []
+    thread_queue.close()
+    assert thread_queue.outcomes() == []
     assert len(list(payloads.iterdir())) == 2
 
 
 def test_a_removal_that_fails_is_heard_of_behind_its_save(
-    thread_ring: Ring, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+    thread_queue: SaveQueue, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def remove(gone: Any, unlink: Any) -> None:
         raise StorageError(operation="unlink", path=gone[0].path, error=OSError(errno.EIO, "I/O error"))
 
     monkeypatch.setattr(committer, "unlink_marked", remove)
     for seed in range(3):
-        hand_over(thread_ring, seed, keep=keep_last(1))
-    thread_ring.drain()
-    thread_ring.close()
-    outcomes = thread_ring.outcomes()
+        submit(thread_queue, seed, keep=keep_last(1))
+    thread_queue.drain()
+    thread_queue.close()
+    outcomes = thread_queue.outcomes()
     assert [one.number for one in outcomes] == [1, 2, 3, 3]
     assert [one.error for one in outcomes[:3]] == [None, None, None]
     error = outcomes[3].error
@@ -174,7 +178,7 @@ def test_a_removal_that_fails_is_heard_of_behind_its_save(
 
 
 def test_the_next_save_finishes_a_removal_that_failed(
-    thread_ring: Ring, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+    thread_queue: SaveQueue, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failed = threading.Event()
 
@@ -187,10 +191,10 @@ def test_the_next_save_finishes_a_removal_that_failed(
     monkeypatch.setattr(committer, "unlink_marked", remove)
     for seed in range(4):
         # Each is saved: the removal behind it may come late, and its failure with it.
-        hand_over(thread_ring, seed, keep=keep_last(1) if seed < 3 else None)
-    thread_ring.drain()
-    thread_ring.close()
-    assert [one.number for one in thread_ring.outcomes()] == [1, 2, 3, 3, 4]
+        submit(thread_queue, seed, keep=keep_last(1) if seed < 3 else None)
+    thread_queue.drain()
+    thread_queue.close()
+    assert [one.number for one in thread_queue.outcomes()] == [1, 2, 3, 3, 4]
     assert epochs(store) == [1, 2, 3]
     assert len(list((store.path / "checkpoints").iterdir())) == 3
 
@@ -198,166 +202,166 @@ def test_the_next_save_finishes_a_removal_that_failed(
 # --- back-pressure -----------------------------------------------------------------------------
 
 
-def test_the_one_that_waits_is_replaced_by_the_newer(ring: Ring, store: CheckpointStore) -> None:
+def test_the_one_that_waits_is_replaced_by_the_newer(queue: SaveQueue, store: CheckpointStore) -> None:
     # Whoever has this lock keeps the disk from everybody else.
     with store_lock(Layout(store.path).locks):
-        first = hand_over(ring, 0, droppable=True)
-        wait_until_begun(ring)
-        second = hand_over(ring, 1, droppable=True)
-        third = hand_over(ring, 2, droppable=True)
-        fourth = hand_over(ring, 3, droppable=True)
+        first = submit(queue, 0, droppable=True)
+        wait_until_begun(queue)
+        second = submit(queue, 1, droppable=True)
+        third = submit(queue, 2, droppable=True)
+        fourth = submit(queue, 3, droppable=True)
         assert (first.dropped, second.dropped) == (None, None)
         assert (third.dropped, fourth.dropped) == (second.number, third.number)
-        assert ring.pending == 2
-    ring.drain()
-    assert [one.number for one in ring.outcomes()] == [first.number, fourth.number]
+        assert queue.pending == 2
+    queue.drain()
+    assert [one.number for one in queue.outcomes()] == [first.number, fourth.number]
     assert epochs(store) == [0, 3]
 
 
 @pytest.mark.timeout(60)
-def test_none_overtakes_one_that_is_older(ring: Ring, store: CheckpointStore) -> None:
-    """However often the one that waits was replaced, in either place."""
+def test_none_overtakes_one_that_is_older(queue: SaveQueue, store: CheckpointStore) -> None:
+    """However often the one that waits was replaced, in either slot."""
     heard: list[int] = []
     count = 0
     while len(heard) < 8:
         count += 1
-        hand_over(ring, 0, droppable=True, metrics={"loss": float(count)})
+        submit(queue, 0, droppable=True, metrics={"loss": float(count)})
         time.sleep(0.002)  # as in a step of the training, a thread may look whether there is something to do
-        heard += [one.number for one in ring.outcomes()]
-    ring.drain()
-    heard += [one.number for one in ring.outcomes()]
+        heard += [one.number for one in queue.outcomes()]
+    queue.drain()
+    heard += [one.number for one in queue.outcomes()]
     assert heard == sorted(heard)
     assert heard[-1] == count
     assert [one.metrics["loss"] for one in store.checkpoints()] == heard
 
 
-def test_best_and_final_ones_are_never_replaced(ring: Ring, store: CheckpointStore) -> None:
+def test_best_and_final_ones_are_never_replaced(queue: SaveQueue, store: CheckpointStore) -> None:
     lock = store_lock(Layout(store.path).locks)
     with lock:
-        hand_over(ring, 0, droppable=True)
-        wait_until_begun(ring)
-        hand_over(ring, 1, droppable=False)
-        waiting = threading.Thread(target=hand_over, args=(ring, 2), kwargs={"droppable": True})
+        submit(queue, 0, droppable=True)
+        wait_until_begun(queue)
+        submit(queue, 1, droppable=False)
+        waiting = threading.Thread(target=submit, args=(queue, 2), kwargs={"droppable": True})
         waiting.start()
         waiting.join(0.2)
         assert waiting.is_alive()  # it waits for the disk
     waiting.join()
-    ring.drain()
+    queue.drain()
     assert epochs(store) == [0, 1, 2]
 
 
-def test_the_best_makes_way_for_a_better_one_alone(ring: Ring, store: CheckpointStore) -> None:
+def test_the_best_makes_way_for_a_better_one_alone(queue: SaveQueue, store: CheckpointStore) -> None:
     with store_lock(Layout(store.path).locks):
-        hand_over(ring, 0, droppable=True)
-        wait_until_begun(ring)
-        best = hand_over(ring, 1, droppable=True, best=True)
-        better = hand_over(ring, 2, droppable=True, best=True)
+        submit(queue, 0, droppable=True)
+        wait_until_begun(queue)
+        best = submit(queue, 1, droppable=True, best=True)
+        better = submit(queue, 2, droppable=True, best=True)
         assert better.dropped == best.number
-        # No step waits for what need not be saved; what must be, waits for a place.
-        assert hand_over(ring, 3, droppable=True) is None
-        waiting = threading.Thread(target=hand_over, args=(ring, 4))
+        # No step waits for what need not be saved; what must be, waits for a slot.
+        assert submit(queue, 3, droppable=True) is None
+        waiting = threading.Thread(target=submit, args=(queue, 4))
         waiting.start()
         waiting.join(0.2)
         assert waiting.is_alive()
     waiting.join()
-    ring.drain()
+    queue.drain()
     assert epochs(store) == [0, 2, 4]
 
 
 def test_the_step_waits_where_that_is_wanted(store: CheckpointStore) -> None:
-    ring = store.saving_beside("default", backpressure="wait")
+    queue = store.saving_beside("default", backpressure="wait")
     with store_lock(Layout(store.path).locks):
         for seed in range(2):
-            assert hand_over(ring, seed, droppable=True).dropped is None
-        waiting = threading.Thread(target=hand_over, args=(ring, 2), kwargs={"droppable": True})
+            assert submit(queue, seed, droppable=True).dropped is None
+        waiting = threading.Thread(target=submit, args=(queue, 2), kwargs={"droppable": True})
         waiting.start()
         waiting.join(0.2)
         assert waiting.is_alive()
     waiting.join()
-    ring.drain()
-    ring.close()
+    queue.drain()
+    queue.close()
     assert epochs(store) == [0, 1, 2]
 
 
-def wait_until_begun(ring: Ring) -> None:
-    """Wait until the first letter is no longer the trainer's to take back."""
-    (sent,) = ring._sent
-    token = ring._places[sent.place].token
+def wait_until_begun(queue: SaveQueue) -> None:
+    """Wait until the first message is no longer the trainer's to take back."""
+    (sent,) = queue._sent
+    handoff = queue._slots[sent.slot].handoff
     # Looked at and not taken: a thread that found it taken would not look again.
-    while token.is_posted():
+    while handoff.is_pending():
         time.sleep(0.001)
 
 
 @needs_process
-def test_two_snapshots_are_all_the_memory_there_is(process_ring: Ring, store: CheckpointStore) -> None:
+def test_two_snapshots_are_all_the_memory_there_is(process_queue: SaveQueue, store: CheckpointStore) -> None:
     kept = set()
     with store_lock(Layout(store.path).locks):
         for seed in range(8):
-            hand_over(process_ring, seed, droppable=True)
-            kept.add(sum(place.memory.nbytes > 0 for place in process_ring._places))
-    process_ring.drain()
+            submit(process_queue, seed, droppable=True)
+            kept.add(sum(slot.memory.nbytes > 0 for slot in process_queue._slots))
+    process_queue.drain()
     assert max(kept) == 2
-    assert len(process_ring._places) == 2
+    assert len(process_queue._slots) == 2
 
 
 # --- failures ----------------------------------------------------------------------------------
 
 
 def test_between_saves_that_may_be_left_out_the_worker_rests_unless_somebody_waits(
-    ring: Ring, store: CheckpointStore
+    queue: SaveQueue, store: CheckpointStore
 ) -> None:
     """A commit takes processor time from the training: of saves every few milliseconds ten a second are enough."""
     began = time.monotonic()
     for seed in range(3):
-        hand_over(ring, seed, droppable=True)
-        while ring.pending:
-            ring.outcomes()
+        submit(queue, seed, droppable=True)
+        while queue.pending:
+            queue.outcomes()
     assert time.monotonic() - began >= 2 * REST_S
-    hand_over(ring, 3, droppable=True)
-    hand_over(ring, 4, droppable=True)
-    ring._link.hurry(5)  # type: ignore[union-attr]
-    ring.drain()
+    submit(queue, 3, droppable=True)
+    submit(queue, 4, droppable=True)
+    queue._worker.flush_up_to(5)  # type: ignore[union-attr]
+    queue.drain()
     moments = [one.created_at for one in store.checkpoints()]
     assert epochs(store) == [0, 1, 2, 3, 4] and moments == sorted(moments)
 
 
 def test_what_must_be_saved_is_saved_at_once(
-    ring: Ring, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+    queue: SaveQueue, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker that rested for its whole time would never come to its end here."""
     monkeypatch.setattr(worker, "REST_S", 1000.0)
-    hand_over(ring, 0, droppable=True)
+    submit(queue, 0, droppable=True)
     for seed in (1, 2, 3):
-        hand_over(ring, seed)
-    ring.drain()
+        submit(queue, seed)
+    queue.drain()
     assert epochs(store) == [0, 1, 2, 3]
 
 
-def test_the_worker_is_not_asked_at_every_batch(ring: Ring, store: CheckpointStore) -> None:
+def test_the_worker_is_not_asked_at_every_batch(queue: SaveQueue, store: CheckpointStore) -> None:
     """A batch may take a millisecond, and a question of a process some tens of microseconds."""
     with store_lock(Layout(store.path).locks):
-        hand_over(ring, 1)
-        assert ring._link is not None
+        submit(queue, 1)
+        assert queue._worker is not None
         asked: list[float] = []
-        outcomes = ring._link.outcomes
-        ring._link.outcomes = lambda timeout_s: asked.append(time.monotonic()) or outcomes(timeout_s)  # type: ignore
+        outcomes = queue._worker.outcomes
+        queue._worker.outcomes = lambda timeout_s: asked.append(time.monotonic()) or outcomes(timeout_s)  # type: ignore
         while len(asked) < 3:
-            assert ring.outcomes() == []
+            assert queue.outcomes() == []
         assert all(later - earlier >= 0.02 for earlier, later in pairwise(asked))
-    ring.drain()
-    (outcome,) = ring.outcomes()
+    queue.drain()
+    (outcome,) = queue.outcomes()
     assert outcome.checkpoint is not None and outcome.checkpoint.epoch == 1
 
 
 def test_a_failure_is_heard_of_and_the_next_save_works(
-    ring: Ring, store: CheckpointStore, tmp_path: Path
+    queue: SaveQueue, store: CheckpointStore, tmp_path: Path
 ) -> None:
     blocked = tmp_path / "there"
     blocked.mkdir()
-    bad = hand_over(ring, 0, publish=blocked)
-    good = hand_over(ring, 1)
-    ring.drain()
-    failed, saved = ring.outcomes()
+    bad = submit(queue, 0, publish=blocked)
+    good = submit(queue, 1)
+    queue.drain()
+    failed, saved = queue.outcomes()
     assert (failed.number, saved.number) == (bad.number, good.number)
     assert "could not be shown" in str(failed.error) or "showing it" in str(failed.error)
     assert failed.checkpoint is not None  # it is saved all the same
@@ -365,40 +369,42 @@ def test_a_failure_is_heard_of_and_the_next_save_works(
     assert epochs(store) == [0, 1]
 
 
-def test_a_snapshot_that_cannot_be_read_is_a_failure_of_that_one(ring: Ring, store: CheckpointStore) -> None:
+def test_a_snapshot_that_cannot_be_read_is_a_failure_of_that_one(
+    queue: SaveQueue, store: CheckpointStore
+) -> None:
     with store_lock(Layout(store.path).locks):
-        hand_over(ring, 0)
-        wait_until_begun(ring)
-        spoilt = hand_over(ring, 1)
-        place = ring._places[ring._sent[-1].place]
-        assert place.token.take()
-        place.memory.put(0, bytes(32))
-        ring._link.post(ring._sent[-1].place)  # type: ignore[union-attr]
-    ring.drain()
-    good, bad = ring.outcomes()
+        submit(queue, 0)
+        wait_until_begun(queue)
+        spoilt = submit(queue, 1)
+        slot = queue._slots[queue._sent[-1].slot]
+        assert slot.handoff.take()
+        slot.memory.put(0, bytes(32))
+        queue._worker.give(queue._sent[-1].slot)  # type: ignore[union-attr]
+    queue.drain()
+    good, bad = queue.outcomes()
     assert (good.error, bad.number, bad.checkpoint) == (None, spoilt.number, None)
     assert bad.error is not None
-    hand_over(ring, 2)
-    ring.drain()
+    submit(queue, 2)
+    queue.drain()
     assert epochs(store) == [0, 2]
 
 
-def test_a_store_that_vanished_is_a_failure(ring: Ring, store: CheckpointStore) -> None:
-    hand_over(ring, 0)
-    ring.drain()
-    assert ring.outcomes()[0].error is None
+def test_a_store_that_vanished_is_a_failure(queue: SaveQueue, store: CheckpointStore) -> None:
+    submit(queue, 0)
+    queue.drain()
+    assert queue.outcomes()[0].error is None
     tmp = Layout(store.path).tmp
     moved = tmp.with_name("moved")
     tmp.rename(moved)
-    hand_over(ring, 1)
-    ring.drain()
-    (outcome,) = ring.outcomes()
+    submit(queue, 1)
+    queue.drain()
+    (outcome,) = queue.outcomes()
     moved.rename(tmp)
     assert isinstance(outcome.error, OSError)
     assert outcome.error.errno == errno.ENOENT
-    hand_over(ring, 2)
-    ring.drain()
-    assert ring.outcomes()[0].error is None
+    submit(queue, 2)
+    queue.drain()
+    assert queue.outcomes()[0].error is None
     assert epochs(store) == [0, 2]
 
 
@@ -406,48 +412,48 @@ def test_a_store_that_vanished_is_a_failure(ring: Ring, store: CheckpointStore) 
 
 
 def test_a_killed_writer_is_replaced_and_nothing_is_lost(
-    process_ring: Ring, store: CheckpointStore, capfd: pytest.CaptureFixture[str]
+    process_queue: SaveQueue, store: CheckpointStore, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with store_lock(Layout(store.path).locks):
-        hand_over(process_ring, 0)
-        wait_until_begun(process_ring)
-        hand_over(process_ring, 1)
-        os.kill(process_ring._link.pid, signal.SIGKILL)  # type: ignore[union-attr]
-    process_ring.drain()
-    assert [one.error for one in process_ring.outcomes()] == [None, None]
+        submit(process_queue, 0)
+        wait_until_begun(process_queue)
+        submit(process_queue, 1)
+        os.kill(process_queue._worker.pid, signal.SIGKILL)  # type: ignore[union-attr]
+    process_queue.drain()
+    assert [one.error for one in process_queue.outcomes()] == [None, None]
     assert epochs(store) == [0, 1]
     assert "has ended with -9; another one takes over" in capfd.readouterr().err
-    process_ring.close()
+    process_queue.close()
     store.close()
     assert violations(store.path) == []
 
 
 def test_a_writer_killed_behind_its_commit_saves_nothing_twice(
-    process_ring: Ring, store: CheckpointStore
+    process_queue: SaveQueue, store: CheckpointStore
 ) -> None:
-    hand_over(process_ring, 0)
+    submit(process_queue, 0)
     while not store.checkpoints():
         os.sched_yield()
-    os.kill(process_ring._link.pid, signal.SIGKILL)  # type: ignore[union-attr]
-    process_ring._link.process.wait()  # type: ignore[union-attr]
-    hand_over(process_ring, 1)
-    process_ring.drain()
+    os.kill(process_queue._worker.pid, signal.SIGKILL)  # type: ignore[union-attr]
+    process_queue._worker.process.wait()  # type: ignore[union-attr]
+    submit(process_queue, 1)
+    process_queue.drain()
     assert epochs(store) == [0, 1]
 
 
 def test_a_writer_that_is_killed_again_and_again_gives_way_to_a_thread(
-    process_ring: Ring, store: CheckpointStore
+    process_queue: SaveQueue, store: CheckpointStore
 ) -> None:
     for seed in range(3):
-        hand_over(process_ring, seed)
-        process_ring.drain()
-        os.kill(process_ring._link.pid, signal.SIGKILL)  # type: ignore[union-attr]
-    hand_over(process_ring, 3)
+        submit(process_queue, seed)
+        process_queue.drain()
+        os.kill(process_queue._worker.pid, signal.SIGKILL)  # type: ignore[union-attr]
+    submit(process_queue, 3)
     with pytest.warns(RuntimeWarning, match="by a thread of this process.*it has ended several times"):
-        process_ring.drain()
-    assert not process_ring.outlives
-    hand_over(process_ring, 4)
-    process_ring.drain()
+        process_queue.drain()
+    assert not process_queue.survives_trainer
+    submit(process_queue, 4)
+    process_queue.drain()
     assert epochs(store) == [0, 1, 2, 3, 4]
 
 
@@ -456,23 +462,23 @@ def test_where_no_process_can_be_started_a_thread_saves_and_that_is_said_once(
 ) -> None:
     monkeypatch.delenv(WRITER, raising=False)
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    ring = store.saving_beside("default")
+    queue = store.saving_beside("default")
     for seed in range(3):
-        hand_over(ring, seed)
-    ring.drain()
-    ring.close()
+        submit(queue, seed)
+    queue.drain()
+    queue.close()
     assert epochs(store) == [0, 1, 2]
     said = [str(one.message) for one in recwarn if "no process could be started" in str(one.message)]
     assert len(said) == 1
     assert "/nowhere/python" in said[0]
 
 
-def test_no_process_is_left_at_the_end(process_ring: Ring, store: CheckpointStore) -> None:
-    hand_over(process_ring, 0)
-    process_ring.drain()
+def test_no_process_is_left_at_the_end(process_queue: SaveQueue, store: CheckpointStore) -> None:
+    submit(process_queue, 0)
+    process_queue.drain()
     assert len(writers(store.path)) == 1
-    process_ring.close()
-    process_ring.close()
+    process_queue.close()
+    process_queue.close()
     assert writers(store.path) == []
 
 
@@ -483,9 +489,9 @@ def test_a_ring_that_is_collected_leaves_its_process_to_its_work(store: Checkpoi
     circle: list[Any] = [store.saving_beside("default")]
     circle.append(circle)
     with store_lock(Layout(store.path).locks):
-        hand_over(circle[0], 0)
+        submit(circle[0], 0)
         wait_until_begun(circle[0])
-        writer = weakref.ref(circle[0]._link.process)
+        writer = weakref.ref(circle[0]._worker.process)
         del circle
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
@@ -498,15 +504,15 @@ def test_a_ring_that_is_collected_leaves_its_process_to_its_work(store: Checkpoi
 
 
 def test_the_run_belongs_to_the_writer_until_its_work_is_done(
-    process_ring: Ring, store: CheckpointStore, capfd: pytest.CaptureFixture[str]
+    process_queue: SaveQueue, store: CheckpointStore, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Also when the trainer lets go of it meanwhile, as one does that is killed: the next one waits, and says so."""
     with CheckpointStore(store.path) as other:
         claiming = threading.Thread(target=other.claim, args=("default",))
         with store_lock(Layout(store.path).locks):
-            hand_over(process_ring, 0)
-            wait_until_begun(process_ring)
-            process_ring.close()
+            submit(process_queue, 0)
+            wait_until_begun(process_queue)
+            process_queue.close()
             store._claims._locks.pop("default").release()
             claiming.start()
             said = ""
@@ -521,15 +527,17 @@ def test_the_run_belongs_to_the_writer_until_its_work_is_done(
     assert f"process {os.getpid()}, which trained run 'default', has ended; waiting" in said
 
 
-def test_a_writer_ignores_signals_that_mean_the_trainer(process_ring: Ring, store: CheckpointStore) -> None:
-    hand_over(process_ring, 0)
-    process_ring.drain()
-    pid = process_ring._link.pid  # type: ignore[union-attr]
+def test_a_writer_ignores_signals_that_mean_the_trainer(
+    process_queue: SaveQueue, store: CheckpointStore
+) -> None:
+    submit(process_queue, 0)
+    process_queue.drain()
+    pid = process_queue._worker.pid  # type: ignore[union-attr]
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         os.kill(pid, number)
-    hand_over(process_ring, 1)
-    process_ring.drain()
-    assert process_ring._link.pid == pid  # type: ignore[union-attr]
+    submit(process_queue, 1)
+    process_queue.drain()
+    assert process_queue._worker.pid == pid  # type: ignore[union-attr]
     assert epochs(store) == [0, 1]
 
 
@@ -538,10 +546,10 @@ def nicer() -> int:
 
 
 @pytest.mark.skipif(not may_step_back(), reason="no process may choose how it is scheduled here")
-def test_a_writer_stands_back_behind_the_training(process_ring: Ring) -> None:
-    hand_over(process_ring, 0)
-    process_ring.drain()
-    pid = process_ring._link.pid  # type: ignore[union-attr]
+def test_a_writer_stands_back_behind_the_training(process_queue: SaveQueue) -> None:
+    submit(process_queue, 0)
+    process_queue.drain()
+    pid = process_queue._worker.pid  # type: ignore[union-attr]
     assert os.getpriority(os.PRIO_PROCESS, pid) == nicer()
     # It takes no core from a step when it wakes up.
     ours = os.sched_getscheduler(0)
@@ -572,10 +580,10 @@ def test_a_writer_does_not_step_before_a_training_that_stands_back_itself() -> N
     assert output_of(script) == f"{nicer()} {os.SCHED_IDLE}\n"
 
 
-def test_a_writer_imports_neither_keras_nor_a_backend(process_ring: Ring) -> None:
-    hand_over(process_ring, 0)
-    process_ring.drain()
-    pid = process_ring._link.pid  # type: ignore[union-attr]
+def test_a_writer_imports_neither_keras_nor_a_backend(process_queue: SaveQueue) -> None:
+    submit(process_queue, 0)
+    process_queue.drain()
+    pid = process_queue._worker.pid  # type: ignore[union-attr]
     mapped = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8")
     assert "h5py" in mapped or "hdf5" in mapped or "numpy" in mapped
     for package in ("jaxlib", "torch", "tensorflow", "optree"):
@@ -583,16 +591,16 @@ def test_a_writer_imports_neither_keras_nor_a_backend(process_ring: Ring) -> Non
 
 
 def test_a_forked_child_neither_waits_for_the_writer_nor_ends_it(
-    process_ring: Ring, store: CheckpointStore
+    process_queue: SaveQueue, store: CheckpointStore
 ) -> None:
-    hand_over(process_ring, 0)
+    submit(process_queue, 0)
     if (pid := os.fork()) == 0:
-        process_ring.drain()
-        process_ring.close()
-        os._exit(0 if process_ring.outcomes() == [] else 1)
+        process_queue.drain()
+        process_queue.close()
+        os._exit(0 if process_queue.outcomes() == [] else 1)
     assert os.waitpid(pid, 0)[1] == 0
-    hand_over(process_ring, 1)
-    process_ring.drain()
+    submit(process_queue, 1)
+    process_queue.drain()
     assert epochs(store) == [0, 1]
 
 
@@ -612,11 +620,11 @@ def test_a_script_that_ends_without_a_word_is_waited_for(kind: str, collected: b
         from ckptstore.commit.request import SaveRequest
         print("once")
         store = CheckpointStore({str(tmp_path / "store")!r})
-        ring = store.saving_beside("default")
+        queue = store.saving_beside("default")
         for seed in range(2):
-            ring.hand_over(snapshot_of(seed), SaveRequest(run="default", epoch=seed), droppable=False)
+            queue.submit(snapshot_of(seed), SaveRequest(run="default", epoch=seed), droppable=False)
         if {collected}:
-            del ring
+            del queue
         """)
     )
     environment = {**os.environ, WRITER: kind}
@@ -629,7 +637,7 @@ def test_a_script_that_ends_without_a_word_is_waited_for(kind: str, collected: b
     assert writers(tmp_path / "store") == []
 
 
-def test_a_long_wait_at_the_end_is_told(ring: Ring, store: CheckpointStore) -> None:
+def test_a_long_wait_at_the_end_is_told(queue: SaveQueue, store: CheckpointStore) -> None:
     said: list[str] = []
 
     def let_go(text: str) -> None:
@@ -648,19 +656,19 @@ def test_a_long_wait_at_the_end_is_told(ring: Ring, store: CheckpointStore) -> N
     holder = threading.Thread(target=hold)
     holder.start()
     held.wait()
-    hand_over(ring, 0)
-    ring.drain(let_go)
+    submit(queue, 0)
+    queue.drain(let_go)
     holder.join()
     assert len(said) == 1
     assert said[0].startswith("waiting for 1 checkpoint of up to ")
     assert epochs(store) == [0]
 
 
-def test_saves_of_the_store_itself_go_on_beside_the_ring(ring: Ring, store: CheckpointStore) -> None:
-    hand_over(ring, 0)
+def test_saves_of_the_store_itself_go_on_beside_the_ring(queue: SaveQueue, store: CheckpointStore) -> None:
+    submit(queue, 0)
     save(store, 1)
-    hand_over(ring, 2)
-    ring.drain()
+    submit(queue, 2)
+    queue.drain()
     assert sorted(epochs(store)) == [0, 1, 2]
     with pytest.raises(RunLockedError), CheckpointStore(store.path) as other:
         other.claim("default")

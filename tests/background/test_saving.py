@@ -717,16 +717,16 @@ def test_memory_is_that_of_two_snapshots_and_is_given_back(tmp_path: Path) -> No
 
     class Looking(keras.callbacks.Callback):  # type: ignore[misc]
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-            ring = callback._saves._ring
-            assert ring is not None
-            sizes.append(sum(place.memory.nbytes for place in ring._places))
+            queue = callback._saves._queue
+            assert queue is not None
+            sizes.append(sum(slot.memory.nbytes for slot in queue._slots))
 
     callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", save_freq=1)
     trained = model(100_000)
     fit(trained, callback, Looking(), epochs=1)
     state = sum(math.prod(one.shape) * 4 for one in [*trained.variables, *trained.optimizer.variables])
     assert state < max(sizes) <= 2 * (1.05 * state + 2_000_000)
-    assert callback._saves._ring is None
+    assert callback._saves._queue is None
     assert mapped() == 0
 
 

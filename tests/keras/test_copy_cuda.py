@@ -18,7 +18,7 @@ import pytest
 from ckptstore.keras.model.copy import Copier
 from ckptstore.system import pinned_memory
 from ckptstore.system.pinned_memory import Pages
-from ckptstore.system.shared_memory import Memory, aligned
+from ckptstore.system.shared_memory import SharedMemory, aligned
 from cuda_driver import OUT_OF_MEMORY, Driver, installed
 
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "torch", reason="is torch's")
@@ -91,7 +91,7 @@ def _tensor_class() -> Callable[..., Any]:
 
 def places(values: list[Any]) -> list[np.ndarray]:
     sizes = [aligned(max(1, value.numel() * value.element_size())) for value in values]
-    memory = Memory()
+    memory = SharedMemory()
     memory.reserve(sum(sizes))
     ends = np.cumsum(sizes).tolist()
     return [

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 from ckptstore.keras.state.arrays import shape_and_dtype
-from ckptstore.system.shared_memory import Memory, aligned
+from ckptstore.system.shared_memory import SharedMemory, aligned
 
 
 def shared_places(variables: list[Any]) -> list[np.ndarray]:
     """Return places as a save beside the training has them."""
     kinds = [shape_and_dtype(one) for one in variables]
     sizes = [aligned(max(1, int(np.prod(shape)) * dtype.itemsize)) for shape, dtype in kinds]
-    memory = Memory()
+    memory = SharedMemory()
     memory.reserve(sum(sizes))
     ends = np.cumsum(sizes).tolist()
     return [memory.array(end - size, *kind) for end, size, kind in zip(ends, sizes, kinds, strict=True)]

@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptstore.background.save_queue import Ring
+from ckptstore.background.save_queue import SaveQueue
 from ckptstore.commit.request import SaveRequest
 from ckptstore.retention import keep_last
 from ckptstore.store.store import CheckpointStore
@@ -93,14 +93,14 @@ def save_through(root: Path, shim: Path, options: Sequence[str], log: Path) -> b
     real, sys.executable = sys.executable, str(shim)
     try:
         with CheckpointStore(root) as store:
-            ring = store.saving_beside("default")
-            ring.start()
-            first = ring._link
+            queue = store.saving_beside("default")
+            queue.start()
+            first = queue._worker
             for seed in range(SAVES):
-                hand_over(ring, seed)
-                ring.drain()
-            errors = [outcome.error for outcome in ring.outcomes() if outcome.error is not None]
-            ring.close()
+                submit(queue, seed)
+                queue.drain()
+            errors = [outcome.error for outcome in queue.outcomes() if outcome.error is not None]
+            queue.close()
             if errors:
                 raise errors[0]
             return bool(first.process.returncode)  # type: ignore[union-attr]
@@ -108,10 +108,10 @@ def save_through(root: Path, shim: Path, options: Sequence[str], log: Path) -> b
         sys.executable = real
 
 
-def hand_over(ring: Ring, seed: int) -> None:
+def submit(queue: SaveQueue, seed: int) -> None:
     """Hand over the snapshot of a seed; two are kept, so that every save also removes."""
     request = SaveRequest(run="default", epoch=seed, metrics={"loss": float(-seed)}, keep=keep_last(2))
-    ring.hand_over(snapshot_of(seed), request, droppable=False)
+    queue.submit(snapshot_of(seed), request, droppable=False)
 
 
 def wrong_with(root: Path, seeds: Sequence[int]) -> list[str]:
@@ -136,14 +136,14 @@ def train_for_ever(root: Path) -> None:
         store.claim("default")
         newest = store.latest()
         began = saved = -1 if newest is None else newest.epoch
-        ring = store.saving_beside("default")
+        queue = store.saving_beside("default")
         for seed in itertools.count(began + 1):
-            hand_over(ring, seed)
-            for outcome in ring.outcomes():
+            submit(queue, seed)
+            for outcome in queue.outcomes():
                 assert outcome.error is None, outcome.error
                 assert outcome.checkpoint is not None
                 saved = outcome.checkpoint.epoch
-            pid = ring._link.pid  # type: ignore[union-attr]
+            pid = queue._worker.pid  # type: ignore[union-attr]
             print(json.dumps({"began": began, "handed": seed, "saved": saved, "writer": pid}), flush=True)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
-from ckptstore.background.save_queue import Backpressure, Ring
+from ckptstore.background.save_queue import Backpressure, SaveQueue
 from ckptstore.background.worker import Outcome
 from ckptstore.errors import InvalidArgumentError, UnfinishedSaveError
 from ckptstore.formats.payload import is_streamable
@@ -28,11 +28,11 @@ class Saves(Generic[Note]):
         failures: What is done when a save fails.
         settled: Told of each save, in order: the callback's note, and the checkpoint or None where there is none.
         background: Whether to save beside the training.
-        backpressure: See `ckptstore.background.save_queue.Ring`.
+        backpressure: See `ckptstore.background.save_queue.SaveQueue`.
 
     Attributes:
         background: Whether to save beside the training.
-        backpressure: See `ckptstore.background.save_queue.Ring`.
+        backpressure: See `ckptstore.background.save_queue.SaveQueue`.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Saves(Generic[Note]):
         self._store: CheckpointStore | None = None
         self._run = ""
         self._snapshots: Snapshots | None = None
-        self._ring: Ring | None = None
+        self._queue: SaveQueue | None = None
         self._prepared = False
         self._start_s = 0.0
         self._notes: dict[int, tuple[Note, Policy | None]] = {}
@@ -68,8 +68,8 @@ class Saves(Generic[Note]):
         self._store, self._run, self._snapshots = store, run, adapter_for(model).snapshots()
         self._prepared, self._notes, self._start_s = False, {}, 0.0
         if self.background:
-            self._ring = store.saving_beside(run, backpressure=self.backpressure)
-            self._ring.start()
+            self._queue = store.saving_beside(run, backpressure=self.backpressure)
+            self._queue.start()
 
     @property
     def waiting(self) -> bool:
@@ -103,7 +103,7 @@ class Saves(Generic[Note]):
         assert self._store is not None
         snapshots = self._snapshots or adapter_for(model).snapshots()
         snapshot, request = self._store.prepare(model, run=self._run, snapshots=snapshots, **options)
-        if self._ring is None or not is_streamable(snapshot):
+        if self._queue is None or not is_streamable(snapshot):
             # What only h5py can write is not copied, and comes after what is on its way.
             self.drain()
             store = self._store
@@ -114,7 +114,7 @@ class Saves(Generic[Note]):
         mine = None if request.keep is None or getattr(request.keep, "is_ours", False) else request.keep
         if mine is not None:
             request = replace(request, keep=None)
-        handed = self._ring.hand_over(snapshot, request, droppable=droppable, best=best)
+        handed = self._queue.submit(snapshot, request, droppable=droppable, best=best)
         if handed is None:
             return False
         if handed.dropped is not None:
@@ -125,17 +125,17 @@ class Saves(Generic[Note]):
     @property
     def to_prepare(self) -> bool:
         """Whether `prepare` has something to do, and was not called yet."""
-        return self._ring is not None and not self._prepared
+        return self._queue is not None and not self._prepared
 
     def prepare(self, model: Any, **options: Any) -> None:
         """Do early what the first save would wait for."""
         self._prepared = True
-        if self._ring is None:
+        if self._queue is None:
             return
         assert self._store is not None
         snapshot, _ = self._store.prepare(model, run=self._run, snapshots=self._snapshots, **options)
         if is_streamable(snapshot):
-            self._ring.prepare(snapshot)
+            self._queue.prepare(snapshot)
 
     # --- hearing of them -----------------------------------------------------------------------------
 
@@ -145,8 +145,8 @@ class Saves(Generic[Note]):
         Raises:
             CheckpointStoreError: A save failed, and `SaveFailures` says to raise.
         """
-        if self._notes and self._ring is not None:
-            self._hear(self._ring.outcomes())
+        if self._notes and self._queue is not None:
+            self._hear(self._queue.outcomes())
 
     def drain(self) -> None:
         """Wait until nothing is on its way; a line says so where it takes long.
@@ -154,8 +154,8 @@ class Saves(Generic[Note]):
         Raises:
             CheckpointStoreError: As `settle`.
         """
-        if self._ring is not None and self._notes:
-            self._ring.drain()
+        if self._queue is not None and self._notes:
+            self._queue.drain()
             self.settle()
 
     def end(self, error: BaseException | None = None) -> None:
@@ -167,21 +167,21 @@ class Saves(Generic[Note]):
         Raises:
             CheckpointStoreError: As `settle`; everything is let go of all the same.
         """
-        ring = self._ring
+        queue = self._queue
         try:
             self.drain()
-            if ring is not None:
-                ring.close()
-                self._hear(ring.outcomes())
+            if queue is not None:
+                queue.close()
+                self._hear(queue.outcomes())
         except Exception as failure:
             if error is None:
                 raise
             error.add_note(f"a save before that failed too: {failure}")
         finally:
-            self._ring = self._store = self._snapshots = None
+            self._queue = self._store = self._snapshots = None
             self._notes = {}
-            if ring is not None:
-                ring.close()
+            if queue is not None:
+                queue.close()
 
     def _hear(self, outcomes: list[Outcome]) -> None:
         for position, outcome in enumerate(outcomes):
