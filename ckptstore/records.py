@@ -251,7 +251,7 @@ class Epoch:
         }
 
 
-class Glimpse(NamedTuple):
+class RowKey(NamedTuple):
     """What retention sees of a checkpoint when it looks at very many."""
 
     version: int

@@ -21,12 +21,12 @@ from ckptstore.records import Checkpoint, Judged
 from ckptstore.retention import Policy, always_kept
 from ckptstore.retention.always_kept import best_and_resume_point
 from ckptstore.retention.columns import Columns
-from ckptstore.retention.incremental import always_here, gone, has_steps
+from ckptstore.retention.incremental import always_here, expired, has_steps
 from ckptstore.retention.max_bytes import MaxBytes
 from ckptstore.retention.max_bytes_progress import Passes, Progress
 from ckptstore.retention.policy import AnyOf, check_modes
 from ckptstore.retention.reasons import SharedReasons
-from ckptstore.retention.rule import Facts
+from ckptstore.retention.rule import RetentionFacts
 from ckptstore.storage.integrity import has_size
 from ckptstore.storage.layout import Layout, shown_at
 
@@ -41,14 +41,14 @@ class Plan:
 
     Attributes:
         run: The run.
-        gone: Checkpoints that go, oldest first.
+        expired: Checkpoints that go, oldest first.
         kept: Checkpoints that stay, oldest first.
         reasons: Why each version stays.
         empty: Whether the policy itself keeps nothing.
     """
 
     run: str
-    gone: PackedCheckpoints
+    expired: PackedCheckpoints
     kept: PackedCheckpoints
     reasons: Mapping[int, tuple[str, ...]]
     empty: bool
@@ -63,7 +63,7 @@ class Marking:
     Attributes:
         judging: For `ckptstore.manifest.manifest.Manifest`.
         tried: Whether it has been carried out.
-        gone: What was marked, if the transaction was committed.
+        expired: What was marked, if the transaction was committed.
         error: Why nothing was.
     """
 
@@ -72,7 +72,7 @@ class Marking:
     def __init__(self, verdict: Callable[[RunRows], Verdict | None]) -> None:
         self._verdict = verdict
         self.tried = False
-        self.gone: Sequence[Checkpoint] = ()
+        self.expired: Sequence[Checkpoint] = ()
         self.error: Exception | None = None
 
     def judge(self, view: RunRows) -> Verdict | None:
@@ -86,14 +86,14 @@ class Marking:
             # Whatever else it is: the checkpoint that is being added is no worse for it.
             self.error = error
             return None
-        self.gone = () if verdict is None else verdict.gone
+        self.expired = () if verdict is None else verdict.expired
         return verdict
 
     def result(self) -> Sequence[Checkpoint]:
         """Return what was marked, or raise why nothing was."""
         if self.error is not None:
             raise self.error
-        return self.gone
+        return self.expired
 
 
 class Retention:
@@ -131,11 +131,11 @@ class Retention:
         ):
             return []
         plan = self.plan(run, policy)
-        if plan.empty and not policy.is_ours:
+        if plan.empty and not policy.is_builtin:
             raise _keeps_nothing(policy, run)
-        if plan.gone:
-            self._manifest.let_go(run, list(plan.gone.versions))
-        return list(plan.gone)
+        if plan.expired:
+            self._manifest.let_go(run, list(plan.expired.versions))
+        return list(plan.expired)
 
     def marking(self, run: str, policy: Policy) -> Marking | None:
         """Return what marks likewise inside a transaction of somebody else's; None where that cannot be."""
@@ -160,15 +160,15 @@ class Retention:
             needed = {version for versions in best for version in versions}
             needed.update(view.newest(1, resumable=True))
             _check_budget(budget, view.get(needed))
-        view.passed = self._passed.pop((run, name), 0)
+        view.scanned_to = self._passed.pop((run, name), 0)
         self._go_on(run, name, view)
-        going, are_all = gone(policy, view)
-        if view.passed:
-            self._passed[run, name] = view.passed
+        going, is_complete = expired(policy, view)
+        if view.scanned_to:
+            self._passed[run, name] = view.scanned_to
         if _budgets(policy):
-            self._progress[run, name] = _progress(policy, view, going, are_all)
-        if not are_all:
-            return Verdict(gone=going, judged=None)
+            self._progress[run, name] = _progress(policy, view, going, is_complete)
+        if not is_complete:
+            return Verdict(expired=going, judged=None)
         many = len(view.fresh) + len(view.released) >= _UNNOTED
         if not (going or many or not view.is_judged):
             return None
@@ -178,7 +178,7 @@ class Retention:
             newest_at=view.newest_at(),
             nbytes=view.nbytes - sum(checkpoint.nbytes for checkpoint in going),
         )
-        return Verdict(gone=going, judged=judged)
+        return Verdict(expired=going, judged=judged)
 
     def _go_on(self, run: str, name: str, view: RunRows) -> None:
         """Let a turn begin where the one before has ended, if nothing but saves came in between."""
@@ -245,8 +245,8 @@ class Retention:
             is_whole=lambda checkpoint: True,
         )
         here = range(first, len(rows))
-        seen: Sequence[Facts] = whole
-        if not policy.is_ours:
+        seen: Sequence[RetentionFacts] = whole
+        if not policy.is_builtin:
             # A function of a user's own is given what is documented, whatever memory that takes.
             seen = list(PackedCheckpoints(rows, (at for at in here if at not in not_whole)))
         found = policy.reasons(seen, always.keys())
@@ -264,7 +264,7 @@ class Retention:
         reasons = SharedReasons(judged())
         gone_ones, kept_ones = PackedCheckpoints(rows, gone), PackedCheckpoints(rows, kept)
         empty = bool(whole) and not found
-        return Plan(run=run, gone=gone_ones, kept=kept_ones, reasons=reasons, empty=empty)
+        return Plan(run=run, expired=gone_ones, kept=kept_ones, reasons=reasons, empty=empty)
 
     def _look(self, run: str, metrics: Iterable[str], rows: Packed) -> tuple[Columns, set[int]]:
         """Put a run's checkpoints into rows; returns what rules see of the whole ones, and where the others are."""
@@ -290,7 +290,7 @@ class Retention:
         return pending or os.path.lexists(shown_at(self._layout.root, path))
 
 
-def _progress(policy: Policy, view: RunRows, going: Sequence[Checkpoint], are_all: bool) -> Progress:
+def _progress(policy: Policy, view: RunRows, going: Sequence[Checkpoint], is_complete: bool) -> Progress:
     gone = {checkpoint.version: checkpoint.nbytes for checkpoint in going}
     counted = "nbytes" in vars(view)
     return Progress(
@@ -301,7 +301,7 @@ def _progress(policy: Policy, view: RunRows, going: Sequence[Checkpoint], are_al
         # What a budget alone lets go is not there in the next turn.
         passed=view.budgets.after(gone) if isinstance(policy.kept, AnyOf) else {},
         always=view.always,
-        is_noted=are_all,
+        is_noted=is_complete,
     )
 
 
@@ -312,7 +312,7 @@ def check_for_prune(plan: Plan, policy: Policy, known: Sequence[str], layout: La
         MetricNotFoundError: The run has no such metric.
         InvalidArgumentError: The policy keeps nothing.
     """
-    if not plan.gone and not plan.kept:
+    if not plan.expired and not plan.kept:
         return
     for metric in sorted(_metrics(policy)):
         if metric not in known:
@@ -329,7 +329,7 @@ def _budgets(policy: Policy) -> list[MaxBytes]:
     return [rule for rule in policy.rules() if isinstance(rule, MaxBytes)]
 
 
-def _check_budget(budget: MaxBytes, needed: Sequence[Facts]) -> None:
+def _check_budget(budget: MaxBytes, needed: Sequence[RetentionFacts]) -> None:
     nbytes = sum(checkpoint.nbytes for checkpoint in needed)
     if nbytes > budget.nbytes:
         versions = ", ".join(str(checkpoint.version) for checkpoint in needed)

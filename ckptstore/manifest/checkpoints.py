@@ -140,7 +140,7 @@ def some(connection: Connection, store: Path, versions: Iterable[int]) -> list[C
     return found
 
 
-def bare(connection: Connection, store: Path, versions: Iterable[int]) -> list[Checkpoint]:
+def without_metrics(connection: Connection, store: Path, versions: Iterable[int]) -> list[Checkpoint]:
     """Return likewise, without their metrics."""
     found: list[Checkpoint] = []
     for which in _parts(versions):

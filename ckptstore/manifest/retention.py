@@ -24,11 +24,11 @@ class Verdict:
     """What a policy says of a run.
 
     Attributes:
-        gone: Its checkpoints that go.
+        expired: Its checkpoints that go.
         judged: How far retention has come with that; None to note nothing, and forget what was noted.
     """
 
-    gone: Sequence[Checkpoint]
+    expired: Sequence[Checkpoint]
     judged: Judged | None
 
 
@@ -87,8 +87,8 @@ def carry_out(
     if verdict is None:
         return []
     run_id = changes.run_id(connection, run) if view.run_id is None else view.run_id
-    _mark(connection, run_id, [checkpoint.version for checkpoint in verdict.gone], verdict.judged)
-    return list(verdict.gone)
+    _mark(connection, run_id, [checkpoint.version for checkpoint in verdict.expired], verdict.judged)
+    return list(verdict.expired)
 
 
 def _mark(connection: Connection, run_id: int, versions: Sequence[int], judged: Judged | None) -> None:

@@ -94,7 +94,7 @@ OLDEST = (
     .order_by(CHECKPOINTS.version)
     .limit(_LIMIT)
 )
-GLIMPSES = (
+ROW_KEYS = (
     select(
         CHECKPOINTS.version,
         CHECKPOINTS.epoch,
@@ -106,7 +106,7 @@ GLIMPSES = (
     .order_by(CHECKPOINTS.version)
     .limit(_LIMIT)
 )
-GLIMPSES_UPTO = GLIMPSES.where(CHECKPOINTS.version <= bindparam("upto"))
+ROW_KEYS_UPTO = ROW_KEYS.where(CHECKPOINTS.version <= bindparam("upto"))
 TAGGED = select(TAGS.version).where(TAGS.version.between(bindparam("first"), bindparam("last")))
 ALL_SHOWN = select(PUBLISHED.version, PUBLISHED.path, PUBLISHED.pending)
 SHOWN = ALL_SHOWN.where(PUBLISHED.version.in_(bindparam("versions", expanding=True)))

@@ -19,7 +19,7 @@ from ckptstore.manifest import checkpoints
 from ckptstore.manifest import run_lookups as lookups
 from ckptstore.manifest import statements as queries
 from ckptstore.manifest.run_lookups import Scale
-from ckptstore.records import Checkpoint, Glimpse, Mode
+from ckptstore.records import Checkpoint, Mode, RowKey
 
 IsWhole = Callable[[Path, int], bool]
 
@@ -37,11 +37,11 @@ _JUDGED_AT_ONCE = 500
 _MEMORY = 10_000
 
 
-IsSure = Callable[[Glimpse], bool]
+IsCertainlyKept = Callable[[RowKey], bool]
 
 
 class RunRows:
-    """One run's complete checkpoints, for `ckptstore.retention.incremental.gone`.
+    """One run's complete checkpoints, for `ckptstore.retention.incremental.expired`.
 
     Args:
         connection: In a transaction.
@@ -69,10 +69,10 @@ class RunRows:
         self._run = run
         self._standing = connection.execute(lookups.STANDING, {"run": run}).one()
         self.run_id: int | None = self._standing.run_id
-        self.let_go: Sequence[Checkpoint] = ()
+        self.already_expired: Sequence[Checkpoint] = ()
         self.always: frozenset[int] = frozenset()
         self.is_judged = False
-        self.passed = 0
+        self.scanned_to = 0
         # How far budgets have come, as the retention that looks on has it.
         self.budgets: Any = None
         # Bytes of what there was, and what was saved since, where a turn before has told.
@@ -200,8 +200,8 @@ class RunRows:
 
     def _near(self, limit: int, *, resumable: bool = False, below: int | None = None) -> list[int] | None:
         """Return what `newest` or `below` would, where the newest few are enough to tell; else None."""
-        are_all = len(self._nearest) < lookups.NEAR
-        if limit > lookups.NEAR and not are_all:
+        is_complete = len(self._nearest) < lookups.NEAR
+        if limit > lookups.NEAR and not is_complete:
             return None
         whole = (
             version
@@ -210,7 +210,7 @@ class RunRows:
             if self._is_there(version, file, nbytes)
         )
         found = list(islice(whole, limit))
-        return found if len(found) == limit or are_all else None
+        return found if len(found) == limit or is_complete else None
 
     @cached_property
     def _nearest(self) -> Sequence[tuple[int, str, int, bool]]:
@@ -268,8 +268,8 @@ class RunRows:
             found: datetime = next(at, _EPOCH)
         return found
 
-    def oldest(self, after: int = 0, *, bare: bool = False) -> Iterator[Checkpoint]:
-        """Yield those behind a version that do not stay whatever a rule says, oldest first; `bare` without metrics."""
+    def oldest(self, after: int = 0, *, without_metrics: bool = False) -> Iterator[Checkpoint]:
+        """Yield those after a version that are not always kept, oldest first; optionally without their metrics."""
         # Mostly few are asked for.
         for limit in chain((32,), repeat(_JUDGED_AT_ONCE)):
             page = list(self._ask(lookups.OLDEST, after=after, limit=limit).scalars())
@@ -277,18 +277,18 @@ class RunRows:
                 return
             after = page[-1]
             self._look_where_shown(page)
-            found = checkpoints.bare if bare else checkpoints.some
+            found = checkpoints.without_metrics if without_metrics else checkpoints.some
             yield from filter(self.is_free, found(self._connection, self._store, page))
             if len(page) < limit:
                 return
 
-    def get(self, versions: Iterable[int], *, bare: bool = False) -> list[Checkpoint]:
-        """Return those of some versions that are complete, oldest first; `bare` if they may lack their metrics."""
+    def get(self, versions: Iterable[int], *, without_metrics: bool = False) -> list[Checkpoint]:
+        """Return those of some versions that are complete, oldest first; `without_metrics` if they may lack them."""
         wanted = set(versions)
         found = [self._known[version] for version in wanted & self._known.keys()]
         rest = wanted - self._known.keys()
-        if rest and bare:
-            found += checkpoints.bare(self._connection, self._store, rest)
+        if rest and without_metrics:
+            found += checkpoints.without_metrics(self._connection, self._store, rest)
         elif rest:
             read = checkpoints.some(self._connection, self._store, rest)
             found += read
@@ -297,24 +297,26 @@ class RunRows:
         here = (one for one in found if one.state == "complete" and one.run == self._run)
         return sorted(here, key=lambda one: one.version)
 
-    def unsure(self, is_sure: IsSure, after: int, upto: int | None) -> Iterator[Checkpoint]:
+    def undecided(
+        self, is_certainly_kept: IsCertainlyKept, after: int, upto: int | None
+    ) -> Iterator[Checkpoint]:
         """Yield those in a span of versions that are not kept for certain, oldest first, without their metrics."""
-        while page := self._glimpses(after, upto):
+        while page := self._row_keys(after, upto):
             after = page[-1].version
-            wanted = [one.version for one in page if not is_sure(one)]
+            wanted = [one.version for one in page if not is_certainly_kept(one)]
             for begin in range(0, len(wanted), _JUDGED_AT_ONCE):
                 part = wanted[begin : begin + _JUDGED_AT_ONCE]
-                yield from checkpoints.bare(self._connection, self._store, part)
+                yield from checkpoints.without_metrics(self._connection, self._store, part)
 
-    def _glimpses(self, after: int, upto: int | None) -> list[Glimpse]:
+    def _row_keys(self, after: int, upto: int | None) -> list[RowKey]:
         which = {"run_id": self.run_id, "after": after, "upto": upto, "limit": _SEEN_AT_ONCE}
-        statement = lookups.GLIMPSES if upto is None else lookups.GLIMPSES_UPTO
+        statement = lookups.ROW_KEYS if upto is None else lookups.ROW_KEYS_UPTO
         rows = list(queries.plain(self._connection, statement, which))
         if not rows:
             return []
         tagged = set(self._ask(lookups.TAGGED, first=rows[0][0], last=rows[-1][0]).scalars())
         return [
-            Glimpse(version, epoch, batch, step, datetime.fromisoformat(at), version in tagged)
+            RowKey(version, epoch, batch, step, datetime.fromisoformat(at), version in tagged)
             for version, epoch, batch, step, at in rows
         ]
 
@@ -365,8 +367,8 @@ class RunRows:
     def _remembered(self, what: str, limit: int, find: Callable[[], list[int]], *which: object) -> list[int]:
         """Return the first of what is found, or was found before when at least as many were asked for."""
         key = (what, *which)
-        found, are_all = self._memory.get(key, ([], False))
-        if len(found) < limit and not are_all:
+        found, is_complete = self._memory.get(key, ([], False))
+        if len(found) < limit and not is_complete:
             if len(self._memory) >= _MEMORY:
                 self._memory.clear()
             found = find()

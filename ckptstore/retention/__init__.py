@@ -1,6 +1,6 @@
 """Which checkpoints stay: pure, composable rules over one run's checkpoints, and what no rule removes.
 
-Main doors: the rules below, `policy.Policy` (rules joined by ``|``), `incremental.gone` (what a save lets expire).
+Main doors: the rules below, `policy.Policy` (rules joined by ``|``), `incremental.expired` (what a save lets expire).
 
 May import: errors, records, validation, metrics.
 """

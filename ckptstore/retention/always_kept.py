@@ -7,19 +7,19 @@ from itertools import islice
 
 from ckptstore.records import Mode
 from ckptstore.retention.best import best_of
-from ckptstore.retention.rule import Facts
+from ckptstore.retention.rule import RetentionFacts
 
 # So many of the newest always stay, and so many of the newest that can be resumed from.
 NEWEST = 2
 
 
 def always_kept(
-    checkpoints: Sequence[Facts],
+    checkpoints: Sequence[RetentionFacts],
     *,
     monitors: Mapping[str, Mode],
     shown: Collection[int] = (),
     resumed: Collection[int] = (),
-    is_whole: Callable[[Facts], bool],
+    is_whole: Callable[[RetentionFacts], bool],
 ) -> dict[int, tuple[str, ...]]:
     """Return the versions that no policy removes, each with the reasons.
 
@@ -62,12 +62,14 @@ def always_kept(
     return found
 
 
-def _newest_whole(newest: Iterable[Facts], is_whole: Callable[[Facts], bool]) -> list[int]:
+def _newest_whole(newest: Iterable[RetentionFacts], is_whole: Callable[[RetentionFacts], bool]) -> list[int]:
     whole = (checkpoint.version for checkpoint in newest if is_whole(checkpoint))
     return list(islice(whole, NEWEST))
 
 
-def best_and_resume_point(checkpoints: Sequence[Facts], monitors: Mapping[str, Mode]) -> list[Facts]:
+def best_and_resume_point(
+    checkpoints: Sequence[RetentionFacts], monitors: Mapping[str, Mode]
+) -> list[RetentionFacts]:
     """Return the best by each monitored metric and the newest that can be resumed from, oldest first."""
     found = [best_of(checkpoints, metric, mode) for metric, mode in monitors.items()]
     found.append(next((one for one in reversed(checkpoints) if one.resumable), None))

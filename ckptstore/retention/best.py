@@ -13,10 +13,10 @@ from ckptstore.errors import InvalidArgumentError
 from ckptstore.metrics import mode_of
 from ckptstore.records import Checkpoint, Mode
 from ckptstore.retention.policy import Policy
-from ckptstore.retention.rule import Facts, IsSure, Reasons, Rule, RunView, check_count
+from ckptstore.retention.rule import IsCertainlyKept, Reasons, RetentionFacts, Rule, RunView, check_count
 from ckptstore.validation import check_metric_name
 
-One = TypeVar("One", bound=Facts)
+One = TypeVar("One", bound=RetentionFacts)
 
 
 def keep_best(metric: str, n: int = 1, mode: Mode | None = None) -> Policy:
@@ -38,7 +38,7 @@ def keep_best(metric: str, n: int = 1, mode: Mode | None = None) -> Policy:
     check_count("n", n)
     direction = check_mode(metric, mode)
     return Policy(
-        f"keep_best({metric!r}, {n}, mode={direction!r})", KeepBest(metric, n, direction), is_ours=True
+        f"keep_best({metric!r}, {n}, mode={direction!r})", KeepBest(metric, n, direction), is_builtin=True
     )
 
 
@@ -75,12 +75,12 @@ class KeepBest(Rule):
         """The metric."""
         return ((self.metric, self.mode),)
 
-    def reasons(self, checkpoints: Sequence[Facts], always: AbstractSet[int]) -> Reasons:
+    def reasons(self, checkpoints: Sequence[RetentionFacts], always: AbstractSet[int]) -> Reasons:
         """Return the `n` best."""
         name = f"keep_best({self.metric!r}, {self.n}, mode={self.mode!r})"
         return {one.version: (name,) for one in ranked(checkpoints, self.metric, self.mode, self.n)}
 
-    def leavers(self, view: RunView) -> Sequence[int]:
+    def candidates(self, view: RunView) -> Sequence[int]:
         """Return those that as many new ones have pushed behind the `n`-th."""
         return view.ranked(self.metric, self.mode, self.n + len(view.fresh))[self.n :]
 
@@ -88,7 +88,7 @@ class KeepBest(Rule):
         """Tell whether it is one of the `n` best."""
         return checkpoint.version in view.ranked(self.metric, self.mode, self.n)
 
-    def surely(self, view: RunView, after: int) -> IsSure:
+    def certainly_kept(self, view: RunView, after: int) -> IsCertainlyKept:
         """Return what tells the same."""
         best = frozenset(view.ranked(self.metric, self.mode, self.n))
         return lambda one: one.version in best

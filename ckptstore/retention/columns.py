@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import compress, repeat
 from typing import Any, NamedTuple, overload
 
-from ckptstore.retention.rule import Facts
+from ckptstore.retention.rule import RetentionFacts
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -57,7 +57,7 @@ class Columns(Sequence[Seen]):
         self._metrics = [array("d") for _ in self._names]
         self._tags: dict[int, tuple[str, ...]] = {}
 
-    def extend(self, checkpoints: Sequence[Facts]) -> None:
+    def extend(self, checkpoints: Sequence[RetentionFacts]) -> None:
         """Add some."""
         numbers = (
             (one.version for one in checkpoints),
@@ -136,7 +136,7 @@ def _or_none(number: int) -> int | None:
     return None if number < 0 else number
 
 
-def only(checkpoints: Sequence[Facts], is_wanted: Callable[[int], bool]) -> Sequence[Facts]:
+def only(checkpoints: Sequence[RetentionFacts], is_wanted: Callable[[int], bool]) -> Sequence[RetentionFacts]:
     """Return the checkpoints whose version is wanted."""
     if isinstance(checkpoints, Columns):
         return checkpoints.only(is_wanted)

@@ -2,10 +2,10 @@
 
 When the rules were applied last, everything that was left was kept by one of them, or stays always. So only that can go
 now which is new or back, which has lost a tag, a pin or a place at which it was shown, or which a rule tells that new
-ones have pushed out (`Rule.leavers`). Each of these few is then judged by all rules.
+ones have pushed out (`Rule.candidates`). Each of these few is then judged by all rules.
 
 When rules are applied for the first time, all are looked at once, briefly: what none of the rules keeps for certain
-(`Rule.surely`) is judged. So much may go then that it would hold up the training: `MOST` at a time.
+(`Rule.certainly_kept`) is judged. So much may go then that it would hold up the training: `MOST` at a time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ckptstore.records import Checkpoint, Mode
 from ckptstore.retention.always_kept import NEWEST
 from ckptstore.retention.max_bytes import MaxBytes
 from ckptstore.retention.policy import AnyOf, OfThese, Policy, as_rule
-from ckptstore.retention.rule import IsSure, Rule, RunView
+from ckptstore.retention.rule import IsCertainlyKept, Rule, RunView
 
 # So many go at a time when rules are applied for the first time.
 MOST = 1000
@@ -29,11 +29,11 @@ class StoreView(RunView, Protocol):
 
     Attributes:
         always: Versions that always stay, but for those that are pinned or shown.
-        passed: The version up to which a first look has come in earlier turns; it begins behind that.
+        scanned_to: The version up to which a first look has come in earlier turns; it begins behind that.
     """
 
     always: frozenset[int]
-    passed: int
+    scanned_to: int
 
     @property
     def monitors(self) -> Mapping[str, Mode]:
@@ -59,12 +59,14 @@ class StoreView(RunView, Protocol):
         """Return the versions of the newest that are whole, newest first."""
         ...
 
-    def unsure(self, is_sure: IsSure, after: int, upto: int | None) -> Iterator[Checkpoint]:
+    def undecided(
+        self, is_certainly_kept: IsCertainlyKept, after: int, upto: int | None
+    ) -> Iterator[Checkpoint]:
         """Yield those in a span of versions that are not kept for certain, oldest first, without their metrics."""
         ...
 
-    def get(self, versions: Iterable[int], *, bare: bool = False) -> list[Checkpoint]:
-        """Return complete checkpoints, oldest first; `bare` if they may lack their metrics."""
+    def get(self, versions: Iterable[int], *, without_metrics: bool = False) -> list[Checkpoint]:
+        """Return complete checkpoints, oldest first; `without_metrics` if they may lack them."""
         ...
 
     def is_free(self, checkpoint: Checkpoint) -> bool:
@@ -101,21 +103,23 @@ def always_here(view: StoreView) -> set[int]:
     }
 
 
-def gone(policy: Policy, view: StoreView) -> tuple[list[Checkpoint], bool]:
+def expired(policy: Policy, view: StoreView) -> tuple[list[Checkpoint], bool]:
     """Return the checkpoints that go, oldest first, and whether these are all: else there is another turn."""
     rule = policy.kept
     if isinstance(rule, OfThese):
         first, budget = as_rule(rule.first), rule.second.kept
         assert isinstance(budget, MaxBytes)
-        view.let_go, are_all = _judged(view, first)
-        if not are_all:
-            return list(view.let_go), False
-        too_many, are_all = _so_many(budget.going(view), None if view.is_judged else MOST - len(view.let_go))
-        return sorted([*view.let_go, *too_many], key=lambda one: one.version), are_all
+        view.already_expired, is_complete = _judged(view, first)
+        if not is_complete:
+            return list(view.already_expired), False
+        too_many, is_complete = _so_many(
+            budget.going(view), None if view.is_judged else MOST - len(view.already_expired)
+        )
+        return sorted([*view.already_expired, *too_many], key=lambda one: one.version), is_complete
     simple = as_rule(policy)
     if isinstance(simple, MaxBytes) and not view.is_judged:
-        too_many, are_all = _so_many(simple.going(view), MOST)
-        return sorted(too_many, key=lambda one: one.version), are_all
+        too_many, is_complete = _so_many(simple.going(view), MOST)
+        return sorted(too_many, key=lambda one: one.version), is_complete
     return _judged(view, simple)
 
 
@@ -134,15 +138,15 @@ def _judged(view: StoreView, rule: Rule) -> tuple[list[Checkpoint], bool]:
         # What the budget keeps stays: the rest is looked at in its order, and no further than so many go.
         others = [as_rule(part) for part in rule.parts if part.kept is not budget]
         left = (one for one in budget.going(view) if not any(other.keeps(view, one) for other in others))
-        going, are_all = _so_many(left, MOST)
-        return sorted(going, key=lambda one: one.version), are_all
+        going, is_complete = _so_many(left, MOST)
+        return sorted(going, key=lambda one: one.version), is_complete
     if not view.is_judged:
-        going, are_all = _so_many(filter(goes, _at_first_look(view, rule)), MOST)
-        view.passed = 0 if are_all else going[-1].version
-        return sorted(going, key=lambda one: one.version), are_all
+        going, is_complete = _so_many(filter(goes, _at_first_look(view, rule)), MOST)
+        view.scanned_to = 0 if is_complete else going[-1].version
+        return sorted(going, key=lambda one: one.version), is_complete
     fresh = (one.version for one in view.fresh)
-    may_go = {*rule.leavers(view), *_left_behind(view), *view.released, *fresh} - view.always
-    return [one for one in view.get(may_go, bare=True) if goes(one)], True
+    may_go = {*rule.candidates(view), *_left_behind(view), *view.released, *fresh} - view.always
+    return [one for one in view.get(may_go, without_metrics=True) if goes(one)], True
 
 
 def _budget_in(rule: AnyOf) -> MaxBytes | None:
@@ -151,10 +155,10 @@ def _budget_in(rule: AnyOf) -> MaxBytes | None:
 
 def _at_first_look(view: StoreView, rule: Rule) -> Iterator[Checkpoint]:
     """Yield what a rule may not keep, from where the last turn ended, and then from the start: all at one moment."""
-    passed = view.passed
-    yield from view.unsure(rule.surely(view, passed), passed, None)
+    passed = view.scanned_to
+    yield from view.undecided(rule.certainly_kept(view, passed), passed, None)
     if passed:
-        yield from view.unsure(rule.surely(view, 0), 0, passed)
+        yield from view.undecided(rule.certainly_kept(view, 0), 0, passed)
 
 
 def _left_behind(view: StoreView) -> set[int]:

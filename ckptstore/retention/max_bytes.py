@@ -14,7 +14,7 @@ from ckptstore.records import Checkpoint, Mode
 from ckptstore.retention.best import One, check_mode
 from ckptstore.retention.policy import Policy
 from ckptstore.retention.reasons import SharedReasons
-from ckptstore.retention.rule import Facts, Reasons, Rule, RunView
+from ckptstore.retention.rule import Reasons, RetentionFacts, Rule, RunView
 from ckptstore.validation import check_metric_name
 
 # The worst of so many oldest goes first.
@@ -49,10 +49,10 @@ def max_bytes(nbytes: int | str, metric: str | None = None, mode: Mode | None = 
     if metric is None:
         if mode is not None:
             raise InvalidArgumentError(argument="mode", value=mode, reason="needs a metric beside it")
-        return Policy(f"max_bytes({size})", MaxBytes(size), is_ours=True)
+        return Policy(f"max_bytes({size})", MaxBytes(size), is_builtin=True)
     direction = check_mode(check_metric_name(metric), mode)
     name = f"max_bytes({size}, {metric!r}, mode={direction!r})"
-    return Policy(name, MaxBytes(size, metric, direction), is_ours=True)
+    return Policy(name, MaxBytes(size, metric, direction), is_builtin=True)
 
 
 def parse_size(size: object) -> int:
@@ -94,7 +94,7 @@ class MaxBytes(Rule):
         """The metric, if there is one."""
         return () if self.metric is None else ((self.metric, self.mode),)
 
-    def reasons(self, checkpoints: Sequence[Facts], always: AbstractSet[int]) -> Reasons:
+    def reasons(self, checkpoints: Sequence[RetentionFacts], always: AbstractSet[int]) -> Reasons:
         """Return what is left when the rest has gone."""
         excess = sum(checkpoint.nbytes for checkpoint in checkpoints) - self.nbytes
         candidates = (checkpoint for checkpoint in checkpoints if checkpoint.version not in always)
@@ -117,7 +117,7 @@ class MaxBytes(Rule):
             excess -= going.nbytes
             yield going
 
-    def _badness(self, checkpoint: Facts) -> tuple[float, int]:
+    def _badness(self, checkpoint: RetentionFacts) -> tuple[float, int]:
         value = checkpoint.metrics.get(self.metric or "", math.nan)
         if math.isnan(value):
             return math.inf, -checkpoint.version
@@ -125,25 +125,25 @@ class MaxBytes(Rule):
 
     def going(self, view: RunView) -> Iterator[Checkpoint]:
         """Yield what does not fit any more, in the order in which it goes."""
-        freed = {checkpoint.version for checkpoint in view.let_go}
-        excess = view.nbytes - self.nbytes - sum(checkpoint.nbytes for checkpoint in view.let_go)
+        freed = {checkpoint.version for checkpoint in view.already_expired}
+        excess = view.nbytes - self.nbytes - sum(checkpoint.nbytes for checkpoint in view.already_expired)
         if self.metric is not None:
             oldest = (checkpoint for checkpoint in view.oldest() if checkpoint.version not in freed)
             yield from self.too_many(oldest, excess)
             return
         after, passed = view.budgets.begin(self, excess)
-        oldest = (one for one in view.oldest(after, bare=True) if one.version not in freed)
+        oldest = (one for one in view.oldest(after, without_metrics=True) if one.version not in freed)
         for checkpoint in self.too_many(oldest, excess - passed):
             view.budgets.note(self, checkpoint.version, checkpoint.nbytes)
             yield checkpoint
 
-    def leavers(self, view: RunView) -> Collection[int]:
+    def candidates(self, view: RunView) -> Collection[int]:
         """Return what does not fit any more; what did not before, and is kept by others, may be left out."""
         return view.remember(self, lambda: {checkpoint.version for checkpoint in self.going(view)})
 
     def keeps(self, view: RunView, checkpoint: Checkpoint) -> bool:
         """Tell whether it fits."""
-        found = self.leavers(view)
+        found = self.candidates(view)
         if self.metric is not None:
             return checkpoint.version not in found
         return checkpoint.version > view.budgets.upto(self)

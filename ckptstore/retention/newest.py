@@ -11,7 +11,7 @@ from ckptstore.errors import InvalidArgumentError
 from ckptstore.records import Checkpoint
 from ckptstore.retention.policy import Policy
 from ckptstore.retention.reasons import SharedReasons
-from ckptstore.retention.rule import Facts, IsSure, Reasons, Rule, RunView, check_count
+from ckptstore.retention.rule import IsCertainlyKept, Reasons, RetentionFacts, Rule, RunView, check_count
 
 
 def keep_last(n: int) -> Policy:
@@ -24,7 +24,7 @@ def keep_last(n: int) -> Policy:
         >>> keep_last(3)
         keep_last(3)
     """
-    return Policy(f"keep_last({check_count('n', n)})", KeepLast(n), is_ours=True)
+    return Policy(f"keep_last({check_count('n', n)})", KeepLast(n), is_builtin=True)
 
 
 def keep_within(time: timedelta) -> Policy:
@@ -46,7 +46,7 @@ def keep_within(time: timedelta) -> Policy:
             reason="must be a timedelta above zero",
             hint="such as datetime.timedelta(hours=12)",
         )
-    return Policy(f"keep_within({time})", KeepWithin(time), is_ours=True)
+    return Policy(f"keep_within({time})", KeepWithin(time), is_builtin=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +55,12 @@ class KeepLast(Rule):
 
     n: int
 
-    def reasons(self, checkpoints: Sequence[Facts], always: AbstractSet[int]) -> Reasons:
+    def reasons(self, checkpoints: Sequence[RetentionFacts], always: AbstractSet[int]) -> Reasons:
         """Return the newest `n`."""
         why = (f"keep_last({self.n})",)
         return SharedReasons((checkpoint.version, why) for checkpoint in checkpoints[-self.n :])
 
-    def leavers(self, view: RunView) -> Sequence[int]:
+    def candidates(self, view: RunView) -> Sequence[int]:
         """Return those that as many new ones have pushed behind the `n`-th."""
         last = view.nth_newest(self.n)
         return () if last is None else view.below(last, len(view.fresh))
@@ -70,7 +70,7 @@ class KeepLast(Rule):
         last = view.nth_newest(self.n)
         return last is None or checkpoint.version >= last
 
-    def surely(self, view: RunView, after: int) -> IsSure:
+    def certainly_kept(self, view: RunView, after: int) -> IsCertainlyKept:
         """Return what tells the same."""
         last = view.nth_newest(self.n) or 0
         return lambda one: one.version >= last
@@ -82,7 +82,7 @@ class KeepWithin(Rule):
 
     time: timedelta
 
-    def reasons(self, checkpoints: Sequence[Facts], always: AbstractSet[int]) -> Reasons:
+    def reasons(self, checkpoints: Sequence[RetentionFacts], always: AbstractSet[int]) -> Reasons:
         """Return those of the last time."""
         if not checkpoints:
             return {}
@@ -90,7 +90,7 @@ class KeepWithin(Rule):
         why = (f"keep_within({self.time})",)
         return SharedReasons((one.version, why) for one in checkpoints if one.created_at >= since)
 
-    def leavers(self, view: RunView) -> Sequence[int]:
+    def candidates(self, view: RunView) -> Sequence[int]:
         """Return those that the newest has left behind since."""
         since = view.newest_at() - self.time
         return () if view.before is None else view.saved_between(view.before - self.time, since)
@@ -99,7 +99,7 @@ class KeepWithin(Rule):
         """Tell whether it is of the last time."""
         return checkpoint.created_at >= view.newest_at() - self.time
 
-    def surely(self, view: RunView, after: int) -> IsSure:
+    def certainly_kept(self, view: RunView, after: int) -> IsCertainlyKept:
         """Return what tells the same."""
         since = view.newest_at() - self.time
         return lambda one: one.created_at >= since

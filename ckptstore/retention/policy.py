@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import cast
 
 from ckptstore.errors import InvalidArgumentError
-from ckptstore.records import Checkpoint, Glimpse, Mode
+from ckptstore.records import Checkpoint, Mode, RowKey
 from ckptstore.retention.columns import only
 from ckptstore.retention.reasons import SharedReasons
-from ckptstore.retention.rule import Facts, IsSure, Reasons, Rule, RunView
+from ckptstore.retention.rule import IsCertainlyKept, Reasons, RetentionFacts, Rule, RunView
 
 Kept = Callable[[Sequence[Checkpoint]], Collection[int] | Collection[Checkpoint]]
 
@@ -31,7 +31,7 @@ class Policy:
     Attributes:
         name: How it reads, such as ``"keep_last(3)"``.
         kept: Maps one run's whole checkpoints, oldest first, to the versions that it keeps, or to the checkpoints.
-        is_ours: True where every part of it is of this package, so that another process can apply it.
+        is_builtin: True where every part of it is of this package, so that another process can apply it.
 
     Example:
         >>> from ckptstore.retention import keep_best, keep_last
@@ -41,7 +41,7 @@ class Policy:
 
     name: str
     kept: Kept
-    is_ours: bool = False
+    is_builtin: bool = False
 
     def __call__(self, checkpoints: Sequence[Checkpoint]) -> set[int]:
         """Return the versions that stay.
@@ -49,11 +49,11 @@ class Policy:
         Raises:
             InvalidArgumentError: The function returned something else than versions of these checkpoints.
         """
-        if self.is_ours:
+        if self.is_builtin:
             return {int(version) for version in self.kept(checkpoints)}  # type: ignore[arg-type]
         return _checked(self.name, self.kept(checkpoints), {one.version for one in checkpoints})
 
-    def reasons(self, checkpoints: Sequence[Facts], always: AbstractSet[int]) -> Reasons:
+    def reasons(self, checkpoints: Sequence[RetentionFacts], always: AbstractSet[int]) -> Reasons:
         """Return the versions that stay, each with the names of the rules that keep it.
 
         Args:
@@ -81,7 +81,7 @@ class Policy:
         other = as_policy(other)
         parts = (*_parts(self), *_parts(other))
         return _joined(
-            Policy(" | ".join(map(_bracketed, parts)), AnyOf(parts), self.is_ours and other.is_ours)
+            Policy(" | ".join(map(_bracketed, parts)), AnyOf(parts), self.is_builtin and other.is_builtin)
         )
 
     def __ror__(self, other: Kept) -> Policy:
@@ -90,7 +90,7 @@ class Policy:
     def __and__(self, other: Policy | Kept) -> Policy:
         other = as_policy(other)
         name = f"{_bracketed(self, of='|')} & {_bracketed(other)}"
-        return _joined(Policy(name, OfThese(self, other), self.is_ours and other.is_ours))
+        return _joined(Policy(name, OfThese(self, other), self.is_builtin and other.is_builtin))
 
     def __rand__(self, other: Kept) -> Policy:
         return as_policy(other) & self
@@ -105,7 +105,7 @@ class AnyOf(Rule):
 
     parts: tuple[Policy, ...]
 
-    def reasons(self, checkpoints: Sequence[Facts], always: AbstractSet[int]) -> Reasons:
+    def reasons(self, checkpoints: Sequence[RetentionFacts], always: AbstractSet[int]) -> Reasons:
         """Return what stays, with all reasons for it."""
         found = [part.reasons(checkpoints, always) for part in self.parts]
         joined = (
@@ -114,23 +114,23 @@ class AnyOf(Rule):
         )
         return SharedReasons((version, names) for version, names in joined if names)
 
-    def leavers(self, view: RunView) -> set[int]:
+    def candidates(self, view: RunView) -> set[int]:
         """Return what any of the parts may have let go."""
-        return set().union(*(as_rule(part).leavers(view) for part in self.parts))
+        return set().union(*(as_rule(part).candidates(view) for part in self.parts))
 
     def keeps(self, view: RunView, checkpoint: Checkpoint) -> bool:
         """Tell whether any of the parts keeps it."""
         return any(as_rule(part).keeps(view, checkpoint) for part in self.parts)
 
-    def surely(self, view: RunView, after: int) -> IsSure:
+    def certainly_kept(self, view: RunView, after: int) -> IsCertainlyKept:
         """Return what tells whether any of the parts is sure of it."""
-        parts = [as_rule(part).surely(view, after) for part in self.parts]
+        parts = [as_rule(part).certainly_kept(view, after) for part in self.parts]
 
-        def is_sure(one: Glimpse) -> bool:
+        def is_certainly_kept(one: RowKey) -> bool:
             # Each part is told of all.
             return True in [part(one) for part in parts]
 
-        return is_sure
+        return is_certainly_kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,7 @@ class OfThese(Rule):
     first: Policy
     second: Policy
 
-    def reasons(self, checkpoints: Sequence[Facts], always: AbstractSet[int]) -> Reasons:
+    def reasons(self, checkpoints: Sequence[RetentionFacts], always: AbstractSet[int]) -> Reasons:
         """Return what stays, with the first policy's reasons."""
         found = self.first.reasons(checkpoints, always)
         left = only(checkpoints, lambda version: version in found or version in always)

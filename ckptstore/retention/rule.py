@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Literal, Protocol
 
 from ckptstore.errors import InvalidArgumentError
-from ckptstore.records import Checkpoint, Glimpse, Mode
+from ckptstore.records import Checkpoint, Mode, RowKey
 from ckptstore.retention.max_bytes_progress import Passes
 
 # Versions that stay, each with the names of the rules that keep it.
@@ -18,10 +18,10 @@ Scale = Literal["epochs", "steps", "microseconds"]
 
 
 # Tells of one checkpoint after the other, lowest version first, whether it is kept for certain.
-IsSure = Callable[[Glimpse], bool]
+IsCertainlyKept = Callable[[RowKey], bool]
 
 
-class Facts(Protocol):
+class RetentionFacts(Protocol):
     """What rules look at of a checkpoint: a `Checkpoint` has it, and so has what takes less memory."""
 
     @property
@@ -79,11 +79,11 @@ class RunView(Protocol):
     """One run's complete checkpoints, seen through look-ups whose cost does not grow with their number.
 
     Attributes:
-        let_go: Those that rules before this one let go, of which a budget frees the bytes.
+        already_expired: Those that rules before this one let go, of which a budget frees the bytes.
         budgets: How far budgets have come.
     """
 
-    let_go: Sequence[Checkpoint]
+    already_expired: Sequence[Checkpoint]
     budgets: Passes
 
     @property
@@ -138,8 +138,8 @@ class RunView(Protocol):
         """Return when the newest was saved, or the latest of what the clock said."""
         ...
 
-    def oldest(self, after: int = 0, *, bare: bool = False) -> Iterator[Checkpoint]:
-        """Yield those behind a version that do not stay whatever a rule says, oldest first; `bare` without metrics."""
+    def oldest(self, after: int = 0, *, without_metrics: bool = False) -> Iterator[Checkpoint]:
+        """Yield those after a version that are not always kept, oldest first; optionally without their metrics."""
         ...
 
 
@@ -162,10 +162,10 @@ class Rule(ABC):
         return set(self.reasons(checkpoints, frozenset()))
 
     @abstractmethod
-    def reasons(self, checkpoints: Sequence[Facts], always: AbstractSet[int]) -> Reasons:
+    def reasons(self, checkpoints: Sequence[RetentionFacts], always: AbstractSet[int]) -> Reasons:
         """Return the versions that stay, each with the names of the rules that keep it."""
 
-    def leavers(self, view: RunView) -> Iterable[int]:
+    def candidates(self, view: RunView) -> Iterable[int]:
         """Return every version that it may have kept when it was applied last, and keeps no more."""
         return ()
 
@@ -173,7 +173,7 @@ class Rule(ABC):
         """Tell whether it keeps a checkpoint, as `reasons` would say over all."""
         raise NotImplementedError
 
-    def surely(self, view: RunView, after: int) -> IsSure:
+    def certainly_kept(self, view: RunView, after: int) -> IsCertainlyKept:
         """Return what tells, at little cost, what it keeps for certain; the rest is asked of `keeps`.
 
         Args:

@@ -10,10 +10,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from ckptstore.errors import InvalidArgumentError
-from ckptstore.records import Checkpoint, Glimpse
+from ckptstore.records import Checkpoint, RowKey
 from ckptstore.retention.policy import Policy
 from ckptstore.retention.reasons import SharedReasons
-from ckptstore.retention.rule import Facts, IsSure, Reasons, Rule, RunView, Scale, check_count
+from ckptstore.retention.rule import (
+    IsCertainlyKept,
+    Reasons,
+    RetentionFacts,
+    Rule,
+    RunView,
+    Scale,
+    check_count,
+)
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -57,7 +65,7 @@ def keep_every(*, epochs: int | None = None, steps: int | None = None, hours: fl
 
 def _policy(shown: str, scale: Scale, length: int) -> Policy:
     name = f"keep_every({shown})"
-    return Policy(name, KeepEvery(name, scale, length), is_ours=True)
+    return Policy(name, KeepEvery(name, scale, length), is_builtin=True)
 
 
 def _microseconds(hours: object) -> int:
@@ -74,7 +82,7 @@ class KeepEvery(Rule):
     scale: Scale
     length: int
 
-    def reasons(self, checkpoints: Sequence[Facts], always: AbstractSet[int]) -> Reasons:
+    def reasons(self, checkpoints: Sequence[RetentionFacts], always: AbstractSet[int]) -> Reasons:
         """Return the first in each span."""
         spans = _Spans()
         why = (self.name,)
@@ -84,7 +92,7 @@ class KeepEvery(Rule):
             if (span := self._span(checkpoint)) is not None and spans.is_new(span)
         )
 
-    def leavers(self, view: RunView) -> set[int]:
+    def candidates(self, view: RunView) -> set[int]:
         """Return those that something older, which has come back, is now in front of."""
         spans = {span for one in view.fresh if (span := self._span(one)) is not None}
         found = (self._first(view, span, 1 + len(view.fresh))[1:] for span in spans)
@@ -95,12 +103,12 @@ class KeepEvery(Rule):
         span = self._span(checkpoint)
         return span is not None and checkpoint.version in self._first(view, span, 1)
 
-    def surely(self, view: RunView, after: int) -> IsSure:
+    def certainly_kept(self, view: RunView, after: int) -> IsCertainlyKept:
         """Return what tells of those that lie in a later span than all before."""
         place = view.greatest(self.scale, after)
         latest = 0 if place is None else place // self.length
 
-        def is_sure(one: Glimpse) -> bool:
+        def is_certainly_kept(one: RowKey) -> bool:
             nonlocal latest
             span = self._span(one)
             if span is None or span <= latest:
@@ -108,12 +116,12 @@ class KeepEvery(Rule):
             latest = span
             return True
 
-        return is_sure
+        return is_certainly_kept
 
     def _first(self, view: RunView, span: int, limit: int) -> Sequence[int]:
         return view.first_in(self.scale, span * self.length, (span + 1) * self.length, limit)
 
-    def _span(self, checkpoint: Facts | Glimpse) -> int | None:
+    def _span(self, checkpoint: RetentionFacts | RowKey) -> int | None:
         place = place_of(checkpoint, self.scale)
         return None if place is None else self._span_at(place)
 
@@ -140,7 +148,7 @@ class _Spans:
         return True
 
 
-def place_of(checkpoint: Facts | Glimpse, scale: Scale) -> int | None:
+def place_of(checkpoint: RetentionFacts | RowKey, scale: Scale) -> int | None:
     """Return a checkpoint's place: finished epochs, finished steps, or microseconds of the clock."""
     if scale == "epochs":
         return checkpoint.epoch + (checkpoint.batch is None)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ckptstore.records import Checkpoint
 from ckptstore.retention.policy import Policy
 from ckptstore.retention.reasons import SharedReasons
-from ckptstore.retention.rule import Facts, IsSure, Reasons, Rule, RunView
+from ckptstore.retention.rule import IsCertainlyKept, Reasons, RetentionFacts, Rule, RunView
 
 
 def keep_tagged() -> Policy:
@@ -19,14 +19,14 @@ def keep_tagged() -> Policy:
         >>> keep_tagged()
         keep_tagged()
     """
-    return Policy("keep_tagged()", KeepTagged(), is_ours=True)
+    return Policy("keep_tagged()", KeepTagged(), is_builtin=True)
 
 
 @dataclass(frozen=True, slots=True)
 class KeepTagged(Rule):
     """What has a tag; one that loses its last is looked at again, since that stands in the events."""
 
-    def reasons(self, checkpoints: Sequence[Facts], always: AbstractSet[int]) -> Reasons:
+    def reasons(self, checkpoints: Sequence[RetentionFacts], always: AbstractSet[int]) -> Reasons:
         """Return those with a tag."""
         why = ("keep_tagged()",)
         return SharedReasons((checkpoint.version, why) for checkpoint in checkpoints if checkpoint.tags)
@@ -35,6 +35,6 @@ class KeepTagged(Rule):
         """Tell whether it has a tag."""
         return bool(checkpoint.tags)
 
-    def surely(self, view: RunView, after: int) -> IsSure:
+    def certainly_kept(self, view: RunView, after: int) -> IsCertainlyKept:
         """Return what tells the same."""
         return lambda one: one.is_tagged

@@ -87,13 +87,13 @@ def prune(
     with locked():
         plans = list(_plans(layout, manifest, policy, runs, rows))
         for plan in plans:
-            if plan.gone:
+            if plan.expired:
                 give_up_for(
-                    layout.reserve, partial(manifest.let_go, plan.run, array("q", plan.gone.versions))
+                    layout.reserve, partial(manifest.let_go, plan.run, array("q", plan.expired.versions))
                 )
     for plan in plans:
-        if plan.gone:
-            give_up_for(layout.reserve, partial(finish_deletions, manifest, plan.gone, locked))
+        if plan.expired:
+            give_up_for(layout.reserve, partial(finish_deletions, manifest, plan.expired, locked))
     return _pruned(rows, plans, dry_run=False)
 
 
@@ -118,7 +118,7 @@ def _plans(
 
 def _pruned(rows: Packed, plans: Sequence[Plan], *, dry_run: bool) -> Pruned:
     return Pruned(
-        removed=PackedCheckpoints(rows, (at for plan in plans for at in plan.gone.positions)),
+        removed=PackedCheckpoints(rows, (at for plan in plans for at in plan.expired.positions)),
         kept=PackedCheckpoints(rows, (at for plan in plans for at in plan.kept.positions)),
         reasons=SharedReasons(pair for plan in plans for pair in plan.reasons.items()),
         dry_run=dry_run,

@@ -77,7 +77,7 @@ class Small:
 
     def apply(self, policy: Policy, run: str = "a") -> set[int]:
         """Apply a policy, and compare what goes with what a look at everything finds."""
-        expected = {one.version for one in self.retention.plan(run, policy).gone}
+        expected = {one.version for one in self.retention.plan(run, policy).expired}
         going = self.retention.mark(run, policy)
         assert {one.version for one in going} == expected, policy
         for one in going:
@@ -428,7 +428,7 @@ def test_a_first_turn_removes_so_many_and_later_ones_the_rest(
             metrics={"loss": float(number * 7 % 11), "score": float(number * 5 % 13)},
             created_at=START + timedelta(minutes=25 * number), tags=(f"t{number}",) if number % 5 == 0 else (),
         )  # fmt: skip
-    expected = {one.version for one in small.retention.plan("a", policy).gone}
+    expected = {one.version for one in small.retention.plan("a", policy).expired}
     turns: list[set[int]] = []
     while len(turns) < 12:
         turns.append({one.version for one in small.retention.mark("a", policy)})

@@ -214,7 +214,7 @@ def test_policies_pickle_and_read_as_they_are_written() -> None:
         "keep_within(1 day, 0:00:00)) & max_bytes(2000000000)"
     )
     assert pickle.loads(pickle.dumps(policy)) == policy
-    assert policy.is_ours and not (policy | (lambda checkpoints: [])).is_ours
+    assert policy.is_builtin and not (policy | (lambda checkpoints: [])).is_builtin
 
 
 def test_a_callbacks_direction_against_the_policys_is_refused_before_anything_is_saved(

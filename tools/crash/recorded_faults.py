@@ -99,7 +99,7 @@ def _unlink_before_mark() -> None:
     def unlinking(connection: Any, store: Path, run: str, judging: Any, *known: Any) -> Any:
         def judge(view: Any) -> Any:
             verdict = judging.judge(view)
-            for checkpoint in () if verdict is None else verdict.gone:
+            for checkpoint in () if verdict is None else verdict.expired:
                 files.unlink(checkpoint.path)
             return verdict
 

@@ -117,7 +117,7 @@ def perform(marks: Path, name: str) -> None:
     def carry_out(connection: Any, store: Path, run: str, judging: Judging, *known: Any) -> list[Checkpoint]:
         def judge(view: Any) -> Verdict | None:
             verdict = judging.judge(view)
-            report.gone([] if verdict is None else [one.version for one in verdict.gone])
+            report.gone([] if verdict is None else [one.version for one in verdict.expired])
             return verdict
 
         return real_carry_out(connection, store, run, replace(judging, judge=judge), *known)

@@ -111,7 +111,7 @@ class Saves(Generic[Note]):
             self._settled(note, saved)
             return saved is not None
         # A user's own function is not known to another process.
-        mine = None if request.keep is None or getattr(request.keep, "is_ours", False) else request.keep
+        mine = None if request.keep is None or getattr(request.keep, "is_builtin", False) else request.keep
         if mine is not None:
             request = replace(request, keep=None)
         handed = self._queue.submit(snapshot, request, droppable=droppable, best=best)
