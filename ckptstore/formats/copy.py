@@ -8,14 +8,14 @@ from pathlib import Path
 import xxhash
 
 from ckptstore.formats.sink import Sink
-from ckptstore.formats.zip_reader import Archive
+from ckptstore.formats.zip_reader import KerasArchive
 from ckptstore.storage.files import DIGEST
 from ckptstore.storage.random_access import open_source
 
 _PART = 4 << 20
 
 
-def weights_in(path: Path) -> tuple[int, int]:
+def locate_weights(path: Path) -> tuple[int, int]:
     """Return where the HDF5 file lies in a ``.keras`` archive, and its size in bytes.
 
     Raises:
@@ -23,7 +23,7 @@ def weights_in(path: Path) -> tuple[int, int]:
         StorageError: It cannot be read, which does not say that it is damaged.
     """
     with open_source(path) as file:
-        return Archive(file).weights()
+        return KerasArchive(file).weights()
 
 
 def copy_verified(

@@ -30,7 +30,7 @@ Progress = Callable[[int], object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TakenApart:
+class DecodedPayload:
     """A payload as a snapshot, valid while the file is open.
 
     Attributes:
@@ -43,9 +43,9 @@ class TakenApart:
 
 
 @contextmanager
-def taken_apart(
+def decoded(
     path: Path, format: Format, *, nbytes: int, digest: str, progress: Progress | None = None
-) -> Iterator[TakenApart]:
+) -> Iterator[DecodedPayload]:
     """Open a file that is just what it must be, as a snapshot for another file.
 
     Each variable is held against its own digest, too, where the file has one, at the moment that it is read.
@@ -77,10 +77,10 @@ def taken_apart(
             state=found.state() if described else None,
             fill=partial(_fill, found.source) if format == "h5" else None,
         )
-        yield TakenApart(snapshot=snapshot, description=description)
+        yield DecodedPayload(snapshot=snapshot, description=description)
 
 
-def check_file(path: Path) -> dict[str, Any] | None:
+def verify_file(path: Path) -> dict[str, Any] | None:
     """Look through a file that ckptstore or Keras wrote, as far as it can be checked; returns its description, or None.
 
     One with a description is held against all its digests. One without is checked for its structure, and a ``.keras``

@@ -26,7 +26,7 @@ from ckptstore.formats.streamed_hdf5 import DESCRIPTION, GROUP, STATE_ARRAYS, ST
 from ckptstore.storage.random_access import MemorySource
 
 
-class MemoryPayload:
+class InMemoryHdf5:
     """The bytes of an HDF5 payload, all of them, in memory.
 
     Args:

@@ -23,12 +23,12 @@ from ckptstore.formats.reader import (
 )
 from ckptstore.formats.sink import Sink
 from ckptstore.formats.snapshot import Snapshot
-from ckptstore.formats.streamed_hdf5 import Hdf5Payload, is_streamable
+from ckptstore.formats.streamed_hdf5 import StreamedHdf5, is_streamable
 from ckptstore.formats.verify import verify_payload
 from ckptstore.formats.zip_writer import archive_nbytes, write_archive
 
 __all__ = [
-    "Encoded",
+    "EncodedPayload",
     "OpenPayload",
     "encode",
     "is_streamable",
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 
-class Encoded:
+class EncodedPayload:
     """A payload of known size that has not been written; made by `encode`.
 
     Attributes:
@@ -71,7 +71,7 @@ class Encoded:
             self._weights.write(sink.write)
 
 
-def encode(snapshot: Snapshot, description: Mapping[str, Any]) -> Encoded:
+def encode(snapshot: Snapshot, description: Mapping[str, Any]) -> EncodedPayload:
     """Work out a payload up to the values of its arrays.
 
     Args:
@@ -99,7 +99,7 @@ def encode(snapshot: Snapshot, description: Mapping[str, Any]) -> Encoded:
         raise InvalidArgumentError(argument="documents", value=names, reason="only a .keras archive has them")
     documents = {name: digest_of(document) for name, document in snapshot.documents.items()}
     if is_streamable(snapshot):
-        return Encoded(snapshot, Hdf5Payload(snapshot, description, documents))
-    from ckptstore.formats.in_memory_hdf5 import MemoryPayload
+        return EncodedPayload(snapshot, StreamedHdf5(snapshot, description, documents))
+    from ckptstore.formats.in_memory_hdf5 import InMemoryHdf5
 
-    return Encoded(snapshot, MemoryPayload(snapshot, description, documents))
+    return EncodedPayload(snapshot, InMemoryHdf5(snapshot, description, documents))

@@ -13,7 +13,7 @@ from ckptstore.formats.contents import Contents, read_array, read_bytes, values_
 from ckptstore.formats.description import digest_of, parse_description, parse_state
 from ckptstore.formats.hdf5.reader import StoredDataset, read_datasets
 from ckptstore.formats.snapshot import TrainingState
-from ckptstore.formats.zip_reader import Archive
+from ckptstore.formats.zip_reader import KerasArchive
 from ckptstore.records import SUFFIXES
 from ckptstore.storage.random_access import Source, open_source, part_of
 from ckptstore.system.arrays import Array
@@ -25,7 +25,7 @@ class OpenPayload:
 
     source: Source
     contents: Contents
-    archive: Archive | None
+    archive: KerasArchive | None
 
     def description(self) -> dict[str, Any]:
         """Return the JSON that the payload says of itself."""
@@ -117,7 +117,7 @@ def _listed(file: Source) -> Iterator[OpenPayload]:
     if not _NUMBER.sub("", file.path.name).endswith(SUFFIXES["keras"]):
         yield OpenPayload(source=file, contents=Contents(read_datasets(file)), archive=None)
         return
-    archive = Archive(file)
+    archive = KerasArchive(file)
     with part_of(file, *archive.weights()) as source:
         yield OpenPayload(source=source, contents=Contents(read_datasets(source)), archive=archive)
 

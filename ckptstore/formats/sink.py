@@ -37,7 +37,7 @@ def stored_bytes(array: Array, kind: StoredType) -> npt.NDArray[np.uint8]:
     return flat.view(_BYTE)
 
 
-class Stream:
+class BufferedWriter:
     """Writes pieces to a sink in order; nothing is complete before `flush`.
 
     Args:

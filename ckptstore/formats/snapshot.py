@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import h5py
 
 # A model's variables: trainable ones, others, those of metrics.
-Kinds = tuple[Sequence[Any], Sequence[Any], Sequence[Any]]
+VariableKinds = tuple[Sequence[Any], Sequence[Any], Sequence[Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,10 +70,10 @@ class FitState:
     values: Mapping[str, Any]
     frozen: Mapping[int, Array] = field(default_factory=dict)
     generators: Any = None
-    variables: Kinds | None = None
+    variables: VariableKinds | None = None
 
 
-class CopiesAll(Protocol):
+class BulkCopy(Protocol):
     """Copies the values of all variables at once."""
 
     def __call__(self, targets: Sequence[Array]) -> None:
@@ -108,7 +108,7 @@ class Snapshot:
     state: TrainingState | None = None
     fill: Callable[[h5py.File], None] | None = None
     arrays: Callable[[], Iterator[Array]] | None = None
-    copy: CopiesAll | None = None
+    copy: BulkCopy | None = None
 
     def values(self) -> Iterator[Array]:
         """Return the values of the variables, in their order."""

@@ -20,7 +20,7 @@ from ckptstore.errors import InvalidArgumentError
 from ckptstore.formats.description import DescriptionText, entries_template, to_json
 from ckptstore.formats.hdf5.dtypes import StoredType, stored_type
 from ckptstore.formats.hdf5.writer import Attributes, Block, Dataset, lay_out, superblock
-from ckptstore.formats.sink import Stream
+from ckptstore.formats.sink import BufferedWriter
 from ckptstore.formats.snapshot import Snapshot, TrainingState, Variable
 from ckptstore.system.arrays import Array
 
@@ -92,7 +92,7 @@ def _dataset(path: str, shape: tuple[int, ...], dtype: np.dtype[Any], attributes
     return Dataset(path, shape, kind, attributes)
 
 
-class Hdf5Payload:
+class StreamedHdf5:
     """The bytes of an HDF5 payload, known up to its arrays and their digests.
 
     Args:
@@ -134,7 +134,7 @@ class Hdf5Payload:
             InvalidArgumentError: A variable is not what it was said to be.
             Exception: Whatever `write` raises, unchanged; what was written till then is no payload.
         """
-        stream = Stream(write)
+        stream = BufferedWriter(write)
         stream.add(self._superblock)
         pieces = self._plan.block.pieces
         digests = []
@@ -148,7 +148,7 @@ class Hdf5Payload:
         self._write_tail(stream, digests)
         stream.flush()
 
-    def _write_tail(self, stream: Stream, variables: list[str]) -> None:
+    def _write_tail(self, stream: BufferedWriter, variables: list[str]) -> None:
         pieces = iter(self._tail_block.pieces)
         state = None
         if self._state is not None:

@@ -28,7 +28,7 @@ _ZIP_ERRORS = (
 )
 
 
-class Archive:
+class KerasArchive:
     """The members of a ``.keras`` file.
 
     Args:

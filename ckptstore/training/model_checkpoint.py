@@ -15,7 +15,7 @@ import keras
 
 from ckptstore.background.save_queue import Backpressure
 from ckptstore.errors import InvalidArgumentError
-from ckptstore.keras.private import print_message, train_state_in_variables
+from ckptstore.keras.private import print_message, synced_train_state
 from ckptstore.metrics import better_of, is_better, scalars
 from ckptstore.records import Checkpoint, Mode
 from ckptstore.retention import Policy, keep_last
@@ -311,7 +311,7 @@ class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
         value = metrics.get(self.monitor)
         better = value is not None and is_better(value, self.best, self._direction())
         note = _Note(epoch=epoch, filled=filled, value=value if better else None)
-        with train_state_in_variables(self):
+        with synced_train_state(self):
             self._saves.save(
                 self.model,
                 note,

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from ckptstore.background.save_queue import Backpressure
 from ckptstore.errors import InvalidArgumentError, MetricNotFoundError
 from ckptstore.keras.private import print_message, wait_for_step
-from ckptstore.keras.state.arrays import nbytes_of
+from ckptstore.keras.state.arrays import state_nbytes
 from ckptstore.metrics import better_of, scalars
 from ckptstore.records import Checkpoint, Mode
 from ckptstore.retention import Policy, keep_last
@@ -173,7 +173,7 @@ class StoreCheckpoint(ResumingCallback):
         self._saved_at = time.monotonic()
         self._budget = None
         if self.save_freq == "auto":
-            self._budget = SaveBudget(self.max_overhead, nbytes=nbytes_of(self.model))
+            self._budget = SaveBudget(self.max_overhead, nbytes=state_nbytes(self.model))
 
     def look_after_saves(self) -> None:
         """Hear of saves that are done, and make ready for the first one."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptstore.commit.request import SaveRequest
 from ckptstore.errors import InvalidArgumentError
-from ckptstore.formats.decode import taken_apart
+from ckptstore.formats.decode import decoded
 from ckptstore.records import Checkpoint
 from ckptstore.transfer.existing import earlier
 from ckptstore.validation import check_run
@@ -105,7 +105,7 @@ def _write(
     request: SaveRequest,
     progress: Callable[[int], object] | None,
 ) -> Checkpoint:
-    with taken_apart(
+    with decoded(
         checkpoint.path,
         checkpoint.format,
         nbytes=checkpoint.nbytes,

@@ -139,7 +139,7 @@ def _write(checkpoint: Checkpoint, target: Path, format: ExportFormat, progress:
         return _write_safetensors(checkpoint, target, progress)
     part = None
     if format == "weights" and checkpoint.format == "keras":
-        part = payload_copy.weights_in(checkpoint.path)
+        part = payload_copy.locate_weights(checkpoint.path)
 
     def copy(writer: PayloadWriter) -> None:
         payload_copy.copy_verified(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptstore.commit.request import SaveRequest
 from ckptstore.errors import CorruptPayloadError, InvalidArgumentError, StorageError
-from ckptstore.formats.decode import check_file, taken_apart
+from ckptstore.formats.decode import decoded, verify_file
 from ckptstore.formats.snapshot import TrainingState
 from ckptstore.records import SUFFIXES, Checkpoint, Format
 from ckptstore.storage.files import digest_file
@@ -141,7 +141,7 @@ def _candidate(
         raise InvalidArgumentError(argument="path", value=str(path), reason="is not there")
     format = _format(path)
     told = {} if names is None else dict(names.read(path.name))
-    digest, description = digest_file(path, progress), check_file(path)
+    digest, description = digest_file(path, progress), verify_file(path)
     if description is not None:
         request = _described(path, description, run)
     else:
@@ -233,7 +233,7 @@ def _one_backup(
     progress: Callable[[int], object] | None,
 ) -> Candidate:
     digest = digest_file(path, progress)
-    check_file(path)
+    verify_file(path)
     epoch, batch = (given["epoch"], None) if "epoch" in given else _position(position)
     request = SaveRequest(run=run or _RUN, epoch=epoch, batch=batch, created_at=_modified(path))
     return Candidate(
@@ -280,7 +280,7 @@ def take(
         notes={IMPORTED: origin},
         began=SaveRequest(run=request.run, epoch=0).began,
     )
-    with taken_apart(
+    with decoded(
         candidate.path,
         candidate.format,
         nbytes=candidate.nbytes,

@@ -20,7 +20,7 @@ from ckptstore import CheckpointStore, StoreCheckpoint
 from ckptstore.errors import CorruptPayloadError, RefusedByLayerError, StorageError
 from ckptstore.keras import private
 from ckptstore.keras.model.adapter import adapter
-from ckptstore.keras.private import has_own_loading
+from ckptstore.keras.private import has_custom_loading
 from ckptstore.storage import random_access
 from ckptstore.storage.random_access import open_source
 
@@ -163,7 +163,7 @@ def test_a_load_that_fails_is_made_once_more(
     scrambled: tuple[keras.Model, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, saved = scrambled
-    load, loads = private.load, list[str]()
+    load, loads = private.load_variables, list[str]()
 
     def counted_load(*arguments: Any, **options: Any) -> None:
         # Keras itself tries again, within one load: all of that is to fail.
@@ -172,7 +172,7 @@ def test_a_load_that_fails_is_made_once_more(
             loads.append("")
             load(*arguments, **options)
 
-    monkeypatch.setattr(private, "load", counted_load)
+    monkeypatch.setattr(private, "load_variables", counted_load)
     restored(tmp_path, model)
     assert len(loads) == 2
     assert zoo.state_of(model) == saved
@@ -221,8 +221,8 @@ def test_what_a_model_held_goes_while_the_rest_is_loaded(load: Any, tmp_path: Pa
 
 def test_an_interrupt_among_layers_with_loading_of_their_own_puts_all_back(tmp_path: Path) -> None:
     model = zoo.own_way()
-    assert has_own_loading(model)
-    assert not has_own_loading(wide())
+    assert has_custom_loading(model)
+    assert not has_custom_loading(wide())
     with CheckpointStore(tmp_path) as store:
         store.save(model, epoch=0)
         before = zoo.state_of(zoo.scrambled(model))

@@ -91,7 +91,7 @@ def datasets(path: Path) -> tuple[dict[str, np.ndarray], dict[str, dict[str, str
 @pytest.mark.parametrize("name", zoo.WHOLE)
 def test_the_capture_is_what_keras_writes(name: str, tmp_path: Path) -> None:
     model = zoo.WHOLE[name]()
-    captured = private.capture(model)
+    captured = private.capture_model(model)
     model.save_weights(tmp_path / "keras.weights.h5")
     arrays, attributes = datasets(tmp_path / "keras.weights.h5")
 
@@ -106,7 +106,7 @@ def test_the_capture_is_what_keras_writes(name: str, tmp_path: Path) -> None:
 
 def test_nothing_is_copied_for_the_capture() -> None:
     model = zoo.dense()
-    captured = private.capture(model)
+    captured = private.capture_model(model)
     saved = captured.saved_ids()
     assert {id(variable) for variable in [*model.weights, *model.optimizer.variables]} <= saved
     assert len(saved) == len(captured.entries)
@@ -129,7 +129,7 @@ def test_a_dtype_is_what_the_backend_made_of_it() -> None:
 def test_optimizers_are_as_before_after_the_capture() -> None:
     model = zoo.WHOLE["mixed_float16"]()
     before = [dict(vars(one)) for one in (model.optimizer, model.optimizer.inner_optimizer)]
-    private.capture(model)
+    private.capture_model(model)
     assert [dict(vars(one)) for one in (model.optimizer, model.optimizer.inner_optimizer)] == before
 
 
@@ -137,7 +137,7 @@ def test_optimizers_are_as_before_after_the_capture() -> None:
 @pytest.mark.parametrize("documents", [False, True])
 def test_public_saving_says_the_same_as_the_walk(name: str, documents: bool) -> None:
     model = zoo.WHOLE[name]()
-    walked = private.capture(model, documents=documents)
+    walked = private.capture_model(model, documents=documents)
     fallen_back = fallback.capture(model, None, documents)
 
     assert {one.path: zoo.bits(one.value) for one in walked.entries} == {
@@ -384,13 +384,13 @@ def test_a_resume_walks_over_the_model_once_unless_it_has_changed(
     model = zoo.dense()
     saved = stored(model, tmp_path)
     walks: list[Any] = []
-    capture = private.capture
+    capture = private.capture_model
 
     def noted(*arguments: Any, **options: Any) -> Any:
         walks.append(arguments)
         return capture(*arguments, **options)
 
-    monkeypatch.setattr(private, "capture", noted)
+    monkeypatch.setattr(private, "capture_model", noted)
     state = adapter.restore(model, saved)
     seeds = [one for one in model.variables if "seed" in one.path]
     before = [host_array(one).copy() for one in seeds]

@@ -13,7 +13,7 @@ import pytest
 
 import ckptstore
 from ckptstore.keras.private import run_time_attributes
-from ckptstore.keras.state.callbacks import apply, capture, key_of
+from ckptstore.keras.state.callbacks import callback_keys, get_states, set_states
 from ckptstore.keras.state.tree import pack, unpack
 
 callbacks = keras.callbacks
@@ -25,7 +25,7 @@ pytestmark = [
 
 def stored(some: list[Any]) -> dict[str, Any]:
     """The state of callbacks, through JSON and back, in memory that becomes something else."""
-    document, arrays = pack(capture(some), "callbacks")
+    document, arrays = pack(get_states(some), "callbacks")
     copies = {name: array.copy() for name, array in arrays.items()}
     found: dict[str, Any] = unpack(json.loads(json.dumps(document, allow_nan=False)), copies, "callbacks")
     return found
@@ -47,7 +47,7 @@ def begin(callback: Any, model: keras.Model, **params: Any) -> Any:
 
 def test_keys_count_within_a_class() -> None:
     some = [callbacks.EarlyStopping(), callbacks.History(), callbacks.EarlyStopping()]
-    assert key_of(some) == ["EarlyStopping:0", "History:0", "EarlyStopping:1"]
+    assert callback_keys(some) == ["EarlyStopping:0", "History:0", "EarlyStopping:1"]
 
 
 # --- Keras' own ------------------------------------------------------------------------------------
@@ -99,7 +99,7 @@ def test_keras_own_go_on_as_if_nothing_had_happened(kind: str, stop: int) -> Non
     model = model_of()
     model.optimizer.learning_rate, model.stop_training = rate, ended
     again = begin(MAKE[kind](), model)
-    assert apply([again], saved) == []
+    assert set_states([again], saved) == []
     run(again, model, range(stop, len(LOSSES)), trace)
     again.on_train_end()
     assert trace == expected
@@ -111,20 +111,20 @@ def test_settings_come_from_the_code() -> None:
     first.on_epoch_end(0, {"loss": 3.0})
     first.on_epoch_end(1, {"loss": 3.5})
     again = begin(callbacks.EarlyStopping("loss", patience=7, min_delta=0.5), model_of())
-    apply([again], stored([first]))
+    set_states([again], stored([first]))
     assert (again.patience, again.min_delta, again.wait, again.best) == (7, 0.5, 1, 3.0)
 
 
 def test_best_weights_are_not_copied_to_be_saved_and_are_the_callback_s_own_afterwards() -> None:
     first = begin(callbacks.EarlyStopping("loss", restore_best_weights=True), model_of())
     first.on_epoch_end(0, {"loss": 3.0})
-    _, arrays = pack(capture([first]), "callbacks")
+    _, arrays = pack(get_states([first]), "callbacks")
     assert [
         np.shares_memory(one, other) for one, other in zip(arrays.values(), first.best_weights, strict=True)
     ]
     saved = stored([first])
     again = begin(callbacks.EarlyStopping("loss", restore_best_weights=True), model_of())
-    apply([again], saved)
+    set_states([again], saved)
     for array in saved["EarlyStopping:0"]["attributes"]["best_weights"]:
         array.fill(99)
     assert [one.tolist() for one in again.best_weights] == [
@@ -137,7 +137,7 @@ def test_a_best_that_is_no_python_number_compares_as_before(best: Any) -> None:
     first = begin(callbacks.EarlyStopping("loss", patience=3), model_of())
     first.on_epoch_end(0, {"loss": best})
     again = begin(callbacks.EarlyStopping("loss", patience=3), model_of())
-    apply([again], stored([first]))
+    set_states([again], stored([first]))
     for current in (3.1, 3.0999, np.float32(3.1), 3.2):
         again._set_monitor_op(), first._set_monitor_op()
         assert bool(again._is_improvement(current, again.best)) == bool(
@@ -150,7 +150,7 @@ def test_averaged_weights_that_are_in_the_model() -> None:
     first = begin(callbacks.SwapEMAWeights(swap_on_epoch=True), model_of(use_ema=True))
     first._ema_weights_in_model = True
     again = begin(callbacks.SwapEMAWeights(swap_on_epoch=True), model_of(use_ema=True))
-    assert apply([again], stored([first])) == []
+    assert set_states([again], stored([first])) == []
     assert again._ema_weights_in_model is True
 
 
@@ -176,7 +176,7 @@ def test_keras_own_model_checkpoint_saves_after_as_many_batches(tmp_path: Path) 
         first = checkpoint(saves, model_of())
         loop(first, positions[:stop])
         again = checkpoint(saves, model_of())
-        apply([again], stored([first]))
+        set_states([again], stored([first]))
         loop(again, positions[stop:])
         assert saves == expected
 
@@ -187,7 +187,7 @@ def test_tensorboard_counts_on_and_has_a_clock(tmp_path: Path) -> None:
     first._previous_epoch_iterations = keras.ops.convert_to_tensor(4, "float32")
     again = callbacks.TensorBoard(tmp_path, write_steps_per_second=True)
     again._model = model_of()  # not by set_model, which needs TensorFlow
-    assert apply([again], stored([first])) == []
+    assert set_states([again], stored([first])) == []
     assert (again._global_train_batch, again._global_test_batch) == (7, 3)
     again.model.optimizer.iterations.assign(9)
     assert np.isfinite(float(again._compute_steps_per_second()))
@@ -203,8 +203,8 @@ def test_those_that_keep_nothing() -> None:
         callbacks.RemoteMonitor(),
         callbacks.Callback(),
     ]
-    assert capture(some) == {}
-    assert apply(some, {}) == []
+    assert get_states(some) == {}
+    assert set_states(some, {}) == []
 
 
 def test_an_attribute_that_keras_no_longer_has_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,12 +212,12 @@ def test_an_attribute_that_keras_no_longer_has_is_told(monkeypatch: pytest.Monke
     first.wait = 2
     del first.best_epoch
     again = begin(callbacks.EarlyStopping("loss"), model_of())
-    assert apply([again], stored([first])) == ["EarlyStopping:0"]
+    assert set_states([again], stored([first])) == ["EarlyStopping:0"]
     assert again.wait == 2
 
 
 def test_one_that_was_not_there_at_the_save_is_told() -> None:
-    assert apply([begin(callbacks.EarlyStopping("loss"), model_of())], {}) == ["EarlyStopping:0"]
+    assert set_states([begin(callbacks.EarlyStopping("loss"), model_of())], {}) == ["EarlyStopping:0"]
 
 
 @pytest.mark.parametrize("kind", [*MAKE, "SwapEMAWeights", "ModelCheckpoint"])
@@ -259,12 +259,12 @@ def test_a_user_s_callback_takes_part_by_two_methods() -> None:
     first.on_epoch_end(3)
     saved = stored([first])
     again = Own()
-    assert apply([again], saved) == []
+    assert set_states([again], saved) == []
     assert again.seen == [(3, np.float32(0.5))]
     again.seen.append("more")
     again.array[0] = 9
     another = Own()
-    apply([another], saved)
+    set_states([another], saved)
     assert another.seen == [(3, np.float32(0.5))] and another.array[0] == 0
 
 
@@ -285,7 +285,7 @@ def test_a_subclass_of_keras_with_its_own_state_has_both() -> None:
     first = begin(Both("loss"), model_of())
     first.on_epoch_end(0, {"loss": 2.0})
     again = begin(Both("loss"), model_of())
-    assert apply([again], stored([first])) == []
+    assert set_states([again], stored([first])) == []
     assert (again.extra, again.best) == (1, 2.0)
 
 
@@ -294,14 +294,14 @@ def test_one_that_says_it_has_no_state_is_left_out() -> None:
         def get_state(self) -> Any:
             raise NotImplementedError
 
-    assert capture([Without()]) == {}
+    assert get_states([Without()]) == {}
 
 
 def test_the_error_names_callback_and_place() -> None:
     own = Own()
     own.seen = [1, 2, object()]
     with pytest.raises(ckptstore.InvalidArgumentError, match=r"^callbacks/Own:0/state/seen\[2\]='object'"):
-        pack(capture([own]), "callbacks")
+        pack(get_states([own]), "callbacks")
 
 
 # --- those of which nothing is known -------------------------------------------------------------
@@ -372,13 +372,13 @@ class NoHooks(callbacks.Callback):
 @pytest.mark.parametrize("make", [Assigns, Counts, Collects, Inherits, lambda: OfKeras("loss")])
 def test_those_that_seem_to_have_state_are_told(make: Callable[[], Any]) -> None:
     callback = begin(make(), model_of())
-    assert apply([callback], stored([callback])) == key_of([callback])
+    assert set_states([callback], stored([callback])) == callback_keys([callback])
 
 
 @pytest.mark.parametrize("make", [lambda: Settings(3, []), NoHooks, lambda: Restarts("loss"), Own])
 def test_those_that_do_not_are_not(make: Callable[[], Any]) -> None:
     callback = begin(make(), model_of())
-    assert apply([callback], stored([callback])) == []
+    assert set_states([callback], stored([callback])) == []
 
 
 # --- our ModelCheckpoint -----------------------------------------------------------------------------
@@ -423,7 +423,7 @@ def test_ours_goes_on_counting_from_any_batch(tmp_path: Path, save_freq: Any) ->
         saved = stored([first])
         first.on_train_end()
         again = make(str(stop))
-        assert apply([again], saved) == []
+        assert set_states([again], saved) == []
         loop(again, positions[stop:])
         again.on_train_end()
         assert saved_positions(again.store_path) == expected
@@ -452,7 +452,7 @@ class Resumed(callbacks.Callback):
         self.inner.set_params(self.params)
         self.inner.on_train_begin(logs)
         if self.saved is not None:
-            assert apply([self.inner], self.saved) == []
+            assert set_states([self.inner], self.saved) == []
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self.epoch = epoch

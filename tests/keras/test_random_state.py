@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import ckptstore
-from ckptstore.keras.private import forget_global_seed
+from ckptstore.keras.private import reset_global_seed
 from ckptstore.keras.state import random_state
 from ckptstore.keras.state.arrays import host_array
 
@@ -65,7 +65,7 @@ def test_taking_the_states_draws_nothing() -> None:
 
 def test_it_is_json_and_arrays() -> None:
     saved = random_state.capture()
-    again = random_state.Generators(
+    again = random_state.GlobalGenerators(
         json.loads(json.dumps(saved.document, allow_nan=False)),
         {
             name: np.frombuffer(array.tobytes(), array.dtype).reshape(array.shape)
@@ -100,7 +100,7 @@ def test_what_cannot_be_set_is_named() -> None:
 
 def _model() -> keras.Model:
     keras.utils.set_random_seed(11)
-    forget_global_seed()  # not every Keras does that itself then
+    reset_global_seed()  # not every Keras does that itself then
     model = keras.Sequential(
         [keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dropout(0.5), keras.layers.Dense(1)]
     )

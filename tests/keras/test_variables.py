@@ -107,24 +107,24 @@ def test_a_variable_that_has_no_value_yet_is_asked_for_it() -> None:
 
 def test_what_optimizers_train_follows_what_is_frozen_and_thawed() -> None:
     model = _plain()
-    assert optimizers.trained(model) == [list(range(len(model.trainable_variables)))]
+    assert optimizers.trained_indices(model) == [list(range(len(model.trainable_variables)))]
 
     model.layers[0].trainable = False
     model.compile("sgd", "mse")
-    assert optimizers.trained(model) == [[]]
+    assert optimizers.trained_indices(model) == [[]]
     model.optimizer.build(model.trainable_variables)
-    assert optimizers.trained(model) == [[0, 1]]
+    assert optimizers.trained_indices(model) == [[0, 1]]
     model.layers[0].trainable = True
     count = len(model.trainable_variables)
-    assert optimizers.trained(model) == [[count - 2, count - 1]]
-    assert optimizers.trained(model, model.trainable_variables) == [[count - 2, count - 1]]
+    assert optimizers.trained_indices(model) == [[count - 2, count - 1]]
+    assert optimizers.trained_indices(model, model.trainable_variables) == [[count - 2, count - 1]]
 
 
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="on JAX a step trains with one optimizer")
 def test_of_two_optimizers_each_trains_its_own() -> None:
     model = unusual_models.gan()
     model.fit(np.ones((8, unusual_models.FEATURES)), np.ones(8), verbose=0)
-    found = optimizers.trained(model)
+    found = optimizers.trained_indices(model)
     trainable = model.trainable_variables
     for optimizer, places in zip(optimizers_of(model), found, strict=True):
         assert [id(trainable[place]) for place in places] == [
@@ -167,8 +167,8 @@ def test_a_configuration_that_changes_is_saved_anew_when_an_epoch_ends_without_a
     # However short the epochs are.
     monkeypatch.setattr(keras_snapshots, "_DOCUMENTS_SHARE", 1e9)
     walks: list[Any] = []
-    walk = private.capture
-    monkeypatch.setattr(private, "capture", lambda *a, **k: walks.append(a) or walk(*a, **k))
+    walk = private.capture_model
+    monkeypatch.setattr(private, "capture_model", lambda *a, **k: walks.append(a) or walk(*a, **k))
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dropout(0.5), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
     snapshots = adapter_for(model).snapshots()
@@ -242,8 +242,8 @@ def test_a_step_in_the_middle_of_an_epoch_waits_for_no_configuration(
 ) -> None:
     monkeypatch.setattr(keras_snapshots, "_DOCUMENTS_SHARE", 1e9)
     made: list[Any] = []
-    make = private.configuration
-    monkeypatch.setattr(private, "configuration", lambda model: made.append(model) or make(model))
+    make = private.config_documents
+    monkeypatch.setattr(private, "config_documents", lambda model: made.append(model) or make(model))
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
     x = np.ones((12, 4), np.float32)

@@ -171,7 +171,17 @@ def defined_names(path: Path) -> frozenset[str]:
 
 
 # Functions and methods that take the name of an attribute.
-NAMING = {"getattr", "setattr", "hasattr", "delattr", "hook", "overlay", "get", "pop", "attrgetter"}
+NAMING = {
+    "getattr",
+    "setattr",
+    "hasattr",
+    "delattr",
+    "wrap_method",
+    "replace_attribute",
+    "get",
+    "pop",
+    "attrgetter",
+}
 
 
 def private_uses(tree: ast.AST) -> list[tuple[int, str, bool]]:
@@ -249,7 +259,7 @@ def names_of_keras() -> frozenset[str]:
         "keras.src.saving.saving_lib.save_model(model)",
         "model._initial_epoch = 3",
         "getattr(model, '_compile_metrics', None)",
-        "loop.hook(iterator, '_get_iterator', make)",
+        "loop.wrap_method(iterator, '_get_iterator', make)",
     ],
 )
 def test_reaching_into_keras_is_noticed(line: str) -> None:

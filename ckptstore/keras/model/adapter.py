@@ -26,20 +26,20 @@ from ckptstore.formats.payload import OpenPayload
 from ckptstore.formats.snapshot import TrainingState
 from ckptstore.keras import private
 from ckptstore.keras.model import compatibility, legacy_h5
-from ckptstore.keras.model.assignment_tracker import Marks
+from ckptstore.keras.model.assignment_tracker import AssignmentTracker
 from ckptstore.keras.model.snapshots import (
     BUILD,
     Snapshots,
     built_optimizers,
-    captured_model,
+    checked_capture,
     require_built,
     uncompiled_optimizer,
 )
-from ckptstore.keras.model.torch_tensors import Tensors
+from ckptstore.keras.model.torch_tensors import TensorViews
 from ckptstore.keras.private.capture import Capture
 from ckptstore.keras.state import optimizers as keras_optimizers
 from ckptstore.keras.state import training_state
-from ckptstore.keras.state.arrays import kept_value
+from ckptstore.keras.state.arrays import stable_value
 from ckptstore.records import Checkpoint
 from ckptstore.system.arrays import Array
 
@@ -49,7 +49,7 @@ class KerasAdapter:
 
     def __init__(self) -> None:
         # Of each model that was restored: its variables, and those that Keras leaves out; to find these takes a walk.
-        self._groups: WeakKeyDictionary[Any, tuple[tuple[Any, ...], training_state.Groups]] = (
+        self._groups: WeakKeyDictionary[Any, tuple[tuple[Any, ...], training_state.UnsavedVariables]] = (
             WeakKeyDictionary()
         )
 
@@ -86,7 +86,7 @@ class KerasAdapter:
             RefusedByLayerError: A layer could not load it; `put_back` tells whether the model is as it was.
             ModelNotReadyError: The model is not built.
         """
-        with opened(checkpoint) as found:
+        with open_checkpoint(checkpoint) as found:
             return self._restore(model, checkpoint, found, optimizer, generators=generators, check=check)
 
     def _restore(
@@ -106,19 +106,19 @@ class KerasAdapter:
         state = found.state()
         if check is not None:
             check(state)
-        keras_optimizers.build_as_saved(model, training_state.fit_values(state))
+        keras_optimizers.build_optimizers(model, training_state.fit_values(state))
         optimizers = built_optimizers(model, extra)
-        captured = captured_model(model, extra)
-        groups = training_state.groups(model, captured)
+        captured = checked_capture(model, extra)
+        groups = training_state.unsaved_variables(model, captured)
         self._groups[model] = _held(model), groups
         if checkpoint.format == "h5":
             loaded = _legacy_assignments(model, checkpoint, extra)
-            assignments = [*loaded, *training_state.plan(groups, optimizers, state)]
+            assignments = [*loaded, *training_state.plan_assignments(groups, optimizers, state)]
             with _put_back_on_error(one.variable for one in assignments):
                 _assign(assignments)
         else:
             compatibility.check(captured.entries, found.layout())
-            assignments = training_state.plan(groups, optimizers, state)
+            assignments = training_state.plan_assignments(groups, optimizers, state)
 
             plain = _is_plain(captured, model, optimizers)
             assets = found.documents()
@@ -151,23 +151,23 @@ class KerasAdapter:
             ModelMismatchError: It does not fit; the model is unchanged.
         """
         optimizers = built_optimizers(model, None)
-        assignments = training_state.plan(self._groups_of(model), optimizers, state)
+        assignments = training_state.plan_assignments(self._groups_of(model), optimizers, state)
         left = set() if metrics else {id(one) for one in model.metrics_variables}
         assignments = [one for one in assignments if id(one.variable) not in left]
         with _put_back_on_error(one.variable for one in assignments):
             _assign(assignments)
 
-    def _groups_of(self, model: Any) -> training_state.Groups:
+    def _groups_of(self, model: Any) -> training_state.UnsavedVariables:
         """Return the variables that Keras leaves out: as they were found at the restore, if all are still the same."""
         held, groups = self._groups.get(model, ((), {}))
         now = _held(model)
         if len(held) == len(now) and all(one is other for one, other in zip(held, now, strict=True)):
             return groups
-        return training_state.groups(model, captured_model(model, None))
+        return training_state.unsaved_variables(model, checked_capture(model, None))
 
-    def marks(self, model: Any) -> Marks:
+    def track_assignments(self, model: Any) -> AssignmentTracker:
         """Return marks of all that a resume loads, to find out whether it was assigned to since."""
-        return Marks(_live_variables(model, built_optimizers(model, None)))
+        return AssignmentTracker(_live_variables(model, built_optimizers(model, None)))
 
     def load_model(self, checkpoint: Checkpoint, **kwargs: Any) -> Any:
         """Verify a checkpoint's payload and return the whole model in it, as Keras loads it.
@@ -183,7 +183,7 @@ class KerasAdapter:
                 reason="holds weights only, not a whole model",
                 hint="build the model and call Checkpoint.load_weights(model)",
             )
-        look_through(checkpoint)
+        inspect_payload(checkpoint)
         return keras.saving.load_model(str(checkpoint.path), **kwargs)
 
     def load_weights(self, checkpoint: Checkpoint, model: Any) -> None:
@@ -198,7 +198,7 @@ class KerasAdapter:
             RefusedByLayerError: A layer could not load it; `put_back` tells whether the model is as it was.
             ModelNotReadyError: The model is not built.
         """
-        with opened(checkpoint) as found:
+        with open_checkpoint(checkpoint) as found:
             self._load_weights(checkpoint, found, model)
 
     def _load_weights(self, checkpoint: Checkpoint, found: OpenPayload, model: Any) -> None:
@@ -210,12 +210,12 @@ class KerasAdapter:
                 _assign(assignments)
             return
         optimizers = built_optimizers(model, None)
-        captured = captured_model(model, None)
+        captured = checked_capture(model, None)
         layout = found.layout()
         compatibility.check_weights(captured.entries, layout)
-        fits = compatibility.optimizer_fits(captured.entries, layout) and training_state.same_kinds(
-            optimizers, found.state()
-        )
+        fits = compatibility.optimizer_matches(
+            captured.entries, layout
+        ) and training_state.same_optimizer_kinds(optimizers, found.state())
         skip = [] if fits else optimizers
         plain = _is_plain(captured, model, optimizers)
 
@@ -260,7 +260,9 @@ def _load(
     skip: Iterable[Any] = (),
 ) -> None:
     try:
-        private.load(model, checkpoint.path, variables, optimizer=optimizer, assets=assets, skip=skip)
+        private.load_variables(
+            model, checkpoint.path, variables, optimizer=optimizer, assets=assets, skip=skip
+        )
     except ValueError as error:
         raise RefusedByLayerError(reason=str(error), put_back=not plain) from error
 
@@ -268,15 +270,15 @@ def _load(
 def _variables(found: OpenPayload, captured: Capture, plain: bool) -> Mapping[str, Any]:
     # Elsewhere a variable may go on with the memory of the array that it is given: that has to be its own.
     is_torch = keras.backend.backend() == "torch"
-    if plain and is_torch and private.assign_by_copy(entry.value for entry in captured.entries):
-        return Tensors(found.variables(found.layout()))
+    if plain and is_torch and private.copies_on_assign(entry.value for entry in captured.entries):
+        return TensorViews(found.variables(found.layout()))
     return found.variables()
 
 
 def _is_plain(captured: Capture, model: Any, optimizers: Iterable[Any]) -> bool:
     """Whether loading is Keras assigning to variables, one by one, what was compared with them before."""
     whole = captured.exact and all(entry.is_variable for entry in captured.entries)
-    return whole and not private.has_own_loading(model, *optimizers)
+    return whole and not private.has_custom_loading(model, *optimizers)
 
 
 def _load_whole(load: Callable[[], None], plain: bool, model: Any, optimizers: Iterable[Any]) -> None:
@@ -329,7 +331,7 @@ def _live_variables(model: Any, optimizers: Iterable[Any]) -> Iterator[Any]:
 @contextmanager
 def _put_back_on_error(variables: Iterable[Any]) -> Iterator[None]:
     """Put variables back if the block fails; holds what they held, on JAX by reference, elsewhere as a host copy."""
-    before: Mapping[int, tuple[Any, Any]] = {id(one): (one, kept_value(one)) for one in variables}
+    before: Mapping[int, tuple[Any, Any]] = {id(one): (one, stable_value(one)) for one in variables}
     try:
         yield
     except BaseException:
@@ -354,7 +356,7 @@ def _legacy_assignments(
 
 
 @contextmanager
-def opened(checkpoint: Checkpoint) -> Iterator[OpenPayload]:
+def open_checkpoint(checkpoint: Checkpoint) -> Iterator[OpenPayload]:
     """Open a checkpoint's payload, once it is known to be the file that was saved.
 
     All its bytes are read for that, once; what is read of them later comes from the system's memory, as far as that
@@ -367,7 +369,7 @@ def opened(checkpoint: Checkpoint) -> Iterator[OpenPayload]:
         yield found
 
 
-def look_through(checkpoint: Checkpoint) -> None:
+def inspect_payload(checkpoint: Checkpoint) -> None:
     """Verify a payload, and read its structure before Keras does.
 
     A digest says that it is what a manifest lists, not who made it.
@@ -375,6 +377,6 @@ def look_through(checkpoint: Checkpoint) -> None:
     Raises:
         CorruptPayloadError: It is not what was saved, links out of itself, or claims more than it holds.
     """
-    with opened(checkpoint) as found:
+    with open_checkpoint(checkpoint) as found:
         found.layout()
         found.documents()

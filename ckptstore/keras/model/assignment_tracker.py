@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import xxhash
 
-from ckptstore.keras.state.arrays import host_array, kept_value, shape_and_dtype
+from ckptstore.keras.state.arrays import host_array, shape_and_dtype, stable_value
 
 # Where a value has to be copied to be kept, one of at most so many bytes is: it can be put back.
 _SMALL = 65_536
@@ -23,7 +23,7 @@ class _Mark:
     value: Any
 
 
-class Marks:
+class AssignmentTracker:
     """The values of variables at one moment.
 
     Args:
@@ -37,7 +37,7 @@ class Marks:
         else:
             self._marks = [_Mark(one, _token(one), _small_copy(one)) for one in variables]
 
-    def put_back(self) -> bool:
+    def revert(self) -> bool:
         """Give variables that were assigned to their values back; returns whether one is left whose value is gone."""
         whole = True
         for mark in self._marks:
@@ -52,7 +52,7 @@ class Marks:
 
 def _small_copy(variable: Any) -> Any:
     shape, dtype = shape_and_dtype(variable)
-    return kept_value(variable) if math.prod(shape) * dtype.itemsize <= _SMALL else None
+    return stable_value(variable) if math.prod(shape) * dtype.itemsize <= _SMALL else None
 
 
 def _token(variable: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ckptstore.errors import ModelMismatchError
-from ckptstore.keras.private.capture import Entry
+from ckptstore.keras.private.capture import CapturedValue
 from ckptstore.keras.state.arrays import shape_and_dtype
 from ckptstore.keras.state.training_state import Assignment
 from ckptstore.system.arrays import Array
@@ -33,7 +33,7 @@ _OTHER_OPTIMIZER = (
 )
 
 
-def check(entries: Sequence[Entry], layout: Layout) -> None:
+def check(entries: Sequence[CapturedValue], layout: Layout) -> None:
     """Check that model and payload hold the same variables, with the same shapes and dtypes.
 
     What a layer's own code makes up for saving is left to that code to judge: it may differ and be right.
@@ -50,7 +50,7 @@ def check(entries: Sequence[Entry], layout: Layout) -> None:
     _check_nothing_left(entries, layout)
 
 
-def check_weights(entries: Sequence[Entry], layout: Layout) -> None:
+def check_weights(entries: Sequence[CapturedValue], layout: Layout) -> None:
     """Check that the payload holds all of a model's weights in their shapes; loading converts other dtypes.
 
     Raises:
@@ -66,7 +66,7 @@ def check_weights(entries: Sequence[Entry], layout: Layout) -> None:
     _check_nothing_left(weights, {path: found for path, found in layout.items() if not _is_slot(path, slots)})
 
 
-def optimizer_fits(entries: Sequence[Entry], layout: Layout) -> bool:
+def optimizer_matches(entries: Sequence[CapturedValue], layout: Layout) -> bool:
     """Return True when the payload holds the state of just this optimizer, as far as shapes tell."""
     slots = {entry.path: entry for entry in entries if entry.owner == "optimizer"}
     saved = {path for path in layout if _is_slot(path, slots)}
@@ -101,7 +101,7 @@ def match_in_order(
     ]
 
 
-def _check_nothing_left(entries: Iterable[Entry], layout: Layout) -> None:
+def _check_nothing_left(entries: Iterable[CapturedValue], layout: Layout) -> None:
     known = {entry.path for entry in entries}
     # Where a layer saves in its own way, only that layer can tell what belongs to it.
     own = {entry.path.rpartition("/")[0] for entry in entries if not entry.is_variable}
@@ -114,7 +114,7 @@ def _check_nothing_left(entries: Iterable[Entry], layout: Layout) -> None:
             )
 
 
-def _hint_for(path: str, entries: Iterable[Entry], layout: Layout) -> str:
+def _hint_for(path: str, entries: Iterable[CapturedValue], layout: Layout) -> str:
     slots = {entry.path for entry in entries if entry.owner == "optimizer"}
     if path not in slots:
         return ""
@@ -125,12 +125,12 @@ def _is_slot(path: str, slots: Iterable[str]) -> bool:
     return path.startswith("optimizer/") or path in slots
 
 
-def _same(entry: Entry, found: tuple[tuple[int, ...], str], *, any_dtype: bool) -> bool:
+def _same(entry: CapturedValue, found: tuple[tuple[int, ...], str], *, any_dtype: bool) -> bool:
     shape, dtype = shape_and_dtype(entry.value)
     return shape == tuple(found[0]) and (any_dtype or dtype.name == found[1])
 
 
-def _refuse(entry: Entry, found: tuple[tuple[int, ...], str] | None, hint: str) -> NoReturn:
+def _refuse(entry: CapturedValue, found: tuple[tuple[int, ...], str] | None, hint: str) -> NoReturn:
     raise ModelMismatchError(
         where=entry.path,
         in_checkpoint=_NOTHING if found is None else _text(*found),

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ckptstore.keras.model.copy_targets import Expected
+from ckptstore.keras.model.copy_targets import ArraySpecs
 from ckptstore.system.arrays import Array
 from ckptstore.system.parallel_copy import WORTH_A_THREAD, Job, SideBySide, copies
 from ckptstore.system.small_copies import MOST_PIECES, BufferCopies, can_copy_buffers
@@ -40,7 +40,7 @@ class JaxCopies:
     def __init__(self, targets: Sequence[Array], *, threads: int) -> None:
         self._targets = targets
         self._threads = threads
-        self._expected = Expected.like(targets)
+        self._expected = ArraySpecs.like(targets)
         # Of the values that were last found to be so, what JAX knows of each; a step returns the same again.
         self._kinds: list[Any] | None = None
         self._large = [place for place, target in enumerate(targets) if target.nbytes >= _LARGE]

@@ -11,12 +11,12 @@ _dtype_of, _shape_of = attrgetter("dtype"), attrgetter("shape")
 
 
 @dataclass(frozen=True, slots=True)
-class Expected:
+class ArraySpecs:
     """Dtypes and shapes, as the one that has them gives them.
 
     Example:
         >>> import numpy as np
-        >>> Expected.like([np.zeros(3)]).check([np.ones(1)])
+        >>> ArraySpecs.like([np.zeros(3)]).check([np.ones(1)])
         Traceback (most recent call last):
         ...
         ValueError: a value is not of the shape that its place is for

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ckptstore.keras.model.copy_targets import Expected
+from ckptstore.keras.model.copy_targets import ArraySpecs
 from ckptstore.keras.state.arrays import host_array
 from ckptstore.system.arrays import Array
 from ckptstore.system.parallel_copy import PIECE, SideBySide
@@ -47,7 +47,7 @@ class TorchCopies:
         small = [place for place in plain if targets[place].size < _LARGE]
         large = [place for place in plain if targets[place].size >= _LARGE]
         # What is known by what the values were when this was made.
-        self._expected = Expected.like(values)
+        self._expected = ArraySpecs.like(values)
         self._targets = targets
         self._nbytes = sum(targets[place].nbytes for place in small)
         # In groups that one thread copies.

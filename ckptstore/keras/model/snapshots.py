@@ -20,13 +20,13 @@ import h5py
 import keras
 
 from ckptstore.errors import InvalidArgumentError, ModelNotReadyError
-from ckptstore.formats.snapshot import FitState, Kinds, Snapshot, Variable
+from ckptstore.formats.snapshot import FitState, Snapshot, Variable, VariableKinds
 from ckptstore.keras import private
 from ckptstore.keras.model.copy import Copier
-from ckptstore.keras.private.capture import Capture, Entry
+from ckptstore.keras.private.capture import Capture, CapturedValue
 from ckptstore.keras.state import training_state
 from ckptstore.keras.state.arrays import host_array, host_arrays, shape_and_dtype
-from ckptstore.keras.state.training_state import Groups
+from ckptstore.keras.state.training_state import UnsavedVariables
 from ckptstore.records import Format
 
 BUILD = "call it once on data, or model.build(input_shape)"
@@ -57,7 +57,7 @@ class _Walk:
     key: tuple[int, ...]
     captured: Capture
     variables: tuple[Variable, ...]
-    groups: Groups
+    groups: UnsavedVariables
     optimizers: list[Any]
     copier: Copier
     held: tuple[Any, ...]
@@ -139,12 +139,12 @@ class Snapshots:
         )
 
     def _walked(
-        self, model: Any, extra: Any, kinds: Kinds, *, documents: bool, in_epoch: bool
+        self, model: Any, extra: Any, kinds: VariableKinds, *, documents: bool, in_epoch: bool
     ) -> tuple[_Walk, Mapping[str, bytes]]:
         optimizers = built_optimizers(model, extra)
         held = _held(model, optimizers, kinds)
         # How many are trained says, with the order, which ones; where a model has its own idea of that, flags do.
-        flags = () if private.is_told_by_flags(model) else map(_is_trainable, held)
+        flags = () if private.uses_trainable_flags(model) else map(_is_trainable, held)
         key = len(kinds[0]), *map(id, held), *flags
         kept = self._walk if self._walk is not None and self._walk.key == key else None
         if kept is not None:
@@ -152,14 +152,14 @@ class Snapshots:
             if members is not None:
                 return kept, members
         began = time.monotonic()
-        captured = captured_model(model, extra, documents=documents)
+        captured = checked_capture(model, extra, documents=documents)
         if documents:
             self._keep(captured.documents, key, began, may_have_assets=captured.may_have_assets)
         walk = kept or _Walk(
             key=key,
             captured=captured,
             variables=_variables(captured.entries),
-            groups=training_state.groups(model, captured),
+            groups=training_state.unsaved_variables(model, captured),
             optimizers=optimizers,
             copier=Copier([entry.value for entry in captured.entries]),
             held=held,
@@ -181,7 +181,7 @@ class Snapshots:
         if in_epoch or kept.cost_s > _DOCUMENTS_SHARE * (began - kept.made_at):
             return kept.members
         with _told_by_keras(model):
-            members = private.configuration(model)
+            members = private.config_documents(model)
         if members is not None:
             self._keep(members, key, began, may_have_assets=False)
         return members
@@ -195,9 +195,9 @@ class Snapshots:
         )
 
 
-def _held(model: Any, optimizers: Iterable[Any], kinds: Kinds) -> tuple[Any, ...]:
+def _held(model: Any, optimizers: Iterable[Any], kinds: VariableKinds) -> tuple[Any, ...]:
     slots = [variable for optimizer in optimizers for variable in optimizer.variables]
-    left_out = () if private.is_told_by_flags(model) else model.variables
+    left_out = () if private.uses_trainable_flags(model) else model.variables
     return (model, *optimizers, *chain.from_iterable(kinds), *left_out, *slots)
 
 
@@ -247,14 +247,14 @@ def built_optimizers(model: Any, extra: Any) -> list[Any]:
     return private.optimizers_of(model, extra)
 
 
-def captured_model(model: Any, optimizer: Any, *, documents: bool = False) -> Capture:
+def checked_capture(model: Any, optimizer: Any, *, documents: bool = False) -> Capture:
     """Return what Keras would write for a model.
 
     Raises:
         ModelNotReadyError: It cannot tell its configuration.
     """
     with _told_by_keras(model):
-        return private.capture(model, optimizer=optimizer, documents=documents)
+        return private.capture_model(model, optimizer=optimizer, documents=documents)
 
 
 @contextmanager
@@ -278,7 +278,7 @@ def _weights_snapshot(model: Any, format: Format) -> Snapshot:
             reason="the older .h5 format holds whole models",
             hint="format='weights'",
         )
-    captured = captured_model(model, None, documents=format == "keras")
+    captured = checked_capture(model, None, documents=format == "keras")
     return Snapshot(
         format=format,
         variables=_variables(entry for entry in captured.entries if entry.owner == "model"),
@@ -291,7 +291,7 @@ def _weights_snapshot(model: Any, format: Format) -> Snapshot:
     )
 
 
-def _variables(entries: Iterable[Entry]) -> tuple[Variable, ...]:
+def _variables(entries: Iterable[CapturedValue]) -> tuple[Variable, ...]:
     variables = []
     for entry in entries:
         shape, dtype = shape_and_dtype(entry.value)
@@ -309,7 +309,7 @@ def _variables(entries: Iterable[Entry]) -> tuple[Variable, ...]:
 
 def _fill_legacy(model: Any, optimizer: Any, file: h5py.File) -> None:
     try:
-        private.save_legacy(model, file, optimizer=optimizer)
+        private.save_legacy_h5(model, file, optimizer=optimizer)
     except NotImplementedError as error:
         raise ModelNotReadyError(
             model=model.name, missing="serialisable as a whole", hint=_SERIALISE

@@ -16,7 +16,7 @@ _LARGE = 1 << 20
 _DTYPES = frozenset(("float16", "float32", "int8", "int16", "int32", "int64", "uint8", "bool"))
 
 
-class Tensors(Mapping[str, Any]):
+class TensorViews(Mapping[str, Any]):
     """Variables by path, large ones as tensors that look at the arrays' memory: for Keras' own loading, on torch.
 
     Whoever is given one copies it, and neither writes to it nor keeps it: the memory may be a file's.
@@ -25,7 +25,7 @@ class Tensors(Mapping[str, Any]):
         arrays: The same as arrays, each asked for when it is needed.
 
     Example:
-        >>> Tensors({"layers/dense/vars/0": np.zeros(3)})["layers/dense/vars/0"]
+        >>> TensorViews({"layers/dense/vars/0": np.zeros(3)})["layers/dense/vars/0"]
         array([0., 0., 0.])
     """
 

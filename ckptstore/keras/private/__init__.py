@@ -22,7 +22,7 @@ TensorFlow. "None" is said of a module below that `modules` could not import.
 - `metrics`: ``Metric._direction``, ``Model._compile_metrics``, ``_user_metrics``, ``_user_weighted_metrics``. Lacking:
   the name tells which way is better, or ``mode`` must be given.
 - `callback_attributes`: what Keras' callbacks learn during a fit, by name. Lacking:
-  `ckptstore.keras.state.callbacks.apply` names the callback, which begins anew.
+  `ckptstore.keras.state.callbacks.set_states` names the callback, which begins anew.
 - `fit_loop`: the local variables of ``fit`` (``callbacks``, ``epoch_iterator``, ``epochs``, ``initial_epoch``, ``x``,
   ``val_x``), ``Model._initial_epoch``, ``train_function``, ``_symbolic_build``, ``CallbackList._async_train``,
   ``_async_test``, ``_executor``, ``_futures``, ``_progbar``, ``_history``; and `epoch_data`:
@@ -43,56 +43,56 @@ May import: formats, system and the words.
 """
 
 from ckptstore.keras.private.callback_attributes import (
-    is_keras_own,
+    is_keras_class,
     run_time_attributes,
     set_attribute,
-    start_clocks,
+    start_epoch_clock,
 )
-from ckptstore.keras.private.custom_loading import assign_by_copy, has_own_loading
+from ckptstore.keras.private.custom_loading import copies_on_assign, has_custom_loading
 from ckptstore.keras.private.epoch_data import (
     EpochData,
-    begin_validation_again,
-    iterators_of_validation,
-    leaves_batches_of_validation,
+    restart_validation_data,
+    validation_iterator_count,
+    validation_leaves_batches,
 )
-from ckptstore.keras.private.fit_loop import FitLoop, begin_at, running_fit
-from ckptstore.keras.private.global_seed import forget_global_seed, global_seed
-from ckptstore.keras.private.jax_train_state import train_state_in_variables, wait_for_step
-from ckptstore.keras.private.legacy_h5 import save_legacy
-from ckptstore.keras.private.loading import load
+from ckptstore.keras.private.fit_loop import FitLoop, running_fit, start_at_epoch
+from ckptstore.keras.private.global_seed import global_seed, reset_global_seed
+from ckptstore.keras.private.jax_train_state import synced_train_state, wait_for_step
+from ckptstore.keras.private.legacy_h5 import save_legacy_h5
+from ckptstore.keras.private.loading import load_variables
 from ckptstore.keras.private.messages import print_message
 from ckptstore.keras.private.metrics import metric_directions
-from ckptstore.keras.private.optimizers import optimizers_of, trained_by
-from ckptstore.keras.private.saving import capture, configuration
-from ckptstore.keras.private.variables import is_told_by_flags, raw_values, variables_by_kind
+from ckptstore.keras.private.optimizers import optimizers_of, variables_trained_by
+from ckptstore.keras.private.saving import capture_model, config_documents
+from ckptstore.keras.private.variables import raw_values, uses_trainable_flags, variables_by_kind
 
 __all__ = [
     "EpochData",
     "FitLoop",
-    "assign_by_copy",
-    "begin_at",
-    "begin_validation_again",
-    "capture",
-    "configuration",
-    "forget_global_seed",
+    "capture_model",
+    "config_documents",
+    "copies_on_assign",
     "global_seed",
-    "has_own_loading",
-    "is_keras_own",
-    "is_told_by_flags",
-    "iterators_of_validation",
-    "leaves_batches_of_validation",
-    "load",
+    "has_custom_loading",
+    "is_keras_class",
+    "load_variables",
     "metric_directions",
     "optimizers_of",
     "print_message",
     "raw_values",
+    "reset_global_seed",
+    "restart_validation_data",
     "run_time_attributes",
     "running_fit",
-    "save_legacy",
+    "save_legacy_h5",
     "set_attribute",
-    "start_clocks",
-    "train_state_in_variables",
-    "trained_by",
+    "start_at_epoch",
+    "start_epoch_clock",
+    "synced_train_state",
+    "uses_trainable_flags",
+    "validation_iterator_count",
+    "validation_leaves_batches",
     "variables_by_kind",
+    "variables_trained_by",
     "wait_for_step",
 ]

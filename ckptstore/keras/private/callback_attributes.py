@@ -1,7 +1,7 @@
 """What Keras' own callbacks learn during a fit: the attributes that hold it, some of them private.
 
 Tried with Keras 3.12 to 3.15. Settings (patience, min_delta, monitor) are not among them: they come from the code. An
-attribute that a Keras no longer has is left out, and `callback_state.apply` names its callback.
+attribute that a Keras no longer has is left out, and `callbacks.set_states` names its callback.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ def set_attribute(callback: Any, name: str, value: Any) -> None:
     setattr(callback, name, keras.ops.convert_to_tensor(value, "float32") if name in _TENSORS else value)
 
 
-def is_keras_own(kind: type) -> bool:
+def is_keras_class(kind: type) -> bool:
     """Return whether a class comes from Keras itself."""
     return kind.__module__.partition(".")[0] == "keras"
 
 
-def start_clocks(callback: Any) -> None:
+def start_epoch_clock(callback: Any) -> None:
     """Give a callback the times that it would have taken when the epoch began."""
     if isinstance(callback, keras.callbacks.TensorBoard) and not hasattr(callback, "_epoch_start_time"):
         callback._epoch_start_time = time.time()

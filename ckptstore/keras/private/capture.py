@@ -11,7 +11,7 @@ import numpy as np
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class CapturedValue:
     """One value that Keras would write.
 
     Attributes:
@@ -42,7 +42,7 @@ class Capture:
         may_have_assets: Whether there are layers that may keep files, by now or later; asked for with the documents.
     """
 
-    entries: tuple[Entry, ...]
+    entries: tuple[CapturedValue, ...]
     attributes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     documents: Mapping[str, bytes] = field(default_factory=dict)
     exact: bool = True
@@ -53,7 +53,7 @@ class Capture:
         return frozenset(id(entry.value) for entry in self.entries if entry.is_variable)
 
 
-class ReadGroup(Mapping[str, Any]):
+class LazyGroup(Mapping[str, Any]):
     """What one object of a model loads: arrays by key, each read from the payload when it is asked for."""
 
     def __init__(self, variables: Mapping[str, Any], paths: Mapping[str, str]) -> None:

@@ -11,12 +11,12 @@ from typing import Any
 import keras
 
 from ckptstore.keras.private import modules
-from ckptstore.keras.private.skip_sets import skip_sets_kept
+from ckptstore.keras.private.skip_sets import cached_skip_sets
 
 _LOADING = ("load_own_variables", "load_assets")
 
 
-def has_own_loading(*saveables: Any) -> bool:
+def has_custom_loading(*saveables: Any) -> bool:
     """Return whether an object, or one inside of it, is loaded by code that is not Keras' own; True if nobody knows."""
     walk = getattr(modules.saving_lib, "_walk_saveable", None)
     kind = getattr(modules.keras_saveable, "KerasSaveable", None)
@@ -24,7 +24,7 @@ def has_own_loading(*saveables: Any) -> bool:
         return True
     seen: set[int] = set()
     waiting: list[Any] = [one for one in saveables if one is not None]
-    with skip_sets_kept():
+    with cached_skip_sets():
         while waiting:
             one = waiting.pop()
             if id(one) in seen:
@@ -47,7 +47,7 @@ def has_own_loading(*saveables: Any) -> bool:
     return False
 
 
-def assign_by_copy(variables: Iterable[Any]) -> bool:
+def copies_on_assign(variables: Iterable[Any]) -> bool:
     """Return whether to assign to these copies the values, on torch; False if nobody knows.
 
     A kind of variable of the user's own may go on with the memory that it is given, as Keras does for what is assigned

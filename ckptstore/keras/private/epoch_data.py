@@ -1,6 +1,6 @@
 """The data of a fit as Keras' iterator over an epoch's batches has it.
 
-Fallback: where the iterator lacks what is needed (`is_known`), a fit is none that can be gone on with in an epoch.
+Fallback: where the iterator lacks what is needed (`is_supported`), a fit is none that can be gone on with in an epoch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ITERATOR = ("_enumerate_iterator", "_get_iterator", "_current_iterator", "_step
 _TAKE_AHEAD = ("_one_batch_ahead_iterator", "_prefetch_numpy_iterator")
 
 
-def is_known(iterator: Any) -> bool:
+def is_supported(iterator: Any) -> bool:
     """Return whether Keras' iterator over an epoch has what is used of it."""
     return all(hasattr(iterator, name) for name in _ITERATOR)
 
@@ -42,15 +42,15 @@ class EpochData:
 
     # --- hooks -------------------------------------------------------------------------------------
 
-    def watch_iterators(self, make: Callable[[Callable[[], Any]], Callable[[], Any]]) -> None:
+    def wrap_iterator_creation(self, make: Callable[[Callable[[], Any]], Callable[[], Any]]) -> None:
         """Lay a hook over the making of an iterator over the data."""
-        self._hooks.hook(self._iterator, "_get_iterator", make)
+        self._hooks.wrap_method(self._iterator, "_get_iterator", make)
 
-    def watch_epochs(
+    def wrap_epoch_steps(
         self, make: Callable[[Callable[[], Iterator[Step]]], Callable[[], Iterator[Step]]]
     ) -> None:
         """Lay a hook over the going through an epoch's steps: first batch, last batch, and the batches of each."""
-        self._hooks.hook(self._iterator, "_enumerate_iterator", make)
+        self._hooks.wrap_method(self._iterator, "_enumerate_iterator", make)
 
     # --- counts ------------------------------------------------------------------------------------
 
@@ -86,18 +86,18 @@ class EpochData:
         return size if isinstance(size, int) else None
 
     @property
-    def batches_inferred(self) -> int | None:
+    def inferred_batches(self) -> int | None:
         """How many batches an epoch has by what Keras saw of an earlier one; None where it has seen none, or knew."""
         known = self._iterator.data_adapter.num_batches
         return None if known is not None else self._iterator._num_batches
 
-    def infer_batches(self, number: int | None) -> None:
+    def set_inferred_batches(self, number: int | None) -> None:
         """Have Keras ask for as many as it had inferred in another process."""
         if number is not None and self._iterator._num_batches is None:
             self._iterator._num_batches = number
 
     @property
-    def goes_on_over_epochs(self) -> bool:
+    def spans_epochs(self) -> bool:
         """Whether one pass over the data serves several epochs (``steps_per_epoch``)."""
         return bool(self._iterator.steps_per_epoch)
 
@@ -107,17 +107,17 @@ class EpochData:
         return type(self._iterator.data_adapter).__name__
 
     @property
-    def asks_ahead(self) -> bool:
+    def reads_ahead(self) -> bool:
         """Whether a thread of the pipeline may ask the data for more than the training has had (TensorFlow)."""
         return _is_tensorflow() and self.adapter_name not in ("ArrayDataAdapter", "TFDatasetAdapter")
 
     @property
-    def counts_iterators(self) -> bool:
+    def order_depends_on_iterators(self) -> bool:
         """Whether the order of the data depends on how many iterators were made of it before (tf.data)."""
         return self.adapter_name == "TFDatasetAdapter"
 
     @property
-    def makes_at_once(self) -> bool:
+    def creates_iterators_at_once(self) -> bool:
         """Whether an iterator over the data is made when it is asked for, not with its first batch."""
         return _is_tensorflow()
 
@@ -131,7 +131,9 @@ class EpochData:
         """Whether TensorFlow draws the order of shuffled data from no seed that another process would have."""
         context = sys.modules.get("tensorflow.python.eager.context")
         seed = getattr(context, "global_seed", None)
-        if not self.counts_iterators and not (_is_tensorflow() and self.adapter_name == "ArrayDataAdapter"):
+        if not self.order_depends_on_iterators and not (
+            _is_tensorflow() and self.adapter_name == "ArrayDataAdapter"
+        ):
             return False
         return seed is not None and seed() is None
 
@@ -142,47 +144,47 @@ class EpochData:
         batches = getattr(getattr(enqueuer, "ready_queue", None), "queue", None)
         return batches if isinstance(batches, deque) else None
 
-    def asks_one_batch_at_a_time(self) -> bool:
+    def stop_reading_ahead(self) -> bool:
         """Have Keras ask the data for a batch only when it trains on it; returns whether it does.
 
         On an accelerator JAX's transfer of a batch then waits for the training on the one before.
         """
         for name in _TAKE_AHEAD:
             if hasattr(self._iterator, name):
-                self._hooks.hook(self._iterator, name, lambda _: iter)
+                self._hooks.wrap_method(self._iterator, name, lambda _: iter)
         return not _is_tensorflow()
 
-    def overlay_data(self, make: Callable[[Any], Any]) -> None:
+    def wrap_data(self, make: Callable[[Any], Any]) -> None:
         """Have Keras iterate over what `make` returns, given the torch loader or Grain dataset that it would.
 
         In a Keras that keeps it elsewhere, and for other data, `make` is never called.
         """
         adapter, on_torch = self._iterator.data_adapter, keras.backend.backend() == "torch"
         if self.adapter_name == "TorchDataLoaderAdapter" and hasattr(adapter, "_dataloader"):
-            self._hooks.overlay(adapter, "_dataloader", make(adapter._dataloader))
+            self._hooks.replace_attribute(adapter, "_dataloader", make(adapter._dataloader))
         elif self.is_grain and on_torch:
-            self._hooks.hook(
+            self._hooks.wrap_method(
                 adapter, "get_torch_dataloader", lambda get: lambda: _overlaid_inside(get(), make)
             )
         elif self.is_grain:
-            self._hooks.hook(adapter, "get_jax_iterator", lambda get: lambda: make(get()))
+            self._hooks.wrap_method(adapter, "get_jax_iterator", lambda get: lambda: make(get()))
 
-    def take(self, batches: Iterator[Any]) -> bool:
+    def discard_batches(self, batches: Iterator[Any]) -> bool:
         """Take from an iterator what one execution takes, and drop it; returns whether there was any."""
         return len(list(islice(batches, self.batches_per_execution))) > 0
 
-    def another_iterator(self) -> Iterator[Any]:
+    def new_iterator(self) -> Iterator[Any]:
         """Make an iterator over the data that Keras does not know of."""
         made: Iterator[Any] = iter(self._iterator._get_iterator())
         return made
 
-    def make_iterator(self) -> Iterator[Any]:
+    def start_iterator(self) -> Iterator[Any]:
         """Make the iterator that the coming epochs will go on with."""
-        made = self.another_iterator()
+        made = self.new_iterator()
         self._iterator._current_iterator = made
         return made
 
-    def specification(self) -> Any:
+    def symbolic_batch(self) -> Any:
         """Return a symbolic batch, where the backend knows of one before the first (TensorFlow); else None."""
         dataset = getattr(self._iterator, "_distributed_dataset", None)
         return None if dataset is None else keras.tree.map_structure(_symbol, dataset.element_spec)
@@ -199,14 +201,14 @@ def _overlaid_inside(loader: Any, make: Callable[[Any], Any]) -> Any:
     return loader
 
 
-def begin_validation_again(model: Any) -> None:
+def restart_validation_data(model: Any) -> None:
     """Have a validation that begins prepare its data once more, as Keras did just before."""
     iterator = getattr(model, "_eval_epoch_iterator", None)
     if iterator is not None:
         iterator.reset()
 
 
-def iterators_of_validation(model: Any) -> int:
+def validation_iterator_count(model: Any) -> int:
     """Return how many iterators the validation of a fit that ends now has made of its data.
 
     Behind the last batch Keras makes one more, that nobody asks; on TensorFlow it is there at once.
@@ -217,7 +219,7 @@ def iterators_of_validation(model: Any) -> int:
     return 1 + (another and _is_tensorflow())
 
 
-def leaves_batches_of_validation(model: Any) -> bool:
+def validation_leaves_batches(model: Any) -> bool:
     """Return whether the validation of a fit takes less than its data has (``validation_steps``)."""
     iterator = getattr(model, "_eval_epoch_iterator", None)
     steps = getattr(iterator, "steps_per_epoch", None)

@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from ckptstore.formats import payload
-from ckptstore.keras.private.capture import Capture, Entry, ReadGroup
+from ckptstore.keras.private.capture import Capture, CapturedValue, LazyGroup
 from ckptstore.system.arrays import Array
 
 _WEIGHTS_MEMBER = "model.weights.h5"
@@ -55,13 +55,13 @@ def _saved_weights(model: Any) -> io.BytesIO:
 def capture(model: Any, optimizer: Any, documents: bool) -> Capture:
     """Return what Keras writes for `model`, as copies; the arguments are `keras_private.capture`'s."""
     members, weights = ({}, _saved_weights(model)) if not documents else _saved_model(model)
-    entries: list[Entry] = []
+    entries: list[CapturedValue] = []
     attributes: dict[str, dict[str, str]] = {}
 
     def visit(path: str, node: Any) -> None:
         if isinstance(node, h5py.Dataset):
             owner = "optimizer" if path.startswith("optimizer/") else "model"
-            entries.append(Entry(path=path, value=_read_dataset(node), owner=owner))
+            entries.append(CapturedValue(path=path, value=_read_dataset(node), owner=owner))
         elif node.attrs:
             attributes[path] = {name: str(value) for name, value in node.attrs.items()}
 
@@ -71,7 +71,7 @@ def capture(model: Any, optimizer: Any, documents: bool) -> Capture:
         store: dict[str, Any] = {}
         optimizer.save_own_variables(store)
         entries += [
-            Entry(path=f"optimizer/vars/{key}", value=value, owner="optimizer")
+            CapturedValue(path=f"optimizer/vars/{key}", value=value, owner="optimizer")
             for key, value in store.items()
         ]
     return Capture(entries=tuple(entries), attributes=attributes, documents=members, exact=False)
@@ -90,4 +90,4 @@ def load(model: Any, path: Path, optimizer: Any) -> None:
         place = "optimizer/vars/"
         with payload.open_variables(path) as variables:
             paths = {name.removeprefix(place): name for name in variables if name.startswith(place)}
-            optimizer.load_own_variables(ReadGroup(variables, paths))
+            optimizer.load_own_variables(LazyGroup(variables, paths))

@@ -62,9 +62,11 @@ class FitLoop:
 
     # --- hooks -------------------------------------------------------------------------------------
 
-    def hook(self, owner: Any, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    def wrap_method(
+        self, owner: Any, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]
+    ) -> None:
         """Lay what `make` returns, given the method as it was, over a method of one object of this fit."""
-        self._hooks.hook(owner, name, make)
+        self._hooks.wrap_method(owner, name, make)
 
     @property
     def is_hooked(self) -> bool:
@@ -77,7 +79,7 @@ class FitLoop:
 
     # --- callbacks ---------------------------------------------------------------------------------
 
-    def run_hooks_as_without(self, callback: Any) -> None:
+    def schedule_hooks_without(self, callback: Any) -> None:
         """Have Keras call batch hooks as it would if `callback` were not there.
 
         A list with a callback that looks at batches waits for each batch's result, and on JAX the next one is prepared
@@ -113,12 +115,12 @@ class FitLoop:
         for future in waiting:
             future.result()
 
-    def behind(self, callback: Any) -> list[Any]:
+    def callbacks_after(self, callback: Any) -> list[Any]:
         """Return the callbacks that Keras calls after one."""
         found = [one is callback for one in self.callbacks.callbacks]
         return list(self.callbacks.callbacks[found.index(True) + 1 :])
 
-    def call_the_rest(self, hook: str, number: int, error: BaseException) -> None:
+    def call_remaining(self, hook: str, number: int, error: BaseException) -> None:
         """Have the callbacks behind one that raised an error see the end of the batch or epoch too.
 
         Each has then seen the same; what one of them raises becomes a note on the error.
@@ -150,16 +152,16 @@ class FitLoop:
 
     # --- where to begin ----------------------------------------------------------------------------
 
-    def begin_at(self, epoch: int) -> None:
+    def start_at_epoch(self, epoch: int) -> None:
         """Have the loop begin at an epoch; only while ``on_train_begin`` is called."""
         self._before = getattr(self.model, "_initial_epoch", None)
-        begin_at(self.model, epoch)
+        start_at_epoch(self.model, epoch)
 
-    def forget_beginning(self) -> None:
-        """Put back what `begin_at` changed, or the next plain fit would begin there too."""
+    def restore_initial_epoch(self) -> None:
+        """Put back what `start_at_epoch` changed, or the next plain fit would begin there too."""
         self.model._initial_epoch = self._before
 
-    def pass_over_execution(self, logs: dict[str, Any]) -> Iterator[None]:
+    def skip_execution(self, logs: dict[str, Any]) -> Iterator[None]:
         """Let the next execution return `logs` without computing; returns the data to hand to it."""
         compute = self.model.train_function
 
@@ -177,7 +179,7 @@ class FitLoop:
 
     def build(self) -> None:
         """Build model, optimizer and metrics, where the backend leaves that to the first batch (TensorFlow)."""
-        batch = self.data.specification()
+        batch = self.data.symbolic_batch()
         build = getattr(self.model, "_symbolic_build", None)
         if batch is not None and build is not None:
             build(data_batch=batch)
@@ -192,7 +194,7 @@ def _looks_at_batches(callback: Any) -> bool:
     )
 
 
-def begin_at(model: Any, epoch: int) -> None:
+def start_at_epoch(model: Any, epoch: int) -> None:
     """Have a model's loop begin at an epoch; only while ``on_train_begin`` is called."""
     model._initial_epoch = epoch
 
@@ -214,7 +216,7 @@ def _is_fit_of(callback: Any, names: dict[str, Any]) -> bool:
     return (
         isinstance(callbacks, keras.callbacks.CallbackList)
         and any(one is callback for one in getattr(callbacks, "callbacks", ()))
-        and epoch_data.is_known(iterator)
+        and epoch_data.is_supported(iterator)
         and isinstance(names.get("epochs"), int)
         and "self" in names
     )

@@ -19,7 +19,7 @@ def global_seed(*, make: bool = False) -> Any:
     )
 
 
-def forget_global_seed() -> None:
+def reset_global_seed() -> None:
     """Have Keras draw the seed of unseeded operations anew, from Python's generator, at their next use."""
     if global_seed() is not None:
         modules.global_state.set_global_attribute("global_seed_generator", None)

@@ -17,11 +17,13 @@ class Hooks:
     def __init__(self) -> None:
         self._hooked: list[tuple[Any, str, Any, Any]] = []
 
-    def hook(self, owner: Any, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    def wrap_method(
+        self, owner: Any, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]
+    ) -> None:
         """Lay what `make` returns, given the method as it was, over a method of one object."""
-        self.overlay(owner, name, make(getattr(owner, name)))
+        self.replace_attribute(owner, name, make(getattr(owner, name)))
 
-    def overlay(self, owner: Any, name: str, laid: Any) -> None:
+    def replace_attribute(self, owner: Any, name: str, laid: Any) -> None:
         """Lay a value over an attribute of one object."""
         before = owner.__dict__.get(name, _NOTHING)
         owner.__dict__[name] = laid

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 import keras
 
-from ckptstore.formats.snapshot import Kinds
+from ckptstore.formats.snapshot import VariableKinds
 from ckptstore.keras.private.variables import variables_by_kind
 
 _VARIABLES = ("trainable_variables", "non_trainable_variables", "metrics_variables")
@@ -41,7 +41,7 @@ def wait_for_step(callback: Any) -> None:
 
 
 @contextmanager
-def train_state_in_variables(callback: Any, *, keep: bool = False) -> Iterator[Kinds | None]:
+def synced_train_state(callback: Any, *, keep: bool = False) -> Iterator[VariableKinds | None]:
     """Put the state of the last step into the variables of a callback's model for the block, in little time.
 
     Keras does it when a callback asks for its model, by assigning to one variable after the other with all checks, and
@@ -78,7 +78,7 @@ class _Synced:
 
     variables: list[Any]
     before: list[Any]
-    kinds: Kinds
+    kinds: VariableKinds
 
 
 def _sync(model: Any, state: Any) -> _Synced | None:

@@ -22,7 +22,7 @@ class _NamedFile(h5py.File):  # type: ignore[misc]
         return "memory.h5"
 
 
-def save_legacy(model: Any, file: h5py.File, *, optimizer: Any = None) -> None:
+def save_legacy_h5(model: Any, file: h5py.File, *, optimizer: Any = None) -> None:
     """Write Keras' older whole-model format into an open, empty HDF5 file.
 
     Raises:

@@ -11,11 +11,11 @@ from typing import Any
 
 from ckptstore.keras.private import fallback, modules
 from ckptstore.keras.private.assets import asset_directory
-from ckptstore.keras.private.capture import ReadGroup
-from ckptstore.keras.private.skip_sets import skip_sets_kept
+from ckptstore.keras.private.capture import LazyGroup
+from ckptstore.keras.private.skip_sets import cached_skip_sets
 
 
-def load(
+def load_variables(
     model: Any,
     path: Path,
     variables: Mapping[str, Any],
@@ -42,7 +42,7 @@ def load(
         return
     failed: dict[int, tuple[Any, Exception]] = {}
     visited = {id(one) for one in skip}
-    with asset_directory(assets or {}) as directory, skip_sets_kept():
+    with asset_directory(assets or {}) as directory, cached_skip_sets():
         for saveable, inner in ((model, ""), (optimizer, "optimizer")):
             if saveable is not None:
                 modules.saving_lib._load_state(
@@ -77,7 +77,7 @@ def _reader(variables: Mapping[str, Any]) -> Any:
             return True
 
         def get(self, path: str) -> Mapping[str, Any]:
-            return ReadGroup(variables, groups.get(path, {}))
+            return LazyGroup(variables, groups.get(path, {}))
 
         def has_path(self, path: str) -> bool:
             return any(group == path or group.startswith(f"{path}/") for group in groups)

@@ -22,7 +22,7 @@ def optimizers_of(model: Any, optimizer: Any = None) -> list[Any]:
     return found
 
 
-def trained_by(optimizer: Any) -> list[Any]:
+def variables_trained_by(optimizer: Any) -> list[Any]:
     """Return the variables that an optimizer was built for, in its order; none where that cannot be told."""
     return list(getattr(optimizer, "_trainable_variables", ()))
 

@@ -17,14 +17,14 @@ import keras
 
 from ckptstore.keras.private import fallback, modules
 from ckptstore.keras.private.assets import collected_assets
-from ckptstore.keras.private.capture import Capture, Entry
+from ckptstore.keras.private.capture import Capture, CapturedValue
 from ckptstore.keras.private.optimizers import optimizers_of, variables_by_reference
-from ckptstore.keras.private.skip_sets import skip_sets_kept
+from ckptstore.keras.private.skip_sets import cached_skip_sets
 
 _METADATA, _CONFIG = "metadata.json", "config.json"
 
 
-def capture(model: Any, *, optimizer: Any = None, documents: bool = False) -> Capture:
+def capture_model(model: Any, *, optimizer: Any = None, documents: bool = False) -> Capture:
     """Take apart what Keras would write for `model`; nothing is written and the values are not copied.
 
     Args:
@@ -49,8 +49,8 @@ def capture(model: Any, *, optimizer: Any = None, documents: bool = False) -> Ca
     return fallback.capture(model, optimizer, documents)
 
 
-def configuration(model: Any) -> dict[str, bytes] | None:
-    """Return a model's configuration as `capture` does, without assets or a walk; None where this Keras has no way to.
+def config_documents(model: Any) -> dict[str, bytes] | None:
+    """Return a model's configuration alone, as `capture_model` does; None in a Keras that cannot tell it.
 
     Raises:
         NotImplementedError: From Keras: it cannot be made.
@@ -84,7 +84,7 @@ def _walk(model: Any, optimizer: Any, documents: bool) -> Capture:
     optimizers = optimizers_of(model, optimizer)
     visited: set[int] = set()
     with ExitStack() as stack:
-        stack.enter_context(skip_sets_kept())
+        stack.enter_context(cached_skip_sets())
         stack.enter_context(variables_by_reference(optimizers))
         assets = stack.enter_context(collected_assets()) if documents else None
         modules.saving_lib._save_state(
@@ -102,7 +102,7 @@ def _walk(model: Any, optimizer: Any, documents: bool) -> Capture:
             members |= assets.members()
     slots = {id(variable) for one in optimizers for variable in one.variables}
     entries = tuple(
-        Entry(
+        CapturedValue(
             path=f"{group}/{key}",
             value=value,
             owner="optimizer" if id(value) in slots or group.startswith("optimizer/") else "model",

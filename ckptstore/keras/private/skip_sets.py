@@ -13,7 +13,7 @@ _SKIPPING_TYPES = ("Operation", "Layer", "Functional", "Sequential", "Metric", "
 
 
 @contextmanager
-def skip_sets_kept() -> Iterator[None]:
+def cached_skip_sets() -> Iterator[None]:
     """Spare Keras making a new Layer per saved object, to learn which of its attributes to pass over.
 
     It keeps these sets under one name and looks for them under another; they are lent to it under the second.

@@ -9,25 +9,25 @@ from typing import Any
 
 import keras
 
-from ckptstore.formats.snapshot import Kinds
+from ckptstore.formats.snapshot import VariableKinds
 
 # What Keras itself has for these: two walks over all layers, each picking from what it finds.
 _OWN = (keras.Layer.trainable_variables, keras.Layer.non_trainable_variables)
 
 
-def is_told_by_flags(model: Any) -> bool:
+def uses_trainable_flags(model: Any) -> bool:
     """Return whether the flag of each variable, and nothing else, tells if it is among those that the model trains."""
     kind = type(model)
     return (kind.trainable_variables, kind.non_trainable_variables) == _OWN and bool(model.trainable)
 
 
-def variables_by_kind(model: Any) -> Kinds:
+def variables_by_kind(model: Any) -> VariableKinds:
     """Return the trainable variables of a model, the others, and those of its metrics, each in Keras' order.
 
     It is asked at each save: one walk finds what Keras walks twice for. A model that answers in a way of its own is
     asked.
     """
-    if not is_told_by_flags(model):
+    if not uses_trainable_flags(model):
         return model.trainable_variables, model.non_trainable_variables, model.metrics_variables
     trainable: list[Any] = []
     others: list[Any] = []

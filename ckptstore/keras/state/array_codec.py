@@ -36,19 +36,19 @@ _NUMBERS = {
 }
 
 
-def stored(array: Array) -> tuple[Array, dict[str, Any]] | None:
+def encode(array: Array) -> tuple[Array, dict[str, Any]] | None:
     """Return an array to store and what is to be known of it; None where its elements are Python objects.
 
     Example:
-        >>> stored(np.array([1.5]))
+        >>> encode(np.array([1.5]))
         (array([1.5]), {})
-        >>> stored(np.array("ab"))
+        >>> encode(np.array("ab"))
         (array([97,  0,  0,  0, 98,  0,  0,  0], dtype=uint8), {'dtype': '<U2', 'shape': []})
     """
     values = np.asarray(array, order="C")
     if values.dtype in _NUMBERS:
         return values, {}
-    dtype = describe(values.dtype)
+    dtype = dtype_to_json(values.dtype)
     if dtype is None:
         return None
     flat = values.reshape(-1)
@@ -56,8 +56,8 @@ def stored(array: Array) -> tuple[Array, dict[str, Any]] | None:
     return raw, {"dtype": dtype, "shape": list(values.shape)}
 
 
-def restored(array: Array, facts: Mapping[str, Any]) -> Array:
-    """Return the array that `stored` was given; always a copy, which can be written to.
+def decode(array: Array, facts: Mapping[str, Any]) -> Array:
+    """Return the array that `encode` was given; always a copy, which can be written to.
 
     Raises:
         ValueError: They do not belong together.
@@ -65,17 +65,17 @@ def restored(array: Array, facts: Mapping[str, Any]) -> Array:
     """
     if not facts:
         return np.array(array, order="C", copy=True)
-    found: Array = np.empty(tuple(facts["shape"]), described(facts["dtype"]))
+    found: Array = np.empty(tuple(facts["shape"]), dtype_from_json(facts["dtype"]))
     if found.nbytes:
         found.reshape(-1).view(np.uint8)[...] = array
     return found
 
 
-def describe(dtype: np.dtype[Any]) -> Any:
+def dtype_to_json(dtype: np.dtype[Any]) -> Any:
     """Return a dtype as JSON, or None for one whose elements are Python objects.
 
     Example:
-        >>> describe(np.dtype(ml_dtypes.bfloat16)), describe(np.dtype(">f4")), describe(np.dtype(object))
+        >>> dtype_to_json(np.dtype(ml_dtypes.bfloat16)), dtype_to_json(np.dtype(">f4")), dtype_to_json(np.dtype(object))
         ('bfloat16', '>f4', None)
     """
     # Kind T: text of any length, which numpy keeps outside the array.
@@ -83,17 +83,17 @@ def describe(dtype: np.dtype[Any]) -> Any:
         return None
     if dtype.subdtype is not None:
         base, shape = dtype.subdtype
-        return {"base": describe(base), "shape": list(shape)}
+        return {"base": dtype_to_json(base), "shape": list(shape)}
     if dtype.fields is not None and dtype.names is not None:
         # A field: dtype, offset and sometimes a title, which is a second name for it.
-        fields = [[name, describe(dtype[name]), *dtype.fields[name][1:]] for name in dtype.names]
+        fields = [[name, dtype_to_json(dtype[name]), *dtype.fields[name][1:]] for name in dtype.names]
         return {"fields": fields, "itemsize": dtype.itemsize}
     extended = getattr(ml_dtypes, dtype.name, None)
     return dtype.name if extended is not None and np.dtype(extended) == dtype else dtype.str
 
 
-def described(dtype: Any) -> np.dtype[Any]:
-    """Return the dtype that `describe` was given.
+def dtype_from_json(dtype: Any) -> np.dtype[Any]:
+    """Return the dtype that `dtype_to_json` was given.
 
     Raises:
         TypeError: This numpy, or this ml_dtypes, has none such.
@@ -101,12 +101,12 @@ def described(dtype: Any) -> np.dtype[Any]:
     if isinstance(dtype, str):
         return np.dtype(getattr(ml_dtypes, dtype, dtype))
     if "base" in dtype:
-        return np.dtype((described(dtype["base"]), tuple(dtype["shape"])))
+        return np.dtype((dtype_from_json(dtype["base"]), tuple(dtype["shape"])))
     fields = dtype["fields"]
     return np.dtype(
         {
             "names": [field[0] for field in fields],
-            "formats": [described(field[1]) for field in fields],
+            "formats": [dtype_from_json(field[1]) for field in fields],
             "offsets": [field[2] for field in fields],
             "titles": [field[3] if len(field) > 3 else None for field in fields],
             "itemsize": dtype["itemsize"],

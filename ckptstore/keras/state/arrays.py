@@ -86,7 +86,7 @@ def _all_finite(values: Array) -> bool:
     return bool(np.isfinite(values.astype(np.float32)).all())
 
 
-def kept_value(variable: Any) -> Any:
+def stable_value(variable: Any) -> Any:
     """Return a variable's value so that later assignments do not change it; a copy is in host memory."""
     value = variable.value
     if keras.backend.backend() == "jax":
@@ -96,7 +96,7 @@ def kept_value(variable: Any) -> Any:
     return np.array(keras.ops.convert_to_numpy(value), copy=True)
 
 
-def own_copies(variables: Sequence[Any]) -> list[Any]:
+def independent_copies(variables: Sequence[Any]) -> list[Any]:
     """Return copies of variables' values that a later step neither changes nor takes over; waits for none.
 
     On JAX a step is given the memory of the values that it replaces. There all are copied by one computation, which is
@@ -115,7 +115,7 @@ def _jax_copies() -> Any:
     return jax.jit(lambda values: [jax.numpy.copy(value) for value in values])
 
 
-def nbytes_of(model: Any) -> int:
+def state_nbytes(model: Any) -> int:
     """Return about how many bytes a model's state has, with its optimizer's; 0 for one that is not built yet."""
     optimizer = getattr(model, "optimizer", None)
     variables = [*model.variables, *getattr(optimizer, "variables", ())]

@@ -14,7 +14,7 @@ import types
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from ckptstore.keras.private import is_keras_own, run_time_attributes
+from ckptstore.keras.private import is_keras_class, run_time_attributes
 
 # Assigned there, it is there again before state is restored.
 _BEFORE_TRAINING = {"__init__", "set_model", "set_params", "on_train_begin"}
@@ -42,7 +42,7 @@ def seems_stateful(callback: Any) -> bool:
 def _user_kinds(kind: type) -> Iterator[type]:
     """Yield the classes of a user's that a callback is made from, down to one that hands out its state."""
     for one in kind.__mro__:
-        if is_keras_own(one) or one.__module__.partition(".")[0] in ("ckptstore", "builtins"):
+        if is_keras_class(one) or one.__module__.partition(".")[0] in ("ckptstore", "builtins"):
             return
         if "get_state" in vars(one):
             return

@@ -13,19 +13,19 @@ from typing import Any
 import keras
 import numpy as np
 
-from ckptstore.keras.private import run_time_attributes, set_attribute, start_clocks
+from ckptstore.keras.private import run_time_attributes, set_attribute, start_epoch_clock
 from ckptstore.keras.state.callback_inspection import seems_stateful
 
 # What a callback's entry is made of.
 _ATTRIBUTES, _STATE = "attributes", "state"
 
 
-def key_of(callbacks: Sequence[Any]) -> list[str]:
+def callback_keys(callbacks: Sequence[Any]) -> list[str]:
     """Return what each callback is called: its class' name, and its number among those of that name.
 
     Example:
         >>> import keras
-        >>> key_of([keras.callbacks.History(), keras.callbacks.TerminateOnNaN(), keras.callbacks.History()])
+        >>> callback_keys([keras.callbacks.History(), keras.callbacks.TerminateOnNaN(), keras.callbacks.History()])
         ['History:0', 'TerminateOnNaN:0', 'History:1']
     """
     seen: Counter[str] = Counter()
@@ -37,7 +37,7 @@ def key_of(callbacks: Sequence[Any]) -> list[str]:
     return keys
 
 
-def capture(callbacks: Sequence[Any]) -> dict[str, Any]:
+def get_states(callbacks: Sequence[Any]) -> dict[str, Any]:
     """Return the state of the callbacks that have some, by key; for `state_tree.pack`, and soon.
 
     Lists and arrays (EarlyStopping's best weights) are the callbacks' own, not copies.
@@ -52,11 +52,11 @@ def capture(callbacks: Sequence[Any]) -> dict[str, Any]:
         >>> import keras
         >>> stopping = keras.callbacks.EarlyStopping(patience=3)
         >>> stopping.on_train_begin()
-        >>> capture([stopping])["EarlyStopping:0"]["attributes"]["wait"]
+        >>> get_states([stopping])["EarlyStopping:0"]["attributes"]["wait"]
         0
     """
     found = {}
-    for key, callback in zip(key_of(callbacks), callbacks, strict=True):
+    for key, callback in zip(callback_keys(callbacks), callbacks, strict=True):
         entry = _captured(callback)
         if entry:
             found[key] = entry
@@ -75,14 +75,14 @@ def _captured(callback: Any) -> dict[str, Any]:
     return entry
 
 
-def apply(callbacks: Sequence[Any], saved: Mapping[str, Any]) -> list[str]:
+def set_states(callbacks: Sequence[Any], saved: Mapping[str, Any]) -> list[str]:
     """Give the callbacks their state back: after ``on_train_begin`` of all, since many start anew there.
 
     Arrays are copied; nothing of `saved` is shared with the callbacks.
 
     Args:
         callbacks: All callbacks of the fit, in order.
-        saved: What `capture` returned, perhaps through `state_tree`.
+        saved: What `get_states` returned, perhaps through `state_tree`.
 
     Returns:
         The keys of callbacks that seem to have state of which nothing, or not everything, is known to be restored. They
@@ -92,8 +92,8 @@ def apply(callbacks: Sequence[Any], saved: Mapping[str, Any]) -> list[str]:
         Exception: What a callback's ``set_state`` raises.
     """
     left = []
-    for key, callback in zip(key_of(callbacks), callbacks, strict=True):
-        start_clocks(callback)
+    for key, callback in zip(callback_keys(callbacks), callbacks, strict=True):
+        start_epoch_clock(callback)
         if not _applied(callback, saved.get(key, {})) or seems_stateful(callback):
             left.append(key)
     return left
@@ -111,18 +111,18 @@ def _applied(callback: Any, entry: Mapping[str, Any]) -> bool:
     return set(names) <= set(attributes) and (_STATE in entry or not _takes_part(callback))
 
 
-def keeps_own_state(callback: Any) -> bool:
+def has_own_state(callback: Any) -> bool:
     """Return whether a callback keeps its state itself, and so need not see again what it has seen.
 
     Example:
         >>> import keras
-        >>> keeps_own_state(keras.callbacks.EarlyStopping())
+        >>> has_own_state(keras.callbacks.EarlyStopping())
         False
     """
     return _takes_part(callback)
 
 
-def would_go_on(callbacks: Sequence[Any], saved: Mapping[str, Any], *, more_epochs: bool) -> bool:
+def would_continue(callbacks: Sequence[Any], saved: Mapping[str, Any], *, more_epochs: bool) -> bool:
     """Return whether training that was stopped early would not be so with the callbacks' present settings.
 
     That is where every `keras.callbacks.EarlyStopping` that had stopped it has a longer patience by now. Of a user's
@@ -130,7 +130,7 @@ def would_go_on(callbacks: Sequence[Any], saved: Mapping[str, Any], *, more_epoc
 
     Args:
         callbacks: All callbacks of the fit, in order.
-        saved: What `capture` returned when it was stopped.
+        saved: What `get_states` returned when it was stopped.
         more_epochs: Whether the fit has more epochs by now.
 
     Example:
@@ -140,12 +140,12 @@ def would_go_on(callbacks: Sequence[Any], saved: Mapping[str, Any], *, more_epoc
         >>> before = stopping(2)
         >>> before[0].on_train_begin()
         >>> before[0].wait, before[0].stopped_epoch = 2, 7
-        >>> [would_go_on(stopping(patience), capture(before), more_epochs=True) for patience in (2, 5)]
+        >>> [would_continue(stopping(patience), get_states(before), more_epochs=True) for patience in (2, 5)]
         [False, True]
     """
     stopped = [
         one.patience > entry["wait"]
-        for key, one in zip(key_of(callbacks), callbacks, strict=True)
+        for key, one in zip(callback_keys(callbacks), callbacks, strict=True)
         if isinstance(one, keras.callbacks.EarlyStopping)
         and (entry := saved.get(key, {}).get(_ATTRIBUTES, {})).get("stopped_epoch", 0) > 0
     ]

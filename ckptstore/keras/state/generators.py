@@ -35,7 +35,7 @@ class GeneratorState:
 
         Example:
             >>> generator = np.random.default_rng(5)
-            >>> saved = of(generator)
+            >>> saved = state_of(generator)
             >>> first = generator.random()
             >>> saved.apply(generator)
             >>> generator.random() == first
@@ -76,7 +76,7 @@ def kind_of(value: Any) -> str | None:
     return "keras" if isinstance(value, seeds) else None
 
 
-def of(generator: Any) -> GeneratorState | None:
+def state_of(generator: Any) -> GeneratorState | None:
     """Return the state of a random generator, or None where the value is none."""
     kind = kind_of(generator)
     return None if kind is None else GeneratorState(kind, _get(generator, kind))

@@ -42,7 +42,7 @@ def set_learning_rates(model: Any, rates: Sequence[float | None]) -> None:
             optimizer.learning_rate = rate
 
 
-def changed_rates(
+def changed_learning_rates(
     begun: Sequence[float | None], live: Sequence[float | None], saved: Sequence[float | None]
 ) -> list[str]:
     """Return one short line for each learning rate that the script gives otherwise than before, and that is not used.
@@ -53,9 +53,9 @@ def changed_rates(
         saved: What they were at the save.
 
     Example:
-        >>> changed_rates([0.1], [0.1], [0.05]), changed_rates([0.1], [0.05], [0.05])
+        >>> changed_learning_rates([0.1], [0.1], [0.05]), changed_learning_rates([0.1], [0.05], [0.05])
         ([], [])
-        >>> changed_rates([0.1], [0.2], [0.05])
+        >>> changed_learning_rates([0.1], [0.2], [0.05])
         ['learning_rate 0.1 -> 0.2 (the run keeps the saved 0.05; set another in a callback)']
     """
     return [
@@ -65,7 +65,7 @@ def changed_rates(
     ]
 
 
-def trained(model: Any, trainable: Sequence[Any] | None = None) -> list[list[int]]:
+def trained_indices(model: Any, trainable: Sequence[Any] | None = None) -> list[list[int]]:
     """Return, for each optimizer, the places of the variables that it trains among the model's.
 
     Args:
@@ -74,7 +74,7 @@ def trained(model: Any, trainable: Sequence[Any] | None = None) -> list[list[int
     """
     known = list(map(id, model.trainable_variables if trainable is None else trainable))
     return [
-        _places(list(map(id, private.trained_by(optimizer))), known)
+        _places(list(map(id, private.variables_trained_by(optimizer))), known)
         for optimizer in private.optimizers_of(model)
     ]
 
@@ -86,7 +86,7 @@ def _places(wanted: list[int], known: list[int]) -> list[int]:
     return [places[one] for one in wanted if one in places]
 
 
-def build_as_saved(model: Any, values: Mapping[str, Any]) -> None:
+def build_optimizers(model: Any, values: Mapping[str, Any]) -> None:
     """Build the optimizers that have seen no step yet for the variables that they trained when the fit was saved."""
     variables = model.trainable_variables
     for optimizer, places in zip(private.optimizers_of(model), values.get(TRAINED, ()), strict=False):

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ckptstore.keras.private import forget_global_seed, global_seed
+from ckptstore.keras.private import global_seed, reset_global_seed
 from ckptstore.keras.state.arrays import host_array, shape_and_dtype
 from ckptstore.system.arrays import Array
 
@@ -26,7 +26,7 @@ GROUP = "generators"
 
 
 @dataclass(frozen=True, slots=True)
-class Generators:
+class GlobalGenerators:
     """The states of all global generators at one moment.
 
     Attributes:
@@ -38,7 +38,7 @@ class Generators:
     arrays: dict[str, Array] = field(default_factory=dict)
 
 
-def capture() -> Generators:
+def capture() -> GlobalGenerators:
     """Return the states of the generators that this process has by now; nothing is drawn.
 
     Example:
@@ -49,7 +49,7 @@ def capture() -> Generators:
         >>> bool(first == (random.random(), np.random.rand()))
         True
     """
-    found = Generators()
+    found = GlobalGenerators()
     _capture_python(found)
     _capture_numpy(found)
     if "torch" in sys.modules:
@@ -61,7 +61,7 @@ def capture() -> Generators:
     return found
 
 
-def restore(saved: Generators, *, leave: Collection[str] = ()) -> list[str]:
+def restore(saved: GlobalGenerators, *, leave: Collection[str] = ()) -> list[str]:
     """Set the generators back; returns the names of those that could not be, since this process has none such.
 
     Args:
@@ -72,7 +72,7 @@ def restore(saved: Generators, *, leave: Collection[str] = ()) -> list[str]:
     # First, since making it draws from Python's.
     if "keras" not in leave:
         if "keras" not in saved.arrays:
-            forget_global_seed()
+            reset_global_seed()
         elif not _restore_keras(saved.arrays["keras"]):
             left.append("keras")
     if "python" not in leave:
@@ -86,7 +86,7 @@ def restore(saved: Generators, *, leave: Collection[str] = ()) -> list[str]:
     return left
 
 
-def names(states: Generators) -> tuple[str, ...]:
+def names(states: GlobalGenerators) -> tuple[str, ...]:
     """Return the names of the generators whose states these are.
 
     Example:
@@ -96,19 +96,19 @@ def names(states: Generators) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*states.document, *(name.partition("/")[0] for name in states.arrays)]))
 
 
-def agree(name: str, one: Generators, other: Generators) -> bool:
+def same_state(name: str, one: GlobalGenerators, other: GlobalGenerators) -> bool:
     """Return whether a generator is in the same state in both.
 
     Example:
         >>> before = capture()
         >>> _ = random.random()
-        >>> agree("python", before, capture()), agree("numpy", before, capture())
+        >>> same_state("python", before, capture()), same_state("numpy", before, capture())
         (False, True)
     """
     return _of(name, one) == _of(name, other)
 
 
-def _of(name: str, states: Generators) -> tuple[Any, dict[str, tuple[str, bytes]]]:
+def _of(name: str, states: GlobalGenerators) -> tuple[Any, dict[str, tuple[str, bytes]]]:
     arrays = {
         key: (str(array.dtype), array.tobytes())
         for key, array in states.arrays.items()
@@ -125,26 +125,26 @@ def _restore_keras(value: Array) -> bool:
     return True
 
 
-def of_state(document: Mapping[str, Any], arrays: Mapping[str, Array]) -> Generators | None:
+def from_training_state(document: Mapping[str, Any], arrays: Mapping[str, Array]) -> GlobalGenerators | None:
     """Return what a training state holds of generators, or None where it holds nothing."""
     if GROUP not in document:
         return None
     prefix = f"{GROUP}/"
     own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-    return Generators(dict(document[GROUP]), own)
+    return GlobalGenerators(dict(document[GROUP]), own)
 
 
 # --- Python --------------------------------------------------------------------------------------
 
 
-def _capture_python(found: Generators) -> None:
+def _capture_python(found: GlobalGenerators) -> None:
     version, words, gauss = random.getstate()
     # By an array of Python's own, in a third of the time: it is asked for several times in an epoch.
     found.arrays["python"] = np.array(machine_array("I", words), np.uint32)
     found.document["python"] = {"version": version, "gauss": _hex(gauss)}
 
 
-def _restore_python(saved: Generators) -> None:
+def _restore_python(saved: GlobalGenerators) -> None:
     facts = saved.document["python"]
     words = tuple(int(word) for word in saved.arrays["python"])
     random.setstate((facts["version"], words, _unhex(facts["gauss"])))
@@ -153,7 +153,7 @@ def _restore_python(saved: Generators) -> None:
 # --- numpy ---------------------------------------------------------------------------------------
 
 
-def _capture_numpy(found: Generators) -> None:
+def _capture_numpy(found: GlobalGenerators) -> None:
     state: Any = np.random.get_state(legacy=False)
     inner = {}
     for name, value in state["state"].items():
@@ -165,7 +165,7 @@ def _capture_numpy(found: Generators) -> None:
     found.document["numpy"] = {**rest, "state": inner, "gauss": _hex(state.get("gauss"))}
 
 
-def _restore_numpy(saved: Generators) -> None:
+def _restore_numpy(saved: GlobalGenerators) -> None:
     facts = dict(saved.document["numpy"])
     arrays = {
         name.removeprefix("numpy/"): array
@@ -187,7 +187,7 @@ def _unhex(text: str | None) -> Any:
 # --- torch ---------------------------------------------------------------------------------------
 
 
-def _capture_torch(found: Generators) -> None:
+def _capture_torch(found: GlobalGenerators) -> None:
     import torch
 
     found.arrays["torch"] = torch.get_rng_state().numpy().copy()
@@ -221,14 +221,14 @@ def _tensorflow_generator() -> Any:
     return getattr(module, "global_generator", None)
 
 
-def _capture_tensorflow(found: Generators) -> None:
+def _capture_tensorflow(found: GlobalGenerators) -> None:
     generator = _tensorflow_generator()
     if generator is not None:
         found.arrays["tensorflow"] = generator.state.numpy().copy()
         found.document["tensorflow"] = {"algorithm": int(generator.algorithm)}
 
 
-def _restore_tensorflow(saved: Generators) -> list[str]:
+def _restore_tensorflow(saved: GlobalGenerators) -> list[str]:
     if "tensorflow" not in sys.modules:
         return ["tensorflow"]
     import tensorflow as tf

@@ -25,7 +25,7 @@ VERSION = 1
 
 _VARIABLES, _METRICS, _FIT = "variables", "metrics", "fit"
 
-Groups = dict[str, list[Any]]
+UnsavedVariables = dict[str, list[Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,7 @@ class Assignment:
     value: Array
 
 
-def collect(groups: Groups, optimizers: list[Any], fit: FitState | None = None) -> TrainingState:
+def collect(groups: UnsavedVariables, optimizers: list[Any], fit: FitState | None = None) -> TrainingState:
     """Return the training state of a model, as views of its variables.
 
     Args:
@@ -73,7 +73,9 @@ def fit_values(state: TrainingState | None) -> dict[str, Any]:
     return values
 
 
-def plan(live: Groups, optimizers: list[Any], state: TrainingState | None) -> list[Assignment]:
+def plan_assignments(
+    live: UnsavedVariables, optimizers: list[Any], state: TrainingState | None
+) -> list[Assignment]:
     """Check that training state fits a model, of which `groups` has told, and return what to assign; changes nothing.
 
     Metrics that the model has not built yet are left out: Keras builds them on the first batch, from zero.
@@ -99,13 +101,13 @@ def restore_generators(state: TrainingState | None) -> None:
 
     What this process cannot set is said in a warning: a backend with other seeds, a device that is not there.
     """
-    saved = None if state is None else random_state.of_state(state.document, state.arrays)
+    saved = None if state is None else random_state.from_training_state(state.document, state.arrays)
     left = [] if saved is None else random_state.restore(saved)
     if left:
         warnings.warn(f"random generators that are not as they were: {', '.join(left)}", stacklevel=2)
 
 
-def groups(model: Any, captured: Capture) -> Groups:
+def unsaved_variables(model: Any, captured: Capture) -> UnsavedVariables:
     """Return the variables that Keras' own file leaves out, in the model's own order, which does not change."""
     saved = captured.saved_ids() if captured.exact else {id(variable) for variable in model.weights}
     left_out = [variable for variable in model.variables if id(variable) not in saved]
@@ -132,7 +134,7 @@ def _matched(group: str, variables: list[Any], state: TrainingState) -> Iterator
         yield Assignment(variable=variable, value=value)
 
 
-def same_kinds(optimizers: list[Any], state: TrainingState | None) -> bool:
+def same_optimizer_kinds(optimizers: list[Any], state: TrainingState | None) -> bool:
     """Return whether training state was saved with optimizers of these kinds; True where it does not say."""
     return state is None or state.document.get("optimizers", _kinds(optimizers)) == _kinds(optimizers)
 

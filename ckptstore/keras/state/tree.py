@@ -103,7 +103,7 @@ class _Packer:
             return plain(self, value)
         if isinstance(value, np.generic):
             return self._scalar(value)
-        state = value if isinstance(value, GeneratorState) else self._tried(generators.of, value)
+        state = value if isinstance(value, GeneratorState) else self._tried(generators.state_of, value)
         if state is not None:
             return {"generator": [state.kind, self._inside("<{}>", "state", state.state)]}
         array = self._tried(as_numpy, value)
@@ -193,14 +193,14 @@ class _Packer:
             return {"numpy.str": self.document(str.__str__(value))}
         if isinstance(value, np.bytes_):
             return {"numpy.bytes": self.data(bytes(value))}
-        found = array_codec.stored(np.asarray(value))
+        found = array_codec.encode(np.asarray(value))
         if found is None:
             raise self._refused(value, "it holds Python objects")
-        dtype = array_codec.describe(value.dtype)
+        dtype = array_codec.dtype_to_json(value.dtype)
         return {"scalar": [dtype, b64encode(np.asarray(value).tobytes()).decode()]}
 
     def _array(self, array: Array) -> Any:
-        found = array_codec.stored(array)
+        found = array_codec.encode(array)
         if found is None:
             raise self._refused(array, f"arrays of dtype {array.dtype} cannot be kept in a checkpoint")
         return {"array": self._add(found[0]), **found[1]}
@@ -263,16 +263,14 @@ class _Unpacker:
 
     def _array(self, document: Mapping[str, Any]) -> Array:
         facts = {name: fact for name, fact in document.items() if name != "array"}
-        return array_codec.restored(self.array(document["array"]), facts)
+        return array_codec.decode(self.array(document["array"]), facts)
 
     def pairs(self, pairs: Iterable[Any]) -> Iterable[tuple[Any, Any]]:
         return [(self.value(key), self.value(value)) for key, value in pairs]
 
     def scalar(self, facts: Any) -> Any:
         dtype, text = facts
-        return array_codec.restored(np.frombuffer(b64decode(text), np.uint8), {"dtype": dtype, "shape": ()})[
-            ()
-        ]
+        return array_codec.decode(np.frombuffer(b64decode(text), np.uint8), {"dtype": dtype, "shape": ()})[()]
 
 
 def _unpacked_as(into: Callable[[Any], Any]) -> Callable[[_Unpacker, Any], Any]:

@@ -102,7 +102,7 @@ def mark_of(value: Any) -> str:
 
 def kept(value: Any) -> Any:
     """Return an attribute's value as state that later changes do not reach."""
-    state = generators.of(value)
+    state = generators.state_of(value)
     if state is not None:
         return state
     if type(value) is list:

@@ -26,7 +26,7 @@ def beginning(loop: FitLoop) -> dict[str, str] | None:
     return {name: _digest(states, name) for name in random_state.names(states)}
 
 
-def _digest(states: random_state.Generators, name: str) -> str:
+def _digest(states: random_state.GlobalGenerators, name: str) -> str:
     digest = xxhash.xxh3_128(repr(states.document.get(name)).encode())
     for key, array in sorted(states.arrays.items()):
         if key.partition("/")[0] == name:
@@ -57,7 +57,7 @@ def doubts(
     changed = [*_changed_batches(loop, place)]
     if changed:
         yield "; ".join(changed)
-    if loop.data.asks_ahead and _has_changed_under_way(place):
+    if loop.data.reads_ahead and _has_changed_under_way(place):
         yield (
             "TensorFlow asks the data for more than training has had, also beyond the end of an epoch "
             "(steps_per_epoch), and the data itself changes or draws: how far it was asked before that is not known"

@@ -41,11 +41,9 @@ class DataPosition:
         self._waiting: Any = None
         self._ready: Any = None
         self._has_begun = False
-        self._is_known = (
-            self._is_asked_itself or loop.data.is_grain
-        ) and loop.data.asks_one_batch_at_a_time()
+        self._is_known = (self._is_asked_itself or loop.data.is_grain) and loop.data.stop_reading_ahead()
         if self._is_known:
-            loop.data.overlay_data(self._overlaid)
+            loop.data.wrap_data(self._overlaid)
 
     def capture(self) -> dict[str, Any] | None:
         """Return where the data stands behind the batch that was taken last; None where nobody can tell.

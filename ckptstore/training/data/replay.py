@@ -23,7 +23,7 @@ import keras
 from ckptstore.errors import InvalidArgumentError
 from ckptstore.keras.private import FitLoop
 from ckptstore.keras.state import random_state
-from ckptstore.keras.state.random_state import Generators
+from ckptstore.keras.state.random_state import GlobalGenerators
 from ckptstore.training.data import exactness
 from ckptstore.training.data import source as data_state
 from ckptstore.training.data.loader_position import DataPosition
@@ -66,7 +66,7 @@ class Target:
     position: dict[str, Any]
     epoch: int
     batches: int
-    generators: Generators | None
+    generators: GlobalGenerators | None
     logs: dict[str, Any] = field(default_factory=dict)
     arrived: Callable[[Arrival], None]
 
@@ -97,13 +97,13 @@ class Iteration:
         self._ended = False
         self._made_in_epoch = False
         self._taken = 0
-        self._generators_when_made: Generators | None = None
-        self._generators_when_begun: Generators | None = None
+        self._generators_when_made: GlobalGenerators | None = None
+        self._generators_when_begun: GlobalGenerators | None = None
         self._epoch: dict[str, Any] = {}
         self._target: Target | None = None
         self.passing_over = False
-        loop.data.watch_iterators(self._making)
-        loop.data.watch_epochs(self._enumerating)
+        loop.data.wrap_iterator_creation(self._making)
+        loop.data.wrap_epoch_steps(self._enumerating)
 
     @property
     def epochs(self) -> int:
@@ -141,7 +141,7 @@ class Iteration:
         """Return the part that is noted at the beginning of each epoch."""
         kept = None
         when_made, source = self._watcher.capture_both()
-        if self._loop.data.goes_on_over_epochs and self._loop.data.has_iterator:
+        if self._loop.data.spans_epochs and self._loop.data.has_iterator:
             kept = {
                 "when_made": _plain(self._generators_when_made),
                 "when_begun": _plain(self._generators_when_begun),
@@ -154,7 +154,7 @@ class Iteration:
             "generators": None,
             "kept": kept,
             "prefetched": self._prefetched(),
-            "batches_inferred": self._loop.data.batches_inferred,
+            "batches_inferred": self._loop.data.inferred_batches,
         }
 
     def _prefetched(self) -> list[Any] | None:
@@ -170,11 +170,11 @@ class Iteration:
 
     def _making(self, make: Callable[[], Any]) -> Callable[[], Any]:
         def counted() -> Any:
-            self._made += self._loop.data.makes_at_once
+            self._made += self._loop.data.creates_iterators_at_once
             self._taken = 0
             self._made_in_epoch = True
             self._generators_when_made, self._generators_when_begun = random_state.capture(), None
-            if self._loop.data.goes_on_over_epochs:
+            if self._loop.data.spans_epochs:
                 self._watcher.note()
             self._position.renew()
             return make()
@@ -199,7 +199,7 @@ class Iteration:
         self._ended = False
         for begin, end, batches in steps:
             if self._taken == 0:
-                self._made += not self._loop.data.makes_at_once
+                self._made += not self._loop.data.creates_iterators_at_once
                 if not self._made_in_epoch:
                     # Made at the end of an epoch, and asked only now.
                     self._generators_when_begun = random_state.capture()
@@ -255,7 +255,7 @@ class Iteration:
         """Go to where the epoch began; batches of earlier epochs are taken from an iterator that goes on over them."""
         place = target.position
         kept = place["kept"]
-        self._loop.data.infer_batches(place["batches_inferred"])
+        self._loop.data.set_inferred_batches(place["batches_inferred"])
         begun = _generators(place["generators"]) or random_state.capture()
         waiting, before = self._loop.data.prefetched, place["prefetched"]
         if waiting is not None and before is not None:
@@ -264,7 +264,7 @@ class Iteration:
         own: Collection[str] = ()
         # The iterator that is made next is one of those that were counted, if batches were taken from it.
         made = place["made"] - bool(target.batches or kept)
-        if self._loop.data.counts_iterators:
+        if self._loop.data.order_depends_on_iterators:
             self._make_iterators(made - self._made)
         if kept is not None:
             self._put_back_source(kept.get("source"))
@@ -276,8 +276,8 @@ class Iteration:
 
     def _make_iterators(self, number: int) -> None:
         for _ in range(number):
-            iterator = self._loop.data.another_iterator()
-            if not self._loop.data.makes_at_once:
+            iterator = self._loop.data.new_iterator()
+            if not self._loop.data.creates_iterators_at_once:
                 next(iterator, None)
 
     def _take_again(self, kept: dict[str, Any], *, positioned: bool) -> Collection[str]:
@@ -290,32 +290,34 @@ class Iteration:
         made, begun = _generators(kept["when_made"]), _generators(kept["when_begun"])
         if made is not None:
             random_state.restore(made)
-        batches = self._loop.data.make_iterator()
+        batches = self._loop.data.start_iterator()
         if begun is not None:
             random_state.restore(begun)
         if positioned:
             self._position.begin()
         first = None
         for index in range(0, 0 if positioned else kept["taken"], self._loop.data.batches_per_execution):
-            self._loop.data.take(batches)
+            self._loop.data.discard_batches(batches)
             first = first or random_state.capture()
             self._progress(index)
         self._taken, self._generators_when_begun = kept["taken"], begun
         self._loop.data.steps_seen = kept["steps_seen"]
-        return self._changed_since((begun or made) if self._loop.data.asks_ahead else first)
+        return self._changed_since((begun or made) if self._loop.data.reads_ahead else first)
 
-    def _changed_since(self, before: Generators | None) -> tuple[str, ...]:
+    def _changed_since(self, before: GlobalGenerators | None) -> tuple[str, ...]:
         if before is None:
             return ()
         now = random_state.capture()
-        return tuple(name for name in random_state.names(now) if not random_state.agree(name, now, before))
+        return tuple(
+            name for name in random_state.names(now) if not random_state.same_state(name, now, before)
+        )
 
     def _behind(self, target: Target, steps: Iterator[Step]) -> Iterator[Step]:
         """Pass over the batches that are trained on already, then yield the others."""
         began = time.perf_counter()
         taken = 0
         # Where a thread asks ahead, what was drawn for a first batch cannot be told from what was for the next.
-        first = random_state.capture() if self._loop.data.asks_ahead else None
+        first = random_state.capture() if self._loop.data.reads_ahead else None
         position = target.position["source_position"]
         ended = target.position.get("ended", False)
         for begin, end, batches in steps:
@@ -325,14 +327,14 @@ class Iteration:
             if position is not None:
                 self._position.begin()
             else:
-                self._loop.data.take(batches)
+                self._loop.data.discard_batches(batches)
                 taken += self._loop.data.batches_per_execution
             first = first or random_state.capture()
             self._progress(end)
             if end + 1 >= target.batches:
                 # What Keras makes of the epoch's logs needs one execution at least.
                 self.passing_over = True
-                yield begin, end, self._loop.pass_over_execution(target.logs)
+                yield begin, end, self._loop.skip_execution(target.logs)
                 self.passing_over = False
                 if position is not None:
                     self._position.arrive(position)
@@ -343,7 +345,7 @@ class Iteration:
             # Saved during a validation, behind the end of the batches.
             random_state.restore(target.generators)
 
-    def _set_generators(self, saved: Generators | None, first: Generators) -> tuple[str, ...]:
+    def _set_generators(self, saved: GlobalGenerators | None, first: GlobalGenerators) -> tuple[str, ...]:
         """Set the generators to where they were at the save; returns those of which that is not all there is to say.
 
         Those that the data has drawn from between two batches are its own, and stand right. If training drew from
@@ -357,11 +359,11 @@ class Iteration:
             return ()
         now = random_state.capture()
         own = self._changed_since(first)
-        if self._loop.data.asks_ahead:
+        if self._loop.data.reads_ahead:
             random_state.restore(saved, leave=own)
             return ()
         random_state.restore(saved)
-        return tuple(name for name in own if not random_state.agree(name, now, saved))
+        return tuple(name for name in own if not random_state.same_state(name, now, saved))
 
 
 class _Watched:
@@ -386,11 +388,11 @@ class _Watched:
             raise
 
 
-def _plain(generators: Generators | None) -> dict[str, Any] | None:
+def _plain(generators: GlobalGenerators | None) -> dict[str, Any] | None:
     if generators is None:
         return None
     return {"document": generators.document, "arrays": generators.arrays}
 
 
-def _generators(plain: dict[str, Any] | None) -> Generators | None:
-    return None if plain is None else Generators(plain["document"], plain["arrays"])
+def _generators(plain: dict[str, Any] | None) -> GlobalGenerators | None:
+    return None if plain is None else GlobalGenerators(plain["document"], plain["arrays"])

@@ -12,9 +12,9 @@ from typing import Any
 
 from ckptstore.keras.private import (
     FitLoop,
-    begin_validation_again,
-    iterators_of_validation,
-    leaves_batches_of_validation,
+    restart_validation_data,
+    validation_iterator_count,
+    validation_leaves_batches,
 )
 from ckptstore.keras.state import random_state
 from ckptstore.training.data import source as data_state
@@ -35,19 +35,19 @@ class ValidationData:
         self._watcher = data_state.Watcher(self._source) if own else None
         self._made = 0
         self._captured: dict[str, Any] | None = None
-        self._generators = random_state.Generators()
-        self._looks_ahead = loop.data.makes_at_once
+        self._generators = random_state.GlobalGenerators()
+        self._looks_ahead = loop.data.creates_iterators_at_once
         # A thread that is asked for the next epoch while validation runs draws what must not be set back.
-        self._is_drawn_from = loop.data.asks_ahead and loop.data.goes_on_over_epochs
+        self._is_drawn_from = loop.data.reads_ahead and loop.data.spans_epochs
         self._looks_again = False
         # Whether each batch is drawn, by a thread that draws more of them than a validation takes.
         self._is_drawn_ahead = False
         self._before_first: dict[str, Any] | None = None
-        loop.hook(loop.callbacks, "on_test_begin", self._beginning)
-        loop.hook(loop.callbacks, "on_test_end", self._counted)
+        loop.wrap_method(loop.callbacks, "on_test_begin", self._beginning)
+        loop.wrap_method(loop.callbacks, "on_test_end", self._counted)
         if self._looks_ahead and self._watcher is not None:
-            loop.hook(loop.callbacks, "on_test_batch_begin", self._asking)
-            loop.hook(loop.callbacks, "on_test_batch_end", self._asked)
+            loop.wrap_method(loop.callbacks, "on_test_batch_begin", self._asking)
+            loop.wrap_method(loop.callbacks, "on_test_batch_end", self._asked)
 
     def _beginning(self, others: Callable[..., None]) -> Callable[..., None]:
         def beginning(logs: Any = None) -> None:
@@ -55,7 +55,7 @@ class ValidationData:
                 data_state.apply(self._source, self._captured)
                 if not self._is_drawn_from:
                     random_state.restore(self._generators)
-                begin_validation_again(self._model)
+                restart_validation_data(self._model)
             self._looks_again = False
             others(logs)
 
@@ -64,7 +64,7 @@ class ValidationData:
     def _asking(self, others: Callable[..., None]) -> Callable[..., None]:
         def asking(batch: int, logs: Any = None) -> None:
             others(batch, logs)
-            if batch == 0 and not self._is_drawn_ahead and leaves_batches_of_validation(self._model):
+            if batch == 0 and not self._is_drawn_ahead and validation_leaves_batches(self._model):
                 self._before_first = self._state()
 
         return asking
@@ -84,7 +84,7 @@ class ValidationData:
     def _counted(self, others: Callable[..., None]) -> Callable[..., None]:
         def counted(logs: Any = None) -> None:
             others(logs)
-            self._made += iterators_of_validation(self._model)
+            self._made += validation_iterator_count(self._model)
 
         return counted
 

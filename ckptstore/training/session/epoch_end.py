@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ckptstore.keras.state import callbacks, optimizers, random_state
-from ckptstore.keras.state.random_state import Generators
+from ckptstore.keras.state.random_state import GlobalGenerators
 from ckptstore.training.data.replay import Iteration
 from ckptstore.training.session.position import FitPosition
 
@@ -31,7 +31,7 @@ class EpochEnd:
 
     position: FitPosition
     values: Mapping[str, Any]
-    generators: Generators
+    generators: GlobalGenerators
     rates: list[float | None]
 
     @classmethod
@@ -39,7 +39,7 @@ class EpochEnd:
         """Return where a fit stands, or None where it has not trained yet."""
         if not position.step:
             return None
-        values = {"callbacks": callbacks.capture(siblings), "data": iteration.position(in_epoch=False)}
+        values = {"callbacks": callbacks.get_states(siblings), "data": iteration.position(in_epoch=False)}
         return cls(
             position=replace(position),
             values=values,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ckptstore.formats.snapshot import FitState, Kinds
+from ckptstore.formats.snapshot import FitState, VariableKinds
 from ckptstore.keras.state import callbacks, optimizers
 from ckptstore.metrics import scalar
 from ckptstore.training.data.replay import Iteration
@@ -21,7 +21,7 @@ def values_of(
     logs: Mapping[str, Any],
     *,
     in_epoch: bool,
-    kinds: Kinds | None = None,
+    kinds: VariableKinds | None = None,
 ) -> dict[str, Any]:
     """Return where the parts of a fit stand.
 
@@ -38,10 +38,10 @@ def values_of(
         "saver": saver.progress(logs),
         "stopped": bool(model.stop_training),
         "epochs": iteration.epochs,
-        "callbacks": callbacks.capture(siblings),
+        "callbacks": callbacks.get_states(siblings),
         "data": iteration.position(in_epoch=in_epoch),
         optimizers.RATES: optimizers.learning_rates(model),
-        optimizers.TRAINED: optimizers.trained(model, kinds and kinds[0]),
+        optimizers.TRAINED: optimizers.trained_indices(model, kinds and kinds[0]),
     }
 
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ckptstore.keras.private import begin_at, print_message
+from ckptstore.keras.private import print_message, start_at_epoch
 from ckptstore.training.data.replay import Arrival
 from ckptstore.training.session.resumed_run import ResumedRun
 
@@ -80,7 +80,7 @@ def say_without_loop(resumed: ResumedRun | None, model: Any) -> None:
     if resumed is None:
         _warn(text)
         return
-    begin_at(model, resumed.next_epoch)
+    start_at_epoch(model, resumed.next_epoch)
     again = f"; {resumed.batches} batches of the epoch are trained on again" if resumed.batches else ""
     _warn(f"{text}; going on at the beginning of epoch {resumed.next_epoch + 1}{again}")
 

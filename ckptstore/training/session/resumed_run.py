@@ -14,11 +14,11 @@ from typing import Any, Self
 from ckptstore.errors import InvalidArgumentError
 from ckptstore.formats.snapshot import TrainingState
 from ckptstore.keras.model.adapter import adapter
-from ckptstore.keras.model.assignment_tracker import Marks
+from ckptstore.keras.model.assignment_tracker import AssignmentTracker
 from ckptstore.keras.state import callbacks as callback_state
 from ckptstore.keras.state import optimizers, random_state, training_state
 from ckptstore.keras.state.arrays import first_not_finite
-from ckptstore.keras.state.random_state import Generators
+from ckptstore.keras.state.random_state import GlobalGenerators
 from ckptstore.records import Checkpoint
 from ckptstore.store.store import CheckpointStore
 from ckptstore.training.data import loader_position
@@ -35,7 +35,7 @@ class ResumedRun:
         state: Its training state.
         values: What the callback that saved it kept of its fit; empty where it was saved otherwise.
         drift: What differs from what it was saved with, without being another model.
-        marks: The variables as they were loaded.
+        tracker: The variables as they were loaded.
         not_finite: A weight that is not finite, or None.
     """
 
@@ -43,13 +43,13 @@ class ResumedRun:
     state: TrainingState | None
     values: dict[str, Any]
     drift: tuple[str, ...]
-    marks: Marks
+    tracker: AssignmentTracker
     not_finite: str | None = None
 
     def settled(self) -> Self:
         """Return what is left to know of it once all is put back: none of its arrays, which may be large."""
         values = {"stopped": self.values.get("stopped", False)}
-        return replace(self, state=None, values=values, marks=Marks(()))
+        return replace(self, state=None, values=values, tracker=AssignmentTracker(()))
 
     @property
     def next_epoch(self) -> int:
@@ -62,9 +62,13 @@ class ResumedRun:
         return 0 if self.checkpoint.batch is None else self.checkpoint.batch + 1
 
     @property
-    def generators(self) -> Generators | None:
+    def generators(self) -> GlobalGenerators | None:
         """The global random generators at the save."""
-        return None if self.state is None else random_state.of_state(self.state.document, self.state.arrays)
+        return (
+            None
+            if self.state is None
+            else random_state.from_training_state(self.state.document, self.state.arrays)
+        )
 
     def target(self, arrived: Callable[[Arrival], None]) -> Target:
         """Return where to go in the data; `arrived` is called there."""
@@ -82,7 +86,7 @@ class ResumedRun:
         if self.next_epoch >= epochs:
             return True
         stopped = self.batches == 0 and bool(self.values.get("stopped"))
-        return stopped and not callback_state.would_go_on(
+        return stopped and not callback_state.would_continue(
             callbacks,
             self.values.get("callbacks", {}),
             more_epochs=epochs > self.values.get("epochs", epochs),
@@ -100,7 +104,7 @@ class ResumedRun:
 
     def load_again(self, model: Any) -> None:
         """Undo what other callbacks did to the model since it was loaded; put back what Keras does not save."""
-        if self.marks.put_back():
+        if self.tracker.revert():
             adapter.restore(model, self.checkpoint)
         if not self.batches:
             model.reset_metrics()
@@ -113,14 +117,14 @@ class ResumedRun:
             model: The model.
             behind_last_epoch: Does to the weights what Keras did by itself, since that is undone too.
         """
-        if self.marks.put_back():
+        if self.tracker.revert():
             adapter.restore(model, self.checkpoint)
         adapter.restore_state(model, self.state, metrics=True)
         behind_last_epoch()
 
     def put_back_callbacks(self, callbacks: Sequence[Any]) -> list[str]:
         """Give the other callbacks their state; returns those of which none is known."""
-        return callback_state.apply(callbacks, self.values.get("callbacks", {}))
+        return callback_state.set_states(callbacks, self.values.get("callbacks", {}))
 
     def put_back_generators(self) -> None:
         """Set the global random generators to where they were at the save."""
@@ -143,7 +147,7 @@ def load_resume_point(
         saved = found["values"].get("fingerprint")
         begun = None if saved is None else json.loads(saved)
         found["drift"] = fingerprint.check(begun, live_fingerprint)
-        found["drift"] += optimizers.changed_rates(
+        found["drift"] += optimizers.changed_learning_rates(
             (begun or {}).get(optimizers.RATES, []),
             live_fingerprint[optimizers.RATES],
             found["values"].get(optimizers.RATES, []),
@@ -160,6 +164,6 @@ def load_resume_point(
         state=found["state"],
         values=found["values"],
         drift=tuple(found["drift"]),
-        marks=adapter.marks(model),
+        tracker=adapter.track_assignments(model),
         not_finite=first_not_finite(model.trainable_variables),
     )

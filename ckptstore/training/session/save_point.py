@@ -8,10 +8,10 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from ckptstore.formats.snapshot import FitState, Kinds
+from ckptstore.formats.snapshot import FitState, VariableKinds
 from ckptstore.keras.state import random_state
-from ckptstore.keras.state.arrays import host_array, own_copies
-from ckptstore.keras.state.random_state import Generators
+from ckptstore.keras.state.arrays import host_array, independent_copies
+from ckptstore.keras.state.random_state import GlobalGenerators
 from ckptstore.metrics import scalar
 from ckptstore.store.store import CheckpointStore
 
@@ -94,7 +94,7 @@ class Frozen:
     """
 
     values: Mapping[int, Any] = field(default_factory=dict)
-    generators: Generators | None = None
+    generators: GlobalGenerators | None = None
 
     @classmethod
     def of(cls, model: Any) -> Self:
@@ -102,10 +102,10 @@ class Frozen:
         weights = {id(one) for one in model.weights}
         everything = [*model.variables, *model.metrics_variables]
         left_out = {id(one): one for one in everything if id(one) not in weights}
-        copies = own_copies(list(left_out.values()))
+        copies = independent_copies(list(left_out.values()))
         return cls(dict(zip(left_out, copies, strict=True)), random_state.capture())
 
-    def state(self, values: Mapping[str, Any], kinds: Kinds | None) -> FitState:
+    def state(self, values: Mapping[str, Any], kinds: VariableKinds | None) -> FitState:
         """Return the state of a fit with these values in the place of the present ones.
 
         Args:

@@ -13,8 +13,8 @@ from functools import partial
 from typing import Any, Literal
 
 from ckptstore.errors import CheckpointNotFoundError
-from ckptstore.formats.snapshot import FitState, Kinds
-from ckptstore.keras.private import FitLoop, running_fit, train_state_in_variables, wait_for_step
+from ckptstore.formats.snapshot import FitState, VariableKinds
+from ckptstore.keras.private import FitLoop, running_fit, synced_train_state, wait_for_step
 from ckptstore.keras.state import callbacks, optimizers
 from ckptstore.store.store import CheckpointStore
 from ckptstore.system.stop_signals import StopRequest
@@ -114,7 +114,7 @@ class FitSession:
             messages.say_without_loop(resumed, self._saver.model)
             return
         self._stop.is_looking = loop.is_running
-        loop.run_hooks_as_without(self._saver)
+        loop.schedule_hooks_without(self._saver)
         self.position.per_epoch = loop.data.batches_per_epoch
         self._iteration = Iteration(loop, partial(self._progress, loop), self._data_failed)
         for name, method in (
@@ -126,15 +126,15 @@ class FitSession:
             ("on_test_batch_end", self._test_batch_ends),
             ("on_train_end", self._train_ends),
         ):
-            loop.hook(loop.callbacks, name, partial(partial, method))
+            loop.wrap_method(loop.callbacks, name, partial(partial, method))
         for name in ("on_test_batch_begin", "on_test_end"):
-            loop.hook(loop.callbacks, name, self._guard)
-        for one in loop.behind(self._saver):
-            loop.hook(one, "on_train_begin", self._guard)
+            loop.wrap_method(loop.callbacks, name, self._guard)
+        for one in loop.callbacks_after(self._saver):
+            loop.wrap_method(one, "on_train_begin", self._guard)
         if resumed is not None:
             self._finished = resumed.leaves_nothing(loop.epochs, self._siblings())
             self.position.epoch = resumed.next_epoch - self._finished
-            loop.begin_at(loop.epochs if self._finished else resumed.next_epoch)
+            loop.start_at_epoch(loop.epochs if self._finished else resumed.next_epoch)
             messages.say_resumed(resumed, finished=self._finished, epochs=loop.epochs)
 
     def _siblings(self) -> list[Any]:
@@ -174,12 +174,12 @@ class FitSession:
 
     def _go_on(self, resumed: ResumedRun, others: Callable[..., None], epoch: int, logs: Any) -> None:
         assert self._loop is not None
-        self._loop.forget_beginning()
+        self._loop.restore_initial_epoch()
         resumed.refuse_other_epoch(epoch)
         if resumed.batches:
             # Those that keep no state of their own are new, and have to see the epoch begin.
             for one in self._siblings():
-                if not callbacks.keeps_own_state(one):
+                if not callbacks.has_own_state(one):
                     one.on_epoch_begin(epoch, logs)
         self._put_back(resumed)
         self.resumed = resumed.settled()
@@ -315,7 +315,7 @@ class FitSession:
             return
         with self._guard:
             end = end or self._stop.received is not None
-            with train_state_in_variables(self._saver, keep=end) as kinds:
+            with synced_train_state(self._saver, keep=end) as kinds:
                 # Until here a device may still compute. What is measured of a save begins behind it.
                 wait_for_step(self._saver)
                 numbers = plain_logs(logs or {})
@@ -323,7 +323,7 @@ class FitSession:
                 if self._saver.save_at(moment_of(self.position, batch, numbers, fit, last=end)):
                     self._saved = (self.position.epoch, batch)
 
-    def _state(self, batch: int | None, logs: Any, frozen: Frozen, kinds: Kinds | None) -> FitState:
+    def _state(self, batch: int | None, logs: Any, frozen: Frozen, kinds: VariableKinds | None) -> FitState:
         values: dict[str, Any] = {"fingerprint": self._fingerprint, "logs": dict(logs)}
         if self._iteration is not None:
             parts = self._saver, self._siblings(), self._iteration, logs
@@ -349,7 +349,7 @@ class FitSession:
 
     def _call_the_rest(self, hook: str, number: int, error: BaseException) -> None:
         if self._loop is not None:
-            self._loop.call_the_rest(hook, number, error)
+            self._loop.call_remaining(hook, number, error)
 
     def _save_before_end(self, error: BaseException, *, due: bool, batch: int | None, logs: Any) -> None:
         """Save what is finished, for an exception is about to end the fit; what fails then is a note on it."""
@@ -364,7 +364,7 @@ class FitSession:
     def _train_ends(self, others: Callable[..., None], logs: Any = None) -> None:
         resumed, self._pending = self._pending, None
         if resumed is not None and self._loop is not None:
-            self._loop.forget_beginning()  # not one epoch was left
+            self._loop.restore_initial_epoch()  # not one epoch was left
             resumed.load_finished(self._saver.model, behind_last_epoch=self._loop.finalize_weights)
             resumed.put_back_callbacks(self._siblings())
             resumed.put_back_generators()
@@ -389,7 +389,7 @@ class FitSession:
         self._loop = self._pending = self._iteration = self._frozen = self._epoch_end = None
         if loop is not None:
             if resumed is not None:
-                loop.forget_beginning()
+                loop.restore_initial_epoch()
             loop.release()
         self.resumed = self.resumed and self.resumed.settled()
         try:
