@@ -83,7 +83,7 @@ class MessageWriter:
         tail = sum(map(len, snapshot.documents.values())) + sum(a.nbytes for a in _arrays(snapshot).values())
         structure = self._structure_of(snapshot)
         self._reserve(memory, structure.end, structure.end + len(structure.text) + 2 * tail)
-        memory.populate_beside(partial(self._prepare_copy, memory, structure, snapshot))
+        memory.prefault_in_background(partial(self._prepare_copy, memory, structure, snapshot))
 
     def write(
         self,
@@ -121,7 +121,7 @@ class MessageWriter:
             protocol=5,
         )
         self._reserve(memory, structure.end, end + len(body))
-        memory.populate()
+        memory.prefault()
         self._copy(memory, structure, snapshot)
         memory.put(structure_at[0], structure.text)
         for name, (offset, _) in documents.items():

@@ -11,7 +11,7 @@ from ckptstore.cli.options import command, open_store, with_json
 from ckptstore.cli.output import print_json, say, tell
 from ckptstore.errors import InvalidArgumentError, MetricNotFoundError, RunNotFoundError
 from ckptstore.report import text
-from ckptstore.storage.layout import absolute, outside
+from ckptstore.storage.layout import absolute, require_outside
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,7 +56,7 @@ def plot(
     if format is None:
         raise click.UsageError(f"{text.printable(str(file))}: ends neither in .png nor in .svg")
     with open_store(store_path) as store:
-        target = outside(store.path, absolute(file), "FILE")
+        target = require_outside(store.path, absolute(file), "FILE")
         pictures = pictures_of(store, runs, metrics)
         image, left_out = draw(pictures, title_of(store, pictures), format, metrics)
     written = write_file(target, image, overwrite=overwrite)

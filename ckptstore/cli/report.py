@@ -15,7 +15,7 @@ from ckptstore.cli.output import print_json, say, tell
 from ckptstore.cli.plot import made_line, of_some_runs, pictures_of, title_of
 from ckptstore.errors import CorruptPayloadError, StorageError
 from ckptstore.report import text as texts
-from ckptstore.storage.layout import absolute, outside
+from ckptstore.storage.layout import absolute, require_outside
 
 if TYPE_CHECKING:
     from ckptstore.report.html import RunReport
@@ -43,7 +43,7 @@ def report(store_path: Path, file: Path, *, runs: tuple[str, ...], overwrite: bo
     if file.suffix.lower() not in (".html", ".htm"):
         raise click.UsageError(f"{texts.printable(str(file))}: does not end in .html")
     with open_store(store_path) as store:
-        target = outside(store.path, absolute(file), "FILE")
+        target = require_outside(store.path, absolute(file), "FILE")
         pictures = pictures_of(store, runs)
         image, _ = draw(pictures, title_of(store, pictures), "png")
         told = [_told(store, picture) for picture in pictures]

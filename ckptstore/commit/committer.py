@@ -30,13 +30,13 @@ from ckptstore.manifest.retention import Judging
 from ckptstore.records import SUFFIXES, Checkpoint, NewCheckpoint, json_number, json_time
 from ckptstore.retention import Policy
 from ckptstore.storage import deferred_unlink
-from ckptstore.storage.durable_writer import PayloadWriter, Written
+from ckptstore.storage.durable_writer import DurableWriter, Written
 from ckptstore.storage.files import fsync_directory, rename_to_new, unlink
-from ckptstore.storage.layout import Layout, payload_file, relative_to
+from ckptstore.storage.layout import Layout, payload_file, relative_to_store
 from ckptstore.storage.leases import Lease
 from ckptstore.storage.locks import store_lock
 from ckptstore.storage.publish import publish
-from ckptstore.storage.reserve import give_up_for
+from ckptstore.storage.reserve import release_and_retry
 
 if TYPE_CHECKING:
     from ckptstore.formats.snapshot import Snapshot
@@ -176,7 +176,7 @@ class Committer:
                 if self._dropped:
                     # Where that fails now, the next opening does it; all that was saved is there.
                     with suppress(StorageError, StoreLockedError):
-                        give_up_for(self._layout.reserve, partial(self._manifest.remove, self._dropped))
+                        release_and_retry(self._layout.reserve, partial(self._manifest.remove, self._dropped))
                     self._dropped = []
 
     def _begin(self) -> int:
@@ -195,7 +195,7 @@ class Committer:
         from ckptstore.formats import payload  # numpy and h5py, which a query can do without
 
         encoded = payload.encode(snapshot, self._description(snapshot, version, request))
-        writer = PayloadWriter(path, reserve=encoded.nbytes)
+        writer = DurableWriter(path, reserve=encoded.nbytes)
         try:
             encoded.write(writer)
             return writer.finish()
@@ -287,7 +287,7 @@ class Committer:
         )
 
     def _published_path(self, request: SaveRequest) -> str | None:
-        return None if request.publish is None else relative_to(self._layout.root, request.publish)
+        return None if request.publish is None else relative_to_store(self._layout.root, request.publish)
 
     def _discard(self, path: Path) -> None:
         """Remove a temporary file of a failed save; what cannot be removed now is tried again at the next save."""
@@ -302,7 +302,7 @@ class Committer:
         return True
 
     def _show(self, checkpoint: Checkpoint, target: Path, marking: Marking | None) -> None:
-        path = relative_to(self._layout.root, target)
+        path = relative_to_store(self._layout.root, target)
         # Recovery finishes pending paths under this lock; two at once would be in each other's way.
         with self._locked():
             shown = self._manifest.published_at(path)
@@ -310,7 +310,7 @@ class Committer:
                 publish(checkpoint.path, target)
                 judging = None if marking is None else marking.judging
                 confirm = partial(self._manifest.confirm_published, path, run=checkpoint.run, judging=judging)
-                give_up_for(self._layout.reserve, confirm)
+                release_and_retry(self._layout.reserve, confirm)
 
     def retain(self, run: str, policy: Policy) -> list[int]:
         """Remove a run's checkpoints that neither `policy` nor the store's own rules keep; returns their versions.
@@ -332,7 +332,7 @@ class Committer:
         """Return what a policy lets go, marked."""
         if marking is not None and marking.tried:
             return marking.result()
-        return give_up_for(self._layout.reserve, partial(self._mark, run, policy))
+        return release_and_retry(self._layout.reserve, partial(self._mark, run, policy))
 
     def _unlink(self) -> None:
         """Remove what is marked, also what could not be removed before."""

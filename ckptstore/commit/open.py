@@ -9,7 +9,7 @@ from ckptstore.errors import CorruptManifestError, UnsafeFileSystemError
 from ckptstore.manifest.manifest import Manifest
 from ckptstore.storage import reserve
 from ckptstore.storage.layout import Layout
-from ckptstore.storage.locks import check_exclusion, store_lock
+from ckptstore.storage.locks import probe_locks, store_lock
 
 
 def open_for_reading(layout: Layout) -> Manifest:
@@ -38,7 +38,7 @@ def _check_one_disk(layout: Layout) -> None:
 def open_for_writing(layout: Layout) -> Manifest:
     """Open a manifest, making or upgrading it, and finish or undo what a dead writer left.
 
-    What the file system cannot give is found out here: see `ckptstore.storage.locks.check_exclusion`.
+    What the file system cannot give is found out here: see `ckptstore.storage.locks.probe_locks`.
 
     Raises:
         CheckpointStoreError: As `ckptstore.CheckpointStore` says.
@@ -50,11 +50,11 @@ def open_for_writing(layout: Layout) -> Manifest:
     layout.make()
     _check_one_disk(layout)
     with store_lock(layout.locks):
-        check_exclusion(layout.locks)
+        probe_locks(layout.locks)
         manifest = Manifest.open(layout.manifest)
         try:
-            reserve.give_up_for(layout.reserve, partial(reconcile, layout, manifest))
-            reserve.hold(layout.reserve)
+            reserve.release_and_retry(layout.reserve, partial(reconcile, layout, manifest))
+            reserve.ensure(layout.reserve)
         except BaseException:
             manifest.close()
             raise

@@ -18,17 +18,17 @@ from ckptstore.commit.quarantine import quarantine_stray
 from ckptstore.errors import CorruptManifestError, InvalidArgumentError, StorageError
 from ckptstore.manifest.manifest import Manifest
 from ckptstore.records import SUFFIXES, Published, State
-from ckptstore.storage.integrity import is_whole
+from ckptstore.storage.integrity import digest_matches
 from ckptstore.storage.layout import (
     Layout,
     is_payload_name,
-    outside,
+    leading_version,
     parse_payload_name,
-    shown_at,
-    version_in,
+    published_path,
+    require_outside,
 )
-from ckptstore.storage.leases import sweep
-from ckptstore.storage.publish import publish, tidy
+from ckptstore.storage.leases import remove_stale_files
+from ckptstore.storage.publish import publish, remove_leftover
 
 _FOLDER = "checkpoints/"
 
@@ -39,7 +39,7 @@ def reconcile(layout: Layout, manifest: Manifest) -> None:
     Raises:
         StorageError: The disk cannot be read (which is not taken for absence), or a step failed.
     """
-    sweep(layout.tmp)
+    remove_stale_files(layout.tmp)
     finish_marked(manifest, nullcontext)
     present = _listed(layout)
     complete, missing, damaged = (_names(manifest, state) for state in ("complete", "missing", "damaged"))
@@ -56,7 +56,7 @@ def reconcile(layout: Layout, manifest: Manifest) -> None:
 
 def _never_give_out_again(layout: Layout, manifest: Manifest) -> None:
     """Count on behind the versions in quarantine: an older manifest that was put back does not know of them."""
-    highest = max(map(version_in, os.listdir(layout.quarantine)), default=0)
+    highest = max(map(leading_version, os.listdir(layout.quarantine)), default=0)
     if highest >= manifest.next_version:
         manifest.count_on(highest + 1)
 
@@ -102,7 +102,7 @@ def _look_again(layout: Layout, manifest: Manifest) -> None:
     """Unmark what is back and whole; put aside what lies, still damaged, in the place of a damaged one."""
     back: list[int] = []
     for checkpoint in (*manifest.in_state("missing"), *manifest.in_state("damaged")):
-        if is_whole(checkpoint):
+        if digest_matches(checkpoint):
             back.append(checkpoint.version)
         elif checkpoint.state == "damaged" and os.path.lexists(checkpoint.path):
             # A crash came between the mark and the move; or somebody put a wrong file there.
@@ -124,7 +124,7 @@ def finish_publishing(layout: Layout, manifest: Manifest) -> None:
             manifest.forget_published(published.path)
             continue
         try:
-            tidy(target)
+            remove_leftover(target)
             if checkpoint.state != "complete":
                 manifest.forget_published(published.path)
                 continue
@@ -143,6 +143,6 @@ def _showable(layout: Layout, published: Published) -> Path | None:
     if "\0" in published.path or not published.path.endswith(tuple(SUFFIXES.values())):
         return None
     try:
-        return outside(layout.root, shown_at(layout.root, published.path))
+        return require_outside(layout.root, published_path(layout.root, published.path))
     except InvalidArgumentError:
         return None

@@ -14,7 +14,7 @@ from typing import Any
 from ckptstore.errors import InvalidArgumentError
 from ckptstore.records import SUFFIXES, Mode
 from ckptstore.retention.policy import Policy, as_policy, check_modes
-from ckptstore.storage.layout import absolute, outside
+from ckptstore.storage.layout import absolute, require_outside
 from ckptstore.validation import check_extra, check_metrics, check_position, check_run, check_tag
 
 
@@ -87,7 +87,7 @@ def checked_request(
         metrics=check_metrics(metrics),
         tags=tuple(sorted({check_tag(tag) for tag in tags})),
         extra=check_extra(extra),
-        publish=None if publish is None else outside(root, absolute(publish)),
+        publish=None if publish is None else require_outside(root, absolute(publish)),
         keep=policy,
         monitor=monitor,
         notes=notes,

@@ -28,7 +28,7 @@ from ckptstore.retention.policy import AnyOf, check_modes
 from ckptstore.retention.reasons import SharedReasons
 from ckptstore.retention.rule import RetentionFacts
 from ckptstore.storage.integrity import has_size
-from ckptstore.storage.layout import Layout, shown_at
+from ckptstore.storage.layout import Layout, published_path
 
 # So many new checkpoints may go without a note of how far retention has come: a note costs a transaction.
 _UNNOTED = 8
@@ -287,7 +287,7 @@ class Retention:
         }
 
     def _is_shown(self, path: str, pending: bool) -> bool:
-        return pending or os.path.lexists(shown_at(self._layout.root, path))
+        return pending or os.path.lexists(published_path(self._layout.root, path))
 
 
 def _progress(policy: Policy, view: RunRows, going: Sequence[Checkpoint], is_complete: bool) -> Progress:

@@ -15,8 +15,8 @@ from ckptstore.manifest.manifest import Manifest
 from ckptstore.records import Holder
 from ckptstore.storage.layout import Layout
 from ckptstore.storage.locks import store_lock
-from ckptstore.storage.reserve import give_up_for
-from ckptstore.storage.run_lock import RunLock, is_held_here
+from ckptstore.storage.reserve import release_and_retry
+from ckptstore.storage.run_lock import RunLock, is_held_by_this_process
 from ckptstore.validation import check_run
 
 
@@ -63,7 +63,7 @@ class Claims:
                 if not os.path.lexists(self._layout.manifest):
                     # Its last run has ended and taken the store with it, between our opening and this.
                     raise StoreNotFoundError(path=self._layout.root)
-                give_up_for(self._layout.reserve, partial(self._manifest.set_holder, run, holder))
+                release_and_retry(self._layout.reserve, partial(self._manifest.set_holder, run, holder))
         except BaseException:
             lock.release()
             raise
@@ -78,7 +78,7 @@ class Claims:
                 holder = self._manifest.holder(run)
                 if holder is None:
                     raise
-                if not patience.lasts(holder, here=is_held_here(self._layout.locks, run)):
+                if not patience.lasts(holder, here=is_held_by_this_process(self._layout.locks, run)):
                     raise RunLockedError(
                         run=run,
                         store=self._layout.root,
@@ -90,7 +90,7 @@ class Claims:
     def begin(self, run: str) -> int:
         """Begin a new attempt at a claimed run; returns its number."""
         with store_lock(self._layout.locks):
-            return give_up_for(self._layout.reserve, partial(self._manifest.begin_attempt, run))
+            return release_and_retry(self._layout.reserve, partial(self._manifest.begin_attempt, run))
 
     def note_start(self, run: str) -> None:
         """Remember that a run was resumed here, until `release` can say that it ended well."""

@@ -11,7 +11,7 @@ import xxhash
 
 from ckptstore.formats.hdf5.reader import StoredDataset, read_texts
 from ckptstore.formats.streamed_hdf5 import DESCRIPTION, STATE_ARRAYS, STATE_DOCUMENT, unescaped
-from ckptstore.storage.random_access import Source
+from ckptstore.storage.random_access import RandomAccessFile
 from ckptstore.storage.read_ahead import parts_alone
 from ckptstore.system.arrays import Array
 
@@ -40,7 +40,7 @@ class Contents:
         yield from (found for found in (self.document, self.description) if found is not None)
 
 
-def extents(source: Source, contents: Contents) -> list[tuple[int, int, StoredDataset]]:
+def extents(source: RandomAccessFile, contents: Contents) -> list[tuple[int, int, StoredDataset]]:
     """Return (begin, end, dataset) of all values in the order of the file.
 
     Raises:
@@ -59,7 +59,7 @@ def extents(source: Source, contents: Contents) -> list[tuple[int, int, StoredDa
     return found
 
 
-def gaps_digest(source: Source, contents: Contents) -> str:
+def gaps_digest(source: RandomAccessFile, contents: Contents) -> str:
     """Return xxh3_128, as 32 hex digits, of every byte of the file that is no array's."""
     digest = xxhash.xxh3_128()
     position = 0
@@ -70,7 +70,7 @@ def gaps_digest(source: Source, contents: Contents) -> str:
     return digest.hexdigest()
 
 
-def parts(source: Source, begin: int, end: int) -> Iterator[bytes | memoryview]:
+def parts(source: RandomAccessFile, begin: int, end: int) -> Iterator[bytes | memoryview]:
     """Give the bytes from `begin` to `end`; each part is valid until the next is asked for."""
     if end - begin <= 1 << 16:
         yield source.read(begin, end - begin)
@@ -78,7 +78,7 @@ def parts(source: Source, begin: int, end: int) -> Iterator[bytes | memoryview]:
     yield from parts_alone(lambda offset, buffer: source.read_into(begin + offset, buffer), end - begin)
 
 
-def read_bytes(source: Source, dataset: StoredDataset) -> npt.NDArray[np.uint8]:
+def read_bytes(source: RandomAccessFile, dataset: StoredDataset) -> npt.NDArray[np.uint8]:
     """Read an array's bytes as they are stored.
 
     Raises:
@@ -92,7 +92,7 @@ def read_bytes(source: Source, dataset: StoredDataset) -> npt.NDArray[np.uint8]:
     return data
 
 
-def values_of(source: Source, dataset: StoredDataset, data: npt.NDArray[np.uint8]) -> Array:
+def values_of(source: RandomAccessFile, dataset: StoredDataset, data: npt.NDArray[np.uint8]) -> Array:
     """Return the array that stored bytes stand for; a view of them, but for float8 and text."""
     if dataset.kind.dtype.kind == "O":
         texts = np.empty(len(data) // 16, object)
@@ -104,8 +104,8 @@ def values_of(source: Source, dataset: StoredDataset, data: npt.NDArray[np.uint8
     return values.reshape(dataset.shape)
 
 
-def view_array(source: Source, dataset: StoredDataset) -> Array:
-    """Return an array's values where they lie, read-only; see `ckptstore.storage.random_access.Source.view`.
+def view_array(source: RandomAccessFile, dataset: StoredDataset) -> Array:
+    """Return an array's values where they lie, read-only; see `ckptstore.storage.random_access.RandomAccessFile.view`.
 
     Raises:
         CorruptPayloadError: They do not lie in one piece, or are not there.
@@ -117,6 +117,6 @@ def view_array(source: Source, dataset: StoredDataset) -> Array:
     return values_of(source, dataset, data)
 
 
-def read_array(source: Source, dataset: StoredDataset) -> Array:
+def read_array(source: RandomAccessFile, dataset: StoredDataset) -> Array:
     """Read an array's values; raises what `read_bytes` raises."""
     return values_of(source, dataset, read_bytes(source, dataset))

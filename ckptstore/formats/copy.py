@@ -10,7 +10,7 @@ import xxhash
 from ckptstore.formats.sink import Sink
 from ckptstore.formats.zip_reader import KerasArchive
 from ckptstore.storage.files import DIGEST
-from ckptstore.storage.random_access import open_source
+from ckptstore.storage.random_access import open_random_access
 
 _PART = 4 << 20
 
@@ -22,7 +22,7 @@ def locate_weights(path: Path) -> tuple[int, int]:
         CorruptPayloadError: It is missing, or no archive.
         StorageError: It cannot be read, which does not say that it is damaged.
     """
-    with open_source(path) as file:
+    with open_random_access(path) as file:
         return KerasArchive(file).weights()
 
 
@@ -52,7 +52,7 @@ def copy_verified(
     """
     begin, count = part or (0, nbytes)
     found = xxhash.xxh3_128()
-    with open_source(path) as file:
+    with open_random_access(path) as file:
         if file.nbytes != nbytes:
             raise file.corrupt(f"it has {file.nbytes:,} bytes, {nbytes:,} were saved")
         for offset in range(0, nbytes, _PART):

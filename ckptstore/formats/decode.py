@@ -23,7 +23,7 @@ from ckptstore.formats.streamed_hdf5 import GROUP
 from ckptstore.formats.verify import verify_payload
 from ckptstore.formats.zip_writer import crc32
 from ckptstore.records import Format
-from ckptstore.storage.random_access import Source
+from ckptstore.storage.random_access import RandomAccessFile
 from ckptstore.system.arrays import Array
 
 Progress = Callable[[int], object]
@@ -127,7 +127,7 @@ def _check_crc(found: OpenPayload) -> None:
 
 
 def _variable(
-    source: Source,
+    source: RandomAccessFile,
     name: str,
     stored: StoredDataset,
     expected: Mapping[str, Any] | None,
@@ -144,7 +144,7 @@ def _variable(
     return Variable(path=name, shape=stored.shape, dtype=stored.kind.dtype, read=read)
 
 
-def _attributes(source: Source) -> dict[str, dict[str, str]]:
+def _attributes(source: RandomAccessFile) -> dict[str, dict[str, str]]:
     """Return the text attributes of all groups; libhdf5 reads them, in a file that was looked through before."""
     found: dict[str, dict[str, str]] = {}
 
@@ -160,7 +160,7 @@ def _attributes(source: Source) -> dict[str, dict[str, str]]:
     return found
 
 
-def _fill(source: Source, target: h5py.File) -> None:
+def _fill(source: RandomAccessFile, target: h5py.File) -> None:
     with h5py.File(_Stream(source), "r") as file:
         for name in file:
             if name != GROUP:
@@ -172,7 +172,7 @@ def _fill(source: Source, target: h5py.File) -> None:
 class _Stream(io.RawIOBase):
     """A source as the file object that h5py asks for."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: RandomAccessFile) -> None:
         self._source = source
         self._position = 0
 

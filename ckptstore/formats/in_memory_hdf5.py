@@ -23,7 +23,7 @@ from ckptstore.formats.hdf5.reader import StoredDataset, read_datasets
 from ckptstore.formats.hdf5.writer import check_path
 from ckptstore.formats.snapshot import Snapshot, TrainingState
 from ckptstore.formats.streamed_hdf5 import DESCRIPTION, GROUP, STATE_ARRAYS, STATE_DOCUMENT, escaped
-from ckptstore.storage.random_access import MemorySource
+from ckptstore.storage.random_access import InMemoryFile
 
 
 class InMemoryHdf5:
@@ -63,7 +63,7 @@ class InMemoryHdf5:
     def _contents(self) -> Contents:
         with self._image.getbuffer() as view:
             try:
-                contents = Contents(read_datasets(MemorySource(view)))
+                contents = Contents(read_datasets(InMemoryFile(view)))
                 refused = [found.refusal for found in contents.all() if found.refusal]
             except CorruptPayloadError as error:
                 refused = [error.reason]
@@ -88,7 +88,7 @@ class InMemoryHdf5:
         contents = self._contents()
         assert contents.description is not None
         with self._image.getbuffer() as view:
-            source = MemorySource(view)
+            source = InMemoryFile(view)
 
             def digest(found: StoredDataset) -> str:
                 begin = found.offset or 0

@@ -15,7 +15,7 @@ from ckptstore.formats.hdf5.reader import StoredDataset, read_datasets
 from ckptstore.formats.snapshot import TrainingState
 from ckptstore.formats.zip_reader import KerasArchive
 from ckptstore.records import SUFFIXES
-from ckptstore.storage.random_access import Source, open_source, part_of
+from ckptstore.storage.random_access import RandomAccessFile, open_random_access, section_of
 from ckptstore.system.arrays import Array
 
 
@@ -23,7 +23,7 @@ from ckptstore.system.arrays import Array
 class OpenPayload:
     """An open payload: its HDF5 file, what that holds, and, in an archive, the members beside it."""
 
-    source: Source
+    source: RandomAccessFile
     contents: Contents
     archive: KerasArchive | None
 
@@ -80,7 +80,7 @@ def open_payload(path: Path) -> Iterator[OpenPayload]:
         CorruptPayloadError: It is missing or damaged, or is no payload.
         StorageError: It cannot be read, which does not say that it is damaged.
     """
-    with open_source(path) as file, _listed(file) as payload:
+    with open_random_access(path) as file, _listed(file) as payload:
         yield payload
 
 
@@ -102,7 +102,7 @@ def open_verified(
         CorruptPayloadError: It is missing, is another file, or is no payload.
         StorageError: It cannot be read, which does not say that it is damaged.
     """
-    with open_source(path) as file:
+    with open_random_access(path) as file:
         if file.nbytes != nbytes:
             raise file.corrupt(f"it has {file.nbytes:,} bytes, {nbytes:,} were saved")
         found = file.digest(progress)
@@ -113,12 +113,12 @@ def open_verified(
 
 
 @contextmanager
-def _listed(file: Source) -> Iterator[OpenPayload]:
+def _listed(file: RandomAccessFile) -> Iterator[OpenPayload]:
     if not _NUMBER.sub("", file.path.name).endswith(SUFFIXES["keras"]):
         yield OpenPayload(source=file, contents=Contents(read_datasets(file)), archive=None)
         return
     archive = KerasArchive(file)
-    with part_of(file, *archive.weights()) as source:
+    with section_of(file, *archive.weights()) as source:
         yield OpenPayload(source=source, contents=Contents(read_datasets(source)), archive=archive)
 
 
@@ -166,14 +166,16 @@ def read_state(path: Path) -> TrainingState | None:
         return payload.state()
 
 
-def _state_array(source: Source, found: StoredDataset, name: str, entry: Mapping[str, Any]) -> Array:
+def _state_array(
+    source: RandomAccessFile, found: StoredDataset, name: str, entry: Mapping[str, Any]
+) -> Array:
     what = f"training state {name!r}"
     if list(found.shape) != entry["shape"] or found.kind.dtype.name != entry["dtype"]:
         raise source.corrupt(f"{what} is not what its description says")
     return values_of(source, found, _checked(source, found, entry["digest"], what))
 
 
-def _checked(source: Source, found: StoredDataset, digest: str, what: str) -> Array:
+def _checked(source: RandomAccessFile, found: StoredDataset, digest: str, what: str) -> Array:
     data = read_bytes(source, found)
     if digest_of(data.data) != digest:
         raise source.corrupt(f"{what} differs from its digest")

@@ -21,7 +21,7 @@ _BYTE = np.dtype(np.uint8)
 
 
 class Sink(Protocol):
-    """Anything that takes bytes in order; a `ckptstore.storage.durable_writer.PayloadWriter`, or an open file."""
+    """Anything that takes bytes in order; a `ckptstore.storage.durable_writer.DurableWriter`, or an open file."""
 
     def write(self, data: Any, /) -> Any:
         """Take the bytes of a buffer, which stays as it is until the sink has been finished."""

@@ -85,7 +85,7 @@ def _document_problems(payload: OpenPayload, description: Mapping[str, Any]) -> 
 def _digest_all(payload: OpenPayload) -> tuple[dict[str, str], str, int]:
     """Digest each dataset, and all between them, and the CRC-32 of the whole, in one pass."""
     source = payload.source
-    source.will_read_all()
+    source.advise_sequential()
     digests = {found.path: PREFIX + xxhash.xxh3_128_hexdigest(b"") for found in payload.contents.all()}
     structure, crc, position = xxhash.xxh3_128(), 0, 0
     with_crc = payload.archive is not None

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from ckptstore.errors import CorruptPayloadError, StorageError
 from ckptstore.formats.zip_writer import WEIGHTS, is_unsafe_name
-from ckptstore.storage.random_access import Source
+from ckptstore.storage.random_access import RandomAccessFile
 
 _LOCAL_HEADER = 30
 # DEFLATE reaches 1032 at most; Keras stores its members, and text rarely gets past 20.
@@ -38,7 +38,7 @@ class KerasArchive:
         CorruptPayloadError: It is no archive, or one with a member that leads out of it, or is there twice.
     """
 
-    def __init__(self, file: Source) -> None:
+    def __init__(self, file: RandomAccessFile) -> None:
         self._file = file
         self._stream = _AsFile(file)
         with self._translated(), zipfile.ZipFile(self._stream) as archive:
@@ -108,7 +108,7 @@ class KerasArchive:
 class _AsFile:
     """A source as the file object that `zipfile` asks for."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: RandomAccessFile) -> None:
         self._source = source
         self._position = 0
         self.failure: StorageError | None = None

@@ -21,7 +21,7 @@ from sqlalchemy import Connection, Engine, QueuePool, create_engine, event
 
 from ckptstore.errors import StorageError
 from ckptstore.manifest.sqlite_errors import BUSY_TIMEOUT_S, translated
-from ckptstore.storage.locks import without_locks
+from ckptstore.storage.locks import locks_disabled
 from ckptstore.system import fork_safety
 
 # Identifies our files to `file` and to us (the ASCII letters "ckpt").
@@ -83,7 +83,7 @@ def connect(path: Path, access: Access) -> sqlite3.Connection:
         sqlite3.Error: It cannot be opened. (That it is damaged shows only when it is read.)
     """
     # SQLite's own locks are left out where the user has said that there are none.
-    locks = "&vfs=unix-none" if without_locks() else ""
+    locks = "&vfs=unix-none" if locks_disabled() else ""
     return sqlite3.connect(
         f"{uri_of(path)}?mode={access}{locks}",
         uri=True,
@@ -137,7 +137,7 @@ def engine_for(path: Path, *, read_only: bool) -> Engine:
         "sqlite://", creator=partial(_connect_for_pool, path, read_only), poolclass=QueuePool, max_overflow=-1
     )
     begin_by_itself(engine)
-    fork_safety.watch(engine)
+    fork_safety.reset_in_child(engine)
     return engine
 
 

@@ -17,7 +17,7 @@ from ckptstore.errors import (
     StoreLockedError,
 )
 from ckptstore.storage.files import free_bytes, mount_point
-from ckptstore.storage.locks import unsafe
+from ckptstore.storage.locks import unsafe_file_system
 
 # Seconds that a statement waits for another process's transaction.
 BUSY_TIMEOUT_S = 30.0
@@ -81,7 +81,7 @@ def translated(error: Exception, path: Path) -> CheckpointStoreError:
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return StoreLockedError(path=path, waited_s=BUSY_TIMEOUT_S)
     if code in _NO_LOCKS:
-        return unsafe(path, "has no working locks for SQLite", OSError(str(cause)))
+        return unsafe_file_system(path, "has no working locks for SQLite", OSError(str(cause)))
     if primary == sqlite3.SQLITE_FULL:
         return DiskFullError(path=path, free=free_bytes(path.parent), disk=mount_point(path))
     return _storage_error(cause, code, path)

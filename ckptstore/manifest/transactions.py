@@ -22,7 +22,7 @@ from ckptstore.errors import (
 from ckptstore.manifest import schema
 from ckptstore.manifest.engine import WRITES, roll_back_hot_journal
 from ckptstore.manifest.sqlite_errors import FOREIGN_ERRORS, needs_rollback_of_hot_journal, translated
-from ckptstore.storage.locks import instead_of_locks
+from ckptstore.storage.locks import in_process_lock
 from ckptstore.system.fork_safety import no_fork
 
 
@@ -59,7 +59,7 @@ class Transactions:
             SchemaError: Another process brought the manifest to another schema.
             StorageError: It cannot be read.
         """
-        with self._translating(), no_fork(), instead_of_locks(), self._begun(writes=False) as connection:
+        with self._translating(), no_fork(), in_process_lock(), self._begun(writes=False) as connection:
             try:
                 yield connection
             except ValueError as error:
@@ -87,7 +87,7 @@ class Transactions:
         """
         if self.read_only:
             raise ReadOnlyError(store=self.path.parent, operation=operation)
-        with self._translating(), no_fork(), instead_of_locks(), self._begun(writes=True) as connection:
+        with self._translating(), no_fork(), in_process_lock(), self._begun(writes=True) as connection:
             try:
                 yield connection
                 self._check_open(connection)

@@ -23,7 +23,7 @@ from typing import Any
 import xxhash
 
 from ckptstore.errors import DiskFullError, StorageError
-from ckptstore.storage.files import DIGEST, free_bytes, mount_point, step, sync_file, unlink
+from ckptstore.storage.files import DIGEST, free_bytes, io_step, mount_point, sync_file, unlink
 
 _BUFFER = 1 << 20
 _BUFFERS = 4
@@ -44,7 +44,7 @@ class Written:
     digest: str
 
 
-class PayloadWriter:
+class DurableWriter:
     """A write-only stream onto a new file, for one thread.
 
     Bytes are copied and digested here, and written by a thread of its own while the caller prepares the next ones.
@@ -62,7 +62,7 @@ class PayloadWriter:
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     writer = PayloadWriter(Path(folder) / "new", reserve=5)
+        ...     writer = DurableWriter(Path(folder) / "new", reserve=5)
         ...     _ = writer.write(b"hello")
         ...     writer.finish()
         Written(nbytes=5, digest='xxh3_128:b5e9c1ad071b3e7fc779cfaa5e523818')
@@ -71,7 +71,7 @@ class PayloadWriter:
     def __init__(self, path: Path, *, reserve: int, mode: int = 0o444) -> None:
         self.path = path
         self._reserve = reserve
-        with step("create", path):
+        with io_step("create", path):
             # A mode at creation lets the kernel apply the umask; the descriptor may write all the same.
             flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
             self._descriptor = os.open(path, flags, mode)
@@ -97,7 +97,7 @@ class PayloadWriter:
         if nbytes <= 0 or not hasattr(os, "posix_fallocate"):
             return
         try:
-            with step("reserve", self.path):
+            with io_step("reserve", self.path):
                 os.posix_fallocate(self._descriptor, 0, nbytes)
         except StorageError as error:
             if error.errno in _NO_RESERVATION:
@@ -163,11 +163,11 @@ class PayloadWriter:
         self._hand_over()
         self._join()
         self._raise_failure()
-        with step("truncate", self.path):
+        with io_step("truncate", self.path):
             os.ftruncate(self._descriptor, self._tell)
         sync_file(self._descriptor, self.path)
         descriptor, self._descriptor = self._descriptor, -1
-        with step("close", self.path):
+        with io_step("close", self.path):
             os.close(descriptor)
         return Written(nbytes=self._tell, digest=f"{DIGEST}:{self._digest.hexdigest()}")
 
@@ -222,7 +222,7 @@ class PayloadWriter:
         buffer[filled:end] = bytes(end - filled)
         done = 0
         try:
-            with step("write", self.path):
+            with io_step("write", self.path):
                 while done < end:
                     done += self._write_some(buffer[done:end])
         except DiskFullError as error:

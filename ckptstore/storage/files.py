@@ -36,7 +36,7 @@ _unsynced: set[int] = set()
 
 
 @contextmanager
-def observed(hook: Hook) -> Iterator[None]:
+def io_hook(hook: Hook) -> Iterator[None]:
     """Call `hook(operation, path, phase)` before and after every step that is taken meanwhile.
 
     Tests stop or fail a save at its n-th step with it. The hook may raise, or end the process.
@@ -45,7 +45,7 @@ def observed(hook: Hook) -> Iterator[None]:
         >>> import tempfile
         >>> seen = []
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with observed(lambda operation, path, phase: seen.append((operation, phase))):
+        ...     with io_hook(lambda operation, path, phase: seen.append((operation, phase))):
         ...         fsync_directory(Path(folder))
         >>> seen
         [('fsync', 'before'), ('fsync', 'after')]
@@ -58,7 +58,7 @@ def observed(hook: Hook) -> Iterator[None]:
 
 
 @contextmanager
-def step(operation: str, path: Path) -> Iterator[None]:
+def io_step(operation: str, path: Path) -> Iterator[None]:
     """Mark one step: tells the hooks, and turns an `OSError` into a `StorageError` with operation and path."""
     try:
         for hook in _hooks:
@@ -120,7 +120,7 @@ def make_directory(path: Path, *, durable: bool = True) -> None:
         return
     if path.parent != path:
         make_directory(path.parent)
-    with step("mkdir", path):
+    with io_step("mkdir", path):
         path.mkdir(exist_ok=True)
     if durable:
         fsync_directory(path.parent)
@@ -131,7 +131,7 @@ def fsync_directory(path: Path) -> None:
 
     Where the file system refuses to sync a directory, names are not provably durable: that is said once.
     """
-    with step("fsync", path):
+    with io_step("fsync", path):
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(descriptor)
@@ -157,7 +157,7 @@ def rename_to_new(source: Path, target: Path) -> None:
 
     A crash leaves it under one name or the other.
     """
-    with step("rename", target):
+    with io_step("rename", target):
         if os.path.lexists(target):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
         source.rename(target)
@@ -172,7 +172,7 @@ def move_durably(source: Path, target: Path) -> None:
 
 def link(source: Path, target: Path) -> None:
     """Give a file a second, new name; durable after `fsync_directory`."""
-    with step("link", target):
+    with io_step("link", target):
         os.link(source, target)
 
 
@@ -181,19 +181,19 @@ def replace(source: Path, target: Path) -> None:
 
     A crash leaves the complete old file at `target`, or the complete new one.
     """
-    with step("rename", target):
+    with io_step("rename", target):
         source.replace(target)
 
 
 def unlink(path: Path) -> None:
     """Remove a file; nothing happens where there is none. Durable after `fsync_directory`."""
-    with step("unlink", path):
+    with io_step("unlink", path):
         path.unlink(missing_ok=True)
 
 
 def remove_directory(path: Path) -> bool:
     """Remove an empty directory; returns False, and removes nothing, where something lies in it."""
-    with step("rmdir", path):
+    with io_step("rmdir", path):
         try:
             path.rmdir()
         except FileNotFoundError:
@@ -205,15 +205,15 @@ def remove_directory(path: Path) -> bool:
     return True
 
 
-def make_filled(path: Path, nbytes: int) -> None:
+def create_filled(path: Path, nbytes: int) -> None:
     """Make a new file of zeros that owns its blocks; not durable. A failure leaves nothing behind.
 
     Written, not only reserved: on some file systems that alone gives it blocks.
     """
-    with step("create", path):
+    with io_step("create", path):
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
     try:
-        with step("write", path):
+        with io_step("write", path):
             written = 0
             while written < nbytes:
                 written += os.write(descriptor, bytes(nbytes - written))
@@ -260,7 +260,7 @@ def digest_file(path: Path, progress: Callable[[int], object] | None = None) -> 
 
 def sync_file(descriptor: int, path: Path) -> None:
     """Make a file's bytes durable. A failure is final for this file: never call it again, write a new one."""
-    with step("fsync", path):
+    with io_step("fsync", path):
         if sys.platform == "darwin":  # pragma: no cover  (there fsync leaves the bytes in the drive's cache)
             fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
         else:

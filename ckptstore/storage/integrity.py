@@ -18,15 +18,15 @@ def has_size(path: Path | str, nbytes: int) -> bool:
         return False
 
 
-def has_its_size(checkpoint: Checkpoint) -> bool:
+def size_matches(checkpoint: Checkpoint) -> bool:
     """Return True when the payload is there with the size that its row says."""
     return has_size(checkpoint.path, checkpoint.nbytes)
 
 
-def is_whole(checkpoint: Checkpoint) -> bool:
+def digest_matches(checkpoint: Checkpoint) -> bool:
     """Return True when the payload is there, byte for byte as its row says; reads all of it.
 
     Raises:
         StorageError: It cannot be read, which does not say that it is damaged.
     """
-    return has_its_size(checkpoint) and digest_file(checkpoint.path) == checkpoint.digest
+    return size_matches(checkpoint) and digest_file(checkpoint.path) == checkpoint.digest

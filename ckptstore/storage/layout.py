@@ -19,7 +19,7 @@ from ckptstore.storage.files import make_directory
 
 MANIFEST = "manifest.sqlite"
 # Beside the files that a drop-in callback shows, its store lies in this directory.
-DROP_IN = ".ckptstore"
+DROP_IN_DIRECTORY = ".ckptstore"
 _PAYLOAD = re.compile(
     r"(?P<version>[0-9]{8,18})-(?P<run>[A-Za-z0-9_][A-Za-z0-9_.=+@-]{0,99}?)(?P<suffix>\.weights\.h5|\.keras|\.h5)"
 )
@@ -91,7 +91,7 @@ class Layout:
         if self.payload_names():
             return True
         try:
-            return any(map(version_in, os.listdir(self.quarantine)))
+            return any(map(leading_version, os.listdir(self.quarantine)))
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError as error:
@@ -118,11 +118,11 @@ def payload_file(version: int, run: str, format: Format) -> str:
     return f"checkpoints/{version:08d}-{run}{SUFFIXES[format]}"
 
 
-def version_in(name: str) -> int:
+def leading_version(name: str) -> int:
     """Return the version that a name begins with as a payload's does, also in quarantine; 0 where it does not.
 
     Example:
-        >>> version_in("00000007-a.keras.2"), version_in("notes.txt")
+        >>> leading_version("00000007-a.keras.2"), leading_version("notes.txt")
         (7, 0)
     """
     head = name.partition("-")[0]
@@ -176,7 +176,7 @@ def find_store(path: str | os.PathLike[str]) -> Path:
         ckptstore.errors.StoreNotFoundError: /nowhere: no store here ...
     """
     given = absolute(path)
-    for root in (given, given / DROP_IN):
+    for root in (given, given / DROP_IN_DIRECTORY):
         layout = Layout(root)
         if os.path.lexists(layout.manifest) or layout.holds_payloads():
             return root
@@ -188,32 +188,32 @@ def absolute(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.abspath(os.fspath(path)))
 
 
-def relative_to(root: Path, path: Path) -> str:
+def relative_to_store(root: Path, path: Path) -> str:
     """Return `path` relative to the store, so that store and published files may be moved together.
 
     Links in the directories are followed, so that one file has one name whichever way the store was opened; a link
     that `path` itself is stays, since it is what publishing replaces.
     """
-    return os.path.relpath(real(path), os.path.realpath(root))
+    return os.path.relpath(resolve_parents(path), os.path.realpath(root))
 
 
-def shown_at(root: Path, published: str) -> Path:
-    """Return the absolute path of what `relative_to` gave."""
+def published_path(root: Path, published: str) -> Path:
+    """Return the absolute path of what `relative_to_store` gave."""
     return Path(os.path.normpath(Path(os.path.realpath(root), published)))
 
 
-def real(path: Path) -> Path:
+def resolve_parents(path: Path) -> Path:
     """Return `path` with the links in its directories followed, but not the one that it may be itself."""
     return Path(os.path.realpath(path.parent), path.name)
 
 
-def outside(root: Path, target: Path, argument: str = "publish") -> Path:
+def require_outside(root: Path, target: Path, argument: str = "publish") -> Path:
     """Return `target` if a checkpoint of the store at `root` may be shown there; `argument` is named if not.
 
     Raises:
         InvalidArgumentError: It is the store, lies in it, or is a directory above it.
     """
-    store, place = Path(os.path.realpath(root)), real(target)
+    store, place = Path(os.path.realpath(root)), resolve_parents(target)
     if place == store or store in place.parents or place in store.parents:
         raise InvalidArgumentError(
             argument=argument, value=str(target), reason="lies in the store, or is a directory above it"

@@ -44,7 +44,7 @@ class Lease:
         self._lock.release()
 
 
-def sweep(directory: Path) -> list[Path]:
+def remove_stale_files(directory: Path) -> list[Path]:
     """Remove the temporary files of dead writers, never those of living ones; call under the store's lock.
 
     Returns:

@@ -17,7 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ckptstore.errors import StorageError, StoreLockedError, UnsafeFileSystemError
-from ckptstore.storage.files import step
+from ckptstore.storage.files import io_step
 
 STORE_LOCK_TIMEOUT_S = 60.0
 # Set to 1 by a user whose file system has no locks, and who sees to it that one process alone uses the store.
@@ -37,14 +37,14 @@ class _NoLock:
         """Do nothing."""
 
 
-def without_locks() -> bool:
+def locks_disabled() -> bool:
     """Return True when the user has taken it on themselves that one process alone uses a store."""
     return os.environ.get(WITHOUT_LOCKS, "") not in ("", "0")
 
 
 def file_lock(path: Path, *, timeout_s: float, per_thread: bool) -> FileLock | _NoLock:
     """Return a kernel lock on a file, not yet held; a stand-in where the user has said that locks are not needed."""
-    if without_locks():
+    if locks_disabled():
         return _NoLock()
     # fallback_to_soft=False: a marker file instead of a kernel lock would outlive its owner.
     return FileLock(
@@ -56,12 +56,12 @@ def file_lock(path: Path, *, timeout_s: float, per_thread: bool) -> FileLock | _
 _threads = threading.RLock()
 
 
-def instead_of_locks() -> AbstractContextManager[object]:
+def in_process_lock() -> AbstractContextManager[object]:
     """Return what stands in for locks inside this process, where the user has said that there are no others."""
-    return _threads if without_locks() else nullcontext()
+    return _threads if locks_disabled() else nullcontext()
 
 
-def unsafe(path: Path, lacks: str, error: OSError | None = None) -> UnsafeFileSystemError:
+def unsafe_file_system(path: Path, lacks: str, error: OSError | None = None) -> UnsafeFileSystemError:
     """Return the error for a file system whose locks do not work; names the override."""
     return UnsafeFileSystemError(
         path=path,
@@ -94,7 +94,7 @@ def store_lock(directory: Path, *, timeout_s: float = STORE_LOCK_TIMEOUT_S) -> I
                 if isinstance(error.__cause__, Timeout):
                     raise StoreLockedError(path=path, waited_s=timeout_s) from error.__cause__
                 raise
-            with instead_of_locks():
+            with in_process_lock():
                 yield
         finally:
             lock.release()
@@ -116,27 +116,27 @@ def acquire(lock: FileLock | _NoLock, operation: str, path: Path) -> None:
         StorageError: It is held, with `filelock.Timeout` as the cause; or the file cannot be opened.
     """
     try:
-        with step(operation, path):
+        with io_step(operation, path):
             lock.acquire()
     except BaseException as error:
         # It may have been granted in the instant before an interrupt.
         lock.release()
         if isinstance(error, StorageError) and error.errno in NO_LOCKS:
-            raise unsafe(path, "has no working locks", error) from error
+            raise unsafe_file_system(path, "has no working locks", error) from error
         raise
 
 
-def check_exclusion(directory: Path) -> None:
+def probe_locks(directory: Path) -> None:
     """Try whether the store's lock, which the caller holds, is refused to somebody else, and SQLite's kind granted.
 
     Raises:
         UnsafeFileSystemError: It is granted twice.
         StorageError: The lock file cannot be opened.
     """
-    if without_locks():
+    if locks_disabled():
         return
     path = directory / "store.lock"
-    with step("probe", path):
+    with io_step("probe", path):
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -145,7 +145,7 @@ def check_exclusion(directory: Path) -> None:
             return
         finally:
             os.close(descriptor)
-    raise unsafe(path, "grants one lock twice")
+    raise unsafe_file_system(path, "grants one lock twice")
 
 
 def _try_record_lock(descriptor: int, path: Path) -> None:
@@ -154,7 +154,9 @@ def _try_record_lock(descriptor: int, path: Path) -> None:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in NO_LOCKS:
-            raise unsafe(path, "has no working record locks, which SQLite needs", error) from error
+            raise unsafe_file_system(
+                path, "has no working record locks, which SQLite needs", error
+            ) from error
 
 
 # What a file system answers that can lock no directory; NFS asks for a descriptor that may write.
@@ -162,12 +164,12 @@ _NO_DIRECTORY_LOCKS = NO_LOCKS | {errno.EBADF, errno.EINVAL, errno.EACCES, errno
 
 
 @contextmanager
-def held_directory(path: Path) -> Iterator[bool | None]:
+def directory_lock(path: Path) -> Iterator[bool | None]:
     """Hold a directory, as long as the block or this process lasts; gives whether it is held.
 
     False where somebody else holds it, or it is gone; None where directories cannot be held.
     """
-    if without_locks():
+    if locks_disabled():
         yield None
         return
     try:

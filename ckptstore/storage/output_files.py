@@ -16,7 +16,7 @@ from operator import methodcaller
 from pathlib import Path
 
 from ckptstore.errors import InvalidArgumentError, StorageError
-from ckptstore.storage.durable_writer import PayloadWriter, Written
+from ckptstore.storage.durable_writer import DurableWriter, Written
 from ckptstore.storage.files import (
     fsync_directory,
     link,
@@ -26,7 +26,7 @@ from ckptstore.storage.files import (
     replace,
     unlink,
 )
-from ckptstore.storage.locks import held_directory
+from ckptstore.storage.locks import directory_lock
 from ckptstore.storage.publish import NO_LINKS
 
 _MODE = 0o666
@@ -47,7 +47,7 @@ def write_file(target: Path, data: bytes, *, overwrite: bool = False) -> Written
         StorageError: The disk failed, or is full; what was there is as it was.
     """
     if not overwrite and os.path.lexists(target):
-        raise exists_already(target)
+        raise already_exists(target)
     with workspace(target) as room:
         beside = room / target.name
         written = write_new(beside, len(data), methodcaller("write", data))
@@ -55,7 +55,7 @@ def write_file(target: Path, data: bytes, *, overwrite: bool = False) -> Written
             replace(beside, target)
             fsync_directory(target.parent)
         else:
-            give_name(beside, target)
+            move_into_place(beside, target)
     return written
 
 
@@ -73,7 +73,7 @@ def workspace(target: Path) -> Iterator[Path]:
     while True:
         room = _hidden_beside(target)
         make_directory(room, durable=False)
-        with held_directory(room) as held:
+        with directory_lock(room) as held:
             # Somebody may have taken it for a dead one's, before it was held.
             if held is not False:
                 try:
@@ -88,7 +88,7 @@ def _sweep(folder: Path) -> None:
     with suppress(OSError):
         for path in folder.iterdir():
             if _WORKSPACE.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
-                with held_directory(path) as held:
+                with directory_lock(path) as held:
                     if held:
                         _remove(path)
 
@@ -104,7 +104,7 @@ def _remove(folder: Path) -> None:
         remove_directory(folder)
 
 
-def exists_already(target: Path) -> InvalidArgumentError:
+def already_exists(target: Path) -> InvalidArgumentError:
     """Return the error that says that nothing is written over what is there."""
     return InvalidArgumentError(
         argument="path",
@@ -120,13 +120,13 @@ def _hidden_beside(target: Path) -> Path:
     return target.with_name(f".{name}.{uuid.uuid4().hex[:12]}.ckptstore")
 
 
-def give_name(beside: Path, target: Path) -> None:
+def move_into_place(beside: Path, target: Path) -> None:
     """Give a whole file its name, which nobody may have got meanwhile."""
     try:
         link(beside, target)
     except StorageError as error:
         if error.errno == errno.EEXIST:
-            raise exists_already(target) from error
+            raise already_exists(target) from error
         if error.errno not in NO_LINKS:
             raise
         rename_to_new(beside, target)
@@ -135,9 +135,9 @@ def give_name(beside: Path, target: Path) -> None:
     fsync_directory(target.parent)
 
 
-def write_new(target: Path, nbytes: int, fill: Callable[[PayloadWriter], object]) -> Written:
+def write_new(target: Path, nbytes: int, fill: Callable[[DurableWriter], object]) -> Written:
     """Write a new file by a function that is given its writer; a failure leaves nothing behind."""
-    writer = PayloadWriter(target, reserve=nbytes, mode=_MODE)
+    writer = DurableWriter(target, reserve=nbytes, mode=_MODE)
     try:
         fill(writer)
         return writer.finish()

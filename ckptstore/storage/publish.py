@@ -9,7 +9,7 @@ from pathlib import Path
 import xxhash
 
 from ckptstore.errors import StorageError
-from ckptstore.storage.durable_writer import PayloadWriter
+from ckptstore.storage.durable_writer import DurableWriter
 from ckptstore.storage.files import fsync_directory, is_same_file, link, make_directory, replace, unlink
 
 _CHUNK = 4 << 20
@@ -21,8 +21,9 @@ NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP,
 def publish(payload: Path, target: Path) -> None:
     """Show `payload` at `target`: a hard link under a temporary name beside it, then an atomic rename.
 
-    Where hard links are not to be had, a copy is made the same way. Durable when it returns. A crash leaves at
-    `target` the complete old file or the complete new one, and may leave the temporary name, which `tidy` removes.
+    Where hard links are not available, a copy is made the same way. Durable when it returns. A crash leaves at
+    `target` the complete old file or the complete new one. It may leave the temporary name, which
+    `remove_leftover` removes.
 
     Raises:
         StorageError: The file system refused; `target` is as it was.
@@ -46,7 +47,7 @@ def publish(payload: Path, target: Path) -> None:
     fsync_directory(target.parent)
 
 
-def tidy(target: Path) -> None:
+def remove_leftover(target: Path) -> None:
     """Remove the temporary name that a crash in `publish` may have left beside `target`."""
     beside = _beside(target)
     if os.path.lexists(beside):
@@ -59,7 +60,7 @@ def copy(source: Path, target: Path) -> str:
     A crash leaves a part of it, under that name.
     """
     with source.open("rb") as file:
-        writer = PayloadWriter(target, reserve=os.fstat(file.fileno()).st_size)
+        writer = DurableWriter(target, reserve=os.fstat(file.fileno()).st_size)
         try:
             while chunk := file.read(_CHUNK):
                 writer.write(chunk)

@@ -29,7 +29,7 @@ _POPULATE_READ = 22
 _NO_POPULATING = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM})
 
 
-class Source:
+class RandomAccessFile:
     """Bytes of a file that is open for reading, from `start` on.
 
     Args:
@@ -114,7 +114,7 @@ class Source:
 
         `progress` is called with the number of bytes after each part.
         """
-        self.will_read_all()
+        self.advise_sequential()
         digest = xxhash.xxh3_128()
         with closing(read_ahead.parts(self.read_into, self.nbytes)) as parts:
             for part in parts:
@@ -123,13 +123,13 @@ class Source:
                     progress(len(part))
         return f"{DIGEST}:{digest.hexdigest()}"
 
-    def will_read_all(self) -> None:
+    def advise_sequential(self) -> None:
         """Have the system read ahead, for somebody who is going to read from the beginning to the end."""
         if self._descriptor >= 0 and hasattr(os, "posix_fadvise"):
             with suppress(OSError):  # only a hint
                 os.posix_fadvise(self._descriptor, self._start, self.nbytes, os.POSIX_FADV_SEQUENTIAL)
 
-    def forget_views(self) -> None:
+    def release_views(self) -> None:
         """Let go of the mapping, once nobody looks at a view: mapped pages count as memory of this process."""
         self._mapping = None
 
@@ -154,7 +154,7 @@ class Source:
         return bytes(buffer)
 
 
-class MemorySource(Source):
+class InMemoryFile(RandomAccessFile):
     """The same over bytes in memory, not yet a file; `path` only stands for it in messages."""
 
     def __init__(self, image: memoryview, path: Path = Path("<memory>")) -> None:
@@ -173,7 +173,7 @@ class MemorySource(Source):
 
 
 @contextmanager
-def open_source(path: Path) -> Iterator[Source]:
+def open_random_access(path: Path) -> Iterator[RandomAccessFile]:
     """Open a whole file for reading.
 
     Raises:
@@ -187,24 +187,24 @@ def open_source(path: Path) -> Iterator[Source]:
             found = os.fstat(descriptor)
             if stat.S_ISDIR(found.st_mode):  # its size is what the file system likes
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        source = Source(path, descriptor, 0, found.st_size)
+        source = RandomAccessFile(path, descriptor, 0, found.st_size)
         try:
             yield source
         finally:
-            source.forget_views()
+            source.release_views()
     finally:
         os.close(descriptor)
 
 
 @contextmanager
-def part_of(source: Source, start: int, nbytes: int) -> Iterator[Source]:
+def section_of(source: RandomAccessFile, start: int, nbytes: int) -> Iterator[RandomAccessFile]:
     """Give a part of a source as a source of its own, valid as long as the whole is."""
     source._check(start, nbytes)
-    part = Source(source.path, source._descriptor, source._start + start, nbytes)
+    part = RandomAccessFile(source.path, source._descriptor, source._start + start, nbytes)
     try:
         yield part
     finally:
-        part.forget_views()
+        part.release_views()
 
 
 @contextmanager

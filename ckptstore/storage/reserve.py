@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ckptstore.errors import DiskFullError
-from ckptstore.storage.files import make_filled, unlink
+from ckptstore.storage.files import create_filled, unlink
 from ckptstore.storage.layout import MANIFEST
 
 # SQLite's journal for marking and removing some thousand rows, and the growth of the manifest itself.
@@ -16,7 +16,7 @@ NBYTES = 512 << 10
 _Result = TypeVar("_Result")
 
 
-def hold(path: Path) -> bool:
+def ensure(path: Path) -> bool:
     """Make the file if it is not there, whole; returns False where there is no room for it now.
 
     The caller holds the store's lock. It needs no sync: what a power cut leaves of it is made anew.
@@ -31,13 +31,13 @@ def hold(path: Path) -> bool:
             return True
         unlink(path)
     try:
-        make_filled(path, NBYTES)
+        create_filled(path, NBYTES)
     except DiskFullError:
         return False
     return True
 
 
-def give_up_for(path: Path, work: Callable[[], _Result]) -> _Result:
+def release_and_retry(path: Path, work: Callable[[], _Result]) -> _Result:
     """Do work that changes the manifest; if it has no room for that, the file goes, and the work is done once more.
 
     Only then: what failed at a payload or a directory may have been a sync, and no sync is ever tried again.

@@ -17,8 +17,8 @@ from weakref import WeakSet
 from filelock import lock_descriptor, unlock_descriptor
 
 from ckptstore.errors import RunLockedError, StorageError
-from ckptstore.storage.files import step
-from ckptstore.storage.locks import NO_LOCKS, unsafe, without_locks
+from ckptstore.storage.files import io_step
+from ckptstore.storage.locks import NO_LOCKS, locks_disabled, unsafe_file_system
 
 _TRIES = 100
 
@@ -49,15 +49,15 @@ class RunLock:
         self.run = run
         self.shared = False
         self._descriptor = -1
-        if without_locks():
+        if locks_disabled():
             return
         self._path = path = directory / f"{run}.lock"
         try:
-            with step("lock", path):
+            with io_step("lock", path):
                 self._descriptor = _locked(path)
         except StorageError as error:
             if error.errno in NO_LOCKS:
-                raise unsafe(path, "has no working locks", error) from error
+                raise unsafe_file_system(path, "has no working locks", error) from error
             raise
         if self._descriptor < 0:
             raise RunLockedError(run=run, store=directory.parent)
@@ -97,7 +97,7 @@ class RunLock:
 _held: WeakSet[RunLock] = WeakSet()
 
 
-def is_held_here(directory: Path, run: str) -> bool:
+def is_held_by_this_process(directory: Path, run: str) -> bool:
     """Return whether this process has the lock of a run itself."""
     path = directory / f"{run}.lock"
     return any(lock._path == path for lock in list(_held))
@@ -140,7 +140,7 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 
 @contextmanager
-def no_run_is_written(directory: Path) -> Iterator[None]:
+def all_run_locks(directory: Path) -> Iterator[None]:
     """Hold the lock of every run that was ever written, so that nobody writes one meanwhile.
 
     Args:

@@ -15,7 +15,7 @@ from ckptstore.manifest.manifest import Manifest
 from ckptstore.storage.files import fsync_directory, remove_directory, unlink
 from ckptstore.storage.layout import Layout
 from ckptstore.storage.locks import store_lock
-from ckptstore.storage.reserve import give_up_for
+from ckptstore.storage.reserve import release_and_retry
 
 _BACKUPS = "manifest-*.backup.sqlite"
 
@@ -28,7 +28,7 @@ def remove_checkpoints(layout: Layout, manifest: Manifest, runs: Collection[str]
     locked = partial(store_lock, layout.locks)
     with locked():
         versions = array("q", chain.from_iterable(map(manifest.versions, runs)))
-        give_up_for(layout.reserve, partial(manifest.set_state, versions, "deleting"))
+        release_and_retry(layout.reserve, partial(manifest.set_state, versions, "deleting"))
     for run in runs:
         finish_marked(manifest, locked, run)
 

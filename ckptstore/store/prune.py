@@ -17,7 +17,7 @@ from ckptstore.retention.policy import Kept, Policy, as_policy
 from ckptstore.retention.reasons import SharedReasons
 from ckptstore.storage.layout import Layout
 from ckptstore.storage.locks import store_lock
-from ckptstore.storage.reserve import give_up_for
+from ckptstore.storage.reserve import release_and_retry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,12 +88,12 @@ def prune(
         plans = list(_plans(layout, manifest, policy, runs, rows))
         for plan in plans:
             if plan.expired:
-                give_up_for(
+                release_and_retry(
                     layout.reserve, partial(manifest.let_go, plan.run, array("q", plan.expired.versions))
                 )
     for plan in plans:
         if plan.expired:
-            give_up_for(layout.reserve, partial(finish_deletions, manifest, plan.expired, locked))
+            release_and_retry(layout.reserve, partial(finish_deletions, manifest, plan.expired, locked))
     return _pruned(rows, plans, dry_run=False)
 
 

@@ -11,7 +11,7 @@ from ckptstore.manifest.conditions import Condition, Metric, Term, metrics_in, p
 from ckptstore.manifest.manifest import Manifest
 from ckptstore.manifest.search import COMPLETE_ONLY
 from ckptstore.records import Checkpoint, Event, Mode, State
-from ckptstore.storage.layout import shown_at
+from ckptstore.storage.layout import published_path
 from ckptstore.store import refs
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ class StoreQueries:
     def published(self, run: str) -> dict[Path, int]:
         """Return what a run has been made to show: versions by path, absolute; a path may be gone by now."""
         shown = (one for one in self._manifest.published() if one.run == run)
-        return {shown_at(self.path, one.path): one.version for one in shown}
+        return {published_path(self.path, one.path): one.version for one in shown}
 
     @property
     def schema_version(self) -> str:

@@ -33,9 +33,9 @@ from ckptstore.storage.files import (
     unlink,
 )
 from ckptstore.storage.files import replace as rename_over
-from ckptstore.storage.layout import Layout, find_store, is_payload_name, shown_at, version_in
+from ckptstore.storage.layout import Layout, find_store, is_payload_name, leading_version, published_path
 from ckptstore.storage.locks import store_lock
-from ckptstore.storage.run_lock import no_run_is_written
+from ckptstore.storage.run_lock import all_run_locks
 
 Progress = Callable[[int], object]
 # What SQLite keeps beside a database: ours has a journal; other tools may have switched it to a write-ahead log.
@@ -48,7 +48,7 @@ def rebuild_at(path: str | os.PathLike[str], *, progress: Progress | None = None
     """Make the manifest of the store at `path` again; `ckptstore.CheckpointStore.rebuild` says how."""
     layout = Layout(find_store(path))
     layout.make_directories()
-    with store_lock(layout.locks), no_run_is_written(layout.locks):
+    with store_lock(layout.locks), all_run_locks(layout.locks):
         # Another repair may have come before.
         return [] if _is_sound(layout) else rebuild(layout, progress=progress)
 
@@ -198,7 +198,7 @@ def _read_payloads(
 
 
 def _fill(layout: Layout, manifest: Manifest, found: list[Described], saved: Salvaged) -> None:
-    highest = max((version_in(name) for name in _all_names(layout)), default=0)
+    highest = max((leading_version(name) for name in _all_names(layout)), default=0)
     uuid = next((one.store for one in found), saved.uuid)
     manifest.refill(
         ((_row(one.new, saved), _shown(layout, one)) for one in found),
@@ -233,7 +233,7 @@ def _shown(layout: Layout, found: Described) -> str | None:
     """Return the path that shows a payload now; what only was to show it is not believed."""
     if found.published is None:
         return None
-    target = shown_at(layout.root, found.published)
+    target = published_path(layout.root, found.published)
     return found.published if _is_copy(target, layout.root / found.new.file, found.new) else None
 
 

@@ -8,7 +8,7 @@ from ckptstore.errors import InvalidArgumentError, MetricNotFoundError
 from ckptstore.manifest.manifest import Manifest
 from ckptstore.metrics import mode_of
 from ckptstore.records import Checkpoint, Mode
-from ckptstore.storage.integrity import has_its_size
+from ckptstore.storage.integrity import size_matches
 from ckptstore.validation import check_metric_name
 
 RESUME_POINT = "resume-point"
@@ -43,7 +43,7 @@ def _named(manifest: Manifest, store: Path, ref: str | int) -> Checkpoint | None
 
 def resume_point(manifest: Manifest, run: str | None) -> Checkpoint | None:
     """Return the newest checkpoint that carries training state and whose payload is there with its size."""
-    return next((point for point in manifest.resume_points(run) if has_its_size(point)), None)
+    return next((point for point in manifest.resume_points(run) if size_matches(point)), None)
 
 
 def best(

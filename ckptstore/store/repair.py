@@ -14,7 +14,7 @@ from ckptstore.errors import StorageError
 from ckptstore.manifest.manifest import Manifest
 from ckptstore.records import Checkpoint, Problem, State
 from ckptstore.storage.files import digest_file, move_durably
-from ckptstore.storage.integrity import is_whole
+from ckptstore.storage.integrity import digest_matches
 from ckptstore.storage.layout import Layout
 from ckptstore.store.verify import Progress, verify
 
@@ -98,7 +98,7 @@ def _act(layout: Layout, manifest: Manifest, problem: Problem) -> str | None:
     checkpoint = manifest.get(problem.version)
     if checkpoint is None or checkpoint.state == "deleting":
         return "gone by itself"
-    if is_whole(checkpoint):  # another repair may have come before
+    if digest_matches(checkpoint):  # another repair may have come before
         if checkpoint.state != "complete":
             manifest.set_state([checkpoint.version], "complete", event="found")
             return "marked as complete"

@@ -60,7 +60,7 @@ def no_fork() -> Iterator[None]:
             _gate.changed.notify_all()
 
 
-def watch(engine: Engine) -> None:
+def reset_in_child(engine: Engine) -> None:
     """Give `engine` a fresh pool in every forked child, as long as somebody uses it."""
     with _gate.lock:
         _gate.engines.add(engine)

@@ -20,13 +20,13 @@ Job = Callable[[], object]
 # Bytes of one job: what is left to do when the others have finished is at most that.
 PIECE = 4 << 20
 # Bytes that are worth another thread, which takes some tenths of a millisecond to begin.
-WORTH_A_THREAD = 8 << 20
+MIN_BYTES_PER_THREAD = 8 << 20
 # More of them do not copy faster, on the machines that we know.
 _THREADS = 4
 _NAP_S = 1e-4
 
 
-class SideBySide:
+class ParallelCopy:
     """Does jobs that let go of the interpreter lock, with the calling thread and as many others as there are cores for.
 
     Args:
@@ -38,7 +38,7 @@ class SideBySide:
 
     Example:
         >>> target = np.zeros(3)
-        >>> SideBySide()(copies(target, np.arange(3.0)), nbytes=24)
+        >>> ParallelCopy()(copies(target, np.arange(3.0)), nbytes=24)
         >>> target.tolist()
         [0.0, 1.0, 2.0]
     """
@@ -52,7 +52,7 @@ class SideBySide:
         self._pid = os.getpid()
 
     def __call__(
-        self, jobs: Iterable[Job], *, nbytes: int, more: Iterable[Job] = (), own: Job | None = None
+        self, jobs: Iterable[Job], *, nbytes: int, more_jobs: Iterable[Job] = (), own_job: Job | None = None
     ) -> None:
         """Do all jobs; when this returns, or raises, no thread is at one any more.
 
@@ -62,27 +62,27 @@ class SideBySide:
         Args:
             jobs: In any order.
             nbytes: What all jobs copy together.
-            more: Further jobs, which are made one by one while others begin with those that there are.
-            own: What the calling thread does first, while others begin with the jobs.
+            more_jobs: Further jobs, which are made one by one while others begin with those that there are.
+            own_job: What the calling thread does first, while others begin with the jobs.
 
         Raises:
-            Exception: What `own` or a job raises; others may be left out then.
+            Exception: What `own_job` or a job raises; others may be left out then.
         """
         if self._pid != os.getpid():
             self._pid, self._at_work = os.getpid(), []  # a fork has none of the threads
         self._stop()
         left = self._left = deque[Job](jobs)
         errors = list[Exception]()
-        helpers = min(self.threads - 1, nbytes // WORTH_A_THREAD)
+        helpers = min(self.threads - 1, nbytes // MIN_BYTES_PER_THREAD)
         try:
             for _ in range(min(helpers, len(left))):
                 self._help(left, errors)
-            for job in more:
+            for job in more_jobs:
                 left.append(job)
                 if len(self._helpers) < helpers:
                     self._help(left, errors)
-            if own is not None:
-                own()
+            if own_job is not None:
+                own_job()
             _do(left, errors)
         finally:
             self._stop()
@@ -111,7 +111,7 @@ class SideBySide:
             time.sleep(_NAP_S)
 
 
-def copies(target: Array, source: Array) -> Iterator[Job]:
+def copy_jobs(target: Array, source: Array) -> Iterator[Job]:
     """Return what copies an array, in pieces.
 
     Args:

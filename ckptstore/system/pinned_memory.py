@@ -28,7 +28,7 @@ _ALREADY_LOCKED, _NOT_LOCKED = 712, 713
 _DRIVER = "libcuda.so.1"
 
 
-class Pages(mmap.mmap):
+class PinnablePages(mmap.mmap):
     """Mapped memory that can be locked for as long as it is there: once, whoever copies into it and however often.
 
     What a crash leaves: nothing; locked pages are the process' own and go with it.
@@ -38,7 +38,7 @@ class Pages(mmap.mmap):
     # The device, and the process that has locked them.
     _locked: tuple[int, int] | None = None
 
-    def lock(self, device: int) -> None:
+    def pin(self, device: int) -> None:
         """Lock all pages, or warn that they cannot be: copies into them are right all the same, and take longer.
 
         Pages that are not there yet are faulted in.

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ckptstore.system.arrays import Array
-from ckptstore.system.pinned_memory import Pages
+from ckptstore.system.pinned_memory import PinnablePages
 
 ALIGNMENT = 64
 # Linux 5.14. Faults pages in at once, some ten times faster than touching each.
@@ -50,7 +50,7 @@ class SharedMemory:
         if descriptor is None and hasattr(os, "memfd_create"):
             descriptor = os.memfd_create("ckptstore-snapshot", os.MFD_CLOEXEC)
         self.descriptor = descriptor
-        self._map: Pages | None = None
+        self._map: PinnablePages | None = None
         self._populated = 0
         self._populating: threading.Thread | None = None
 
@@ -66,10 +66,10 @@ class SharedMemory:
         self._wait()
         nbytes = -(-nbytes // _ROUND) * _ROUND
         if self.descriptor is None:
-            self._map = Pages(-1, nbytes)
+            self._map = PinnablePages(-1, nbytes)
         else:
             os.ftruncate(self.descriptor, nbytes)
-            self._map = Pages(self.descriptor, nbytes)
+            self._map = PinnablePages(self.descriptor, nbytes)
         self._populated = 0
         return True
 
@@ -80,15 +80,15 @@ class SharedMemory:
         nbytes = os.fstat(self.descriptor).st_size
         if nbytes == self.nbytes:
             return False
-        self._map = Pages(self.descriptor, nbytes) if nbytes else None
+        self._map = PinnablePages(self.descriptor, nbytes) if nbytes else None
         return True
 
-    def populate(self) -> None:
+    def prefault(self) -> None:
         """Have the pages there before the copy needs them."""
         self._wait()
-        self._populate()
+        self._prefault()
 
-    def populate_beside(self, then: Callable[[], None]) -> None:
+    def prefault_in_background(self, then: Callable[[], None]) -> None:
         """Let a thread do it, and what is to be done behind it; a later `populate` waits for both."""
         if self._populating is None and self._populated < self.nbytes:
             self._populating = threading.Thread(
@@ -97,7 +97,7 @@ class SharedMemory:
             self._populating.start()
 
     def _populate_then(self, then: Callable[[], None]) -> None:
-        self._populate()
+        self._prefault()
         then()
 
     def _wait(self) -> None:
@@ -105,7 +105,7 @@ class SharedMemory:
             self._populating.join()
             self._populating = None
 
-    def _populate(self) -> None:
+    def _prefault(self) -> None:
         if self._map is None or self._populated >= self.nbytes:
             return
         # Through ctypes, which lets other threads run meanwhile. Where the kernel cannot, the copy faults pages in.

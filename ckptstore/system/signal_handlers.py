@@ -30,7 +30,7 @@ class Watcher(Protocol):
         """Those that it looks for."""
 
     @property
-    def is_looking(self) -> Callable[[FrameType | None], bool] | None:
+    def is_polled(self) -> Callable[[FrameType | None], bool] | None:
         """Tells, of the frame that a signal interrupts, whether it still looks; None for yes."""
 
 
@@ -52,10 +52,10 @@ def is_echo(number: int, first: int, after_s: float) -> bool:
     return number == first != signal.SIGINT and after_s < _ECHO_S
 
 
-class Installation:
+class SharedHandlers:
     """What the stop requests of a process share: our handlers, those before them, and the signal that came."""
 
-    current: ClassVar[Installation | None] = None
+    current: ClassVar[SharedHandlers | None] = None
 
     def __init__(self) -> None:
         self.pid = os.getpid()
@@ -67,7 +67,7 @@ class Installation:
         self._chained = False
 
     @classmethod
-    def shared(cls) -> Installation:
+    def shared(cls) -> SharedHandlers:
         """Return the one that is in use in this process, or a new one."""
         current = cls.current
         if current is not None:
@@ -113,7 +113,7 @@ class Installation:
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Note the first signal; with a second one, in a child, or with nobody looking, step aside for it."""
         for user in list(self.users):
-            if user.is_looking is not None and not user.is_looking(frame):
+            if user.is_polled is not None and not user.is_polled(frame):
                 self.users.discard(user)
         if self.pid != os.getpid():  # a child that C code forked, without the hooks below
             self.users.clear()
@@ -160,7 +160,7 @@ _forking = _Forking()
 
 def _before_fork() -> None:
     """Hold back our signals: Python forgets those that reach a child before it is ready for them."""
-    current = Installation.current
+    current = SharedHandlers.current
     if current is not None and current.users:
         _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, current.before)
 
@@ -173,8 +173,8 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork_in_child() -> None:
     """Give the child the handlers from before, so that whoever started it can end it."""
-    if Installation.current is not None:
-        Installation.current.end()
+    if SharedHandlers.current is not None:
+        SharedHandlers.current.end()
     _after_fork_in_parent()
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from ckptstore.system.parallel_copy import Job
 
 # The kernel takes no more pieces at once (UIO_MAXIOV).
-MOST_PIECES = 1024
+MAX_PIECES = 1024
 # As contiguous bytes; an object that has them in another order refuses.
 _SIMPLE = 0
 
@@ -51,7 +51,7 @@ class _Piece(ctypes.Structure):
     _fields_ = (("begin", ctypes.c_void_p), ("nbytes", ctypes.c_size_t))
 
 
-class BufferCopies:
+class SmallCopies:
     """Copies buffers into the same parts of a memory again and again.
 
     Args:
@@ -59,11 +59,11 @@ class BufferCopies:
         parts: Of the memory, one for each buffer, none of them empty.
         calls: How many calls of the kernel it takes, one for each thread that helps: between two of its own a thread
             waits for the interpreter lock, and where another one loops, until that has done all. More, where one would
-            have more than `MOST_PIECES`.
+            have more than `MAX_PIECES`.
 
     Example:
         >>> memory = mmap.mmap(-1, 4096)
-        >>> with BufferCopies(memory, [slice(0, 3), slice(3, 5)]).jobs([b"one", b"to"]) as jobs:
+        >>> with SmallCopies(memory, [slice(0, 3), slice(3, 5)]).jobs([b"one", b"to"]) as jobs:
         ...     for job in jobs:
         ...         job()
         >>> memory[:5]
@@ -137,7 +137,7 @@ class BufferCopies:
 
 
 def can_copy_buffers() -> bool:
-    """Return whether this platform has what `BufferCopies` asks for; a container may forbid it all the same."""
+    """Return whether this platform has what `SmallCopies` asks for; a container may forbid it all the same."""
     return None not in (_copy_pieces, _get_buffer, _release_buffer)
 
 
@@ -153,7 +153,7 @@ def _groups(sizes: Sequence[int], calls: int) -> Iterator[tuple[int, int, int]]:
     share = -(-sum(sizes) // calls)
     for place, size in enumerate(sizes):
         nbytes += size
-        if nbytes >= share or place - first + 1 == MOST_PIECES:
+        if nbytes >= share or place - first + 1 == MAX_PIECES:
             yield first, place - first + 1, nbytes
             first, nbytes = place + 1, 0
     if first < len(sizes):

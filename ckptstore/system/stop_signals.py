@@ -10,7 +10,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from ckptstore.errors import InvalidArgumentError
-from ckptstore.system.signal_handlers import Installation
+from ckptstore.system.signal_handlers import SharedHandlers
 
 # EX_TEMPFAIL of sysexits.h: nothing is wrong, try again. Job queues and `ckptstore run` do.
 TRY_AGAIN = 75
@@ -74,7 +74,7 @@ class StopRequest:
     Attributes:
         signals: The signals that it looks for.
         skipped: Those that a handler from outside Python has, which stays.
-        is_looking: Tells, of the frame that a signal interrupts, whether anybody will look for it; None for yes. A
+        is_polled: Tells, of the frame that a signal interrupts, whether anybody will look for it; None for yes. A
             training that an exception ended without `uninstall` must not keep the process from being ended.
 
     Raises:
@@ -99,8 +99,8 @@ class StopRequest:
         self.signals = tuple(Signals(number) for number in signals if number in known)
         self.exit_code = exit_code
         self.skipped: tuple[Signals, ...] = ()
-        self.is_looking: Callable[[FrameType | None], bool] | None = None
-        self._installation: Installation | None = None
+        self.is_polled: Callable[[FrameType | None], bool] | None = None
+        self._installation: SharedHandlers | None = None
         self._delivered = False
 
     @property
@@ -120,7 +120,7 @@ class StopRequest:
         """Begin to look for signals; one that another installed request has already seen counts."""
         if self.installed or threading.current_thread() is not threading.main_thread():
             return
-        installation = Installation.shared()
+        installation = SharedHandlers.shared()
         try:
             self.skipped = installation.join(self)
         except ValueError:  # not the main interpreter

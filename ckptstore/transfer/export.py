@@ -21,10 +21,10 @@ from ckptstore.formats import copy as payload_copy
 from ckptstore.formats import payload
 from ckptstore.formats.safetensors import bytes_of, header_of
 from ckptstore.records import SUFFIXES, Checkpoint
-from ckptstore.storage.durable_writer import PayloadWriter, Written
+from ckptstore.storage.durable_writer import DurableWriter, Written
 from ckptstore.storage.files import fsync_directory, make_directory, rename_to_new
-from ckptstore.storage.layout import absolute, outside
-from ckptstore.storage.output_files import exists_already, give_name, workspace, write_new
+from ckptstore.storage.layout import absolute, require_outside
+from ckptstore.storage.output_files import already_exists, move_into_place, workspace, write_new
 from ckptstore.transfer.model_card import card_of
 
 Progress = Callable[[int], object]
@@ -86,9 +86,9 @@ def export(
         progress: Called with numbers of bytes as the payload is read; their sum is its size.
     """
     format = format_of(path, checkpoint)
-    target = outside(root, absolute(path), "path")
+    target = require_outside(root, absolute(path), "path")
     if os.path.lexists(target):
-        raise exists_already(target)
+        raise already_exists(target)
     with workspace(target) as room:
         beside = room / target.name
         if format == "folder":
@@ -97,7 +97,7 @@ def export(
             fsync_directory(target.parent)
         else:
             written = _write(checkpoint, beside, format, progress)
-            give_name(beside, target)
+            move_into_place(beside, target)
     return Exported(
         version=checkpoint.version, path=target, format=format, nbytes=written.nbytes, digest=written.digest
     )
@@ -141,7 +141,7 @@ def _write(checkpoint: Checkpoint, target: Path, format: ExportFormat, progress:
     if format == "weights" and checkpoint.format == "keras":
         part = payload_copy.locate_weights(checkpoint.path)
 
-    def copy(writer: PayloadWriter) -> None:
+    def copy(writer: DurableWriter) -> None:
         payload_copy.copy_verified(
             checkpoint.path,
             writer,
@@ -168,7 +168,7 @@ def _write_safetensors(checkpoint: Checkpoint, target: Path, progress: Progress 
         head, order, nbytes = header_of(layout, _metadata(checkpoint))
         variables = found.variables()
 
-        def fill(writer: PayloadWriter) -> None:
+        def fill(writer: DurableWriter) -> None:
             writer.write(head)
             for name in order:
                 writer.write(bytes_of(variables[name]))

@@ -161,8 +161,8 @@ def test_memory_is_used_again_and_grows_when_it_must() -> None:
     assert other.refresh()
     memory.put(size, b"behind")
     assert other.get(size, 6) == b"behind"
-    memory.populate()
-    memory.populate_beside(lambda: None)
+    memory.prefault()
+    memory.prefault_in_background(lambda: None)
     assert other.get(size, 6) == b"behind"
 
 
@@ -197,19 +197,19 @@ def test_what_was_prepared_for_another_structure_is_no_place_for_this_one(
 ) -> None:
     memory, writer = SharedMemory(), MessageWriter()
     go_on = threading.Event()
-    populate, populate_here = memory.populate, memory._populate
+    prefault, prefault_here = memory.prefault, memory._prefault
 
     def late() -> None:
         if threading.current_thread() is not threading.main_thread():
             go_on.wait()
-        populate_here()
+        prefault_here()
 
     def behind_a_look_at_the_new_structure() -> None:
         go_on.set()
-        populate()
+        prefault()
 
-    monkeypatch.setattr(memory, "_populate", late)
-    monkeypatch.setattr(memory, "populate", behind_a_look_at_the_new_structure)
+    monkeypatch.setattr(memory, "_prefault", late)
+    monkeypatch.setattr(memory, "prefault", behind_a_look_at_the_new_structure)
     before = replace(snapshot({"v": np.ones(3)}), copy=Copies(np.ones(3)))
     writer.prepare(memory, before)
     writer.write(memory, snapshot({"v": np.zeros((2, 2), "int32")}), SaveRequest(run="r", epoch=0), 1)

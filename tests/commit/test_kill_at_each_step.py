@@ -13,7 +13,7 @@ import pytest
 from ckptstore.formats import payload
 from ckptstore.formats.description import RESERVED
 from ckptstore.retention import keep_last
-from ckptstore.storage.files import observed
+from ckptstore.storage.files import io_hook
 from ckptstore.store.store import CheckpointStore
 from crash import fork_server
 from crash.sample_stores import is_seed, save
@@ -118,7 +118,7 @@ def test_an_opening_that_dies_at_any_step_is_finished_by_the_next(used: Path, tm
 
 def _rewrite_as(path: Path, *, version: int) -> None:
     """Write a payload anew under another version, as a crash between rename and commit would leave it."""
-    from ckptstore.storage.durable_writer import PayloadWriter
+    from ckptstore.storage.durable_writer import DurableWriter
     from crash.sample_stores import snapshot_of
 
     description = {**payload.read_description(path), "version": version}
@@ -126,7 +126,7 @@ def _rewrite_as(path: Path, *, version: int) -> None:
         description.pop(computed, None)
     path.unlink()
     encoded = payload.encode(snapshot_of(3), description)
-    writer = PayloadWriter(path, reserve=encoded.nbytes)
+    writer = DurableWriter(path, reserve=encoded.nbytes)
     encoded.write(writer)
     writer.finish()
 
@@ -146,7 +146,7 @@ def test_an_error_at_any_step_reports_nothing_and_leaves_the_store_working(
         with CheckpointStore(root) as store:
             store.claim("default")
             try:
-                with observed(fail):
+                with io_hook(fail):
                     save(store, 3, publish=target, keep=keep_last(2))
                 failed = False
             except OSError as error:
@@ -175,7 +175,7 @@ def test_nothing_is_named_before_it_is_synced_nor_listed_before_its_name_is(tmp_
                 with CheckpointStore(store.path, read_only=True) as reader:
                     steps.append((operation, where, len(reader.checkpoints())))
 
-        with observed(note):
+        with io_hook(note):
             save(store, 2)
     order = [one for one in steps if one[0] in ("write", "fsync", "close", "rename")]
     assert [(operation, where) for operation, where, _ in order][-5:] == [

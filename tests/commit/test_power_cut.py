@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from ckptstore.storage import durable_writer
-from ckptstore.storage.files import digest_file, observed
+from ckptstore.storage.files import digest_file, io_hook
 from ckptstore.store.store import CheckpointStore
 from crash import recorded_faults
 from crash.invariants import Saved, Shown, violations
@@ -106,7 +106,7 @@ def _save_until(place: Path, at: int, report: Path, synced: bool) -> None:
         # What passes by the page cache is on this disk as soon as it is written.
         durable_writer._pass_by_cache = lambda descriptor, on=True: False
     with CheckpointStore(place / "store") as store:
-        with observed(stop):
+        with io_hook(stop):
             saved = save(store, 3, publish=place / "shown.keras")
         report.write_text(f"{saved.version} {saved.digest}")
         _shut_down(place)

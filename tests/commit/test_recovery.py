@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptstore.storage.files import observed
+from ckptstore.storage.files import io_hook
 from ckptstore.storage.layout import Layout
 from ckptstore.store.store import CheckpointStore
 from crash.sample_stores import is_seed, save
@@ -35,7 +35,7 @@ def _orphan(root: Path, target: Path | None = None) -> None:
         ):
             os._exit(0)
 
-    with CheckpointStore(root) as store, observed(die):
+    with CheckpointStore(root) as store, io_hook(die):
         save(store, 2, publish=target, tags=("mine",), extra={"note": 1}, metrics={"nan": float("nan")})
     os._exit(1)
 
@@ -137,7 +137,7 @@ def _save_slowly(root: Path, go: Path) -> None:
             go.touch()
             os.read(os.open(go.with_suffix(".fifo"), os.O_RDONLY), 1)
 
-    with CheckpointStore(root) as store, observed(wait):
+    with CheckpointStore(root) as store, io_hook(wait):
         save(store, 2, run="slow")
     os._exit(0)
 
@@ -174,7 +174,7 @@ def test_a_failing_opening_raises_and_the_next_one_works(tmp_path: Path, operati
         if seen == operation:
             raise OSError(5, "broken")
 
-    with pytest.raises(OSError), observed(fail):
+    with pytest.raises(OSError), io_hook(fail):
         CheckpointStore(tmp_path)
     with CheckpointStore(tmp_path) as store:
         assert store.checkpoints(states=None) == []
@@ -253,7 +253,7 @@ def test_an_opening_waits_for_a_living_writer_that_switches_a_path(tmp_path: Pat
             except Timeout:
                 locked.append(True)
 
-    with CheckpointStore(root) as store, observed(look):
+    with CheckpointStore(root) as store, io_hook(look):
         save(store, 1, publish=target)
     assert locked and all(locked)
 
@@ -263,7 +263,7 @@ def _die_before_commit(root: Path, target: Path) -> None:
         if (operation, phase, path.name) == ("fsync", "after", "tmp"):
             os._exit(0)
 
-    with CheckpointStore(root) as store, observed(die):
+    with CheckpointStore(root) as store, io_hook(die):
         save(store, 2, run="other", publish=target)
     os._exit(1)
 
@@ -314,7 +314,7 @@ def _tag_and_die_before_commit(root: Path) -> None:
         if (operation, phase, path.name) == ("fsync", "after", "tmp"):
             os._exit(0)
 
-    with CheckpointStore(root) as store, observed(die):
+    with CheckpointStore(root) as store, io_hook(die):
         save(store, 2, run="other", tags=("mine",))
     os._exit(1)
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from ckptstore.retention import keep_last
-from ckptstore.storage.files import digest_file, observed
+from ckptstore.storage.files import digest_file, io_hook
 from ckptstore.store.store import CheckpointStore
 from crash.sample_stores import committer_of, is_seed, save
 from manifests import DIED, in_fork
@@ -199,7 +199,7 @@ class StoreMachine(RuleBasedStateMachine):
                 os._exit(DIED)
 
         def child() -> None:
-            with observed(die), CheckpointStore(self.root) as store:
+            with io_hook(die), CheckpointStore(self.root) as store:
                 work(store)
 
         assert in_fork(child) in (0, DIED)

@@ -21,7 +21,7 @@ from ckptstore.formats.hdf5.dtypes import VLEN_STRING, read_type, stored_type
 from ckptstore.formats.hdf5.reader import read_datasets
 from ckptstore.formats.hdf5.writer import SUPERBLOCK_SIZE, Dataset, lay_out, superblock
 from ckptstore.formats.sink import stored_bytes
-from ckptstore.storage.random_access import MemorySource
+from ckptstore.storage.random_access import InMemoryFile
 
 PLAIN = ["?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16", "S1", "S7"]
 EXTENDED = [
@@ -119,7 +119,7 @@ def test_the_reader_reads_every_bit(name: str) -> None:
 
     array = bits(name)
     image = file_of({"group/values": array, "scalar": array.reshape(-1)[3].reshape(()), "none": array[:0]})
-    source = MemorySource(memoryview(image))
+    source = InMemoryFile(memoryview(image))
     found = read_datasets(source)
     assert list(found) == ["group/values", "scalar", "none"]
     assert same_bits(read_array(source, found["group/values"]), array)
@@ -180,7 +180,7 @@ def test_groups_of_any_size(count: int) -> None:
             assert group[str(index)][()] == index
         assert str(count) not in group
         assert "vars/x/y" not in file
-    assert list(read_datasets(MemorySource(memoryview(image)))) == list(arrays)
+    assert list(read_datasets(InMemoryFile(memoryview(image)))) == list(arrays)
 
 
 def test_a_group_has_at_most_so_many_members() -> None:
@@ -340,7 +340,7 @@ def test_any_tree_is_what_h5py_reads(arrays: dict[str, np.ndarray], attributes: 
         assert dict(file.attrs) == attributes
     assert set(seen) == set(arrays)
     assert all(same_bits(seen[path], array) for path, array in arrays.items())
-    found = read_datasets(MemorySource(memoryview(image)))
+    found = read_datasets(InMemoryFile(memoryview(image)))
     assert {path: (item.shape, item.kind.dtype) for path, item in found.items()} == {
         path: (array.shape, array.dtype) for path, array in arrays.items()
     }
@@ -354,7 +354,7 @@ def test_the_reader_lists_what_h5py_wrote(arrays: dict[str, np.ndarray]) -> None
             file[path] = array
     from ckptstore.formats.contents import read_array
 
-    source = MemorySource(memoryview(image.getvalue()))
+    source = InMemoryFile(memoryview(image.getvalue()))
     found = read_datasets(source)
     assert set(found) == set(arrays)
     assert all(same_bits(read_array(source, found[path]), array) for path, array in arrays.items())
@@ -365,7 +365,7 @@ def test_the_reader_lists_what_h5py_wrote(arrays: dict[str, np.ndarray]) -> None
 
 def refused(image: bytes) -> str:
     with pytest.raises(CorruptPayloadError) as caught:
-        read_datasets(MemorySource(memoryview(image)))
+        read_datasets(InMemoryFile(memoryview(image)))
     return caught.value.reason
 
 
@@ -467,7 +467,7 @@ def test_groups_with_names_that_are_not_ascii(count: int) -> None:
         for name in list(names)[::7]:
             del group[name]
 
-    found = read_datasets(MemorySource(memoryview(made_by_h5py(many))))
+    found = read_datasets(InMemoryFile(memoryview(made_by_h5py(many))))
     assert set(found) == {f"g/{name}" for name in list(names) if names[name] % 7}
 
 
@@ -482,7 +482,7 @@ def test_damage_to_a_heap_of_links(data: st.DataObject) -> None:
     at = data.draw(st.sampled_from(places)) + data.draw(st.integers(0, 150))
     image[at : at + 8] = data.draw(st.binary(min_size=1, max_size=8))
     try:
-        read_datasets(MemorySource(memoryview(image)))
+        read_datasets(InMemoryFile(memoryview(image)))
     except CorruptPayloadError as error:
         assert error.reason
 
@@ -491,7 +491,7 @@ def test_compressed_arrays_are_listed_but_not_read() -> None:
     from ckptstore.formats.contents import read_array
 
     image = made_by_h5py(lambda file: file.create_dataset("a", data=np.arange(1000), compression="gzip"))
-    source = MemorySource(memoryview(image))
+    source = InMemoryFile(memoryview(image))
     found = read_datasets(source)["a"]
     assert found.shape == (1000,)
     with pytest.raises(CorruptPayloadError, match="in chunks or compressed"):
@@ -536,6 +536,6 @@ def test_damage_is_an_error_of_ours_or_none(data: st.DataObject) -> None:
         image[at : at + 8] = data.draw(st.binary(min_size=1, max_size=8))
     length = data.draw(st.integers(0, len(image)))
     try:
-        read_datasets(MemorySource(memoryview(image)[:length]))
+        read_datasets(InMemoryFile(memoryview(image)[:length]))
     except CorruptPayloadError as error:
         assert error.reason

@@ -22,7 +22,7 @@ from ckptstore.formats import payload
 from ckptstore.formats.snapshot import Snapshot, TrainingState, Variable
 from ckptstore.formats.streamed_hdf5 import escaped, unescaped
 from ckptstore.records import SUFFIXES, Format
-from ckptstore.storage.durable_writer import PayloadWriter
+from ckptstore.storage.durable_writer import DurableWriter
 
 FORMATS: tuple[Format, ...] = ("keras", "weights", "h5")
 DOCUMENTS = {"metadata.json": b'{"keras_version": "3"}', "config.json": b'{"class_name": "Functional"}'}
@@ -314,7 +314,7 @@ def test_the_store_s_own_writer(tmp_path: Path, format: Format) -> None:
     arrays["large"] = np.random.default_rng(0).normal(size=(1 << 20) + 7)
     encoded = payload.encode(snapshot_of(arrays, format), {"version": 1})
     path = tmp_path / f"payload{SUFFIXES[format]}"
-    writer = PayloadWriter(path, reserve=encoded.nbytes)
+    writer = DurableWriter(path, reserve=encoded.nbytes)
     encoded.write(writer)
     written = writer.finish()
     assert written.nbytes == encoded.nbytes == path.stat().st_size

@@ -22,7 +22,7 @@ from ckptstore.keras import private
 from ckptstore.keras.model.adapter import adapter
 from ckptstore.keras.private import has_custom_loading
 from ckptstore.storage import random_access
-from ckptstore.storage.random_access import open_source
+from ckptstore.storage.random_access import open_random_access
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what was read"),
@@ -264,7 +264,7 @@ def test_arrays_that_a_layer_keeps_are_its_own(tmp_path: Path) -> None:
 def test_a_view_is_of_the_bytes_that_a_read_gives(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(os.urandom(3 * _PART + 17))
-    with open_source(path) as file, random_access.part_of(file, 5, file.nbytes - 9) as part:
+    with open_random_access(path) as file, random_access.section_of(file, 5, file.nbytes - 9) as part:
         for offset, count in (
             (0, 1),
             (4095, 3),
@@ -284,7 +284,7 @@ def test_a_system_that_cannot_be_asked_for_pages_is_read(
 ) -> None:
     monkeypatch.setattr(random_access, "_POPULATE_READ", 9999)
     (tmp_path / "file").write_bytes(b"0123456789")
-    with open_source(tmp_path / "file") as file:
+    with open_random_access(tmp_path / "file") as file:
         assert bytes(file.view(2, 3)) == b"234"
 
 
@@ -292,7 +292,7 @@ def test_pages_that_the_disk_does_not_give_are_an_error(tmp_path: Path) -> None:
     """Not the signal that looking at them would be."""
     path = tmp_path / "file"
     path.write_bytes(bytes(3 * 4096))
-    with open_source(path) as file:
+    with open_random_access(path) as file:
         file.view(0, 1)
         os.truncate(path, 4096)
         with pytest.raises(StorageError, match="read"):

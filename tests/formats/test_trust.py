@@ -22,7 +22,7 @@ from ckptstore.errors import CorruptManifestError, InvalidArgumentError, Storage
 from ckptstore.formats import payload
 from ckptstore.formats.description import digest_of
 from ckptstore.records import SUFFIXES, Checkpoint
-from ckptstore.storage.files import observed
+from ckptstore.storage.files import io_hook
 from ckptstore.store.store import CheckpointStore
 from crash.sample_stores import is_seed, save, snapshot_of
 from hostile_payloads import HOSTILE, MIB, exchange, little_memory, sql
@@ -437,7 +437,7 @@ def test_modes_are_those_of_the_umask(tmp_path: Path, umask: int) -> None:
     try:
         with CheckpointStore(tmp_path / "store") as store:
             save(store, 1, publish=tmp_path / "shown.keras")
-            with observed(refuse_links):
+            with io_hook(refuse_links):
                 save(store, 2, publish=tmp_path / "copied.keras")
             found = {path: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
     finally:

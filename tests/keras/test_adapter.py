@@ -29,7 +29,7 @@ from ckptstore.keras.model.adapter import adapter
 from ckptstore.keras.private import fallback, modules, saving
 from ckptstore.keras.state.arrays import host_array, shape_and_dtype
 from ckptstore.records import SUFFIXES, Checkpoint, Format
-from ckptstore.storage.durable_writer import PayloadWriter
+from ckptstore.storage.durable_writer import DurableWriter
 from ckptstore.store.store import CheckpointStore
 
 # numpy 2 about Keras' own variables, on the way through Keras' own code.
@@ -47,7 +47,7 @@ def stored(model: Any, folder: Path, *, format: Format = "keras", **how: Any) ->
     snapshot = adapter.snapshots().take(model, format=format, **how)
     encoded = payload.encode(snapshot, {"epoch": 0})
     path = folder / f"{len(list(folder.iterdir())):08d}-run{SUFFIXES[format]}"
-    writer = PayloadWriter(path, reserve=encoded.nbytes)
+    writer = DurableWriter(path, reserve=encoded.nbytes)
     encoded.write(writer)
     written = writer.finish()
     return Checkpoint(

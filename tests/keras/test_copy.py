@@ -15,10 +15,10 @@ from ckptstore.keras.model import copy_jax
 from ckptstore.keras.model.copy import Copier
 from ckptstore.keras.state.arrays import host_array, host_arrays, shape_and_dtype
 from ckptstore.system import parallel_copy
-from ckptstore.system.parallel_copy import SideBySide
-from ckptstore.system.small_copies import BufferCopies
+from ckptstore.system.parallel_copy import ParallelCopy
+from ckptstore.system.small_copies import SmallCopies
 from forbidden_calls import needs_the_number, output_of
-from slots import shared_places
+from shared_targets import shared_targets
 
 # What Keras' own code does.
 pytestmark = pytest.mark.filterwarnings(
@@ -63,7 +63,7 @@ def assert_equal(targets: list[np.ndarray], variables: list[Any]) -> None:
         assert target.tobytes() == host_array(one).tobytes(), one.shape
 
 
-@pytest.mark.parametrize("make", [places, shared_places])
+@pytest.mark.parametrize("make", [places, shared_targets])
 def test_all_values_of_the_moment_are_copied_into_each_place(make: Any) -> None:
     variables = [*(variable(shape) for shape in SHAPES), *(variable((5, 7), dtype) for dtype in DTYPES)]
     variables += [variable((900, 1000), dtype) for dtype in DTYPES]
@@ -169,7 +169,7 @@ def test_an_array_that_is_no_buffer_is_copied_all_the_same() -> None:
         odd.append(jax.device_put(plain, layout.Format(layout.Layout((1, 0)), one)))
     for value in odd:
         values = [variable((3, 4)), value, variable((2,))]
-        targets = shared_places(values)
+        targets = shared_targets(values)
         copier = Copier(values)
         for _ in range(2):
             copier(targets)
@@ -189,9 +189,9 @@ class Many:
 
     def __init__(self, values: list[Any], *, threads: int = 2) -> None:
         self.values = values
-        self.targets = shared_places(values)
+        self.targets = shared_targets(values)
         self.copier = Copier(values)
-        self.copier._side_by_side = SideBySide(threads)
+        self.copier._parallel_copy = ParallelCopy(threads)
         self.copier.prepare(self.targets)
         (self.plan,) = (known for _, known in self.copier._known.values())
         assert self.plan._shared is not None
@@ -267,7 +267,7 @@ def test_all_threads_end_at_once(small: int, large: int, threads: int, calls: in
     ],
 )
 def test_each_helper_has_one_call(sizes: list[int], threads: int, calls: int, pieces: int) -> None:
-    targets = shared_places([np.zeros(size // 8) for size in sizes])
+    targets = shared_targets([np.zeros(size // 8) for size in sizes])
     shared = copy_jax.JaxCopies(targets, threads=threads)._shared
     assert shared is not None
     assert (len(shared.copies._groups), len(shared.places)) == (calls, pieces)
@@ -312,14 +312,14 @@ def test_what_several_threads_copy_of_a_fit_is_what_it_was_after_each_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its steps are given the memory of the arrays that were copied, and write into it."""
-    monkeypatch.setattr(parallel_copy, "WORTH_A_THREAD", 1)
+    monkeypatch.setattr(parallel_copy, "MIN_BYTES_PER_THREAD", 1)
     monkeypatch.setattr(parallel_copy, "usable_cores", lambda: 2)
-    monkeypatch.setattr(copy_jax, "WORTH_A_THREAD", 1)
+    monkeypatch.setattr(copy_jax, "MIN_BYTES_PER_THREAD", 1)
     monkeypatch.setattr(copy_jax, "_PAGE", 1)
     copied: list[int] = []
-    jobs = BufferCopies.jobs
+    jobs = SmallCopies.jobs
     monkeypatch.setattr(
-        BufferCopies, "jobs", lambda self, values: copied.append(len(values)) or jobs(self, values)
+        SmallCopies, "jobs", lambda self, values: copied.append(len(values)) or jobs(self, values)
     )
     seen: list[list[bytes]] = []
 
@@ -348,18 +348,18 @@ def test_what_several_threads_copy_of_a_fit_is_what_it_was_after_each_batch(
 
 FORBIDDEN = """
 import numpy as np, jax
-from ckptstore.system.parallel_copy import SideBySide
+from ckptstore.system.parallel_copy import ParallelCopy
 from ckptstore.keras.model.copy_jax import JaxCopies
 from forbidden_calls import forbid
-from slots import shared_places
+from shared_targets import shared_targets
 
 values = [jax.numpy.full((200, 60), number, "float32") for number in range(800)]
-targets = shared_places(values)
+targets = shared_targets(values)
 copies = JaxCopies(targets, threads=2)
 assert copies._shared is not None
 forbid("process_vm_readv")
 for _ in range(2):
-    copies(values, SideBySide(2))
+    copies(values, ParallelCopy(2))
     assert all(np.array_equal(*pair) for pair in zip(targets, values, strict=True))
     assert copies._shared is None and not copies._others
     targets[700][...] = 0
@@ -376,7 +376,7 @@ def test_where_the_kernel_may_not_copy_the_loop_does() -> None:
 @pytest.mark.skipif(BACKEND != "jax", reason="is JAX's")
 def test_an_array_whose_memory_is_gone_is_refused() -> None:
     one = variable((3, 4))
-    copier, targets = Copier([one]), shared_places([one])
+    copier, targets = Copier([one]), shared_targets([one])
     copier(targets)
     one._value.delete()
     with pytest.raises(RuntimeError, match="deleted"):
@@ -388,7 +388,7 @@ def test_a_small_array_that_is_being_computed_is_waited_for() -> None:
     import jax
 
     one = variable((64, 64))
-    copier, targets = Copier([one]), shared_places([one])
+    copier, targets = Copier([one]), shared_targets([one])
     be_computed(one, lambda y: jax.numpy.tanh(y @ y))
     copier(targets)
     assert_equal(targets, [one])

@@ -17,7 +17,7 @@ import pytest
 
 from ckptstore.keras.model.copy import Copier
 from ckptstore.system import pinned_memory
-from ckptstore.system.pinned_memory import Pages
+from ckptstore.system.pinned_memory import PinnablePages
 from ckptstore.system.shared_memory import SharedMemory, aligned
 from cuda_driver import OUT_OF_MEMORY, Driver, installed
 
@@ -142,7 +142,7 @@ def test_the_memory_is_locked_once_and_as_long_as_it_is_there(
     copier = Copier(values)
     copier.prepare(one)
     memory = one[0].base
-    assert isinstance(memory, Pages)
+    assert isinstance(memory, PinnablePages)
     assert driver.locked == {np.frombuffer(memory, np.uint8).ctypes.data: len(memory)}
     for _ in range(2):
         copier(one)

@@ -19,7 +19,7 @@ from ckptstore.errors import StorageError
 from ckptstore.formats.snapshot import Snapshot, Variable
 from ckptstore.retention import keep_last
 from ckptstore.storage import deferred_unlink
-from ckptstore.storage.files import free_bytes, link, observed
+from ckptstore.storage.files import free_bytes, io_hook, link
 from ckptstore.store.store import CheckpointStore
 from crash.sample_stores import committer_of
 from crash.steps import dies_at
@@ -116,7 +116,7 @@ def test_a_removal_that_fails_holds_nothing(tmp_path: Path) -> None:
     def fail(operation: str, path: Path, phase: str) -> None:
         raise OSError(errno.EIO, "I/O error")
 
-    with observed(fail), pytest.raises(StorageError, match="unlink"):
+    with io_hook(fail), pytest.raises(StorageError, match="unlink"):
         deferred_unlink.unlink(path)
     deferred_unlink.begin()
     deferred_unlink.wait()
@@ -135,7 +135,7 @@ def test_where_a_name_outlives_its_removal_nothing_is_held_again(
             os.link(path, tmp_path / ".nfs0001")
 
     gate.set()
-    with observed(rename):
+    with io_hook(rename):
         deferred_unlink.unlink(first)
     gate.clear()
     deferred_unlink.unlink(second)
@@ -177,7 +177,7 @@ def test_a_child_that_is_forked_before_the_name_is_gone_keeps_no_blocks_either(
     def fork(operation: str, path: Path, phase: str) -> None:
         found.append((phase, len(open_files()), found_by_a_child()))
 
-    with observed(fork):
+    with io_hook(fork):
         deferred_unlink.unlink(path)
     assert found == [("before", 1, []), ("after", 1, [])]
     gate.set()
@@ -373,7 +373,7 @@ def test_blocks_are_given_back_when_the_directory_is_synced(
     with CheckpointStore(tmp_path / "store") as store:
         for epoch in range(2):
             save(store, epoch, keep=1)
-        with observed(lambda operation, path, phase: steps.append(operation)):
+        with io_hook(lambda operation, path, phase: steps.append(operation)):
             save(store, 2, keep=1)
             # Begun, and not left to whoever waits.
             for thread in threading.enumerate():

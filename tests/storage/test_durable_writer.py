@@ -22,8 +22,8 @@ import xxhash
 
 from ckptstore.errors import DiskFullError, StorageError
 from ckptstore.storage import durable_writer
-from ckptstore.storage.durable_writer import PayloadWriter
-from ckptstore.storage.files import observed
+from ckptstore.storage.durable_writer import DurableWriter
+from ckptstore.storage.files import io_hook
 
 needs_direct = pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="this platform has no such way")
 
@@ -38,7 +38,7 @@ def is_memory(path: Path) -> bool:
 def test_bytes_digest_and_length(tmp_path: Path) -> None:
     path = tmp_path / "file"
     parts = [os.urandom(n) for n in (0, 1, 9 << 20, 100)]
-    writer = PayloadWriter(path, reserve=30 << 20)
+    writer = DurableWriter(path, reserve=30 << 20)
     for part in parts:
         assert writer.write(part) == len(part)
     assert writer.tell() == sum(map(len, parts))
@@ -51,7 +51,7 @@ def test_bytes_digest_and_length(tmp_path: Path) -> None:
 
 
 def test_buffers_of_any_shape(tmp_path: Path) -> None:
-    writer = PayloadWriter(tmp_path / "file", reserve=0)
+    writer = DurableWriter(tmp_path / "file", reserve=0)
     arrays = [np.arange(6.0).reshape(2, 3), np.array(7), np.zeros((0, 4)), bytearray(b"x")]
     for array in arrays:
         writer.write(array)
@@ -64,7 +64,7 @@ def test_buffers_of_any_shape(tmp_path: Path) -> None:
 def content_of(path: Path, sizes: Iterable[int]) -> tuple[bytes, str]:
     """Write parts of so many bytes into a file; returns what they are, and the digest that the writer says."""
     parts = [os.urandom(size) for size in sizes]
-    writer = PayloadWriter(path, reserve=0)
+    writer = DurableWriter(path, reserve=0)
     for part in parts:
         given = bytearray(part)
         writer.write(given)
@@ -140,7 +140,7 @@ def test_nothing_of_the_file_stays_in_the_page_cache(tmp_path: Path) -> None:
 def test_the_file_is_read_only_with_the_rights_of_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
     old = os.umask(umask)
     try:
-        PayloadWriter(tmp_path / "file", reserve=1).finish()
+        DurableWriter(tmp_path / "file", reserve=1).finish()
     finally:
         os.umask(old)
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == mode
@@ -149,7 +149,7 @@ def test_the_file_is_read_only_with_the_rights_of_the_umask(tmp_path: Path, umas
 def test_a_file_that_exists_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("old")
     with pytest.raises(StorageError) as caught:
-        PayloadWriter(tmp_path / "file", reserve=1)
+        DurableWriter(tmp_path / "file", reserve=1)
     assert caught.value.errno == errno.EEXIST
     assert (tmp_path / "file").read_text() == "old"
 
@@ -165,8 +165,8 @@ def test_a_failure_at_any_step_is_raised_and_leaves_no_file(
         if (seen, phase) == (operation, "before"):
             raise OSError(code, os.strerror(code))
 
-    with pytest.raises(StorageError) as caught, observed(fail):
-        writer = PayloadWriter(path, reserve=10)
+    with pytest.raises(StorageError) as caught, io_hook(fail):
+        writer = DurableWriter(path, reserve=10)
         try:
             writer.write(b"x" * 100)
             writer.finish()
@@ -183,8 +183,8 @@ def test_the_caller_never_waits_for_a_writer_that_failed(tmp_path: Path) -> None
         if seen == "write":
             raise OSError(errno.EIO, "broken")
 
-    with observed(fail):
-        writer = PayloadWriter(tmp_path / "file", reserve=0)
+    with io_hook(fail):
+        writer = DurableWriter(tmp_path / "file", reserve=0)
         with pytest.raises(StorageError):
             for _ in range(100):
                 writer.write(bytes(1 << 20))
@@ -200,17 +200,17 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
         pytest.skip("mounting is not allowed here")
     try:
         with pytest.raises(DiskFullError) as caught:
-            PayloadWriter(tmp_path / "file", reserve=2 << 20)
+            DurableWriter(tmp_path / "file", reserve=2 << 20)
         assert caught.value.needed == 2 << 20
         assert caught.value.free is not None and caught.value.free <= 1 << 20
-        writer = PayloadWriter(tmp_path / "other", reserve=0)
+        writer = DurableWriter(tmp_path / "other", reserve=0)
         with pytest.raises(DiskFullError):
             for _ in range(4):
                 writer.write(bytes(1 << 20))
             writer.finish()
         writer.abort()
         assert list(tmp_path.iterdir()) == []
-        assert PayloadWriter(tmp_path / "fits", reserve=1 << 19).finish().nbytes == 0
+        assert DurableWriter(tmp_path / "fits", reserve=1 << 19).finish().nbytes == 0
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
 
@@ -218,7 +218,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
 def test_a_write_that_is_interrupted_at_any_call_can_be_aborted(tmp_path: Path) -> None:
     """Python's own queues and conditions may keep their lock when they are interrupted: the next one waits for ever."""
     for at in itertools.count(1):
-        writer = PayloadWriter(tmp_path / "file", reserve=0)
+        writer = DurableWriter(tmp_path / "file", reserve=0)
         left = at
 
         def interrupt(frame: FrameType, event: str, argument: object) -> None:
@@ -228,7 +228,7 @@ def test_a_write_that_is_interrupted_at_any_call_can_be_aborted(tmp_path: Path) 
                 sys.settrace(None)
                 raise KeyboardInterrupt
 
-        def work(writer: PayloadWriter = writer) -> None:
+        def work(writer: DurableWriter = writer) -> None:
             sys.settrace(interrupt)
             try:
                 for _ in range(6):

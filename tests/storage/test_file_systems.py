@@ -19,7 +19,7 @@ import pytest
 
 from ckptstore.errors import ReadOnlyError, RunLockedError, StorageError
 from ckptstore.retention import keep_last
-from ckptstore.storage.files import observed
+from ckptstore.storage.files import io_hook
 from ckptstore.storage.locks import WITHOUT_LOCKS
 from ckptstore.store.store import CheckpointStore
 from crash.invariants import Shown, violations
@@ -295,7 +295,7 @@ def test_a_path_on_another_file_system_shows_a_copy_old_or_new_at_every_instant(
 
         with CheckpointStore(root) as store:
             save(store, 1, publish=shown)
-            with observed(look):
+            with io_hook(look):
                 save(store, 2, publish=shown)
             assert seen == {1, 2} and is_seed(shown, 2)
             assert (shown.stat().st_nlink, shown.stat().st_mode) == (1, store.get(2).path.stat().st_mode)

@@ -18,12 +18,12 @@ def _failing(code: int, *operations: str):
         if phase == "before" and operation in operations:
             raise OSError(code, os.strerror(code))
 
-    return files.observed(hook)
+    return files.io_hook(hook)
 
 
 def test_make_directory_syncs_every_parent_up_to_the_first_that_existed(tmp_path: Path) -> None:
     steps: list[tuple[str, Path]] = []
-    with files.observed(
+    with files.io_hook(
         lambda operation, path, phase: steps.append((operation, path)) if phase == "after" else None
     ):
         files.make_directory(tmp_path / "a" / "b")

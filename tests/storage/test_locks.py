@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ckptstore.errors import LockedError, RunLockedError, StoreLockedError
-from ckptstore.storage.leases import Lease, sweep
+from ckptstore.storage.leases import Lease, remove_stale_files
 from ckptstore.storage.locks import store_lock
 from ckptstore.storage.run_lock import RunLock
 from crash.steps import run_in_child
@@ -77,10 +77,10 @@ def test_the_sweep_takes_what_the_dead_left_and_nothing_else(tmp_path: Path) -> 
     mine.write_bytes(b"mine")
     (tmp_path / "README").write_text("a person's")
     (tmp_path / f"{'0' * 32}.4.h5").write_text("without a lease")
-    removed = sweep(tmp_path)
+    removed = remove_stale_files(tmp_path)
     assert len(removed) == 4
     assert {path.name for path in tmp_path.iterdir()} == {"README", mine.name, f"{alive.id}.lease"}
-    assert sweep(tmp_path) == []
+    assert remove_stale_files(tmp_path) == []
     mine.unlink()
     alive.release()
     assert [path.name for path in tmp_path.iterdir()] == ["README"]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from ckptstore.errors import StorageError
-from ckptstore.storage.files import observed
-from ckptstore.storage.publish import copy, publish, tidy
+from ckptstore.storage.files import io_hook
+from ckptstore.storage.publish import copy, publish, remove_leftover
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_a_copy_where_links_are_not_to_be_had(tmp_path: Path, payloads: tuple[Pa
             raise OSError(code, os.strerror(code))
 
     target = tmp_path / "best"
-    with observed(refuse):
+    with io_hook(refuse):
         publish(payloads[0], target)
     assert target.read_text() == "one"
     assert not target.samefile(payloads[0])
@@ -51,7 +51,7 @@ def test_other_errors_leave_the_old_file(tmp_path: Path, payloads: tuple[Path, P
             if (seen, phase) == (operation, "before"):
                 raise OSError(errno.EIO, "broken")
 
-        with pytest.raises(StorageError), observed(fail):
+        with pytest.raises(StorageError), io_hook(fail):
             publish(payloads[1], target)
         assert target.samefile(payloads[0])
         assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "one", "two"]
@@ -65,8 +65,8 @@ def test_what_a_crash_left_beside_the_target_is_in_nobodys_way(
     publish(payloads[0], target)
     assert target.samefile(payloads[0])
     beside.write_text("half")
-    tidy(target)
-    tidy(target)
+    remove_leftover(target)
+    remove_leftover(target)
     assert not beside.exists()
 
 

@@ -13,7 +13,7 @@ import xxhash
 
 from ckptstore.errors import CorruptPayloadError
 from ckptstore.storage import read_ahead
-from ckptstore.storage.random_access import open_source
+from ckptstore.storage.random_access import open_random_access
 
 LARGE = 16 << 20
 ALONE, AHEAD = 256 << 10, 1 << 20
@@ -36,7 +36,7 @@ def test_a_digest_is_of_all_bytes_in_their_order(nbytes: int, tmp_path: Path) ->
     data = os.urandom(1 << 16) * (nbytes // (1 << 16)) + os.urandom(nbytes % (1 << 16))
     (tmp_path / "file").write_bytes(data)
     seen: list[int] = []
-    with open_source(tmp_path / "file") as file:
+    with open_random_access(tmp_path / "file") as file:
         assert file.digest(seen.append) == f"xxh3_128:{xxhash.xxh3_128(data).hexdigest()}"
     assert sum(seen) == nbytes
     assert not readers()
@@ -110,7 +110,7 @@ def test_where_no_thread_can_be_started_the_bytes_are_read_all_the_same(
     data = os.urandom(LARGE)
     (tmp_path / "file").write_bytes(data)
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    with open_source(tmp_path / "file") as file:
+    with open_random_access(tmp_path / "file") as file:
         assert file.digest() == f"xxh3_128:{xxhash.xxh3_128(data).hexdigest()}"
 
 
@@ -121,6 +121,6 @@ def test_a_file_that_becomes_shorter_meanwhile_is_told(tmp_path: Path) -> None:
     def shorten(nbytes: int) -> None:
         os.truncate(path, LARGE // 2)
 
-    with open_source(path) as file, pytest.raises(CorruptPayloadError, match="became shorter"):
+    with open_random_access(path) as file, pytest.raises(CorruptPayloadError, match="became shorter"):
         file.digest(shorten)
     assert not readers()

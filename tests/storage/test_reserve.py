@@ -190,10 +190,10 @@ def test_the_file_goes_only_for_a_change_of_the_manifest_and_only_once(tmp_path:
         tried.append(where)
         raise DiskFullError(path=where)
 
-    assert reserve.hold(path)
+    assert reserve.ensure(path)
     for name, tries, stays in (("0.keras", 1, True), (MANIFEST, 2, False), (MANIFEST, 1, False)):
         tried.clear()
         with pytest.raises(DiskFullError):
-            reserve.give_up_for(path, lambda name=name: fails(tmp_path / name))  # type: ignore[misc]
+            reserve.release_and_retry(path, lambda name=name: fails(tmp_path / name))  # type: ignore[misc]
         assert (len(tried), path.exists()) == (tries, stays)
-    assert reserve.hold(path) and reserve.give_up_for(path, lambda: 5) == 5 and path.exists()
+    assert reserve.ensure(path) and reserve.release_and_retry(path, lambda: 5) == 5 and path.exists()

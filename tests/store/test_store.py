@@ -34,7 +34,7 @@ from ckptstore.errors import (
 from ckptstore.manifest.run_view import RunRows
 from ckptstore.manifest.transactions import Transactions
 from ckptstore.retention import Policy, keep_last
-from ckptstore.storage.files import observed
+from ckptstore.storage.files import io_hook
 from ckptstore.store.store import CheckpointStore
 from crash.sample_stores import committer_of, is_seed, save, snapshot_of
 from crash.steps import run_in_child
@@ -335,7 +335,7 @@ def _fork_while_a_thread_saves(root: Path) -> None:
                 go.wait()
 
         thread = threading.Thread(target=save, args=(store, 2))
-        with observed(wait):
+        with io_hook(wait):
             thread.start()
             inside.wait()
             child = os.fork()
@@ -442,7 +442,7 @@ def test_an_interrupted_snapshot_leaves_nothing(store: CheckpointStore) -> None:
 
 
 def test_nothing_of_the_stores_own_is_ever_published_over(store: CheckpointStore, tmp_path: Path) -> None:
-    from ckptstore.storage.layout import outside
+    from ckptstore.storage.layout import require_outside
 
     (tmp_path / "link").symlink_to(store.path)
     inside = [
@@ -454,9 +454,9 @@ def test_nothing_of_the_stores_own_is_ever_published_over(store: CheckpointStore
     ]
     for target in inside:
         with pytest.raises(InvalidArgumentError, match="lies in the store"):
-            outside(store.path, target)
-    assert outside(store.path, tmp_path / "best.keras") == tmp_path / "best.keras"
-    assert outside(store.path, tmp_path / "store.keras") == tmp_path / "store.keras"
+            require_outside(store.path, target)
+    assert require_outside(store.path, tmp_path / "best.keras") == tmp_path / "best.keras"
+    assert require_outside(store.path, tmp_path / "store.keras") == tmp_path / "store.keras"
 
 
 def test_what_is_marked_for_deletion_can_be_neither_pinned_nor_tagged(store: CheckpointStore) -> None:
@@ -505,7 +505,7 @@ def test_a_signal_handler_that_saves_in_the_middle_of_a_save_is_told_so_at_once(
 
     with CheckpointStore(tmp_path) as store:
         save(store, 1)
-        with observed(handler):
+        with io_hook(handler):
             save(store, 2)
         assert [one.epoch for one in store.checkpoints()] == [1, 2]
     assert "set a flag" in refused[0]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ckptstore.system.parallel_copy import PIECE, SideBySide, _do, copies
+from ckptstore.system.parallel_copy import PIECE, ParallelCopy, _do, copy_jobs
 
 MANY = 1 << 40
 
@@ -38,7 +38,7 @@ def test_arrays_of_any_size_arrive_whole(threads: int, shape: tuple[int, ...], d
     source = random.integers(0, 2, shape).astype(dtype)
     target = np.full(shape, 1, dtype)
 
-    SideBySide(threads)(copies(target, source), nbytes=MANY)
+    ParallelCopy(threads)(copy_jobs(target, source), nbytes=MANY)
 
     assert np.array_equal(target, source)
     assert not copying()
@@ -53,7 +53,7 @@ def test_each_job_is_done_once_and_by_more_than_one_thread() -> None:
             both.wait()  # passes only where two are at work
         done.append((number, threading.get_ident()))
 
-    SideBySide(2)([partial(job, number) for number in range(50)], nbytes=MANY)
+    ParallelCopy(2)([partial(job, number) for number in range(50)], nbytes=MANY)
 
     assert sorted(number for number, _ in done) == list(range(50))
     assert len({thread for _, thread in done}) == 2
@@ -61,7 +61,7 @@ def test_each_job_is_done_once_and_by_more_than_one_thread() -> None:
 
 def test_little_is_copied_without_another_thread() -> None:
     threads = set()
-    SideBySide(4)([lambda: threads.add(threading.get_ident())] * 3, nbytes=PIECE)
+    ParallelCopy(4)([lambda: threads.add(threading.get_ident())] * 3, nbytes=PIECE)
     assert threads == {threading.get_ident()}
 
 
@@ -77,7 +77,7 @@ def test_what_a_job_raises_in_another_thread_is_raised_and_no_job_follows() -> N
             thread.join(30)
 
     with pytest.raises(ZeroDivisionError, match="in a thread"):
-        SideBySide(2)([job, job, lambda: followed.append(1)], nbytes=MANY)
+        ParallelCopy(2)([job, job, lambda: followed.append(1)], nbytes=MANY)
 
     assert not followed
 
@@ -90,7 +90,7 @@ def test_all_is_done_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPa
     source = np.arange(PIECE, dtype="f4")
     target = np.zeros_like(source)
 
-    SideBySide(4)(copies(target, source), nbytes=MANY)
+    ParallelCopy(4)(copy_jobs(target, source), nbytes=MANY)
 
     assert np.array_equal(target, source)
 
@@ -114,27 +114,27 @@ def test_others_begin_while_the_calling_thread_does_its_own_and_jobs_are_made() 
         assert others[1].wait(30)
         order.append("own")
 
-    SideBySide(3)([], nbytes=MANY, more=jobs(), own=own)
+    ParallelCopy(3)([], nbytes=MANY, more_jobs=jobs(), own_job=own)
     assert order == ["own"]
 
 
 def test_its_own_is_done_where_there_are_no_jobs_and_what_it_raises_is_raised() -> None:
     done: list[int] = []
-    SideBySide(2)([], nbytes=0, own=lambda: done.append(1))
+    ParallelCopy(2)([], nbytes=0, own_job=lambda: done.append(1))
     assert done == [1]
 
     def fails() -> None:
         raise ZeroDivisionError
 
-    left = SideBySide(1)
+    left = ParallelCopy(1)
     with pytest.raises(ZeroDivisionError):
-        left([lambda: done.append(2)], nbytes=MANY, own=fails)
+        left([lambda: done.append(2)], nbytes=MANY, own_job=fails)
     assert done == [1]
     assert not copying()
 
 
 def test_after_an_interrupt_no_thread_is_at_work() -> None:
-    at_work, side_by_side = threading.Event(), SideBySide(2)
+    at_work, parallel_copy = threading.Event(), ParallelCopy(2)
     done = []
 
     def job() -> None:
@@ -144,12 +144,12 @@ def test_after_an_interrupt_no_thread_is_at_work() -> None:
         at_work.set()
         # Is still at it when the interrupt has come, and a while longer.
         until = time.monotonic() + 30
-        while side_by_side._left and time.monotonic() < until:
+        while parallel_copy._left and time.monotonic() < until:
             time.sleep(0.001)
         time.sleep(0.05)
 
     with pytest.raises(KeyboardInterrupt):
-        side_by_side([job, job, *[lambda: done.append(1)] * 1000], nbytes=MANY)
+        parallel_copy([job, job, *[lambda: done.append(1)] * 1000], nbytes=MANY)
 
     assert not copying()
     assert not done
@@ -158,11 +158,11 @@ def test_after_an_interrupt_no_thread_is_at_work() -> None:
 def test_other_shapes_and_dtypes_are_refused() -> None:
     zeros = np.zeros((4, 4))
     with pytest.raises(ValueError, match=r"cannot copy \(4,\) to \(4, 4\)"):
-        SideBySide()(copies(zeros, np.ones(4)), nbytes=0)
+        ParallelCopy()(copy_jobs(zeros, np.ones(4)), nbytes=0)
     with pytest.raises(ValueError, match="strides"):
-        SideBySide()(copies(zeros.T[:2], np.ones((2, 4))), nbytes=0)
+        ParallelCopy()(copy_jobs(zeros.T[:2], np.ones((2, 4))), nbytes=0)
     with pytest.raises(TypeError):
-        SideBySide()(copies(zeros, np.ones((4, 4), "f4")), nbytes=0)
+        ParallelCopy()(copy_jobs(zeros, np.ones((4, 4), "f4")), nbytes=0)
     assert not zeros.any()
 
 
@@ -183,11 +183,11 @@ def test_an_interrupt_while_a_thread_starts_leaves_none_at_work(monkeypatch: pyt
         assert may_end.wait(30)
         ended.append(1)
 
-    side_by_side = SideBySide(2)
+    parallel_copy = ParallelCopy(2)
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            side_by_side([job], nbytes=MANY)
+            parallel_copy([job], nbytes=MANY)
 
     assert ended
     assert not copying()
@@ -195,7 +195,7 @@ def test_an_interrupt_while_a_thread_starts_leaves_none_at_work(monkeypatch: pyt
 
 def test_a_thread_that_nobody_knows_of_is_waited_for() -> None:
     """As after an interrupt in the very start of it."""
-    side_by_side = SideBySide(2)
+    parallel_copy = ParallelCopy(2)
     begun, may_end, ended = threading.Event(), threading.Event(), []
 
     def job() -> None:
@@ -204,8 +204,8 @@ def test_a_thread_that_nobody_knows_of_is_waited_for() -> None:
         ended.append(1)
 
     left: deque[Any] = deque([job])
-    threading.Thread(target=_do, args=(left, [], side_by_side._at_work), daemon=True).start()
+    threading.Thread(target=_do, args=(left, [], parallel_copy._at_work), daemon=True).start()
     assert begun.wait(30)
     threading.Timer(0.05, may_end.set).start()
-    side_by_side([], nbytes=0)
+    parallel_copy([], nbytes=0)
     assert ended

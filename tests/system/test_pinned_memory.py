@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 
 from ckptstore.system import pinned_memory
-from ckptstore.system.pinned_memory import Pages
+from ckptstore.system.pinned_memory import PinnablePages
 from cuda_driver import OUT_OF_MEMORY, Driver, installed
 
 
-def address(pages: Pages) -> int:
+def address(pages: PinnablePages) -> int:
     return int(np.frombuffer(pages, np.uint8).ctypes.data)
 
 
 def test_all_pages_are_locked_once_and_as_long_as_they_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = installed(monkeypatch, Driver())
-    pages = Pages(-1, 3 * mmap.PAGESIZE)
-    pages.lock(2)
-    pages.lock(2)
+    pages = PinnablePages(-1, 3 * mmap.PAGESIZE)
+    pages.pin(2)
+    pages.pin(2)
     assert driver.locked == {address(pages): len(pages)}
     assert driver.contexts == [1002]
     driver.assert_left_alone()
@@ -40,10 +40,10 @@ def test_all_pages_are_locked_once_and_as_long_as_they_are_there(monkeypatch: py
 
 def test_what_cannot_be_locked_is_said_once_and_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = installed(monkeypatch, Driver(refuses=OUT_OF_MEMORY))
-    pages = Pages(-1, 1 << 20)
+    pages = PinnablePages(-1, 1 << 20)
     with pytest.warns(RuntimeWarning, match=r"take longer.*cuMemHostRegister_v2: CUDA error 2"):
-        pages.lock(0)
-    pages.lock(0)
+        pages.pin(0)
+    pages.pin(0)
     del pages
     driver.assert_left_alone()
 
@@ -51,9 +51,9 @@ def test_what_cannot_be_locked_is_said_once_and_left_as_it_is(monkeypatch: pytes
 def test_what_an_address_had_before_is_unlocked_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the device would write where the memory was that was at this address."""
     driver = installed(monkeypatch, Driver())
-    pages = Pages(-1, 1 << 20)
+    pages = PinnablePages(-1, 1 << 20)
     driver.locked[address(pages)] = mmap.PAGESIZE
-    pages.lock(0)
+    pages.pin(0)
     assert driver.locked == {address(pages): len(pages)}
     driver.assert_left_alone()
 
@@ -67,9 +67,9 @@ def test_an_interrupt_behind_the_locking_leaves_nothing_locked(monkeypatch: pyte
         raise KeyboardInterrupt
 
     monkeypatch.setattr(driver, "cuMemHostRegister_v2", interrupted)
-    pages = Pages(-1, 1 << 20)
+    pages = PinnablePages(-1, 1 << 20)
     with pytest.raises(KeyboardInterrupt) as error:
-        pages.lock(0)
+        pages.pin(0)
     assert driver.locked
     del pages, error
     gc.collect()
@@ -83,9 +83,9 @@ def test_a_machine_without_the_driver_goes_without(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(pinned_memory, "_DRIVER", name)
     pinned_memory._driver.cache_clear()
     try:
-        pages = Pages(-1, 1 << 20)
+        pages = PinnablePages(-1, 1 << 20)
         with pytest.warns(RuntimeWarning, match=r"cannot be page-locked"):
-            pages.lock(0)
+            pages.pin(0)
         del pages
     finally:
         pinned_memory._driver.cache_clear()
@@ -94,8 +94,8 @@ def test_a_machine_without_the_driver_goes_without(monkeypatch: pytest.MonkeyPat
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="has no fork")
 def test_a_forked_process_leaves_what_is_locked(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = installed(monkeypatch, Driver())
-    kept = [Pages(-1, 1 << 20)]
-    kept[0].lock(0)
+    kept = [PinnablePages(-1, 1 << 20)]
+    kept[0].pin(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # backends have threads
         child = os.fork()

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from ckptstore.system import small_copies
-from ckptstore.system.parallel_copy import SideBySide
-from ckptstore.system.small_copies import BufferCopies, can_copy_buffers
+from ckptstore.system.parallel_copy import ParallelCopy
+from ckptstore.system.small_copies import SmallCopies, can_copy_buffers
 from forbidden_calls import needs_the_number, output_of
 
 pytestmark = pytest.mark.skipif(not can_copy_buffers(), reason="the kernel has no process_vm_readv")
@@ -33,20 +33,20 @@ def buffers_of(sizes: list[int], seed: int) -> list[bytes]:
 def test_all_buffers_arrive_each_time_and_nothing_beside_them(threads: int) -> None:
     parts = parts_of(SIZES)
     memory = mmap.mmap(-1, parts[-1].stop + 100)
-    copies = BufferCopies(memory, parts, calls=threads)
+    copies = SmallCopies(memory, parts, calls=threads)
     for seed in (1, 2):
         buffers = buffers_of(SIZES, seed)
         expected = np.zeros(len(memory), np.uint8)
         for part, buffer in zip(parts, buffers, strict=True):
             expected[part] = np.frombuffer(buffer, np.uint8)
         with copies.jobs(buffers) as jobs:
-            SideBySide(threads)([], nbytes=MANY, more=jobs)
+            ParallelCopy(threads)([], nbytes=MANY, more_jobs=jobs)
         assert np.array_equal(np.frombuffer(memory, np.uint8), expected)
 
 
 def test_buffers_are_held_until_the_block_ends_and_no_longer() -> None:
     memory = mmap.mmap(-1, 4096)
-    copies = BufferCopies(memory, [slice(0, 4), slice(8, 12)])
+    copies = SmallCopies(memory, [slice(0, 4), slice(8, 12)])
     held = [bytearray(b"some"), bytearray(b"more")]
     with copies.jobs(held) as jobs:
         first = next(iter(jobs))
@@ -59,7 +59,7 @@ def test_buffers_are_held_until_the_block_ends_and_no_longer() -> None:
 
 
 def test_what_an_interrupt_leaves_held_is_let_go_by_the_next_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    copies = BufferCopies(mmap.mmap(-1, 4096), [slice(0, 4)])
+    copies = SmallCopies(mmap.mmap(-1, 4096), [slice(0, 4)])
     left = bytearray(b"some")
 
     def interrupted() -> None:
@@ -77,7 +77,7 @@ def test_what_an_interrupt_leaves_held_is_let_go_by_the_next_block(monkeypatch: 
 
 
 def test_a_block_that_was_left_open_does_not_let_go_of_another_s_buffers() -> None:
-    copies = BufferCopies(mmap.mmap(-1, 4096), [slice(0, 4)])
+    copies = SmallCopies(mmap.mmap(-1, 4096), [slice(0, 4)])
     first, second = bytearray(b"some"), bytearray(b"more")
     opened = copies.jobs([first])
     list(opened.__enter__())
@@ -102,7 +102,7 @@ def test_a_block_that_was_left_open_does_not_let_go_of_another_s_buffers() -> No
 )
 def test_what_is_no_such_buffer_is_refused_and_the_others_are_let_go(wrong: object, error: type) -> None:
     memory = mmap.mmap(-1, 4096)
-    copies = BufferCopies(memory, parts_of([8, 4, 8]))
+    copies = SmallCopies(memory, parts_of([8, 4, 8]))
     before, behind = bytearray(8), bytearray(8)
     with pytest.raises(error), copies.jobs([before, wrong, behind]) as jobs:
         list(jobs)
@@ -122,7 +122,7 @@ def test_memory_that_has_gone_is_an_error_and_no_crash(tmp_path: Path) -> None:
     with path.open("r+b") as file:
         gone = mmap.mmap(file.fileno(), 0)
         file.truncate(mmap.PAGESIZE)
-        copies = BufferCopies(mmap.mmap(-1, len(gone)), [slice(0, len(gone))])
+        copies = SmallCopies(mmap.mmap(-1, len(gone)), [slice(0, len(gone))])
         with copies.jobs([gone]) as jobs, pytest.raises(OSError, match="has copied") as caught:
             next(iter(jobs))()
     assert f"of {len(gone)} bytes" in str(caught.value)
@@ -146,12 +146,12 @@ def test_each_thread_has_a_call_and_as_much_to_copy_as_the_others(calls: int) ->
 
 FORBIDDEN = """
 import mmap
-from ckptstore.system.small_copies import BufferCopies
+from ckptstore.system.small_copies import SmallCopies
 from forbidden_calls import forbid
 
 forbid("process_vm_readv")
 try:
-    with BufferCopies(mmap.mmap(-1, 4096), [slice(0, 3)]).jobs([b"one"]) as jobs:
+    with SmallCopies(mmap.mmap(-1, 4096), [slice(0, 3)]).jobs([b"one"]) as jobs:
         next(iter(jobs))()
 except PermissionError as error:
     print("refused:", error)

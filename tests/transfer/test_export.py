@@ -17,7 +17,7 @@ import pytest
 
 from ckptstore.cli.main import main
 from ckptstore.errors import CorruptPayloadError, DiskFullError, InvalidArgumentError, MissingPackageError
-from ckptstore.storage.files import digest_file, observed
+from ckptstore.storage.files import digest_file, io_hook
 from ckptstore.store.store import CheckpointStore
 from crash.sample_stores import is_seed, save, values_of
 from crash.steps import every_death
@@ -237,14 +237,14 @@ def test_an_export_killed_at_any_step_is_whole_or_not_there(
 
 _STOPS = """
 import os, signal, sys
-from ckptstore.storage.files import observed
+from ckptstore.storage.files import io_hook
 from ckptstore.store.store import CheckpointStore
 
 def stop(name, path, phase):
     if (name, phase) == ("fsync", "before") and path.is_file():
         os.kill(os.getpid(), signal.SIGSTOP)
 
-with observed(stop), CheckpointStore(sys.argv[1], read_only=True) as store:
+with io_hook(stop), CheckpointStore(sys.argv[1], read_only=True) as store:
     store.export(1, sys.argv[2])
 """
 
@@ -310,14 +310,14 @@ def test_a_file_that_appears_meanwhile_is_not_overwritten(store: CheckpointStore
         if (name, phase) == ("link", "before"):
             target.write_text("mine")
 
-    with observed(appear), pytest.raises(InvalidArgumentError, match="is there already"):
+    with io_hook(appear), pytest.raises(InvalidArgumentError, match="is there already"):
         store.export(1, target)
     assert target.read_text() == "mine"
     assert names(target.parent) == ["new.keras"]
 
 
 def test_without_hard_links_it_is_renamed(store: CheckpointStore, tmp_path: Path) -> None:
-    with observed(failing("link", errno.EPERM)):
+    with io_hook(failing("link", errno.EPERM)):
         made = store.export(1, tmp_path / "out" / "new.keras")
     assert digest_file(made.path) == store.get(1).digest
     assert names(tmp_path / "out") == ["new.keras"]
@@ -329,7 +329,7 @@ def test_a_full_disk_leaves_nothing(
     store: CheckpointStore, tmp_path: Path, operation: str, name: str
 ) -> None:
     (tmp_path / "out").mkdir()
-    with observed(failing(operation, errno.ENOSPC)), pytest.raises(DiskFullError):
+    with io_hook(failing(operation, errno.ENOSPC)), pytest.raises(DiskFullError):
         store.export(1, tmp_path / "out" / name)
     assert names(tmp_path / "out") == []
     assert store.export(1, tmp_path / "out" / name).path.exists()

@@ -30,7 +30,7 @@ from unittest.mock import patch
 
 from ckptstore.errors import RunLockedError
 from ckptstore.retention import keep_last
-from ckptstore.storage.files import Phase, observed
+from ckptstore.storage.files import Phase, io_hook
 from ckptstore.store.store import CheckpointStore
 from crash.fork_server import preload
 from crash.invariants import Saved, violations
@@ -162,7 +162,7 @@ def _waiting() -> Iterator[list[float]]:
             else:
                 waits.append(time.perf_counter() - began)
 
-    with observed(note):
+    with io_hook(note):
         yield waits
 
 

@@ -152,7 +152,7 @@ def _sweeps_the_living() -> None:
             path.unlink(missing_ok=True)
         return removed
 
-    _everywhere(leases.sweep, sweep_all)
+    _everywhere(leases.remove_stale_files, sweep_all)
 
 
 FAULTS: dict[str, Callable[[], None]] = {

@@ -12,7 +12,7 @@ from ckptstore.manifest import engine, manifest, retention, schema
 from ckptstore.manifest.manifest import Manifest
 from ckptstore.records import Checkpoint, NewCheckpoint
 from ckptstore.storage import durable_writer, files, publish
-from ckptstore.storage.layout import shown_at
+from ckptstore.storage.layout import published_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,7 @@ def _published_before_commit(*, synced: bool) -> Callable[[], None]:
 
         def add_checkpoint(manifest: Manifest, new: NewCheckpoint, **options: Any) -> Checkpoint:
             root = manifest.path.parent
-            publish.publish(root / new.file, shown_at(root, options["published_path"]))
+            publish.publish(root / new.file, published_path(root, options["published_path"]))
             for path in late:
                 fsync(path)
             return add(manifest, new, **options)

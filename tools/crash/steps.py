@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from ckptstore.storage.files import observed
+from ckptstore.storage.files import io_hook
 from crash.fork_server import CONTEXT, preload
 
 DIED = 77
@@ -21,7 +21,7 @@ def _child(work: Callable[..., None], arguments: tuple[object, ...], at: int) ->
         if next(steps) == at:
             os._exit(DIED)
 
-    with observed(die):
+    with io_hook(die):
         work(*arguments)
     os._exit(0)
 

@@ -30,7 +30,7 @@ from ckptstore.manifest.manifest import Manifest
 from ckptstore.manifest.retention import Judging, Verdict
 from ckptstore.records import Checkpoint, State
 from ckptstore.retention import keep_last
-from ckptstore.storage.durable_writer import PayloadWriter
+from ckptstore.storage.durable_writer import DurableWriter
 from ckptstore.storage.locks import store_lock
 from ckptstore.store.resume import Resumption
 from ckptstore.store.store import CheckpointStore
@@ -170,7 +170,7 @@ def _orphan(like: Checkpoint, *, version: int) -> None:
     for computed in RESERVED:
         description.pop(computed, None)
     encoded = payload.encode(snapshot_of(version), {**description, "metrics": {"loss": float(version)}})
-    writer = PayloadWriter(like.path.with_name(f"{version:08d}-{like.run}.keras"), reserve=encoded.nbytes)
+    writer = DurableWriter(like.path.with_name(f"{version:08d}-{like.run}.keras"), reserve=encoded.nbytes)
     encoded.write(writer)
     writer.finish()
 

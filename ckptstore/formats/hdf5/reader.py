@@ -27,7 +27,7 @@ from ckptstore.formats.hdf5.writer import (
     SIGNATURE,
     UNDEFINED,
 )
-from ckptstore.storage.random_access import Source
+from ckptstore.storage.random_access import RandomAccessFile
 
 _EXTERNAL_FILES, _CONTINUATION, _SYMBOL_TABLE = 7, 0x10, 0x11
 _SHARED = 0x02
@@ -63,7 +63,7 @@ class StoredDataset:
         return prod(self.shape) * self.kind.stored.itemsize
 
 
-def read_datasets(source: Source) -> dict[str, StoredDataset]:
+def read_datasets(source: RandomAccessFile) -> dict[str, StoredDataset]:
     """Return all datasets of a file by path, in the order of the file's own lists.
 
     Raises:
@@ -85,7 +85,7 @@ class _Message(NamedTuple):
 class _Walk:
     """One walk over the tree of a file; remembers where it was, so that it ends whatever the links say."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: RandomAccessFile) -> None:
         self.source = source
         self._seen: set[int] = set()
         self._budget = 4 * source.nbytes + (1 << 20)
@@ -310,7 +310,7 @@ class _Walk:
 class _Heaps:
     """Texts in global heap collections (III.E), each collection read once."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: RandomAccessFile) -> None:
         self._source = source
         self._collections: dict[int, dict[int, bytes]] = {}
 
@@ -345,7 +345,7 @@ class _Heaps:
         return texts
 
 
-def read_texts(source: Source, references: bytes) -> list[bytes]:
+def read_texts(source: RandomAccessFile, references: bytes) -> list[bytes]:
     """Return the texts of variable length that a dataset's bytes lead to."""
     heaps = _Heaps(source)
     return [heaps.text(references[position : position + 16]) for position in range(0, len(references), 16)]

@@ -18,7 +18,7 @@ from ckptstore.keras.model.copy_torch import TorchCopies
 from ckptstore.keras.private import raw_values
 from ckptstore.keras.state.arrays import host_array
 from ckptstore.system.arrays import Array
-from ckptstore.system.parallel_copy import SideBySide
+from ckptstore.system.parallel_copy import ParallelCopy
 
 # As many lists of targets are known as there are places.
 _PLACES = 4
@@ -46,7 +46,7 @@ class Copier:
     def __init__(self, values: Sequence[Any]) -> None:
         # A layer may save a plain number, or a list.
         self.values = tuple(value if hasattr(value, "shape") else np.asarray(value) for value in values)
-        self._side_by_side = SideBySide()
+        self._parallel_copy = ParallelCopy()
         # What is known of targets, by their identity; they are kept, so that it is no other's.
         self._known: dict[int, tuple[Sequence[Array], _Copies | None]] = {}
 
@@ -69,7 +69,7 @@ class Copier:
         """
         copies = self._copies(targets)
         if copies is not None:
-            copies(raw_values(self.values), self._side_by_side)
+            copies(raw_values(self.values), self._parallel_copy)
             return
         for value, target in zip(self.values, targets, strict=True):
             np.copyto(target, host_array(value), casting="no")
@@ -80,7 +80,7 @@ class Copier:
         if known is None:
             found: _Copies | None = None
             if keras.backend.backend() == "jax":
-                found = JaxCopies(targets, threads=self._side_by_side.threads)
+                found = JaxCopies(targets, threads=self._parallel_copy.threads)
             elif keras.backend.backend() == "torch":
                 found = TorchCopies(targets, raw_values(self.values))
             known = targets, found

@@ -18,8 +18,8 @@ import numpy as np
 
 from ckptstore.keras.model.copy_targets import ArraySpecs
 from ckptstore.system.arrays import Array
-from ckptstore.system.parallel_copy import WORTH_A_THREAD, Job, SideBySide, copies
-from ckptstore.system.small_copies import MOST_PIECES, BufferCopies, can_copy_buffers
+from ckptstore.system.parallel_copy import MIN_BYTES_PER_THREAD, Job, ParallelCopy, copy_jobs
+from ckptstore.system.small_copies import MAX_PIECES, SmallCopies, can_copy_buffers
 
 # Bytes from which on numpy copies an array in pieces.
 _LARGE = 1 << 20
@@ -55,7 +55,7 @@ class JaxCopies:
         if self._threads > 1 and len(self._mapped) == 1 and can_copy_buffers():
             self._mapped, self._shared = _divided(self._mapped[0], large=self._nbytes, threads=self._threads)
 
-    def __call__(self, values: Sequence[Any], side_by_side: SideBySide) -> None:
+    def __call__(self, values: Sequence[Any], parallel_copy: ParallelCopy) -> None:
         """Copy values; those that are being computed are waited for.
 
         Raises:
@@ -65,11 +65,11 @@ class JaxCopies:
         _ask_devices(values)
         self._check(values)
         try:
-            self._copy(values, side_by_side)
+            self._copy(values, parallel_copy)
         # The last is what Python has for an array that is not in C order.
         except (BufferError, OSError, TypeError, ValueError) as error:
             self._leave_out(values, error)
-            self._copy(values, side_by_side)
+            self._copy(values, parallel_copy)
 
     def _leave_out(self, values: Sequence[Any], error: Exception) -> None:
         """Have numpy copy what is no buffer here, and the loop all others where the kernel may not, from now on."""
@@ -78,16 +78,16 @@ class JaxCopies:
             self._threads = 1
         self._plan()
 
-    def _copy(self, values: Sequence[Any], side_by_side: SideBySide) -> None:
+    def _copy(self, values: Sequence[Any], parallel_copy: ParallelCopy) -> None:
         large: list[Job] = []
         for place in self._large:
-            large += copies(self._targets[place], np.asarray(values[place]))
+            large += copy_jobs(self._targets[place], np.asarray(values[place]))
         own = partial(self._copy_small, values)
         if self._shared is None:
-            side_by_side(large, nbytes=self._nbytes, own=own)
+            parallel_copy(large, nbytes=self._nbytes, own_job=own)
             return
         with self._shared.jobs(values) as jobs:
-            side_by_side(large, nbytes=self._shared.nbytes + self._nbytes, more=jobs, own=own)
+            parallel_copy(large, nbytes=self._shared.nbytes + self._nbytes, more_jobs=jobs, own_job=own)
 
     def _copy_small(self, values: Sequence[Any]) -> None:
         for part in self._mapped:
@@ -158,7 +158,7 @@ class _Shared:
         nbytes: Of all of them.
     """
 
-    copies: BufferCopies
+    copies: SmallCopies
     places: list[int]
     nbytes: int
 
@@ -175,17 +175,17 @@ def _divided(small: _Mapped, *, large: int, threads: int) -> tuple[list[_Mapped]
         return [small], None
     shared: list[int] = []
     for index, size in enumerate(sizes):
-        if left > 0 and size >= _PAGE and len(shared) < calls * MOST_PIECES:
+        if left > 0 and size >= _PAGE and len(shared) < calls * MAX_PIECES:
             shared.append(index)
             left -= size
     nbytes = sum(sizes[index] for index in shared)
-    if nbytes < WORTH_A_THREAD:
+    if nbytes < MIN_BYTES_PER_THREAD:
         return [small], None
-    calls = min(calls, nbytes // WORTH_A_THREAD)
+    calls = min(calls, nbytes // MIN_BYTES_PER_THREAD)
     others = set(range(len(sizes))).difference(shared)
     found = small.some(shared)
     return [small.some(sorted(others))], _Shared(
-        copies=BufferCopies(found.memory, found.parts, calls=calls), places=found.places, nbytes=nbytes
+        copies=SmallCopies(found.memory, found.parts, calls=calls), places=found.places, nbytes=nbytes
     )
 
 
@@ -194,8 +194,8 @@ def _share(small: int, *, large: int, threads: int) -> tuple[float, int]:
     for helpers in range(threads - 1, 0, -1):
         # (large + _KERNEL * shared) / helpers is what the others have, small - shared what the caller has.
         shared = (helpers * small - large) / (helpers + _KERNEL)
-        if shared >= WORTH_A_THREAD and shared + large >= helpers * WORTH_A_THREAD:
-            return shared, min(helpers, int(shared) // WORTH_A_THREAD)
+        if shared >= MIN_BYTES_PER_THREAD and shared + large >= helpers * MIN_BYTES_PER_THREAD:
+            return shared, min(helpers, int(shared) // MIN_BYTES_PER_THREAD)
     return 0.0, 0
 
 

@@ -17,8 +17,8 @@ import numpy as np
 from ckptstore.keras.model.copy_targets import ArraySpecs
 from ckptstore.keras.state.arrays import host_array
 from ckptstore.system.arrays import Array
-from ckptstore.system.parallel_copy import PIECE, SideBySide
-from ckptstore.system.pinned_memory import Pages
+from ckptstore.system.parallel_copy import PIECE, ParallelCopy
+from ckptstore.system.pinned_memory import PinnablePages
 
 # Elements from which on torch itself copies a tensor with several threads.
 _LARGE = 1 << 15
@@ -59,7 +59,7 @@ class TorchCopies:
         self._odd = [place for place, tensor in enumerate(tensors) if tensor is None]
         _lock_pages(values, targets)
 
-    def __call__(self, values: Sequence[Any], side_by_side: SideBySide) -> None:
+    def __call__(self, values: Sequence[Any], parallel_copy: ParallelCopy) -> None:
         """Copy values; those that are being computed are waited for.
 
         Raises:
@@ -71,15 +71,15 @@ class TorchCopies:
         if devices:
             self._copy_from(devices, values)
         else:
-            self._copy_in_memory(values, side_by_side)
+            self._copy_in_memory(values, parallel_copy)
         for place in self._odd:
             np.copyto(self._targets[place], host_array(values[place]), casting="no")
 
-    def _copy_in_memory(self, values: Sequence[Any], side_by_side: SideBySide) -> None:
+    def _copy_in_memory(self, values: Sequence[Any], parallel_copy: ParallelCopy) -> None:
         jobs = [partial(_copy, group, values) for group in self._groups]
         # A thread has streams of its own on a device, where it would not wait for what is being computed.
         if jobs and all(values[place].is_cpu for group in self._groups for place in group.places):
-            side_by_side(jobs, nbytes=self._nbytes)
+            parallel_copy(jobs, nbytes=self._nbytes)
         else:
             for job in jobs:
                 job()
@@ -108,8 +108,8 @@ def _lock_pages(values: Sequence[Any], targets: Sequence[Array]) -> None:
     if devices and torch.version.hip is None:
         bases: dict[int, Any] = {id(target.base): target.base for target in targets}
         for base in bases.values():
-            if isinstance(base, Pages):
-                base.lock(min(devices))
+            if isinstance(base, PinnablePages):
+                base.pin(min(devices))
 
 
 def _groups(places: Sequence[int], targets: Sequence[Array]) -> Iterator[list[int]]:

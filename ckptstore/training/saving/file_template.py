@@ -17,9 +17,8 @@ from typing import Any
 
 from ckptstore.errors import InvalidArgumentError
 from ckptstore.records import SUFFIXES, Format
+from ckptstore.storage.layout import DROP_IN_DIRECTORY
 from ckptstore.validation import check_run
-
-STORE_DIRECTORY = ".ckptstore"
 
 _POSITION = ("epoch", "batch")
 _LONGEST_RUN = 80
@@ -68,7 +67,7 @@ class CheckpointPath:
     @property
     def store(self) -> Path:
         """The directory of the store, absolute."""
-        return self.directory / STORE_DIRECTORY
+        return self.directory / DROP_IN_DIRECTORY
 
     @property
     def run(self) -> str:

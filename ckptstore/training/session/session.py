@@ -113,7 +113,7 @@ class FitSession:
         if loop is None:
             messages.say_without_loop(resumed, self._saver.model)
             return
-        self._stop.is_looking = loop.is_running
+        self._stop.is_polled = loop.is_running
         loop.schedule_hooks_without(self._saver)
         self.position.per_epoch = loop.data.batches_per_epoch
         self._iteration = Iteration(loop, partial(self._progress, loop), self._data_failed)
@@ -396,5 +396,5 @@ class FitSession:
             self._saver.saves_end(error)
         finally:
             self._stop.uninstall()
-            self._stop.is_looking = None
+            self._stop.is_polled = None
             self._writer.close(error)

@@ -10,7 +10,7 @@ from ckptstore.keras.state.arrays import shape_and_dtype
 from ckptstore.system.shared_memory import SharedMemory, aligned
 
 
-def shared_places(variables: list[Any]) -> list[np.ndarray]:
+def shared_targets(variables: list[Any]) -> list[np.ndarray]:
     """Return places as a save beside the training has them."""
     kinds = [shape_and_dtype(one) for one in variables]
     sizes = [aligned(max(1, int(np.prod(shape)) * dtype.itemsize)) for shape, dtype in kinds]
