@@ -14,7 +14,7 @@ import click
 from ckptstore.cli.main import commands
 
 TARGET = Path(__file__).resolve().parent.parent / "ckptstore" / "guide" / "commands.md"
-WIDTH = 128
+WIDTH = 120
 
 HEAD = """\
 # Commands
@@ -26,8 +26,8 @@ What each command does, which options it takes, and how it ends.
 
 # What holds for all commands.
 COMMON = """\
-Every command takes `-h` or `--help`. `--json` prints one JSON document on stdout; messages go to stderr. What lasts longer than a
-second shows on a terminal how far it is.
+Every command takes `-h` or `--help`. `--json` prints one JSON document on stdout; messages go to stderr. What lasts
+longer than a second shows a progress bar on a terminal.
 
 | exit code | meaning |
 | --- | --- |
@@ -39,8 +39,8 @@ second shows on a terminal how far it is.
 | 5 | problems found: damage |
 | 6 | the store's schema is older or newer than this version works with |
 
-A shell completes commands, options and refs: put `eval "$(_CKPTSTORE_COMPLETE=bash_source ckptstore)"` into `~/.bashrc`. For zsh write
-`zsh_source`; for fish, `_CKPTSTORE_COMPLETE=fish_source ckptstore | source`.
+A shell completes commands, options and refs: put `eval "$(_CKPTSTORE_COMPLETE=bash_source ckptstore)"` into
+`~/.bashrc`. For zsh write `zsh_source`; for fish, `_CKPTSTORE_COMPLETE=fish_source ckptstore | source`.
 """
 
 
@@ -59,7 +59,8 @@ def text() -> str:
 def described(name: str, command: click.Command) -> str:
     """Return the part of one command."""
     arguments = [shown(one) for one in command.params if isinstance(one, click.Argument)]
-    parts = [f"## {name}\n", f"    {' '.join(['ckptstore', name, '[OPTIONS]', *arguments])}\n", paragraphs(command.help)]
+    usage = " ".join(["ckptstore", name, "[OPTIONS]", *arguments])
+    parts = [f"## {name}\n", f"    {usage}\n", paragraphs(command.help)]
     # What every command takes stands above.
     options = [one for one in command.params if isinstance(one, click.Option) and one.opts != ["--json"]]
     if options:
@@ -107,7 +108,10 @@ def first_line(command: click.Command) -> str:
 def paragraphs(said: str | None) -> str:
     """Return a help text as paragraphs of the page's width."""
     found = inspect.cleandoc(said or "").split("\n\n")
-    return "\n\n".join(textwrap.fill(" ".join(one.split()), WIDTH, break_on_hyphens=False) for one in found) + "\n"
+    return (
+        "\n\n".join(textwrap.fill(" ".join(one.split()), WIDTH, break_on_hyphens=False) for one in found)
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -68,6 +68,7 @@ _HOMES = {
     "report": "report",
     **dict.fromkeys(("repair", "upgrade"), "maintain"),
     "run": "run",
+    "guide": "guide",
 }
 
 

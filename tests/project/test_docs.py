@@ -1,94 +1,48 @@
-"""The documents say what is so: README's examples print what it shows, its promises name tests that exist.
+"""The documents are true: examples print what is shown, promises name tests that exist, pages are found and printed.
 
-`python tests/project/test_docs.py` runs the examples and writes what they print into the README.
+`python tests/support/page_examples.py` runs the examples and writes what they print into README and the guide's pages.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
+import functools
+import json
 import os
+import pty
 import re
 import subprocess
 import sys
-import tempfile
-from dataclasses import dataclass
+import termios
 from pathlib import Path
 
 import click
 import pytest
 
 import ckptstore
-from ckptstore.cli.main import commands
+import page_examples
+from ckptstore.cli.guide import TOPICS
+from ckptstore.cli.main import commands, main
+from page_examples import BLOCK, GUIDE, Printed, blocks, commands_in, in_order, pages, shown_by
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-README = ROOT / "README.md"
-# In place of the folder that the examples really run in.
-SHOWN_FOLDER = "/home/ada/digits"
-
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+ROOT = page_examples.ROOT
+DOCUMENTS = {**pages(), "CONTRIBUTING": ROOT / "CONTRIBUTING.md", "CHANGELOG": ROOT / "CHANGELOG.md"}
 NODE = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
-
-# What the shell of SQLite prints, where there is none.
-SQLITE = """
-import sqlite3, sys
-database = sqlite3.connect(f"file:{sys.argv[1]}?mode=ro", uri=True)
-for row in database.execute(sys.argv[2]):
-    print("|".join("" if value is None else str(value) for value in row))
-"""
+# Generated, and as long as there are commands.
+REFERENCE = "commands"
 
 
-def blocks(language: str) -> list[str]:
-    """Return the README's code blocks of one language."""
-    return [code for name, code in BLOCK.findall(README.read_text(encoding="utf-8")) if name == language]
+def text_of(document: str) -> str:
+    return DOCUMENTS[document].read_text(encoding="utf-8")
 
 
-@dataclass(frozen=True)
-class Example:
-    """One command of the README and what it is shown to print."""
-
-    command: str
-    output: str
+def prose_of(document: str) -> str:
+    """Return a document without its blocks of code."""
+    return BLOCK.sub("", text_of(document))
 
 
-def examples() -> list[Example]:
-    """Return the commands of all console blocks, in order."""
-    found = []
-    for block in blocks("console"):
-        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-            command, _, output = part.partition("\n")
-            found.append(Example(command, output))
-    return found
-
-
-def shell(command: str, folder: Path) -> str:
-    """Run a command of the README in a folder and return what it prints, as if the folder were another."""
-    functions = (
-        f'ckptstore() {{ "{sys.executable}" -m ckptstore.cli "$@"; }}\n'
-        f'sqlite3() {{ "{sys.executable}" -c \'{SQLITE}\' "$@"; }}\n'
-    )
-    done = subprocess.run(
-        ["bash", "-c", functions + command],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        encoding="utf-8",
-        timeout=120,
-        check=False,
-    )
-    return done.stdout.replace(str(folder), SHOWN_FOLDER)
-
-
-def run_python(folder: Path) -> None:
-    """Run the Python examples, one after the other, in one process."""
-    script = folder / "example.py"
-    script.write_text("\n".join(blocks("python")), encoding="utf-8")
-    environment = {"KERAS_BACKEND": "jax", **os.environ}
-    command = [sys.executable, script]
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.returncode == 0, done.stderr
+# --- examples ----------------------------------------------------------------------------------------------
 
 
 def masked(output: str) -> list[str]:
@@ -100,81 +54,49 @@ def masked(output: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the Python examples have run."""
-    made = tmp_path_factory.mktemp("readme")
-    run_python(made)
-    return made
+def printed(tmp_path_factory: pytest.TempPathFactory) -> list[Printed]:
+    """What all examples print."""
+    return page_examples.in_a_process(tmp_path_factory.mktemp("pages").resolve())
 
 
-def test_the_console_examples_print_what_is_shown(folder: Path) -> None:
-    shown = examples()
-    assert {"ls", "show", "best", "latest", "resume-point", "verify"} <= {
-        example.command.split()[1] for example in shown if example.command.startswith("ckptstore")
+@pytest.mark.parametrize("page", [page for page, _ in in_order()])
+def test_examples_print_what_is_shown(page: str, printed: list[Printed]) -> None:
+    text = text_of(page)
+    ran = {one.start: one for one in printed if one.page == page}
+    assert ran
+    for block in blocks(text):
+        if block.language == "python":
+            assert masked(ran[block.start].text) == masked(shown_by(text, block)), block.code
+        elif block.language == "console":
+            for (command, shown), (_, output) in zip(
+                commands_in(block), ran[block.start].commands, strict=True
+            ):
+                assert masked(output) == masked(shown), command
+
+
+@pytest.mark.parametrize("page", pages())
+def test_only_what_an_example_prints_is_shown_as_text(page: str) -> None:
+    text = text_of(page)
+    shown = [shown_by(text, block) for block in blocks(text, "python")]
+    for block in blocks(text, "text"):
+        assert block.code in shown, block.code
+        assert block.code.strip()
+
+
+def test_the_first_questions_are_asked_in_the_examples() -> None:
+    asked = {
+        command.split()[1]
+        for page, path in pages().items()
+        for block in blocks(path.read_text(encoding="utf-8"), "console")
+        for command, _ in commands_in(block)
+        if command.startswith("ckptstore ")
     }
-    for example in shown:
-        assert masked(shell(example.command, folder)) == masked(example.output), example.command
-
-
-def test_every_command_is_in_the_readme() -> None:
-    text = README.read_text(encoding="utf-8")
-    for name in commands.list_commands(click.Context(commands)):
-        assert f"ckptstore {name}" in text, name
-
-
-def names_of_tests(path: Path) -> set[str]:
-    """Return the names of the test functions in a file."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
-
-
-def promises() -> list[str]:
-    """Return the list items under the heading of the promises."""
-    section = re.search(r"^## What it promises\n(.*?)^## ", README.read_text(encoding="utf-8"), re.M | re.S)
-    assert section is not None
-    return re.split(r"^- ", section[1], flags=re.MULTILINE)[1:]
-
-
-def test_every_promise_names_a_test_that_exists() -> None:
-    assert promises()
-    for promise in promises():
-        nodes = NODE.findall(promise)
-        assert nodes, f"no test proves: {promise}"
-        for file, name in nodes:
-            assert name in names_of_tests(ROOT / file), f"{file} has no {name}"
-
-
-def test_every_test_named_anywhere_exists() -> None:
-    for document in ROOT.glob("*.md"):
-        for file, name in NODE.findall(document.read_text(encoding="utf-8")):
-            assert name in names_of_tests(ROOT / file), f"{document.name}: {file} has no {name}"
-
-
-def test_links_and_files_that_the_readme_names_are_there() -> None:
-    text = README.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
-        assert (ROOT / target).exists(), target
-    for name in re.findall(r"`((?:tools|tests|migrations)/[\w./-]+)`", text):
-        assert (ROOT / name.rstrip("/")).exists(), name
-
-
-def test_links_within_the_readme_lead_to_headings() -> None:
-    text = README.read_text(encoding="utf-8")
-    headings = re.findall(r"^##+ (.*)$", re.sub(BLOCK, "", text), re.MULTILINE)
-    anchors = {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in headings}
-    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= anchors
-
-
-def test_pictures_are_small() -> None:
-    pictures = re.findall(r"^!\[.+\]\((.+)\)$", README.read_text(encoding="utf-8"), re.MULTILINE)
-    assert pictures
-    for picture in pictures:
-        assert (ROOT / picture).stat().st_size < 150_000, picture
+    assert {"ls", "show", "best", "latest", "resume-point", "verify", "history", "prune", "import"} <= asked
 
 
 @pytest.mark.parametrize(("ends_with", "queued"), [(0, False), (1, False), (75, True)])
 def test_the_job_script_asks_to_be_started_again(tmp_path: Path, ends_with: int, queued: bool) -> None:
-    [script] = [block for block in blocks("bash") if "#SBATCH" in block]
+    [script] = [block.code for block in blocks(text_of("jobs"), "bash") if "#SBATCH" in block.code]
     around = f"""
         srun() {{ [ "$*" = "python train.py" ] && return {ends_with}; }}
         scontrol() {{ echo "$*" > queued; }}
@@ -189,23 +111,181 @@ def test_the_job_script_asks_to_be_started_again(tmp_path: Path, ends_with: int,
 def test_the_exit_code_in_the_manifest_of_the_job_is_ours() -> None:
     from ckptstore.system.stop_signals import TRY_AGAIN
 
-    [job] = blocks("yaml")
-    assert f"values: [{TRY_AGAIN}]" in job
-    assert f'"$code" -eq {TRY_AGAIN} ]' in "".join(blocks("bash"))
+    [job] = blocks(text_of("jobs"), "yaml")
+    assert f"values: [{TRY_AGAIN}]" in job.code
+    assert f'"$code" -eq {TRY_AGAIN} ]' in "".join(block.code for block in blocks(text_of("jobs"), "bash"))
+
+
+# --- promises and names ------------------------------------------------------------------------------------
+
+
+@functools.cache
+def names_of_tests(path: Path) -> frozenset[str]:
+    """Return the names of the test functions in a file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return frozenset(node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+
+
+def section(text: str, heading: str) -> str:
+    """Return what stands under a heading."""
+    found = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert found is not None, heading
+    return found[1]
+
+
+def test_every_promise_names_a_test() -> None:
+    rows = [
+        line for line in section(text_of("README"), "What it promises").splitlines() if line.startswith("|")
+    ]
+    assert len(rows) > 10
+    for row in rows[2:]:
+        assert NODE.search(row), f"no test proves: {row}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_test_that_is_named_exists(document: str) -> None:
+    for file, name in NODE.findall(text_of(document)):
+        assert name in names_of_tests(ROOT / file), f"{file} has no {name}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_files_that_are_named_are_there(document: str) -> None:
+    for name in re.findall(
+        r"`(?:python )?((?:tools|tests|migrations|ckptstore)/[\w./-]+)", text_of(document)
+    ):
+        assert (ROOT / name.rstrip("/.")).exists(), name
+
+
+def anchors(text: str) -> set[str]:
+    headings = re.findall(r"^##* (.*)$", BLOCK.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document: str) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", prose_of(document)):
+        file, _, anchor = target.partition("#")
+        path = DOCUMENTS[document].parent / file if file else DOCUMENTS[document]
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path.read_text(encoding="utf-8")), target
+
+
+def test_pictures_are_small() -> None:
+    pictures = [
+        path.parent / picture
+        for path in pages().values()
+        for picture in re.findall(r"^!\[.+\]\((.+)\)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    ]
+    assert len(pictures) > 1
+    for picture in pictures:
+        assert picture.stat().st_size < 150_000, picture
+
+
+# --- pages -------------------------------------------------------------------------------------------------
+
+
+def test_readme_can_be_read_in_one_sitting() -> None:
+    assert len(text_of("README").splitlines()) <= 170
+    for topic in set(TOPICS) - {REFERENCE}:
+        assert len(text_of(topic).splitlines()) <= 160, topic
+
+
+@pytest.mark.parametrize("topic", TOPICS)
+def test_a_page_begins_with_the_question_that_it_answers(topic: str) -> None:
+    title, blank, description, end, *_ = text_of(topic).splitlines()
+    assert title.startswith("# ")
+    assert (blank, end) == ("", "")
+    assert re.fullmatch(r"[A-Z]([^.]|\.\w)*\.", description), description
+
+
+def test_every_page_is_a_topic_and_in_readme() -> None:
+    assert {path.stem for path in GUIDE.iterdir()} == set(TOPICS)
+    rows = section(text_of("README"), "Read on")
+    listed = re.findall(r"^\| \[([\w-]+)\]\(ckptstore/guide/([\w-]+)\.md\) \|", rows, re.MULTILINE)
+    assert listed == [(topic, topic) for topic in TOPICS]
+
+
+@pytest.mark.parametrize("topic", TOPICS)
+def test_the_command_prints_each_page(topic: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["guide", topic]) == 0
+    plain = capsys.readouterr().out
+    without_notes = re.sub(r"<!--.*?-->\n+", "", text_of(topic), flags=re.DOTALL)
+    assert plain.strip() == without_notes.strip()
+    assert main(["guide", topic, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"topic": topic, "text": plain.removesuffix("\n")}
+
+
+def test_the_command_lists_the_topics(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["guide", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [entry["topic"] for entry in listed] == list(TOPICS)
+    assert main(["guide"]) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    for entry in listed:
+        assert f"# {entry['title']}\n\n{entry['description']}\n" in text_of(entry["topic"])
+        assert f"{entry['topic']} {entry['description']}" in words
+
+
+def test_an_unknown_topic_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["guide", "nonsense"]) == 2
+    said = capsys.readouterr().err
+    assert "nonsense" in said
+    assert all(topic in said for topic in TOPICS)
+
+
+def test_a_terminal_shows_the_page_formatted() -> None:
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (50, 100))
+    command = [sys.executable, "-m", "ckptstore.cli", "guide", "words"]
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=theirs, env={**os.environ, "TERM": "xterm-256color"}
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError), os.fdopen(ours, "rb", buffering=0) as stream:  # EIO is its end
+            while piece := stream.read(65536):
+                shown += piece
+    assert process.returncode == 0
+    lines = shown.decode().splitlines()
+    assert "\x1b[" in shown.decode()
+    assert not any("| --- |" in line for line in lines)
+    assert any("quarantine" in line for line in lines)
+    assert max(len(re.sub(r"\x1b\[[0-9;]*m", "", line)) for line in lines) <= 100
+
+
+def test_a_page_is_printed_without_what_renders_it(tmp_path: Path) -> None:
+    program = (
+        "import sys; from ckptstore.cli.main import main; main(['guide', 'start']); "
+        "print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert not set(done.stderr.split()) & {"rich", "keras", "numpy", "sqlalchemy"}
+
+
+def test_the_commands_page_is_what_the_commands_say() -> None:
+    import write_commands_page
+
+    assert text_of(REFERENCE) == write_commands_page.text(), "run: python tools/write_commands_page.py"
+    for name in commands.list_commands(click.Context(commands)):
+        assert f"\n## {name}\n" in text_of(REFERENCE), name
+
+
+# --- versions ----------------------------------------------------------------------------------------------
 
 
 def test_the_changelog_has_this_version() -> None:
-    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    assert re.search(rf"^## {re.escape(ckptstore.__version__)}\b", text, re.MULTILINE)
+    assert re.search(rf"^## {re.escape(ckptstore.__version__)}\b", text_of("CHANGELOG"), re.MULTILINE)
 
 
 def test_the_oldest_versions_are_those_of_the_project() -> None:
-    text = README.read_text(encoding="utf-8")
+    text = text_of("README")
     bounds = re.findall(
         r'^    "([\w.-]+)>=([\w.]+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M
     )
     for name, release in bounds:
-        if name in ("keras", "sqlalchemy", "h5py", "filelock", "alembic"):
+        if name in ("keras", "sqlalchemy", "h5py", "filelock", "alembic", "numpy"):
             assert re.search(rf"{name} {re.escape(release)}\b", text, re.IGNORECASE), f"{name} {release}"
 
 
@@ -227,21 +307,3 @@ def test_the_demonstration_runs(tmp_path: Path) -> None:
     right = re.search(r"^(\d+) of 297 held-out digits right", done.stdout, re.MULTILINE)
     assert right is not None
     assert int(right[1]) > 250
-
-
-def update() -> None:
-    """Write what the examples print into the README."""
-    with tempfile.TemporaryDirectory() as name:
-        place = Path(name).resolve()
-        run_python(place)
-        text = README.read_text(encoding="utf-8")
-        for example in examples():
-            old = f"$ {example.command}\n{example.output}"
-            new = f"$ {example.command}\n{shell(example.command, place)}"
-            assert text.count(old) == 1, example.command
-            text = text.replace(old, new if example.output.endswith("\n\n") is False else new + "\n")
-        README.write_text(text, encoding="utf-8")
-
-
-if __name__ == "__main__":
-    update()

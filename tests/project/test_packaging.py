@@ -87,6 +87,9 @@ def test_the_wheel_holds_what_it_should(wheel: Path) -> None:
     }
     assert revisions
     assert revisions <= names
+    pages = {f"ckptstore/guide/{path.name}" for path in (ROOT / "ckptstore/guide").iterdir()}
+    assert len(pages) > 10
+    assert pages <= names
     tops = {name.partition("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"ckptstore"}
     assert not [name for name in names if "__pycache__" in name]
@@ -111,6 +114,8 @@ def test_the_installed_command_runs(installed: Path, tmp_path: Path) -> None:
     assert json.loads(call(installed / "ckptstore", "ls", "made", "--json", cwd=tmp_path)) == []
     assert call(installed / "ckptstore", "--version", cwd=tmp_path) == f"ckptstore {ckptstore.__version__}\n"
     assert json.loads(call(installed / "ckptstore", "verify", "made", "--json", cwd=tmp_path))["ok"] is True
+    page = (ROOT / "ckptstore" / "guide" / "words.md").read_text(encoding="utf-8")
+    assert call(installed / "ckptstore", "guide", "words", cwd=tmp_path) == page
 
 
 def test_a_bare_checkout_makes_a_store(tmp_path: Path) -> None:

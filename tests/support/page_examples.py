@@ -1,7 +1,7 @@
-"""README and the guide's pages as the tests read them: their blocks of code, and what these print when they are run.
+"""README and the guide's pages as the tests read them: their blocks of code, and what these print.
 
-The blocks of a page run in their order: Python in one process for all pages, console commands in a shell. A page that says
-``<!-- builds on: PAGE -->`` begins with the names and the files that that page has left; any other begins with nothing.
+The blocks of a page run in their order: Python in one process for all pages, console commands in a shell. A page with
+``<!-- builds on: PAGE -->`` begins with the names and the files that PAGE has left; any other begins with nothing.
 Behind a block of Python that prints, a block of text shows what it prints.
 
     python tests/support/page_examples.py

@@ -1,4 +1,4 @@
-"""README's table of what is exact says what the matrix in `test_exact_resume` tries, no more and no less."""
+"""The guide's table of what is exact says what the matrix in `test_exact_resume` tries, no more and no less."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 
 from resume_cases import BACKENDS, CASES
 
-README = Path(__file__).resolve().parent.parent.parent / "README.md"
+PAGE = Path(__file__).resolve().parent.parent.parent / "ckptstore" / "guide" / "exact.md"
 COLUMNS = {"JAX": "jax", "torch": "torch", "TensorFlow": "tensorflow"}
 
 
 def rows() -> list[dict[str, str]]:
     """Return the rows of the table, by the names of its columns."""
-    text = README.read_text(encoding="utf-8").partition("### What is exact")[2].partition("\n## ")[0]
+    text = PAGE.read_text(encoding="utf-8").partition("## The table")[2].partition("\n## ")[0]
     lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
     head, _, *body = lines
     return [dict(zip(head, line, strict=True)) for line in body]

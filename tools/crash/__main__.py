@@ -37,7 +37,6 @@ PARTS = {
     "steps": Part(
         "a process that dies, or meets an error, at every file-system step",
         (
-            "-m",
             "pytest",
             "-q",
             "tests/commit/test_kill_at_each_step.py",
