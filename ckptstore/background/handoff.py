@@ -1,7 +1,7 @@
-"""Whose a slot for snapshots is: it is given away by posting a handoff, and belongs to whoever takes that.
+"""Ownership of a snapshot slot, handed atomically from the trainer to the worker.
 
-Taking is one system call that only one process can win: so a snapshot that waits can be withdrawn by the trainer or
-begun by the writer, and never both.
+The trainer gives a slot away, and it belongs to whoever takes it. Taking is one system call that only one process can
+win: a snapshot that waits is either withdrawn by the trainer or begun by the worker, never both.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ from typing import Protocol
 
 
 class Handoff(Protocol):
-    """At most one handoff, posted by one and taken by one of two."""
+    """The handoff of one slot: given by the trainer, taken once, by either side.
+
+    Attributes:
+        descriptor: Of the eventfd, to be passed to another process; None between threads.
+    """
 
     descriptor: int | None
 
@@ -22,13 +26,13 @@ class Handoff(Protocol):
         """Give the slot away."""
 
     def is_pending(self) -> bool:
-        """Return True where the slot is given away, and nobody has taken it; another may do so at any moment."""
+        """Return True while the slot is given away and not taken; another may take it at any moment."""
 
     def take(self) -> bool:
-        """Return True where the slot was given away, and belongs to the caller from now on."""
+        """Return True if the slot was given away; it then belongs to the caller."""
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the descriptor. May be called again."""
 
 
 class EventfdHandoff:
@@ -49,12 +53,12 @@ class EventfdHandoff:
         os.eventfd_write(self.descriptor, 1)
 
     def is_pending(self) -> bool:
-        """Return True where the slot is given away, and nobody has taken it; another may do so at any moment."""
+        """Return True while the slot is given away and not taken; another may take it at any moment."""
         assert self.descriptor is not None
         return bool(select.select([self.descriptor], [], [], 0)[0])
 
     def take(self) -> bool:
-        """Return True where the slot was given away, and belongs to the caller from now on."""
+        """Return True if the slot was given away; it then belongs to the caller."""
         assert self.descriptor is not None
         try:
             os.eventfd_read(self.descriptor)
@@ -63,7 +67,7 @@ class EventfdHandoff:
         return True
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the descriptor. May be called again."""
         descriptor, self.descriptor = self.descriptor, None
         if descriptor is not None:
             with suppress(OSError):
@@ -85,24 +89,24 @@ class LocalHandoff:
     descriptor: int | None = None
 
     def __init__(self) -> None:
-        # Each call is one step of the interpreter's, and no lock that an interrupt could leave taken.
-        self._posted: deque[None] = deque()
+        # Each call is one step of the interpreter; there is no lock that an interrupt could leave held.
+        self._given: deque[None] = deque()
 
     def give(self) -> None:
         """Give the slot away."""
-        self._posted.append(None)
+        self._given.append(None)
 
     def is_pending(self) -> bool:
-        """Return True where the slot is given away, and nobody has taken it; another may do so at any moment."""
-        return bool(self._posted)
+        """Return True while the slot is given away and not taken; another may take it at any moment."""
+        return bool(self._given)
 
     def take(self) -> bool:
-        """Return True where the slot was given away, and belongs to the caller from now on."""
+        """Return True if the slot was given away; it then belongs to the caller."""
         try:
-            self._posted.pop()
+            self._given.pop()
         except IndexError:
             return False
         return True
 
     def close(self) -> None:
-        """Do nothing."""
+        """Do nothing: there is no descriptor."""

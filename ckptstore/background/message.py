@@ -1,10 +1,10 @@
-"""A snapshot, and what is to be done with it, as bytes in memory that another process sees.
+"""A snapshot and the request to save it, as bytes in memory that another process sees.
 
-It begins with a head of fixed size, then the variables, each aligned; behind them what is small: the structure (paths,
-shapes, dtypes), the documents of a ``.keras`` archive, the training state, the request. The structure is worked out
-once and used again while the model's stays the same.
+A message begins with a head of fixed size. The variables follow, each aligned. Behind them lies what is small: the
+structure (paths, shapes, dtypes), the documents of a ``.keras`` archive, the training state, and the request. The
+structure is worked out once, and used again while the model's structure stays the same.
 
-The part that is pickled never leaves the two processes, which run the same code; a payload holds no pickle.
+The pickled parts never leave the two processes, which run the same code; a payload holds no pickle.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ from ckptstore.formats.snapshot import Snapshot, TrainingState, Variable
 from ckptstore.system.arrays import Array
 from ckptstore.system.shared_memory import SharedMemory, aligned
 
-# Number of the message, where its body begins, the body's length, seconds that the step has waited.
+# The message's number, the offset of its body, the body's length, seconds that the step has waited.
 _HEAD = struct.Struct("<QQQd")
 _FIRST = aligned(_HEAD.size)
+# When memory has to grow, it grows by a quarter of the small parts more, so that it need not grow again soon.
 _SLACK = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SaveMessage:
-    """What a writer finds in a slot.
+    """One snapshot to be saved, as the worker reads it from a slot.
 
     Attributes:
         number: Counts the messages of one fit, from 1.
-        request: What is to be saved.
+        request: How it is to be saved.
         snapshot: The model, as views of the memory.
-        may_wait: Whether what is saved may be left out, so that what comes behind it need not be saved at once.
+        may_wait: True if this save may be left out, so that the one after it need not be committed at once.
     """
 
     number: int
@@ -47,8 +48,8 @@ class SaveMessage:
 
 
 @dataclass(frozen=True, slots=True)
-class _Array:
-    """Where an array lies, and what it is."""
+class _Span:
+    """The place of an array in the memory, with its shape and dtype."""
 
     offset: int
     shape: tuple[int, ...]
@@ -61,25 +62,25 @@ class _Array:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Structure:
-    """What stays the same from snapshot to snapshot."""
+    """The parts of a message that stay the same from snapshot to snapshot."""
 
     number: int
-    slots: tuple[_Array, ...]
+    spans: tuple[_Span, ...]
     text: bytes
     end: int
 
 
 class MessageWriter:
-    """Writes messages; keeps what one has in common with the next."""
+    """Writes messages, and reuses the parts that one has in common with the next."""
 
     def __init__(self) -> None:
         self._variables: tuple[Variable, ...] | None = None
         self._attributes: Mapping[str, Mapping[str, str]] | None = None
-        self._structure = _Structure(number=0, slots=(), text=b"", end=_FIRST)
+        self._structure = _Structure(number=0, spans=(), text=b"", end=_FIRST)
         self._views: dict[int, tuple[tuple[int, int] | None, list[Array]]] = {}
 
     def prepare(self, memory: SharedMemory, snapshot: Snapshot) -> None:
-        """Let a thread make room for messages of this kind, so that the first one need not wait for it."""
+        """Let a thread make room for messages of this kind, so that the first save need not wait for it."""
         tail = sum(map(len, snapshot.documents.values())) + sum(a.nbytes for a in _arrays(snapshot).values())
         structure = self._structure_of(snapshot)
         self._reserve(memory, structure.end, structure.end + len(structure.text) + 2 * tail)
@@ -94,9 +95,9 @@ class MessageWriter:
         *,
         may_wait: bool = False,
     ) -> None:
-        """Copy a snapshot into memory that nobody reads meanwhile; a crash leaves what no writer ever looks at.
+        """Write a message into memory that nobody reads meanwhile; a crash leaves bytes that no worker ever reads.
 
-        The model must stay as it is until this returns, and need not afterwards.
+        The model must stay as it is until this returns, and may change afterwards.
         """
         structure = self._structure_of(snapshot)
         end = structure.end
@@ -105,16 +106,16 @@ class MessageWriter:
         for name, document in snapshot.documents.items():
             documents[name] = (end, len(document))
             end += len(document)
-        slots = {}
+        spans = {}
         for name, array in _arrays(snapshot).items():
-            slots[name] = _Array(aligned(end), array.shape, array.dtype)
-            end = slots[name].end
+            spans[name] = _Span(aligned(end), array.shape, array.dtype)
+            end = spans[name].end
         body = pickle.dumps(
             {
                 "format": snapshot.format,
                 "structure": (structure.number, *structure_at),
                 "documents": documents,
-                "state": None if snapshot.state is None else (snapshot.state.document, slots),
+                "state": None if snapshot.state is None else (snapshot.state.document, spans),
                 "request": request,
                 "may_wait": may_wait,
             },
@@ -127,7 +128,7 @@ class MessageWriter:
         for name, (offset, _) in documents.items():
             memory.put(offset, snapshot.documents[name])
         for name, array in _arrays(snapshot).items():
-            np.copyto(memory.array(slots[name].offset, array.shape, array.dtype), array)
+            np.copyto(memory.array(spans[name].offset, array.shape, array.dtype), array)
         memory.put(end, body)
         memory.put(0, _HEAD.pack(number, end, len(body), request.waited_s()))
 
@@ -136,19 +137,19 @@ class MessageWriter:
             memory.reserve(nbytes + (nbytes - fixed) // _SLACK)
 
     def _structure_of(self, snapshot: Snapshot) -> _Structure:
-        # By identity: whoever makes snapshots of one structure hands over the same tuple again.
+        # Compared by identity: snapshots of the same structure hold the same tuple.
         if snapshot.variables is not self._variables or snapshot.attributes is not self._attributes:
             self._variables, self._attributes = snapshot.variables, snapshot.attributes
-            slots, end = [], _FIRST
+            spans, end = [], _FIRST
             for variable in snapshot.variables:
-                slots.append(_Array(aligned(end), variable.shape, variable.dtype))
-                end = slots[-1].end
+                spans.append(_Span(aligned(end), variable.shape, variable.dtype))
+                end = spans[-1].end
             facts = [(variable.path, dict(variable.attributes)) for variable in snapshot.variables]
             attributes = {path: dict(values) for path, values in snapshot.attributes.items()}
             self._structure = _Structure(
                 number=self._structure.number + 1,
-                slots=tuple(slots),
-                text=pickle.dumps((slots, facts, attributes), protocol=5),
+                spans=tuple(spans),
+                text=pickle.dumps((spans, facts, attributes), protocol=5),
                 end=end,
             )
         return self._structure
@@ -166,11 +167,11 @@ class MessageWriter:
             snapshot.copy.prepare(self._views_of(memory, structure))
 
     def _views_of(self, memory: SharedMemory, structure: _Structure) -> list[Array]:
-        # The thread that prepares may still be at those of a structure that has changed meanwhile.
+        # The thread that prepares may still ask for a structure that has changed meanwhile.
         key = structure.number, memory.nbytes
         found, views = self._views.get(id(memory), (None, []))
         if found != key:
-            views = [memory.array(one.offset, one.shape, one.dtype) for one in structure.slots]
+            views = [memory.array(span.offset, span.shape, span.dtype) for span in structure.spans]
             self._views[id(memory)] = key, views
         return views
 
@@ -185,13 +186,13 @@ class MessageReader:
         self._attributes: Mapping[str, Mapping[str, str]] = {}
 
     def number(self) -> int:
-        """Return the number of the message that lies in the memory, or, of one that is being replaced, of the newer."""
+        """Return the number of the message in the memory; while one is replaced, the number of the newer."""
         if self._memory.refresh():
             self._number = 0
         return int(_HEAD.unpack(self._memory.get(0, _HEAD.size))[0])
 
     def read(self) -> SaveMessage:
-        """Return the message that lies in the memory; its arrays are views, right until the slot is given back."""
+        """Return the message in the memory; its arrays are views, valid until the slot is given back."""
         memory = self._memory
         if memory.refresh():
             self._number = 0
@@ -200,15 +201,15 @@ class MessageReader:
         self._read_structure(*body["structure"])
         state = None
         if body["state"] is not None:
-            document, slots = body["state"]
+            document, spans = body["state"]
             state = TrainingState(
-                document=document, arrays={name: self._array(one) for name, one in slots.items()}
+                document=document, arrays={name: self._array(span) for name, span in spans.items()}
             )
         snapshot = Snapshot(
             format=body["format"],
             variables=self._variables,
             attributes=self._attributes,
-            documents={name: memory.get(*slot) for name, slot in body["documents"].items()},
+            documents={name: memory.get(*place) for name, place in body["documents"].items()},
             state=state,
         )
         request = replace(body["request"], blocked_s=waited_s)
@@ -217,21 +218,21 @@ class MessageReader:
     def _read_structure(self, number: int, offset: int, nbytes: int) -> None:
         if number == self._number:
             return
-        slots, facts, self._attributes = pickle.loads(self._memory.get(offset, nbytes))
+        spans, facts, self._attributes = pickle.loads(self._memory.get(offset, nbytes))
         self._variables = tuple(
             Variable(
                 path=path,
-                shape=one.shape,
-                dtype=one.dtype,
-                read=partial(self._array, one),
+                shape=span.shape,
+                dtype=span.dtype,
+                read=partial(self._array, span),
                 attributes=attributes,
             )
-            for one, (path, attributes) in zip(slots, facts, strict=True)
+            for span, (path, attributes) in zip(spans, facts, strict=True)
         )
         self._number = number
 
-    def _array(self, slot: _Array) -> Array:
-        return self._memory.array(slot.offset, slot.shape, slot.dtype)
+    def _array(self, span: _Span) -> Array:
+        return self._memory.array(span.offset, span.shape, span.dtype)
 
 
 def _arrays(snapshot: Snapshot) -> Mapping[str, Array]:

@@ -1,4 +1,4 @@
-"""What the writer's process does: commits messages, also those that a dead trainer has left, and ends.
+"""The loop of the worker process: commits messages, also those that a dead trainer left, and ends.
 
 It imports neither Keras nor a backend.
 """
@@ -25,27 +25,27 @@ class ProcessLoop:
     """Commits messages until it is told to end, or the trainer is dead.
 
     Args:
-        facts: What `ckptstore.background.process` says.
+        config: The store's root and the inherited descriptors, as `ckptstore.background.process` passes them.
     """
 
-    def __init__(self, facts: dict[str, Any]) -> None:
-        memories = tuple(SharedMemory(descriptor) for descriptor in facts["memories"])
-        self._handoffs = [EventfdHandoff(descriptor) for descriptor in facts["handoffs"]]
-        self._connection: Any = Connection(facts["connection"])
-        self._trainer: int = facts["trainer"]
-        # As many messages as there are slots may have been committed by a writer before this one.
-        self._doubtful = len(memories) if facts["again"] else 0
-        self._worker = Worker(Path(facts["root"]), memories)
-        self._warned: list[str] = []
+    def __init__(self, config: dict[str, Any]) -> None:
+        memories = tuple(SharedMemory(descriptor) for descriptor in config["memories"])
+        self._handoffs = [EventfdHandoff(descriptor) for descriptor in config["handoffs"]]
+        self._connection: Any = Connection(config["connection"])
+        self._trainer: int = config["trainer"]
+        # A worker before this one may have committed as many messages as there are slots.
+        self._maybe_committed = len(memories) if config["maybe_committed"] else 0
+        self._worker = Worker(Path(config["root"]), memories)
+        self._warnings: list[str] = []
         self._ending = self._started = False
-        self._hurried_up_to = 0
+        self._flush_up_to = 0
 
-    def note_warning(self, message: Warning | str, *where: Any, **more: Any) -> None:
-        """Keep a warning for the trainer: nobody sees what this process prints while it works."""
-        self._warned.append(str(message))
+    def record_warning(self, message: Warning | str, *where: Any, **more: Any) -> None:
+        """Record a warning for the trainer, since nobody sees what this process prints while it works."""
+        self._warnings.append(str(message))
 
     def run(self) -> None:
-        """Work until the end; what was posted before the trainer's death is committed after it."""
+        """Work until the end; what was given before the trainer's death is committed after it."""
         while True:
             slot = self._oldest()
             if slot is None:
@@ -53,45 +53,45 @@ class ProcessLoop:
                     self._worker.close()
                     return
                 self._wait(None)
-            elif (rest_s := self._rest_s(slot)) > 0:
-                self._wait(rest_s)
+            elif (idle_s := self._idle_s(slot)) > 0:
+                self._wait(idle_s)
             else:
                 self._commit(slot)
 
-    def _rest_s(self, slot: int) -> float:
-        if self._ending or self._worker.number(slot) <= self._hurried_up_to:
+    def _idle_s(self, slot: int) -> float:
+        if self._ending or self._worker.number(slot) <= self._flush_up_to:
             return 0.0
         return self._worker.idle_until - time.monotonic()
 
     def _oldest(self) -> int | None:
-        """Return the slot of the oldest message that was posted.
+        """Return the slot of the oldest message that was given.
 
-        Of two the trainer may replace the newer one meanwhile, by one that is newer still.
+        Where there are two, the trainer may replace the newer one meanwhile, by one that is newer still.
         """
-        posted = [slot for slot, handoff in enumerate(self._handoffs) if handoff.is_pending()]
-        return min(posted, key=self._worker.number) if posted else None
+        given = [slot for slot, handoff in enumerate(self._handoffs) if handoff.is_pending()]
+        return min(given, key=self._worker.number) if given else None
 
     def _commit(self, slot: int) -> None:
         if not self._handoffs[slot].take():
-            return  # it was withdrawn, and another will come
+            return  # it was withdrawn, and a newer one will come
         start_s = 0.0 if self._started else time.process_time()
         self._started = True
-        outcome = self._worker.commit(slot, again=self._doubtful > 0)
-        self._tell(replace(outcome, start_s=start_s))
-        self._doubtful = max(0, self._doubtful - 1)
+        outcome = self._worker.commit(slot, maybe_committed=self._maybe_committed > 0)
+        self._send(replace(outcome, start_s=start_s))
+        self._maybe_committed = max(0, self._maybe_committed - 1)
         failure = self._worker.remove()
         if failure is not None:
-            self._tell(failure)
+            self._send(failure)
 
-    def _tell(self, outcome: Outcome) -> None:
-        warned, self._warned = tuple(self._warned), []
+    def _send(self, outcome: Outcome) -> None:
+        issued, self._warnings = tuple(self._warnings), []
         try:
-            self._connection.send_bytes(pickle.dumps(replace(outcome, warned=warned)))
+            self._connection.send_bytes(pickle.dumps(replace(outcome, warnings=issued)))
         except OSError:
-            return  # nobody is there any more to be told
+            return  # the trainer is gone
 
     def _wait(self, seconds: float | None) -> None:
-        """Wait for a word of the trainer's, or its death; without a time also for something to do."""
+        """Wait for a command of the trainer or its death; without a time limit, also for a slot that is given."""
         poll = select.poll()
         waited_for = [self._connection.fileno(), self._trainer]
         if seconds is None:
@@ -100,30 +100,30 @@ class ProcessLoop:
             poll.register(descriptor, select.POLLIN)
         ready = {descriptor for descriptor, _ in poll.poll(None if seconds is None else 1000 * seconds)}
         if self._connection.fileno() in ready:
-            self._hear()
+            self._receive()
         if self._trainer in ready:
             self._ending = True
 
-    def _hear(self) -> None:
+    def _receive(self) -> None:
         try:
             while self._connection.poll():
-                said = self._connection.recv_bytes()
-                if said == FINISH:
+                command = self._connection.recv_bytes()
+                if command == FINISH:
                     self._ending = True
                 else:
-                    self._hurried_up_to = int(said.removeprefix(FLUSH_UP_TO))
+                    self._flush_up_to = int(command.removeprefix(FLUSH_UP_TO))
         except (EOFError, OSError):
             self._ending = True
 
 
-def run(facts: str) -> None:
+def run(config: str) -> None:
     """Commit messages until the end.
 
     Args:
-        facts: JSON, of `ckptstore.background.process`.
+        config: The JSON that `ckptstore.background.process` passes.
     """
-    writer = ProcessLoop(json.loads(facts))
+    loop = ProcessLoop(json.loads(config))
     warnings.simplefilter("always", UserWarning)
     warnings.simplefilter("always", RuntimeWarning)
-    warnings.showwarning = writer.note_warning
-    writer.run()
+    warnings.showwarning = loop.record_warning
+    loop.run()

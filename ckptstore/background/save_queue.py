@@ -1,4 +1,4 @@
-"""Two slots for snapshots: for one in the works, and for one that waits; no third is ever in memory."""
+"""The queue of snapshots to be saved: one is being saved, one waits, and no third is ever in memory."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from ckptstore.system.shared_memory import SharedMemory
 
 Backpressure = Literal["replace", "wait"]
 SLOTS = 2
-# Set to "thread" by a user who wants no process beside the training.
-WRITER = "CKPTSTORE_WRITER"
-# Starts of a process within one fit, before a thread takes over.
-_STARTS = 3
-# Seconds of waiting at the end before a line is printed, and between two.
-_PATIENCE_S = 1.0
-# Seconds from one look at what the worker has done to the next.
-_LISTEN_S = 0.02
-_LINE_S = 10.0
+# An environment variable: "thread" saves in a thread of the training process instead of a process.
+WRITER_VARIABLE = "CKPTSTORE_WRITER"
+# Processes started within one fit before a thread takes over.
+_MAX_STARTS = 3
+# Seconds between two looks at the outcomes, so that the worker is not asked at every batch.
+_POLL_INTERVAL_S = 0.02
+# Seconds of waiting in `drain` before the first line is printed, and between two lines.
+_FIRST_LINE_S = 1.0
+_NEXT_LINE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InFlight:
-    """A message that was handed over and not heard of since."""
+    """A message that was given to the worker and has no outcome yet."""
 
     number: int
     slot: int
@@ -48,17 +48,17 @@ class InFlight:
     best: bool
 
     def may_be_replaced_by(self, *, best: bool) -> bool:
-        """Return whether a newer one may take its slot; of one that is the best so far only a better one may."""
+        """Return True if a newer snapshot may replace it; only a better one may replace the best so far."""
         return self.droppable and (best or not self.best)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submitted:
-    """What handing over a snapshot came to.
+    """The receipt for a submitted snapshot.
 
     Attributes:
-        number: The number under which its outcome comes.
-        dropped: The number of the snapshot that it has replaced, or None.
+        number: The number of its outcome.
+        dropped: The number of the snapshot that it replaced, or None.
         blocked_s: Seconds that the caller waited.
     """
 
@@ -68,21 +68,21 @@ class Submitted:
 
 
 class SaveQueue:
-    """Hands snapshots to a worker in another process, or in a thread where none can be started.
+    """Gives snapshots to a worker in another process, or in a thread where no process can be started.
 
-    Of snapshots that may be dropped at most ten a second are committed; the newest waits meanwhile.
+    At most ten droppable snapshots are committed each second; the newest waits meanwhile.
 
-    Memory: one snapshot, and a second only once one had to wait while another was in the works; what is there is used
-    again, and stays until `close`.
+    Memory: one snapshot, and a second once one had to wait while another was being saved. The memory is used again, and
+    kept until `close`.
 
-    What a crash leaves: each snapshot that was handed over is committed by the worker, also when the trainer is
-    killed; where the worker is killed too, it is lost like one that was never taken, and all before it are whole.
+    What a crash leaves: the worker commits each submitted snapshot, also when the trainer is killed. If the worker is
+    killed too, that snapshot is lost as if it had never been taken, and all before it are whole.
 
     Args:
         root: The store's directory.
         lock: The run's lock; the worker holds it as long as it lives.
-        backpressure: What to do when one is in the works and another waiting: ``"replace"`` the waiting one, where it
-            may be dropped, or ``"wait"``.
+        backpressure: What to do when one snapshot is being saved and another waits: ``"replace"`` the waiting one, if
+            it may be dropped, or ``"wait"``.
     """
 
     def __init__(self, root: Path, lock: RunLock | None, *, backpressure: Backpressure) -> None:
@@ -90,53 +90,55 @@ class SaveQueue:
         self._lock = lock
         self._backpressure = backpressure
         self._pid = os.getpid()
-        self._messages = MessageWriter()
-        self._sent: deque[InFlight] = deque()
-        self._heard: list[Outcome] = []
+        self._writer = MessageWriter()
+        self._in_flight: deque[InFlight] = deque()
+        self._outcomes: list[Outcome] = []
         self._number = 0
         self._starts = 0
         self._slots: tuple[Slot, ...] = ()
         self._worker: WorkerHandle | None = None
-        self._listened_at = 0.0
+        self._polled_at = 0.0
         _open.add(self)
 
     @property
     def survives_trainer(self) -> bool:
-        """True where the worker commits what it holds even when this process is killed."""
+        """True if the worker commits what it holds even when this process is killed."""
         return self._worker is not None and self._worker.survives_trainer
 
     @property
     def pending(self) -> int:
-        """How many snapshots are handed over and not heard of."""
-        return len(self._sent)
+        """The number of submitted snapshots without an outcome."""
+        return len(self._in_flight)
 
     # --- the worker --------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the worker, which gets ready by itself."""
+        """Start the worker; does not wait until it is ready."""
         if self._worker is None:
             self._start()
 
     def _start(self) -> None:
-        again = bool(self._slots)
-        if can_start() and os.environ.get(WRITER) != "thread" and self._starts < _STARTS:
+        maybe_committed = bool(self._slots)
+        if can_start() and os.environ.get(WRITER_VARIABLE) != "thread" and self._starts < _MAX_STARTS:
             self._starts += 1
             try:
                 if not self._slots:
                     self._slots = tuple(Slot(SharedMemory(), EventfdHandoff()) for _ in range(SLOTS))
-                self._worker = WorkerProcess(self._root, self._slots, lock=self._lock, again=again)
+                self._worker = WorkerProcess(
+                    self._root, self._slots, lock=self._lock, maybe_committed=maybe_committed
+                )
                 return
             except OSError as error:
-                self._say_thread(str(error))
-        elif os.environ.get(WRITER) != "thread":
-            self._say_thread(
+                self._warn_of_thread(str(error))
+        elif os.environ.get(WRITER_VARIABLE) != "thread":
+            self._warn_of_thread(
                 "it has ended several times" if can_start() else "this platform has no memfd or pidfd"
             )
         memories = [slot.memory for slot in self._slots] or [SharedMemory() for _ in range(SLOTS)]
         self._slots = tuple(Slot(memory, LocalHandoff()) for memory in memories)
-        self._worker = WorkerThread(self._root, self._slots, again=again)
+        self._worker = WorkerThread(self._root, self._slots, maybe_committed=maybe_committed)
 
-    def _say_thread(self, reason: str) -> None:
+    def _warn_of_thread(self, reason: str) -> None:
         warnings.warn(
             f"checkpoints are saved by a thread of this process, since no process could be started for it ({reason}): "
             "one that is being saved when this process is killed is lost",
@@ -144,146 +146,149 @@ class SaveQueue:
             stacklevel=5,
         )
 
-    def _revive(self, dead: WorkerHandle) -> None:
-        """Let another worker take over what the dead one held."""
-        print(f"ckptstore: {dead.exit_reason()}; another one takes over", file=sys.stderr, flush=True)
+    def _restart(self, dead: WorkerHandle) -> None:
+        """Start another worker, and give it what the dead one held."""
+        _print(f"{dead.exit_reason()}; another one takes over")
         dead.finish()
         self._start()
         assert self._worker is not None
-        for sent in self._sent:
-            self._slots[sent.slot].handoff.take()
-            self._worker.give(sent.slot)
+        for message in self._in_flight:
+            self._slots[message.slot].handoff.take()
+            self._worker.give(message.slot)
 
-    # --- handing over ------------------------------------------------------------------------------
+    # --- submitting --------------------------------------------------------------------------------
 
     def prepare(self, snapshot: Snapshot) -> None:
-        """Let a thread make room for snapshots of this kind."""
+        """Start the worker, and let a thread make room for snapshots of this kind."""
         self.start()
-        self._messages.prepare(self._slots[0].memory, snapshot)
+        self._writer.prepare(self._slots[0].memory, snapshot)
 
     def submit(
         self, snapshot: Snapshot, request: SaveRequest, *, droppable: bool, best: bool = False
     ) -> Submitted | None:
-        """Copy a snapshot; when this returns, the model may change, and the worker has it.
+        """Copy a snapshot and give it to the worker; when this returns, the model may change.
 
         Args:
             snapshot: The model.
-            request: What is to be done with it.
-            droppable: True where a newer one may take its slot while it waits.
-            best: True where it is the best so far; then only a better one may.
+            request: How it is to be saved.
+            droppable: True if a newer snapshot may replace it while it waits.
+            best: True if it is the best so far; then only a better one may replace it.
 
         Returns:
-            None where it may be dropped, and was: no slot is free, and the one that waits is the best so far.
+            The receipt. None if it was dropped: no slot is free, and the best so far waits in the other.
         """
         self.start()
-        self._listen(0.0)
-        if droppable and not best and self._is_held_by_the_best():
+        self._poll(0.0)
+        if droppable and not best and self._best_is_waiting():
             return None
         dropped = self._make_room(best=best)
         assert self._worker is not None
         self._number += 1
-        slot = 1 - self._sent[0].slot if self._sent else 0
+        slot = 1 - self._in_flight[0].slot if self._in_flight else 0
         may_wait = droppable and self._backpressure == "replace"
-        self._messages.write(self._slots[slot].memory, snapshot, request, self._number, may_wait=may_wait)
-        self._sent.append(InFlight(number=self._number, slot=slot, droppable=droppable, best=best))
+        self._writer.write(self._slots[slot].memory, snapshot, request, self._number, may_wait=may_wait)
+        self._in_flight.append(InFlight(number=self._number, slot=slot, droppable=droppable, best=best))
         self._worker.give(slot)
         if not may_wait:
             self._flush()
         return Submitted(number=self._number, dropped=dropped, blocked_s=request.waited_s())
 
     def _make_room(self, *, best: bool) -> int | None:
-        """Have a slot free; returns the number of the message that had to go for it."""
-        while len(self._sent) == SLOTS:
-            newest = self._sent[-1]
+        """Free a slot, waiting if need be; returns the number of the message that was replaced, or None."""
+        while len(self._in_flight) == SLOTS:
+            newest = self._in_flight[-1]
             if (
                 self._backpressure == "replace"
                 and newest.may_be_replaced_by(best=best)
                 and self._slots[newest.slot].handoff.take()
             ):
-                self._sent.pop()
+                self._in_flight.pop()
                 return newest.number
             self._flush()
-            self._listen(None)
+            self._poll(None)
         return None
 
-    def _is_held_by_the_best(self) -> bool:
-        return self._backpressure == "replace" and len(self._sent) == SLOTS and self._sent[-1].best
+    def _best_is_waiting(self) -> bool:
+        return self._backpressure == "replace" and len(self._in_flight) == SLOTS and self._in_flight[-1].best
 
     def outcomes(self) -> list[Outcome]:
-        """Return what became of snapshots since this was last asked, oldest first; waits for nothing.
+        """Return the outcomes since the last call, oldest first; waits for nothing.
 
-        Between batches of a millisecond the worker is not asked each time.
+        The worker is asked at most every `_POLL_INTERVAL_S`: a batch may take a millisecond.
         """
-        if self._sent and time.monotonic() - self._listened_at >= _LISTEN_S:
-            self._listen(0.0)
-        heard, self._heard = self._heard, []
-        return heard
+        if self._in_flight and time.monotonic() - self._polled_at >= _POLL_INTERVAL_S:
+            self._poll(0.0)
+        outcomes, self._outcomes = self._outcomes, []
+        return outcomes
 
-    def _listen(self, timeout_s: float | None) -> None:
-        if self._worker is None or not self._sent or self._pid != os.getpid():
+    def _poll(self, timeout_s: float | None) -> None:
+        if self._worker is None or not self._in_flight or self._pid != os.getpid():
             return
         found = self._worker.outcomes(timeout_s)
-        self._listened_at = time.monotonic()
+        self._polled_at = time.monotonic()
         if not found and not self._worker.is_alive():
             found = self._worker.outcomes(0.0)
             if not found:
-                self._revive(self._worker)
+                self._restart(self._worker)
         for outcome in found:
-            sent = self._sent_as(outcome.number)
-            # One that is no longer among those sent tells of a removal behind it.
-            if sent is not None:
-                self._sent.remove(sent)
-                outcome = replace(outcome, number=sent.number)  # noqa: PLW2901
-            self._heard.append(outcome)
+            message = self._find(outcome.number)
+            # An outcome of a message that is no longer in flight is a failed removal after its save.
+            if message is not None:
+                self._in_flight.remove(message)
+                outcome = replace(outcome, number=message.number)  # noqa: PLW2901
+            self._outcomes.append(outcome)
 
-    def _sent_as(self, number: int) -> InFlight | None:
-        """Return what was sent under a number; a message that could not be read, 0, is the oldest."""
-        return next((sent for sent in self._sent if number in (0, sent.number)), None)
+    def _find(self, number: int) -> InFlight | None:
+        """Return the message in flight with this number; 0, of a message that could not be read, is the oldest."""
+        return next((message for message in self._in_flight if number in (0, message.number)), None)
 
     # --- the end -----------------------------------------------------------------------------------
 
-    def drain(self, say: Callable[[str], None] | None = None) -> None:
-        """Wait until everything is committed, or has failed; after a second a line says so, now and then.
+    def drain(self, log: Callable[[str], None] | None = None) -> None:
+        """Wait until everything is committed or has failed; reports progress after a second, then every ten.
 
-        An interrupt ends the waiting alone: the worker goes on.
+        An interrupt ends the wait only: the worker continues.
+
+        Args:
+            log: Called with each line of progress; None prints it to stderr.
         """
         self._flush()
         began = time.monotonic()
-        next_line = began + _PATIENCE_S
-        while self._sent and self._pid == os.getpid():
-            self._listen(min(_PATIENCE_S, max(0.01, next_line - time.monotonic())))
+        next_line = began + _FIRST_LINE_S
+        while self._in_flight and self._pid == os.getpid():
+            self._poll(min(_FIRST_LINE_S, max(0.01, next_line - time.monotonic())))
             now = time.monotonic()
-            if self._sent and now >= next_line:
-                next_line = now + _LINE_S
-                (say or _say)(f"waiting for {self._what()} to be saved ({now - began:.0f} s)")
+            if self._in_flight and now >= next_line:
+                next_line = now + _NEXT_LINE_S
+                (log or _print)(f"waiting for {self._waited_for()} to be saved ({now - began:.0f} s)")
 
     def _flush(self) -> None:
-        if self._worker is not None and self._sent and self._pid == os.getpid():
-            self._worker.flush_up_to(self._sent[-1].number)
+        if self._worker is not None and self._in_flight and self._pid == os.getpid():
+            self._worker.flush_up_to(self._in_flight[-1].number)
 
-    def _what(self) -> str:
-        nbytes = sum(self._slots[sent.slot].memory.nbytes for sent in self._sent)
-        count = len(self._sent)
+    def _waited_for(self) -> str:
+        nbytes = sum(self._slots[message.slot].memory.nbytes for message in self._in_flight)
+        count = len(self._in_flight)
         return f"{count} checkpoint{'s' if count > 1 else ''} of up to {nbytes // count / 1e6:,.0f} MB"
 
     def close(self) -> None:
-        """End the worker; it has nothing left to save if `drain` has returned. May be repeated.
+        """End the worker, which has nothing left to save once `drain` has returned. May be called again.
 
-        What went wrong in a removal behind the last save is among the `outcomes` then.
+        A failed removal after the last save is then among the `outcomes`.
         """
-        link, self._worker = self._worker, None
+        worker, self._worker = self._worker, None
         _open.discard(self)
-        if link is None or self._pid != os.getpid():
+        if worker is None or self._pid != os.getpid():
             return
-        if not self._sent:
-            self._heard += link.finish()
-            self._let_go()
+        if not self._in_flight:
+            self._outcomes += worker.finish()
+            self._free_slots()
             return
-        link.detach()
-        if link.survives_trainer:
-            self._let_go()  # the process has descriptors of its own
+        worker.detach()
+        if worker.survives_trainer:
+            self._free_slots()  # the process has descriptors of its own
 
-    def _let_go(self) -> None:
+    def _free_slots(self) -> None:
         slots, self._slots = self._slots, ()
         for slot in slots:
             slot.handoff.close()
@@ -297,16 +302,16 @@ class SaveQueue:
 _open: WeakSet[SaveQueue] = WeakSet()
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(f"ckptstore: {text}", file=sys.stderr, flush=True)
 
 
 @atexit.register
 def _drain_all() -> None:
-    """Save what is on its way when the interpreter ends and no end of a fit has waited for it."""
+    """Wait at the interpreter's exit for saves that no end of a fit has waited for."""
     for queue in list(_open):
         queue.drain()
         queue.close()
         for outcome in queue.outcomes():
             if outcome.error is not None:
-                _say(f"SAVING FAILED: {outcome.error}")
+                _print(f"SAVING FAILED: {outcome.error}")

@@ -1,4 +1,4 @@
-"""Commits messages into one store; runs in the writer's process, or in a thread where there is none."""
+"""Commits messages into one store; runs in the worker process, or in a thread where there is none."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from ckptstore.records import Checkpoint
 from ckptstore.storage.layout import Layout
 from ckptstore.system.shared_memory import SharedMemory
 
-# Seconds from the beginning of one commit to that of the next, while what is saved may be left out: a commit takes
-# processor time from the training, and of snapshots that are taken every few milliseconds few are worth it.
-REST_S = 0.1
+# Seconds from the beginning of one commit to that of the next, after a save that may wait. A commit takes processor
+# time from the training, and of snapshots taken every few milliseconds few are worth it.
+COMMIT_INTERVAL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of one message.
+    """The result of one message.
 
     Attributes:
-        number: The message's.
-        checkpoint: What was saved, or None.
-        error: What went wrong, or None; a checkpoint may be saved all the same (`UnfinishedSaveError`). One that came
-            behind the save, in a removal, is told by a second outcome of the same number.
-        cause: The error behind that, which an exception does not take along when it is pickled.
-        warned: What the user is to be warned of, where that was said in another process.
-        start_s: Seconds of processor time that it took to start the process that does it; told with its first message.
+        number: The message's number.
+        checkpoint: The checkpoint that was saved, or None.
+        error: What went wrong, or None; a checkpoint may be saved all the same (`UnfinishedSaveError`). An error in
+            the removal that follows a save comes as a second outcome of the same number.
+        cause: The error's `__cause__`, which an exception loses when it is pickled.
+        warnings: Warnings for the user that were issued in another process.
+        start_s: Seconds of processor time that the worker process took to start; given with its first outcome.
     """
 
     number: int
     checkpoint: Checkpoint | None = None
     error: BaseException | None = None
     cause: BaseException | None = None
-    warned: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     start_s: float = 0.0
 
 
@@ -49,10 +49,10 @@ class Worker:
 
     Args:
         root: The store's directory.
-        memories: The slots for messages.
+        memories: The memory of each slot.
 
     Attributes:
-        idle_until: When to begin with the next message, by the monotonic clock, if nobody is in a flush_up_to.
+        idle_until: When to begin the next commit, on the monotonic clock, if nobody waits for it.
     """
 
     def __init__(self, root: Path, memories: tuple[SharedMemory, ...]) -> None:
@@ -67,26 +67,26 @@ class Worker:
         """Return the number of the message in a slot."""
         return self._readers[slot].number()
 
-    def commit(self, slot: int, *, again: bool = False) -> Outcome:
-        """Commit the message in a slot; raises nothing but what ends a process. The caller calls `remove` behind it.
+    def commit(self, slot: int, *, maybe_committed: bool = False) -> Outcome:
+        """Commit the message in a slot; raises only what ends a process. The caller then calls `remove`.
 
         Args:
-            slot: Which.
-            again: True where a writer that died may have committed it before.
+            slot: The index of the slot.
+            maybe_committed: True if a worker that died may have committed it already.
         """
         number = 0
         try:
             message = self._readers[slot].read()
             number = message.number
-            self.idle_until = time.monotonic() + (REST_S if message.may_wait else 0.0)
-            checkpoint = tried_again(partial(self._commit, message, again))
+            self.idle_until = time.monotonic() + (COMMIT_INTERVAL_S if message.may_wait else 0.0)
+            checkpoint = tried_again(partial(self._commit, message, maybe_committed))
         except Exception as error:
             return _failure(number, error)
         self._number = number
         return Outcome(number=number, checkpoint=checkpoint)
 
     def remove(self) -> Outcome | None:
-        """Remove what the last commit let go, now that the trainer has heard of it; returns what went wrong."""
+        """Remove the checkpoints that the last commit expired, after its outcome was sent; returns a failure."""
         try:
             if self._committer is not None:
                 self._committer.remove()
@@ -94,10 +94,10 @@ class Worker:
             return _failure(self._number, error)
         return None
 
-    def _commit(self, message: SaveMessage, again: bool) -> Checkpoint:
+    def _commit(self, message: SaveMessage, maybe_committed: bool) -> Checkpoint:
         committer, manifest = self._opened()
-        if again:
-            # Opening the store has taken in a payload without a row; what is there now is what was saved.
+        if maybe_committed:
+            # Opening the store has adopted a payload without a row: a row of this save is now its checkpoint.
             before = manifest.saved_at(message.request.run, message.request.created_at)
             if before is not None:
                 return before
@@ -120,20 +120,20 @@ class Worker:
 
 
 def _failure(number: int, error: Exception) -> Outcome:
-    # Whatever it is, the training has to hear of it.
+    # Every error is reported to the training, whatever its type.
     return Outcome(
         number=number,
         checkpoint=getattr(error, "checkpoint", None),
-        error=portable(error),
-        cause=None if error.__cause__ is None else portable(error.__cause__),
+        error=picklable(error),
+        cause=None if error.__cause__ is None else picklable(error.__cause__),
     )
 
 
-def portable(error: BaseException) -> BaseException:
-    """Return an error as another process can have it: itself, or its words where it does not pickle.
+def picklable(error: BaseException) -> BaseException:
+    """Return an error that can be sent to another process: itself, or its text if it cannot be pickled.
 
     Example:
-        >>> portable(ValueError("x"))
+        >>> picklable(ValueError("x"))
         ValueError('x')
     """
     try:

@@ -1,4 +1,4 @@
-"""What the trainer knows of a worker, wherever that runs."""
+"""The trainer's view of a worker, wherever that runs."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from ckptstore.background.handoff import Handoff
 from ckptstore.background.worker import Outcome
 from ckptstore.system.shared_memory import SharedMemory
 
-# What a trainer says to the worker in another process; the second with the number of a message behind it.
-FINISH, FLUSH_UP_TO = b"finish", b"flush_up_to "
+# Commands of the trainer to a worker process; a message number follows the second.
+FINISH, FLUSH_UP_TO = b"finish", b"flush up to "
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Where a snapshot lies from its copy to its commit."""
+    """The place of a snapshot from its copy to its commit: memory, and the handoff that says who owns it."""
 
     memory: SharedMemory
     handoff: Handoff
 
 
 class WorkerHandle(Protocol):
-    """A worker that takes messages from slots, in the order in which they were posted.
+    """A worker that takes messages from slots, in the order in which the slots were given.
 
     Attributes:
-        survives_trainer: True where it commits what it holds even when the trainer is killed.
+        survives_trainer: True if it commits what it holds even when the trainer is killed.
     """
 
     survives_trainer: bool
@@ -34,23 +34,23 @@ class WorkerHandle(Protocol):
         """Give a slot, with a message in it, to the worker."""
 
     def flush_up_to(self, number: int) -> None:
-        """Let it not rest before messages up to a number; see `ckptstore.background.worker.REST_S`."""
+        """Commit messages up to a number without a pause; see `ckptstore.background.worker.COMMIT_INTERVAL_S`."""
 
     def outcomes(self, timeout_s: float | None = 0.0) -> list[Outcome]:
-        """Return what was done since, oldest first.
+        """Return the outcomes since the last call, oldest first.
 
         Args:
             timeout_s: How long to wait for the first; None for as long as the worker is alive.
         """
 
     def is_alive(self) -> bool:
-        """Return False where it has died, and no more outcomes will come."""
+        """Return False if the worker has died, and no more outcomes will come."""
 
     def exit_reason(self) -> str:
-        """Return what is known of its death."""
+        """Return what is known of its death, as the beginning of a sentence."""
 
     def finish(self) -> list[Outcome]:
-        """End it, after what was posted; returns when it is gone, and with what was not heard of until then."""
+        """End the worker after what it was given; returns, when it is gone, the outcomes not reported before."""
 
     def detach(self) -> None:
-        """Let it finish alone."""
+        """Let the worker finish its work alone."""

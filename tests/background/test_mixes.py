@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ckptstore import CheckpointStore
-from ckptstore.background.save_queue import WRITER, Backpressure, SaveQueue
+from ckptstore.background.save_queue import WRITER_VARIABLE, Backpressure, SaveQueue
 from ckptstore.background.worker import Outcome
 from ckptstore.commit.request import SaveRequest
 from crash.sample_stores import is_seed, snapshot_of
@@ -85,7 +85,7 @@ def test_all_that_is_due_is_committed_in_order_and_whole(
     kind: str, backpressure: Backpressure, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the process that saves is killed, twice, and others go on with what it had."""
-    monkeypatch.setenv(WRITER, "thread" if kind == "thread" else "process")
+    monkeypatch.setenv(WRITER_VARIABLE, "thread" if kind == "thread" else "process")
     chosen = random.Random(seed)
     with CheckpointStore(tmp_path) as store:
         mix = Mix(store.saving_beside("default", backpressure=backpressure), chosen, backpressure)

@@ -23,8 +23,8 @@ import pytest
 from ckptstore import CheckpointStore, RunLockedError, StorageError, UnfinishedSaveError, keep_last
 from ckptstore.background import worker
 from ckptstore.background.process import can_start
-from ckptstore.background.save_queue import WRITER, SaveQueue
-from ckptstore.background.worker import REST_S
+from ckptstore.background.save_queue import WRITER_VARIABLE, SaveQueue
+from ckptstore.background.worker import COMMIT_INTERVAL_S
 from ckptstore.commit import committer
 from ckptstore.commit.deletion import unlink_marked
 from ckptstore.commit.request import SaveRequest
@@ -38,7 +38,7 @@ from writer_processes import needs_process, writers
 KINDS = ["process", "thread"]
 
 
-def may_step_back() -> bool:
+def may_lower_priority() -> bool:
     """Return whether a process of its own may choose how it is scheduled."""
     script = "import os; os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))"
     return subprocess.run([sys.executable, "-c", script], capture_output=True, check=False).returncode == 0
@@ -52,7 +52,7 @@ def store(tmp_path: Path) -> Iterator[CheckpointStore]:
 
 @pytest.fixture(params=[pytest.param("process", marks=needs_process), "thread"])
 def queue(request: Any, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[SaveQueue]:
-    monkeypatch.setenv(WRITER, request.param)
+    monkeypatch.setenv(WRITER_VARIABLE, request.param)
     made = store.saving_beside("default")
     yield made
     made.close()
@@ -62,7 +62,7 @@ def queue(request: Any, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch)
 def process_queue(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[SaveQueue]:
     if not can_start():
         pytest.skip("this platform has no memfd or pidfd")
-    monkeypatch.delenv(WRITER, raising=False)
+    monkeypatch.delenv(WRITER_VARIABLE, raising=False)
     made = store.saving_beside("default")
     yield made
     made.close()
@@ -123,7 +123,7 @@ def test_what_the_process_took_to_start_is_told_once(process_queue: SaveQueue) -
 
 @pytest.fixture
 def thread_queue(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[SaveQueue]:
-    monkeypatch.setenv(WRITER, "thread")
+    monkeypatch.setenv(WRITER_VARIABLE, "thread")
     made = store.saving_beside("default")
     yield made
     made.close()
@@ -285,8 +285,8 @@ def test_the_step_waits_where_that_is_wanted(store: CheckpointStore) -> None:
 
 def wait_until_begun(queue: SaveQueue) -> None:
     """Wait until the first message is no longer the trainer's to take back."""
-    (sent,) = queue._sent
-    handoff = queue._slots[sent.slot].handoff
+    (message,) = queue._in_flight
+    handoff = queue._slots[message.slot].handoff
     # Looked at and not taken: a thread that found it taken would not look again.
     while handoff.is_pending():
         time.sleep(0.001)
@@ -316,7 +316,7 @@ def test_between_saves_that_may_be_left_out_the_worker_rests_unless_somebody_wai
         submit(queue, seed, droppable=True)
         while queue.pending:
             queue.outcomes()
-    assert time.monotonic() - began >= 2 * REST_S
+    assert time.monotonic() - began >= 2 * COMMIT_INTERVAL_S
     submit(queue, 3, droppable=True)
     submit(queue, 4, droppable=True)
     queue._worker.flush_up_to(5)  # type: ignore[union-attr]
@@ -329,7 +329,7 @@ def test_what_must_be_saved_is_saved_at_once(
     queue: SaveQueue, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker that rested for its whole time would never come to its end here."""
-    monkeypatch.setattr(worker, "REST_S", 1000.0)
+    monkeypatch.setattr(worker, "COMMIT_INTERVAL_S", 1000.0)
     submit(queue, 0, droppable=True)
     for seed in (1, 2, 3):
         submit(queue, seed)
@@ -376,10 +376,10 @@ def test_a_snapshot_that_cannot_be_read_is_a_failure_of_that_one(
         submit(queue, 0)
         wait_until_begun(queue)
         spoilt = submit(queue, 1)
-        slot = queue._slots[queue._sent[-1].slot]
+        slot = queue._slots[queue._in_flight[-1].slot]
         assert slot.handoff.take()
         slot.memory.put(0, bytes(32))
-        queue._worker.give(queue._sent[-1].slot)  # type: ignore[union-attr]
+        queue._worker.give(queue._in_flight[-1].slot)  # type: ignore[union-attr]
     queue.drain()
     good, bad = queue.outcomes()
     assert (good.error, bad.number, bad.checkpoint) == (None, spoilt.number, None)
@@ -460,7 +460,7 @@ def test_a_writer_that_is_killed_again_and_again_gives_way_to_a_thread(
 def test_where_no_process_can_be_started_a_thread_saves_and_that_is_said_once(
     store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
-    monkeypatch.delenv(WRITER, raising=False)
+    monkeypatch.delenv(WRITER_VARIABLE, raising=False)
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     queue = store.saving_beside("default")
     for seed in range(3):
@@ -545,7 +545,7 @@ def nicer() -> int:
     return min(19, os.getpriority(os.PRIO_PROCESS, 0) + 5)
 
 
-@pytest.mark.skipif(not may_step_back(), reason="no process may choose how it is scheduled here")
+@pytest.mark.skipif(not may_lower_priority(), reason="no process may choose how it is scheduled here")
 def test_a_writer_stands_back_behind_the_training(process_queue: SaveQueue) -> None:
     submit(process_queue, 0)
     process_queue.drain()
@@ -562,7 +562,7 @@ from ckptstore.background import __main__ as program
 from forbidden_calls import forbid
 
 {before}
-program._step_back()
+program._lower_priority()
 print(os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0))
 """
 
@@ -627,7 +627,7 @@ def test_a_script_that_ends_without_a_word_is_waited_for(kind: str, collected: b
             del queue
         """)
     )
-    environment = {**os.environ, WRITER: kind}
+    environment = {**os.environ, WRITER_VARIABLE: kind}
     done = subprocess.run(
         [sys.executable, script], env=environment, capture_output=True, text=True, check=True
     )

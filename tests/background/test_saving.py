@@ -24,7 +24,7 @@ import pytest
 
 import ckptstore
 from ckptstore.background.process import can_start
-from ckptstore.background.save_queue import WRITER
+from ckptstore.background.save_queue import WRITER_VARIABLE
 from ckptstore.commit import committer
 from ckptstore.storage.layout import Layout
 from ckptstore.storage.locks import store_lock
@@ -43,7 +43,7 @@ only_torch = pytest.mark.skipif(keras.backend.backend() != "torch", reason="a lo
 @pytest.fixture(autouse=True)
 def kind(request: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     keras.utils.set_random_seed(1)
-    monkeypatch.setenv(WRITER, getattr(request, "param", "process"))
+    monkeypatch.setenv(WRITER_VARIABLE, getattr(request, "param", "process"))
 
 
 # Where a thread does the work, what it is asked is the same; how that ends may differ.

@@ -191,7 +191,7 @@ class Saves(Generic[Note]):
                 self._hear_rest(outcomes[position + 1 :])
                 raise
         # At the end, since a filter may make an exception of it.
-        for text in [text for outcome in outcomes for text in outcome.warned]:
+        for text in [text for outcome in outcomes for text in outcome.warnings]:
             warnings.warn(text, UserWarning, stacklevel=2)
 
     def _hear_one(self, outcome: Outcome) -> None:
