@@ -38,7 +38,7 @@ class ParallelCopy:
 
     Example:
         >>> target = np.zeros(3)
-        >>> ParallelCopy()(copies(target, np.arange(3.0)), nbytes=24)
+        >>> ParallelCopy()(copy_jobs(target, np.arange(3.0)), nbytes=24)
         >>> target.tolist()
         [0.0, 1.0, 2.0]
     """
