@@ -16,7 +16,7 @@ from pathlib import Path
 
 import ckptstore
 from bench import plot
-from ckptstore.cli.plot import pictures_of
+from ckptstore.cli.plot import plotted_runs
 from ckptstore.report.plot import draw
 from digits import training as demo_training
 
@@ -77,7 +77,7 @@ def draw_runs(target: Path) -> None:
             command = [sys.executable, __file__, "--train", str(store), str(rate)]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         with ckptstore.CheckpointStore(store, read_only=True) as opened:
-            image, _ = draw(pictures_of(opened, (), METRICS), "runs/digits", "png", METRICS)
+            image, _ = draw(plotted_runs(opened, (), METRICS), "runs/digits", "png", METRICS)
     target.write_bytes(image)
     make_small(target)
 

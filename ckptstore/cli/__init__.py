@@ -1,7 +1,8 @@
-"""The `ckptstore` command: each command parses, makes one call of the store, and prints the answer.
+"""The `ckptstore` command: each command parses its arguments, calls the store, and prints the answer.
 
-Main door: `main.main`, which finds the module of a command on first use. `options` and `output` are shared by all
-commands; `exit_codes` turns errors into exit codes; `supervisor` is the library of `ckptstore run`.
+Main door: `main.main`, which imports the module of a command on first use. `options` and `output` are shared by all
+commands; `exit_codes` maps errors to exit codes; `supervisor` restarts the command of `ckptstore run`.
 
-May import: report, store, transfer, storage, system and the words; never Keras, never training.
+May import: report, store, transfer, storage, system and the words; never Keras, never training, and of what lies
+behind the store nothing else.
 """

@@ -10,8 +10,9 @@ from importlib.resources import files
 
 import click
 
-from ckptstore.cli.options import EPILOG, with_json
-from ckptstore.cli.output import console_on, print_json, tell
+from ckptstore.cli.exit_codes import EPILOG
+from ckptstore.cli.options import with_json
+from ckptstore.cli.output import console_on, echo, print_json
 
 # In the order in which they are read; each is a file of `ckptstore/guide/`.
 TOPICS = (
@@ -94,9 +95,9 @@ def guide(topic: str | None, as_json: bool) -> None:
         console.width = min(console.width, _WIDEST)
         with console.capture() as capture:
             console.print(Markdown(found.text))
-        tell("\n".join(line.rstrip() for line in capture.get().splitlines()))
+        echo("\n".join(line.rstrip() for line in capture.get().splitlines()))
     else:
-        tell(found.text)
+        echo(found.text)
 
 
 def _print_topics(pages: list[Page], as_json: bool) -> None:
@@ -108,5 +109,5 @@ def _print_topics(pages: list[Page], as_json: bool) -> None:
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
     lines = click.HelpFormatter(width=width)
     lines.write_dl([(one.topic, one.description) for one in pages])
-    tell(lines.getvalue().rstrip("\n"))
-    tell("\nckptstore guide TOPIC prints one.")
+    echo(lines.getvalue().rstrip("\n"))
+    echo("\nckptstore guide TOPIC prints one.")

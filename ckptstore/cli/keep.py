@@ -1,4 +1,4 @@
-"""The commands that say what stays: prune, and names and pins."""
+"""Commands that decide which checkpoints stay: prune, tag, untag, pin, unpin."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ckptstore.cli.options import command, of_one_run, open_store, ref_argument, with_json
-from ckptstore.cli.output import print_json, print_lines, say, tell
+from ckptstore.cli.options import command, one_run, open_store, ref_argument, with_json
+from ckptstore.cli.output import echo, log, print_json, print_lines
 from ckptstore.report import text
 from ckptstore.storage.layout import find_store
 
@@ -23,18 +23,18 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
-def _time(ctx: click.Context, param: click.Parameter, value: str | None) -> timedelta | None:
-    """Return the time that a text says."""
+def _duration(ctx: click.Context, param: click.Parameter, value: str | None) -> timedelta | None:
+    """Parse a duration, such as ``"12h"``."""
     if value is None:
         return None
     match = _DURATION.fullmatch(value.strip())
     if match is None or float(match[1]) == 0:
-        raise click.BadParameter(f"{value!r} is no time such as 90m, 12h, 7d or 2w", ctx, param)
+        raise click.BadParameter(f"{value!r} is not a duration such as 90m, 12h, 7d or 2w", ctx, param)
     return timedelta(seconds=float(match[1]) * _SECONDS[match[2]])
 
 
 @command
-@of_one_run
+@one_run
 @click.option("--keep-last", metavar="N", type=click.IntRange(min=1), help="The newest N.")
 @click.option(
     "--keep-best", metavar="METRIC N", type=(str, click.IntRange(min=1)), multiple=True,
@@ -42,7 +42,7 @@ def _time(ctx: click.Context, param: click.Parameter, value: str | None) -> time
 )  # fmt: skip
 @click.option(
     "--mode", "modes", metavar="METRIC min|max", type=(str, click.Choice(["min", "max"])), multiple=True,
-    help="Which is better, where the metric's name does not tell.",
+    help="Which is better; not needed for common metrics.",
 )  # fmt: skip
 @click.option("--keep-every-epochs", metavar="N", type=click.IntRange(min=1), help="One in every N epochs.")
 @click.option(
@@ -50,11 +50,20 @@ def _time(ctx: click.Context, param: click.Parameter, value: str | None) -> time
 )
 @click.option("--keep-every-hours", metavar="H", type=float, help="One in every H hours.")
 @click.option(
-    "--keep-within", metavar="TIME", callback=_time, help="Those of the last 12h, 7d ... before the newest."
+    "--keep-within",
+    metavar="TIME",
+    callback=_duration,
+    help="Those saved within 12h, 7d ... before the newest.",
 )
 @click.option("--keep-tagged", is_flag=True, help="Those with a tag.")
-@click.option("--max-bytes", metavar="SIZE", help="Of these, as many as fit 20GB, say; the oldest go first.")
-@click.option("--dry-run", is_flag=True, help="Remove nothing; tell what would go, what stays and why.")
+@click.option(
+    "--max-bytes",
+    metavar="SIZE",
+    help="Of these, as many as fit into 20GB, say; the oldest are removed first.",
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Remove nothing; show what would be removed, what stays and why."
+)
 @with_json
 def prune(
     store_path: Path,
@@ -72,24 +81,25 @@ def prune(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Remove what none of the --keep options keeps, of each run.
+    """Remove the checkpoints that no --keep option keeps.
 
-    Whatever is said, these stay: the best of each metric that a callback watched, the newest two, the newest two that
-    can be resumed from, the one that the run was resumed from last, what is pinned, and what a path shows.
+    Each run is pruned by itself. These always stay: the best of each metric that a callback monitors, the
+    newest two, the newest two that can be resumed from, the one that the run was last resumed from, the
+    pinned, and those that a path shows.
     """
     from ckptstore import retention
 
-    directions = dict(modes)
+    mode_of = dict(modes)
     rules = [
         keep_last and retention.keep_last(keep_last),
-        *(retention.keep_best(metric, n, directions.get(metric)) for metric, n in keep_best),
+        *(retention.keep_best(metric, n, mode_of.get(metric)) for metric, n in keep_best),
         keep_every_epochs and retention.keep_every(epochs=keep_every_epochs),
         keep_every_steps and retention.keep_every(steps=keep_every_steps),
         None if keep_every_hours is None else retention.keep_every(hours=keep_every_hours),
         keep_within and retention.keep_within(keep_within),
         retention.keep_tagged() if keep_tagged else None,
     ]
-    policy = _joined([rule for rule in rules if isinstance(rule, retention.Policy)], max_bytes)
+    policy = _combined([rule for rule in rules if isinstance(rule, retention.Policy)], max_bytes)
     with open_store(store_path, run) if dry_run else _writable(store_path) as store:
         pruned = store.prune(policy, run=run, dry_run=dry_run)
     if as_json:
@@ -97,22 +107,22 @@ def prune(
         return
     if dry_run and (pruned.removed or pruned.kept):
         print_lines(text.pruned_lines(pruned))
-    would = "would remove" if dry_run else "removed"
-    done = f"{would} {len(pruned.removed)} checkpoints, {text.size_text(pruned.nbytes)}"
-    tell(f"{done}; {len(pruned.kept)} stay")
+    removed = "would remove" if dry_run else "removed"
+    size = text.size_text(pruned.nbytes)
+    echo(f"{removed} {len(pruned.removed)} checkpoints, {size}; {len(pruned.kept)} stay")
 
 
-def _joined(rules: list[Policy], size: str | None) -> Policy:
-    """Return the policy that the options make: any of the rules keeps, and of that stays what fits.
+def _combined(rules: list[Policy], size: str | None) -> Policy:
+    """Return the policy of the options: keep what any of the rules keeps, as far as it fits into the size.
 
     Raises:
-        click.UsageError: There is none.
+        click.UsageError: There are no options.
     """
     from ckptstore.retention import max_bytes
 
     if not rules and size is None:
         raise click.UsageError(
-            "say what to keep: --keep-last, --keep-best, --keep-every-epochs, --max-bytes ..."
+            "name what to keep: --keep-last, --keep-best, --keep-every-epochs, --max-bytes ..."
         )
     if not rules:
         assert size is not None
@@ -134,16 +144,17 @@ def _writable(path: Path) -> CheckpointStore:
 @click.argument("name")
 @with_json
 def tag(store_path: Path, ref: str, name: str, as_json: bool) -> None:
-    """Give a checkpoint a name; one that another has moves.
+    """Give a checkpoint a name, which moves if another one has it.
 
-    The name is then a REF wherever one is taken. Where it stood before is told on stderr, and noted in the store.
+    The name can then be used as a REF. The checkpoint that had it before is reported on stderr, and recorded
+    in the store.
     """
     with _writable(store_path) as store:
         before = store.tags().get(name)
         store.tag(ref, name)
         checkpoint = store.get(name)
     if before is not None and before != checkpoint.version:
-        say(f"{text.printable(name)} stood on version {before}")
+        log(f"{text.printable(name)} was version {before} before")
     _print(checkpoint.to_json(), f"version {checkpoint.version} is {text.printable(name)}", as_json)
 
 
@@ -151,7 +162,7 @@ def tag(store_path: Path, ref: str, name: str, as_json: bool) -> None:
 @click.argument("name")
 @with_json
 def untag(store_path: Path, name: str, as_json: bool) -> None:
-    """Take a name away; the checkpoint stays."""
+    """Remove a name; the checkpoint stays."""
     with _writable(store_path) as store:
         version = store.untag(name)
         checkpoint = store.get(version)
@@ -162,19 +173,19 @@ def untag(store_path: Path, name: str, as_json: bool) -> None:
 @ref_argument()
 @with_json
 def pin(store_path: Path, ref: str, as_json: bool) -> None:
-    """Keep a checkpoint, whatever retention says."""
-    _pin(store_path, ref, True, as_json)
+    """Keep a checkpoint, whatever the retention policy."""
+    _set_pinned(store_path, ref, True, as_json)
 
 
 @command
 @ref_argument()
 @with_json
 def unpin(store_path: Path, ref: str, as_json: bool) -> None:
-    """Let retention decide about a checkpoint again."""
-    _pin(store_path, ref, False, as_json)
+    """Let the retention policy decide about a checkpoint again."""
+    _set_pinned(store_path, ref, False, as_json)
 
 
-def _pin(store_path: Path, ref: str, pinned: bool, as_json: bool) -> None:
+def _set_pinned(store_path: Path, ref: str, pinned: bool, as_json: bool) -> None:
     with _writable(store_path) as store:
         version = store.get(ref).version
         store.pin(version, pinned)
@@ -186,4 +197,4 @@ def _print(document: object, line: str, as_json: bool) -> None:
     if as_json:
         print_json(document)
     else:
-        tell(line)
+        echo(line)

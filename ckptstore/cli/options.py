@@ -1,4 +1,4 @@
-"""What commands take: STORE in front, --json, --run; the exit codes in their help; and how they open a store."""
+"""Arguments and options that commands share: STORE, REF, --json, --run; and how a command opens its store."""
 
 from __future__ import annotations
 
@@ -9,33 +9,37 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ckptstore.cli.exit_codes import EPILOG
 from ckptstore.errors import RunNotFoundError
 from ckptstore.storage.layout import find_store
 
 if TYPE_CHECKING:
     from ckptstore.store.store import CheckpointStore
 
-# How many versions a shell is offered.
-_REFS_MOST = 50
-
-EPILOG = (
-    "Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 locked by another process, 5 problems found, "
-    "6 schema version."
-)
+# Versions offered by shell completion.
+_MAX_COMPLETED_VERSIONS = 50
 
 
 def command(function: Callable[..., Any]) -> click.Command:
-    """Make a command with a STORE in front, and the exit codes in its help."""
+    """Make a function a command whose first argument is STORE, with the exit codes in its help."""
     with_store = click.argument("store_path", metavar="STORE", type=click.Path(path_type=Path))(function)
     return click.command(name=function.__name__.rstrip("_").replace("_", "-"), epilog=EPILOG)(with_store)
 
 
 with_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-of_one_run = click.option("--run", metavar="RUN", help="Look at this run only.")
+with_overwrite = click.option("--overwrite", is_flag=True, help="Replace a file that exists.")
+one_run = click.option("--run", metavar="RUN", help="Only this run.")
+several_runs = click.option(
+    "--run", "runs", metavar="RUN", multiple=True, help="May be repeated; all runs by default."
+)
 
 
 def open_store(path: Path, run: str | None = None) -> CheckpointStore:
-    """Open a store for reading; `run` must be one that it has."""
+    """Open a store for reading.
+
+    Raises:
+        RunNotFoundError: It has no run of this name.
+    """
     from ckptstore.store.store import CheckpointStore
 
     store = CheckpointStore(find_store(path), read_only=True)
@@ -46,15 +50,16 @@ def open_store(path: Path, run: str | None = None) -> CheckpointStore:
     return store
 
 
-def _refs(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Return refs of the store that stands before, for a shell's completion; never fails."""
+def _complete_ref(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the refs of the store on the command line that begin with a text; none where anything fails."""
     with suppress(Exception), open_store(ctx.params["store_path"]) as store:
         named = [*store.tags(), "latest", "resume-point", *(f"best:{name}" for name in store.metric_names())]
-        newest = [str(one.version) for one in store.iterate(order_by="-version", limit=_REFS_MOST)]
-        return [ref for ref in (*named, *newest) if ref.startswith(incomplete)]
+        newest = store.iterate(order_by="-version", limit=_MAX_COMPLETED_VERSIONS)
+        versions = [str(checkpoint.version) for checkpoint in newest]
+        return [ref for ref in (*named, *versions) if ref.startswith(incomplete)]
     return []
 
 
 def ref_argument(name: str = "ref", metavar: str = "REF", **options: Any) -> Callable[..., Any]:
-    """Let a command take a ref, which a shell can complete."""
-    return click.argument(name, metavar=metavar, shell_complete=_refs, **options)
+    """Return a decorator that adds a ref as an argument, which a shell can complete."""
+    return click.argument(name, metavar=metavar, shell_complete=_complete_ref, **options)

@@ -1,4 +1,4 @@
-"""How commands print: text and JSON on stdout, messages and progress on stderr; streams that are closed or full."""
+"""How commands print: results as text or JSON on stdout, messages and progress on stderr; closed or full streams."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
     from ckptstore.store.store import CheckpointStore
 
-_ANY_WIDTH = 100_000
-# A list of more is printed as one line for each.
-_MANY = 100
-# What is over sooner shows no progress.
-PATIENCE_S = 1.0
+_UNLIMITED_WIDTH = 100_000
+# A longer list is printed with one item on each line.
+_LONG_LIST = 100
+# Work that ends sooner shows no progress bar.
+PROGRESS_DELAY_S = 1.0
 
 
-class ReaderLeftError(Exception):
-    """Nobody reads what is printed any more, as behind `| head`."""
+class OutputClosedError(Exception):
+    """The reader of stdout has closed it, as `| head` does."""
 
 
 def prepare_streams() -> None:
-    """Let printing fail neither on characters that the terminal cannot show nor on closed streams."""
+    """Make sure that printing fails neither on characters that the terminal cannot show nor on closed streams."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -46,112 +46,112 @@ def prepare_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def abandon_stdout() -> None:
-    """Send what is still buffered nowhere, or the interpreter would complain of it at its end."""
+def discard_stdout() -> None:
+    """Discard what is still buffered for stdout; the interpreter would report it as an error at exit."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
 
 
-def print_json(document: object) -> None:
-    """Print one JSON document; of a list, or iterator, of very many each on a line of its own, some at a time."""
-    for pieces in _batched(_json_of(document)):
-        tell("".join(pieces), end="")
-    tell("")
+def echo(text: str, end: str = "\n") -> None:
+    """Print a command's result on stdout.
+
+    Raises:
+        OutputClosedError: Nobody reads it any more.
+    """
+    try:
+        print(text, end=end)
+    except BrokenPipeError as error:
+        # Click would turn it into exit code 1, but a reader that has read enough is no failure.
+        raise OutputClosedError from error
+
+
+def log(message: str) -> None:
+    """Print a message on stderr."""
+    print(message, file=sys.stderr)
 
 
 def print_lines(lines: Iterable[str]) -> None:
-    """Print very many lines, some at a time."""
-    for some in _batched(iter(lines)):
-        tell("\n".join(some))
+    """Print any number of lines, in batches."""
+    for batch in _batches(iter(lines)):
+        echo("\n".join(batch))
 
 
-def _batched(pieces: Iterator[str], most: int = 1000) -> Iterator[list[str]]:
-    """Yield lists of some pieces each."""
-    while some := list(islice(pieces, most)):
-        yield some
+def _batches(pieces: Iterator[str], size: int = 1000) -> Iterator[list[str]]:
+    """Yield the pieces in lists of at most `size`."""
+    while batch := list(islice(pieces, size)):
+        yield batch
 
 
-def _json_of(document: object) -> Iterator[str]:
-    """Yield the text of a document, in pieces."""
-    if isinstance(document, dict) and any(isinstance(one, list | Iterator) for one in document.values()):
+def print_json(document: object) -> None:
+    """Print one JSON document; a long list or an iterator is printed one item a line, in batches."""
+    for batch in _batches(_json_pieces(document)):
+        echo("".join(batch), end="")
+    echo("")
+
+
+def _json_pieces(document: object) -> Iterator[str]:
+    """Yield the text of a document in pieces."""
+    if isinstance(document, dict) and any(isinstance(value, list | Iterator) for value in document.values()):
         yield "{"
         for number, (name, value) in enumerate(document.items()):
             yield f"{',' if number else ''}\n  {json.dumps(name, ensure_ascii=False)}: "
-            yield from _value_of(value, inside=True)
+            yield from _value_pieces(value, inside=True)
         yield "\n}"
     else:
-        yield from _value_of(document)
+        yield from _value_pieces(document)
 
 
-def _value_of(value: object, *, inside: bool = False) -> Iterator[str]:
-    """Yield the text of a list or iterator of very many, each on a line of its own, or of anything else."""
+def _value_pieces(value: object, *, inside: bool = False) -> Iterator[str]:
+    """Yield the text of a value in pieces: a long list or iterator one item a line, anything else at once."""
     rest: Iterable[object] = ()
     if isinstance(value, Iterator):
-        value, rest = list(islice(value, _MANY + 1)), value
-    if isinstance(value, list) and len(value) > _MANY:
+        value, rest = list(islice(value, _LONG_LIST + 1)), value
+    if isinstance(value, list) and len(value) > _LONG_LIST:
         encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
         yield "["
-        for number, one in enumerate(chain(value, rest)):
-            yield f"{',' if number else ''}\n{encode(one)}"
+        for number, item in enumerate(chain(value, rest)):
+            yield f"{',' if number else ''}\n{encode(item)}"
         yield "\n]"
     else:
         text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
         yield text.replace("\n", "\n  ") if inside else text
 
 
-def tell(text: str, end: str = "\n") -> None:
-    """Print what was asked for.
-
-    Raises:
-        ReaderLeftError: Nobody reads it.
-    """
-    try:
-        print(text, end=end)
-    except BrokenPipeError as error:
-        # Click would turn it into exit code 1; that somebody has read enough is no failure.
-        raise ReaderLeftError from error
-
-
-def say(message: str) -> None:
-    """Print a message, on stderr."""
-    print(message, file=sys.stderr)
-
-
 def console_on(stream: IO[str]) -> Console:
-    """Return a console as wide as the terminal, or, into a pipe or file, as wide as it takes.
+    """Return a console as wide as the terminal; for a pipe or file, as wide as its content.
 
-    COLUMNS counts on a terminal only: shells export it to programs that print into a pipe, too.
+    COLUMNS counts on a terminal only: shells also export it to programs that print into a pipe.
     """
     from rich.console import Console
 
-    return Console(file=stream, width=None if stream.isatty() else _ANY_WIDTH, highlight=False)
+    return Console(file=stream, width=None if stream.isatty() else _UNLIMITED_WIDTH, highlight=False)
 
 
-def width_of(stream: IO[str]) -> int | None:
-    """Return the width of the terminal, or None into a pipe or file; COLUMNS counts on a terminal only."""
+def terminal_width(stream: IO[str]) -> int | None:
+    """Return the width of the terminal, or None for a pipe or file; COLUMNS counts on a terminal only."""
     return shutil.get_terminal_size().columns if stream.isatty() else None
 
 
-def print_table(what: TextTable | RenderableType) -> None:
-    """Print a table on stdout."""
-    width = width_of(sys.stdout)
-    if isinstance(what, TextTable):
-        if width is None or what.width <= width:
+def print_table(table: TextTable | RenderableType) -> None:
+    """Print a table on stdout; cells are folded where the terminal is too narrow."""
+    width = terminal_width(sys.stdout)
+    if isinstance(table, TextTable):
+        if width is None or table.width <= width:
             bold = width is not None and os.environ.get("TERM") not in ("dumb", "unknown")
-            tell("\n".join(what.lines(bold=bold)))
+            echo("\n".join(table.lines(bold=bold)))
             return
-        what = what.folded()
+        table = table.folded()
     console = console_on(sys.stdout)
     with console.capture() as capture:
-        console.print(what)
-    # Cells are padded to their column; the end of a line needs none.
-    tell("\n".join(line.rstrip() for line in capture.get().splitlines()))
+        console.print(table)
+    # Rich pads each cell to its column; the end of a line needs no padding.
+    echo("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
 
 def print_one(checkpoint: Checkpoint | None, ref: str, store: CheckpointStore, as_json: bool) -> None:
-    """Print one checkpoint: its file, and what it is.
+    """Print one checkpoint: its file, then a summary.
 
     Raises:
         CheckpointNotFoundError: There is none.
@@ -161,74 +161,74 @@ def print_one(checkpoint: Checkpoint | None, ref: str, store: CheckpointStore, a
     if as_json:
         print_json(checkpoint.to_json())
     else:
-        tell(report.printable(str(checkpoint.path)))
-        tell(report.summary(checkpoint))
+        echo(report.printable(str(checkpoint.path)))
+        echo(report.summary(checkpoint))
 
 
 def print_many(checkpoints: list[Checkpoint], ref: str, store: CheckpointStore, as_json: bool) -> None:
-    """Print some checkpoints as a table, in their order.
+    """Print checkpoints as a table, in their order.
 
     Raises:
-        CheckpointNotFoundError: There is none.
+        CheckpointNotFoundError: There are none.
     """
     if not checkpoints:
         raise CheckpointNotFoundError(ref=ref, store=store.path)
     if as_json:
         print_json([checkpoint.to_json() for checkpoint in checkpoints])
         return
-    table, left_out = report.checkpoint_table(checkpoints, width_of(sys.stdout))
+    table, left_out = report.checkpoint_table(checkpoints, terminal_width(sys.stdout))
     print_table(table)
     if left_out:
-        say(f"no room for: {', '.join(left_out)} (--json has all)")
+        log(f"no room for: {', '.join(left_out)} (--json has all)")
 
 
 @contextmanager
-def progress_bar(what: str, nbytes: int) -> Iterator[Callable[[int], object] | None]:
-    """Give what takes numbers of bytes for a progress bar on stderr; None where that is no terminal.
+def progress_bar(title: str, nbytes: int) -> Iterator[Callable[[int], object] | None]:
+    """Yield a function that takes numbers of bytes for a progress bar on stderr; None where that is no terminal.
 
-    The bar, with rate and time left, comes once the work has lasted for a second.
+    The bar, with rate and time left, appears once the work has lasted for a second.
 
     Args:
-        what: What is done.
+        title: The name of the work.
         nbytes: The sum of all numbers.
     """
     if not sys.stderr.isatty():
         yield None
         return
-    bar = _Bar(what, nbytes)
+    bar = _DelayedBar(title, nbytes)
     try:
         yield bar.advance
     finally:
         bar.close()
 
 
-class _Bar:
-    """A progress bar that begins when something lasts."""
+class _DelayedBar:
+    """A progress bar that appears only when the work takes longer than `PROGRESS_DELAY_S`."""
 
-    def __init__(self, what: str, nbytes: int) -> None:
-        self._what, self._nbytes = what, nbytes
+    def __init__(self, title: str, nbytes: int) -> None:
+        self._title, self._nbytes = title, nbytes
         self._done = 0
         self._began = time.monotonic()
         self._progress: Progress | None = None
         self._task: TaskID | None = None
 
     def advance(self, nbytes: int) -> None:
-        """Count what is done, and show it."""
+        """Count bytes as done, and show it."""
         self._done += nbytes
-        if self._progress is None and time.monotonic() - self._began >= PATIENCE_S:
-            self._progress = _shown()
-            self._task = self._progress.add_task(self._what, total=self._nbytes)
+        if self._progress is None and time.monotonic() - self._began >= PROGRESS_DELAY_S:
+            self._progress = _new_progress()
+            self._task = self._progress.add_task(self._title, total=self._nbytes)
             self._progress.start()
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=self._done)
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar from the terminal."""
         if self._progress is not None:
             self._progress.stop()
 
 
-def _shown() -> Progress:
+def _new_progress() -> Progress:
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -244,7 +244,7 @@ def _shown() -> Progress:
 
 
 def payload_bytes(root: Path) -> int:
-    """Return the size of all payloads in a store, in bytes, for a bar; 0 where there will be none."""
+    """Return the size of all payloads of a store in bytes, for a progress bar; 0 where none will be shown."""
     if not sys.stderr.isatty():
         return 0
     layout = Layout(root)

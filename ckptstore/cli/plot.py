@@ -1,39 +1,30 @@
-"""The commands that draw: a picture of runs."""
+"""The command plot: metrics of runs as an image."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from ckptstore.cli.options import command, open_store, with_json
-from ckptstore.cli.output import print_json, say, tell
+from ckptstore.cli.options import command, open_store, several_runs, with_json, with_overwrite
+from ckptstore.cli.output import echo, log, print_json
 from ckptstore.errors import InvalidArgumentError, MetricNotFoundError, RunNotFoundError
 from ckptstore.report import text
 from ckptstore.storage.layout import absolute, require_outside
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from ckptstore.report.plot import ImageFormat, RunPicture
+    from ckptstore.report.plot import ImageFormat, PlottedRun
     from ckptstore.store.store import CheckpointStore
 
 _FORMATS: dict[str, ImageFormat] = {".png": "png", ".svg": "svg"}
 
 
-def of_some_runs(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a command take runs, and whether its file may take the place of another."""
-    runs = click.option("--run", "runs", metavar="RUN", multiple=True, help="May be repeated; else all runs.")
-    return runs(
-        click.option("--overwrite", is_flag=True, help="Take the place of a file that is there.")(function)
-    )
-
-
 @command
 @click.argument("file", type=click.Path(path_type=Path))
-@of_some_runs
-@click.option("--metric", "metrics", metavar="NAME", multiple=True, help="May be repeated; else all.")
+@several_runs
+@with_overwrite
+@click.option("--metric", "metrics", metavar="NAME", multiple=True, help="May be repeated; all by default.")
 @with_json
 def plot(
     store_path: Path,
@@ -44,10 +35,11 @@ def plot(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Draw metrics over epochs, across restarts.
+    """Plot metrics over epochs, across restarts.
 
-    FILE ends in .png or .svg. Checkpoints that are there are marks, the best a star, the resume point a triangle,
-    interruptions dotted lines. A metric and its val_ share a panel. Needs matplotlib: pip install 'ckptstore[plot]'.
+    FILE ends in .png or .svg. Existing checkpoints are dots, the best is a star, the resume point a triangle,
+    an interruption a dotted line. A metric and its val_ share a panel. Needs matplotlib:
+    pip install 'ckptstore[plot]'.
     """
     from ckptstore.report.plot import draw
     from ckptstore.storage.output_files import write_file
@@ -57,48 +49,46 @@ def plot(
         raise click.UsageError(f"{text.printable(str(file))}: ends neither in .png nor in .svg")
     with open_store(store_path) as store:
         target = require_outside(store.path, absolute(file), "FILE")
-        pictures = pictures_of(store, runs, metrics)
-        image, left_out = draw(pictures, title_of(store, pictures), format, metrics)
+        plotted = plotted_runs(store, runs, metrics)
+        image, left_out = draw(plotted, title_of(store, plotted), format, metrics)
     written = write_file(target, image, overwrite=overwrite)
     if left_out:
-        say(f"no room for: {', '.join(map(text.printable, left_out))} (--metric chooses)")
+        log(f"no room for: {', '.join(map(text.printable, left_out))} (choose with --metric)")
     if as_json:
-        names = [picture.history.run for picture in pictures]
+        names = [run.history.run for run in plotted]
         print_json({"path": str(target), "nbytes": written.nbytes, "runs": names, "left_out": [*left_out]})
     else:
-        tell(made_line(target, len(pictures), written.nbytes))
+        echo(written_line(target, len(plotted), written.nbytes))
 
 
-def made_line(target: Path, runs: int, nbytes: int) -> str:
-    """Return the line that tells what was made."""
-    many = "" if runs == 1 else "s"
-    return f"{text.printable(str(target))}: {runs} run{many}, {text.size_text(nbytes)}"
+def written_line(target: Path, runs: int, nbytes: int) -> str:
+    """Return the line that reports a file of some runs as written."""
+    return f"{text.printable(str(target))}: {runs} run{'' if runs == 1 else 's'}, {text.size_text(nbytes)}"
 
 
-def title_of(store: CheckpointStore, pictures: list[RunPicture]) -> str:
-    """Return what stands above a picture."""
-    run = f", run {pictures[0].history.run}" if len(pictures) == 1 else ""
-    return f"{store.path}{run}"
+def title_of(store: CheckpointStore, runs: list[PlottedRun]) -> str:
+    """Return the title of a plot: the store, and the run where there is only one."""
+    return f"{store.path}, run {runs[0].history.run}" if len(runs) == 1 else f"{store.path}"
 
 
-def pictures_of(
+def plotted_runs(
     store: CheckpointStore, runs: tuple[str, ...], metrics: tuple[str, ...] = ()
-) -> list[RunPicture]:
-    """Return what there is to draw of some runs, or all.
+) -> list[PlottedRun]:
+    """Return what a plot of some runs needs; of all runs where none is named.
 
     Raises:
         RunNotFoundError: There is no such run.
         MetricNotFoundError: None of them has such a metric.
         InvalidArgumentError: They have no metrics at all.
     """
-    from ckptstore.report.plot import RunPicture
+    from ckptstore.report.plot import PlottedRun
 
     known = store.runs()
     for run in runs:
         if run not in known:
             raise RunNotFoundError(run=run, store=store.path, known=known)
     found = [
-        RunPicture(
+        PlottedRun(
             history=store.history(summary.run),
             checkpoints=store.checkpoints(summary.run),
             best=summary.best,
@@ -106,12 +96,10 @@ def pictures_of(
         )
         for summary in store.compare(*dict.fromkeys(runs))
     ]
-    names = tuple(sorted({name for one in found for name in one.history.metrics}))
+    names = tuple(sorted({name for plotted in found for name in plotted.history.metrics}))
     for metric in metrics:
         if metric not in names:
             raise MetricNotFoundError(metric=metric, store=store.path, known=names)
     if not names:
-        raise InvalidArgumentError(
-            argument="STORE", value=str(store.path), reason="has no metrics that could be drawn"
-        )
-    return [one for one in found if one.history.metrics]
+        raise InvalidArgumentError(argument="STORE", value=str(store.path), reason="has no metrics to plot")
+    return [plotted for plotted in found if plotted.history.metrics]

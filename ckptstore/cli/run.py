@@ -1,4 +1,4 @@
-"""The command that starts a training again until it has ended well."""
+"""The command run: starts a training, and restarts it until it has ended well."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from pathlib import Path
 import click
 
 from ckptstore.cli.options import command, with_json
-from ckptstore.cli.output import print_json, say
+from ckptstore.cli.output import log, print_json
 from ckptstore.errors import NotAStoreError
 from ckptstore.report import text
 
-_NOT_FOUND, _NOT_RUNNABLE = 127, 126
+# The exit codes of a shell for a command that does not exist, or that may not be executed.
+_NOT_FOUND, _NOT_EXECUTABLE = 127, 126
 _STDERR = 2
 
 
 @command
-@click.option("--run", metavar="RUN", help="Only this run's checkpoints count as progress.")
+@click.option("--run", metavar="RUN", help="Only checkpoints of this run count as progress.")
 @click.option(
-    "--max-restarts", metavar="N", type=click.IntRange(min=0), help="Default: while there is progress."
+    "--max-restarts", metavar="N", type=click.IntRange(min=0), help="Default: as long as there is progress."
 )
 @click.option(
     "--max-without-progress",
     metavar="N",
     type=click.IntRange(min=1),
-    default=5,  # `resume` steps back to an older checkpoint with the fourth
+    default=5,  # `resume` steps back to an older checkpoint at the fourth start
     show_default=True,
     help="Starts in a row without a new checkpoint.",
 )
@@ -58,17 +59,19 @@ def run(  # noqa: PLR0917
     as_json: bool,
     command_line: tuple[str, ...],
 ) -> int:
-    """Run a training, and again until it ends well.
+    """Run a training, and restart it until it ends well.
 
-    Put -- before COMMAND. It is started again when it ends with 75, which is how an interrupted training ends, or is
-    killed by a signal; after any other failure only if it has saved a checkpoint in STORE since it was started.
+    Put -- before COMMAND. It is restarted when it ends with 75, which is how an interrupted training ends, or
+    is killed by a signal; after any other failure only if it has saved a checkpoint in STORE since it was
+    started.
 
-    SIGTERM, SIGUSR1 and SIGINT are passed on to COMMAND, which saves and ends; it is not started again then. A second
-    signal is passed on, too, and COMMAND killed after --grace. Only COMMAND itself is told, so that a shell in between
-    needs `exec`. On Linux COMMAND gets SIGTERM if this process is killed.
+    SIGTERM, SIGUSR1 and SIGINT are passed on to COMMAND, which saves and ends; it is not restarted then. A
+    second signal is passed on too, and COMMAND is killed after --grace. Only COMMAND itself gets the signal,
+    so a shell in between needs `exec`. On Linux COMMAND gets SIGTERM if this process is killed.
 
-    Ends with COMMAND's exit code: 0 done, 75 to be started again by whoever started this, 128 + N killed by signal N;
-    126 not executable, 127 not found. With --json COMMAND prints on stderr, so that stdout has the one document.
+    Ends with COMMAND's exit code: 0 done, 75 to be restarted by whatever started this command, 128 + N killed
+    by signal N; 126 not executable, 127 not found. With --json COMMAND prints on stderr, so that stdout holds
+    the one document.
     """
     from ckptstore.cli.supervisor import Limits, supervise
 
@@ -77,20 +80,20 @@ def run(  # noqa: PLR0917
     )
     try:
         outcome = supervise(
-            store_path, command_line, limits, say=_say, run=run, stdout=_STDERR if as_json else None
+            store_path, command_line, limits, log=_log, run=run, stdout=_STDERR if as_json else None
         )
     except NotAStoreError as error:
         raise click.UsageError(text.printable(str(error))) from error
     except OSError as error:
         if error.filename != command_line[0]:
             raise
-        _say(f"{shlex.quote(command_line[0])}: {error.strerror}")
-        return _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_RUNNABLE
+        _log(f"{shlex.quote(command_line[0])}: {error.strerror}")
+        return _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_EXECUTABLE
     if as_json:
         print_json(outcome.to_json())
     return outcome.exit_code
 
 
-def _say(message: str) -> None:
-    say(f"ckptstore run: {text.printable(message)}")
+def _log(message: str) -> None:
+    log(f"ckptstore run: {text.printable(message)}")
     sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""The commands that ask of runs: how their metrics went, and how they compare."""
+"""Commands about runs and differences: history, compare, diff."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from pathlib import Path
 
 import click
 
-from ckptstore.cli.options import command, of_one_run, open_store, ref_argument, with_json
-from ckptstore.cli.output import print_json, print_table, progress_bar, say, tell
+from ckptstore.cli.options import command, one_run, open_store, ref_argument, with_json
+from ckptstore.cli.output import echo, log, print_json, print_table, progress_bar
 from ckptstore.errors import InvalidArgumentError
 from ckptstore.report import text
 
 
 @command
-@of_one_run
-@click.option("--metric", "metrics", metavar="NAME", multiple=True, help="This metric only; may be repeated.")
+@one_run
+@click.option("--metric", "metrics", metavar="NAME", multiple=True, help="Only this metric; may be repeated.")
 @with_json
 def history(store_path: Path, run: str | None, metrics: tuple[str, ...], as_json: bool) -> None:
     """Show each metric of a run by epoch, across restarts.
 
-    Also of checkpoints that retention has removed. Where the run was gone on with is told on stderr.
+    Includes epochs whose checkpoints retention has removed. Where the run was resumed is reported on stderr.
     """
     with open_store(store_path, run) as store:
         found = store.history(run or _only_run(store.runs()))
@@ -27,37 +27,36 @@ def history(store_path: Path, run: str | None, metrics: tuple[str, ...], as_json
         print_json(found.to_json())
         return
     if not found.epochs:
-        say(f"run {found.run}: no checkpoints yet")
+        log(f"run {found.run}: no checkpoints yet")
         return
     print_table(text.history_table(found, metrics))
     for resumed in found.resumes:
         where = "at its end" if resumed.batch is None else f"at batch {resumed.batch}"
-        say(f"{text.time_text(resumed.at)}: gone on from epoch {resumed.epoch}, {where}")
+        log(f"{text.time_text(resumed.at)}: resumed from epoch {resumed.epoch}, {where}")
 
 
 def _only_run(runs: tuple[str, ...]) -> str:
     if len(runs) != 1:
-        raise InvalidArgumentError(
-            argument="--run", value=None, reason=f"must be said; runs here: {', '.join(runs) or 'none'}"
-        )
+        known = ", ".join(runs) or "none"
+        raise InvalidArgumentError(argument="--run", value=None, reason=f"must be given; runs here: {known}")
     return runs[0]
 
 
 @command
 @click.argument("runs", nargs=-1)
-@click.option("--metric", "metrics", metavar="NAME", multiple=True, help="This metric only; may be repeated.")
+@click.option("--metric", "metrics", metavar="NAME", multiple=True, help="Only this metric; may be repeated.")
 @with_json
 def compare(store_path: Path, runs: tuple[str, ...], metrics: tuple[str, ...], as_json: bool) -> None:
     """Show runs side by side, each with its best by each metric.
 
-    RUNS are all runs where none is named. Behind each best value stands its version.
+    Without RUNS, all runs are shown. The version of the checkpoint follows each best value.
     """
     with open_store(store_path) as store:
         summaries = store.compare(*runs, metrics=metrics or None)
     if as_json:
         print_json([summary.to_json() for summary in summaries])
     elif not summaries:
-        say(f"{store.path}: no runs yet")
+        log(f"{store.path}: no runs yet")
     else:
         print_table(text.comparison_table(summaries))
 
@@ -69,27 +68,27 @@ def compare(store_path: Path, runs: tuple[str, ...], metrics: tuple[str, ...], a
 def diff(store_path: Path, first: str, second: str, as_json: bool) -> None:
     """Compare metrics and variables of two checkpoints.
 
-    A and B are a version, "latest", "best:METRIC", "resume-point", or a tag. Of each variable that differs: its norm in
-    A, the norm of the change and its share of that, the largest change of a value, and the share of values whose bits
-    changed.
+    A and B are a version, "latest", "best:METRIC", "resume-point", or a tag. For each variable that differs:
+    its norm in A, the norm of the change and its share of that, the largest change of a value, and the share
+    of values whose bits changed.
     """
     from ckptstore.report.variables import change_table, metrics_table
 
     with open_store(store_path) as store:
         pair = store.get(first), store.get(second)
-        with progress_bar("diff", 2 * sum(one.nbytes for one in pair)) as progress:
+        with progress_bar("diff", 2 * sum(checkpoint.nbytes for checkpoint in pair)) as progress:
             found = store.diff(*pair, progress=progress)
     if as_json:
         print_json(found.to_json())
         return
     if found.metrics:
         print_table(metrics_table(found))
-        tell("")
+        echo("")
     if found.changed:
         print_table(change_table(found.changed))
-    tell(f"{len(found.changed)} of {len(found.variables)} variables differ")
-    for path, (one, two) in found.unlike.items():
-        tell(f"{text.printable(path)}: {one} in A, {two} in B")
-    for where, paths in (("A", found.only_first), ("B", found.only_second)):
+    echo(f"{len(found.changed)} of {len(found.variables)} variables differ")
+    for path, (in_first, in_second) in found.unlike.items():
+        echo(f"{text.printable(path)}: {in_first} in A, {in_second} in B")
+    for name, paths in (("A", found.only_first), ("B", found.only_second)):
         for path in paths:
-            tell(f"{text.printable(path)}: only in {where}")
+            echo(f"{text.printable(path)}: only in {name}")

@@ -1,6 +1,6 @@
-"""Checkpoints as text, tables, plots and pages.
+"""Checkpoints and runs as text, tables, plots and HTML reports, for people to read.
 
-Main doors: `text`, `table`, `plot`, `html`.
+Main doors: `text`, `table`, `variables`, `plot`, `html`.
 
 May import: store and the words.
 """

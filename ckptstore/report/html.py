@@ -1,6 +1,7 @@
-"""One HTML file about runs, which needs nothing else: picture, checkpoints, configuration, cost of saving, events.
+"""A report on runs as one HTML file: plot, checkpoints, configuration, cost of saving, events.
 
-Every text that comes from a store is escaped, and a content policy lets the page load nothing.
+The file is complete in itself. Every text that comes from a store is escaped, and a content security policy lets the
+page load nothing.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from html import escape
 from typing import Any
 
 from ckptstore.records import Checkpoint, Event, json_time
-from ckptstore.report.plot import RunPicture
+from ckptstore.report.plot import PlottedRun
 from ckptstore.report.text import metric_text, position_text, size_text
 from ckptstore.report.variables import Layout, layer_rows
 
-_CHECKPOINTS_MOST, _EVENTS_MOST = 300, 200
+MAX_CHECKPOINTS, MAX_EVENTS = 300, 200
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 2rem auto; max-width: 72rem;
@@ -37,16 +38,16 @@ summary { cursor: pointer; } .quiet { color: #595959; }
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
-    """What there is to tell of one run.
+    """Everything that the report shows of one run.
 
     Attributes:
-        picture: Its history, checkpoints, best and resume point.
-        events: What happened, newest first.
+        plotted: Its history, checkpoints, best and resume point.
+        events: Its events, newest first.
         layout: Shape and dtype of the variables of its newest checkpoint; empty where that cannot be read.
         configuration: The newest checkpoint's configuration by document, parsed JSON.
     """
 
-    picture: RunPicture
+    plotted: PlottedRun
     events: Sequence[Event]
     layout: Layout = field(hash=False)
     configuration: dict[str, Any] = field(hash=False)
@@ -54,17 +55,17 @@ class RunReport:
     @property
     def run(self) -> str:
         """The run's name."""
-        return self.picture.history.run
+        return self.plotted.history.run
 
 
 def page(title: str, made_at: datetime, runs: Sequence[RunReport], image: bytes | None) -> str:
     """Return the page.
 
     Args:
-        title: What stands above; the store.
-        made_at: When the page is made; aware.
+        title: The heading; names the store.
+        made_at: The time of the report; aware.
         runs: The runs.
-        image: A picture of them, PNG, or None where there is nothing to draw.
+        image: A plot of them as PNG, or None where there is nothing to plot.
     """
     parts = [
         f"<h1>{escape(title)}</h1>",
@@ -89,15 +90,16 @@ def _image(image: bytes) -> str:
 
 
 def _run(run: RunReport) -> list[str]:
-    checkpoints = run.picture.checkpoints
-    resumes = run.picture.history.resumes
-    counted = f"{len(checkpoints)} checkpoints, {size_text(sum(one.nbytes for one in checkpoints))}"
+    checkpoints = run.plotted.checkpoints
+    resumes = run.plotted.history.resumes
+    nbytes = sum(checkpoint.nbytes for checkpoint in checkpoints)
+    counted = f"{len(checkpoints)} checkpoints, {size_text(nbytes)}"
     parts = [
         f"<h2>Run {escape(run.run)}</h2>",
         f"<p>{counted}; interrupted {len(resumes)} time{'' if len(resumes) == 1 else 's'}.</p>",
     ]
-    if run.picture.best or run.picture.resume_point is not None:
-        parts += ["<h3>Best and resume point</h3>", _best(run.picture)]
+    if run.plotted.best or run.plotted.resume_point is not None:
+        parts += ["<h3>Best and resume point</h3>", _best(run.plotted)]
     if checkpoints:
         parts += [
             "<h3>Checkpoints</h3>",
@@ -116,49 +118,50 @@ def _run(run: RunReport) -> list[str]:
     return parts
 
 
-def _best(picture: RunPicture) -> str:
+def _best(run: PlottedRun) -> str:
     rows = [
-        (f"best {name}", metric_text(one.metrics[name]), str(one.version), position_text(one))
-        for name, one in picture.best.items()
+        (f"best {name}", metric_text(best.metrics[name]), str(best.version), position_text(best))
+        for name, best in run.best.items()
     ]
-    if picture.resume_point is not None:
-        point = picture.resume_point
+    if run.resume_point is not None:
+        point = run.resume_point
         rows.append(("resume point", "", str(point.version), position_text(point)))
     return _table(("", "value", "version", "position"), rows, numbers=(1, 2))
 
 
 def _checkpoints(checkpoints: Sequence[Checkpoint]) -> str:
-    shown = checkpoints[-_CHECKPOINTS_MOST:]
-    names = list(dict.fromkeys(name for one in shown for name in one.metrics))
+    shown = checkpoints[-MAX_CHECKPOINTS:]
+    names = list(dict.fromkeys(name for checkpoint in shown for name in checkpoint.metrics))
     head = ("version", "epoch", "batch", "step", *names, "size", "saved", "tags", "digest")
     rows = [
         (
-            str(one.version),
-            str(one.epoch),
-            "end" if one.batch is None else str(one.batch),
-            "" if one.step is None else str(one.step),
-            *(metric_text(one.metrics.get(name)) for name in names),
-            size_text(one.nbytes),
-            json_time(one.created_at)[:19],
-            ", ".join([*one.tags, *(["(pinned)"] if one.pinned else [])]),
-            one.digest.partition(":")[2][:12],
+            str(checkpoint.version),
+            str(checkpoint.epoch),
+            "end" if checkpoint.batch is None else str(checkpoint.batch),
+            "" if checkpoint.step is None else str(checkpoint.step),
+            *(metric_text(checkpoint.metrics.get(name)) for name in names),
+            size_text(checkpoint.nbytes),
+            json_time(checkpoint.created_at)[:19],
+            ", ".join([*checkpoint.tags, *(["(pinned)"] if checkpoint.pinned else [])]),
+            checkpoint.digest.partition(":")[2][:12],
         )
-        for one in shown
+        for checkpoint in shown
     ]
-    left = len(checkpoints) - len(shown)
-    before = f'<p class="quiet">{left} older ones are not shown.</p>' if left else ""
-    return before + _table(head, rows, numbers=range(4 + len(names) + 1))
+    older = len(checkpoints) - len(shown)
+    note = f'<p class="quiet">{older} older ones are not shown.</p>' if older else ""
+    return note + _table(head, rows, numbers=range(4 + len(names) + 1))
 
 
 def _cost(checkpoints: Sequence[Checkpoint]) -> str:
     rows = []
-    for what, values in (
-        ("training waited", [one.blocked_s for one in checkpoints if one.blocked_s is not None]),
-        ("until it was durable", [one.total_s for one in checkpoints if one.total_s is not None]),
+    for name, times in (
+        ("training waited", [checkpoint.blocked_s for checkpoint in checkpoints]),
+        ("until it was durable", [checkpoint.total_s for checkpoint in checkpoints]),
     ):
-        if values:
-            told = (sum(values), statistics.median(values), max(values))
-            rows.append((what, str(len(values)), *(f"{seconds:.3f} s" for seconds in told)))
+        known = [seconds for seconds in times if seconds is not None]
+        if known:
+            figures = (sum(known), statistics.median(known), max(known))
+            rows.append((name, str(len(known)), *(f"{seconds:.3f} s" for seconds in figures)))
     return _table(("", "saves", "together", "median", "longest"), rows, numbers=range(1, 5))
 
 
@@ -170,10 +173,10 @@ def _events(events: Sequence[Event]) -> str:
             "" if event.version is None else str(event.version),
             "" if event.detail is None else json.dumps(dict(event.detail), ensure_ascii=False),
         )
-        for event in events[:_EVENTS_MOST]
+        for event in events[:MAX_EVENTS]
     ]
-    left = '<p class="quiet">Older ones are not shown.</p>' if len(events) > _EVENTS_MOST else ""
-    return left + _table(("at (UTC)", "event", "version", "detail"), rows, numbers=(2,))
+    note = '<p class="quiet">Older ones are not shown.</p>' if len(events) > MAX_EVENTS else ""
+    return note + _table(("at (UTC)", "event", "version", "detail"), rows, numbers=(2,))
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[int] = ()) -> str:

@@ -1,4 +1,4 @@
-"""Draws runs: metrics over epochs, across restarts, the checkpoints that are there, best and resume point."""
+"""Plots of runs: metrics over epochs, across restarts, with checkpoints, best and resume point."""
 
 from __future__ import annotations
 
@@ -25,21 +25,22 @@ ImageFormat = Literal["png", "svg"]
 # Okabe and Ito's colours, which colour-blind people can tell apart too; the lightest is left out.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _GREY = "#6b6b6b"
-_PANELS_MOST = 8
-_MANY = 80
-# A curve that falls by more is drawn on a logarithmic axis.
-_LOGARITHMIC = 50.0
+_MAX_PANELS = 8
+# More checkpoints than these get small dots.
+_MAX_LARGE_DOTS = 80
+# From this ratio of the largest to the smallest value on, the axis is logarithmic.
+_LOGARITHMIC_RATIO = 50.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunPicture:
-    """What there is to draw of one run.
+class PlottedRun:
+    """Everything that a plot shows of one run.
 
     Attributes:
         history: Its metrics by epoch.
-        checkpoints: Those that are there.
-        best: By metric, its best checkpoint.
-        resume_point: The newest that can be gone on from, or None.
+        checkpoints: Its existing checkpoints.
+        best: Its best checkpoint by metric.
+        resume_point: The checkpoint that it would resume from, or None.
     """
 
     history: History
@@ -47,21 +48,25 @@ class RunPicture:
     best: Mapping[str, Checkpoint]
     resume_point: Checkpoint | None
 
-    def place(self, epoch: int, batch: int | None) -> float:
-        """Return where a position lies on the axis: an epoch's end on its number, its batches before it."""
+    def x(self, epoch: int, batch: int | None) -> float:
+        """Return the x of a position: the end of an epoch is at its number, its batches lie before it."""
         if batch is None:
             return float(epoch)
-        return epoch - 1 + min(1.0, (batch + 1) / self._batches())
+        return epoch - 1 + min(1.0, (batch + 1) / self._batches_per_epoch())
 
-    def _batches(self) -> int:
-        """Return the batches of an epoch: counted where an epoch's end tells, else as many as were seen."""
-        ends = [one.step / (one.epoch + 1) for one in self.checkpoints if one.batch is None and one.step]
-        seen = [one.batch + 1 for one in self.checkpoints if one.batch is not None]
+    def _batches_per_epoch(self) -> int:
+        """Return the number of batches of an epoch: from the steps at the ends of epochs, else the most seen."""
+        ends = [
+            checkpoint.step / (checkpoint.epoch + 1)
+            for checkpoint in self.checkpoints
+            if checkpoint.batch is None and checkpoint.step
+        ]
+        seen = [checkpoint.batch + 1 for checkpoint in self.checkpoints if checkpoint.batch is not None]
         return max(1, round(ends[-1])) if ends else max(seen, default=1)
 
 
-def panels_of(runs: Sequence[RunPicture], metrics: Sequence[str] = ()) -> dict[str, list[str]]:
-    """Return the metrics of each panel: one of the training and the same of the validation share it.
+def panels_of(runs: Sequence[PlottedRun], metrics: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Return the metrics of each panel; a metric and its ``val_`` share one.
 
     Example:
         >>> from ckptstore.records import Epoch
@@ -73,32 +78,32 @@ def panels_of(runs: Sequence[RunPicture], metrics: Sequence[str] = ()) -> dict[s
     panels: dict[str, list[str]] = {}
     for name in sorted(wanted, key=lambda name: (name.removeprefix("val_") != "loss",)):
         panels.setdefault(name.removeprefix("val_"), []).append(name)
-    return {name: sorted(of, key=lambda one: one.startswith("val_")) for name, of in panels.items()}
+    return {panel: sorted(names, key=lambda name: name.startswith("val_")) for panel, names in panels.items()}
 
 
 def draw(
-    runs: Sequence[RunPicture], title: str, format: ImageFormat, metrics: Sequence[str] = ()
+    runs: Sequence[PlottedRun], title: str, format: ImageFormat, metrics: Sequence[str] = ()
 ) -> tuple[bytes, tuple[str, ...]]:
-    """Return a picture of runs, and the metrics for which there was no room.
+    """Plot runs; return the image, and the metrics for which there was no room.
 
     Args:
         runs: The runs; at least one has a metric.
-        title: What stands above.
-        format: ``"png"`` or ``"svg"``, with text as shapes and no reference to anything outside.
-        metrics: The metrics; empty for all.
+        title: The heading.
+        format: ``"png"``, or ``"svg"`` with text as shapes and without external references.
+        metrics: The metrics to plot; empty for all.
 
     Raises:
         MissingPackageError: (an ImportError) matplotlib is not installed.
     """
     panels = panels_of(runs, metrics)
-    shown = dict(list(panels.items())[:_PANELS_MOST])
-    left_out = tuple(name for of in list(panels.values())[_PANELS_MOST:] for name in of)
+    shown = dict(list(panels.items())[:_MAX_PANELS])
+    left_out = tuple(name for names in list(panels.values())[_MAX_PANELS:] for name in names)
     with _matplotlib():
         figure = _figure(runs, title, shown)
         image = io.BytesIO()
-        # No date, so that equal pictures are equal files.
-        stamp: dict[str, Any] = {"Date": None, "Creator": None} if format == "svg" else {}
-        figure.savefig(image, format=format, dpi=150, metadata=stamp)
+        # No date, so that equal plots are equal files.
+        metadata: dict[str, Any] = {"Date": None, "Creator": None} if format == "svg" else {}
+        figure.savefig(image, format=format, dpi=150, metadata=metadata)
     return image.getvalue(), left_out
 
 
@@ -107,9 +112,9 @@ def _matplotlib() -> Iterator[None]:
     try:
         import matplotlib as mpl
     except ImportError as error:
-        raise MissingPackageError(package="matplotlib", needed_for="a picture", extra="plot") from error
+        raise MissingPackageError(package="matplotlib", needed_for="a plot", extra="plot") from error
     settings: Any = {
-        "text.parse_math": False,  # names are no formulas
+        "text.parse_math": False,  # names of metrics are not formulas
         "svg.hashsalt": "ckptstore",
         "font.size": 9,
         "axes.spines.top": False,
@@ -120,7 +125,7 @@ def _matplotlib() -> Iterator[None]:
         yield
 
 
-def _figure(runs: Sequence[RunPicture], title: str, panels: Mapping[str, Sequence[str]]) -> Figure:
+def _figure(runs: Sequence[PlottedRun], title: str, panels: Mapping[str, Sequence[str]]) -> Figure:
     from matplotlib.figure import Figure
 
     columns = 1 if len(panels) < 4 else 2
@@ -129,42 +134,42 @@ def _figure(runs: Sequence[RunPicture], title: str, panels: Mapping[str, Sequenc
     axes = list(figure.subplots(lines, columns, squeeze=False, sharex=True).flat)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
-    for (name, of), axis in zip(panels.items(), axes, strict=False):
-        _draw_panel(axis, runs, name, of)
+    for (name, metrics), axis in zip(panels.items(), axes, strict=False):
+        _draw_panel(axis, runs, name, metrics)
     for axis in axes[max(0, len(panels) - columns) : len(panels)]:
-        axis.set_xlabel("epoch, from 0 (an epoch's end lies on its number)")
+        axis.set_xlabel("epoch, from 0 (the end of an epoch is at its number)")
         axis.tick_params(labelbottom=True)
-    figure.suptitle(_shown(title, 110), fontsize=11, x=0.01, ha="left")
+    figure.suptitle(_drawable(title, 110), fontsize=11, x=0.01, ha="left")
     figure.legend(handles=_legend(runs, panels), loc="outside lower left", ncols=2, frameon=False)
     return figure
 
 
-def _draw_panel(axis: Axes, runs: Sequence[RunPicture], name: str, metrics: Sequence[str]) -> None:
+def _draw_panel(axis: Axes, runs: Sequence[PlottedRun], name: str, metrics: Sequence[str]) -> None:
     from matplotlib.ticker import MaxNLocator
 
     values = []
     for run, colour in zip(runs, _colours(runs), strict=True):
         for resumed in run.history.resumes:
             axis.axvline(
-                run.place(resumed.epoch, resumed.batch), color=colour if len(runs) > 1 else _GREY,
+                run.x(resumed.epoch, resumed.batch), color=colour if len(runs) > 1 else _GREY,
                 linestyle=":", linewidth=1.1, zorder=1,
             )  # fmt: skip
         for metric in metrics:
             values += _draw_curve(axis, run, metric, colour, alone=len(metrics) == 1)
         _draw_best(axis, run, metrics[-1], colour, named=len(runs) == 1)
         if run.resume_point is not None:
-            x = run.place(run.resume_point.epoch, run.resume_point.batch)
+            x = run.x(run.resume_point.epoch, run.resume_point.batch)
             axis.plot(
                 [x], [0], marker="^", markersize=8, color=colour, markeredgecolor="white", clip_on=False,
                 transform=axis.get_xaxis_transform(), zorder=6,
             )  # fmt: skip
     finite = [value for value in values if math.isfinite(value)]
-    if finite and min(finite) > 0 and max(finite) > _LOGARITHMIC * min(finite):
+    if finite and min(finite) > 0 and max(finite) > _LOGARITHMIC_RATIO * min(finite):
         _make_logarithmic(axis)
     if len(finite) < len(values):
         note = f"{len(values) - len(finite)} values are not finite"
         axis.text(0.99, 0.97, note, transform=axis.transAxes, ha="right", va="top", color=_GREY)
-    axis.set_ylabel(_shown(name, 30))
+    axis.set_ylabel(_drawable(name, 30))
     axis.grid(axis="y", color="#e4e4e4", linewidth=0.7)
     axis.set_axisbelow(True)
     axis.margins(x=0.04, y=0.12)
@@ -172,30 +177,34 @@ def _draw_panel(axis: Axes, runs: Sequence[RunPicture], name: str, metrics: Sequ
 
 
 def _make_logarithmic(axis: Axes) -> None:
-    """Give an axis powers, with plain numbers beside it: matplotlib's own labels are formulas."""
+    """Make an axis logarithmic, with plain numbers as labels: those of matplotlib are formulas."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis.set_yscale("log")
     axis.yaxis.set_major_locator(LogLocator(numticks=8))
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:g}"))
     axis.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _draw_curve(axis: Axes, run: RunPicture, metric: str, colour: str, *, alone: bool) -> list[float]:
-    """Draw a metric's values, and a mark for each checkpoint that is there; returns the values."""
+def _draw_curve(axis: Axes, run: PlottedRun, metric: str, colour: str, *, alone: bool) -> list[float]:
+    """Draw a metric's curve and a dot for each existing checkpoint; return the values."""
     solid = alone or metric.startswith("val_")
     known = [epoch for epoch in run.history.epochs if metric in epoch.metrics]
     values = [epoch.metrics[metric] for epoch in known]
     axis.plot(
-        [run.place(epoch.epoch, epoch.batch) for epoch in known],
+        [run.x(epoch.epoch, epoch.batch) for epoch in known],
         [value if math.isfinite(value) else math.nan for value in values],
         color=colour, linestyle="-" if solid else (0, (4, 2)), linewidth=1.6 if solid else 1.1, zorder=3,
     )  # fmt: skip
-    there = [one for one in run.checkpoints if math.isfinite(one.metrics.get(metric, math.nan))]
-    few = len(there) <= _MANY
+    dotted = [
+        checkpoint
+        for checkpoint in run.checkpoints
+        if math.isfinite(checkpoint.metrics.get(metric, math.nan))
+    ]
+    few = len(dotted) <= _MAX_LARGE_DOTS
     axis.plot(
-        [run.place(one.epoch, one.batch) for one in there],
-        [one.metrics[metric] for one in there],
+        [run.x(checkpoint.epoch, checkpoint.batch) for checkpoint in dotted],
+        [checkpoint.metrics[metric] for checkpoint in dotted],
         linestyle="", marker="o", markersize=5 if few else 2.5, color=colour if solid else "white",
         markeredgecolor=("white" if solid else colour) if few else colour, markeredgewidth=0.9 if few else 0.3,
         zorder=4,
@@ -203,11 +212,11 @@ def _draw_curve(axis: Axes, run: RunPicture, metric: str, colour: str, *, alone:
     return values
 
 
-def _draw_best(axis: Axes, run: RunPicture, metric: str, colour: str, *, named: bool) -> None:
+def _draw_best(axis: Axes, run: PlottedRun, metric: str, colour: str, *, named: bool) -> None:
     best = run.best.get(metric)
     if best is None or not math.isfinite(best.metrics[metric]):
         return
-    x, y = run.place(best.epoch, best.batch), best.metrics[metric]
+    x, y = run.x(best.epoch, best.batch), best.metrics[metric]
     axis.plot(
         [x],
         [y],
@@ -220,61 +229,61 @@ def _draw_best(axis: Axes, run: RunPicture, metric: str, colour: str, *, named: 
     )
     if named:
         # Above the panel, where it hides no curve.
-        told = f"best {_shown(metric, 30)}: {metric_text(y)} (version {best.version})"
-        axis.set_title(told, loc="right", fontsize=8.5, color=_GREY)
+        label = f"best {_drawable(metric, 30)}: {metric_text(y)} (version {best.version})"
+        axis.set_title(label, loc="right", fontsize=8.5, color=_GREY)
 
 
-def _legend(runs: Sequence[RunPicture], panels: Mapping[str, Sequence[str]]) -> list[Any]:
+def _legend(runs: Sequence[PlottedRun], panels: Mapping[str, Sequence[str]]) -> list[Any]:
     from matplotlib.lines import Line2D
 
-    def entry(label: str, **look: Any) -> Any:
-        return Line2D([], [], **{"color": _GREY, "linestyle": "", **look}, label=label)
+    def entry(label: str, **style: Any) -> Any:
+        return Line2D([], [], **{"color": _GREY, "linestyle": "", **style}, label=label)
 
     colours = list(_colours(runs))
-    paired = any(len(of) > 1 for of in panels.values())
+    paired = any(len(metrics) > 1 for metrics in panels.values())
     base = colours[0] if len(runs) == 1 else _GREY
-    found = []
+    entries = []
     if len(runs) > 1:
-        found += [
-            entry(_told(run, next(iter(panels.values()))[-1]), color=colour, linestyle="-", linewidth=3)
+        entries += [
+            entry(_run_label(run, next(iter(panels.values()))[-1]), color=colour, linestyle="-", linewidth=3)
             for run, colour in zip(runs, colours, strict=True)
         ]
     if paired:
-        found.append(entry("validation", color=base, linestyle="-", linewidth=1.6))
-        found.append(entry("training", color=base, linestyle=(0, (4, 2)), linewidth=1.1))
-    found.append(entry("a checkpoint that is there", color=base, marker="o", markersize=5))
+        entries.append(entry("validation", color=base, linestyle="-", linewidth=1.6))
+        entries.append(entry("training", color=base, linestyle=(0, (4, 2)), linewidth=1.1))
+    entries.append(entry("existing checkpoint", color=base, marker="o", markersize=5))
     if any(run.best for run in runs):
-        found.append(entry("best", color=base, marker="*", markersize=12, markeredgecolor="black"))
+        entries.append(entry("best", color=base, marker="*", markersize=12, markeredgecolor="black"))
     points = [run for run in runs if run.resume_point is not None]
     if points:
         point = points[0].resume_point
-        where = f": version {point.version} ({position_text(point)})" if len(runs) == 1 and point else ""
-        found.append(entry(f"resume point{where}", color=base, marker="^", markersize=8))
+        details = f": version {point.version} ({position_text(point)})" if len(runs) == 1 and point else ""
+        entries.append(entry(f"resume point{details}", color=base, marker="^", markersize=8))
     if any(run.history.resumes for run in runs):
-        found.append(entry("interrupted, and gone on with from here", linestyle=":", linewidth=1.1))
-    return found
+        entries.append(entry("interrupted, and resumed from here", linestyle=":", linewidth=1.1))
+    return entries
 
 
-def _told(run: RunPicture, metric: str) -> str:
-    name = f"run {_shown(run.history.run, 40)}"
+def _run_label(run: PlottedRun, metric: str) -> str:
+    name = f"run {_drawable(run.history.run, 40)}"
     best = run.best.get(metric)
     if best is None:
         return name
     value = metric_text(best.metrics[metric])
-    return f"{name}: best {_shown(metric, 30)} {value} (version {best.version})"
+    return f"{name}: best {_drawable(metric, 30)} {value} (version {best.version})"
 
 
-def _colours(runs: Sequence[RunPicture]) -> Iterator[str]:
+def _colours(runs: Sequence[PlottedRun]) -> Iterator[str]:
     return (COLOURS[index % len(COLOURS)] for index in range(len(runs)))
 
 
-def _shown(text: str, most: int) -> str:
-    """Return a name as it can be drawn: what the font has no shape for is written as its number."""
+def _drawable(text: str, max_length: int) -> str:
+    """Return a text that the font can draw: a character without a shape is escaped, a long text is cut."""
     text = printable(text)
     if not text.isascii():
         shapes = _shapes()
         text = "".join(char if ord(char) in shapes else ascii(char)[1:-1] for char in text)
-    return text if len(text) <= most else text[: most - 1] + "…"
+    return text if len(text) <= max_length else text[: max_length - 1] + "…"
 
 
 @cache

@@ -1,8 +1,8 @@
-"""Tables as people read them: columns of text, written without rich, which takes its time for each row."""
+"""Tables of text for a terminal, laid out here because rich takes noticeable time for each row."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,89 +11,101 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _GAP = 2
-# Columns of this rank are never given up.
-KEEP_ALWAYS = 100
+# Columns of this priority are never left out.
+ALWAYS_SHOWN = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """One column of a table, and how much it matters; its cells can be printed."""
+    """One column of a table.
+
+    Attributes:
+        name: Its heading.
+        cells: Its texts; printable.
+        priority: Columns of lower priority are left out first where there is no room.
+        left: True to align text to the left; numbers are aligned to the right.
+    """
 
     name: str
     cells: tuple[str, ...]
-    rank: float = KEEP_ALWAYS
+    priority: float = ALWAYS_SHOWN
     left: bool = False
 
     @property
     def width(self) -> int:
-        """Return the terminal cells that it takes."""
+        """Its width in terminal cells."""
         return max(map(cell_width, (self.name, *self.cells)))
 
 
-def column(name: str, cells: Iterable[str], *, rank: float = KEEP_ALWAYS, left: bool = False) -> Column:
-    """Return a column; numbers stand to the right, and with `left` text to the left."""
-    return Column(name=name, cells=tuple(cells), rank=rank, left=left)
+def column(name: str, cells: Iterable[str], *, priority: float = ALWAYS_SHOWN, left: bool = False) -> Column:
+    """Return a column; see `Column` for the arguments."""
+    return Column(name=name, cells=tuple(cells), priority=priority, left=left)
 
 
 @dataclass(frozen=True, slots=True)
 class TextTable:
-    """Columns side by side, with a line of names above."""
+    """Columns side by side, under a line of their names."""
 
     columns: Sequence[Column]
 
     @property
     def width(self) -> int:
-        """Return the terminal cells that it takes."""
+        """Its width in terminal cells."""
         return sum(column.width + _GAP for column in self.columns) - _GAP
 
     def lines(self, *, bold: bool = False) -> Iterator[str]:
-        """Yield its lines, the first of them the names."""
+        """Yield its lines: first the names, in bold if asked for, then the rows."""
         widths = [column.width for column in self.columns]
         rows = zip(*((column.name, *column.cells) for column in self.columns), strict=True)
         for number, row in enumerate(rows):
-            placed = zip(row, self.columns, widths, strict=True)
+            cells = zip(row, self.columns, widths, strict=True)
             line = (
                 (" " * _GAP)
-                .join(padded(cell, width, left=column.left) for cell, column, width in placed)
+                .join(pad(cell, width, left=column.left) for cell, column, width in cells)
                 .rstrip()
             )
             yield f"\x1b[1m{line}\x1b[0m" if bold and number == 0 else line
 
     def folded(self) -> Table:
-        """Return it for rich, which folds cells where a terminal is too narrow."""
+        """Return it as a table of rich, which folds cells where the terminal is too narrow."""
         from rich.table import Table
         from rich.text import Text
 
         table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
-        for one in self.columns:
-            table.add_column(Text(one.name), justify="left" if one.left else "right", overflow="fold")
-        for row in zip(*(one.cells for one in self.columns), strict=True):
-            table.add_row(*texts(row))
+        for column in self.columns:
+            table.add_column(Text(column.name), justify="left" if column.left else "right", overflow="fold")
+        for row in zip(*(column.cells for column in self.columns), strict=True):
+            table.add_row(*plain_cells(row))
         return table
 
 
-def fitting(columns: Sequence[Column], width: int | None) -> list[Column]:
-    """Give up the columns that matter least, until the rest fits or only those are left that always stay."""
+def table_of(columns: Mapping[str, Iterable[str]], *, left: Collection[str] = ()) -> TextTable:
+    """Return a table of columns by their names; those in `left` hold text, the others numbers."""
+    return TextTable([column(name, cells, left=name in left) for name, cells in columns.items()])
+
+
+def fit_columns(columns: Sequence[Column], width: int | None) -> list[Column]:
+    """Return the columns that fit a width, leaving out those of lowest priority; all where it is None."""
     shown = list(columns)
     widths = {id(column): column.width for column in columns}
     while width is not None and sum(widths[id(column)] + _GAP for column in shown) - _GAP > width:
-        least = min(shown, key=lambda column: column.rank)
-        if least.rank == KEEP_ALWAYS:
+        least = min(shown, key=lambda column: column.priority)
+        if least.priority == ALWAYS_SHOWN:
             break
         shown.remove(least)
     return shown
 
 
-def padded(cell: str, width: int, *, left: bool) -> str:
-    """Return text as wide as its column; numbers stand to the right."""
+def pad(cell: str, width: int, *, left: bool) -> str:
+    """Return a cell padded to its column's width, aligned to the left or to the right."""
     if cell.isascii():
         return cell.ljust(width) if left else cell.rjust(width)
-    room = " " * (width - cell_width(cell))
-    return cell + room if left else room + cell
+    padding = " " * (width - cell_width(cell))
+    return cell + padding if left else padding + cell
 
 
 def cell_width(text: str) -> int:
-    """Return the terminal cells that a text takes: some characters take two, and some none.
+    """Return the number of terminal cells of a text: some characters take two, some none.
 
     Example:
         >>> cell_width("loss"), cell_width("损失")
@@ -106,8 +118,8 @@ def cell_width(text: str) -> int:
     return cell_len(text)
 
 
-def grid() -> Table:
-    """Return an empty table of two columns without names, for facts one a line."""
+def facts_table() -> Table:
+    """Return an empty table of names and values, one fact on each line."""
     from rich.table import Table
 
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, _GAP, 0, 0))
@@ -116,8 +128,8 @@ def grid() -> Table:
     return table
 
 
-def texts(cells: Iterable[str]) -> Iterator[Text]:
-    """Return the cells as they are: rich would read markup and emoji names out of plain strings."""
+def plain_cells(cells: Iterable[str]) -> Iterator[Text]:
+    """Return cells that rich prints as they are: in plain strings it would interpret markup and emoji names."""
     from rich.text import Text
 
     return (Text(cell) for cell in cells)

@@ -1,25 +1,25 @@
-"""Checkpoints and problems as people read them: rich tables and lines, without doing anything."""
+"""Text for people: values, and lines and tables of checkpoints, problems, runs and what was pruned."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.records import Checkpoint, Problem
 from ckptstore.report.table import (
-    KEEP_ALWAYS,
+    ALWAYS_SHOWN,
     Column,
     TextTable,
     cell_width,
     column,
-    fitting,
-    grid,
-    padded,
-    texts,
+    facts_table,
+    fit_columns,
+    pad,
+    plain_cells,
 )
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ckptstore.store.prune import Pruned
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+# The priority of the columns of metrics.
 _METRIC = 40
 
 
@@ -50,7 +51,7 @@ def size_text(nbytes: int) -> str:
 
 
 def metric_text(value: float | None) -> str:
-    """Return a metric with five significant digits; nothing where it is missing.
+    """Return a metric with five significant digits; an empty text where it is missing.
 
     Example:
         >>> metric_text(0.98765432), metric_text(float("nan")), metric_text(None)
@@ -59,13 +60,13 @@ def metric_text(value: float | None) -> str:
     return "" if value is None else f"{value:.5g}"
 
 
-def time_text(moment: datetime) -> str:
-    """Return a moment in local time, to the second."""
-    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"
+def time_text(time: datetime) -> str:
+    """Return a time as local time, to the second."""
+    return f"{time.astimezone():%Y-%m-%d %H:%M:%S}"
 
 
 def age_text(seconds: float) -> str:
-    """Return how long ago something was, in its largest unit.
+    """Return an age in its largest unit.
 
     Example:
         >>> age_text(41.2), age_text(750), age_text(12_000), age_text(400_000)
@@ -79,7 +80,7 @@ def age_text(seconds: float) -> str:
 
 
 def printable(text: str) -> str:
-    r"""Return text with everything escaped that could move the cursor, change colours or break the line.
+    r"""Return text in which all is escaped that could move the cursor, change colours or break the line.
 
     Example:
         >>> printable("val_loss\x1b[31m\n 损失")
@@ -91,14 +92,14 @@ def printable(text: str) -> str:
 
 
 def position_text(checkpoint: Checkpoint) -> str:
-    """Return where in the training it was taken, as in ``"epoch 3, batch 17, step 152"``."""
+    """Return the position in the training of a checkpoint, such as ``"epoch 3, batch 17, step 152"``."""
     batch = "end" if checkpoint.batch is None else f"batch {checkpoint.batch}"
-    where = f"epoch {checkpoint.epoch}, {batch}"
-    return where if checkpoint.step is None else f"{where}, step {checkpoint.step}"
+    position = f"epoch {checkpoint.epoch}, {batch}"
+    return position if checkpoint.step is None else f"{position}, step {checkpoint.step}"
 
 
 def summary(checkpoint: Checkpoint) -> str:
-    """Return one line that tells a checkpoint from the others."""
+    """Return one line about a checkpoint: version, run, position, metrics, size and time."""
     metrics = (f"{printable(name)} {metric_text(value)}" for name, value in checkpoint.metrics.items())
     parts = (
         f"version {checkpoint.version}",
@@ -114,20 +115,22 @@ def summary(checkpoint: Checkpoint) -> str:
 def checkpoint_table(
     checkpoints: Sequence[Checkpoint], width: int | None
 ) -> tuple[TextTable, tuple[str, ...]]:
-    """Return a table of checkpoints, and the names of the columns left out.
+    """Return a table of checkpoints, and the names of the columns that were left out.
 
     Args:
         checkpoints: In the order of the rows.
-        width: Terminal cells that there are, or None for as many as it takes.
+        width: The terminal's width in cells, or None for no limit.
     """
-    columns = [column for column in _columns(checkpoints) if any(column.cells) or column.rank == KEEP_ALWAYS]
-    shown = fitting(columns, width)
+    columns = [
+        column for column in _columns(checkpoints) if any(column.cells) or column.priority == ALWAYS_SHOWN
+    ]
+    shown = fit_columns(columns, width)
     left_out = tuple(column.name for column in columns if column not in shown)
     return TextTable(shown), left_out
 
 
 def problem_table(problems: Sequence[Problem]) -> TextTable:
-    """Return a table of what `verify` found, or of what `repair` found and did."""
+    """Return a table of problems, with what `repair` did about each."""
     columns = [
         column("version", (_number(problem.version) for problem in problems)),
         column("problem", (problem.kind for problem in problems), left=True),
@@ -140,16 +143,16 @@ def problem_table(problems: Sequence[Problem]) -> TextTable:
 
 
 def pruned_lines(pruned: Pruned) -> Iterator[str]:
-    """Yield what goes and what stays, and why, oldest first, in columns; there may be very many lines."""
+    """Yield a line for each checkpoint, oldest first: removed or kept, and why; there may be millions."""
     size, why = lru_cache(size_text), lru_cache(_why)
-    # Gone over twice, for only at the end is it known how wide the columns are.
+    # Two passes: the widths of the columns are known only at the end of the first.
     runs, epoch, batch, sizes, version = {"run"}, 0, 0, {"size"}, 0
     for place, _ in pruned.places():
         version, epoch, batch = place.version, max(epoch, place.epoch), max(batch, place.batch or 0)
         runs.add(printable(place.run))
         sizes.add(size(place.nbytes))
     widest = max(map(cell_width, runs))
-    run = lru_cache(lambda name: padded(printable(name), widest, left=True))
+    run = lru_cache(lambda name: pad(printable(name), widest, left=True))
     widths = (
         _width("version", version),
         _width("epoch", epoch),
@@ -159,10 +162,10 @@ def pruned_lines(pruned: Pruned) -> Iterator[str]:
     line = "{{:>{}}}  {{}}  {{:>{}}}  {{:>{}}}  {{:>{}}}  {{:<5}}  {{}}".format(*widths)
     yield line.format("version", run("run"), "epoch", "batch", "size", "", "why").rstrip()
     for place, goes in pruned.places():
-        at = "end" if place.batch is None else place.batch
         verdict = "goes" if goes else "stays"
         reasons = why(pruned.reasons.get(place.version, ()))
-        cells = (place.version, run(place.run), place.epoch, at, size(place.nbytes), verdict, reasons)
+        batch_text = _batch(place.batch)
+        cells = (place.version, run(place.run), place.epoch, batch_text, size(place.nbytes), verdict, reasons)
         yield line.format(*cells).rstrip()
 
 
@@ -185,22 +188,28 @@ def history_table(history: History, metrics: Sequence[str]) -> TextTable:
     names = metrics or history.metrics
     columns = [
         column("epoch", (str(epoch.epoch) for epoch in epochs)),
-        column("batch", ("end" if epoch.batch is None else str(epoch.batch) for epoch in epochs)),
-        *(column(printable(name), (metric_text(one.metrics.get(name)) for one in epochs)) for name in names),
+        column("batch", (_batch(epoch.batch) for epoch in epochs)),
+        *(
+            column(printable(name), (metric_text(epoch.metrics.get(name)) for epoch in epochs))
+            for name in names
+        ),
         column("version", (str(epoch.version) for epoch in epochs)),
     ]
     return TextTable(columns)
 
 
 def comparison_table(summaries: Sequence[RunSummary]) -> TextTable:
-    """Return a table of runs; behind each best value stands its version."""
+    """Return a table of runs; each best value is followed by its checkpoint's version."""
     names = dict.fromkeys(name for summary in summaries for name in summary.best)
     columns = [
         column("run", (printable(summary.run) for summary in summaries), left=True),
         column("epochs", (str(summary.epochs) for summary in summaries)),
         column("checkpoints", (str(summary.checkpoints) for summary in summaries)),
         column("resumed", (str(summary.resumes) for summary in summaries)),
-        *(column(f"best {printable(name)}", (_best_cell(one, name) for one in summaries)) for name in names),
+        *(
+            column(f"best {printable(name)}", (_best_cell(summary, name) for summary in summaries))
+            for name in names
+        ),
     ]
     return TextTable(columns)
 
@@ -210,27 +219,27 @@ def _best_cell(summary: RunSummary, metric: str) -> str:
     return "" if checkpoint is None else f"{metric_text(checkpoint.metrics[metric])} (v{checkpoint.version})"
 
 
-def counted(checkpoints: Iterable[Checkpoint]) -> Counter[str]:
-    """Return how many checkpoints there are in each state."""
+def count_states(checkpoints: Iterable[Checkpoint]) -> Counter[str]:
+    """Count checkpoints by their state."""
     return Counter(checkpoint.state for checkpoint in checkpoints)
 
 
-def all_whole(counts: Counter[str]) -> str:
-    """Return the line of a store without problems; losses that are known are no problem, but are told.
+def no_problems_line(counts: Counter[str]) -> str:
+    """Return the line about a store without problems; known losses are no problem, but are reported.
 
     Example:
-        >>> all_whole(Counter(complete=3, missing=1))
-        '3 checkpoints, all whole; 1 known to be lost (ckptstore ls tells which)'
+        >>> no_problems_line(Counter(complete=3, missing=1))
+        '3 checkpoints, all intact; 1 known to be lost (ckptstore ls tells which)'
     """
     lost = f"; {_lost(counts)} known to be lost (ckptstore ls tells which)" if _lost(counts) else ""
-    return f"{counts['complete']} checkpoints, all whole{lost}"
+    return f"{counts['complete']} checkpoints, all intact{lost}"
 
 
-def findings(problems: Sequence[Problem], counts: Counter[str], *, ok: bool) -> dict[str, Any]:
-    """Return the JSON of `verify` and `repair`; it tells of known losses only where there are some."""
+def verify_document(problems: Sequence[Problem], counts: Counter[str], *, ok: bool) -> dict[str, Any]:
+    """Return the JSON document of `verify` and `repair`; it has ``lost`` only where there are known losses."""
     documents = [problem.to_json() for problem in problems]
-    found = {"ok": ok, "checked": counts.total(), "problems": documents}
-    return {**found, "lost": _lost(counts)} if _lost(counts) else found
+    document = {"ok": ok, "checked": counts.total(), "problems": documents}
+    return {**document, "lost": _lost(counts)} if _lost(counts) else document
 
 
 def _lost(counts: Counter[str]) -> int:
@@ -238,11 +247,11 @@ def _lost(counts: Counter[str]) -> int:
 
 
 def details_table(checkpoint: Checkpoint) -> Table:
-    """Return everything that is known of one checkpoint, a fact a line."""
+    """Return a table of everything known about one checkpoint, one fact on each line."""
     rows = [*_facts(checkpoint), *((name, metric_text(value)) for name, value in checkpoint.metrics.items())]
-    table = grid()
+    table = facts_table()
     for name, value in rows:
-        table.add_row(*texts((printable(name), printable(value))))
+        table.add_row(*plain_cells((printable(name), printable(value))))
     return table
 
 
@@ -268,55 +277,56 @@ def _facts(checkpoint: Checkpoint) -> list[tuple[str, str]]:
 
 def _cost(checkpoint: Checkpoint) -> str:
     times = ((checkpoint.blocked_s, "s of waiting"), (checkpoint.total_s, "s in all"))
-    return ", ".join(f"{seconds:.3f} {what}" for seconds, what in times if seconds is not None)
+    return ", ".join(f"{seconds:.3f} {unit}" for seconds, unit in times if seconds is not None)
 
 
 def _columns(checkpoints: Sequence[Checkpoint]) -> list[Column]:
     several_runs = len({checkpoint.run for checkpoint in checkpoints}) > 1
     several_formats = len({checkpoint.format for checkpoint in checkpoints}) > 1
     names = dict.fromkeys(name for checkpoint in checkpoints for name in checkpoint.metrics)
-    ranks = _metric_ranks(list(names))
-    metrics = [
-        column(
-            printable(name),
-            (metric_text(checkpoint.metrics.get(name)) for checkpoint in checkpoints),
-            rank=ranks[name],
+    priorities = _metric_priorities(list(names))
+
+    def of_each(
+        name: str, text: Callable[[Checkpoint], str], priority: float, *, left: bool = False
+    ) -> Column:
+        return column(name, map(text, checkpoints), priority=priority, left=left)
+
+    def metric(name: str) -> Column:
+        return of_each(
+            printable(name), lambda checkpoint: metric_text(checkpoint.metrics.get(name)), priorities[name]
         )
-        for name in names
-    ]
+
+    def state(checkpoint: Checkpoint) -> str:
+        return "" if checkpoint.state == "complete" else checkpoint.state
+
     return [
-        column("version", (str(checkpoint.version) for checkpoint in checkpoints), rank=KEEP_ALWAYS),
-        column(
-            "run", (printable(one.run) if several_runs else "" for one in checkpoints), rank=99, left=True
-        ),
-        column("epoch", (str(checkpoint.epoch) for checkpoint in checkpoints), rank=KEEP_ALWAYS),
-        column("batch", ("end" if one.batch is None else str(one.batch) for one in checkpoints), rank=98),
-        column("step", (_number(checkpoint.step) for checkpoint in checkpoints), rank=20),
-        *metrics,
-        column("size", (size_text(checkpoint.nbytes) for checkpoint in checkpoints), rank=30),
-        column("saved", (time_text(checkpoint.created_at) for checkpoint in checkpoints), rank=25, left=True),
-        column("format", (one.format if several_formats else "" for one in checkpoints), rank=10, left=True),
-        column(
-            "state", ("" if one.state == "complete" else one.state for one in checkpoints), rank=97, left=True
-        ),
-        column("tags", (printable(", ".join(_marks(one))) for one in checkpoints), rank=90, left=True),
+        of_each("version", lambda checkpoint: str(checkpoint.version), ALWAYS_SHOWN),
+        of_each("run", lambda checkpoint: printable(checkpoint.run) if several_runs else "", 99, left=True),
+        of_each("epoch", lambda checkpoint: str(checkpoint.epoch), ALWAYS_SHOWN),
+        of_each("batch", lambda checkpoint: _batch(checkpoint.batch), 98),
+        of_each("step", lambda checkpoint: _number(checkpoint.step), 20),
+        *map(metric, names),
+        of_each("size", lambda checkpoint: size_text(checkpoint.nbytes), 30),
+        of_each("saved", lambda checkpoint: time_text(checkpoint.created_at), 25, left=True),
+        of_each("format", lambda checkpoint: checkpoint.format if several_formats else "", 10, left=True),
+        of_each("state", state, 97, left=True),
+        of_each("tags", lambda checkpoint: printable(", ".join(_tags(checkpoint))), 90, left=True),
     ]
 
 
-def _metric_ranks(names: Sequence[str]) -> dict[str, float]:
-    """Return how much each metric matters: those of the validation more, and the first of a kind more."""
+def _metric_priorities(names: Sequence[str]) -> dict[str, float]:
+    """Return the priority of each metric: higher for validation metrics, and for the first ones of a kind."""
     base = {name: 2 * _METRIC if name.startswith("val_") else _METRIC for name in names}
     return {name: base[name] - _METRIC * index / len(names) for index, name in enumerate(names)}
 
 
-def _marks(checkpoint: Checkpoint) -> tuple[str, ...]:
+def _tags(checkpoint: Checkpoint) -> tuple[str, ...]:
     return (*checkpoint.tags, "(pinned)") if checkpoint.pinned else checkpoint.tags
+
+
+def _batch(batch: int | None) -> str:
+    return "end" if batch is None else str(batch)
 
 
 def _number(value: int | None) -> str:
     return "" if value is None else str(value)
-
-
-def table_of(columns: Mapping[str, Iterable[str]], *, left: Collection[str] = ()) -> TextTable:
-    """Return a table of columns by their names; those in `left` hold text, the others numbers."""
-    return TextTable([column(name, cells, left=name in left) for name, cells in columns.items()])

@@ -1,4 +1,4 @@
-"""Variables of checkpoints as people read them: the layers of one, and what moved between two."""
+"""Tables of variables: the layers of one checkpoint, and the changes between two."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ckptstore.report.text import metric_text, printable, size_text, table_of
+from ckptstore.report.table import table_of
+from ckptstore.report.text import metric_text, printable, size_text
 
 if TYPE_CHECKING:
     from ckptstore.report.table import TextTable
     from ckptstore.store.diff import Difference, VariableChange
 
+# Shape and dtype name of each variable by its path in the payload.
 Layout = Mapping[str, tuple[tuple[int, ...], str]]
-_OWN = re.compile(r"/?(?:vars/)?[^/]+$")
+_VARIABLE_NAME = re.compile(r"/?(?:vars/)?[^/]+$")
 _OPTIMIZERS = ("optimizer", "optimizer_weights")
-_SHAPES_MOST = 4
-# Bytes of a value where they do not stand at the end of the dtype's name.
+_MAX_SHAPES = 4
+# The number of bits in a dtype's name, which need not be at its end: float8_e4m3fn.
 _BITS = re.compile(r"([0-9]+)(?:_|$)")
 
 
@@ -30,17 +32,17 @@ class _Layer:
     nbytes: int = 0
 
 
-_HEAD = ("layer", "variables", "dtype", "values", "size")
+_HEADINGS = ("layer", "variables", "dtype", "values", "size")
 
 
 def layer_table(layout: Layout) -> TextTable:
     """Return a table of a checkpoint's layers; see `layer_rows`."""
     cells = list(zip(*layer_rows(layout), strict=True))
-    return table_of(dict(zip(_HEAD, cells, strict=True)), left=_HEAD[:3])
+    return table_of(dict(zip(_HEADINGS, cells, strict=True)), left=_HEADINGS[:3])
 
 
 def layer_rows(layout: Layout) -> list[tuple[str, str, str, str, str]]:
-    """Return name, shapes, dtype, values and size of each layer; the optimizer is one, and the last row for all.
+    """Return name, shapes, dtype, number of values and size of each layer; the optimizer is one, the last row is all.
 
     Args:
         layout: Shape and dtype name of each variable by its path in the payload.
@@ -48,12 +50,12 @@ def layer_rows(layout: Layout) -> list[tuple[str, str, str, str, str]]:
     layers: dict[str, _Layer] = {}
     for path, (shape, dtype) in layout.items():
         count = math.prod(shape)
-        for name in (_owner(path), "all"):
+        for name in (_layer_name(path), "all"):
             layer = layers.setdefault(name, _Layer([], set()))
             layer.shapes.append(shape)
             layer.dtypes.add(dtype)
             layer.values += count
-            layer.nbytes += count * _size(dtype)
+            layer.nbytes += count * _itemsize(dtype)
     layers["all"] = layers.pop("all", _Layer([], set()))
     return [
         (
@@ -67,32 +69,32 @@ def layer_rows(layout: Layout) -> list[tuple[str, str, str, str, str]]:
     ]
 
 
-def _owner(path: str) -> str:
+def _layer_name(path: str) -> str:
     first = path.split("/", maxsplit=1)[0]
-    return first if first in _OPTIMIZERS else _OWN.sub("", path) or "model"
+    return first if first in _OPTIMIZERS else _VARIABLE_NAME.sub("", path) or "model"
 
 
 def _shapes(name: str, layer: _Layer) -> str:
-    if name in (*_OPTIMIZERS, "all") or len(layer.shapes) > _SHAPES_MOST:
+    if name in (*_OPTIMIZERS, "all") or len(layer.shapes) > _MAX_SHAPES:
         return f"{len(layer.shapes)}"
     return ", ".join("x".join(map(str, shape)) or "scalar" for shape in layer.shapes)
 
 
-def _size(dtype: str) -> int:
+def _itemsize(dtype: str) -> int:
     bits = _BITS.search(dtype)
     return 1 if bits is None else max(1, int(bits[1]) // 8)
 
 
 def change_table(changes: Sequence[VariableChange]) -> TextTable:
-    """Return a table of how far variables have moved."""
+    """Return a table of how much variables have changed."""
     columns = {
-        "variable": [printable(one.path) for one in changes],
-        "shape": ["x".join(map(str, one.shape)) or "scalar" for one in changes],
-        "norm": [_number(one.norm) for one in changes],
-        "change": [_number(one.change_norm) for one in changes],
-        "of norm": [_share(one.change_norm / one.norm) if one.norm else "" for one in changes],
-        "largest": [_number(one.change_max) for one in changes],
-        "changed": [_share(one.changed_share) for one in changes],
+        "variable": [printable(change.path) for change in changes],
+        "shape": ["x".join(map(str, change.shape)) or "scalar" for change in changes],
+        "norm": [_number(change.norm) for change in changes],
+        "change": [_number(change.change_norm) for change in changes],
+        "of norm": [_share(change.change_norm / change.norm) if change.norm else "" for change in changes],
+        "largest": [_number(change.change_max) for change in changes],
+        "changed": [_share(change.changed_share) for change in changes],
     }
     return table_of(columns, left=("variable",))
 
@@ -102,9 +104,12 @@ def metrics_table(difference: Difference) -> TextTable:
     pairs = difference.metrics
     columns = {
         "metric": [printable(name) for name in pairs],
-        f"version {difference.first.version}": [metric_text(one) for one, _ in pairs.values()],
-        f"version {difference.second.version}": [metric_text(two) for _, two in pairs.values()],
-        "change": ["" if one is None or two is None else f"{two - one:+.5g}" for one, two in pairs.values()],
+        f"version {difference.first.version}": [metric_text(first) for first, _ in pairs.values()],
+        f"version {difference.second.version}": [metric_text(second) for _, second in pairs.values()],
+        "change": [
+            "" if first is None or second is None else f"{second - first:+.5g}"
+            for first, second in pairs.values()
+        ],
     }
     return table_of(columns, left=("metric",))
 

@@ -19,7 +19,8 @@ import click
 import pytest
 
 from ckptstore import errors
-from ckptstore.cli.main import EXIT_CODES, commands, exit_code, main
+from ckptstore.cli.exit_codes import EXIT_CODES, exit_code
+from ckptstore.cli.main import commands, main
 from ckptstore.storage.locks import store_lock
 from ckptstore.storage.run_lock import RunLock
 from ckptstore.store.store import CheckpointStore
@@ -282,7 +283,7 @@ def test_a_drop_ins_folder_stands_for_its_store(run: Any, made: Path, tmp_path: 
 
 
 def test_verify_of_a_whole_store(run: Any, made: Path) -> None:
-    assert (run("verify", made).code, run("verify", made).out) == (0, "4 checkpoints, all whole\n")
+    assert (run("verify", made).code, run("verify", made).out) == (0, "4 checkpoints, all intact\n")
     assert run("verify", made, "--json").json == {"ok": True, "checked": 4, "problems": []}
 
 
@@ -485,7 +486,7 @@ def test_repair_mends_what_verify_finds(run: Any, store: Path) -> None:
         (3, "missing"): "put back from quarantine",
     }
     assert run("verify", store, "--json").json == {"ok": True, "checked": 4, "problems": [], "lost": 2}
-    whole = "2 checkpoints, all whole; 2 known to be lost (ckptstore ls tells which)"
+    whole = "2 checkpoints, all intact; 2 known to be lost (ckptstore ls tells which)"
     assert run("verify", store).out == f"{whole}\n"
     assert run("repair", store).out == f"{whole}; nothing to repair\n"
     states = {one["version"]: one["state"] for one in run("ls", store, "--json").json}
@@ -520,7 +521,7 @@ def test_repair_upgrades_an_older_store_by_itself(run: Any, tmp_path: Path) -> N
         shutil.copytree(Path(__file__).parent.parent / "manifest" / "stores" / "0001", tmp_path / "store")
     )
     assert run("verify", root).code == 6
-    assert run("repair", root).out == "4 checkpoints, all whole; nothing to repair\n"
+    assert run("repair", root).out == "4 checkpoints, all intact; nothing to repair\n"
     assert run("verify", root).code == 0
 
 
@@ -632,7 +633,7 @@ def test_prune_tells_what_would_go_and_why_the_rest_stays(run: Any, store: Path)
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        ([], 2, "say what to keep"),
+        ([], 2, "name what to keep"),
         (["--keep-last", "0"], 2, "--keep-last"),
         (["--keep-best", "lss", "2", "--mode", "lss", "min"], 3, "no checkpoint has a metric 'lss'"),
         (["--keep-best", "lr", "2"], 2, "cannot be told from its name"),
@@ -659,7 +660,7 @@ def test_a_prune_that_cannot_be_meant_removes_nothing(
 def test_names_and_pins(run: Any, store: Path) -> None:
     assert run("tag", store, "latest", "production").out == "version 4 is production\n"
     ran = run("tag", store, "1", "production")
-    assert (ran.out, ran.err) == ("version 1 is production\n", "production stood on version 4\n")
+    assert (ran.out, ran.err) == ("version 1 is production\n", "production was version 4 before\n")
     assert run("show", store, "production", "--json").json["version"] == 1
     assert run("tag", store, "1", "latest").code == 2
     assert run("tag", store, "99", "x").code == 3
@@ -683,7 +684,7 @@ def test_ls_takes_conditions_and_orders(run: Any, made: Path) -> None:
     assert versions("--where", f"metric[{json.dumps(ODD)}] > 0") == [3]
     assert versions("--where", "version > 99") == []
     ran = run("ls", made, "--where", "version > 99")
-    assert (ran.code, ran.out) == (0, "") and "that meet the condition" in ran.err
+    assert (ran.code, ran.out) == (0, "") and "no checkpoints meet the condition" in ran.err
     assert run("ls", made, "--where", "los < 1").code == 3
     ran = run("ls", made, "--where", "loss <")
     assert ran.code == 2 and ran.err.count("\n") == 1
@@ -729,7 +730,7 @@ def test_a_document_of_very_many_is_printed_a_line_each(
     for document in documents:
         print_json(document)
         assert capsys.readouterr().out == json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-    monkeypatch.setattr("ckptstore.cli.output._MANY", 3)
+    monkeypatch.setattr("ckptstore.cli.output._LONG_LIST", 3)
     for document in documents:
         print_json(document)
         assert json.loads(capsys.readouterr().out) == document

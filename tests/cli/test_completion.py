@@ -16,7 +16,7 @@ from crash.sample_stores import save
 from terminals import AT_ONCE, all_of
 
 # A command that is never slow: it may be, on a machine that does much else.
-PATIENT = AT_ONCE.replace("PATIENCE_S = 0.0", "PATIENCE_S = 3600.0")
+PATIENT = AT_ONCE.replace("PROGRESS_DELAY_S = 0.0", "PROGRESS_DELAY_S = 3600.0")
 RUN = "import sys; from ckptstore.cli.main import main; sys.exit(main([]))"
 
 
@@ -86,7 +86,7 @@ def test_progress_is_shown_on_a_terminal(store: Path, tmp_path: Path, command: s
 
 
 def test_what_is_over_before_patience_is_shows_no_progress(store: Path) -> None:
-    assert output.PATIENCE_S == 1.0
+    assert output.PROGRESS_DELAY_S == 1.0
     ours, theirs = pty.openpty()
     subprocess.run(
         [sys.executable, "-c", PATIENT, "verify", str(store)],

@@ -115,21 +115,21 @@ def test_a_crash_is_started_again_from_what_was_saved(tmp_path: Path) -> None:
     assert (ran.code, ran.starts) == (0, 4)
     first, second, third = ran.err.splitlines()
     assert first == (
-        "ckptstore run: the command was killed by SIGKILL; start 2 goes on from the beginning: there is no "
-        "resume point yet"
+        "ckptstore run: the command was killed by SIGKILL; start 2 begins from scratch: there is no resume "
+        "point yet"
     )
     assert second.startswith(
-        "ckptstore run: the command was killed by SIGSEGV; start 3 goes on from version 1: "
+        "ckptstore run: the command was killed by SIGSEGV; start 3 resumes from version 1: "
     )
     assert "epoch 1, batch 1, step 10, " in second and second.endswith(" s old")
-    assert "interrupted (exit code 75); start 4 goes on from version 2: epoch 2, batch 2, step 20" in third
+    assert "interrupted (exit code 75); start 4 resumes from version 2: epoch 2, batch 2, step 20" in third
 
 
 @pytest.mark.parametrize(("step", "code"), [("exit 75", 75), ("kill 9", 137), ("kill 15", 143)])
 def test_without_progress_it_gives_up_after_some_starts(tmp_path: Path, step: str, code: int) -> None:
     ran = steps(tmp_path, step)
     assert (ran.code, ran.starts) == (code, 5)
-    assert ran.err.splitlines()[-1].endswith("not started again: 5 starts in a row without a new checkpoint")
+    assert ran.err.splitlines()[-1].endswith("not restarted: 5 starts in a row without a new checkpoint")
 
 
 def test_progress_lets_the_count_of_idle_starts_begin_anew(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_another_failure_is_started_again_only_after_progress(tmp_path: Path) ->
     ran = steps(tmp_path, "save,exit 3", "save,exit 3", "exit 4")
     assert (ran.code, ran.starts) == (4, 3)
     assert ran.err.splitlines()[-1] == (
-        "ckptstore run: the command ended with exit code 4; not started again: it has saved no checkpoint since "
+        "ckptstore run: the command ended with exit code 4; not restarted: it has saved no checkpoint since "
         "its start, and would fail again"
     )
 
@@ -164,7 +164,7 @@ def test_only_the_named_run_counts(tmp_path: Path) -> None:
 def test_the_number_of_restarts_can_be_limited(tmp_path: Path, most: int) -> None:
     ran = steps(tmp_path, "save,exit 75", options=("--max-restarts", most))
     assert (ran.code, ran.starts) == (75, most + 1)
-    assert f"not started again: {most} restarts are the limit" in ran.err
+    assert f"not restarted: {most} restarts are the limit" in ran.err
 
 
 def test_pauses_grow_and_are_told(tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ def test_a_signal_is_passed_on_once_and_ends_it_without_a_restart(
     ended, said = running.end()
     assert (tmp_path / "saved").read_text() == name
     assert ended == code
-    assert said.splitlines()[-1].endswith("not started again: a signal asked to stop")
+    assert said.splitlines()[-1].endswith("not restarted: a signal asked to stop")
 
 
 def test_a_signal_to_every_process_of_a_job_stops_it_once(tmp_path: Path, start: Start) -> None:
@@ -333,7 +333,7 @@ def test_a_signal_during_a_pause_asks_to_be_started_again_later(start: Start) ->
     assert running.process.stderr is not None
     assert "in 60 s" in running.process.stderr.readline()
     running.process.terminate()
-    assert running.end() == (75, "ckptstore run: not started again: a signal asked to stop\n")
+    assert running.end() == (75, "ckptstore run: not restarted: a signal asked to stop\n")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's death")

@@ -303,7 +303,7 @@ def test_the_demonstration_runs(tmp_path: Path) -> None:
     assert "killed with SIGKILL in the middle of an epoch" in done.stdout
     assert "killed with SIGKILL with all its processes, in the middle of a save" in done.stdout
     assert re.search(r"^identical$", done.stdout, re.MULTILINE)
-    assert re.search(r"^\d+ checkpoints, all whole$", done.stdout, re.MULTILINE)
+    assert re.search(r"^\d+ checkpoints, all intact$", done.stdout, re.MULTILINE)
     right = re.search(r"^(\d+) of 297 held-out digits right", done.stdout, re.MULTILINE)
     assert right is not None
     assert int(right[1]) > 250

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from ckptstore.cli.main import main
-from ckptstore.cli.plot import pictures_of
+from ckptstore.cli.plot import plotted_runs
 from ckptstore.errors import MissingPackageError
-from ckptstore.report.plot import RunPicture, draw, panels_of
+from ckptstore.report.plot import PlottedRun, draw, panels_of
 from ckptstore.store.store import CheckpointStore
 from crash.sample_stores import save
 
@@ -37,8 +37,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> CheckpointStore:
         yield store
 
 
-def of(store: CheckpointStore, *runs: str) -> list[RunPicture]:
-    return pictures_of(store, runs)
+def of(store: CheckpointStore, *runs: str) -> list[PlottedRun]:
+    return plotted_runs(store, runs)
 
 
 def test_a_metric_and_that_of_the_validation_share_a_panel(store: CheckpointStore) -> None:
@@ -48,7 +48,7 @@ def test_a_metric_and_that_of_the_validation_share_a_panel(store: CheckpointStor
 
 def test_places_on_the_axis(store: CheckpointStore) -> None:
     [run] = of(store, "day")
-    assert [run.place(0, None), run.place(3, None), run.place(3, 4), run.place(3, 9)] == [0, 3, 2.5, 3]
+    assert [run.x(0, None), run.x(3, None), run.x(3, 4), run.x(3, 9)] == [0, 3, 2.5, 3]
     assert run.best["val_loss"].epoch == 3
     assert run.resume_point == store.latest("day")
 

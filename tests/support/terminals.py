@@ -9,7 +9,7 @@ import os
 AT_ONCE = """
 import sys
 from ckptstore.cli import main, output
-output.PATIENCE_S = 0.0
+output.PROGRESS_DELAY_S = 0.0
 sys.exit(main.main(sys.argv[1:]))
 """
 

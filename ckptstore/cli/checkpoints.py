@@ -1,0 +1,138 @@
+"""Commands that find checkpoints: ls, show, best, latest, resume-point."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ckptstore.cli.options import command, one_run, open_store, ref_argument, with_json
+from ckptstore.cli.output import echo, log, print_json, print_many, print_one, print_table
+from ckptstore.errors import CorruptPayloadError, StorageError
+from ckptstore.report import text
+
+if TYPE_CHECKING:
+    from ckptstore.records import Checkpoint, Mode
+    from ckptstore.report.variables import Layout
+
+
+@command
+@one_run
+@click.option("--where", metavar="CONDITION", help="Such as: 'val_loss < 0.3 and epoch >= 5'.")
+@click.option("--order-by", metavar="NAME", help="A field or metric; -NAME for descending order.")
+@click.option(
+    "--limit", metavar="N", type=click.IntRange(min=1), help="The newest N; with --order-by the first N."
+)
+@with_json
+def ls(
+    store_path: Path,
+    *,
+    run: str | None,
+    where: str | None,
+    order_by: str | None,
+    limit: int | None,
+    as_json: bool,
+) -> None:
+    """List checkpoints, oldest first.
+
+    A narrow terminal shows fewer columns; --json has all. A CONDITION compares fields (epoch, step,
+    created_at, tags ...) and metrics; metric["a name"] is a metric of any name.
+    """
+    with open_store(store_path, run) as store:
+        newest = limit is not None and order_by is None
+        order = "-version" if newest else order_by
+        checkpoints = store.checkpoints(run, states=None, where=where, order_by=order, limit=limit)
+    if newest:
+        checkpoints.reverse()
+    if not checkpoints and as_json:
+        print_json([])
+    elif not checkpoints:
+        log(f"{store.path}: no checkpoints {'yet' if where is None else 'meet the condition'}")
+    else:
+        print_many(checkpoints, "ls", store, as_json)
+
+
+@command
+@ref_argument()
+@with_json
+def show(store_path: Path, ref: str, as_json: bool) -> None:
+    """Show everything known about one checkpoint, with its layers.
+
+    REF is a version, "latest", "best:METRIC", "resume-point", or a tag.
+    """
+    with open_store(store_path) as store:
+        checkpoint = store.get(ref)
+    from ckptstore.report.variables import layer_table
+
+    layout = _layout(checkpoint)
+    if as_json:
+        variables = [
+            {"path": path, "shape": shape, "dtype": dtype} for path, (shape, dtype) in layout.items()
+        ]
+        print_json({**checkpoint.to_json(), "variables": variables})
+        return
+    print_table(text.details_table(checkpoint))
+    if layout:
+        echo("")
+        print_table(layer_table(layout))
+
+
+def _layout(checkpoint: Checkpoint) -> Layout:
+    """Return the variables of a checkpoint's payload; where it cannot be read, log why and return none."""
+    from ckptstore.store.contents import layout_of
+
+    try:
+        return layout_of(checkpoint)
+    except (CorruptPayloadError, StorageError) as error:
+        log(f"no table of layers: {text.printable(error.message)}")
+        return {}
+
+
+@command
+@click.option(
+    "--metric", metavar="NAME", required=True, help="As in the logs of Keras: val_loss, accuracy ..."
+)
+@click.option(
+    "--mode", type=click.Choice(["min", "max"]), help="Which is better; not needed for common metrics."
+)
+@click.option("-k", "count", metavar="K", type=click.IntRange(min=1), help="List the K best, best first.")
+@one_run
+@with_json
+def best(
+    store_path: Path, *, metric: str, mode: Mode | None, count: int | None, run: str | None, as_json: bool
+) -> None:
+    """Print the checkpoint with the best value of a metric.
+
+    The first line is its file, the second a summary; with -k, a list. NaN is never best; of equal values
+    the earlier checkpoint is best.
+    """
+    with open_store(store_path, run) as store:
+        if count is not None:
+            print_many(store.best(metric, mode=mode, run=run, k=count), f"best:{metric}", store, as_json)
+            return
+        print_one(store.best(metric, mode=mode, run=run), f"best:{metric}", store, as_json)
+
+
+@command
+@one_run
+@with_json
+def latest(store_path: Path, run: str | None, as_json: bool) -> None:
+    """Print the newest checkpoint.
+
+    The first line is its file, the second a summary.
+    """
+    with open_store(store_path, run) as store:
+        print_one(store.latest(run), "latest", store, as_json)
+
+
+@command
+@one_run
+@with_json
+def resume_point(store_path: Path, run: str | None, as_json: bool) -> None:
+    """Print the newest checkpoint that a run can resume from.
+
+    The first line is its file, the second a summary.
+    """
+    with open_store(store_path, run) as store:
+        print_one(store.resume_point(run), "resume-point", store, as_json)
