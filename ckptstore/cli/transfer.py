@@ -88,15 +88,15 @@ def import_(
     --pattern, epoch, batch and metrics are read from the file names, where epoch and batch count from 1.
     """
     from ckptstore.store.store import CheckpointStore
-    from ckptstore.transfer.import_files import look_through, take
+    from ckptstore.transfer.import_files import check_files, import_file
 
     with progress_bar("import", 3 * sum(map(_nbytes, paths))) as progress:
         # Before the store is opened, which creates it if there is none.
-        found = look_through(
+        found = check_files(
             paths, run=run, pattern=pattern, epoch=epoch, metrics=dict(metrics), progress=progress
         )
         with CheckpointStore(store_path) as store:
-            imports = [take(store, candidate, progress) for candidate in found]
+            imports = [import_file(store, candidate, progress) for candidate in found]
     if as_json:
         print_json([imported.to_json() for imported in imports])
         return

@@ -1,4 +1,4 @@
-"""Whether the process that the manifest names as a run's writer is still there, or only what it left to be finished."""
+"""Waits for the writer process of a dead trainer, which still owns the run until its last saves are committed."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from pathlib import Path
 
 from ckptstore.records import Holder
 
-# A process that saves beside a training outlives it by one or two saves.
-PATIENCE_S = 120.0
+# A writer process outlives its trainer by one or two saves.
+LIMIT_S = 120.0
 _QUIET_S = 0.5
 _POLL_S = 0.02
 # Kernel and clock round differently.
 _TOLERANCE = timedelta(seconds=5)
 
 
-class Patience:
-    """Waits, within bounds, for what a dead trainer has handed over to be saved.
+class PreviousWriterWait:
+    """A bounded wait for the saves that a dead trainer has handed to its writer process.
 
-    A trainer that is killed leaves the process that saves beside it, and that holds the run until it has committed
-    what it has. Whoever takes the run next would miss those checkpoints if it did not wait.
+    A trainer that is killed leaves its writer process, which owns the run until it has committed what it has. A new
+    owner that did not wait would miss those checkpoints.
 
     Args:
         run: The run, for the line that is printed.
@@ -32,20 +32,20 @@ class Patience:
     def __init__(self, run: str) -> None:
         self._run = run
         self._began = time.monotonic()
-        self._said = False
+        self._is_reported = False
 
-    def lasts(self, holder: Holder, *, here: bool) -> bool:
+    def may_continue(self, holder: Holder, *, here: bool) -> bool:
         """Wait for a moment; returns False where there is nothing to wait for, or no more time.
 
         Args:
-            holder: Who has the run, as the manifest says.
-            here: Whether a store of this process has it.
+            holder: The run's owner, as recorded in the manifest.
+            here: True if a store of this process owns the run.
         """
         waited = time.monotonic() - self._began
-        if here or waited > PATIENCE_S or may_live(holder):
+        if here or waited > LIMIT_S or may_live(holder):
             return False
-        if not self._said and waited > _QUIET_S:
-            self._said = True
+        if not self._is_reported and waited > _QUIET_S:
+            self._is_reported = True
             print(
                 f"ckptstore: process {holder.pid}, which trained run {self._run!r}, has ended; "
                 "waiting for its last checkpoint to be saved",
@@ -57,7 +57,7 @@ class Patience:
 
 
 def may_live(holder: Holder) -> bool:
-    """Return False where the process is certainly dead, or a zombie, or is this one.
+    """Return False if the process is certainly dead, or a zombie, or this one.
 
     Example:
         >>> may_live(Holder(host="elsewhere", pid=1, started_at=datetime.now(UTC)))
@@ -77,7 +77,7 @@ def may_live(holder: Holder) -> bool:
 
 
 def _is_another(holder: Holder) -> bool:
-    """Return whether what has this number now is dead, or was started later."""
+    """Return True if the process that has this pid now is dead, or was started later."""
     try:
         fields = Path(f"/proc/{holder.pid}/stat").read_text(encoding="ascii", errors="replace")
         boot = Path("/proc/stat").read_text(encoding="ascii", errors="replace")

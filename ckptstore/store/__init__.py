@@ -1,7 +1,8 @@
-"""The façade: `CheckpointStore` and what it answers.
+"""The façade: `CheckpointStore` and the results of its queries.
 
-Main door: `store.CheckpointStore`, a `reader.StoreReader` (queries) and `writer.StoreWriter` (saves, tags, pruning).
-`verify`, `repair`, `rebuild`, `resume`, `diff` and `history` each do one thing that the store offers.
+Main door: `store.CheckpointStore` (opens, restores, repairs, transfers), a `writer.StoreWriter` (saves, tags, prunes),
+which is a `reader.StoreReader` (queries). `resume.ResumePointLoader` is the one way to a resume point. `verify`,
+`repair`, `rebuild`, `diff` and `history` each do one thing that the store offers.
 
 May import: background, transfer, commit, manifest, formats, retention, storage, system and the words; never Keras.
 """

@@ -1,4 +1,4 @@
-"""What a store can be asked: its checkpoints, the newest, the best, and those that a ref names."""
+"""`StoreReader`: the queries of a store, all that one open for reading can answer."""
 
 from __future__ import annotations
 
@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 Ref = str | int | Checkpoint
 
 
-class StoreQueries:
-    """The questions of `ckptstore.CheckpointStore`; each is one look into the manifest, and changes nothing."""
+class StoreReader:
+    """The reading half of `ckptstore.CheckpointStore`: queries of the manifest, which change nothing.
+
+    Attributes:
+        path: The store's directory.
+    """
 
     path: Path
     _manifest: Manifest
@@ -45,16 +49,16 @@ class StoreQueries:
             states: Which states to list; None for all, those with a missing or damaged payload too.
             where: A condition, such as ``"val_loss < 0.3 and epoch >= 5"``. A name is a field of `Checkpoint`
                 (version, run, epoch, batch, step, nbytes, created_at, format, state, digest, pinned, resumable,
-                blocked_s, total_s) or else a metric; a metric of any name is ``metric["name"]``. There are
+                blocked_s, total_s) or else a metric; a metric of any name is ``metric["name"]``. It may use
                 ``< <= > >= == !=``, ``and``, ``or``, ``not``, ``in (...)``, ``is None`` and ``"name" in tags``. A
-                checkpoint without the metric, or with NaN, meets no comparison of it. The text never becomes SQL.
-            order_by: A field or a metric, with ``-`` before it for the greatest first; what lacks it comes last, and of
-                equals the earlier first.
-            limit: At most so many.
+                checkpoint without the metric, or with NaN, fulfils no comparison of it. The text never becomes SQL.
+            order_by: A field or a metric, with ``-`` before it for the greatest first; checkpoints that lack it come
+                last, and of equals the earlier comes first.
+            limit: The most to return.
 
         Raises:
-            InvalidArgumentError: `where` or `order_by` cannot be understood; says what about it.
-            MetricNotFoundError: A metric in them is one that no checkpoint has.
+            InvalidArgumentError: `where` or `order_by` cannot be parsed; says where.
+            MetricNotFoundError: No checkpoint has a metric that they name.
         """
         if where is None and order_by is None and limit is None:
             return self._manifest.checkpoints(run, states=states)
@@ -69,7 +73,7 @@ class StoreQueries:
         order_by: str | None = None,
         limit: int | None = None,
     ) -> Iterator[Checkpoint]:
-        """Yield what `checkpoints` returns, some hundreds at a time: a million are never in memory at once.
+        """Yield what `checkpoints` returns, read some hundreds at a time: a million are never in memory at once.
 
         A checkpoint that is removed meanwhile is left out.
 
@@ -117,14 +121,14 @@ class StoreQueries:
 
         Args:
             metric: The metric's name, as in Keras' logs.
-            mode: ``"min"`` or ``"max"``; None for the direction that the run's callback watched it in, or else the
-                one that its name tells.
+            mode: ``"min"`` or ``"max"``; None for the direction in which the run's callback watched it, or else the
+                usual one for its name.
             run: The run; None for all runs.
             k: How many, for a list, best first.
 
         Raises:
             MetricNotFoundError: There are checkpoints, but none has this metric.
-            InvalidArgumentError: `mode` is needed: neither a callback nor the name tells the direction.
+            InvalidArgumentError: `mode` is needed: neither a callback nor the name gives the direction.
         """
         if k is None:
             return refs.best(self._manifest, self.path, metric, mode=mode, run=run)
@@ -134,7 +138,7 @@ class StoreQueries:
         return [] if direction is None else self._manifest.ranked(metric, direction, run, limit=k)
 
     def resume_point(self, run: str | None = None) -> Checkpoint | None:
-        """Return the newest checkpoint that a run can go on from, or None where there is none.
+        """Return the newest checkpoint that a run can resume from, or None where there is none.
 
         It carries training state, and its payload is there with its size; `restore` verifies its digest.
         """
@@ -162,10 +166,19 @@ class StoreQueries:
         """Return the names of all metrics that a run, or any run, has recorded."""
         return self._manifest.metric_names(run)
 
+    def monitors(self, run: str) -> dict[str, Mode]:
+        """Return the metrics that a run's callbacks watched, each with its better direction."""
+        return self._manifest.monitors(run)
+
     def published(self, run: str) -> dict[Path, int]:
-        """Return what a run has been made to show: versions by path, absolute; a path may be gone by now."""
-        shown = (one for one in self._manifest.published() if one.run == run)
-        return {published_path(self.path, one.path): one.version for one in shown}
+        """Return a run's published paths, absolute, with the version that each shows; a path may be gone by now."""
+        published = (path for path in self._manifest.published() if path.run == run)
+        return {published_path(self.path, path.path): path.version for path in published}
+
+    @property
+    def uuid(self) -> str:
+        """The store's own id, made with it."""
+        return self._manifest.uuid
 
     @property
     def schema_version(self) -> str:
@@ -173,11 +186,11 @@ class StoreQueries:
         return self._manifest.schema_version
 
     def tags(self) -> dict[str, int]:
-        """Return the version that each tag stands on, sorted by tag."""
+        """Return the version that each tag names, sorted by tag."""
         return self._manifest.tags()
 
     def history(self, run: str = "default") -> History:
-        """Return each metric of a run by epoch, across restarts, also of checkpoints that are gone.
+        """Return each metric of a run by epoch, across restarts, also of checkpoints that were removed.
 
         Raises:
             RunNotFoundError: There is no such run.
@@ -204,12 +217,12 @@ class StoreQueries:
     def events(
         self, *, kind: str | None = None, run: str | None = None, limit: int | None = None
     ) -> list[Event]:
-        """Return what happened to the store, newest first: saves, tags that moved, resumes, removals, damage.
+        """Return the store's events, newest first: saves, tags that moved, resumes, removals, damage.
 
         Args:
             kind: Such as ``"saved"``, ``"tagged"``, ``"untagged"``, ``"resumed"``, ``"pruned"``; None for all.
             run: The run; None for all.
-            limit: At most so many.
+            limit: The most to return.
         """
         return self._manifest.events(kind=kind, run=run, limit=limit)
 
@@ -224,10 +237,10 @@ class StoreQueries:
         """Return checkpoints as a pandas table: a row for each, its fields, then a column for each metric.
 
         Args:
-            run: As for `checkpoints`, like the others.
-            where: Likewise.
-            order_by: Likewise.
-            limit: Likewise.
+            run: As for `checkpoints`.
+            where: As for `checkpoints`.
+            order_by: As for `checkpoints`.
+            limit: As for `checkpoints`.
 
         Raises:
             MissingPackageError: (an ImportError) pandas is not installed.
@@ -244,7 +257,7 @@ class StoreQueries:
         Args:
             first: A version, ``"latest"``, ``"best:METRIC"``, ``"resume-point"``, a tag, or a `Checkpoint`, which may
                 be another store's.
-            second: Likewise.
+            second: As `first`.
             progress: Called with numbers of bytes as they are read, up to twice what both payloads have.
 
         Raises:

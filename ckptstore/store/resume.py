@@ -1,4 +1,4 @@
-"""Finds the newest resume point that loads, walking back over what is damaged and what keeps crashing."""
+"""Loads a run's newest usable resume point: falls back past damaged ones and past those that keep crashing."""
 
 from __future__ import annotations
 
@@ -18,35 +18,30 @@ from ckptstore.records import Checkpoint
 from ckptstore.storage.layout import Layout
 from ckptstore.store.verify import unacknowledged
 
+# Verifies a checkpoint's payload, then brings it into a model; raises what `restore` raises.
 Load = Callable[[Checkpoint], object]
 Locked = Callable[[], AbstractContextManager[None]]
 
-
-def _lies_elsewhere(error: BaseException | None) -> bool:
-    """Whether an error, or what led to it, speaks of memory or the system, not of the payload."""
-    while error is not None:
-        if isinstance(error, MemoryError | OSError):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+# Starts without a save in between after which a checkpoint is skipped: it may be what ends the process.
+MAX_STARTS = 3
 
 
-class Resumption:
-    """One walk back through a run's resume points.
+class ResumePointLoader:
+    """One search through a run's resume points, newest first.
 
-    What does not match its digest is put aside at once. What does, and cannot be loaded all the same (a layer's own
-    code, say, raises something), is put aside once an older one has been loaded: if none can be, the cause lies
-    elsewhere and everything stays. That the model is another one, or that the disk cannot be read, is raised.
+    A payload that does not match its digest is quarantined at once. One that matches and cannot be loaded all the same
+    (a layer's own code raises, for example) is quarantined once an older one has been loaded: if none loads, the cause
+    lies elsewhere and all stay. Another architecture, or a disk that cannot be read, is raised.
 
-    A checkpoint that was started from `attempts` times without a save since is stepped over: older ones come first. If
-    all were, the newest has its turn again. What was saved before the run was begun anew is never looked at.
+    A checkpoint that was started from `max_starts` times without a save since is skipped: older ones come first. If all
+    of them were, the newest is tried again. Checkpoints of earlier attempts at the run are never considered.
 
     Args:
-        layout: Where the store lies.
-        manifest: Its manifest.
-        run: The run; None for the newest of all runs.
-        locked: Gives the store's lock; None in a store that is open for reading, where nothing is put aside or noted.
-        attempts: Starts without progress before a checkpoint is stepped over; None to count none, and note none.
+        layout: The store's paths.
+        manifest: The store's manifest.
+        run: The run; None for the newest resume point of all runs.
+        locked: Takes the store's lock; None in a store open for reading, where nothing is quarantined or recorded.
+        max_starts: Starts without a save before a checkpoint is skipped; None to neither count nor record starts.
     """
 
     def __init__(
@@ -56,33 +51,35 @@ class Resumption:
         *,
         run: str | None,
         locked: Locked | None,
-        attempts: int | None,
+        max_starts: int | None = MAX_STARTS,
     ) -> None:
         self._layout = layout
         self._manifest = manifest
         self._run = run
         self._locked = locked
-        self._attempts = attempts
+        self._max_starts = max_starts
         self._damaged: list[Checkpoint] = []
         self._failed: list[tuple[Checkpoint, Exception]] = []
-        self._stepped_over: list[int] = []
-        self._floors: dict[str, int] = {}
+        self._skipped: list[int] = []
+        self._first_versions: dict[str, int] = {}
 
     def load(self, load: Load) -> Checkpoint | None:
-        """Load the first that can be, note the start, and return it; None where a run has none.
+        """Load the newest resume point that can be loaded, record the start, and return it; None where a run has none.
 
-        A crash meanwhile leaves all checkpoints where they are, or a damaged one put aside.
+        A crash meanwhile leaves all checkpoints where they are, or a damaged one in quarantine.
 
         Raises:
             NoUsableCheckpointError: There are resume points, and all are damaged or missing.
-            StorageError: One cannot be read, which does not say that it is damaged.
-            ModelMismatchError: The newest that is whole does not fit the model.
-            Exception: What `load` raised of the newest, where it raised something of every one.
+            StorageError: One cannot be read, which does not mean that it is damaged.
+            ModelMismatchError: The newest undamaged one does not fit the model.
+            Exception: The error that `load` raised for the newest, where it raised one for each.
         """
-        lost = {one.version for one in unacknowledged(self._manifest) if self._is_of_the_run(one)}
+        lost = {
+            checkpoint.version for checkpoint in unacknowledged(self._manifest) if self._is_of_run(checkpoint)
+        }
         for checkpoint in self._candidates():
-            self._note_start(checkpoint)
-            if self._loads(checkpoint, load):
+            self._record_start(checkpoint)
+            if self._can_load(checkpoint, load):
                 self._conclude(checkpoint, lost)
                 return checkpoint
         if self._failed:
@@ -92,61 +89,63 @@ class Resumption:
             versions = tuple(sorted(lost, reverse=True))
             raise NoUsableCheckpointError(run=self._run, store=self._layout.root, versions=versions)
         known = [*self._manifest.in_state("missing"), *self._manifest.in_state("damaged")]
-        gone = sum(map(self._is_of_the_run, known))
-        if gone:
+        lost_before = sum(map(self._is_of_run, known))
+        if lost_before:
             warnings.warn(
-                f"the run begins anew: all its {gone} resume points are damaged or missing", stacklevel=2
+                f"the run starts over: all its {lost_before} resume points are damaged or missing",
+                stacklevel=2,
             )
         return None
 
-    def _note_start(self, checkpoint: Checkpoint) -> None:
+    def _record_start(self, checkpoint: Checkpoint) -> None:
         """Count the start before it is made: loading itself may be what ends the process."""
-        if self._locked is not None and self._attempts is not None:
+        if self._locked is not None and self._max_starts is not None:
             with self._locked():
                 self._manifest.add_event("resuming", run=checkpoint.run, version=checkpoint.version)
 
-    def _is_of_the_run(self, checkpoint: Checkpoint) -> bool:
-        """Whether it is, or was, a resume point of the run's newest attempt."""
+    def _is_of_run(self, checkpoint: Checkpoint) -> bool:
+        """True if a checkpoint is, or was, a resume point of the run's newest attempt."""
         run = checkpoint.run
         if not checkpoint.resumable or self._run not in (None, run):
             return False
-        if run not in self._floors:
-            self._floors[run] = self._manifest.attempt_floor(run)
-        return checkpoint.version >= self._floors[run]
+        if run not in self._first_versions:
+            self._first_versions[run] = self._manifest.attempt_floor(run)
+        return checkpoint.version >= self._first_versions[run]
 
     def _candidates(self) -> Iterator[Checkpoint]:
         """Yield resume points, newest first, those that keep crashing last."""
-        if self._attempts is None:
+        if self._max_starts is None:
             yield from self._manifest.resume_points(self._run)
             return
         starts = self._manifest.starts(self._run)
         crashing: list[Checkpoint] = []
         for checkpoint in self._manifest.resume_points(self._run):
-            if starts.get(checkpoint.version, 0) < self._attempts:
+            if starts.get(checkpoint.version, 0) < self._max_starts:
                 yield checkpoint
             else:
                 crashing.append(checkpoint)
-                self._step_over(checkpoint, starts[checkpoint.version])
-        attempts = self._attempts
-        yield from sorted(crashing, key=lambda one: starts[one.version] // attempts)
+                self._skip(checkpoint, starts[checkpoint.version])
+        max_starts = self._max_starts
+        yield from sorted(crashing, key=lambda checkpoint: starts[checkpoint.version] // max_starts)
 
-    def _step_over(self, checkpoint: Checkpoint, starts: int) -> None:
-        self._stepped_over.append(checkpoint.version)
+    def _skip(self, checkpoint: Checkpoint, starts: int) -> None:
+        self._skipped.append(checkpoint.version)
         warnings.warn(
-            f"version {checkpoint.version} is stepped over: started from {starts} times without a save since",
+            f"version {checkpoint.version} is skipped: started from {starts} times without a save since",
             stacklevel=2,
         )
 
-    def _loads(self, checkpoint: Checkpoint, load: Load) -> bool:
-        for last in (False, True):
+    def _can_load(self, checkpoint: Checkpoint, load: Load) -> bool:
+        """Load a checkpoint, twice if need be: a device may be out of memory for a moment."""
+        for is_last in (False, True):
             try:
                 load(checkpoint)
             except CorruptPayloadError as error:
                 self._damaged.append(checkpoint)
-                self._put_aside(checkpoint, error.reason)
+                self._quarantine(checkpoint, error.reason)
                 return False
             except RefusedByLayerError as error:
-                if _lies_elsewhere(error):
+                if _is_environmental(error):
                     raise
                 failure: Exception = error
             except (CheckpointStoreError, MemoryError, OSError):
@@ -155,37 +154,45 @@ class Resumption:
                 failure = error
             else:
                 return True
-            if last:
+            if is_last:
                 self._failed.append((checkpoint, failure))
-            # Once may have been chance: a device that was out of memory for a moment.
         return False
 
-    def _put_aside(self, checkpoint: Checkpoint, reason: str) -> None:
-        where = "stepped over"
+    def _quarantine(self, checkpoint: Checkpoint, reason: str) -> None:
+        done = "skipped"
         if self._locked is not None:
             with self._locked():
                 now = self._manifest.get(checkpoint.version)
                 if now is not None and now.state == "complete":
                     withdraw(self._layout, self._manifest, checkpoint, reason)
-            where = f"put aside in {self._layout.quarantine}"
-        warnings.warn(f"version {checkpoint.version} is {where}: {reason}", stacklevel=2)
+            done = f"put aside in {self._layout.quarantine}"
+        warnings.warn(f"version {checkpoint.version} is {done}: {reason}", stacklevel=2)
 
     def _conclude(self, checkpoint: Checkpoint, lost: set[int]) -> None:
         for failed, error in self._failed:
-            self._put_aside(failed, f"loading it raises {type(error).__name__}: {error}")
+            self._quarantine(failed, f"loading it raises {type(error).__name__}: {error}")
         newer = sorted(version for version in lost if version > checkpoint.version)
         if newer:
             shown = ", ".join(map(str, newer))
-            warnings.warn(f"stepped over, since missing or damaged: version {shown}", stacklevel=2)
-        if self._locked is None or self._attempts is None:
+            warnings.warn(f"skipped, since missing or damaged: version {shown}", stacklevel=2)
+        if self._locked is None or self._max_starts is None:
             return
         detail = {
             "epoch": checkpoint.epoch,
             "batch": checkpoint.batch,
-            "damaged": [one.version for one in self._damaged],
-            "failed": [one.version for one, _ in self._failed],
+            "damaged": [damaged.version for damaged in self._damaged],
+            "failed": [failed.version for failed, _ in self._failed],
             "lost": newer,
-            "stepped_over": [version for version in self._stepped_over if version != checkpoint.version],
+            "stepped_over": [version for version in self._skipped if version != checkpoint.version],
         }
         with self._locked():
             self._manifest.add_event("resumed", run=checkpoint.run, version=checkpoint.version, detail=detail)
+
+
+def _is_environmental(error: BaseException | None) -> bool:
+    """True if an error, or one of its causes, comes from memory or the system rather than from the payload."""
+    while error is not None:
+        if isinstance(error, MemoryError | OSError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,16 +1,18 @@
-"""What a store does to save: at once, or taken apart for whoever saves beside the caller."""
+"""`StoreWriter`: saves checkpoints, owns runs, names and removes checkpoints; a `StoreReader` open for writing."""
 
 from __future__ import annotations
 
 import os
-from abc import abstractmethod
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from ckptstore.errors import ReadOnlyError
 from ckptstore.records import Checkpoint, Format, Mode
+from ckptstore.storage.layout import Layout
+from ckptstore.storage.locks import store_lock
 from ckptstore.store.model_adapter import adapter_for
-from ckptstore.store.reader import StoreQueries
+from ckptstore.store.reader import Ref, StoreReader
+from ckptstore.validation import check_tag
 
 if TYPE_CHECKING:
     from keras import Model, Optimizer
@@ -18,14 +20,15 @@ if TYPE_CHECKING:
     from ckptstore.background.save_queue import Backpressure, SaveQueue
     from ckptstore.commit.committer import Committer
     from ckptstore.commit.request import SaveRequest
-    from ckptstore.commit.run_ownership import Claims
+    from ckptstore.commit.run_ownership import RunOwnership
     from ckptstore.formats.snapshot import FitState, Snapshot
-    from ckptstore.retention import Policy
+    from ckptstore.retention.policy import Kept, Policy
     from ckptstore.store.model_adapter import Snapshots
+    from ckptstore.store.prune import Pruned
 
 
 class SaveOptions(TypedDict, total=False):
-    """What `save` may be told beside the epoch."""
+    """Options of `save` besides model and epoch."""
 
     batch: int | None
     step: int | None
@@ -44,20 +47,25 @@ class SaveOptions(TypedDict, total=False):
     notes: Mapping[str, Mapping[str, Any]]
 
 
-class StoreSaving(StoreQueries):
-    """The part of a store that saves."""
+class StoreWriter(StoreReader):
+    """The writing half of `ckptstore.CheckpointStore`: saves, run ownership, tags, pins and retention.
+
+    Every method raises `ReadOnlyError` in a store that is open for reading, but `prune` with ``dry_run=True``.
+
+    Attributes:
+        read_only: True in a store that is open for reading only.
+    """
 
     read_only: bool
+    _layout: Layout
     _committer: Committer
-    _claims: Claims
-
-    @abstractmethod
-    def claim(self, run: str) -> None:
-        """Become the writer of a run."""
+    _ownership: RunOwnership
 
     def _check_writable(self, operation: str) -> None:
         if self.read_only:
             raise ReadOnlyError(store=self.path, operation=operation)
+
+    # --- saving --------------------------------------------------------------------------------------
 
     def save(
         self,
@@ -81,7 +89,7 @@ class StoreSaving(StoreQueries):
     ) -> Checkpoint:
         """Save a model; when this returns, the checkpoint is durable, indexed, and shown at `publish`.
 
-        A crash meanwhile leaves all older checkpoints as they were, and of this one nothing or the whole.
+        A crash during the save leaves all older checkpoints as they were, and this one either complete or not at all.
 
         Args:
             model: A built and compiled Keras model.
@@ -89,24 +97,24 @@ class StoreSaving(StoreQueries):
             batch: Zero-based index of the last finished train batch, or None at the epoch's end.
             step: Finished train batches of the run so far, or None.
             metrics: Scalars by name: numbers, or 0-d tensors.
-            run: The run that it belongs to; this store writes it until `close`.
-            tags: Names for it; one that another checkpoint has moves.
-            extra: JSON to keep beside it.
+            run: The run that the checkpoint belongs to; this store owns the run until `close`.
+            tags: Names for the checkpoint; a tag that another checkpoint has moves.
+            extra: JSON to store with the checkpoint.
             format: ``"keras"`` for the whole model, ``"weights"``, or ``"h5"`` for Keras' older whole-model file.
-            optimizer: The optimizer of a loop written by hand, for a model that is not compiled.
-            weights_only: True to save no optimizer and no training state.
-            resumable: False to save model and optimizer, but no training state: it is never a resume point.
+            optimizer: The optimizer of a custom training loop, for a model that is not compiled.
+            weights_only: True to save neither optimizer nor training state.
+            resumable: False to save model and optimizer without training state: never a resume point.
             publish: A path at which the checkpoint is shown, by hard link where possible.
-            keep: What stays of the run after this save; None keeps everything.
-            monitor: A metric that is watched and its better direction: its best is never removed.
-            fit: What a callback keeps of the running fit, for its resume.
+            keep: The retention policy applied to the run after this save; None keeps everything.
+            monitor: A watched metric and its better direction: the best by it is never removed.
+            fit: State of the running fit that a callback needs to resume it.
 
         Raises:
             InvalidArgumentError: An argument cannot be used; nothing changed.
             ModelNotReadyError: The model is not built or not compiled; nothing changed.
-            RunLockedError: Another writer has the run.
-            DiskFullError: There is no room; older checkpoints are as they were.
-            UnfinishedSaveError: It is saved (`.checkpoint`), but could not be shown, or retention failed.
+            RunLockedError: Another writer owns the run.
+            DiskFullError: The disk is full; older checkpoints are as they were.
+            UnfinishedSaveError: The checkpoint is saved (`.checkpoint`), but could not be shown, or retention failed.
             StorageError: The disk failed; older checkpoints are as they were.
         """
         snapshot, request = self.prepare(
@@ -137,16 +145,16 @@ class StoreSaving(StoreQueries):
         snapshots: Snapshots | None = None,
         **options: Unpack[SaveOptions],
     ) -> tuple[Snapshot, SaveRequest]:
-        """Check what `save` is asked for and take the model apart; nothing is written, and nothing copied.
+        """Check the arguments of a save and take a snapshot of the model; writes nothing and copies nothing.
 
         Args:
             model: As for `save`.
-            epoch: Likewise.
-            snapshots: What took the model apart at earlier saves of the same fit, and knows what stays the same.
-            **options: As for `save`; and `notes`, events that are recorded with the checkpoint, by their kinds.
+            epoch: As for `save`.
+            snapshots: The snapshot maker of earlier saves of the same fit, which reuses what does not change.
+            **options: As for `save`; and `notes`, events to record with the checkpoint, by kind.
 
         Returns:
-            The snapshot, whose arrays are the model's own, and the request: for `commit`, or for the ring of
+            The snapshot, whose arrays are the model's own, and the request: for `commit`, or for the queue of
             `saving_beside`.
 
         Raises:
@@ -182,23 +190,132 @@ class StoreSaving(StoreQueries):
         return snapshot, request
 
     def commit(self, snapshot: Snapshot, request: SaveRequest) -> Checkpoint:
-        """Save what `prepare` returned, before the model changes; see `save`."""
+        """Save what `prepare` returned, before the model changes; raises as `save` does."""
         return self._committer.commit(snapshot, request)
+
+    def saving_beside(self, run: str, *, backpressure: Backpressure = "replace") -> SaveQueue:
+        """Own a run, and return the queue that saves it in the background, in another process where possible.
+
+        The caller closes the queue before it closes the store. See `ckptstore.background.save_queue.SaveQueue`.
+
+        Raises:
+            RunLockedError: Another writer owns the run.
+        """
+        from ckptstore.background.save_queue import SaveQueue
+
+        self.claim(run)
+        return SaveQueue(self.path, self._ownership.lock_of(run), backpressure=backpressure)
+
+    # --- runs ----------------------------------------------------------------------------------------
+
+    def claim(self, run: str) -> None:
+        """Become the only writer of a run, until `close`; saving does this by itself.
+
+        Raises:
+            RunLockedError: Another writer owns the run; names it.
+        """
+        self._check_writable("claim")
+        self._ownership.claim(run)
+
+    def begin(self, run: str) -> int:
+        """Begin a new attempt at a run, and own the run; returns the attempt's number, from 1.
+
+        The checkpoints of earlier attempts stay and can be queried, but `resume` and `resume_point` never return to
+        them: until the new attempt has saved something, there is nothing to resume from. A crash during the call
+        leaves the attempt begun, or the run as it was.
+
+        Raises:
+            RunLockedError: Another writer owns the run.
+        """
+        self.claim(run)
+        return self._ownership.begin(run)
+
+    def watch(self, run: str, monitors: Mapping[str, Mode]) -> None:
+        """Record the better direction of metrics that a run watches; directions already recorded stay."""
+        self._check_writable("watch")
+        known = self._manifest.monitors(run)
+        wanted = {metric: mode for metric, mode in monitors.items() if metric not in known}
+        if wanted:
+            with store_lock(self._layout.locks):
+                self._manifest.watch(run, wanted)
+
+    # --- names and pins ------------------------------------------------------------------------------
+
+    def tag(self, ref: Ref, name: str) -> None:
+        """Give a checkpoint a name by which `get` finds it; a tag that another checkpoint has moves, atomically.
+
+        `events` of the kinds ``"tagged"`` and ``"untagged"`` tell which checkpoint had a tag when. A crash leaves the
+        tag where it was, or where it is to be.
+
+        Raises:
+            CheckpointNotFoundError: No checkpoint answers to `ref`.
+            InvalidArgumentError: The name reads as another ref, or is not printable text.
+        """
+        self._check_writable("tag")
+        check_tag(name)
+        version = self.get(ref).version
+        with store_lock(self._layout.locks):
+            self._manifest.tag(version, name)
+
+    def untag(self, name: str) -> int:
+        """Remove a tag; returns the version of the checkpoint that had it, which stays.
+
+        Raises:
+            CheckpointNotFoundError: No checkpoint has the tag.
+        """
+        self._check_writable("untag")
+        with store_lock(self._layout.locks):
+            return self._manifest.untag(name)
+
+    def pin(self, ref: Ref, pinned: bool = True) -> None:
+        """Keep a checkpoint whatever a retention policy says; ``pinned=False`` ends that.
+
+        Raises:
+            CheckpointNotFoundError: No checkpoint answers to `ref`.
+        """
+        self._check_writable("pin")
+        version = self.get(ref).version
+        with store_lock(self._layout.locks):
+            self._manifest.pin(version, pinned)
+
+    # --- retention -----------------------------------------------------------------------------------
 
     def retain(self, run: str, policy: Policy) -> list[int]:
         """Remove a run's checkpoints that neither `policy` nor the store's own rules keep; returns their versions."""
         self._check_writable("retain")
         return self._committer.retain(run, policy)
 
-    def saving_beside(self, run: str, *, backpressure: Backpressure = "replace") -> SaveQueue:
-        """Become the writer of a run, and return what saves it beside the caller, in another process where possible.
+    def prune(self, policy: Policy | Kept, *, run: str | None = None, dry_run: bool = False) -> Pruned:
+        """Remove what a policy does not keep, of one run or of each; returns what was removed, what stays and why.
 
-        The caller ends it before it closes the store. See `ckptstore.background.save_queue.SaveQueue`.
+        Only checkpoints whose payload is there with its size count. These always stay, whatever the policy says: the
+        best of every metric that a callback watched, the newest two, the newest two that can be resumed from, the one
+        that the run was resumed from last, pinned checkpoints, and those that a published path shows.
+
+        A crash leaves all checkpoints, or those that stay and rows marked for deletion; the next opening for writing
+        removes these.
+
+        Args:
+            policy: Such as ``keep_last(3) | keep_best("val_loss", 2)``; or a function of a run's checkpoints, oldest
+                first, that returns those, or the versions, that stay.
+            run: The run; None for each run by itself.
+            dry_run: Change nothing; also possible in a store that is open for reading.
 
         Raises:
-            RunLockedError: Another writer has the run.
-        """
-        from ckptstore.background.save_queue import SaveQueue
+            InvalidArgumentError: The policy keeps nothing of a run, contradicts the direction in which the run watches
+                a metric, or is a budget too small for the best and the resume point; nothing was removed.
+            MetricNotFoundError: The policy looks at a metric that a run does not have; nothing was removed.
+            RunNotFoundError: There is no such run.
 
-        self.claim(run)
-        return SaveQueue(self.path, self._claims.lock_of(run), backpressure=backpressure)
+        Example:
+            >>> import tempfile
+            >>> from ckptstore import CheckpointStore, keep_best, keep_last
+            >>> with tempfile.TemporaryDirectory() as folder, CheckpointStore(folder) as store:
+            ...     store.prune(keep_last(3) | keep_best("val_loss", 2), dry_run=True).removed
+            []
+        """
+        from ckptstore.store.prune import prune
+
+        if not dry_run:
+            self._check_writable("prune")
+        return prune(self._layout, self._manifest, policy, run=run, dry_run=dry_run)

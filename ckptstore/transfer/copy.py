@@ -1,23 +1,21 @@
-"""Copies a checkpoint into another store, where it is saved as any other, by the same commit.
+"""Copies a checkpoint into another store, which saves it as any other, by the same commit protocol.
 
-The payload is written anew, since it says which store's it is; the variables in it are the same, byte for byte.
+The payload is written again, since it names the store that it belongs to; its variables are the same, byte for byte.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ckptstore.commit.request import SaveRequest
 from ckptstore.errors import InvalidArgumentError
 from ckptstore.formats.decode import decoded
-from ckptstore.records import Checkpoint
-from ckptstore.transfer.existing import earlier
+from ckptstore.records import Checkpoint, Mode
+from ckptstore.transfer.existing import find_existing
+from ckptstore.transfer.target import TransferTarget
 from ckptstore.validation import check_run
-
-if TYPE_CHECKING:
-    from ckptstore.store.moving import StoreMoving
 
 COPIED = "copied"
 
@@ -27,10 +25,10 @@ class Copied:
     """A checkpoint that was copied.
 
     Attributes:
-        source: The checkpoint, in its own store.
-        checkpoint: The same in the other store.
-        existing: True when an earlier copy was there already; nothing was written then.
-        tags_left: Its tags that another checkpoint has there, and keeps.
+        source: The checkpoint in its own store.
+        checkpoint: The copy in the other store.
+        existing: True if an earlier copy was there already; nothing was written then.
+        tags_left: Tags of the source that another checkpoint has in the other store, and keeps.
     """
 
     source: Checkpoint
@@ -49,34 +47,44 @@ class Copied:
 
 
 def copy(
-    store: StoreMoving,
     checkpoint: Checkpoint,
-    target: StoreMoving,
+    uuid: str,
+    monitors: Mapping[str, Mode],
+    target: TransferTarget,
     *,
     run: str | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Copied:
-    """Copy a checkpoint; `ckptstore.CheckpointStore.copy` says how."""
-    if store.uuid == target.uuid:
+    """Copy a checkpoint; see `ckptstore.CheckpointStore.copy`.
+
+    Args:
+        checkpoint: The checkpoint.
+        uuid: The id of its store.
+        monitors: The metrics that its run watches, each with its better direction.
+        target: The store to copy it to.
+        run: The run of the copy; None for the same.
+        progress: Called with numbers of bytes as they are read.
+    """
+    if uuid == target.uuid:
         raise InvalidArgumentError(
             argument="target", value=str(target.path), reason="is the same store, or a copy of it"
         )
     run = checkpoint.run if run is None else check_run(run)
-    origin = {"store": store.uuid, "version": checkpoint.version, "digest": checkpoint.digest}
+    origin = {"store": uuid, "version": checkpoint.version, "digest": checkpoint.digest}
     tags = {tag: target.tags().get(tag) for tag in checkpoint.tags}
-    # Claimed before it is looked for: nobody else copies it meanwhile.
+    # Claimed before the search, so that nobody else copies it meanwhile.
     target.claim(run)
-    target.watch(run, store.monitors(checkpoint.run))
+    target.watch(run, monitors)
     request = _request(checkpoint, run, origin, tags)
-    found = earlier(target, COPIED, origin, request, checkpoint.path)
-    made = found or _write(checkpoint, target, request, progress)
+    existing = find_existing(target, COPIED, origin, request, checkpoint.path)
+    made = existing or _write(checkpoint, target, request, progress)
     if checkpoint.pinned and not made.pinned:
         target.pin(made)
         made = target.get(made.version)
     return Copied(
         source=checkpoint,
         checkpoint=made,
-        existing=found is not None,
+        existing=existing is not None,
         tags_left=tuple(tag for tag, version in tags.items() if version not in (None, made.version)),
     )
 
@@ -101,7 +109,7 @@ def _request(
 
 def _write(
     checkpoint: Checkpoint,
-    target: StoreMoving,
+    target: TransferTarget,
     request: SaveRequest,
     progress: Callable[[int], object] | None,
 ) -> Checkpoint:

@@ -1,6 +1,6 @@
-"""Takes files that Keras saved, or that were exported, into a store: looked through first, all of them.
+"""Imports files that Keras saved, or that were exported, into a store; all are checked before the first is imported.
 
-A file stays as it is where it lies; the store gets a payload of its own with the same variables, byte for byte.
+A file stays as it is in its place; the store gets its own payload with the same variables, byte for byte.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ckptstore.commit.request import SaveRequest
 from ckptstore.errors import CorruptPayloadError, InvalidArgumentError, StorageError
@@ -20,37 +20,35 @@ from ckptstore.formats.snapshot import TrainingState
 from ckptstore.records import SUFFIXES, Checkpoint, Format
 from ckptstore.storage.files import digest_file
 from ckptstore.storage.layout import absolute
-from ckptstore.transfer.existing import earlier
+from ckptstore.transfer.existing import find_existing
 from ckptstore.transfer.name_pattern import NamePattern
+from ckptstore.transfer.target import TransferTarget
 from ckptstore.validation import check_extra, check_metrics, check_position, check_run, check_tag
-
-if TYPE_CHECKING:
-    from ckptstore.store.moving import StoreMoving
 
 IMPORTED = "imported"
 _RUN = "default"
-# What Keras' BackupAndRestore leaves.
+# Files of Keras' BackupAndRestore.
 _BACKUP, _POSITION, _OLDER = "latest.weights.h5", "training_metadata.json", ".bkp"
 _NOT_EXACT = (
-    "Keras saved weights, optimizer and position alone: a fit goes on from it, but not to the bit, for metrics, "
-    "History, random generators, other callbacks and the order of the data begin anew"
+    "Keras saved weights, optimizer and position alone: a fit resumes from it, but not bit for bit, since "
+    "metrics, History, random generators, other callbacks and the order of the data start over"
 )
-# Training state of a backup: none, but that it may be gone on from.
-_BARE = TrainingState(document={"kind": "keras-backup", "version": 1}, arrays={})
+# Training state of a backup: empty, but there, which makes it a resume point.
+_BACKUP_STATE = TrainingState(document={"kind": "keras-backup", "version": 1}, arrays={})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A file that was looked through, and what it becomes.
+    """A file that was checked and can be imported.
 
     Attributes:
         path: The file, absolute.
-        format: What it is.
+        format: The format of its payload.
         nbytes: Its size in bytes.
         digest: Its digest.
-        request: What is to be saved of it.
-        is_backup: True for a backup of Keras' BackupAndRestore, which a run goes on from.
-        said: What else there is to know, or "".
+        request: The save to make of it.
+        is_backup: True for a backup of Keras' BackupAndRestore, which a run resumes from.
+        said: A remark for the user, or "".
     """
 
     path: Path
@@ -64,13 +62,13 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Imported:
-    """A file that was taken in.
+    """A file that was imported.
 
     Attributes:
         path: The file, which stays.
-        checkpoint: What it became.
-        existing: True when it had been imported before; nothing was written then.
-        said: What else there is to know, or "".
+        checkpoint: The checkpoint made from it.
+        existing: True if it had been imported before; nothing was written then.
+        said: A remark for the user, or "".
     """
 
     path: Path
@@ -88,7 +86,7 @@ class Imported:
         }
 
 
-def look_through(
+def check_files(
     paths: Sequence[str | os.PathLike[str]],
     *,
     run: str | None = None,
@@ -97,9 +95,9 @@ def look_through(
     metrics: Mapping[str, Any] | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> list[Candidate]:
-    """Look through files and folders that are to be imported, in the order of their positions; changes nothing.
+    """Check files and folders to be imported, and return them in the order of their positions; changes nothing.
 
-    The arguments are those of `ckptstore.CheckpointStore.import_files`, which says what they are and what is raised.
+    Arguments and errors are those of `ckptstore.CheckpointStore.import_files`.
     """
     if not paths:
         raise InvalidArgumentError(argument="paths", value=[], reason="names nothing to import")
@@ -107,7 +105,7 @@ def look_through(
         raise InvalidArgumentError(
             argument="epoch" if epoch is not None else "metrics",
             value=epoch if epoch is not None else dict(metrics or {}),
-            reason="can be said of one file only",
+            reason="can be given for one file only",
             hint="pattern= reads them from the names",
         )
     if run is not None:
@@ -118,8 +116,10 @@ def look_through(
         for path in paths
     ]
     if metrics:
-        told = replace(found[0].request, metrics={**found[0].request.metrics, **check_metrics(metrics)})
-        found = [replace(found[0], request=told)]
+        with_metrics = replace(
+            found[0].request, metrics={**found[0].request.metrics, **check_metrics(metrics)}
+        )
+        found = [replace(found[0], request=with_metrics)]
     return sorted(found, key=_place)
 
 
@@ -132,21 +132,21 @@ def _candidate(
     path: Path,
     run: str | None,
     names: NamePattern | None,
-    said: Mapping[str, int],
+    given: Mapping[str, int],
     progress: Callable[[int], object] | None,
 ) -> Candidate:
     if path.is_dir():
-        return _backup(path, run, said, progress)
+        return _backup(path, run, given, progress)
     if not path.exists():
         raise InvalidArgumentError(argument="path", value=str(path), reason="is not there")
     format = _format(path)
-    told = {} if names is None else dict(names.read(path.name))
+    values = {} if names is None else dict(names.read(path.name))
     digest, description = digest_file(path, progress), verify_file(path)
     if description is not None:
         request = _described(path, description, run)
     else:
         request = SaveRequest(run=run or _RUN, epoch=0, created_at=_modified(path))
-    request = _with_name(request, {**told, **said}, given=said)
+    request = _with_name(request, {**values, **given}, given=given)
     return Candidate(path=path, format=format, nbytes=path.stat().st_size, digest=digest, request=request)
 
 
@@ -170,7 +170,7 @@ def _modified(path: Path) -> datetime:
 
 
 def _described(path: Path, description: Mapping[str, Any], run: str | None) -> SaveRequest:
-    """Return what a file of ours says of itself."""
+    """Return the save that the description inside a file asks for, every part of it checked."""
     try:
         check_position(description["epoch"], description["batch"], description["step"])
         return SaveRequest(
@@ -187,13 +187,13 @@ def _described(path: Path, description: Mapping[str, Any], run: str | None) -> S
         raise CorruptPayloadError(path=path, reason=f"its description cannot be read: {error!r}") from error
 
 
-def _with_name(request: SaveRequest, told: Mapping[str, float], *, given: Mapping[str, int]) -> SaveRequest:
-    """Return a request with what a name tells; `epoch` and `batch` count from 1 there, and from 0 where given."""
-    metrics = {name: value for name, value in told.items() if name not in ("epoch", "batch")}
-    counts = {name: int(told[name]) - (name not in given) for name in ("epoch", "batch") if name in told}
+def _with_name(request: SaveRequest, values: Mapping[str, float], *, given: Mapping[str, int]) -> SaveRequest:
+    """Return a request with values read from a name, which counts `epoch` and `batch` from 1; those given from 0."""
+    metrics = {name: value for name, value in values.items() if name not in ("epoch", "batch")}
+    counts = {name: int(values[name]) - (name not in given) for name in ("epoch", "batch") if name in values}
     if min(counts.values(), default=0) < 0:
         raise InvalidArgumentError(
-            argument="pattern", value=dict(told), reason="epoch and batch count from 1 in names"
+            argument="pattern", value=dict(values), reason="epoch and batch count from 1 in names"
         )
     epoch = counts.get("epoch", request.epoch)
     batch = counts.get("batch", request.batch)
@@ -216,16 +216,16 @@ def _backup(
             hint="name the files in it",
         )
     try:
-        return _one_backup(newest, folder / _POSITION, run, given, progress)
+        return _backup_at(newest, folder / _POSITION, run, given, progress)
     except CorruptPayloadError as error:
         if not older.exists():
             raise
-        found = _one_backup(older, folder / (_POSITION + _OLDER), run, given, progress)
-        damaged = f"{newest.name} is damaged ({error.reason}); the one before was taken"
+        found = _backup_at(older, folder / (_POSITION + _OLDER), run, given, progress)
+        damaged = f"{newest.name} is damaged ({error.reason}); the one before was imported"
         return replace(found, said=f"{damaged}; {found.said}")
 
 
-def _one_backup(
+def _backup_at(
     path: Path,
     position: Path,
     run: str | None,
@@ -248,14 +248,14 @@ def _one_backup(
 
 
 def _position(path: Path) -> tuple[int, int | None]:
-    """Return where Keras' backup stands: it tells the epoch to begin next, and 0 or the batch that it came behind."""
+    """Return epoch and batch of Keras' backup, whose file has the next epoch, and 0 or the last finished batch."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         epoch, batch = found["epoch"], found.get("batch", 0)
         check_position(epoch, batch)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptPayloadError(
-            path=path, reason=f"it does not tell the backup's epoch: {error}"
+            path=path, reason=f"it does not hold the backup's epoch: {error}"
         ) from error
     return (epoch - 1, None) if batch == 0 and epoch > 0 else (epoch, batch)
 
@@ -263,17 +263,17 @@ def _position(path: Path) -> tuple[int, int | None]:
 # --- into the store ------------------------------------------------------------------------------
 
 
-def take(
-    store: StoreMoving, candidate: Candidate, progress: Callable[[int], object] | None = None
+def import_file(
+    target: TransferTarget, candidate: Candidate, progress: Callable[[int], object] | None = None
 ) -> Imported:
-    """Save one file that was looked through; one that was imported into this run before is not saved again."""
+    """Save one file that was checked; a file that was imported into this run before is not saved again."""
     request = candidate.request
     origin = {"file": candidate.path.name, "nbytes": candidate.nbytes, "digest": candidate.digest}
-    store.claim(request.run)
-    found = earlier(store, IMPORTED, origin, request, candidate.path)
+    target.claim(request.run)
+    found = find_existing(target, IMPORTED, origin, request, candidate.path)
     if found is not None:
         return Imported(path=candidate.path, checkpoint=found, existing=True, said=candidate.said)
-    known = store.tags()
+    known = target.tags()
     request = replace(
         request,
         tags=tuple(tag for tag in request.tags if tag not in known),
@@ -287,6 +287,6 @@ def take(
         digest=candidate.digest,
         progress=progress,
     ) as opened:
-        snapshot = replace(opened.snapshot, state=_BARE) if candidate.is_backup else opened.snapshot
-        checkpoint = store.commit(snapshot, request)
+        snapshot = replace(opened.snapshot, state=_BACKUP_STATE) if candidate.is_backup else opened.snapshot
+        checkpoint = target.commit(snapshot, request)
     return Imported(path=candidate.path, checkpoint=checkpoint, existing=False, said=candidate.said)

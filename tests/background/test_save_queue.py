@@ -513,7 +513,7 @@ def test_the_run_belongs_to_the_writer_until_its_work_is_done(
             submit(process_queue, 0)
             wait_until_begun(process_queue)
             process_queue.close()
-            store._claims._locks.pop("default").release()
+            store._ownership._locks.pop("default").release()
             claiming.start()
             said = ""
             while "has ended" not in said and claiming.is_alive():

@@ -205,7 +205,7 @@ def test_a_damaged_one_does_not_lead_back_into_the_attempt_before(store: Checkpo
         walk(store)
     assert caught.value.versions == (3,)
     store.repair()
-    with pytest.warns(UserWarning, match="begins anew: all its 1 resume points are damaged"):
+    with pytest.warns(UserWarning, match="starts over: all its 1 resume points are damaged"):
         assert walk(store) is None
     assert [store.get(version).state for version in (1, 2)] == ["complete", "complete"]
 

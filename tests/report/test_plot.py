@@ -93,7 +93,7 @@ def test_interruptions_are_lines(tmp_path: Path) -> None:
         save(store, 0, step=10)
         save(store, 1, batch=4, step=15)
     with CheckpointStore(tmp_path / "s") as store:
-        store.resume_with(lambda checkpoint: None, "default")
+        store.load_newest_resume_point(lambda checkpoint: None, "default")
         save(store, 1, step=20)
         [run] = of(store)
     assert [(one.epoch, one.batch) for one in run.history.resumes] == [(1, 4)]

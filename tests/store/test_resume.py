@@ -81,7 +81,7 @@ def test_when_all_are_damaged_the_run_does_not_begin_anew_in_silence(store: Chec
     with pytest.raises(NoUsableCheckpointError):
         walk(store)
     store.repair()
-    with pytest.warns(UserWarning, match="begins anew: all its 3 resume points are damaged"):
+    with pytest.warns(UserWarning, match="starts over: all its 3 resume points are damaged"):
         assert walk(store) is None
 
 
@@ -135,7 +135,7 @@ def test_a_resume_point_that_keeps_crashing_is_stepped_over(store: CheckpointSto
         warnings.simplefilter("always")
         taken += [walk(store).version for _ in range(8)]
     assert taken == [3, 3, 3, 2, 2, 2, 1, 1, 1, 3, 3]
-    assert "version 3 is stepped over: started from 3 times without a save since" in str(said[0].message)
+    assert "version 3 is skipped: started from 3 times without a save since" in str(said[0].message)
     assert os.listdir(store.path / "quarantine") == []
 
 
@@ -147,13 +147,13 @@ def test_a_save_is_progress(store: CheckpointStore) -> None:
         assert walk(store).version == saved.version
     # Another run's save is none.
     save(store, 7, run="other")
-    with pytest.warns(UserWarning, match="stepped over"):
+    with pytest.warns(UserWarning, match="skipped"):
         assert walk(store).version == 3
 
 
 def test_a_reading_store_steps_over_and_changes_nothing(store: CheckpointStore) -> None:
     damage(store.get(3).path)
-    said = pytest.warns(UserWarning, match="version 3 is stepped over: its digest")
+    said = pytest.warns(UserWarning, match="version 3 is skipped: its digest")
     with CheckpointStore(store.path, read_only=True) as reader, said:
         assert walk(reader).version == 2
     assert store.get(3).state == "complete" and _kinds(store, "resumed", "damaged") == []
@@ -163,7 +163,7 @@ def test_a_newer_one_that_went_missing_before_is_said(store: CheckpointStore) ->
     store.get(3).path.unlink()
     with CheckpointStore(store.path) as again:
         assert again.get(3).state == "missing"
-        with pytest.warns(UserWarning, match="stepped over, since missing or damaged: version 3"):
+        with pytest.warns(UserWarning, match="skipped, since missing or damaged: version 3"):
             assert walk(again).version == 2
         again.repair()
         assert walk(again).version == 2
@@ -178,7 +178,7 @@ def test_a_start_counts_before_it_is_made(store: CheckpointStore) -> None:
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
             walk(store, die)
-    with pytest.warns(UserWarning, match="version 3 is stepped over"):
+    with pytest.warns(UserWarning, match="version 3 is skipped"):
         assert walk(store).version == 2
 
 

@@ -95,7 +95,7 @@ def test_damage_is_found_before_the_model_is_touched(
         assert len(os.listdir(tmp_path / "quarantine")) == 1
         assert {event.kind for event in store._manifest.events(version=3)} == {"saved", "resuming", "damaged"}
         assert store.verify()[0].kind == "damaged"
-    said = pytest.warns(UserWarning, match="stepped over, since missing or damaged: version 3")
+    said = pytest.warns(UserWarning, match="skipped, since missing or damaged: version 3")
     with ckptstore.CheckpointStore(tmp_path) as store, said:
         assert store.restore("resume-point", model).version == 2
 
@@ -162,7 +162,7 @@ def test_resuming_takes_the_run(tmp_path: Path) -> None:
         assert other.resume(model).version == 1
 
 
-@pytest.mark.filterwarnings("ignore:version 1 is stepped over")
+@pytest.mark.filterwarnings("ignore:version 1 is skipped")
 def test_starts_that_end_well_are_no_crashes(tmp_path: Path) -> None:
     model = _model()
     with ckptstore.CheckpointStore(tmp_path) as store:
@@ -176,7 +176,7 @@ def test_starts_that_end_well_are_no_crashes(tmp_path: Path) -> None:
             assert store.resume(model).version == 2
             raise RuntimeError("the training's own")
     with (
-        pytest.warns(UserWarning, match="version 2 is stepped over: started from 3 times"),
+        pytest.warns(UserWarning, match="version 2 is skipped: started from 3 times"),
         ckptstore.CheckpointStore(tmp_path) as store,
     ):
         assert store.resume(model).version == 1

@@ -11,7 +11,7 @@ from ckptstore.errors import (
 from ckptstore.records import Checkpoint
 from ckptstore.storage.files import digest_file
 from ckptstore.storage.locks import store_lock
-from ckptstore.store.resume import Resumption
+from ckptstore.store.resume import ResumePointLoader
 from ckptstore.store.store import CheckpointStore
 
 
@@ -25,7 +25,7 @@ def walk(
     store: CheckpointStore, load: Callable[[Checkpoint], None] = load, run: str | None = "default"
 ) -> Checkpoint | None:
     locked = None if store.read_only else lambda: store_lock(store.path / "locks")
-    return Resumption(store._layout, store._manifest, run=run, locked=locked, attempts=3).load(load)
+    return ResumePointLoader(store._layout, store._manifest, run=run, locked=locked).load(load)
 
 
 def damage(path: Path) -> None:

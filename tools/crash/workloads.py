@@ -32,7 +32,7 @@ from ckptstore.records import Checkpoint, State
 from ckptstore.retention import keep_last
 from ckptstore.storage.durable_writer import DurableWriter
 from ckptstore.storage.locks import store_lock
-from ckptstore.store.resume import Resumption
+from ckptstore.store.resume import ResumePointLoader
 from ckptstore.store.store import CheckpointStore
 from crash.invariants import Saved
 from crash.sample_stores import save, snapshot_of
@@ -297,7 +297,7 @@ def _rebuild(report: Report) -> None:
 
 
 def _resume(report: Report) -> None:
-    """Resume, walking back over the damaged one."""
+    """Resume past the damaged one."""
 
     def load(checkpoint: Checkpoint) -> None:
         if checkpoint.path.read_bytes() == _DAMAGED:
@@ -306,8 +306,8 @@ def _resume(report: Report) -> None:
     with CheckpointStore("store") as store, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         lock = partial(store_lock, store.path / "locks")
-        walk = Resumption(store._layout, store._manifest, run="default", locked=lock, attempts=3)
-        resumed = walk.load(load)
+        loader = ResumePointLoader(store._layout, store._manifest, run="default", locked=lock)
+        resumed = loader.load(load)
         assert resumed is not None
         assert resumed.version == 2
         report.saved(resumed)

@@ -156,7 +156,7 @@ def load_resume_point(
     def load(checkpoint: Checkpoint) -> None:
         found["state"] = adapter.restore(model, checkpoint, check=check)
 
-    checkpoint = store.resume_with(load, run)
+    checkpoint = store.load_newest_resume_point(load, run)
     if checkpoint is None:
         return None
     return ResumedRun(
