@@ -1,7 +1,8 @@
-"""The operating system, but for files: signals, fork safety, shared and pinned memory, copies beside the interpreter.
+"""The operating system apart from files: signals, fork safety, shared and pinned memory, parallel copies.
 
-Main doors: `stop_signals.StopRequest` (a signal becomes a flag), `fork_safety.reset_in_child`, `shared_memory` (memfd),
-`parallel_copy` and `small_copies` (many arrays into one buffer).
+Main doors: `stop_signals.StopRequest` (turns a signal into a flag), `fork_safety.no_fork` and
+`fork_safety.reset_in_child` (SQLite over fork), `shared_memory.SharedMemory` (memfd), `parallel_copy.ParallelCopy`
+and `small_copies.SmallCopies` (many arrays into one memory).
 
 May import: errors.
 """

@@ -1,4 +1,4 @@
-"""The type of a host array, as rooms hand it to each other."""
+"""The type of host arrays, as rooms pass them to each other."""
 
 from __future__ import annotations
 

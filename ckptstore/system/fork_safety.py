@@ -1,10 +1,10 @@
-"""Keeps SQLite whole over fork: no transaction is open when this process forks, no connection is used after.
+"""Keeps SQLite intact over fork: no transaction is open when this process forks, and no connection is used after.
 
-SQLite notes in the process's memory which files it has locked. A child that is forked while any thread is
-inside a transaction would inherit that note without the locks, and would then read unprotected, or wait for
-ever; and a child that closed such a connection would roll the parent's transaction back. So forking waits for
-the other threads' open transactions, which are short, and new ones wait for the fork. The child starts with
-fresh pools and leaves the inherited connections alone.
+SQLite records in the process's memory which files it has locked. A child that is forked while any thread is inside a
+transaction would inherit that record without the locks. It would then read unprotected, or wait for ever; and if it
+closed such a connection, it would roll the parent's transaction back. So forking waits for the open transactions of
+other threads, which are short, and new transactions wait for the fork. The child starts with fresh pools and leaves
+the inherited connections alone.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 class _Gate:
-    """Counts the transactions that are open in this process, by thread, and the threads that are forking."""
+    """Counts the open transactions of this process by thread, and the threads that are forking."""
 
     def __init__(self) -> None:
-        # Taken as it is, not through the condition, whose Python code an interrupt could leave with the lock taken.
+        # Acquired directly, not through the condition: an interrupt in its Python code could leave the lock held.
         self.lock = threading.RLock()
         self.changed = threading.Condition(self.lock)
         self.open: Counter[int] = Counter()
@@ -39,7 +39,7 @@ _gate = _Gate()
 
 @contextmanager
 def no_fork() -> Iterator[None]:
-    """Let this process fork only after the block, except by the thread that is in it.
+    """Delay forks of this process until the block ends, except forks by the thread that is in it.
 
     Example:
         >>> with no_fork(), no_fork():
@@ -47,7 +47,7 @@ def no_fork() -> Iterator[None]:
     """
     me = threading.get_ident()
     with _gate.lock:
-        # A block inside a block must not wait: the fork waits for the outer one.
+        # A nested block must not wait: the fork waits for the outer one.
         _gate.changed.wait_for(lambda: not _gate.forking or me in _gate.open)
         _gate.open[me] += 1
     try:
@@ -61,7 +61,7 @@ def no_fork() -> Iterator[None]:
 
 
 def reset_in_child(engine: Engine) -> None:
-    """Give `engine` a fresh pool in every forked child, as long as somebody uses it."""
+    """Give `engine` a fresh pool in every forked child, for as long as the engine is in use."""
     with _gate.lock:
         _gate.engines.add(engine)
 
@@ -86,7 +86,7 @@ def _after_fork_in_child() -> None:
     _gate.forking = 0
     _gate.open = Counter({me: _gate.open[me]}) if me in _gate.open else Counter()
     for engine in _gate.engines:
-        # Kept for ever, so that nothing in this process closes what belongs to the parent.
+        # Kept for ever, so that nothing in this process closes the parent's connections.
         _gate.abandoned.append(engine.pool)
         engine.dispose(close=False)
 

@@ -1,4 +1,4 @@
-"""Copies with several cores: one alone uses a part of what the memory can do, and a training step waits for it."""
+"""Copies with several threads: one core alone does not use the memory's bandwidth, and a training step waits for it."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from ckptstore.system.cpu import usable_cores
 
 Job = Callable[[], object]
 
-# Bytes of one job: what is left to do when the others have finished is at most that.
+# Bytes of one job, and so the most that is left to one thread when the others have finished.
 PIECE = 4 << 20
-# Bytes that are worth another thread, which takes some tenths of a millisecond to begin.
+# Another thread takes some tenths of a millisecond to begin; for fewer bytes it is not worth it.
 MIN_BYTES_PER_THREAD = 8 << 20
-# More of them do not copy faster, on the machines that we know.
-_THREADS = 4
+# More threads did not copy faster on the machines that were measured.
+_MAX_THREADS = 4
 _NAP_S = 1e-4
 
 
 class ParallelCopy:
-    """Does jobs that let go of the interpreter lock, with the calling thread and as many others as there are cores for.
+    """Runs jobs that release the interpreter lock, in the calling thread and in one more for each further core.
 
     Args:
-        threads: At most so many, the caller's among them; by itself, one for each core that this process may use,
-            and no more than four.
+        threads: The most threads at once, the caller's included. None for one for each core that this process may
+            use, and no more than four.
 
     Attributes:
-        threads: The same.
+        threads: The most threads at once.
 
     Example:
         >>> target = np.zeros(3)
@@ -44,32 +44,32 @@ class ParallelCopy:
     """
 
     def __init__(self, threads: int | None = None) -> None:
-        self.threads = min(_THREADS, usable_cores()) if threads is None else threads
+        self.threads = min(_MAX_THREADS, usable_cores()) if threads is None else threads
         self._helpers: list[threading.Thread] = []
         self._left: deque[Job] = deque()
         # One entry for each helper that has a job, or is about to take one.
-        self._at_work: list[None] = []
+        self._working: list[None] = []
         self._pid = os.getpid()
 
     def __call__(
         self, jobs: Iterable[Job], *, nbytes: int, more_jobs: Iterable[Job] = (), own_job: Job | None = None
     ) -> None:
-        """Do all jobs; when this returns, or raises, no thread is at one any more.
+        """Do all jobs; when this returns or raises, no thread is working on one.
 
-        After an interrupt some are done and others not. A second one, while the threads are waited for, leaves a job to
-        the end of its time, and the next call waits for that.
+        After an interrupt some jobs are done and others not. A second interrupt, while this waits for the threads,
+        leaves a job running, and the next call waits for that.
 
         Args:
-            jobs: In any order.
-            nbytes: What all jobs copy together.
-            more_jobs: Further jobs, which are made one by one while others begin with those that there are.
-            own_job: What the calling thread does first, while others begin with the jobs.
+            jobs: The jobs, done in any order.
+            nbytes: The bytes that all jobs copy together.
+            more_jobs: Further jobs, which are made one by one while other threads work on those that exist.
+            own_job: A job that the calling thread does first, while other threads work on the rest.
 
         Raises:
-            Exception: What `own_job` or a job raises; others may be left out then.
+            Exception: What `own_job` or a job raises; other jobs may then be left undone.
         """
         if self._pid != os.getpid():
-            self._pid, self._at_work = os.getpid(), []  # a fork has none of the threads
+            self._pid, self._working = os.getpid(), []  # a forked child has none of the threads
         self._stop()
         left = self._left = deque[Job](jobs)
         errors = list[Exception]()
@@ -91,32 +91,32 @@ class ParallelCopy:
 
     def _help(self, left: deque[Job], errors: list[Exception]) -> None:
         helper = threading.Thread(
-            target=_do, args=(left, errors, self._at_work), name="ckptstore-copy", daemon=True
+            target=_do, args=(left, errors, self._working), name="ckptstore-copy", daemon=True
         )
-        # An interrupt may come while it starts, or before it is known that it has.
+        # Recorded first: an interrupt may come while it starts.
         self._helpers.append(helper)
-        # Where no thread can be started, those that there are do it all.
+        # If no thread can be started, the others do all the jobs.
         with suppress(RuntimeError):
             helper.start()
 
     def _stop(self) -> None:
         self._left.clear()
         while self._helpers:
-            # RuntimeError: it was not started, or nobody knows yet that it was.
+            # RuntimeError: it was not started, or an interrupt came before Python had recorded that it was.
             with suppress(RuntimeError):
                 self._helpers[-1].join()
             self._helpers.pop()
-        # Such a one may have a job all the same; it says so before it takes one.
-        while self._at_work:
+        # Such a thread may have a job all the same. It adds its entry before it takes one.
+        while self._working:
             time.sleep(_NAP_S)
 
 
 def copy_jobs(target: Array, source: Array) -> Iterator[Job]:
-    """Return what copies an array, in pieces.
+    """Yield jobs that copy an array in pieces.
 
     Args:
-        target: In C order.
-        source: Of the same shape and dtype.
+        target: The array to write, in C order.
+        source: An array of the same shape and dtype.
 
     Raises:
         ValueError: The target is not in C order, or the shapes differ.
@@ -130,10 +130,10 @@ def copy_jobs(target: Array, source: Array) -> Iterator[Job]:
         yield partial(np.copyto, flat_target[part], flat_source[part], casting="no")
 
 
-def _do(left: deque[Job], errors: list[Exception], at_work: list[None] | None = None) -> None:
-    at_work = [] if at_work is None else at_work
+def _do(left: deque[Job], errors: list[Exception], working: list[None] | None = None) -> None:
+    working = [] if working is None else working
     while not errors:
-        at_work.append(None)
+        working.append(None)
         try:
             try:
                 job = left.popleft()
@@ -143,4 +143,4 @@ def _do(left: deque[Job], errors: list[Exception], at_work: list[None] | None = 
         except Exception as error:
             errors.append(error)  # the caller raises it
         finally:
-            at_work.pop()
+            working.pop()

@@ -1,11 +1,10 @@
-"""Locks the pages of host memory for a CUDA device, which then writes into them by itself.
+"""Pins host memory for a CUDA device, which can then write into it directly.
 
-Into memory whose pages may move, the driver copies by way of a buffer of its own, and the caller waits for each piece.
-Memory that CUDA itself hands out is locked, but cannot be shared with another process: so what is shared is locked
-afterwards.
+Into pageable memory the driver copies through a buffer of its own, and the caller waits for each piece. Memory that
+CUDA allocates is pinned, but cannot be shared with another process: so shared memory is pinned after it was mapped.
 
-The driver is asked, and not the CUDA runtime: a call of the runtime that fails is reported once more by the next kernel
-that torch starts.
+The calls go to the CUDA driver, not to the runtime: a runtime call that fails is reported again by the next kernel that
+torch starts.
 """
 
 from __future__ import annotations
@@ -22,39 +21,40 @@ from typing import Any
 
 import numpy as np
 
-# Of the CUDA driver: locked for all contexts of the process, not for the one that is current alone.
+# CU_MEMHOSTREGISTER_PORTABLE: pinned for all contexts of the process, not only for the current one.
 _PORTABLE = 1
-_ALREADY_LOCKED, _NOT_LOCKED = 712, 713
+# CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED, CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED
+_ALREADY_PINNED, _NOT_PINNED = 712, 713
 _DRIVER = "libcuda.so.1"
 
 
 class PinnablePages(mmap.mmap):
-    """Mapped memory that can be locked for as long as it is there: once, whoever copies into it and however often.
+    """Mapped memory that can be pinned once, for as long as it is mapped.
 
-    What a crash leaves: nothing; locked pages are the process' own and go with it.
+    What a crash leaves: nothing; pinned pages belong to the process and go with it.
     """
 
     _was_asked = False
-    # The device, and the process that has locked them.
-    _locked: tuple[int, int] | None = None
+    # The device, and the process that pinned the pages.
+    _pinned: tuple[int, int] | None = None
 
     def pin(self, device: int) -> None:
-        """Lock all pages, or warn that they cannot be: copies into them are right all the same, and take longer.
+        """Pin all pages, or warn that they cannot be pinned; copies are then still right, but take longer.
 
-        Pages that are not there yet are faulted in.
+        Pages that are not there yet are faulted in. Later calls do nothing.
 
         Args:
-            device: The index of a CUDA device that was used before.
+            device: The index of a CUDA device that has been used before.
         """
         if self._was_asked:
             return
         self._was_asked = True
-        # Before they are: an interrupt may come right behind that.
-        self._locked = device, os.getpid()
+        # Recorded first: an interrupt may come right after the pages are pinned.
+        self._pinned = device, os.getpid()
         try:
-            _lock(self._begin(), len(self), device)
+            _pin(self._begin(), len(self), device)
         except OSError as error:
-            self._locked = None
+            self._pinned = None
             warnings.warn(
                 f"copies from the GPU take longer: {len(self) / 1e6:,.0f} MB of memory for snapshots cannot be "
                 f"page-locked ({error})",
@@ -66,34 +66,34 @@ class PinnablePages(mmap.mmap):
         return int(np.frombuffer(self, np.uint8).ctypes.data)
 
     def __del__(self) -> None:
-        """Unlock them while they are still mapped; in a forked process, which has no CUDA, they are not its own."""
-        if self._locked is not None and self._locked[1] == os.getpid() and not sys.is_finalizing():
-            _unlock(self._begin(), self._locked[0])
+        """Unpin the pages while they are still mapped; in a forked process, which has no CUDA, leave them."""
+        if self._pinned is not None and self._pinned[1] == os.getpid() and not sys.is_finalizing():
+            _unpin(self._begin(), self._pinned[0])
 
 
-def _lock(begin: int, nbytes: int, device: int) -> None:
-    def ask() -> int:
+def _pin(begin: int, nbytes: int, device: int) -> None:
+    def register() -> int:
         return _call("cuMemHostRegister_v2", ctypes.c_void_p(begin), ctypes.c_size_t(nbytes), _PORTABLE)
 
     with _context(device):
-        code = ask()
-        if code == _ALREADY_LOCKED:
-            # It is of memory that was at this address before: the device would write to where that was.
+        code = register()
+        if code == _ALREADY_PINNED:
+            # The registration belongs to memory that was at this address before; the device would write to that.
             _call("cuMemHostUnregister", ctypes.c_void_p(begin))
-            code = ask()
+            code = register()
         _check("cuMemHostRegister_v2", code)
 
 
-def _unlock(begin: int, device: int) -> None:
+def _unpin(begin: int, device: int) -> None:
     with _context(device):
         code = _call("cuMemHostUnregister", ctypes.c_void_p(begin))
-        if code != _NOT_LOCKED:
+        if code != _NOT_PINNED:
             _check("cuMemHostUnregister", code)
 
 
 @contextmanager
 def _context(device: int) -> Iterator[None]:
-    """Have the device's own context, which torch uses too, current in this thread."""
+    """Make the device's primary context, which torch uses too, current in this thread for the block."""
     number, context = ctypes.c_int(), ctypes.c_void_p()
     _check("cuDeviceGet", _call("cuDeviceGet", ctypes.byref(number), device))
     _check("cuDevicePrimaryCtxRetain", _call("cuDevicePrimaryCtxRetain", ctypes.byref(context), number))
@@ -108,10 +108,10 @@ def _context(device: int) -> Iterator[None]:
 
 
 def _call(name: str, *arguments: Any) -> int:
-    """Call the driver, and return the code that it answers with; other threads run meanwhile.
+    """Call the driver and return its result code; other threads run meanwhile.
 
     Raises:
-        OSError: There is no driver, or it is of another age.
+        OSError: There is no driver, or it does not know the function.
     """
     try:
         function = getattr(_driver(), name)

@@ -1,7 +1,7 @@
-"""Host memory that two processes see: one copies a snapshot into it, the other writes it to the disk from there.
+"""Host memory that two processes share: one copies a snapshot into it, the other writes it to the disk from there.
 
-On Linux it is a memfd: no file system's limit applies (containers give ``/dev/shm`` 64 MB), and nothing is left of it
-once both processes are gone, however they end.
+On Linux it is a memfd: no limit of a file system applies (containers give ``/dev/shm`` 64 MB), and nothing is left of
+it once both processes are gone, however they end.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from ckptstore.system.arrays import Array
 from ckptstore.system.pinned_memory import PinnablePages
 
 ALIGNMENT = 64
-# Linux 5.14. Faults pages in at once, some ten times faster than touching each.
+# Since Linux 5.14. Faults all pages in at once, some ten times faster than touching each.
 _MADV_POPULATE_WRITE = 23
-# Fewer faults, where the administrator lets shared memory have huge pages.
+# Fewer page faults, where the administrator allows huge pages for shared memory.
 _MADV_HUGEPAGE = 14
+# Sizes are rounded up to a multiple of it, in bytes.
 _ROUND = 1 << 20
 
 
@@ -36,11 +37,11 @@ def aligned(offset: int) -> int:
 
 
 class SharedMemory:
-    """A piece of memory that grows when it must and is used again and again.
+    """A block of memory that is reused, and grows when it must.
 
     Args:
-        descriptor: Of a memfd that another process has made; None to make one, or memory of this process alone where
-            the platform knows no memfd.
+        descriptor: Of a memfd that another process has made. None to make one; where the platform has no memfd, the
+            memory then belongs to this process alone.
 
     Attributes:
         descriptor: Of the memfd, or None.
@@ -51,16 +52,16 @@ class SharedMemory:
             descriptor = os.memfd_create("ckptstore-snapshot", os.MFD_CLOEXEC)
         self.descriptor = descriptor
         self._map: PinnablePages | None = None
-        self._populated = 0
-        self._populating: threading.Thread | None = None
+        self._prefaulted = 0
+        self._prefaulting: threading.Thread | None = None
 
     @property
     def nbytes(self) -> int:
-        """Bytes that there is room for."""
+        """The size of the memory in bytes."""
         return 0 if self._map is None else len(self._map)
 
     def reserve(self, nbytes: int) -> bool:
-        """Make room; returns True where the memory is another than before, and views of it must be taken anew."""
+        """Make room for so many bytes; returns True if the memory was mapped again, so that old views are invalid."""
         if nbytes <= self.nbytes:
             return False
         self._wait()
@@ -70,11 +71,11 @@ class SharedMemory:
         else:
             os.ftruncate(self.descriptor, nbytes)
             self._map = PinnablePages(self.descriptor, nbytes)
-        self._populated = 0
+        self._prefaulted = 0
         return True
 
     def refresh(self) -> bool:
-        """See the memory as the process that made it has last made it; returns True where it is another."""
+        """Follow a change of size by the other process; returns True if the memory was mapped again."""
         if self.descriptor is None:
             return False
         nbytes = os.fstat(self.descriptor).st_size
@@ -84,39 +85,39 @@ class SharedMemory:
         return True
 
     def prefault(self) -> None:
-        """Have the pages there before the copy needs them."""
+        """Fault the pages in before the copy needs them."""
         self._wait()
         self._prefault()
 
     def prefault_in_background(self, then: Callable[[], None]) -> None:
-        """Let a thread do it, and what is to be done behind it; a later `populate` waits for both."""
-        if self._populating is None and self._populated < self.nbytes:
-            self._populating = threading.Thread(
-                target=self._populate_then, args=(then,), name="ckptstore-memory", daemon=True
+        """Fault the pages in and then call `then`, both in a thread; a later `prefault` waits for it."""
+        if self._prefaulting is None and self._prefaulted < self.nbytes:
+            self._prefaulting = threading.Thread(
+                target=self._prefault_then, args=(then,), name="ckptstore-memory", daemon=True
             )
-            self._populating.start()
+            self._prefaulting.start()
 
-    def _populate_then(self, then: Callable[[], None]) -> None:
+    def _prefault_then(self, then: Callable[[], None]) -> None:
         self._prefault()
         then()
 
     def _wait(self) -> None:
-        if self._populating is not None:
-            self._populating.join()
-            self._populating = None
+        if self._prefaulting is not None:
+            self._prefaulting.join()
+            self._prefaulting = None
 
     def _prefault(self) -> None:
-        if self._map is None or self._populated >= self.nbytes:
+        if self._map is None or self._prefaulted >= self.nbytes:
             return
-        # Through ctypes, which lets other threads run meanwhile. Where the kernel cannot, the copy faults pages in.
+        # Through ctypes, so that other threads run meanwhile. Where the kernel cannot, the copy faults the pages in.
         if _MADVISE is not None:
             begin = self.array(0, (0,), np.dtype(np.uint8)).ctypes.data
             for advice in (_MADV_HUGEPAGE, _MADV_POPULATE_WRITE):
                 _MADVISE(begin, self.nbytes, advice)
-        self._populated = self.nbytes
+        self._prefaulted = self.nbytes
 
     def array(self, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """Return a view of an array that lies at `offset`; right until `reserve` or `refresh` returns True."""
+        """Return a view of the array at `offset`, valid until `reserve` or `refresh` returns True."""
         assert self._map is not None
         return np.ndarray(shape, dtype, self._map, offset)
 
@@ -131,7 +132,7 @@ class SharedMemory:
         return self._map[offset : offset + nbytes]
 
     def close(self) -> None:
-        """Let go of it; what is left of it goes with the last view."""
+        """Release the memory; the mapping itself goes with its last view."""
         self._wait()
         self._map = None
         descriptor, self.descriptor = self.descriptor, None
@@ -139,7 +140,7 @@ class SharedMemory:
             os.close(descriptor)
 
     def __del__(self) -> None:
-        """Let go of what nobody closed."""
+        """Close the descriptor if nobody did."""
         if getattr(self, "descriptor", None) is not None:
             self.close()
 

@@ -1,7 +1,7 @@
-"""The handlers that all stop requests of a process share, how they step aside, and what a fork does to them.
+"""The signal handlers that all stop requests of a process share, how they step aside, and what a fork does to them.
 
-The first signal is noted for everybody who looks. For all that comes after, and for everybody else, the handlers from
-before are put back and have it.
+The first signal is recorded for every request. For later signals, and when no request polls, the old handlers are put
+back and receive the signal.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ _Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 
 
 class Watcher(Protocol):
-    """Whoever looks for signals."""
+    """An object that polls for signals."""
 
     @property
     def signals(self) -> tuple[Signals, ...]:
-        """Those that it looks for."""
+        """The signals that it polls for."""
 
     @property
     def is_polled(self) -> Callable[[FrameType | None], bool] | None:
-        """Tells, of the frame that a signal interrupts, whether it still looks; None for yes."""
+        """A function from the frame that a signal interrupts to whether it still polls; None for always."""
 
 
 def is_echo(number: int, first: int, after_s: float) -> bool:
-    """Return whether a signal is the one before it come a second time, rather than a second request.
+    """Return True if a signal is an echo of the one before it rather than a second request.
 
-    `timeout` sends its signal to the process and then to its group, and others to every process of a job while whoever
-    started this one passes it on. SIGINT is a person's, and each one counts.
+    `timeout` sends its signal to the process and then to its group. Others send theirs to every process of a job, while
+    the parent of this process passes it on. SIGINT comes from a person, and each one counts.
 
     Args:
         number: The second signal.
@@ -53,57 +53,57 @@ def is_echo(number: int, first: int, after_s: float) -> bool:
 
 
 class SharedHandlers:
-    """What the stop requests of a process share: our handlers, those before them, and the signal that came."""
+    """The handlers that the stop requests of a process share, the handlers before them, and the signal that came."""
 
     current: ClassVar[SharedHandlers | None] = None
 
     def __init__(self) -> None:
         self.pid = os.getpid()
         self.received: Signals | None = None
-        # A callback that was dropped without `uninstall` no longer looks, and so must not keep a signal.
-        self.users: WeakSet[Watcher] = WeakSet()
-        self.before: dict[Signals, _Handler] = {}
+        # Weak: a callback that was dropped without `uninstall` no longer polls, and must not swallow a signal.
+        self.watchers: WeakSet[Watcher] = WeakSet()
+        self.old_handlers: dict[Signals, _Handler] = {}
         self._received_at = 0.0
-        self._chained = False
+        self._old_handler_called = False
 
     @classmethod
-    def shared(cls) -> SharedHandlers:
-        """Return the one that is in use in this process, or a new one."""
+    def in_use(cls) -> SharedHandlers:
+        """Return the ones that are in use in this process, or new ones."""
         current = cls.current
         if current is not None:
-            if current.users and current.pid == os.getpid():
+            if current.watchers and current.pid == os.getpid():
                 return current
             current.end()
         cls.current = cls()
         return cls.current
 
-    def join(self, user: Watcher) -> tuple[Signals, ...]:
-        """Let one more look; returns the signals that had to be left to handlers from outside Python."""
-        self.users.add(user)  # first: from the instant of the handler on somebody must be looking
+    def add(self, watcher: Watcher) -> tuple[Signals, ...]:
+        """Install handlers for a watcher; returns the signals left to handlers from outside Python."""
+        self.watchers.add(watcher)  # first: as soon as a handler is installed, somebody must poll
         skipped = []
-        for number in user.signals:
+        for number in watcher.signals:
             handler = signal.getsignal(number)
-            if number in self.before:
-                if handler == self.before[number]:
+            if number in self.old_handlers:
+                if handler == self.old_handlers[number]:
                     signal.signal(number, self.handle)
             elif _is_foreign(number, handler):
                 skipped.append(number)
             else:
-                self.before[number] = handler
+                self.old_handlers[number] = handler
                 signal.signal(number, self.handle)
         return tuple(skipped)
 
     def end(self) -> None:
-        """Let nobody look any more."""
-        self.users.clear()
-        self.put_back()
+        """Remove all watchers, and restore the old handlers."""
+        self.watchers.clear()
+        self.restore()
 
-    def put_back(self) -> None:
-        """Put back the old handlers of signals that nobody looks for any more, where ours still stand.
+    def restore(self) -> None:
+        """Restore the old handlers of signals that nobody watches any more, where ours are still installed.
 
-        Outside the main thread Python does not allow it; then our handler does it when it is called.
+        Outside the main thread Python does not allow it; our handler then does it when it is called.
         """
-        for number, handler in self.before.items():
+        for number, handler in self.old_handlers.items():
             if not self._is_watched(number) and signal.getsignal(number) == self.handle:
                 try:
                     signal.signal(number, handler)
@@ -111,29 +111,29 @@ class SharedHandlers:
                     return
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Note the first signal; with a second one, in a child, or with nobody looking, step aside for it."""
-        for user in list(self.users):
-            if user.is_polled is not None and not user.is_polled(frame):
-                self.users.discard(user)
+        """Record the first signal; step aside for a second one, in a child, and when nobody polls."""
+        for watcher in list(self.watchers):
+            if watcher.is_polled is not None and not watcher.is_polled(frame):
+                self.watchers.discard(watcher)
         if self.pid != os.getpid():  # a child that C code forked, without the hooks below
-            self.users.clear()
+            self.watchers.clear()
         elif self.received is not None:
-            if self.users and is_echo(number, self.received, time.monotonic() - self._received_at):
+            if self.watchers and is_echo(number, self.received, time.monotonic() - self._received_at):
                 return
-            self.users.clear()
+            self.watchers.clear()
         if self._is_watched(number):
             self._received_at = time.monotonic()
             self.received = Signals(number)
             return
-        self.put_back()
+        self.restore()
         self._pass_on(Signals(number), frame)
 
     def _is_watched(self, number: int) -> bool:
-        return any(number in user.signals for user in self.users)
+        return any(number in watcher.signals for watcher in self.watchers)
 
     def _pass_on(self, number: Signals, frame: FrameType | None) -> None:
-        """Do what the signal would have done without us, whoever may have put a handler on top of ours."""
-        handler = self.before[number]
+        """Do what the signal would have done without us, whatever handler was installed on top of ours."""
+        handler = self.old_handlers[number]
         if callable(handler):
             handler(number, frame)
         elif handler == signal.SIG_DFL:
@@ -141,16 +141,16 @@ class SharedHandlers:
             signal.raise_signal(number)
             signal.signal(number, on_top)
 
-    def chain(self, received: Signals) -> None:
+    def call_old_handler(self, received: Signals) -> None:
         """Call the old handler of the signal that was received, once, if it is a function."""
-        handler = self.before[received]
-        if callable(handler) and not self._chained:
-            self._chained = True
+        handler = self.old_handlers[received]
+        if callable(handler) and not self._old_handler_called:
+            self._old_handler_called = True
             handler(received, currentframe())
 
 
 class _Forking(threading.local):
-    """The signals that a thread blocked before it began to fork; None where it is not about to."""
+    """The signals that a thread had blocked before it began to fork; None while it is not forking."""
 
     mask: set[int | Signals] | None = None
 
@@ -159,10 +159,10 @@ _forking = _Forking()
 
 
 def _before_fork() -> None:
-    """Hold back our signals: Python forgets those that reach a child before it is ready for them."""
+    """Block our signals: Python loses those that reach a child before it is ready for them."""
     current = SharedHandlers.current
-    if current is not None and current.users:
-        _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, current.before)
+    if current is not None and current.watchers:
+        _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, current.old_handlers)
 
 
 def _after_fork_in_parent() -> None:
@@ -172,7 +172,7 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
-    """Give the child the handlers from before, so that whoever started it can end it."""
+    """Give the child the old handlers, so that its parent can end it."""
     if SharedHandlers.current is not None:
         SharedHandlers.current.end()
     _after_fork_in_parent()
@@ -184,12 +184,12 @@ os.register_at_fork(
 
 
 def _is_foreign(number: Signals, handler: _Handler) -> bool:
-    """Whether code outside Python handles a signal: faulthandler, say, or a backend that watches for preemption."""
+    """Return True if code outside Python handles a signal: faulthandler, or a backend that watches for preemption."""
     return handler is None or (not callable(handler) and number in _caught())
 
 
 def _caught() -> Iterator[int]:
-    """Yield the signals that this process handles, as far as the system tells: on Linux."""
+    """Yield the signals that this process handles, where the system lists them: on Linux."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     except OSError:

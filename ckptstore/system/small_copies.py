@@ -1,8 +1,8 @@
-"""Copies many buffers of other objects into one memory, and lets other threads run Python meanwhile.
+"""Copies many small buffers into one memory with few system calls, while other threads run Python.
 
-Python's own loop over a thousand small copies holds the interpreter lock, so that a second core cannot help with them.
-The kernel copies as many by one call, process_vm_readv(2) asked of this process itself, for about a third more of
-one core's time: it is worth it where there is another core. An address that is none is an error there, and no crash.
+A Python loop over a thousand small copies holds the interpreter lock, so that a second core cannot help. The kernel
+copies as many in one call, process_vm_readv(2) on this process itself, for about a third more time of one core: worth
+it where there is another core. An invalid address is an error there, and no crash.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import numpy as np
 
 from ckptstore.system.parallel_copy import Job
 
-# The kernel takes no more pieces at once (UIO_MAXIOV).
+# The most pieces that the kernel copies in one call (UIO_MAXIOV).
 MAX_PIECES = 1024
-# As contiguous bytes; an object that has them in another order refuses.
+# PyBUF_SIMPLE: contiguous bytes; an object that has them in another order raises an error.
 _SIMPLE = 0
 
 
 class _Buffer(ctypes.Structure):
-    """`Py_buffer`, as Python's stable interface has it."""
+    """`Py_buffer` of Python's stable C interface."""
 
     _fields_ = (
         ("begin", ctypes.c_void_p),
@@ -52,14 +52,14 @@ class _Piece(ctypes.Structure):
 
 
 class SmallCopies:
-    """Copies buffers into the same parts of a memory again and again.
+    """Copies buffers into fixed parts of a memory, as often as asked.
 
     Args:
-        memory: Is written to; its pages are better there already.
-        parts: Of the memory, one for each buffer, none of them empty.
-        calls: How many calls of the kernel it takes, one for each thread that helps: between two of its own a thread
-            waits for the interpreter lock, and where another one loops, until that has done all. More, where one would
-            have more than `MAX_PIECES`.
+        memory: The memory to write; its pages should be faulted in already.
+        parts: A part of the memory for each buffer, none of them empty.
+        calls: The number of system calls to divide the work into: one for each thread that helps, since between two
+            calls a thread waits for the interpreter lock, and if another thread loops, until that has finished. There
+            are more where one call would have more than `MAX_PIECES`.
 
     Example:
         >>> memory = mmap.mmap(-1, 4096)
@@ -78,46 +78,47 @@ class SmallCopies:
         self._targets, to = _structures(_Piece, len(parts))
         to["begin"] = [begin + part.start for part in parts]
         self._from["nbytes"] = to["nbytes"] = [part.stop - part.start for part in parts]
-        self._addresses = [ctypes.addressof(one) for one in self._buffers]
+        self._addresses = [ctypes.addressof(buffer) for buffer in self._buffers]
         self._groups = list(_groups([int(nbytes) for nbytes in to["nbytes"]], calls))
-        # The block that holds buffers.
+        # The open `with` block that holds the buffers.
         self._block: object | None = None
 
     @contextmanager
     def jobs(self, values: Sequence[Any]) -> Iterator[Iterator[Job]]:
-        """Yield what copies them: in any order, in any threads, within the block.
+        """Yield the jobs that copy the values, to be run within the block, in any order and in any threads.
 
-        A buffer that is still being computed is waited for, when the job that copies it is asked for; all are held
-        until the block ends. A job raises OSError where the kernel does not copy; what it has copied is unknown then.
+        Asking for a job waits for buffers that are still being computed. The buffers are held until the block ends. A
+        job raises OSError if the kernel does not copy; how much it has copied is then unknown.
 
         Args:
             values: One object for each part, of as many bytes.
 
         Raises:
-            BufferError: (when asked for a job, as the others) A value does not lie in this process' memory in C order.
+            BufferError: A value is not in this process' memory in C order. This and the others are raised when a job
+                is asked for.
             TypeError: A value is no buffer.
             ValueError: A value has another number of bytes.
         """
         if self._block is not None:
-            self._release()  # an interrupt came just when another block ended
+            self._release()  # an interrupt came just as the block before ended
         self._block = block = object()
         try:
             yield (self._job(values, *group) for group in self._groups)
         finally:
-            # A block that an interrupt has left open may end behind the next one's beginning.
+            # A block that an interrupt has left open may end after the next one has begun.
             if self._block is block:
                 self._release()
                 self._block = None
 
     def _release(self) -> None:
-        # Also those that were not got: nothing happens to them.
+        # Releasing a buffer that was never acquired does nothing.
         deque(map(_release_buffer, self._addresses), maxlen=0)
 
     def _job(self, values: Sequence[Any], first: int, count: int, nbytes: int) -> Job:
         group = slice(first, first + count)
         deque(map(_get_buffer, values[group], self._addresses[group], repeat(_SIMPLE)), maxlen=0)
         if not np.array_equal(self._found["nbytes"][group], self._from["nbytes"][group]):
-            raise ValueError("a value has not as many bytes as its place")
+            raise ValueError("the number of bytes of a value differs from that of its part")
         self._from["begin"][group] = self._found["begin"][group]
         return partial(self._copy, first, count, nbytes)
 
@@ -137,25 +138,25 @@ class SmallCopies:
 
 
 def can_copy_buffers() -> bool:
-    """Return whether this platform has what `SmallCopies` asks for; a container may forbid it all the same."""
+    """Return True if this platform has the functions that `SmallCopies` calls; a container may still forbid them."""
     return None not in (_copy_pieces, _get_buffer, _release_buffer)
 
 
 def _structures(kind: type[ctypes.Structure], count: int) -> tuple[Any, Any]:
-    """Return structures of zeros, for C and for numpy."""
-    ones: Any = (kind * count)()
-    return ones, np.frombuffer(ones, kind)
+    """Return an array of zeroed C structures, and a numpy view of it."""
+    structures: Any = (kind * count)()
+    return structures, np.frombuffer(structures, kind)
 
 
 def _groups(sizes: Sequence[int], calls: int) -> Iterator[tuple[int, int, int]]:
-    """Yield what one call copies: the first piece, how many, and their bytes."""
+    """Yield for each call the index of its first piece, the number of pieces, and their bytes."""
     first = nbytes = 0
     share = -(-sum(sizes) // calls)
-    for place, size in enumerate(sizes):
+    for index, size in enumerate(sizes):
         nbytes += size
-        if nbytes >= share or place - first + 1 == MAX_PIECES:
-            yield first, place - first + 1, nbytes
-            first, nbytes = place + 1, 0
+        if nbytes >= share or index - first + 1 == MAX_PIECES:
+            yield first, index - first + 1, nbytes
+            first, nbytes = index + 1, 0
     if first < len(sizes):
         yield first, len(sizes) - first, nbytes
 
@@ -170,11 +171,11 @@ def _find_copy_pieces() -> Any:
 
 
 def _find_in_python(name: str, *arguments: Any, returns: Any) -> Any:
-    """Return a function that is called with the interpreter lock held, and whose errors are raised.
+    """Return a C function of Python, which is called with the interpreter lock held and whose errors are raised.
 
-    None where Python's own functions are hidden, as in some programs that Python is a part of.
+    None where these functions are hidden, as in some programs that embed Python.
     """
-    # Not `ctypes.pythonapi`, which others too tell what its functions take.
+    # Not `ctypes.pythonapi`, whose functions other code may give other argument types.
     function = getattr(ctypes.PyDLL(None), name, None)
     if function is not None:
         function.argtypes, function.restype = arguments, returns

@@ -1,4 +1,4 @@
-"""Stop requests by signal: a handler only notes one; the training looks between two batches, saves and ends."""
+"""Stop requests by signal: a handler only records the signal; the training polls between batches, saves and ends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Self
 from ckptstore.errors import InvalidArgumentError
 from ckptstore.system.signal_handlers import SharedHandlers
 
-# EX_TEMPFAIL of sysexits.h: nothing is wrong, try again. Job queues and `ckptstore run` do.
+# EX_TEMPFAIL of sysexits.h: nothing is wrong, try again. Job queues and `ckptstore run` start the process again.
 TRY_AGAIN = 75
 STOP_SIGNALS: tuple[Signals, ...] = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)
@@ -22,21 +22,21 @@ _UNCATCHABLE = frozenset({"SIGKILL", "SIGSTOP"})
 
 
 class TrainingInterrupted(SystemExit):
-    """A signal asked the training to stop; its state was saved. A script that lets it pass ends with `code`.
+    """Raised when a signal stopped the training, after its state was saved; uncaught, it ends the script with `code`.
 
     Args:
         signal: The signal.
-        exit_code: What the process ends with; 75 by default, on which `ckptstore run` and job queues start it again.
+        exit_code: The exit code of the process. By default 75, after which `ckptstore run` and job queues restart it.
 
     Attributes:
         signal: The signal.
         code: The exit code.
-        message: One line that says what happened.
+        message: A description in one line.
 
     Example:
         >>> error = TrainingInterrupted(signal.SIGTERM)
         >>> print(error.code, error)
-        75 stopped by SIGTERM; what was trained is saved, and the same command goes on from it
+        75 stopped by SIGTERM; the training state is saved, and the same command resumes from it
     """
 
     code: int
@@ -47,7 +47,7 @@ class TrainingInterrupted(SystemExit):
         super().__init__(exit_code)
         self.signal = signal
         self.message = (
-            f"stopped by {signal.name}; what was trained is saved, and the same command goes on from it"
+            f"stopped by {signal.name}; the training state is saved, and the same command resumes from it"
         )
 
     def __str__(self) -> str:
@@ -58,27 +58,28 @@ class TrainingInterrupted(SystemExit):
 
 
 class StopRequest:
-    """A request to stop, which signals make and the training looks for between two batches.
+    """A request to stop that is made by a signal, and polled by the training between batches.
 
-    While it is installed, the first of the signals is only noted, in `received`. The caller saves and then calls
-    `deliver`. A second signal stops at once, as it would have without us; SIGTERM come twice within 3 seconds counts
-    once, since some programs send it to a process and to its group. Any number may be installed at a time, each sees
-    the request. Forked children, such as the workers of a data loader, have the handlers from before.
+    While it is installed, the first of the signals is only recorded, in `received`. The caller saves and then calls
+    `deliver`. A second signal stops at once, as it would have without us. The same signal twice within 3 seconds counts
+    once, since some programs send it to a process and to its group; SIGINT always counts. Any number of requests may be
+    installed at a time, and each sees the signal. Forked children, such as the workers of a data loader, have the old
+    handlers.
 
     Only the main thread of the main interpreter may handle signals; elsewhere `install` does nothing.
 
     Args:
-        signals: Which signals; those that the platform does not know are left out.
-        exit_code: What `TrainingInterrupted` ends the process with.
+        signals: The signals; those that the platform does not know are left out.
+        exit_code: The exit code of `TrainingInterrupted`.
 
     Attributes:
-        signals: The signals that it looks for.
-        skipped: Those that a handler from outside Python has, which stays.
-        is_polled: Tells, of the frame that a signal interrupts, whether anybody will look for it; None for yes. A
-            training that an exception ended without `uninstall` must not keep the process from being ended.
+        signals: The signals that it polls for.
+        skipped: The signals that a handler from outside Python handles, and keeps.
+        is_polled: A function from the frame that a signal interrupts to whether anybody will poll; None for always. A
+            training that an exception ended without `uninstall` must not swallow the signals that end the process.
 
     Raises:
-        InvalidArgumentError: No process can handle one of the signals.
+        InvalidArgumentError: One of the signals cannot be handled by any process.
 
     Example:
         >>> with StopRequest() as stop:
@@ -100,57 +101,57 @@ class StopRequest:
         self.exit_code = exit_code
         self.skipped: tuple[Signals, ...] = ()
         self.is_polled: Callable[[FrameType | None], bool] | None = None
-        self._installation: SharedHandlers | None = None
+        self._handlers: SharedHandlers | None = None
         self._delivered = False
 
     @property
     def installed(self) -> bool:
         """True from `install` to `uninstall`, or to a second signal; False in a forked child."""
-        return self._installation is not None and self in self._installation.users
+        return self._handlers is not None and self in self._handlers.watchers
 
     @property
     def received(self) -> Signals | None:
-        """The signal that asks for a stop, until it is delivered; `uninstall` does not forget it."""
-        if self._installation is None or self._delivered:
+        """The signal that asks for a stop, until it is delivered; `uninstall` keeps it."""
+        if self._handlers is None or self._delivered:
             return None
-        received = self._installation.received
+        received = self._handlers.received
         return received if received in self.signals else None
 
     def install(self) -> None:
-        """Begin to look for signals; one that another installed request has already seen counts."""
+        """Begin to watch for signals; one that another installed request has already seen counts."""
         if self.installed or threading.current_thread() is not threading.main_thread():
             return
-        installation = SharedHandlers.shared()
+        handlers = SharedHandlers.in_use()
         try:
-            self.skipped = installation.join(self)
+            self.skipped = handlers.add(self)
         except ValueError:  # not the main interpreter
-            installation.users.discard(self)
+            handlers.watchers.discard(self)
             return
-        self._installation, self._delivered = installation, False
+        self._handlers, self._delivered = handlers, False
 
     def uninstall(self) -> None:
-        """Put the old handlers back where ours stand and nobody else looks; may be called again.
+        """Restore the old handlers where ours are installed and nobody else polls. May be called again.
 
-        A request that came in the last moment is still in `received`: look, and `deliver` it.
+        A signal that came at the last moment is still in `received`: check it, and `deliver` it.
         """
-        if self._installation is not None:
-            self._installation.users.discard(self)
-            self._installation.put_back()
+        if self._handlers is not None:
+            self._handlers.watchers.discard(self)
+            self._handlers.restore()
 
     def deliver(self) -> None:
-        """Let the signal have its effect, now that the state is saved; does nothing if none was received.
+        """Let the signal take effect, now that the state is saved; does nothing if none was received.
 
         An old handler that is a function is called first, once for all installed requests.
 
         Raises:
-            KeyboardInterrupt: It was SIGINT.
-            TrainingInterrupted: It was another one.
+            KeyboardInterrupt: The signal was SIGINT.
+            TrainingInterrupted: It was another signal.
         """
         received = self.received
-        if received is None or self._installation is None:
+        if received is None or self._handlers is None:
             return
         self._delivered = True
-        self._installation.chain(received)
+        self._handlers.call_old_handler(received)
         if received == signal.SIGINT:
             raise KeyboardInterrupt
         raise TrainingInterrupted(received, self.exit_code)

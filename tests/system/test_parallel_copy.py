@@ -133,7 +133,7 @@ def test_its_own_is_done_where_there_are_no_jobs_and_what_it_raises_is_raised() 
     assert not copying()
 
 
-def test_after_an_interrupt_no_thread_is_at_work() -> None:
+def test_after_an_interrupt_no_thread_is_working() -> None:
     at_work, parallel_copy = threading.Event(), ParallelCopy(2)
     done = []
 
@@ -166,7 +166,7 @@ def test_other_shapes_and_dtypes_are_refused() -> None:
     assert not zeros.any()
 
 
-def test_an_interrupt_while_a_thread_starts_leaves_none_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_while_a_thread_starts_leaves_none_working(monkeypatch: pytest.MonkeyPatch) -> None:
     begun, may_end = threading.Event(), threading.Event()
     start = threading.Thread.start
     ended: list[int] = []
@@ -204,7 +204,7 @@ def test_a_thread_that_nobody_knows_of_is_waited_for() -> None:
         ended.append(1)
 
     left: deque[Any] = deque([job])
-    threading.Thread(target=_do, args=(left, [], parallel_copy._at_work), daemon=True).start()
+    threading.Thread(target=_do, args=(left, [], parallel_copy._working), daemon=True).start()
     assert begun.wait(30)
     threading.Timer(0.05, may_end.set).start()
     parallel_copy([], nbytes=0)
