@@ -1,4 +1,4 @@
-"""What a payload's HDF5 file holds: Keras' variables, our description and state, and the bytes between."""
+"""Contents of a payload's HDF5 file: Keras' variables, our description and training state, and the bytes between."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ckptstore.system.arrays import Array
 
 
 class Contents:
-    """The datasets of one file, by what they are.
+    """The datasets of one file, sorted by their role.
 
     Attributes:
-        variables: Keras' own, by path.
-        description: Ours, or None in a file that Keras wrote.
-        document: JSON of the training state, or None.
-        arrays: Arrays of the training state, by the names they were given.
+        variables: Keras' variables, by path.
+        description: Our description, or None in a file that Keras wrote.
+        document: JSON document of the training state, or None.
+        arrays: Arrays of the training state, by name.
     """
 
     def __init__(self, datasets: Mapping[str, StoredDataset]) -> None:
@@ -34,17 +34,17 @@ class Contents:
         self.arrays = {unescaped(path.removeprefix(STATE_ARRAYS)): self.variables.pop(path) for path in ours}
 
     def all(self) -> Iterator[StoredDataset]:
-        """Give every dataset, ours last."""
+        """Yield every dataset, ours last."""
         yield from self.variables.values()
         yield from self.arrays.values()
         yield from (found for found in (self.document, self.description) if found is not None)
 
 
 def extents(source: RandomAccessFile, contents: Contents) -> list[tuple[int, int, StoredDataset]]:
-    """Return (begin, end, dataset) of all values in the order of the file.
+    """Return (begin, end, dataset) of all values, in the order of the file.
 
     Raises:
-        CorruptPayloadError: Two arrays share bytes, or the values of one are not in one piece.
+        CorruptPayloadError: Two arrays share bytes, or an array's values are not in one piece.
     """
     found = []
     for dataset in contents.all():
@@ -60,7 +60,7 @@ def extents(source: RandomAccessFile, contents: Contents) -> list[tuple[int, int
 
 
 def gaps_digest(source: RandomAccessFile, contents: Contents) -> str:
-    """Return xxh3_128, as 32 hex digits, of every byte of the file that is no array's."""
+    """Return the xxh3_128, as 32 hex digits, of all bytes of the file that belong to no array."""
     digest = xxhash.xxh3_128()
     position = 0
     for begin, end, _ in [*extents(source, contents), (source.nbytes, source.nbytes, None)]:
@@ -71,7 +71,7 @@ def gaps_digest(source: RandomAccessFile, contents: Contents) -> str:
 
 
 def parts(source: RandomAccessFile, begin: int, end: int) -> Iterator[bytes | memoryview]:
-    """Give the bytes from `begin` to `end`; each part is valid until the next is asked for."""
+    """Yield the bytes from `begin` to `end`; each part is valid until the next one is read."""
     if end - begin <= 1 << 16:
         yield source.read(begin, end - begin)
         return
@@ -82,7 +82,7 @@ def read_bytes(source: RandomAccessFile, dataset: StoredDataset) -> npt.NDArray[
     """Read an array's bytes as they are stored.
 
     Raises:
-        CorruptPayloadError: They do not lie in one piece, or are not there.
+        CorruptPayloadError: The bytes are not in one piece, or are missing.
         StorageError: The disk cannot be read.
     """
     if dataset.offset is None:
@@ -93,7 +93,7 @@ def read_bytes(source: RandomAccessFile, dataset: StoredDataset) -> npt.NDArray[
 
 
 def values_of(source: RandomAccessFile, dataset: StoredDataset, data: npt.NDArray[np.uint8]) -> Array:
-    """Return the array that stored bytes stand for; a view of them, but for float8 and text."""
+    """Return the array that stored bytes represent: a view of them, except for float8 and text."""
     if dataset.kind.dtype.kind == "O":
         texts = np.empty(len(data) // 16, object)
         texts[:] = read_texts(source, data.tobytes())
@@ -105,10 +105,10 @@ def values_of(source: RandomAccessFile, dataset: StoredDataset, data: npt.NDArra
 
 
 def view_array(source: RandomAccessFile, dataset: StoredDataset) -> Array:
-    """Return an array's values where they lie, read-only; see `ckptstore.storage.random_access.RandomAccessFile.view`.
+    """Return a read-only view of an array's values in the file; see `ckptstore.storage.random_access`.
 
     Raises:
-        CorruptPayloadError: They do not lie in one piece, or are not there.
+        CorruptPayloadError: The values are not in one piece, or are missing.
         StorageError: The disk cannot be read.
     """
     if dataset.offset is None:
@@ -118,5 +118,5 @@ def view_array(source: RandomAccessFile, dataset: StoredDataset) -> Array:
 
 
 def read_array(source: RandomAccessFile, dataset: StoredDataset) -> Array:
-    """Read an array's values; raises what `read_bytes` raises."""
+    """Read an array's values; raises the errors of `read_bytes`."""
     return values_of(source, dataset, read_bytes(source, dataset))

@@ -1,4 +1,4 @@
-"""Copies a payload, or the weights inside an archive, in one pass, and checks on the way that it is what was saved."""
+"""Verified copies of a payload, or of the weights in an archive: copied and checked in one pass."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _PART = 4 << 20
 
 
 def locate_weights(path: Path) -> tuple[int, int]:
-    """Return where the HDF5 file lies in a ``.keras`` archive, and its size in bytes.
+    """Return the offset of the HDF5 file in a ``.keras`` archive, and its size in bytes.
 
     Raises:
-        CorruptPayloadError: It is missing, or no archive.
-        StorageError: It cannot be read, which does not say that it is damaged.
+        CorruptPayloadError: The file is missing, or is not an archive.
+        StorageError: The file cannot be read, which does not mean that it is damaged.
     """
     with open_random_access(path) as file:
         return KerasArchive(file).weights()
@@ -35,20 +35,20 @@ def copy_verified(
     part: tuple[int, int] | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> None:
-    """Hand a payload's bytes to a sink; nothing that it took may be used unless this returns.
+    """Copy a payload's bytes to a sink; the copy may be used only if this returns.
 
     Args:
         path: The payload.
-        sink: Where to.
+        sink: Receives the bytes.
         nbytes: The size that the payload must have.
         digest: The digest that it must have.
-        part: Where the bytes that are wanted begin, and how many they are; None for all.
-        progress: Called with numbers of bytes as they are read.
+        part: Offset and number of the bytes to copy; None for all.
+        progress: Called with the number of bytes of each part that was read.
 
     Raises:
-        CorruptPayloadError: It is missing, or is not what was saved.
-        StorageError: It cannot be read, which does not say that it is damaged.
-        Exception: What the sink raises, unchanged.
+        CorruptPayloadError: The payload is missing, or is not what was saved.
+        StorageError: It cannot be read, which does not mean that it is damaged.
+        Exception: The sink's own errors, unchanged.
     """
     begin, count = part or (0, nbytes)
     found = xxhash.xxh3_128()

@@ -1,9 +1,9 @@
-"""The JSON inside a payload that says what it is, with digests of its parts, the last of them that of itself.
+"""JSON description inside a payload: what the payload is, and a digest of each of its parts.
 
-The text is written behind everything that it describes. Its length is known before, since a digest always has
-the same length. `structure` is the digest of every byte of the HDF5 file that belongs to no array and not to
-this text, so that between them the digests leave no byte of the HDF5 file out. The digest of an array is that
-of its bytes as they are stored: C order, little-endian.
+The text is written after everything that it describes. Its length is known in advance, since all digests have the
+same length. `structure` is the digest of all bytes of the HDF5 file that belong neither to an array nor to this
+text, so that the digests together cover every byte of that file. The last digest is that of the text itself. An
+array's digest is that of its bytes as stored: C order, little-endian.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ckptstore.errors import InvalidArgumentError
 from ckptstore.storage.random_access import RandomAccessFile
 
 PREFIX = "xxh3_128:"
-# Written by this module; whoever asks for a payload may not use them.
+# Fields that this module writes; callers may not use these names.
 RESERVED = ("variables", "documents", "state", "structure", "description")
 _SEAL = '", "description": "' + PREFIX
 _SEAL_LENGTH = len(_SEAL) + 32 + len('"}')
@@ -36,7 +36,7 @@ def digest_of(data: Any) -> str:
 
 
 def entries_template(arrays: Iterable[tuple[str, tuple[int, ...], str]]) -> str:
-    """Return the JSON object that lists arrays (name, shape, dtype), with a ``%s`` for each one's digest."""
+    """Return the JSON object that lists arrays (name, shape, dtype), with a ``%s`` for each digest."""
     digest = f'"digest": "{PREFIX}%s"'
     entries = [
         f'{_literal(name)}: {{"shape": {[*map(int, shape)]}, "dtype": {_literal(dtype)}, {digest}}}'
@@ -46,10 +46,10 @@ def entries_template(arrays: Iterable[tuple[str, tuple[int, ...], str]]) -> str:
 
 
 def to_json(value: Any, argument: str) -> bytes:
-    """Return a value as JSON text in ASCII; NaN and infinities stand as Python writes them.
+    """Return a value as JSON text in ASCII; NaN and infinities are written as Python does.
 
     Raises:
-        InvalidArgumentError: JSON has no form for it.
+        InvalidArgumentError: The value is not JSON.
     """
     try:
         return json.dumps(value).encode("ascii")
@@ -58,13 +58,13 @@ def to_json(value: Any, argument: str) -> bytes:
 
 
 class DescriptionText:
-    """The text of a payload's description, before its digests are known.
+    """Text of a payload's description before its digests are known.
 
     Args:
-        fields: What the caller has to say; JSON values.
+        fields: The caller's fields; JSON values.
         documents: Digests of the archive's other members.
-        variables: From `entries_template`.
-        arrays: The same of the training state's arrays, or None where there is no training state.
+        variables: Template of the variables, from `entries_template`.
+        arrays: Template of the training state's arrays, or None if there is no training state.
 
     Raises:
         InvalidArgumentError: `fields` is not JSON, or uses a name that is reserved.
@@ -95,17 +95,17 @@ class DescriptionText:
     def complete(
         self, *, variables: Sequence[str], state: str | None, arrays: Sequence[str], structure: str
     ) -> bytes:
-        """Return the text, of exactly `nbytes` bytes; all digests are given as 32 hex digits."""
+        """Return the text, exactly `nbytes` bytes long; all digests are 32 hex digits."""
         digests = (*variables, *(() if state is None else (state,)), *arrays, structure)
         body = self._template % digests
         return f'{body}{_SEAL}{xxhash.xxh3_128_hexdigest(body.encode("ascii"))}"}}'.encode("ascii")
 
 
 def parse_description(source: RandomAccessFile, text: bytes) -> dict[str, Any]:
-    """Return the description that a text holds.
+    """Return the description in a text.
 
     Raises:
-        CorruptPayloadError: A byte of it is not what was written.
+        CorruptPayloadError: The text is not as it was written.
     """
     body = text[:-_SEAL_LENGTH]
     sealed = f'{_SEAL}{xxhash.xxh3_128_hexdigest(body)}"}}'.encode("ascii")
@@ -113,10 +113,10 @@ def parse_description(source: RandomAccessFile, text: bytes) -> dict[str, Any]:
         raise source.corrupt("its description is damaged")
     try:
         found = json.loads(text)
-        whole = isinstance(found, dict) and _is_whole(found)
+        is_valid = isinstance(found, dict) and _has_valid_fields(found)
     except (ValueError, RecursionError) as error:
         raise source.corrupt("its description is not JSON") from error
-    if not whole:
+    if not is_valid:
         raise source.corrupt("its description is not one that ckptstore writes")
     del found["description"]
     return dict(found)
@@ -133,8 +133,8 @@ def parse_state(source: RandomAccessFile, text: bytes) -> dict[str, Any]:
     return found
 
 
-def _is_whole(found: dict[str, Any]) -> bool:
-    """Whether the parts that this module reads have the form that it writes; a seal is no proof of origin."""
+def _has_valid_fields(found: dict[str, Any]) -> bool:
+    """Return True if the fields that this module reads have the right types; its digest is no proof of origin."""
     if not isinstance(found.get("structure"), str) or not _is_digests(found.get("documents")):
         return False
     if not _is_entries(found.get("variables")):

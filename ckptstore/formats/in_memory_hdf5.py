@@ -1,7 +1,7 @@
-"""HDF5 files that only libhdf5 can make, made in memory: whole-model ``.h5``, and arrays of text.
+"""HDF5 files that only libhdf5 can make, built in memory: whole-model ``.h5``, and arrays of text.
 
-libhdf5 crashes the process when a disk is full, so it is given none: the file is made in memory, and its
-bytes go to the sink like all others. This is the one road on which the state is held a second time.
+libhdf5 crashes the process when a disk is full, so it never writes to one: the file is built in memory, and its
+bytes go to the sink like all others. This is the only way of saving that holds the state twice.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from ckptstore.storage.random_access import InMemoryFile
 
 
 class InMemoryHdf5:
-    """The bytes of an HDF5 payload, all of them, in memory.
+    """A complete HDF5 file in memory.
 
     Args:
-        snapshot: What to write; `fill` where it has one, else its variables.
-        fields: The caller's part of the description.
-        documents: Digests of what lies beside the HDF5 file in an archive.
+        snapshot: What to write, by its `fill` if it has one, else from its variables.
+        fields: The caller's fields of the description.
+        documents: Digests of the other members of the archive.
 
     Raises:
-        InvalidArgumentError: A name cannot stand in HDF5, or a value cannot in JSON or HDF5.
+        InvalidArgumentError: HDF5 cannot hold a name or a value, or a value is not JSON.
     """
 
     def __init__(self, snapshot: Snapshot, fields: Mapping[str, Any], documents: Mapping[str, str]) -> None:
@@ -57,7 +57,7 @@ class InMemoryHdf5:
         self.nbytes = len(image.getbuffer())
 
     def write(self, write: Any) -> None:
-        """Write the file; what `write` raises is raised, unchanged."""
+        """Write the file; errors of `write` are raised unchanged."""
         write(self._image.getbuffer())
 
     def _contents(self) -> Contents:
@@ -67,7 +67,7 @@ class InMemoryHdf5:
                 refused = [found.refusal for found in contents.all() if found.refusal]
             except CorruptPayloadError as error:
                 refused = [error.reason]
-        # Sound as it may be, what cannot be read back and verified is not saved.
+        # Even if it is a valid file: what cannot be read back and verified is not saved.
         if refused:
             raise InvalidArgumentError(argument="snapshot", value="its HDF5 file", reason=refused[0])
         return contents
@@ -84,7 +84,7 @@ class InMemoryHdf5:
         return DescriptionText(fields, documents, variables, arrays)
 
     def _complete(self, text: DescriptionText, state: TrainingState | None) -> None:
-        """Put the description, with all digests, in the place that was kept for it."""
+        """Write the description, with all digests, into the space reserved for it."""
         contents = self._contents()
         assert contents.description is not None
         with self._image.getbuffer() as view:
@@ -128,7 +128,7 @@ def _add_array(file: h5py.File, path: str, array: Any, attributes: Mapping[str, 
 
 @contextmanager
 def _refusing(path: str) -> Iterator[None]:
-    """Say which path HDF5 cannot hold."""
+    """Name the path in the error if HDF5 cannot hold it."""
     try:
         yield
     except (TypeError, ValueError) as error:

@@ -1,8 +1,7 @@
-"""Payload files, whatever their format: the one module of `formats` that the layers above need.
+"""Payload files of every format: encoding a snapshot, and the readers that other rooms use.
 
-Three formats, told apart by extension: ``.keras`` (Keras' archive of a whole model), ``.weights.h5`` and
-``.h5`` (Keras' older whole-model file). Each is a file that plain Keras loads, and carries its own
-description.
+There are three formats, told apart by extension: ``.keras`` (Keras' archive of a whole model), ``.weights.h5``
+and ``.h5`` (Keras' older whole-model file). Plain Keras loads each of them, and each carries its own description.
 """
 
 from __future__ import annotations
@@ -43,10 +42,10 @@ __all__ = [
 
 
 class EncodedPayload:
-    """A payload of known size that has not been written; made by `encode`.
+    """A payload of known size that is not written yet; `encode` makes it.
 
     Attributes:
-        nbytes: Size of the file in bytes, exactly.
+        nbytes: Exact size of the file in bytes.
     """
 
     def __init__(self, snapshot: Snapshot, weights: Any) -> None:
@@ -57,13 +56,13 @@ class EncodedPayload:
             self.nbytes = archive_nbytes(snapshot.documents, weights.nbytes)
 
     def write(self, sink: Sink) -> None:
-        """Write the payload in one pass; may be called again, for a new file.
+        """Write the payload in one pass; may be called again for another file.
 
-        The sink is given views of the snapshot's arrays, which have to stay unchanged until it is finished.
+        The sink receives views of the snapshot's arrays. They must not change until the sink is finished.
 
         Raises:
-            InvalidArgumentError: A variable is not what the snapshot said.
-            Exception: What the sink raises, unchanged; what it took till then is no payload.
+            InvalidArgumentError: A variable's shape or dtype differs from the snapshot's.
+            Exception: The sink's own errors, unchanged; what was written until then is not a payload.
         """
         if self._snapshot.format == "keras":
             write_archive(sink, self._snapshot.documents, self._weights.nbytes, self._weights.write)
@@ -72,15 +71,15 @@ class EncodedPayload:
 
 
 def encode(snapshot: Snapshot, description: Mapping[str, Any]) -> EncodedPayload:
-    """Work out a payload up to the values of its arrays.
+    """Lay out a payload: everything but the values of its arrays.
 
     Args:
-        snapshot: What to save. Variables are read when they are written, one at a time; a snapshot with
-            `fill`, or with arrays that only h5py can store (text), is made in memory here.
-        description: What is to be said of it, JSON; digests of variables, state and documents are added.
+        snapshot: What to save. Variables are read one at a time, when they are written. A snapshot with `fill`,
+            or with arrays that only h5py can store (text), is encoded in memory right here.
+        description: JSON fields that describe the checkpoint; digests of variables, state and documents are added.
 
     Raises:
-        InvalidArgumentError: A name cannot stand in the format, or a value is not JSON.
+        InvalidArgumentError: A name is not allowed in the format, or a value is not JSON.
 
     Example:
         >>> import io

@@ -1,4 +1,4 @@
-"""Reads payloads, ours and Keras' own: an HDF5 file, or the one inside a ``.keras`` archive where it lies."""
+"""Reader of payloads, ours and Keras' own: an HDF5 file, or the one inside a ``.keras`` archive without unpacking."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from ckptstore.system.arrays import Array
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenPayload:
-    """An open payload: its HDF5 file, what that holds, and, in an archive, the members beside it."""
+    """An open payload: its HDF5 file, the contents of that file, and the archive around it, if there is one."""
 
     source: RandomAccessFile
     contents: Contents
     archive: KerasArchive | None
 
     def description(self) -> dict[str, Any]:
-        """Return the JSON that the payload says of itself."""
+        """Return the description inside the payload."""
         found = self.contents.description
         if found is None:
             raise self.source.corrupt("it carries no description; ckptstore did not write it")
         return parse_description(self.source, read_bytes(self.source, found).tobytes())
 
     def layout(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Return shape and dtype name of each variable by its path."""
+        """Return shape and dtype name of each variable, by path."""
         found = self.contents.variables.items()
         return {name: (variable.shape, variable.kind.dtype.name) for name, variable in found}
 
     def documents(self) -> dict[str, bytes]:
-        """Return the members of an archive beside the weights; nothing for other formats."""
+        """Return the members of the archive other than the weights; empty for other formats."""
         return {} if self.archive is None else self.archive.documents()
 
     def state(self) -> TrainingState | None:
-        """Return the training state, checked against its digests, or None where there is none."""
+        """Return the training state, checked against its digests, or None if there is none."""
         expected = self.description()["state"]
         document, stored = self.contents.document, self.contents.arrays
         if expected is None and document is None and not stored:
@@ -58,27 +58,26 @@ class OpenPayload:
         }
         return TrainingState(document=parse_state(self.source, text.tobytes()), arrays=arrays)
 
-    def variables(self, looked_at: Collection[str] = ()) -> Mapping[str, Array]:
-        """Return the variables by path, valid while the payload is open; each is read when it is asked for.
+    def variables(self, as_views: Collection[str] = ()) -> Mapping[str, Array]:
+        """Return the variables by path, valid while the payload is open; each is read on access.
 
         Args:
-            looked_at: Paths of those that are copied at once by whoever asks: these are not read into memory of
-                their own.
+            as_views: Paths of variables that the caller copies at once: it gets views of the file instead of copies.
         """
-        return _Variables(self, looked_at)
+        return _Variables(self, as_views)
 
 
-# What makes a name in quarantine unique.
+# Suffix that makes a name in quarantine unique.
 _NUMBER = re.compile(r"\.[0-9]+$")
 
 
 @contextmanager
 def open_payload(path: Path) -> Iterator[OpenPayload]:
-    """Open a payload and list what it holds.
+    """Open a payload and list its contents.
 
     Raises:
-        CorruptPayloadError: It is missing or damaged, or is no payload.
-        StorageError: It cannot be read, which does not say that it is damaged.
+        CorruptPayloadError: The file is missing or damaged, or is not a payload.
+        StorageError: It cannot be read, which does not mean that it is damaged.
     """
     with open_random_access(path) as file, _listed(file) as payload:
         yield payload
@@ -88,19 +87,19 @@ def open_payload(path: Path) -> Iterator[OpenPayload]:
 def open_verified(
     path: Path, *, nbytes: int, digest: str, progress: Callable[[int], object] | None = None
 ) -> Iterator[OpenPayload]:
-    """Open a payload that is just the file it must be, and list what it holds; nothing is listed before that is known.
+    """Open a payload, verify its size and digest, then list its contents.
 
-    What is read afterwards is read of the very file that was verified, whatever happens to its name.
+    Everything that is read afterwards comes from the very file that was verified, even if its name is reused.
 
     Args:
         path: The payload.
         nbytes: The size that it must have.
         digest: The digest that it must have.
-        progress: Called with numbers of bytes as they are digested.
+        progress: Called with the number of bytes of each part that was digested.
 
     Raises:
-        CorruptPayloadError: It is missing, is another file, or is no payload.
-        StorageError: It cannot be read, which does not say that it is damaged.
+        CorruptPayloadError: The file is missing, differs in size or digest, or is not a payload.
+        StorageError: It cannot be read, which does not mean that it is damaged.
     """
     with open_random_access(path) as file:
         if file.nbytes != nbytes:
@@ -123,44 +122,44 @@ def _listed(file: RandomAccessFile) -> Iterator[OpenPayload]:
 
 
 def read_description(path: Path) -> dict[str, Any]:
-    """Return the JSON that a payload says of itself.
+    """Return the description inside a payload.
 
     Raises:
-        CorruptPayloadError: It is missing or damaged, or was not written by ckptstore.
-        StorageError: It cannot be read, which does not say that it is damaged.
+        CorruptPayloadError: The file is missing or damaged, or was not written by ckptstore.
+        StorageError: It cannot be read, which does not mean that it is damaged.
     """
     with open_payload(path) as payload:
         return payload.description()
 
 
 def read_layout(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Return shape and dtype name of each variable by its path; also of files that Keras wrote itself.
+    """Return shape and dtype name of each variable, by path; works for files that Keras wrote, too.
 
     Raises:
-        CorruptPayloadError: It is missing or damaged.
-        StorageError: It cannot be read, which does not say that it is damaged.
+        CorruptPayloadError: The file is missing or damaged.
+        StorageError: It cannot be read, which does not mean that it is damaged.
     """
     with open_payload(path) as payload:
         return payload.layout()
 
 
 def read_documents(path: Path) -> dict[str, bytes]:
-    """Return the members of a ``.keras`` archive beside the weights; nothing for other formats.
+    """Return the members of a ``.keras`` archive other than the weights; empty for other formats.
 
     Raises:
-        CorruptPayloadError: It is missing or damaged.
-        StorageError: It cannot be read, which does not say that it is damaged.
+        CorruptPayloadError: The file is missing or damaged.
+        StorageError: It cannot be read, which does not mean that it is damaged.
     """
     with open_payload(path) as payload:
         return payload.documents()
 
 
 def read_state(path: Path) -> TrainingState | None:
-    """Return the training state, checked against its digests, or None where a payload carries none.
+    """Return a payload's training state, checked against its digests, or None if there is none.
 
     Raises:
-        CorruptPayloadError: It is missing or damaged, or was not written by ckptstore.
-        StorageError: It cannot be read, which does not say that it is damaged.
+        CorruptPayloadError: The file is missing or damaged, or was not written by ckptstore.
+        StorageError: It cannot be read, which does not mean that it is damaged.
     """
     with open_payload(path) as payload:
         return payload.state()
@@ -184,25 +183,25 @@ def _checked(source: RandomAccessFile, found: StoredDataset, digest: str, what: 
 
 @contextmanager
 def open_variables(path: Path) -> Iterator[Mapping[str, Array]]:
-    """Give a payload's variables by path; each is read when it is asked for, straight into its own memory.
+    """Open a payload and yield its variables by path; each is read on access, straight into its own memory.
 
-    The values are not checked against their digests: whoever has checked the file's own digest need not.
+    The values are not checked against their digests: check the digest of the whole file first.
 
     Raises:
-        CorruptPayloadError: It is missing or damaged.
-        StorageError: It cannot be read, which does not say that it is damaged.
+        CorruptPayloadError: The file is missing or damaged.
+        StorageError: It cannot be read, which does not mean that it is damaged.
     """
     with open_payload(path) as payload:
         yield payload.variables()
 
 
 class _Variables(Mapping[str, Array]):
-    def __init__(self, payload: OpenPayload, looked_at: Collection[str]) -> None:
+    def __init__(self, payload: OpenPayload, as_views: Collection[str]) -> None:
         self._payload = payload
-        self._looked_at = looked_at
+        self._as_views = as_views
 
     def __getitem__(self, name: str) -> Array:
-        get = view_array if name in self._looked_at else read_array
+        get = view_array if name in self._as_views else read_array
         return get(self._payload.source, self._payload.contents.variables[name])
 
     def __iter__(self) -> Iterator[str]:

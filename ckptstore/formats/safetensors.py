@@ -1,7 +1,7 @@
-"""A ``.safetensors`` file in one pass: eight bytes of length, a JSON header, and the tensors one behind the other.
+"""``.safetensors`` files in one pass: eight bytes of length, a JSON header, then the tensors one after the other.
 
-Written here rather than by the safetensors package, which wants all tensors in memory at once; that the package reads
-what was written is looked at before the file gets its name.
+They are written here because the safetensors package needs all tensors in memory at once. The exporter checks that the
+package reads the result before the file gets its final name.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _ALIGNED = 8
 
 
 def header_of(layout: Layout, metadata: Mapping[str, str]) -> tuple[bytes, Sequence[str], int]:
-    """Return the file's first bytes, the tensors' names in the order of their values, and the file's size in bytes.
+    """Return the file's header, the tensors' names in the order of their values, and the file's size in bytes.
 
     Args:
         layout: Shape and dtype name of each tensor.
-        metadata: Texts that the header holds beside them.
+        metadata: Texts for the header.
 
     Raises:
-        InvalidArgumentError: A dtype has no name in this format.
+        InvalidArgumentError: The format has no name for a dtype.
 
     Example:
         >>> head, order, nbytes = header_of({"a": ((2,), "int8"), "b": ((), "float32")}, {})
@@ -64,7 +64,7 @@ def header_of(layout: Layout, metadata: Mapping[str, str]) -> tuple[bytes, Seque
 
 
 def bytes_of(array: Array) -> memoryview:
-    """Return a tensor's bytes as they stand in the file: C order, little-endian."""
+    """Return a tensor's bytes as stored in the file: C order, little-endian."""
     flat = np.ascontiguousarray(array).reshape(-1)
     if flat.dtype.byteorder == ">":
         flat = flat.astype(flat.dtype.newbyteorder("<"))

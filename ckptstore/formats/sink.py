@@ -1,4 +1,4 @@
-"""Hands arrays to a sink as they lie in memory, digested on the way; small ones are joined."""
+"""Writing arrays to a sink: as they lie in memory, digested on the way, small ones joined."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import xxhash
 from ckptstore.formats.hdf5.dtypes import StoredType
 from ckptstore.system.arrays import Array
 
-# A part that was digested is still in the processor's cache when the sink takes it.
+# A part that was just digested is still in the processor's cache when the sink takes it.
 _PART = 4 << 20
 # Below this size a copy costs less than a call of the sink.
 _SMALL = 256 << 10
@@ -21,14 +21,14 @@ _BYTE = np.dtype(np.uint8)
 
 
 class Sink(Protocol):
-    """Anything that takes bytes in order; a `ckptstore.storage.durable_writer.DurableWriter`, or an open file."""
+    """Anything that bytes can be written to in order: a `ckptstore.storage.durable_writer.PayloadWriter`, a file."""
 
     def write(self, data: Any, /) -> Any:
-        """Take the bytes of a buffer, which stays as it is until the sink has been finished."""
+        """Write the bytes of a buffer; the buffer must not change until the sink is finished."""
 
 
 def stored_bytes(array: Array, kind: StoredType) -> npt.NDArray[np.uint8]:
-    """Return an array's bytes as they are stored, C order and little-endian; a view where they lie so."""
+    """Return an array's bytes as stored, in C order and little-endian; a view where no conversion is needed."""
     flat = np.ascontiguousarray(array).reshape(-1)
     if kind.convert is not None:
         flat = kind.convert(flat)
@@ -38,10 +38,10 @@ def stored_bytes(array: Array, kind: StoredType) -> npt.NDArray[np.uint8]:
 
 
 class BufferedWriter:
-    """Writes pieces to a sink in order; nothing is complete before `flush`.
+    """Writer that joins small pieces before it hands them to a sink; nothing is complete before `flush`.
 
     Args:
-        write: The sink's `write`. What it raises is raised here, unchanged.
+        write: The sink's `write`. Its errors are raised unchanged.
     """
 
     def __init__(self, write: Any) -> None:
@@ -50,7 +50,7 @@ class BufferedWriter:
         self._waiting = 0
 
     def add(self, data: bytes | npt.NDArray[np.uint8]) -> None:
-        """Write a piece, now or with those that follow."""
+        """Write a piece, now or together with the next ones."""
         self._pieces.append(data)
         self._waiting += len(data)
         if self._waiting >= _JOINED:
@@ -70,7 +70,7 @@ class BufferedWriter:
         return digest.hexdigest()
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write all pieces that are still held back."""
         if self._pieces:
             joined = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
             self._pieces, self._waiting = [], 0

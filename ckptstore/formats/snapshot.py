@@ -1,4 +1,7 @@
-"""What a payload is made of, before it is bytes: the one thing that model adapters and formats share."""
+"""Snapshot of a model: the arrays and documents of a payload before they are bytes.
+
+Model adapters make snapshots; formats write them. They share nothing else.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +17,16 @@ from ckptstore.system.arrays import Array
 if TYPE_CHECKING:
     import h5py
 
-# A model's variables: trainable ones, others, those of metrics.
+# A model's variables: trainable, non-trainable, those of its metrics.
 VariableKinds = tuple[Sequence[Any], Sequence[Any], Sequence[Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variable:
-    """One array of a payload, read when it is written, so that no second copy of the state is needed.
+    """One array of a payload. It is read when it is written, so that the state is not held twice.
 
     Attributes:
-        path: Where it lies in the HDF5 file, such as ``"layers/dense/vars/0"``.
+        path: Its place in the HDF5 file, such as ``"layers/dense/vars/0"``.
         shape: Its shape; ``()`` for a scalar, and any dimension may be 0.
         dtype: numpy's or ml_dtypes' dtype.
         read: Returns the values as a host array of exactly this shape and dtype; a view where possible.
@@ -44,7 +47,7 @@ class Variable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingState:
-    """What resuming needs beyond weights and optimizer: a JSON document and named arrays.
+    """State that resuming needs beyond weights and optimizer: a JSON document and named arrays.
 
     Attributes:
         document: JSON values only.
@@ -57,48 +60,47 @@ class TrainingState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitState:
-    """Where a running fit stands, on its way into a training state.
+    """Position of a running fit, and what replaces live values, for a training state.
 
     Attributes:
         values: Plain values and arrays by name: position, callbacks, data.
-        frozen: Values of variables that a validation has changed since, by the variables' ids; they are saved
-            instead of the live ones.
+        overrides: Values to save instead of the live ones, by id of the variable: those that a validation has
+            changed since.
         generators: States of the global random generators to save instead of the present ones, or None.
-        variables: The model's variables of each kind, where these were just looked for, or None.
+        variables: The model's variables of each kind if the caller has just collected them, else None.
     """
 
     values: Mapping[str, Any]
-    frozen: Mapping[int, Array] = field(default_factory=dict)
+    overrides: Mapping[int, Array] = field(default_factory=dict)
     generators: Any = None
     variables: VariableKinds | None = None
 
 
 class BulkCopy(Protocol):
-    """Copies the values of all variables at once."""
+    """A function that copies the values of all variables at once."""
 
     def __call__(self, targets: Sequence[Array]) -> None:
-        """Copy them into arrays of their shapes and dtypes, in their order."""
+        """Copy the values, in order, into arrays of the same shapes and dtypes."""
 
     def prepare(self, targets: Sequence[Array]) -> None:
-        """Do what the first copy into these targets would have to do besides."""
+        """Do the one-time work of the first copy into these targets in advance."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """A model, taken apart for one of the payload formats.
+    """A model's variables, documents and training state, to be written as one payload.
 
     Attributes:
-        format: Which payload this becomes.
+        format: The format of the payload.
         variables: All arrays, in the order in which they are written.
         attributes: Text attributes by HDF5 group path (Keras stores each object's ``name``).
         documents: Members of the ``.keras`` archive beside the weights, by name, in order.
         state: Training state, or None when the payload is not meant to be resumed from.
-        fill: Only for format ``"h5"``, and for arrays that the streaming writer does not know: fills an
-            open, empty `h5py.File`; then `variables` and `attributes` are not used.
-        arrays: Returns the values of all variables, in their order, in less time than `Variable.read` of each; or None.
-            They are asked for one after the other, and views where possible.
-        copy: Copies all variables at once into arrays of their shapes and dtypes, in their order, faster than one after
-            the other; or None.
+        fill: For format ``"h5"`` only: writes the model into an open, empty `h5py.File`. If set, `variables` and
+            `attributes` are not used.
+        arrays: Returns the values of all variables in order, faster than `Variable.read` for each; or None. The
+            values are views where possible, and are read one after the other.
+        copy: Copies all variables at once into arrays of their shapes and dtypes, faster than one by one; or None.
     """
 
     format: Format
@@ -111,5 +113,5 @@ class Snapshot:
     copy: BulkCopy | None = None
 
     def values(self) -> Iterator[Array]:
-        """Return the values of the variables, in their order."""
+        """Return the values of the variables, in order."""
         return (variable.read() for variable in self.variables) if self.arrays is None else self.arrays()

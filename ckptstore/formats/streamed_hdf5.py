@@ -1,8 +1,8 @@
-"""A snapshot as an HDF5 file in one pass: what Keras would write, and behind it the group ``ckptstore``.
+"""HDF5 file of a snapshot, written in one pass: the variables as Keras writes them, then the group ``ckptstore``.
 
-`ckptstore/description` holds the JSON of `description` as uint8, `ckptstore/state/document` the training
-state's JSON likewise, and `ckptstore/state/arrays` its arrays, whose names are escaped so that each is one
-name in HDF5. Keras reads by name and never looks at them.
+``ckptstore/description`` holds the description's JSON as uint8, ``ckptstore/state/document`` the training state's JSON
+likewise, and ``ckptstore/state/arrays`` its arrays. Their names are escaped, so that each is a single HDF5 name. Keras
+reads by name and ignores this group.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STATE_DOCUMENT = f"{GROUP}/state/document"
 STATE_ARRAYS = f"{GROUP}/state/arrays/"
 
 _BYTES = stored_type(np.dtype(np.uint8))
-# A run saves the same structure again and again; a training and an evaluation model may take turns.
+# A run saves the same structure again and again; several models may take turns.
 _STRUCTURES_KEPT = 8
 
 # Path, shape, dtype and attributes of each variable.
@@ -39,7 +39,7 @@ Groups = tuple[tuple[str, Attributes], ...]
 
 
 def escaped(name: str) -> str:
-    """Return the name under which an array of the training state lies in its group; any text has one.
+    """Return the HDF5 name of an array of the training state; any text is allowed.
 
     Example:
         >>> escaped("rng/keys"), escaped("100 %"), escaped("."), escaped("")
@@ -51,7 +51,7 @@ def escaped(name: str) -> str:
 
 
 def unescaped(name: str) -> str:
-    """Return the name that was escaped.
+    """Return the original name of an escaped one.
 
     Example:
         >>> unescaped("rng%2Fkeys"), unescaped("%")
@@ -61,14 +61,14 @@ def unescaped(name: str) -> str:
 
 
 def is_streamable(snapshot: Snapshot) -> bool:
-    """Return True when every variable has a dtype that can be written without libhdf5."""
+    """Return True if every variable has a dtype that can be written without libhdf5."""
     dtypes = {variable.dtype for variable in snapshot.variables}
     return snapshot.fill is None and all(stored_type(dtype) is not None for dtype in dtypes)
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What stays the same while a structure does: its block, how its arrays are stored, its JSON."""
+    """Everything about a structure that does not depend on values: its block, storage types and JSON."""
 
     block: Block
     kinds: tuple[StoredType, ...]
@@ -93,15 +93,15 @@ def _dataset(path: str, shape: tuple[int, ...], dtype: np.dtype[Any], attributes
 
 
 class StreamedHdf5:
-    """The bytes of an HDF5 payload, known up to its arrays and their digests.
+    """An HDF5 file laid out in advance, except for its arrays and their digests.
 
     Args:
-        snapshot: What to write; its arrays are read one by one when `write` comes to them.
-        fields: The caller's part of the description.
-        documents: Digests of what lies beside the HDF5 file in an archive.
+        snapshot: What to write; `write` reads its arrays one by one.
+        fields: The caller's fields of the description.
+        documents: Digests of the other members of the archive.
 
     Raises:
-        InvalidArgumentError: A name cannot stand in HDF5, or a value cannot in JSON.
+        InvalidArgumentError: HDF5 cannot hold a name, or a value is not JSON.
     """
 
     def __init__(self, snapshot: Snapshot, fields: Mapping[str, Any], documents: Mapping[str, str]) -> None:
@@ -128,11 +128,11 @@ class StreamedHdf5:
         return [*datasets, Dataset("description", (self._text.nbytes,), _bytes_kind())]
 
     def write(self, write: Any) -> None:
-        """Write the file, in one pass, by calls of `write` alone.
+        """Write the file in one pass, by calls of `write` alone.
 
         Raises:
-            InvalidArgumentError: A variable is not what it was said to be.
-            Exception: Whatever `write` raises, unchanged; what was written till then is no payload.
+            InvalidArgumentError: A variable's shape or dtype differs from the snapshot's.
+            Exception: Errors of `write`, unchanged; what was written until then is not a payload.
         """
         stream = BufferedWriter(write)
         stream.add(self._superblock)
@@ -202,5 +202,5 @@ def _check(variable: Variable, array: Array) -> None:
         raise InvalidArgumentError(
             argument=variable.path,
             value=f"{array.shape} {array.dtype}",
-            reason=f"was said to be {variable.shape} {variable.dtype}",
+            reason=f"was announced as {variable.shape} {variable.dtype}",
         )

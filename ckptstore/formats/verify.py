@@ -1,7 +1,8 @@
-"""Holds every byte of a payload against the digests that it carries."""
+"""Verification of payloads against the digests inside them, and of files that Keras wrote as far as possible."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,14 @@ from ckptstore.formats.zip_writer import WEIGHTS, crc32
 
 
 def verify_payload(path: Path) -> list[str]:
-    """Hold a payload against the digests inside it, in one pass; return what differs, nothing if it is whole.
+    """Check a payload against the digests inside it, in one pass; return one line for each difference.
 
-    Every byte of the HDF5 file and of the archive's other members is held against a digest. The archive's own
-    bookkeeping is not: it is used, and the CRC-32 in it, which Keras goes by, is checked.
+    Digests cover every byte of the HDF5 file and of the archive's other members, but not the archive's directory.
+    That is used for reading, and the CRC-32 in it, which Keras relies on, is checked.
 
     Raises:
-        CorruptPayloadError: It is missing, or so damaged that it cannot be compared part by part.
-        StorageError: It cannot be read, which does not say that it is damaged.
+        CorruptPayloadError: The file is missing, or too damaged to be compared part by part.
+        StorageError: It cannot be read, which does not mean that it is damaged.
     """
     with open_payload(path) as payload:
         description = payload.description()
@@ -83,7 +84,7 @@ def _document_problems(payload: OpenPayload, description: Mapping[str, Any]) -> 
 
 
 def _digest_all(payload: OpenPayload) -> tuple[dict[str, str], str, int]:
-    """Digest each dataset, and all between them, and the CRC-32 of the whole, in one pass."""
+    """Compute, in one pass, the digest of each dataset, that of all bytes between them, and the CRC-32 of the whole."""
     source = payload.source
     source.advise_sequential()
     digests = {found.path: PREFIX + xxhash.xxh3_128_hexdigest(b"") for found in payload.contents.all()}
@@ -101,3 +102,50 @@ def _digest_all(payload: OpenPayload) -> tuple[dict[str, str], str, int]:
             digests[found.path] = PREFIX + digest.hexdigest()
         position = end
     return digests, PREFIX + structure.hexdigest(), crc
+
+
+def verify_file(path: Path) -> dict[str, Any] | None:
+    """Check a file that ckptstore or Keras wrote as far as it can be checked; return its description, or None.
+
+    A file with a description is checked against all its digests. A file without one is checked for its structure, and
+    a ``.keras`` archive against its CRC-32. A ``.weights.h5`` of Keras has no checksum: a flipped bit in a weight
+    cannot be found.
+
+    Raises:
+        CorruptPayloadError: The file is damaged, or of another kind.
+        StorageError: It cannot be read, which does not mean that it is damaged.
+    """
+    with open_payload(path) as found:
+        for stored in found.contents.variables.values():
+            if stored.offset is None:
+                raise found.source.corrupt(stored.refusal)
+        _check_documents(found)
+        if found.contents.description is None:
+            _check_crc(found)
+            return None
+        description = found.description()
+    # Weights that were taken out of an archive still list the documents that stayed there.
+    outside = {f"{name} is missing" for name in description["documents"]} if found.archive is None else set()
+    problems = [problem for problem in verify_payload(path) if problem not in outside]
+    if problems:
+        raise CorruptPayloadError(path=path, reason=problems[0])
+    return description
+
+
+def _check_documents(found: OpenPayload) -> None:
+    if found.archive is None:
+        return
+    try:
+        json.loads(found.documents()["config.json"])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise found.source.corrupt("its config.json is missing, or is not JSON") from error
+
+
+def _check_crc(found: OpenPayload) -> None:
+    if found.archive is None:
+        return
+    crc = 0
+    for part in parts(found.source, 0, found.source.nbytes):
+        crc = crc32(part, crc)
+    if crc != found.archive.weights_crc:
+        raise found.source.corrupt("its weights differ from their CRC-32 in the archive")

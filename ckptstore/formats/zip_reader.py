@@ -1,4 +1,4 @@
-"""The members of a ``.keras`` archive, none of whose names, sizes or contents is trusted."""
+"""Reader of ``.keras`` archives that trusts no name, size or content of their members."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class KerasArchive:
         file: The whole file.
 
     Raises:
-        CorruptPayloadError: It is no archive, or one with a member that leads out of it, or is there twice.
+        CorruptPayloadError: It is not an archive, or a member would be unpacked elsewhere, or is there twice.
     """
 
     def __init__(self, file: RandomAccessFile) -> None:
@@ -51,7 +51,7 @@ class KerasArchive:
                 raise file.corrupt(f"its archive has a member named {name!r}")
 
     def weights(self) -> tuple[int, int]:
-        """Return where the weights lie in the file, and their size in bytes."""
+        """Return the weights' offset in the file, and their size in bytes."""
         member = self._members.get(WEIGHTS)
         if member is None:
             raise self._file.corrupt(f"its archive has no {WEIGHTS}")
@@ -66,11 +66,11 @@ class KerasArchive:
 
     @property
     def weights_crc(self) -> int:
-        """CRC-32 of the weights, as the archive says; Keras refuses them when it differs."""
+        """CRC-32 of the weights, as listed in the archive; Keras refuses weights that differ from it."""
         return self._members[WEIGHTS].CRC
 
     def documents(self) -> dict[str, bytes]:
-        """Return the members beside the weights, by name, checked against their CRC-32."""
+        """Return the members other than the weights, by name, checked against their CRC-32."""
         found = {}
         with self._translated(), zipfile.ZipFile(self._stream) as archive:
             for name, member in self._members.items():
@@ -99,14 +99,14 @@ class KerasArchive:
         except CorruptPayloadError:
             raise
         except _ZIP_ERRORS as error:
-            # zipfile takes a file that cannot be read for one that is no archive.
+            # zipfile reports a file that cannot be read as one that is not an archive.
             if self._stream.failure is not None:
                 raise self._stream.failure from error
             raise self._file.corrupt(f"it is not a whole .keras archive: {error}") from error
 
 
 class _AsFile:
-    """A source as the file object that `zipfile` asks for."""
+    """A source as the file object that `zipfile` needs."""
 
     def __init__(self, source: RandomAccessFile) -> None:
         self._source = source
@@ -138,4 +138,4 @@ class _AsFile:
         return data
 
     def close(self) -> None:
-        """Do nothing: the source belongs to another."""
+        """Do nothing: the source is closed by its owner."""

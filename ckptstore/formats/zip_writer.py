@@ -1,8 +1,7 @@
-"""A ``.keras`` archive in one pass: its documents, then ``model.weights.h5``, stored and not compressed.
+"""Writer of ``.keras`` archives in one pass: the documents, then ``model.weights.h5``, all uncompressed.
 
-The training state lies in the weights and not in a member of its own: Keras unpacks the whole archive to a
-temporary directory as soon as there are more than three members. Members carry no times, so that equal
-snapshots make equal archives.
+The training state is inside the weights, not a member of its own: with more than three members Keras unpacks the
+whole archive to a temporary directory. Members carry no times, so that equal snapshots make equal archives.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from ckptstore.formats.sink import Sink
 
 try:  # a tenth of zlib's time
     from zlib_ng.zlib_ng import crc32
-except ImportError:  # a platform that there is no build for: the same sums, more slowly
+except ImportError:  # a platform without a build: the same checksums, more slowly
     from zlib import crc32
 
 __all__ = ["WEIGHTS", "archive_nbytes", "crc32", "is_unsafe_name", "write_archive"]
@@ -31,19 +30,19 @@ _LOCAL_EXTRA_64 = 20
 _END_64 = 56 + 20
 _LIMIT_64 = zipfile.ZIP64_LIMIT
 _MEMBERS_MOST = zipfile.ZIP_FILECOUNT_LIMIT
-# What a field of 32 bits holds where the value stands in the extra field of this kind.
+# Value of a 32-bit field whose real value is in the extra field of this kind.
 _IN_EXTRA, _EXTRA_64 = 0xFFFF_FFFF, 1
 _VERSION, _VERSION_64 = 20, 45
 _SUMS_BEHIND, _UTF_8 = 0x8, 0x800
 _UNIX, _MODE = 3, 0o644
-_DATE = 1 << 5 | 1  # 1 January 1980, the first that there is
+_DATE = 1 << 5 | 1  # 1 January 1980, the earliest date of the format
 
 
 def archive_nbytes(documents: Mapping[str, bytes], weights: int) -> int:
     """Return the size in bytes of the archive that `write_archive` makes of documents and `weights` bytes.
 
     Raises:
-        InvalidArgumentError: A document has a name that an archive should not hold.
+        InvalidArgumentError: A document has an unsafe or reserved name.
 
     Example:
         >>> archive_nbytes({"config.json": b"{}"}, 100)
@@ -68,18 +67,18 @@ def write_archive(
 ) -> None:
     """Write the archive in one pass.
 
-    Byte for byte what `zipfile` makes for a stream, by the public specification of the format (PKWARE's APPNOTE.TXT,
-    6.3: sections 4.3.7, 4.3.9, 4.3.12 to 4.3.16 and 4.5.3), with another function for the sums: a third of the
-    processor time of a save was zlib's CRC-32.
+    The bytes are exactly those of `zipfile` for a stream, by the public specification of the format (PKWARE's
+    APPNOTE.TXT, 6.3: sections 4.3.7, 4.3.9, 4.3.12 to 4.3.16 and 4.5.3). The checksums come from a faster function:
+    zlib's CRC-32 took a third of the processor time of a save.
 
     Args:
-        sink: Where to; it need not be seekable.
-        documents: Members beside the weights, by name, in order.
+        sink: Receives the bytes; it need not be seekable.
+        documents: Members other than the weights, by name, in order.
         weights: Size of the weights in bytes.
         write_weights: Called with a function that takes the weights' bytes in order.
 
     Raises:
-        Exception: What the sink raises, unchanged; what was written till then is no archive.
+        Exception: The sink's own errors, unchanged; what was written until then is not an archive.
 
     Example:
         >>> import io
@@ -101,7 +100,7 @@ def _write_document(document: bytes, write: Callable[[Any], object]) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Member:
-    """A member that is written."""
+    """Directory entry of a member."""
 
     name: bytes
     flags: int
@@ -111,7 +110,7 @@ class _Member:
 
 
 class _Archive:
-    """An archive of stored members whose sums stand behind their bytes."""
+    """Archive under construction: uncompressed members, each followed by its checksum."""
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
@@ -119,7 +118,7 @@ class _Archive:
         self._tell = 0
 
     def add(self, name: str, nbytes: int, write: Callable[[Any], object]) -> None:
-        """Write a member of so many bytes, which `write` hands to the function that it is called with."""
+        """Write a member of `nbytes` bytes; `write` is called with a function that takes them in order."""
         large = nbytes > _LIMIT_64
         encoded = name.encode()
         flags = _SUMS_BEHIND | (0 if name.isascii() else _UTF_8)
@@ -187,7 +186,7 @@ def _member_name(name: str) -> str:
 
 
 def is_unsafe_name(name: str) -> bool:
-    """Return True for a member's name that would lead out of the directory that it is unpacked to.
+    """Return True for a member's name that would be unpacked outside the target directory.
 
     Example:
         >>> is_unsafe_name("assets/vocabulary.txt"), is_unsafe_name("../.bashrc"), is_unsafe_name("C:/x")

@@ -1,7 +1,7 @@
-"""Keras models and live training values, taken apart and put together again.
+"""Keras models and live training values as snapshots, and back.
 
-Rooms, each importing those before it: `private` (what Keras does not promise), `state` (values as plain state),
-`model` (whole models).
+Rooms, each importing those before it: `private` (interfaces that Keras does not promise), `state` (live values as plain
+state), `model` (whole models).
 
 May import: formats, system and the words.
 """

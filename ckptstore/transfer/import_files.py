@@ -15,8 +15,9 @@ from typing import Any
 
 from ckptstore.commit.request import SaveRequest
 from ckptstore.errors import CorruptPayloadError, InvalidArgumentError, StorageError
-from ckptstore.formats.decode import decoded, verify_file
+from ckptstore.formats.decode import decoded
 from ckptstore.formats.snapshot import TrainingState
+from ckptstore.formats.verify import verify_file
 from ckptstore.records import SUFFIXES, Checkpoint, Format
 from ckptstore.storage.files import digest_file
 from ckptstore.storage.layout import absolute

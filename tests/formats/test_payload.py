@@ -480,7 +480,7 @@ def test_only_archives_have_documents() -> None:
 def test_a_variable_that_is_not_what_it_was_said_to_be(values: np.ndarray) -> None:
     wrong = Variable(path="a", shape=(2, 3), dtype=np.dtype("f4"), read=lambda: values)
     encoded = payload.encode(Snapshot(format="weights", variables=(wrong,)), {})
-    with pytest.raises(InvalidArgumentError, match="was said to be"):
+    with pytest.raises(InvalidArgumentError, match="was announced as"):
         encoded.write(io.BytesIO())
 
 

@@ -1,8 +1,8 @@
-"""Links of a group that lie in a heap: what libhdf5 makes of nine links or more when a name is not ASCII.
+"""Links of a group that are stored in a heap, as libhdf5 does for nine links or more if a name is not ASCII.
 
-Such a group has an index, a B-tree of hashes and heap ids (III.A.2), and a fractal heap of link messages
-(III.G). Chapters are those of the "HDF5 File Format Specification", version 3.0. Checksums are not looked at:
-what is damaged is met by its digest, or ends in a name or an address that is not there.
+Such a group has an index, which is a B-tree of hashes and heap ids (III.A.2), and a fractal heap of link messages
+(III.G). Chapters are those of the "HDF5 File Format Specification", version 3.0. Checksums are not checked: the
+payload's digest finds damage, or it leads to a name or an address that does not exist.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NoReturn
 
-Take = Callable[[int, int], bytes]
+ReadBytes = Callable[[int, int], bytes]
 _BY_NAME = 5
 _RECORD_SIZE = 11  # a hash of 4 bytes and a heap id of 7
 _NODE_OVERHEAD = 10
@@ -23,21 +23,21 @@ class DenseLinks:
     """The links of one such group.
 
     Args:
-        take: Reads bytes at an offset of the file.
+        read: Reads a number of bytes at an offset of the file.
         fail: Raises an error with a reason.
         heap: Address of the fractal heap.
         index: Address of the B-tree.
     """
 
-    def __init__(self, take: Take, fail: Callable[[str], NoReturn], heap: int, index: int) -> None:
-        self._take = take
+    def __init__(self, read: ReadBytes, fail: Callable[[str], NoReturn], heap: int, index: int) -> None:
+        self._read = read
         self._fail = fail
         self._index = index
-        self._heap = _FractalHeap(take, fail, heap)
+        self._heap = _FractalHeap(read, fail, heap)
 
     def messages(self) -> Iterator[bytes]:
-        """Give the bodies of the link messages, in the order of the index."""
-        head = self._take(self._index, 38)
+        """Yield the bodies of the link messages, in the order of the index."""
+        head = self._read(self._index, 38)
         kind, node_size, record_size, depth = struct.unpack_from("<BIHH", head, 5)
         root, count = struct.unpack_from("<QH", head, 16)
         if head[:4] != b"BTHD" or (kind, record_size) != (_BY_NAME, _RECORD_SIZE) or depth > _DEPTH_MOST:
@@ -46,7 +46,7 @@ class DenseLinks:
         stack = [(root, count, depth)] if count else []
         while stack:
             address, count, level = stack.pop()
-            node = self._take(address, node_size)
+            node = self._read(address, node_size)
             if node[:4] != (b"BTIN" if level else b"BTLF"):
                 self._fail("an index of links is damaged")
             records = node[6 : 6 + count * _RECORD_SIZE]
@@ -57,7 +57,7 @@ class DenseLinks:
 
 
 def _count_widths(node_size: int, depth: int) -> list[tuple[int, int]]:
-    """Return, for children of each level, how many bytes their two counts of records take (III.A.2)."""
+    """Return the sizes in bytes of the two record counts of a child, for each level (III.A.2)."""
     most = (node_size - _NODE_OVERHEAD) // _RECORD_SIZE
     widths = [(_bytes_for(most), 0)]
     total = most
@@ -85,7 +85,7 @@ def _bytes_for(most: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """How a heap's space doubles from row to row of blocks."""
+    """Doubling table of a heap: the size of its blocks doubles from row to row."""
 
     width: int
     first: int
@@ -98,15 +98,15 @@ class _Table:
         return self.direct_most.bit_length() - self.first.bit_length() + 2
 
     def rows_of(self, nbytes: int) -> int:
-        """Rows of an indirect block that stands for `nbytes` of space."""
+        """Return the number of rows of an indirect block that covers `nbytes` of space."""
         return nbytes.bit_length() - (self.first * self.width).bit_length() + 1
 
 
 class _FractalHeap:
-    def __init__(self, take: Take, fail: Callable[[str], NoReturn], address: int) -> None:
-        self._take = take
+    def __init__(self, read: ReadBytes, fail: Callable[[str], NoReturn], address: int) -> None:
+        self._read = read
         self._fail = fail
-        head = take(address, 146)
+        head = read(address, 146)
         if head[:4] != b"FRHP" or struct.unpack_from("<HH", head, 5) != (7, 0):
             fail("a heap of links is damaged")
         (most,) = struct.unpack_from("<I", head, 10)
@@ -120,16 +120,16 @@ class _FractalHeap:
         self._length_size = min(-(-(direct_most.bit_length() - 1) // 8), _bytes_for(most))
 
     def object(self, identifier: bytes) -> bytes:
-        """Return the object that an id of 7 bytes leads to."""
+        """Return the object with an id of 7 bytes."""
         if identifier[0] & 0xF0:
             self._fail("a link is stored in a way that Keras does not write")
         end = 1 + self._offset_size
         offset = int.from_bytes(identifier[1:end], "little")
         length = int.from_bytes(identifier[end : end + self._length_size], "little")
-        return self._take(self._locate(offset), length)
+        return self._read(self._locate(offset), length)
 
     def _locate(self, offset: int) -> int:
-        """Return the address of an offset of the heap's space, going down from the root block."""
+        """Return the file address of an offset in the heap, searching down from the root block."""
         address: int = self._root
         rows, table = self._rows, self._table
         if rows == 0:
@@ -140,10 +140,10 @@ class _FractalHeap:
                 self._fail("a link lies outside its heap")
             begin = table.first * table.width << (row - 1) if row else 0
             column, offset = divmod(offset - begin, table.row_size(row))
-            if self._take(address, 4) != b"FHIB":
+            if self._read(address, 4) != b"FHIB":
                 self._fail("a heap of links is damaged")
             entry = address + 13 + self._offset_size + 8 * (row * table.width + column)
-            (address,) = struct.unpack("<Q", self._take(entry, 8))
+            (address,) = struct.unpack("<Q", self._read(entry, 8))
             if row < table.direct_rows():
                 return address + offset
             rows = table.rows_of(table.row_size(row))

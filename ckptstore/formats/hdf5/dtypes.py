@@ -1,10 +1,9 @@
-"""Which bytes stand for a dtype in HDF5: datatype messages, both ways, exactly as h5py writes them.
+"""Datatypes of numpy and ml_dtypes as HDF5 datatype messages and back, exactly as h5py writes them.
 
-Numbers, bool and complex are what they are everywhere. HDF5 has no name for the types of ml_dtypes: Keras
-stores bfloat16 as opaque bytes beside an attribute ``dtype`` that names it, and so do we, for all of them but
-two. Keras (3.11 and newer) cannot read float8_e4m3fn back from opaque bytes and cannot write float8_e5m2 at
-all, while it assigns float16 values to variables of these types without loss; so they are stored as float16,
-which holds each of their values.
+HDF5 has numbers, bool and complex, but no types for ml_dtypes. Keras stores bfloat16 as opaque bytes with an
+attribute ``dtype`` that names it, and we do the same for all of these types except two. Keras (3.11 and newer) cannot
+read float8_e4m3fn back from opaque bytes and cannot write float8_e5m2 at all, but assigns float16 values to variables
+of these types without loss. So these two are stored as float16, which can represent all of their values.
 """
 
 from __future__ import annotations
@@ -45,13 +44,13 @@ def _float(dtype: np.dtype[Any]) -> bytes:
 
 
 def _boolean() -> bytes:
-    """An enumeration over int8 of FALSE and TRUE, which h5py reads as bool."""
+    """Return an enumeration over int8 of FALSE and TRUE, which h5py reads as bool."""
     names = b"FALSE\0\0\0TRUE\0\0\0\0"
     return struct.pack("<BBBBI", 0x18, 2, 0, 0, 1) + _integer(np.dtype("i1")) + names + b"\x00\x01"
 
 
 def _complex(dtype: np.dtype[Any]) -> bytes:
-    """A compound of two floats, r and i, which h5py reads as complex."""
+    """Return a compound of two floats, r and i, which h5py reads as complex."""
     half = dtype.itemsize // 2
     number = _float(np.dtype(f"f{half}"))
     members = b"".join(
@@ -101,15 +100,15 @@ _AS_FLOAT16: dict[str, tuple[Convert, Convert]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredType:
-    """How values of one dtype lie in a file.
+    """Storage of one dtype in a file.
 
     Attributes:
-        dtype: What the values are; object for text of variable length.
+        dtype: The dtype of the values; object for text of variable length.
         stored: The little-endian dtype of the bytes in the file.
         message: The datatype message, without padding.
-        mark: Text of the attribute ``dtype`` that has to stand beside the values, or None.
-        convert: Turns values (at least 1-D) into what is stored; None where the bytes are the same.
-        restore: The way back.
+        mark: Text of the attribute ``dtype`` that the dataset needs, or None.
+        convert: Converts values (at least 1-D) to stored ones; None if the bytes are the same.
+        restore: Converts stored values back.
     """
 
     dtype: np.dtype[Any]
@@ -122,7 +121,7 @@ class StoredType:
 
 @lru_cache(maxsize=256)
 def stored_type(dtype: np.dtype[Any]) -> StoredType | None:
-    """Return how a dtype is stored, or None where only h5py knows a way (text, long double, records).
+    """Return the storage of a dtype, or None for those that only h5py can write (text, long double, records).
 
     Example:
         >>> stored_type(np.dtype(np.int8)).message.hex()
@@ -170,11 +169,11 @@ _KNOWN = tuple(kind for kind in (stored_type(np.dtype(name)) for name in _NUMBER
 
 
 def read_type(message: bytes, mark: str | None) -> StoredType | None:
-    """Return the type that a datatype message stands for, or None where it is not one that Keras writes.
+    """Return the type of a datatype message, or None for a type that Keras does not write.
 
     Args:
-        message: The message; bytes after its end are passed over.
-        mark: Text of the attribute ``dtype`` beside the values, or None.
+        message: The message; bytes after its end are ignored.
+        mark: Text of the dataset's attribute ``dtype``, or None.
     """
     if len(message) < 8:
         return None

@@ -1,10 +1,10 @@
-"""Lists the datasets of an HDF5 file without libhdf5, so that damaged or hostile bytes can do no harm.
+"""Reader of HDF5 files without libhdf5, so that damaged or hostile bytes can do no harm.
 
-It reads the plain form that `hdf5` and, by default, every h5py write: superblock version 0, version 1 object
-headers, groups as symbol tables or as links, contiguous datasets. Soft, external and repeated links,
-values outside the file, and what none of the two writes are refused by name. Nothing is allocated on the word
-of the file: all sizes are held against the bytes that are there. Chapters are those of the "HDF5 File Format
-Specification", version 3.0.
+It lists the datasets of the plain form that `writer` and, by default, every h5py write: superblock version 0,
+version 1 object headers, groups as symbol tables or as links, contiguous datasets. Soft, external and repeated links,
+values outside the file, and everything that neither of the two writes are refused by name. No size in the file is
+trusted: each is compared with the bytes that are there before anything is allocated. Chapters are those of the "HDF5
+File Format Specification", version 3.0.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from ckptstore.storage.random_access import RandomAccessFile
 _EXTERNAL_FILES, _CONTINUATION, _SYMBOL_TABLE = 7, 0x10, 0x11
 _SHARED = 0x02
 _RANK_MOST = 32
-# A compressed dataset of zeros can be this much smaller than its values; more is a bomb.
+# A compressed dataset of zeros can be this many times smaller than its values; more is a decompression bomb.
 _EXPANSION_MOST = 1100
 _ELEMENTS_MOST = 1 << 48
-# One piece of metadata; the largest that Keras writes is a list of 64 KiB.
+# Bytes of one piece of metadata; the largest that Keras writes is a list of 64 KiB.
 _METADATA_MOST = 64 << 20
 
 
@@ -46,9 +46,9 @@ class StoredDataset:
     Attributes:
         path: Its path, without a leading slash.
         shape: Its shape.
-        kind: How its values are stored.
-        offset: Where they lie, or None when they cannot be read from one place (`refusal` says why).
-        refusal: Why the values cannot be read; empty when they can.
+        kind: The storage of its values.
+        offset: Offset of the values, or None if they are not in one piece (`refusal` says why).
+        refusal: Reason why the values cannot be read; empty if they can.
     """
 
     path: str
@@ -67,12 +67,12 @@ def read_datasets(source: RandomAccessFile) -> dict[str, StoredDataset]:
     """Return all datasets of a file by path, in the order of the file's own lists.
 
     Raises:
-        CorruptPayloadError: It is not an HDF5 file, is damaged, or holds what neither Keras nor ckptstore
+        CorruptPayloadError: It is not an HDF5 file, is damaged, or has a form that neither Keras nor ckptstore
             writes.
         StorageError: The disk cannot be read.
     """
     try:
-        return _Walk(source).run()
+        return _DatasetReader(source).run()
     except (struct.error, IndexError, OverflowError, UnicodeDecodeError) as error:
         raise source.corrupt("its HDF5 metadata make no sense") from error
 
@@ -82,14 +82,14 @@ class _Message(NamedTuple):
     body: bytes
 
 
-class _Walk:
-    """One walk over the tree of a file; remembers where it was, so that it ends whatever the links say."""
+class _DatasetReader:
+    """One pass over the tree of a file; remembers every address, so that it ends wherever the links lead."""
 
     def __init__(self, source: RandomAccessFile) -> None:
         self.source = source
         self._seen: set[int] = set()
         self._budget = 4 * source.nbytes + (1 << 20)
-        self._heaps = _Heaps(source)
+        self._heaps = _StringHeaps(source)
         self._found: dict[str, StoredDataset] = {}
 
     def run(self) -> dict[str, StoredDataset]:
@@ -122,8 +122,8 @@ class _Walk:
             raise source.corrupt(f"it is cut short: {source.nbytes:,} bytes of {end:,}")
         return int(root)
 
-    def _take(self, offset: int, count: int) -> bytes:
-        """Read metadata, all in all not much more than the file has: parts that overlap would have no end."""
+    def _read(self, offset: int, count: int) -> bytes:
+        """Read metadata, in total not much more than the file has: overlapping parts could go on without end."""
         self._budget -= count
         if count > _METADATA_MOST or self._budget < 0:
             raise self.source.corrupt("its HDF5 metadata are larger than they can be")
@@ -135,15 +135,15 @@ class _Walk:
         self._seen.add(address)
 
     def _messages(self, address: int, path: str) -> Iterator[_Message]:
-        """Give the messages of a version 1 object header (IV.A.1.a) and its continuations."""
+        """Yield the messages of a version 1 object header (IV.A.1.a) and its continuations."""
         self._visit(address, _shown(path))
-        version, _, size = struct.unpack("<BxHxxxxI4x", self._take(address, 16))
+        version, _, size = struct.unpack("<BxHxxxxI4x", self._read(address, 16))
         if version != 1:
             raise self.source.corrupt(f"{_shown(path)} has no HDF5 object header of version 1")
         blocks = [(address + 16, size)]
         while blocks:
             start, size = blocks.pop(0)
-            block = self._take(start, size)
+            block = self._read(start, size)
             position = 0
             while position + 8 <= size:
                 kind, length, flags = struct.unpack_from("<HHB", block, position)
@@ -175,12 +175,12 @@ class _Walk:
         return links
 
     def _dense_links(self, path: str, body: bytes) -> Iterator[tuple[str, int]]:
-        """Give the links that a link info message (IV.A.2.c) leads to; a creation index may stand first."""
+        """Yield the links that a link info message (IV.A.2.c) leads to; a creation index may come first."""
         heap, index = struct.unpack_from("<QQ", body, 2 + 8 * (body[1] & 1))
         if heap == UNDEFINED:
             return
         self._visit(heap, f"a heap of {_shown(path)}")
-        for message in DenseLinks(self._take, self._fail, heap, index).messages():
+        for message in DenseLinks(self._read, self._fail, heap, index).messages():
             yield self._link(path, message)
 
     def _fail(self, reason: str) -> NoReturn:
@@ -203,18 +203,18 @@ class _Walk:
         return body[position : position + length].decode(), address
 
     def _symbol_table(self, path: str, tree: int, heap: int) -> Iterator[tuple[str, int]]:
-        """Give the links of an old-style group: a B-tree, nodes, names in a heap (III.A.1, III.B, III.D)."""
-        head = self._take(heap, 32)
+        """Yield the links of an old-style group: a B-tree, nodes, names in a heap (III.A.1, III.B, III.D)."""
+        head = self._read(heap, 32)
         size, _, start = struct.unpack_from("<QQQ", head, 8)
         if head[:4] != b"HEAP":
             raise self.source.corrupt(f"{_shown(path)} has no heap of names")
-        names = self._take(start, size)
+        names = self._read(start, size)
         for node in self._leaves(path, tree):
-            entries = self._take(node, 8)
+            entries = self._read(node, 8)
             if entries[:4] != b"SNOD":
                 raise self.source.corrupt(f"{_shown(path)} has a damaged list of members")
             (count,) = struct.unpack_from("<H", entries, 6)
-            table = self._take(node + 8, 40 * count)
+            table = self._read(node + 8, 40 * count)
             for position in range(0, len(table), 40):
                 name_at, address, cached = struct.unpack_from("<QQI", table, position)
                 if cached == 2 or address == UNDEFINED:
@@ -229,11 +229,11 @@ class _Walk:
         while stack:
             address = stack.pop()
             self._visit(address, f"a list of {_shown(path)}")
-            head = self._take(address, 24)
+            head = self._read(address, 24)
             kind, level, count = struct.unpack_from("<BBH", head, 4)
             if head[:4] != b"TREE" or kind != 0:
                 raise self.source.corrupt(f"{_shown(path)} has a damaged tree of members")
-            keys = self._take(address + 24, 16 * count)
+            keys = self._read(address + 24, 16 * count)
             children = [child for _, child in struct.iter_unpack("<QQ", keys)]
             if level:
                 stack += reversed(children)
@@ -258,7 +258,7 @@ class _Walk:
         if kind_found is None:
             raise self.source.corrupt(f"{path!r} has a datatype that Keras does not write")
         shape = self._shape(path, bodies[DATASPACE])
-        # An empty array takes no bytes; numpy still has to be able to count along its other dimensions.
+        # An empty array takes no bytes, but numpy must still be able to count along its other dimensions.
         too_large = prod(shape) * kind_found.stored.itemsize > _EXPANSION_MOST * self.source.nbytes
         if too_large or prod(max(size, 1) for size in shape) >= _ELEMENTS_MOST:
             raise self.source.corrupt(f"{path!r} claims shape {shape}, more than the file can hold")
@@ -273,7 +273,7 @@ class _Walk:
         return struct.unpack_from(f"<{rank}Q", body, 8 if version == 1 else 4)
 
     def _place(self, path: str, shape: tuple[int, ...], kind: StoredType, body: bytes) -> StoredDataset:
-        """Read where the values lie (IV.A.2.i, version 3)."""
+        """Read the place of the values (IV.A.2.i, version 3)."""
         version, layout = body[0], body[1]
         if version != 3 or layout > 2:
             raise self.source.corrupt(f"{path!r} is stored in a way that Keras does not write")
@@ -291,7 +291,7 @@ class _Walk:
         return dataset
 
     def _mark(self, body: bytes) -> str | None:
-        """Return the text of an attribute ``dtype``, or None for all others (IV.A.2.m)."""
+        """Return the text of an attribute ``dtype``, or None for any other attribute (IV.A.2.m)."""
         version, flags, name_size, kind_size, space_size = struct.unpack_from("<BBHHH", body)
         position = 9 if version == 3 else 8
         step = 8 if version == 1 else 1
@@ -307,15 +307,15 @@ class _Walk:
         return text.decode() if kind.dtype.kind in "OS" else None
 
 
-class _Heaps:
-    """Texts in global heap collections (III.E), each collection read once."""
+class _StringHeaps:
+    """Texts in global heap collections (III.E); each collection is read once."""
 
     def __init__(self, source: RandomAccessFile) -> None:
         self._source = source
         self._collections: dict[int, dict[int, bytes]] = {}
 
     def text(self, reference: bytes) -> bytes:
-        """Return the text that a reference of 16 bytes leads to."""
+        """Return the text for a reference of 16 bytes."""
         length, address, index = struct.unpack("<IQI", reference)
         if length == 0:
             return b""
@@ -346,8 +346,8 @@ class _Heaps:
 
 
 def read_texts(source: RandomAccessFile, references: bytes) -> list[bytes]:
-    """Return the texts of variable length that a dataset's bytes lead to."""
-    heaps = _Heaps(source)
+    """Return the texts of variable length that a dataset's bytes refer to."""
+    heaps = _StringHeaps(source)
     return [heaps.text(references[position : position + 16]) for position in range(0, len(references), 16)]
 
 

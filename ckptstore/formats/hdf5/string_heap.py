@@ -1,4 +1,4 @@
-"""Texts of variable length in an HDF5 file: they lie in global heap collections, apart from what refers to them.
+"""Heap for texts of variable length in an HDF5 file: global heap collections, apart from the references to them.
 
 The layout is that of the "HDF5 File Format Specification", version 3.0, III.E.
 """
@@ -11,17 +11,17 @@ from typing import NamedTuple
 
 from ckptstore.errors import InvalidArgumentError
 
-_LEAST = 4096  # libhdf5 takes no smaller collection
+_LEAST = 4096  # libhdf5 accepts no smaller collection
 _OBJECTS_MOST = 4000
 
 
 def padded(nbytes: int) -> int:
-    """Return the next multiple of 8, to which HDF5 fills up its parts."""
+    """Return the next multiple of 8, to which HDF5 pads its parts."""
     return -(-nbytes // 8) * 8
 
 
 class Text(NamedTuple):
-    """A text in the heap: its length in bytes, its collection and its place there; ``slot=0`` is no text."""
+    """Place of a text in the heap: length in bytes, collection, and slot in it; ``slot=0`` is an empty text."""
 
     nbytes: int
     collection: int
@@ -29,9 +29,9 @@ class Text(NamedTuple):
 
 
 class TextHeap:
-    """Collections of texts; `address` is where the first lies, once that is settled.
+    """Collections of texts; `address` is that of the first collection, once the caller has set it.
 
-    Equal texts are kept apart: libhdf5 frees a text when the attribute that owns it is changed.
+    Equal texts are stored separately: libhdf5 frees a text when the attribute that owns it changes.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class TextHeap:
         self._starts: list[int] = []
 
     def add(self, text: str) -> Text:
-        """Take a text in; raises InvalidArgumentError for one that has no UTF-8 form, or a NUL in it."""
+        """Add a text; raises InvalidArgumentError if it has no UTF-8 form or contains NUL."""
         encoded = text.encode(errors="surrogatepass")
         if b"\0" in encoded or encoded.decode(errors="replace") != text:
             raise InvalidArgumentError(argument="attribute", value=text, reason="cannot be a text in HDF5")
@@ -52,18 +52,18 @@ class TextHeap:
         return Text(len(encoded), len(self._collections) - 1, len(self._collections[-1]))
 
     def size(self) -> int:
-        """Return the size of all collections; nothing may be added after it was asked for."""
+        """Return the size of all collections in bytes; nothing may be added afterwards."""
         sizes = [self._collection_size(collection) for collection in self._collections]
         self._starts = list(accumulate(sizes, initial=0))
         return self._starts[-1]
 
     @staticmethod
     def _collection_size(texts: list[bytes]) -> int:
-        # With the head and the object that stands for the free space.
+        # With the head, and the object that represents the free space.
         return max(_LEAST, 16 + sum(16 + padded(len(text)) for text in texts) + 16)
 
     def reference(self, text: Text) -> bytes:
-        """Return the 16 bytes that stand for a text where it belongs; `size` has to have been asked for."""
+        """Return the reference of 16 bytes to a text; call `size` first."""
         address = self.address + self._starts[text.collection] if text.slot else 0
         return struct.pack("<IQI", text.nbytes, address, text.slot)
 

@@ -1,16 +1,16 @@
-"""Lays out HDF5 files before their data are read, so that they can be written in one pass by `write` alone.
+"""Writer of HDF5 files: lays a file out before its data are read, so that it can be written in one pass.
 
-libhdf5 goes back and forth in the file it writes, and crashes the process when the disk is full. What is
-written here is a plain form of the format that every HDF5 since 1.8 (2008) reads: superblock version 0,
-version 1 object headers, groups whose links stand as messages in their own header, contiguous datasets, text
-in global heap collections. No B-trees, no checksums, no filters. Chapters in the docstrings below are those
-of the "HDF5 File Format Specification", version 3.0.
+libhdf5 seeks back and forth while it writes, and crashes the process when the disk is full. This module produces a
+plain form of the format that every HDF5 since 1.8 (2008) reads: superblock version 0, version 1 object headers,
+groups whose links are messages in their own header, contiguous datasets, text in global heap collections. No B-trees,
+no checksums, no filters. Chapters in the docstrings below are those of the "HDF5 File Format Specification",
+version 3.0.
 
-A file is a superblock and one or more blocks. A block is a tree of groups: the root's header, then text, then
-dataset by dataset in the order given: headers of groups that are met for the first time, its own header, its
-values, aligned to 64 bytes. Whoever reads in the same order, as Keras does, reads forward only; Keras reads
-``.keras`` weights through `zipfile`, which begins anew at every step back. The root group of the first block
-may link to the block behind it; so the first block of a model that is saved again and again stays the same.
+A file is a superblock and one or more blocks. A block is a tree of groups: the root's header, then text, then one
+dataset after the other, in the given order. Each dataset has the headers of groups that it is the first in, its own
+header, and its values, aligned to 64 bytes. A reader that follows this order, as Keras does, only reads forward; Keras
+reads ``.keras`` weights through `zipfile`, which starts from the beginning at every step back. The root group of the
+first block may link to the next block; so the first block stays the same when a model is saved again and again.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ DATASPACE, LINK_INFO, DATATYPE, FILL_VALUE, LINK, LAYOUT, GROUP_INFO, ATTRIBUTE 
 
 _ALIGNMENT = 64
 _HEADER_PREFIX = 16
-_LINKS_MOST = 65_000  # the number of messages in a header has 16 bits
-_NAME_MOST = 60_000  # so has the length of a message
+_LINKS_MOST = 65_000  # the number of messages in a header is a 16-bit field
+_NAME_MOST = 60_000  # and so is the length of a message
 
 Attributes = tuple[tuple[str, str], ...]
 
 
 class Dataset(NamedTuple):
-    """One array of the file: where it lies, its shape, how its values are stored, its text attributes."""
+    """One array of the file: path, shape, storage of its values, text attributes."""
 
     path: str
     shape: tuple[int, ...]
@@ -56,10 +56,10 @@ class Dataset(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A laid-out tree from `address` to `end`, which is aligned: the next block may begin there.
+    """A tree laid out from `address` to `end`. The end is aligned: the next block may begin there.
 
-    The file has ``pieces[i]`` in front of the values of dataset i, which lie at ``offsets[i]``, and the last
-    piece behind all values.
+    In the file, ``pieces[i]`` comes before the values of dataset i, which are at ``offsets[i]``, and the last piece
+    comes after all values.
     """
 
     address: int
@@ -69,7 +69,7 @@ class Block:
 
 
 def superblock(end: int) -> bytes:
-    """Return the start of a file of `end` bytes whose first block lies behind it (II.A, version 0)."""
+    """Return the start of a file of `end` bytes, directly before its first block (II.A, version 0)."""
     versions = bytes([0, 0, 0, 0, 0, 8, 8, 0])
     tree_ranks = struct.pack("<HHI", 4, 16, 0)  # of B-trees that libhdf5 may add later; its defaults
     addresses = struct.pack("<QQQQ", 0, UNDEFINED, end, UNDEFINED)
@@ -84,17 +84,17 @@ def lay_out(
     address: int = SUPERBLOCK_SIZE,
     link_to_next: str | None = None,
 ) -> Block:
-    """Work out a block: every byte of its metadata, and where its values go.
+    """Lay out a block: every byte of its metadata, and the offsets of its values.
 
     Args:
-        datasets: Arrays, by paths relative to the block's root group; missing groups are made.
-        group_attributes: Text attributes of groups, by path; missing groups are made.
-        address: Where in the file the block begins; its root group's header lies there.
-        link_to_next: Name under which the root group links to what lies at the block's end.
+        datasets: Arrays, by paths relative to the block's root group; missing groups are created.
+        group_attributes: Text attributes of groups, by path; missing groups are created.
+        address: Offset of the block in the file; its root group's header is there.
+        link_to_next: Name of the root group's link to the next block, which begins at this block's end.
 
     Raises:
-        InvalidArgumentError: A path cannot be a name in HDF5, is there twice, or is both a group and an
-            array; or a group has too many members.
+        InvalidArgumentError: A path is not an HDF5 path, is there twice, or is both a group and an array; or a group
+            has too many members.
 
     Example:
         >>> from ckptstore.formats.hdf5.dtypes import stored_type
@@ -111,7 +111,7 @@ def lay_out(
     if link_to_next is not None:
         if link_to_next in root.members:
             raise _bad_path(link_to_next, "is a reserved name")
-        root.add_member(link_to_next, _Elsewhere(), link_to_next)
+        root.add_member(link_to_next, _NextBlock(), link_to_next)
     heap = TextHeap()
     for node in chain.from_iterable(runs):
         node.texts = [heap.add(text) for _, text in node.attributes]
@@ -124,7 +124,7 @@ def lay_out(
 def _add_attributes(
     root: _Group, group_attributes: Iterable[tuple[str, Attributes]], runs: list[list[_Node]]
 ) -> list[_Node]:
-    """Add attributes, and groups that have nothing else; those lie before the group that is named next."""
+    """Add attributes, and groups that have nothing else; these are placed before the group that is named next."""
     waiting: list[_Node] = []
     for path, attributes in group_attributes:
         made: list[_Node] = []
@@ -139,7 +139,7 @@ def _add_attributes(
 
 
 def _give_addresses(runs: list[list[_Node]], heap: TextHeap, address: int) -> tuple[tuple[int, ...], int]:
-    """Settle where every header, the heap and all values lie; return the values' offsets, and the end."""
+    """Assign addresses to all headers, the heap and all values; return the values' offsets, and the end."""
     offsets = []
     for number, run in enumerate(runs):
         address = padded(address)
@@ -157,7 +157,7 @@ def _give_addresses(runs: list[list[_Node]], heap: TextHeap, address: int) -> tu
 
 
 def _pieces(runs: list[list[_Node]], heap: TextHeap, address: int, end: int) -> Iterator[bytes]:
-    """Give the bytes in front of each dataset's values, and those behind the last."""
+    """Yield the bytes before each dataset's values, and those after the last."""
     piece = b""
     for number, run in enumerate(runs):
         padding = bytes(padded(address + len(piece)) - address - len(piece))
@@ -175,24 +175,24 @@ def _aligned(offset: int) -> int:
 
 
 def _message(kind: int, body: bytes) -> bytes:
-    """One message of a version 1 header (IV.A.1.a)."""
+    """Return a message of a version 1 header (IV.A.1.a)."""
     nbytes = padded(len(body))
     return struct.pack("<HHB3x", kind, nbytes, 0) + body.ljust(nbytes, b"\0")
 
 
 def _header(messages: list[bytes]) -> bytes:
-    """A version 1 object header (IV.A.1.a) with one reference to it."""
+    """Return a version 1 object header (IV.A.1.a) with one reference to it."""
     body = b"".join(messages)
     return struct.pack("<BBHII4x", 1, 0, len(messages), 1, len(body)) + body
 
 
-# No creation order, no heap of links, no index (IV.A.2.c); and as many links as there may be stay messages
-# (IV.A.2.k), also when somebody adds one with libhdf5.
+# No creation order, no heap of links, no index (IV.A.2.c); and links stay messages whatever their number
+# (IV.A.2.k), even if somebody adds one with libhdf5.
 _GROUP_MESSAGES = [
     _message(LINK_INFO, struct.pack("<BBQQ", 0, 0, UNDEFINED, UNDEFINED)),
     _message(GROUP_INFO, struct.pack("<BBHH", 0, 1, 0xFFFF, 0)),
 ]
-# Allocated late, written if set, none set: what h5py says of a dataset that is given its values (IV.A.2.f).
+# Allocated late, written if set, none set: h5py's fill value of a dataset that is created with values (IV.A.2.f).
 _FILL_MESSAGE = _message(FILL_VALUE, bytes([2, 2, 2, 1, 0, 0, 0, 0]))
 _SCALAR = bytes([1, 0, 0, 0, 0, 0, 0, 0])
 
@@ -222,7 +222,7 @@ def _link_size(name: bytes) -> int:
 
 
 def _link(name: bytes, address: int) -> bytes:
-    """A hard link (IV.A.2.g): the character set is given, and is UTF-8 only where it has to be."""
+    """Return a hard link (IV.A.2.g) that states its character set: UTF-8 only if the name needs it."""
     wide = len(name) >= 256
     length = struct.pack("<H" if wide else "<B", len(name))
     flags = 0x10 | int(wide)
@@ -232,7 +232,7 @@ def _link(name: bytes, address: int) -> bytes:
 
 
 class _Node:
-    """A group or a dataset; `address` is where its header lies, `texts` where its attributes' texts do."""
+    """A group or a dataset; `address` is that of its header, `texts` are the places of its attributes' texts."""
 
     __slots__ = ("address", "attributes", "texts")
 
@@ -251,7 +251,7 @@ class _Node:
         return sum(8 + padded(9 + len(name.encode()) + 1 + 20 + 8 + 16) for name, _ in self.attributes)
 
     def _attribute_messages(self, heap: TextHeap) -> list[bytes]:
-        """Attributes of one text of variable length each (IV.A.2.m, version 3)."""
+        """Return the attributes, each a text of variable length (IV.A.2.m, version 3)."""
         messages = []
         for (name, _), text in zip(self.attributes, self.texts, strict=True):
             encoded = name.encode() + b"\0"
@@ -264,14 +264,14 @@ class _Node:
         return messages
 
 
-class _Elsewhere(_Node):
-    """What a link leads to outside the block."""
+class _NextBlock(_Node):
+    """Target of the link to the next block."""
 
     __slots__ = ()
 
 
 class _Group(_Node):
-    """A group; `run` is the number of the dataset (from 1) in front of which its header lies, 0 for the root."""
+    """A group; `run` is the number of the dataset (from 1) that its header is placed before, 0 for the root."""
 
     __slots__ = ("members", "names", "run")
 
@@ -322,7 +322,7 @@ class _Group(_Node):
 
 
 class _Leaf(_Node):
-    """A dataset; `data` is where its values lie."""
+    """A dataset; `data` is the offset of its values."""
 
     __slots__ = ("data", "dataset")
 

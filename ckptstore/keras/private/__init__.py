@@ -1,43 +1,65 @@
-"""What Keras does not promise and ckptstore uses: every private name, and the fallback in a Keras that lacks it.
+"""Private interfaces of Keras, with a fallback for each; all other code uses public Keras or this package.
 
-Everything outside of this package uses public Keras, or what is here. Tested on Keras 3.12 to 3.15, on JAX, torch and
-TensorFlow. "None" is said of a module below that `modules` could not import.
+Tested with Keras 3.12 to 3.15 on JAX, torch and TensorFlow. Each entry below says what a module uses, and what happens
+in a Keras that lacks it. `modules` imports Keras' inner modules; a module that is missing is None there.
 
-- `saving`: ``keras.src.saving.saving_lib``, of it ``_save_state``, ``_serialize_model_as_json``, ``H5IOStore``; and
-  `assets`: ``DiskIOStore``. Lacking: the model is saved publicly into memory and read back (`fallback`), slower and
-  with a copy of the state, and one RuntimeWarning says so.
-- `loading`: ``saving_lib._load_state``, ``H5IOStore``, ``DiskIOStore``. None: public ``load_weights``; assets stay.
-- `custom_loading`: ``saving_lib._walk_saveable``, ``keras.src.saving.keras_saveable.KerasSaveable``. Lacking: before a
-  model is loaded into, what it holds is copied, where the backend asks for a copy. And ``in_stateless_scope`` of
-  ``keras.src.backend.common.stateless_scope``. Lacking: on torch large arrays are copied twice.
-- `skip_sets`: ``saving_lib.get_attr_skipset``, ``keras.src.backend.common.global_state``. Lacking: slower, no more.
-- `optimizers`: attributes of a model that are optimizers, ``inner_optimizer``, ``Optimizer._trainable_variables``, and
-  ``save_own_variables`` overlaid in one object. Lacking: arrays that are copies; a second optimizer of a model must be
-  built before training.
-- `legacy_h5`: ``keras.src.legacy.saving.legacy_h5_format``, ``Trainer._compile_config.config``. None: public
-  ``save_model`` into the open file, without an optimizer that the model does not know.
-- `global_seed`: ``keras.src.random.seed_generator``, ``global_state``'s ``global_seed_generator``. None: that seed is
-  not part of the training state.
-- `messages`: ``keras.src.utils.io_utils.print_msg``. None: ``print``.
-- `metrics`: ``Metric._direction``, ``Model._compile_metrics``, ``_user_metrics``, ``_user_weighted_metrics``. Lacking:
-  the name tells which way is better, or ``mode`` must be given.
-- `callback_attributes`: what Keras' callbacks learn during a fit, by name. Lacking:
-  `ckptstore.keras.state.callbacks.set_states` names the callback, which begins anew.
-- `fit_loop`: the local variables of ``fit`` (``callbacks``, ``epoch_iterator``, ``epochs``, ``initial_epoch``, ``x``,
-  ``val_x``), ``Model._initial_epoch``, ``train_function``, ``_symbolic_build``, ``CallbackList._async_train``,
-  ``_async_test``, ``_executor``, ``_futures``, ``_progbar``, ``_history``; and `epoch_data`:
-  ``EpochIterator._enumerate_iterator``, ``_get_iterator``, ``_current_iterator``, ``_steps_seen``, ``_num_batches``,
-  ``_distributed_dataset``, ``Model._eval_epoch_iterator``, ``_one_batch_ahead_iterator`` or
-  ``_prefetch_numpy_iterator``, ``data_adapter`` with the names of the adapters' classes, ``_dataloader``,
-  ``get_torch_dataloader``, ``get_jax_iterator`` and ``enqueuer.ready_queue``; on TensorFlow its own
-  ``tensorflow.python.eager.context.global_seed``. Lacking: `fit_loop.running_fit` finds no fit; callbacks save, and
-  resume at the ends of epochs, without the others' state, and a warning says so.
-- `jax_train_state`: ``Callback._model``, ``Model._jax_state``, ``_jax_state_synced``, ``Variable._direct_assign``,
-  ``_value``, ``_dtype``. Lacking: Keras' own ``Model.jax_state_sync``, slower.
-- `variables`: ``Variable._value``. Lacking: ``Variable.value``, slower. And that ``Layer.trainable_variables`` picks
-  from ``Layer.variables`` by each one's flag; a model with an answer of its own is asked, and a Keras that picked
-  otherwise would fail `tests/keras/test_variables.py`.
-- `hooks`: nothing of Keras; how methods of single objects are overlaid.
+`saving`, `assets`
+    Uses: ``keras.src.saving.saving_lib`` with ``_save_state``, ``_serialize_model_as_json``, ``H5IOStore`` and
+    ``DiskIOStore``.
+    Fallback: `fallback` saves the model into memory by public Keras and reads it back. That is slower and copies the
+    state; one RuntimeWarning says so.
+`loading`
+    Uses: ``saving_lib._load_state``, ``H5IOStore``, ``DiskIOStore``.
+    Fallback: public ``load_weights``; layers' assets are not loaded.
+`custom_loading`
+    Uses: ``saving_lib._walk_saveable``, ``keras.src.saving.keras_saveable.KerasSaveable``, and ``in_stateless_scope``
+    of ``keras.src.backend.common.stateless_scope``.
+    Fallback: a model's values are copied before it is loaded into, on backends that need a copy; on torch large arrays
+    are copied twice.
+`skip_sets`
+    Uses: ``saving_lib.get_attr_skipset``, ``keras.src.backend.common.global_state``.
+    Fallback: saving and loading are slower.
+`optimizers`
+    Uses: a model's attributes that are optimizers, ``inner_optimizer``, ``Optimizer._trainable_variables``, and a
+    replaced ``save_own_variables`` in single objects.
+    Fallback: optimizer state is copied; a second optimizer of a model must be built before training.
+`legacy_h5`
+    Uses: ``keras.src.legacy.saving.legacy_h5_format``, ``Trainer._compile_config.config``.
+    Fallback: public ``save_model`` into the open file, without an optimizer that the model does not know.
+`global_seed`
+    Uses: ``keras.src.random.seed_generator``, and ``global_seed_generator`` of ``global_state``.
+    Fallback: that seed is not part of the training state.
+`messages`
+    Uses: ``keras.src.utils.io_utils.print_msg``.
+    Fallback: ``print``.
+`metrics`
+    Uses: ``Metric._direction``, ``Model._compile_metrics``, ``_user_metrics``, ``_user_weighted_metrics``.
+    Fallback: the metric's name tells which direction is better, or ``mode`` must be given.
+`callback_attributes`
+    Uses: attributes of Keras' callbacks that change during a fit, by name.
+    Fallback: `ckptstore.keras.state.callbacks.set_states` names the callback, which starts from zero.
+`fit_loop`, `epoch_data`
+    Uses: the local variables ``callbacks``, ``epoch_iterator``, ``epochs``, ``initial_epoch``, ``x`` and ``val_x`` of
+    ``fit``; ``Model._initial_epoch``, ``train_function``, ``_symbolic_build``, ``_eval_epoch_iterator``;
+    ``CallbackList._async_train``, ``_async_test``, ``_executor``, ``_futures``, ``_progbar``, ``_history``;
+    ``EpochIterator._enumerate_iterator``, ``_get_iterator``, ``_current_iterator``, ``_steps_seen``, ``_num_batches``,
+    ``_distributed_dataset``, ``_one_batch_ahead_iterator`` or ``_prefetch_numpy_iterator``; ``data_adapter`` with the
+    names of the adapters' classes, ``_dataloader``, ``get_torch_dataloader``, ``get_jax_iterator`` and
+    ``enqueuer.ready_queue``; on TensorFlow its own ``tensorflow.python.eager.context.global_seed``.
+    Fallback: `running_fit` finds no fit. Callbacks save, and resume at the ends of epochs without the state of other
+    callbacks, and a warning says so.
+`jax_train_state`
+    Uses: ``Callback._model``, ``Model._jax_state``, ``_jax_state_synced``, ``Variable._direct_assign``, ``_value``,
+    ``_dtype``.
+    Fallback: Keras' own ``Model.jax_state_sync``, which is slower.
+`variables`
+    Uses: ``Variable._value``; and that ``Layer.trainable_variables`` selects from ``Layer.variables`` by each
+    variable's flag. A model that overrides this is asked itself. A Keras that selects differently fails
+    `tests/keras/test_variables.py`.
+    Fallback: public ``Variable.value``, which is slower.
+
+Of Keras' private interfaces these use nothing: `capture` (the captured parts of a model, as records), `fallback`, and
+`hooks` (wrapped methods of single objects).
 
 May import: formats, system and the words.
 """

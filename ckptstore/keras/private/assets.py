@@ -1,4 +1,4 @@
-"""Keras' layers keep assets (vocabularies, say) in files: a directory outside of any store, for as long as it takes."""
+"""Temporary directories for layers' assets, such as vocabularies, which Keras saves and loads as files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DIRECTORY = "assets"
 
 @contextmanager
 def collected_assets() -> Iterator[Any]:
-    """Give Keras' walk a directory for assets, made only if some layer asks for it."""
+    """Yield an assets store for Keras' saving; its directory is created only if a layer uses it."""
 
     class Assets(modules.saving_lib.DiskIOStore):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -46,7 +46,7 @@ def collected_assets() -> Iterator[Any]:
 
 @contextmanager
 def asset_directory(assets: Mapping[str, bytes]) -> Iterator[str | None]:
-    """Lay out the assets among an archive's members for Keras to load them from; None where there are none."""
+    """Write the assets among an archive's members to a directory that Keras loads them from; None if there are none."""
     files = {
         name.removeprefix(f"{_DIRECTORY}/"): data
         for name, data in assets.items()

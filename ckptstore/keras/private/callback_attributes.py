@@ -1,7 +1,7 @@
-"""What Keras' own callbacks learn during a fit: the attributes that hold it, some of them private.
+"""Attributes of Keras' own callbacks that change during a fit; some are private.
 
-Tried with Keras 3.12 to 3.15. Settings (patience, min_delta, monitor) are not among them: they come from the code. An
-attribute that a Keras no longer has is left out, and `callbacks.set_states` names its callback.
+Tested with Keras 3.12 to 3.15. Settings (patience, min_delta, monitor) are not among them: they come from the code. An
+attribute that a Keras no longer has is left out, and `ckptstore.keras.state.callbacks.set_states` names its callback.
 """
 
 from __future__ import annotations
@@ -22,37 +22,37 @@ _ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "TensorBoard": ("_global_train_batch", "_global_test_batch", "_previous_epoch_iterations"),
 }
 
-# Keras calculates with these, and so they have to be the backend's own.
+# Keras computes with these, so they must be tensors of the backend.
 _TENSORS = {"_previous_epoch_iterations"}
 
 
 def run_time_attributes(kind: type) -> tuple[str, ...]:
-    """Return the names of what a callback's class, or the Keras class it is made from, learns during a fit.
+    """Return the attributes of a callback's class, or of its Keras base class, that change during a fit.
 
     Example:
         >>> run_time_attributes(keras.callbacks.ReduceLROnPlateau)
         ('wait', 'best', 'cooldown_counter')
     """
-    for one in kind.__mro__:
-        if one.__module__.partition(".")[0] == "ckptstore":
-            return ()  # ours say themselves what they keep
+    for base in kind.__mro__:
+        if base.__module__.partition(".")[0] == "ckptstore":
+            return ()  # our callbacks have get_state()
         for name, attributes in _ATTRIBUTES.items():
-            if one is getattr(keras.callbacks, name, None):
+            if base is getattr(keras.callbacks, name, None):
                 return attributes
     return ()
 
 
 def set_attribute(callback: Any, name: str, value: Any) -> None:
-    """Set one of the run-time attributes to a value that was taken out of a callback."""
+    """Set one of the run-time attributes to a saved value."""
     setattr(callback, name, keras.ops.convert_to_tensor(value, "float32") if name in _TENSORS else value)
 
 
 def is_keras_class(kind: type) -> bool:
-    """Return whether a class comes from Keras itself."""
+    """Return True if a class comes from Keras itself."""
     return kind.__module__.partition(".")[0] == "keras"
 
 
 def start_epoch_clock(callback: Any) -> None:
-    """Give a callback the times that it would have taken when the epoch began."""
+    """Set the time at which the epoch began in a callback that missed its beginning."""
     if isinstance(callback, keras.callbacks.TensorBoard) and not hasattr(callback, "_epoch_start_time"):
         callback._epoch_start_time = time.time()

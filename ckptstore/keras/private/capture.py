@@ -1,4 +1,7 @@
-"""What Keras would write for a model, before it is written, and one object's part of what it reads."""
+"""Captured parts of a model: the values, attributes and documents that Keras would write, before they are written.
+
+`LazyGroup` is the way back: the values of one object, as its loading code reads them.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ class CapturedValue:
     """One value that Keras would write.
 
     Attributes:
-        path: Its place in the HDF5 file.
-        value: The live variable where Keras saves it as it is, else the array that was made for saving.
+        path: Its path in the HDF5 file.
+        value: The live variable if Keras saves it unchanged, else the array that was made for saving.
         owner: ``"model"`` or ``"optimizer"``.
     """
 
@@ -26,20 +29,20 @@ class CapturedValue:
 
     @property
     def is_variable(self) -> bool:
-        """True when the value is the live variable itself."""
+        """True if the value is the live variable itself."""
         return isinstance(self.value, keras.Variable)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capture:
-    """What Keras would write for a model.
+    """Everything that Keras would write for a model.
 
     Attributes:
-        entries: In the order in which Keras writes them.
+        entries: The values, in the order in which Keras writes them.
         attributes: Text attributes by HDF5 group.
-        documents: Members of a ``.keras`` archive beside the weights, as far as they were asked for.
-        exact: False when it came from the fallback, where the values are copies and not the variables.
-        may_have_assets: Whether there are layers that may keep files, by now or later; asked for with the documents.
+        documents: Members of a ``.keras`` archive other than the weights, if they were requested.
+        exact: False if it comes from the fallback, where all values are copies and not variables.
+        may_have_assets: True if a layer may have files, now or later; known only with the documents.
     """
 
     entries: tuple[CapturedValue, ...]
@@ -49,12 +52,12 @@ class Capture:
     may_have_assets: bool = False
 
     def saved_ids(self) -> frozenset[int]:
-        """Identities of the variables that are saved as they are."""
+        """Return the ids of the variables that are saved unchanged."""
         return frozenset(id(entry.value) for entry in self.entries if entry.is_variable)
 
 
 class LazyGroup(Mapping[str, Any]):
-    """What one object of a model loads: arrays by key, each read from the payload when it is asked for."""
+    """Saved values of one object of a model: arrays by key, each read from the payload on access."""
 
     def __init__(self, variables: Mapping[str, Any], paths: Mapping[str, str]) -> None:
         self._variables = variables
@@ -62,7 +65,7 @@ class LazyGroup(Mapping[str, Any]):
 
     def __getitem__(self, key: str) -> Any:
         value = self._variables[self._paths[key]]
-        # Backends do not take these from numpy; float16 holds each of their values.
+        # Backends do not accept these from numpy; float16 can represent all of their values.
         is_array = isinstance(value, np.ndarray)
         return value.astype(np.float16) if is_array and value.dtype.name.startswith("float8") else value
 

@@ -1,6 +1,7 @@
-"""Whether a model loads itself by Keras' own code alone, of which nothing can fail that was checked before.
+"""Detection of models with loading code of their own.
 
-Fallback: it is taken to have code of its own.
+Keras' own code cannot fail after the checks that were made before; other code can. Fallback: a model is assumed to have
+such code.
 """
 
 from __future__ import annotations
@@ -17,49 +18,48 @@ _LOADING = ("load_own_variables", "load_assets")
 
 
 def has_custom_loading(*saveables: Any) -> bool:
-    """Return whether an object, or one inside of it, is loaded by code that is not Keras' own; True if nobody knows."""
-    walk = getattr(modules.saving_lib, "_walk_saveable", None)
-    kind = getattr(modules.keras_saveable, "KerasSaveable", None)
-    if walk is None or kind is None:
+    """Return True if an object, or one inside it, is loaded by code that is not Keras' own, or if that is unknown."""
+    children_of = getattr(modules.saving_lib, "_walk_saveable", None)
+    saveable_type = getattr(modules.keras_saveable, "KerasSaveable", None)
+    if children_of is None or saveable_type is None:
         return True
     seen: set[int] = set()
-    waiting: list[Any] = [one for one in saveables if one is not None]
+    waiting: list[Any] = [saveable for saveable in saveables if saveable is not None]
     with cached_skip_sets():
         while waiting:
-            one = waiting.pop()
-            if id(one) in seen:
+            value = waiting.pop()
+            if id(value) in seen:
                 continue
-            seen.add(id(one))
-            if isinstance(one, kind):
-                if any(not _is_keras_code(one, name) for name in _LOADING):
+            seen.add(id(value))
+            if isinstance(value, saveable_type):
+                if any(not _is_keras_code(value, name) for name in _LOADING):
                     return True
-                waiting += [
-                    child for _, child in walk(one) if isinstance(child, kind | list | dict | tuple | set)
-                ]
-            else:
-                waiting += (
-                    one.values()
-                    if isinstance(one, dict)
-                    else one
-                    if isinstance(one, list | tuple | set)
-                    else ()
-                )
+                containers = saveable_type | list | dict | tuple | set
+                waiting += [child for _, child in children_of(value) if isinstance(child, containers)]
+            elif isinstance(value, dict):
+                waiting += value.values()
+            elif isinstance(value, list | tuple | set):
+                waiting += value
     return False
 
 
 def copies_on_assign(variables: Iterable[Any]) -> bool:
-    """Return whether to assign to these copies the values, on torch; False if nobody knows.
+    """Return True if assigning to these variables copies the values, on torch; False if that is unknown.
 
-    A kind of variable of the user's own may go on with the memory that it is given, as Keras does for what is assigned
-    within a `keras.StatelessScope`.
+    A user's own class of variable may keep using the memory that it is given, and so does Keras for assignments within
+    a `keras.StatelessScope`.
     """
     in_scope = getattr(modules.stateless_scope, "in_stateless_scope", None)
-    return in_scope is not None and not in_scope() and all(type(one) is keras.Variable for one in variables)
+    return (
+        in_scope is not None
+        and not in_scope()
+        and all(type(variable) is keras.Variable for variable in variables)
+    )
 
 
 def _is_keras_code(saveable: Any, name: str) -> bool:
     method = getattr(saveable, name, None)
     if method is None:
         return True
-    # Methods may be overlaid in one object too.
+    # A method may also be replaced in a single object.
     return (getattr(method, "__module__", None) or "").partition(".")[0] == "keras"

@@ -1,6 +1,6 @@
-"""The fallback for a Keras whose private saving is unknown: what it saves publicly, into memory, read back.
+"""Saving and loading by public Keras alone, for a Keras whose private interfaces are unknown.
 
-Slower than the walk in `keras_private`, and with a copy of the state, but on promised interfaces only.
+A model is saved into memory and read back. That is slower than `saving`, and copies the state.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _WEIGHTS_MEMBER = "model.weights.h5"
 
 
 class _NamedMemory(io.BytesIO):
-    """A file in memory with a name for Keras to judge its format by, under which no file can be made."""
+    """A file in memory with a name that tells Keras the format; no file can be created under that name."""
 
     def __init__(self, suffix: str) -> None:
         super().__init__()
@@ -47,13 +47,13 @@ def _saved_weights(model: Any) -> io.BytesIO:
     try:
         model.save_weights(saved)
     except (OSError, TypeError):
-        # Before Keras 3.10 weights alone need a file; the whole model does not.
+        # Before Keras 3.10 weights alone need a real file; the whole model does not.
         return _saved_model(model)[1]
     return saved
 
 
 def capture(model: Any, optimizer: Any, documents: bool) -> Capture:
-    """Return what Keras writes for `model`, as copies; the arguments are `keras_private.capture`'s."""
+    """Return what Keras writes for `model`, as copies; the arguments are those of `saving.capture_model`."""
     members, weights = ({}, _saved_weights(model)) if not documents else _saved_model(model)
     entries: list[CapturedValue] = []
     attributes: dict[str, dict[str, str]] = {}

@@ -1,12 +1,12 @@
-"""A running ``fit``: its callbacks, and where it begins.
+"""A running ``fit``: its callbacks, its data, and the epoch that it starts at.
 
-A callback is told when epochs and batches begin and end. To go on in the middle of an epoch it must also reach the
-other callbacks of the fit, and the iterator that hands out the batches. Both are local variables of Keras' ``fit``,
-and are looked up there, in the frames below the callback. Hooks are laid over the methods of these two objects alone,
-not over Keras' classes, and go with `release`.
+Keras tells a callback when epochs and batches begin and end. To resume in the middle of an epoch, a callback also needs
+the other callbacks of the fit, and the iterator that yields the batches. Both are local variables of Keras' ``fit``,
+and are found in its frame, below that of the callback. Methods of these two objects are wrapped, not those of Keras'
+classes, until `FitLoop.release`.
 
-Fallback: in a Keras with another loop, and in loops written by hand, `running_fit` returns None: callbacks then save,
-and resume at the ends of epochs, without the others' state.
+Fallback: in a Keras with another loop, and in loops written by hand, `running_fit` returns None. Callbacks then save,
+and resume at the ends of epochs, without the state of the others.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ _BATCH_HOOKS = (
 
 
 class FitLoop:
-    """One call of ``fit`` that is running.
+    """A call of ``fit`` that is running.
 
     Attributes:
         model: The model that is trained.
         callbacks: Keras' list of all callbacks of this fit.
-        data: What it trains on, as Keras goes through it.
+        data: The training data as Keras iterates over it.
         epochs: The epoch before which training ends.
         initial_epoch: The epoch that the caller asked to begin with.
-        source: What the caller trains on: arrays, a dataset, a loader, a generator.
-        validation_source: What the caller validates on, or None.
+        source: The caller's training data: arrays, a dataset, a loader, a generator.
+        validation_source: The caller's validation data, or None.
     """
 
     def __init__(self, model: Any, names: dict[str, Any], code: CodeType) -> None:
@@ -58,92 +58,91 @@ class FitLoop:
         self._hooks = Hooks()
         self.data = EpochData(self._iterator, self._hooks)
         self._before: Any = None
-        self._others_look = True
+        self._others_have_batch_hooks = True
 
     # --- hooks -------------------------------------------------------------------------------------
 
     def wrap_method(
         self, owner: Any, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]
     ) -> None:
-        """Lay what `make` returns, given the method as it was, over a method of one object of this fit."""
+        """Replace a method of one object of this fit with what `make` returns for it."""
         self._hooks.wrap_method(owner, name, make)
 
     @property
     def is_hooked(self) -> bool:
-        """Whether somebody has laid hooks over this fit."""
+        """True if the callbacks of this fit are wrapped."""
         return "on_epoch_begin" in vars(self.callbacks)
 
     def release(self) -> None:
-        """Take all hooks away; may be repeated."""
+        """Restore all wrapped methods; may be called again."""
         self._hooks.release()
 
     # --- callbacks ---------------------------------------------------------------------------------
 
     def schedule_hooks_without(self, callback: Any) -> None:
-        """Have Keras call batch hooks as it would if `callback` were not there.
+        """Have Keras call batch hooks as if `callback` were not there.
 
-        A list with a callback that looks at batches waits for each batch's result, and on JAX the next one is prepared
-        no more while it computes. Where no other callback wants that, Keras calls the hooks in another thread.
+        If a callback has batch hooks, Keras waits for each batch's result, and on JAX no longer prepares the next batch
+        meanwhile. If no other callback has such hooks, Keras is made to call them in another thread.
         """
         kept = (
             callback,
             getattr(self.callbacks, "_progbar", None),
             getattr(self.callbacks, "_history", None),
         )
-        others = [one for one in self.callbacks.callbacks if not any(one is other for other in kept)]
-        self._others_look = any(map(_looks_at_batches, others))
+        others = [other for other in self.callbacks.callbacks if not any(other is known for known in kept)]
+        self._others_have_batch_hooks = any(map(_has_batch_hooks, others))
         without = keras.callbacks.CallbackList(others)
         for name in ("_async_train", "_async_test"):
             if hasattr(self.callbacks, name) and hasattr(self.callbacks, "_executor"):
                 setattr(self.callbacks, name, getattr(without, name, False))
         if hasattr(self.callbacks, "_executor") and self.callbacks._executor is None:
-            # Keras ends it with the fit.
+            # Keras shuts it down when the fit ends.
             self.callbacks._executor = ThreadPoolExecutor(thread_name_prefix="keras-callbacks")
 
     def wait_for_callbacks(self) -> None:
-        """Wait until the hooks that Keras calls in another thread have ended; raises the first error of one.
+        """Wait until the hooks that Keras calls in another thread have ended; raise the first error of one.
 
-        That thread may be twenty milliseconds behind. Where all that it has to do is to call what does nothing, nobody
-        waits for it.
+        That thread may be twenty milliseconds late. If it only calls hooks that do nothing, this does not wait.
         """
         waiting = getattr(self.callbacks, "_futures", None)
-        if not waiting or not self._others_look:
+        if not waiting or not self._others_have_batch_hooks:
             return
-        # Keras itself would raise the same error again and again.
+        # Otherwise Keras would raise the same error again and again.
         self.callbacks._futures = []
         wait(waiting)
         for future in waiting:
             future.result()
 
     def callbacks_after(self, callback: Any) -> list[Any]:
-        """Return the callbacks that Keras calls after one."""
-        found = [one is callback for one in self.callbacks.callbacks]
+        """Return the callbacks that Keras calls after `callback`."""
+        found = [other is callback for other in self.callbacks.callbacks]
         return list(self.callbacks.callbacks[found.index(True) + 1 :])
 
     def call_remaining(self, hook: str, number: int, error: BaseException) -> None:
-        """Have the callbacks behind one that raised an error see the end of the batch or epoch too.
+        """Call the hook of the callbacks after the one that raised an error, so that all have seen the same batches.
 
-        Each has then seen the same; what one of them raises becomes a note on the error.
+        Errors that they raise become notes on `error`.
         """
         step = error.__traceback__
         while step is not None and step.tb_frame.f_locals.get("self") is not self.callbacks:
             step = step.tb_next
         names = {} if step is None else step.tb_frame.f_locals
-        behind = [one is names.get("callback") for one in self.callbacks.callbacks]
-        for callback in self.callbacks.callbacks[behind.index(True) + 1 :] if any(behind) else ():
+        failed = [callback is names.get("callback") for callback in self.callbacks.callbacks]
+        for callback in self.callbacks.callbacks[failed.index(True) + 1 :] if any(failed) else ():
             try:
                 getattr(callback, hook)(number, names.get("logs"))
             except Exception as another:
                 error.add_note(f"{type(callback).__name__}.{hook} raised too: {another!r}")
 
     def show_progress(self, batch: int) -> None:
-        """Let the progress bar, if there is one, show that a batch is passed over."""
+        """Advance the progress bar, if there is one, by a skipped batch."""
         bar = getattr(self.callbacks, "_progbar", None)
         if bar is not None:
             bar.on_train_batch_end(batch, {})
 
     def is_running(self, frame: FrameType | None) -> bool:
-        """Return whether this fit is among a frame and those that called it."""
+        """Return True if this fit's frame is `frame` or one of its callers."""
         while frame is not None:
             if frame.f_code is self._code and frame.f_locals.get("epoch_iterator") is self._iterator:
                 return True
@@ -153,40 +152,40 @@ class FitLoop:
     # --- where to begin ----------------------------------------------------------------------------
 
     def start_at_epoch(self, epoch: int) -> None:
-        """Have the loop begin at an epoch; only while ``on_train_begin`` is called."""
+        """Make the loop start at an epoch; works only within ``on_train_begin``."""
         self._before = getattr(self.model, "_initial_epoch", None)
         start_at_epoch(self.model, epoch)
 
     def restore_initial_epoch(self) -> None:
-        """Put back what `start_at_epoch` changed, or the next plain fit would begin there too."""
+        """Undo `start_at_epoch`, or the next fit would start at that epoch, too."""
         self.model._initial_epoch = self._before
 
     def skip_execution(self, logs: dict[str, Any]) -> Iterator[None]:
-        """Let the next execution return `logs` without computing; returns the data to hand to it."""
+        """Make the next execution return `logs` without computing; return placeholder data for it."""
         compute = self.model.train_function
 
-        def passed_over(*arguments: Any) -> Any:
+        def skipped(*arguments: Any) -> Any:
             self.model.train_function = compute
             return (logs, arguments[0]) if keras.backend.backend() == "jax" else logs
 
-        self.model.train_function = passed_over
+        self.model.train_function = skipped
         return iter([None] * self.data.batches_per_execution)
 
     def finalize_weights(self) -> None:
-        """Do to the weights what Keras does behind the last epoch: averaged ones take their place."""
+        """Finalize the weights as Keras does after the last epoch: averaged weights replace them."""
         if isinstance(self.model.optimizer, keras.optimizers.Optimizer) and self.epochs > 0:
             self.model.optimizer.finalize_variable_values(self.model.trainable_weights)
 
     def build(self) -> None:
-        """Build model, optimizer and metrics, where the backend leaves that to the first batch (TensorFlow)."""
+        """Build model, optimizer and metrics if the backend would do so with the first batch (TensorFlow)."""
         batch = self.data.symbolic_batch()
         build = getattr(self.model, "_symbolic_build", None)
         if batch is not None and build is not None:
             build(data_batch=batch)
 
 
-def _looks_at_batches(callback: Any) -> bool:
-    """Return whether a callback has hooks of single batches."""
+def _has_batch_hooks(callback: Any) -> bool:
+    """Return True if a callback overrides a batch hook."""
     base = keras.callbacks.Callback
     return any(
         name in vars(callback) or getattr(type(callback), name, None) is not getattr(base, name, None)
@@ -195,12 +194,12 @@ def _looks_at_batches(callback: Any) -> bool:
 
 
 def start_at_epoch(model: Any, epoch: int) -> None:
-    """Have a model's loop begin at an epoch; only while ``on_train_begin`` is called."""
+    """Make a model's loop start at an epoch; works only within ``on_train_begin``."""
     model._initial_epoch = epoch
 
 
 def running_fit(callback: Any) -> FitLoop | None:
-    """Return the fit that is calling a callback, or None where there is none that can be reached."""
+    """Return the fit that is calling a callback, or None if none is found."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_name == "fit":
@@ -215,7 +214,7 @@ def _is_fit_of(callback: Any, names: dict[str, Any]) -> bool:
     callbacks, iterator = names.get("callbacks"), names.get("epoch_iterator")
     return (
         isinstance(callbacks, keras.callbacks.CallbackList)
-        and any(one is callback for one in getattr(callbacks, "callbacks", ()))
+        and any(other is callback for other in getattr(callbacks, "callbacks", ()))
         and epoch_data.is_supported(iterator)
         and isinstance(names.get("epochs"), int)
         and "self" in names

@@ -1,4 +1,4 @@
-"""The seed that Keras draws unseeded random operations from; fallback: it is not known, and stays as it is."""
+"""Keras' global seed, which unseeded random operations draw from; fallback: it is unknown and stays unchanged."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ckptstore.keras.private import modules
 
 
 def global_seed(*, make: bool = False) -> Any:
-    """Return the variable that unseeded operations draw from, or None; making it draws from Python's generator."""
+    """Return the variable that unseeded operations draw from, or None; `make` creates it from Python's generator."""
     if (
         modules.global_state is None or modules.seed_generator is None
     ):  # pragma: no cover - a Keras with another layout
@@ -20,6 +20,6 @@ def global_seed(*, make: bool = False) -> Any:
 
 
 def reset_global_seed() -> None:
-    """Have Keras draw the seed of unseeded operations anew, from Python's generator, at their next use."""
+    """Drop the seed of unseeded operations; Keras draws a new one from Python's generator at the next use."""
     if global_seed() is not None:
         modules.global_state.set_global_attribute("global_seed_generator", None)

@@ -1,4 +1,4 @@
-"""The state of the last train step on JAX, which Keras puts into the variables only when somebody asks for them."""
+"""State of the last train step on JAX, which Keras writes to the variables only when they are needed."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _GROUPS = frozenset((_OPTIMIZER, *_VARIABLES))
 
 
 def wait_for_step(callback: Any) -> None:
-    """Wait until the last train step is computed; a device may be some steps behind.
+    """Wait until the last train step is computed; a device may be a few steps late.
 
     Args:
-        callback: In the middle of a fit; its `model` need not be asked for before.
+        callback: A callback of the running fit; its `model` is not accessed.
     """
     backend = keras.backend.backend()
     if backend == "jax":
         import jax
 
         state = getattr(getattr(callback, "_model", None), "_jax_state", None) or {}
-        # One computation makes all of them: to ask a thousand one by one takes most of a millisecond.
+        # One computation makes all of them: asking a thousand one by one takes almost a millisecond.
         jax.block_until_ready([values[-1] for values in state.values() if values])
     elif backend == "torch":
         import torch
@@ -42,21 +42,21 @@ def wait_for_step(callback: Any) -> None:
 
 @contextmanager
 def synced_train_state(callback: Any, *, keep: bool = False) -> Iterator[VariableKinds | None]:
-    """Put the state of the last step into the variables of a callback's model for the block, in little time.
+    """Write the state of the last step to the variables of a callback's model for the block, quickly.
 
-    Keras does it when a callback asks for its model, by assigning to one variable after the other with all checks, and
-    asks all variables again before the next step: at a thousand variables some milliseconds each that a training step
-    waits. A value that has the shape and dtype of its variable needs no checks; and where the block changes nothing,
-    the state that Keras still holds is what the next step begins with. In a Keras without one of ``Callback._model``,
-    ``Model._jax_state``, ``_jax_state_synced``, ``Variable._value`` and ``Variable._direct_assign``, or where something
-    does not fit, nothing is done here, and Keras does it. If the block raises, the variables keep their values.
+    Keras does so when a callback accesses its model: it assigns to one variable after the other with all checks, and
+    reads all variables again before the next step. With a thousand variables each takes some milliseconds, in which
+    training waits. A value with the shape and dtype of its variable needs no checks; and if the block changes nothing,
+    the next step begins with the state that Keras still holds. In a Keras without one of ``Callback._model``,
+    ``Model._jax_state``, ``_jax_state_synced``, ``Variable._value`` and ``Variable._direct_assign``, or if a value does
+    not match its variable, nothing is done here and Keras does it. If the block raises, variables keep their values.
 
     Args:
-        callback: In the middle of a fit; its `model` need not be asked for before.
-        keep: True to leave the variables with their values, for what comes after the fit.
+        callback: A callback of the running fit; its `model` is not accessed.
+        keep: True to leave the values in the variables, for the code after the fit.
 
     Yields:
-        The model's variables of each kind, where they had to be looked for.
+        The model's variables of each kind, if they had to be collected.
     """
     model: Any = getattr(callback, "_model", None)
     state = getattr(model, "_jax_state", None)
@@ -68,12 +68,12 @@ def synced_train_state(callback: Any, *, keep: bool = False) -> Iterator[Variabl
         model._jax_state_synced = False
 
 
-# One tuple for each of a thousand variables would be a noticeable part of the time that this takes.
+# Lists, because a tuple for each of a thousand variables would take a noticeable part of the time.
 @dataclass(frozen=True, slots=True)
 class _Synced:
-    """Variables that were given their values; what they held, and those of each kind that the model has.
+    """Variables that were given their values, their values before that, and the model's variables of each kind.
 
-    While Keras trains they hold nothing, unless somebody has assigned to one, which Keras takes no notice of.
+    While Keras trains, variables hold nothing, unless somebody assigned to one, which Keras ignores.
     """
 
     variables: list[Any]
@@ -82,20 +82,20 @@ class _Synced:
 
 
 def _sync(model: Any, state: Any) -> _Synced | None:
-    """Give the variables their values; None where it is left to Keras."""
+    """Give the variables their values; return None if it is left to Keras."""
     if not state or getattr(model, "_jax_state_synced", True) or not _GROUPS.issuperset(state):
         return None
     kinds = variables_by_kind(model)
     found = dict(zip(_VARIABLES, kinds, strict=True))
     variables: list[Any] = []
     values: list[Any] = []
-    for group, ones in state.items():
-        if ones:
+    for group, group_values in state.items():
+        if group_values:
             variables += model.optimizer.variables if group == _OPTIMIZER else found[group]
-            values += ones
+            values += group_values
             if len(variables) != len(values):
                 return None
-    if not _fit(model, variables, values):
+    if not _all_match(model, variables, values):
         return None
     before = list(map(attrgetter("_value"), variables))
     for variable, value in zip(variables, values, strict=True):
@@ -104,22 +104,22 @@ def _sync(model: Any, state: Any) -> _Synced | None:
     return _Synced(variables, before, kinds)
 
 
-# Of each model, the train step and the variables whose values were found to fit.
-_fitting: WeakKeyDictionary[Any, tuple[int, int]] = WeakKeyDictionary()
+# For each model, the train step and the variables whose values were found to match.
+_checked: WeakKeyDictionary[Any, tuple[int, int]] = WeakKeyDictionary()
 
 
-def _fit(model: Any, variables: list[Any], values: list[Any]) -> bool:
-    """Look at the values that a compiled train step first returns alone: those to come have their shapes and dtypes."""
+def _all_match(model: Any, variables: list[Any], values: list[Any]) -> bool:
+    """Check the first values that a compiled train step returns; later ones have the same shapes and dtypes."""
     key = id(getattr(model, "train_function", None)), hash(tuple(map(id, variables)))
-    if getattr(model, "run_eagerly", True) or _fitting.get(model) != key:
-        if not all(map(_fits, variables, values)):
+    if getattr(model, "run_eagerly", True) or _checked.get(model) != key:
+        if not all(map(_matches, variables, values)):
             return False
-        _fitting[model] = key
+        _checked[model] = key
     return True
 
 
-def _fits(variable: Any, value: Any) -> bool:
-    # Keras has taken the old value away for the time of the training. `Variable.dtype` looks for scopes first.
+def _matches(variable: Any, value: Any) -> bool:
+    # Keras has removed the old value while it trains. `Variable.dtype` would look for scopes first.
     return (
         isinstance(variable, keras.Variable)
         and hasattr(variable, "_direct_assign")
@@ -131,5 +131,5 @@ def _fits(variable: Any, value: Any) -> bool:
 
 @cache
 def _name_of(dtype: Any) -> str:
-    """Return the name of a numpy dtype, which numpy puts together each time."""
+    """Return the name of a numpy dtype; numpy builds it anew each time."""
     return str(dtype.name)

@@ -1,6 +1,6 @@
-"""Keras' older whole-model HDF5 format, written into a file that is open already.
+"""Writer of Keras' older whole-model HDF5 format, into a file that is already open.
 
-Fallback: public Keras writes it into the open file, without an optimizer that the model does not know.
+Fallback: public Keras writes it, without an optimizer that the model does not know.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from ckptstore.keras.private import modules
 
 
 class _NamedFile(h5py.File):  # type: ignore[misc]
-    """An open HDF5 file with a name for Keras to judge its format by."""
+    """An open HDF5 file with a name that tells Keras the format."""
 
     def __str__(self) -> str:
         return "memory.h5"
 
 
 def save_legacy_h5(model: Any, file: h5py.File, *, optimizer: Any = None) -> None:
-    """Write Keras' older whole-model format into an open, empty HDF5 file.
+    """Write a model in Keras' older whole-model format into an open, empty HDF5 file.
 
     Raises:
-        NotImplementedError: From Keras: the model's configuration cannot be made.
+        NotImplementedError: From Keras: the model has no configuration.
     """
     with _compile_config_kept(model):
         if modules.legacy_h5 is None:
@@ -39,9 +39,9 @@ def save_legacy_h5(model: Any, file: h5py.File, *, optimizer: Any = None) -> Non
 
 @contextmanager
 def _compile_config_kept(model: Any) -> Iterator[None]:
-    """Put back what saving the older format takes out of the live model: the optimizer it was compiled with.
+    """Restore the optimizer's configuration, which saving in the older format removes from the live model.
 
-    Without that, whole models saved later load with Keras' default optimizer.
+    Without it, whole models that are saved later load with Keras' default optimizer.
     """
     config: Any = getattr(getattr(model, "_compile_config", None), "config", None)
     kept = dict(config) if isinstance(config, dict) else {}

@@ -1,4 +1,4 @@
-"""Keras' own walk over a model as it loads, over a payload that is open already.
+"""Loading by Keras' own traversal of a model, from a payload that is already open.
 
 Fallback: public Keras loads the file.
 """
@@ -24,15 +24,15 @@ def load_variables(
     assets: Mapping[str, bytes] | None = None,
     skip: Iterable[Any] = (),
 ) -> None:
-    """Let the model's objects load their own state from a payload, as Keras has them do.
+    """Have the model's objects load their own variables from a payload, as Keras does.
 
     Args:
-        model: A model that fits.
+        model: A model that matches the payload.
         path: A ``.keras`` or ``.weights.h5`` payload.
-        variables: What it holds, by path: arrays, or what else Keras assigns to a variable.
+        variables: The payload's variables by path: arrays, or anything else that Keras can assign to a variable.
         optimizer: An optimizer that the model does not know.
-        assets: Members of the archive to give to the layers that keep assets, by name.
-        skip: Objects to leave alone.
+        assets: Members of the archive by name, for layers with assets.
+        skip: Objects that are not loaded.
 
     Raises:
         ValueError: From Keras or a layer: something could not be loaded. The model may be half changed.
@@ -41,7 +41,7 @@ def load_variables(
         fallback.load(model, path, optimizer)
         return
     failed: dict[int, tuple[Any, Exception]] = {}
-    visited = {id(one) for one in skip}
+    visited = {id(saveable) for saveable in skip}
     with asset_directory(assets or {}) as directory, cached_skip_sets():
         for saveable, inner in ((model, ""), (optimizer, "optimizer")):
             if saveable is not None:
@@ -68,7 +68,7 @@ def _reader(variables: Mapping[str, Any]) -> Any:
         groups.setdefault(group[1:], {})[key] = path
 
     class Reader(modules.saving_lib.H5IOStore):  # type: ignore[misc]
-        """Keras' HDF5 store, as far as loading sees it, over a payload that is open already."""
+        """Keras' HDF5 store, as far as loading uses it, on an open payload."""
 
         def __init__(self) -> None:
             self.mode = "r"
@@ -83,6 +83,6 @@ def _reader(variables: Mapping[str, Any]) -> Any:
             return any(group == path or group.startswith(f"{path}/") for group in groups)
 
         def close(self) -> None:
-            """Whoever opened the payload closes it."""
+            """Do nothing: the payload is closed by its owner."""
 
     return Reader()

@@ -1,4 +1,4 @@
-"""Which way a model's compiled metrics are better, as their classes tell, also before they are built."""
+"""Better direction of a model's compiled metrics, as their classes define it, also before they are built."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import keras
 
 
 def metric_directions(model: Any) -> dict[str, str]:
-    """Return ``"up"`` or ``"down"`` by metric name, for the compiled metrics whose class tells.
+    """Return ``"up"`` or ``"down"`` by metric name, for compiled metrics whose class defines it.
 
-    Keras builds compiled metrics on the first batch; before that they are what `compile` was given.
+    Keras builds compiled metrics with the first batch; until then they are the arguments of `compile`.
     """
     found: dict[str, str] = {}
     for metric in _compiled_metrics(model):

@@ -1,4 +1,4 @@
-"""Modules inside of Keras, each None in a Keras with another layout."""
+"""Inner modules of Keras; each is None in a Keras with another layout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The optimizers that are saved with a model, and their variables in the place of copies."""
+"""Optimizers that are saved with a model, and their variables without copies."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ def optimizers_of(model: Any, optimizer: Any = None) -> list[Any]:
     found: list[Any] = []
     waiting = [*vars(model).values(), optimizer]
     while waiting:
-        one = waiting.pop(0)
-        if isinstance(one, keras.optimizers.Optimizer) and not any(one is other for other in found):
-            found.append(one)
-            waiting.append(getattr(one, "inner_optimizer", None))
+        value = waiting.pop(0)
+        if isinstance(value, keras.optimizers.Optimizer) and not any(value is known for known in found):
+            found.append(value)
+            waiting.append(getattr(value, "inner_optimizer", None))
     return found
 
 
 def variables_trained_by(optimizer: Any) -> list[Any]:
-    """Return the variables that an optimizer was built for, in its order; none where that cannot be told."""
+    """Return the variables that an optimizer was built for, in its order; empty if that is unknown."""
     return list(getattr(optimizer, "_trainable_variables", ()))
 
 
 @contextmanager
 def variables_by_reference(optimizers: Iterable[Any]) -> Iterator[None]:
-    """Let optimizers that save in Keras' own way hand over their variables instead of copies of them."""
-    own_way = keras.optimizers.Optimizer.save_own_variables
-    changed = [one for one in optimizers if type(one).save_own_variables is own_way]
-    for one in changed:
-        # Straight into the instance, past the optimizer's own tracking of attributes.
-        one.__dict__["save_own_variables"] = functools.partial(_hand_over, one)
+    """Make optimizers that save in Keras' own way pass their variables instead of copies, for the block."""
+    keras_way = keras.optimizers.Optimizer.save_own_variables
+    changed = [optimizer for optimizer in optimizers if type(optimizer).save_own_variables is keras_way]
+    for optimizer in changed:
+        # Directly in the instance, without the optimizer's own tracking of attributes.
+        optimizer.__dict__["save_own_variables"] = functools.partial(_store_variables, optimizer)
     try:
         yield
     finally:
-        for one in changed:
-            one.__dict__.pop("save_own_variables", None)
+        for optimizer in changed:
+            optimizer.__dict__.pop("save_own_variables", None)
 
 
-def _hand_over(optimizer: Any, store: dict[str, Any]) -> None:
+def _store_variables(optimizer: Any, store: dict[str, Any]) -> None:
     for index, variable in enumerate(optimizer.variables):
         store[str(index)] = variable

@@ -1,8 +1,8 @@
-"""Keras' own walk over a model as it saves, with a store that writes nothing down.
+"""Capturing a model by Keras' own saving traversal, with a store that records instead of writing.
 
-Keras can write a model only to a file; a checkpoint needs to know what would be written (names, arrays, attributes)
-without a second copy of the state and without a file. Fallback: the same is read from what public Keras saves into
-memory: slower and with a copy, but never wrong.
+Keras can write a model only to a file. A checkpoint needs to know what would be written (names, arrays, attributes)
+without a file and without a second copy of the state. Fallback: public Keras saves into memory, and the result is read
+back. That is slower and copies the state, but is just as correct.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ _METADATA, _CONFIG = "metadata.json", "config.json"
 
 
 def capture_model(model: Any, *, optimizer: Any = None, documents: bool = False) -> Capture:
-    """Take apart what Keras would write for `model`; nothing is written and the values are not copied.
+    """Return everything that Keras would write for `model`; nothing is written and no value is copied.
 
     Args:
         model: A built model.
-        optimizer: An optimizer that the model does not know; it goes where a compiled one would.
-        documents: Also make the configuration and the layers' assets.
+        optimizer: An optimizer that the model does not know; it is placed where a compiled one would be.
+        documents: True to include the configuration and the layers' assets.
 
     Raises:
-        NotImplementedError: From Keras: the model's configuration cannot be made.
+        NotImplementedError: From Keras: the model has no configuration.
     """
     if modules.saving_lib is not None:
         try:
-            return _walk(model, optimizer, documents)
+            return _traverse(model, optimizer, documents)
         except NotImplementedError:
             raise
         except Exception as error:
-            # Whether the model or the private interface is at fault shows when the public one is tried.
+            # If the model is at fault and not the private interface, the public one fails, too.
             found = fallback.capture(model, optimizer, documents)
             _warn_of_fallback(f"{type(error).__name__}: {error}")
             return found
@@ -53,7 +53,7 @@ def config_documents(model: Any) -> dict[str, bytes] | None:
     """Return a model's configuration alone, as `capture_model` does; None in a Keras that cannot tell it.
 
     Raises:
-        NotImplementedError: From Keras: it cannot be made.
+        NotImplementedError: From Keras: the model has no configuration.
     """
     serialise = getattr(modules.saving_lib, "_serialize_model_as_json", None)
     if serialise is None:
@@ -66,16 +66,13 @@ def config_documents(model: Any) -> dict[str, bytes] | None:
 def _warn_of_fallback(reason: str) -> None:
     warnings.warn(
         f"Keras {keras.__version__} saves in a way that ckptstore does not know ({reason}); "
-        "it is asked to save into memory instead, which takes longer and copies the state",
+        "models are saved into memory first instead, which takes longer and copies the state",
         RuntimeWarning,
         stacklevel=4,
     )
 
 
-# --- the walk ----------------------------------------------------------------------------------
-
-
-def _walk(model: Any, optimizer: Any, documents: bool) -> Capture:
+def _traverse(model: Any, optimizer: Any, documents: bool) -> Capture:
     recorder = _recorder()
     members: dict[str, bytes] = {}
     if documents:
@@ -100,7 +97,7 @@ def _walk(model: Any, optimizer: Any, documents: bool) -> Capture:
             )
         if assets is not None:
             members |= assets.members()
-    slots = {id(variable) for one in optimizers for variable in one.variables}
+    slots = {id(variable) for known in optimizers for variable in known.variables}
     entries = tuple(
         CapturedValue(
             path=f"{group}/{key}",
@@ -120,7 +117,7 @@ def _walk(model: Any, optimizer: Any, documents: bool) -> Capture:
 
 def _recorder() -> Any:
     class Recorder(modules.saving_lib.H5IOStore):  # type: ignore[misc]
-        """Keras' HDF5 store, as far as saving sees it, without a file: the walk checks the class."""
+        """Keras' HDF5 store, as far as saving uses it, without a file; Keras checks the class."""
 
         def __init__(self) -> None:
             self.mode = "w"
@@ -136,11 +133,11 @@ def _recorder() -> Any:
                 raise ValueError(f"two objects of the model are saved at the same place, {group}")
             if metadata:
                 self.attributes[group] = dict(metadata)
-            # A plain dict, which Keras itself hands to layers when it saves to .npz.
+            # A plain dict, as Keras itself passes to layers when it saves to .npz.
             self.groups[group] = {}
             return self.groups[group]
 
         def close(self) -> None:
-            """There is nothing to close."""
+            """Do nothing: there is no file."""
 
     return Recorder()

@@ -1,4 +1,4 @@
-"""Spares Keras making a new Layer for each object that it saves or loads."""
+"""Cache for the attribute names that Keras ignores when it saves or loads an object."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _SKIPPING_TYPES = ("Operation", "Layer", "Functional", "Sequential", "Metric", "
 
 @contextmanager
 def cached_skip_sets() -> Iterator[None]:
-    """Spare Keras making a new Layer per saved object, to learn which of its attributes to pass over.
+    """Save Keras from making a new Layer for each object, just to learn which attributes to ignore.
 
-    It keeps these sets under one name and looks for them under another; they are lent to it under the second.
+    Keras stores these sets under one name and looks for them under another. For the block they are set under the other.
     """
     try:
         sets = {f"saving_attr_skiplist_{kind}": _skip_set(kind) for kind in _SKIPPING_TYPES}
@@ -39,4 +39,4 @@ def _skip_set(kind: str) -> Any:
     try:
         return modules.saving_lib.get_attr_skipset(kind)
     except ValueError:
-        return None  # a kind that this Keras does not have
+        return None  # a type that this Keras does not have

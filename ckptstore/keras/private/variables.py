@@ -1,4 +1,4 @@
-"""The variables of a model, and their values as the backend has them."""
+"""Variables of a model by kind, and their raw values as the backend holds them."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import keras
 
 from ckptstore.formats.snapshot import VariableKinds
 
-# What Keras itself has for these: two walks over all layers, each picking from what it finds.
+# Keras' own properties: each goes through all layers and selects from what it finds.
 _OWN = (keras.Layer.trainable_variables, keras.Layer.non_trainable_variables)
 
 
 def uses_trainable_flags(model: Any) -> bool:
-    """Return whether the flag of each variable, and nothing else, tells if it is among those that the model trains."""
+    """Return True if a variable's own flag decides whether the model trains it."""
     kind = type(model)
     return (kind.trainable_variables, kind.non_trainable_variables) == _OWN and bool(model.trainable)
 
 
 def variables_by_kind(model: Any) -> VariableKinds:
-    """Return the trainable variables of a model, the others, and those of its metrics, each in Keras' order.
+    """Return a model's trainable variables, its other variables, and those of its metrics, each in Keras' order.
 
-    It is asked at each save: one walk finds what Keras walks twice for. A model that answers in a way of its own is
-    asked.
+    This is needed for each save: one pass over the layers replaces Keras' two. A model that overrides these properties
+    is asked itself.
     """
     if not uses_trainable_flags(model):
         return model.trainable_variables, model.non_trainable_variables, model.metrics_variables
@@ -37,15 +37,15 @@ def variables_by_kind(model: Any) -> VariableKinds:
 
 
 def raw_values(values: Iterable[Any]) -> list[Any]:
-    """Return the values of variables, and what is none as it is.
+    """Return the values of variables; anything else is returned unchanged.
 
-    `Variable.value` looks first for a stateless scope and for autocasting; of a thousand variables that takes
-    milliseconds, in which a training step waits. Outside of both it returns ``Variable._value``. In a Keras without
-    that, or for a variable that has no value yet, it is asked.
+    `Variable.value` first looks for a stateless scope and for autocasting. For a thousand variables that takes
+    milliseconds, in which a training step waits. Outside of both it returns ``Variable._value``. It is used only in a
+    Keras without that attribute, or for variables that have no value yet.
     """
     values = list(values)
     try:
-        # A call for each, or a look at what each is, would take as long as all the rest.
+        # A call for each value, or a check of each type, would take as long as all the rest.
         if all(issubclass(kind, keras.Variable) for kind in set(map(type, values))):
             found = list(map(_value_of, values))
         else:

@@ -53,7 +53,7 @@ def collect(groups: UnsavedVariables, optimizers: list[Any], fit: FitState | Non
     for group, variables in groups.items():
         document[group] = [str(variable.path) for variable in variables]
         arrays |= {
-            f"{group}/{index}": fit.frozen.get(id(variable), host_array(variable))
+            f"{group}/{index}": fit.overrides.get(id(variable), host_array(variable))
             for index, variable in enumerate(variables)
         }
     generators = fit.generators or random_state.capture()

@@ -113,7 +113,7 @@ class Frozen:
             kinds: The model's variables, where these were just looked for.
         """
         arrays = {key: host_array(value) for key, value in self.values.items()}
-        return FitState(values=values, frozen=arrays, generators=self.generators, variables=kinds)
+        return FitState(values=values, overrides=arrays, generators=self.generators, variables=kinds)
 
 
 def plain_logs(logs: Mapping[str, Any]) -> dict[str, Any]:
