@@ -263,7 +263,7 @@ class RowKey(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
+class RetentionProgress:
     """How far retention has come with a run.
 
     Attributes:

@@ -98,7 +98,7 @@ class Worker:
         committer, manifest = self._opened()
         if maybe_committed:
             # Opening the store has adopted a payload without a row: a row of this save is now its checkpoint.
-            before = manifest.saved_at(message.request.run, message.request.created_at)
+            before = manifest.checkpoints.saved_at(message.request.run, message.request.created_at)
             if before is not None:
                 return before
         return committer.commit(message.snapshot, message.request, removing=False)

@@ -26,7 +26,7 @@ from ckptstore.errors import (
     UnfinishedSaveError,
 )
 from ckptstore.manifest.manifest import Manifest
-from ckptstore.manifest.retention import Judging
+from ckptstore.manifest.retention.checks import RetentionCheck
 from ckptstore.records import SUFFIXES, Checkpoint, NewCheckpoint, json_number, json_time
 from ckptstore.retention import Policy
 from ckptstore.storage import deferred_unlink
@@ -136,8 +136,8 @@ class Committer:
         temporary = self._lease.new_path(SUFFIXES[snapshot.format])
         try:
             written = self._write(snapshot, version, request, temporary)
-            judging = None if marking is None or request.publish is not None else marking.judging
-            return self._insert(snapshot, version, request, written, temporary, judging=judging)
+            check = None if marking is None or request.publish is not None else marking.check
+            return self._insert(snapshot, version, request, written, temporary, check=check)
         except BaseException:
             if os.path.lexists(temporary):
                 self._discard(temporary)
@@ -176,7 +176,9 @@ class Committer:
                 if self._dropped:
                     # Where that fails now, the next opening does it; all that was saved is there.
                     with suppress(StorageError, StoreLockedError):
-                        release_and_retry(self._layout.reserve, partial(self._manifest.remove, self._dropped))
+                        release_and_retry(
+                            self._layout.reserve, partial(self._manifest.checkpoints.remove, self._dropped)
+                        )
                     self._dropped = []
 
     def _begin(self) -> int:
@@ -209,7 +211,7 @@ class Committer:
             "store": self._manifest.uuid,
             "version": version,
             "run": request.run,
-            "attempt": self._manifest.attempt(request.run, version),
+            "attempt": self._manifest.attempts.number(request.run, version),
             "epoch": request.epoch,
             "batch": request.batch,
             "step": request.step,
@@ -230,7 +232,7 @@ class Committer:
         written: Written,
         temporary: Path,
         *,
-        judging: Judging | None,
+        check: RetentionCheck | None,
     ) -> Checkpoint:
         file = payload_file(version, request.run, snapshot.format)
         path = self._layout.root / file
@@ -245,8 +247,8 @@ class Committer:
                     new,
                     published_path=self._published_path(request),
                     monitor=request.monitor,
-                    notes=request.notes,
-                    judging=judging,
+                    more_events=request.notes,
+                    retention=check,
                 )
             except BaseException:
                 # Still under the lock: later, somebody else may have taken the payload in.
@@ -260,7 +262,7 @@ class Committer:
         What cannot be told, or not removed, is left to the next opening, which takes it in.
         """
         with suppress(CheckpointStoreError):
-            if self._manifest.get(version) is None:
+            if self._manifest.checkpoints.get(version) is None:
                 unlink(path)
 
     def _new(
@@ -305,11 +307,11 @@ class Committer:
         path = relative_to_store(self._layout.root, target)
         # Recovery finishes pending paths under this lock; two at once would be in each other's way.
         with self._locked():
-            shown = self._manifest.published_at(path)
+            shown = self._manifest.published.at(path)
             if shown is not None and shown.version == checkpoint.version and shown.pending:
                 publish(checkpoint.path, target)
-                judging = None if marking is None else marking.judging
-                confirm = partial(self._manifest.confirm_published, path, run=checkpoint.run, judging=judging)
+                check = None if marking is None else marking.check
+                confirm = partial(self._manifest.published.confirm, path, run=checkpoint.run, retention=check)
                 release_and_retry(self._layout.reserve, confirm)
 
     def retain(self, run: str, policy: Policy) -> list[int]:

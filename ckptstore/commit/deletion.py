@@ -25,14 +25,14 @@ def finish_deletions(
     """
     unlink_marked(checkpoints)
     with locked():
-        manifest.remove(array("q", (checkpoint.version for checkpoint in checkpoints)))
+        manifest.checkpoints.remove(array("q", (checkpoint.version for checkpoint in checkpoints)))
 
 
 def finish_marked(
     manifest: Manifest, locked: Callable[[], AbstractContextManager[None]], run: str | None = None
 ) -> None:
     """Finish the deletions of a run, or of all, some at a time: there may be very many."""
-    while marked := list(islice(manifest.walk(run, states=_MARKED), _AT_ONCE)):
+    while marked := list(islice(manifest.checkpoints.iterate(run, states=_MARKED), _AT_ONCE)):
         finish_deletions(manifest, marked, locked)
 
 

@@ -54,27 +54,27 @@ def take_in(layout: Layout, manifest: Manifest, name: str) -> str | None:
         found = describe(path)
         if found.store != manifest.uuid:
             raise CorruptPayloadError(path=path, reason="it is another store's")
-        if manifest.get(found.new.version) is not None:
+        if manifest.checkpoints.get(found.new.version) is not None:
             raise CorruptPayloadError(path=path, reason=f"version {found.new.version} is another's here")
     except CorruptPayloadError as error:
         quarantine_stray(layout, manifest, path, error.reason)
         return error.reason
     tags = tuple(tag for tag in found.new.tags if _is_free(manifest, tag, found.new.version))
     new = replace(found.new, tags=tags)
-    manifest.note_attempt(new.run, found.attempt, new.version)
+    manifest.attempts.record(new.run, found.attempt, new.version)
     manifest.add_checkpoint(new, published_path=_published_path(manifest, found), event="adopted")
     return None
 
 
 def _is_free(manifest: Manifest, tag: str, version: int) -> bool:
     """Whether a tag may go to a version that comes late: a later one may have been given it meanwhile."""
-    other = manifest.by_tag(tag)
+    other = manifest.tags.checkpoint(tag)
     return other is None or other.version < version
 
 
 def is_listed(manifest: Manifest, name: str) -> bool:
     """Look again, now under the lock: its writer may have committed the row since it was seen without one."""
-    row = manifest.get(parse_payload_name(name)[0])
+    row = manifest.checkpoints.get(parse_payload_name(name)[0])
     return row is not None and row.path.name == name
 
 
@@ -83,7 +83,7 @@ def _published_path(manifest: Manifest, found: Described) -> str | None:
 
     A path that this manifest never heard of is not believed, and one that shows a later version by now stays.
     """
-    shown = None if found.published is None else manifest.published_at(found.published)
+    shown = None if found.published is None else manifest.published.at(found.published)
     return shown.path if shown is not None and shown.version < found.new.version else None
 
 

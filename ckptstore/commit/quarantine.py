@@ -31,7 +31,7 @@ def set_aside(layout: Layout, path: Path) -> Path:
 def quarantine_stray(layout: Layout, manifest: Manifest, path: Path, reason: str) -> None:
     """Move a payload that belongs to no row aside, and note why; the caller holds the store's lock."""
     target = set_aside(layout, path)
-    manifest.add_event("quarantined", detail={"file": path.name, "to": target.name, "reason": reason})
+    manifest.events.add("quarantined", detail={"file": path.name, "to": target.name, "reason": reason})
 
 
 def withdraw(layout: Layout, manifest: Manifest, checkpoint: Checkpoint, reason: str) -> None:
@@ -43,6 +43,8 @@ def withdraw(layout: Layout, manifest: Manifest, checkpoint: Checkpoint, reason:
     Raises:
         StorageError: The mark could not be made, or the file not moved.
     """
-    manifest.set_state([checkpoint.version], "damaged", event="damaged", detail={"reason": reason})
+    manifest.checkpoints.set_state(
+        [checkpoint.version], "damaged", event="damaged", detail={"reason": reason}
+    )
     if os.path.lexists(checkpoint.path):
         quarantine_stray(layout, manifest, checkpoint.path, reason)

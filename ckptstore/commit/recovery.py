@@ -58,7 +58,7 @@ def _never_give_out_again(layout: Layout, manifest: Manifest) -> None:
     """Count on behind the versions in quarantine: an older manifest that was put back does not know of them."""
     highest = max(map(leading_version, os.listdir(layout.quarantine)), default=0)
     if highest >= manifest.next_version:
-        manifest.count_on(highest + 1)
+        manifest.raise_next_version(highest + 1)
 
 
 def _take_in(layout: Layout, manifest: Manifest, name: str) -> None:
@@ -79,14 +79,14 @@ def _listed(layout: Layout) -> set[str]:
 
 
 def _names(manifest: Manifest, state: State) -> set[str]:
-    return {file.removeprefix(_FOLDER) for file in manifest.files(state)}
+    return {file.removeprefix(_FOLDER) for file in manifest.checkpoints.files(state)}
 
 
 def _mark_missing(manifest: Manifest, gone: set[str]) -> None:
     """Mark rows whose file is gone; the rows stay."""
     if gone:
         versions = sorted(_version(manifest, name) for name in gone)
-        manifest.set_state(versions, "missing", event="missing")
+        manifest.checkpoints.set_state(versions, "missing", event="missing")
 
 
 def _version(manifest: Manifest, name: str) -> int:
@@ -101,14 +101,14 @@ def _version(manifest: Manifest, name: str) -> int:
 def _look_again(layout: Layout, manifest: Manifest) -> None:
     """Unmark what is back and whole; put aside what lies, still damaged, in the place of a damaged one."""
     back: list[int] = []
-    for checkpoint in (*manifest.in_state("missing"), *manifest.in_state("damaged")):
+    for checkpoint in (*manifest.checkpoints.in_state("missing"), *manifest.checkpoints.in_state("damaged")):
         if digest_matches(checkpoint):
             back.append(checkpoint.version)
         elif checkpoint.state == "damaged" and os.path.lexists(checkpoint.path):
             # A crash came between the mark and the move; or somebody put a wrong file there.
             quarantine_stray(layout, manifest, checkpoint.path, "its row says that it is damaged")
     if back:
-        manifest.set_state(back, "complete", event="found")
+        manifest.checkpoints.set_state(back, "complete", event="found")
 
 
 def finish_publishing(layout: Layout, manifest: Manifest) -> None:
@@ -117,22 +117,22 @@ def finish_publishing(layout: Layout, manifest: Manifest) -> None:
     The path is the user's, not the store's: where it cannot be switched now, that is said, and the next opening tries
     again; the store opens all the same.
     """
-    for published in manifest.pending():
+    for published in manifest.published.pending():
         target = _showable(layout, published)
-        checkpoint = manifest.get(published.version)
+        checkpoint = manifest.checkpoints.get(published.version)
         if target is None or checkpoint is None:
-            manifest.forget_published(published.path)
+            manifest.published.forget(published.path)
             continue
         try:
             remove_leftover(target)
             if checkpoint.state != "complete":
-                manifest.forget_published(published.path)
+                manifest.published.forget(published.path)
                 continue
             publish(checkpoint.path, target)
         except StorageError as error:
             warnings.warn(f"{target} does not show version {published.version} yet: {error}", stacklevel=2)
         else:
-            manifest.confirm_published(published.path)
+            manifest.published.confirm(published.path)
 
 
 def _showable(layout: Layout, published: Published) -> Path | None:

@@ -13,11 +13,11 @@ from itertools import compress
 
 from ckptstore.errors import CorruptManifestError, InvalidArgumentError, MetricNotFoundError, StorageError
 from ckptstore.manifest.manifest import Manifest
-from ckptstore.manifest.packed_rows import Packed, PackedCheckpoints
-from ckptstore.manifest.retention import Judging, Verdict
-from ckptstore.manifest.run_view import RunRows
+from ckptstore.manifest.retention.checks import Decision, RetentionCheck
+from ckptstore.manifest.retention.packed_checkpoints import PackedCheckpoints, PackedRows
+from ckptstore.manifest.retention.run_rows import RunRows
 from ckptstore.manifest.sqlite_errors import FOREIGN_ERRORS
-from ckptstore.records import Checkpoint, Judged
+from ckptstore.records import Checkpoint, RetentionProgress
 from ckptstore.retention import Policy, always_kept
 from ckptstore.retention.always_kept import best_and_resume_point
 from ckptstore.retention.columns import Columns
@@ -58,36 +58,36 @@ class Marking:
     """Marks inside somebody else's transaction, which must not fail for what a policy finds; told once it is over.
 
     Args:
-        verdict: Tells what goes.
+        decision: Tells what goes.
 
     Attributes:
-        judging: For `ckptstore.manifest.manifest.Manifest`.
+        check: For `ckptstore.manifest.manifest.Manifest`.
         tried: Whether it has been carried out.
         expired: What was marked, if the transaction was committed.
         error: Why nothing was.
     """
 
-    judging: Judging
+    check: RetentionCheck
 
-    def __init__(self, verdict: Callable[[RunRows], Verdict | None]) -> None:
-        self._verdict = verdict
+    def __init__(self, decision: Callable[[RunRows], Decision | None]) -> None:
+        self._decision = decision
         self.tried = False
         self.expired: Sequence[Checkpoint] = ()
         self.error: Exception | None = None
 
-    def judge(self, view: RunRows) -> Verdict | None:
+    def decide(self, view: RunRows) -> Decision | None:
         """Tell what goes of a run, or keep the error."""
         self.tried, self.error = True, None
         try:
-            verdict = self._verdict(view)
+            decision = self._decision(view)
         except (*FOREIGN_ERRORS, StorageError, CorruptManifestError, MemoryError):
             raise  # of the transaction, which fails as a whole
         except Exception as error:
             # Whatever else it is: the checkpoint that is being added is no worse for it.
             self.error = error
             return None
-        self.expired = () if verdict is None else verdict.expired
-        return verdict
+        self.expired = () if decision is None else decision.expired
+        return decision
 
     def result(self) -> Sequence[Checkpoint]:
         """Return what was marked, or raise why nothing was."""
@@ -123,32 +123,35 @@ class Retention:
                 small; nothing was marked.
         """
         if has_steps(policy):
-            return self._manifest.judge(run, self._judging(partial(self._verdict, run, policy)))
-        monitors = self._manifest.monitors(run)
+            return self._manifest.retention.apply(run, self._check(partial(self._decision, run, policy)))
+        monitors = self._manifest.runs.monitors(run)
         check_modes(policy, monitors)
         if self._is_unknown(
-            run, policy, partial(self._manifest.metric_names, run), partial(self._manifest.latest, run)
+            run,
+            policy,
+            partial(self._manifest.metrics.names, run),
+            partial(self._manifest.checkpoints.latest, run),
         ):
             return []
         plan = self.plan(run, policy)
         if plan.empty and not policy.is_builtin:
             raise _keeps_nothing(policy, run)
         if plan.expired:
-            self._manifest.let_go(run, list(plan.expired.versions))
+            self._manifest.retention.expire(run, list(plan.expired.versions))
         return list(plan.expired)
 
     def marking(self, run: str, policy: Policy) -> Marking | None:
         """Return what marks likewise inside a transaction of somebody else's; None where that cannot be."""
         if not has_steps(policy):
             return None
-        marking = Marking(partial(self._verdict, run, policy))
-        marking.judging = self._judging(marking.judge)
+        marking = Marking(partial(self._decision, run, policy))
+        marking.check = self._check(marking.decide)
         return marking
 
-    def _judging(self, judge: Callable[[RunRows], Verdict | None]) -> Judging:
-        return Judging(judge=judge, is_whole=has_size, is_shown=self._is_shown)
+    def _check(self, decide: Callable[[RunRows], Decision | None]) -> RetentionCheck:
+        return RetentionCheck(decide=decide, is_whole=has_size, is_shown=self._is_shown)
 
-    def _verdict(self, run: str, policy: Policy, view: RunRows) -> Verdict | None:
+    def _decision(self, run: str, policy: Policy, view: RunRows) -> Decision | None:
         check_modes(policy, view.monitors)
         if self._is_unknown(run, policy, view.metric_names, view.latest):
             return None
@@ -168,17 +171,17 @@ class Retention:
         if _budgets(policy):
             self._progress[run, name] = _progress(policy, view, going, is_complete)
         if not is_complete:
-            return Verdict(expired=going, judged=None)
+            return Decision(expired=going, progress=None)
         many = len(view.fresh) + len(view.released) >= _UNNOTED
         if not (going or many or not view.is_judged):
             return None
-        judged = Judged(
+        progress = RetentionProgress(
             policy=name,
             event_id=view.last_event,
             newest_at=view.newest_at(),
             nbytes=view.nbytes - sum(checkpoint.nbytes for checkpoint in going),
         )
-        return Verdict(expired=going, judged=judged)
+        return Decision(expired=going, progress=progress)
 
     def _go_on(self, run: str, name: str, view: RunRows) -> None:
         """Let a turn begin where the one before has ended, if nothing but saves came in between."""
@@ -218,7 +221,7 @@ class Retention:
                 )
         return bool(missing)
 
-    def plan(self, run: str, policy: Policy, rows: Packed | None = None) -> Plan:
+    def plan(self, run: str, policy: Policy, rows: PackedRows | None = None) -> Plan:
         """Return what a policy does to a run, having looked at all of its checkpoints; changes nothing.
 
         Args:
@@ -229,14 +232,14 @@ class Retention:
         Raises:
             InvalidArgumentError: As `mark`, but for a policy that keeps nothing.
         """
-        monitors = self._manifest.monitors(run)
+        monitors = self._manifest.runs.monitors(run)
         check_modes(policy, monitors)
-        rows = Packed(self._layout.root) if rows is None else rows
+        rows = PackedRows(self._layout.root) if rows is None else rows
         first = len(rows)
         whole, not_whole = self._look(run, _metrics(policy) | monitors.keys(), rows)
         for budget in _budgets(policy):
             _check_budget(budget, best_and_resume_point(whole, monitors))
-        resumed = self._manifest.resumed_from(run)
+        resumed = self._manifest.events.last_resumed(run)
         always = always_kept(
             whole,
             monitors=monitors,
@@ -266,12 +269,12 @@ class Retention:
         empty = bool(whole) and not found
         return Plan(run=run, expired=gone_ones, kept=kept_ones, reasons=reasons, empty=empty)
 
-    def _look(self, run: str, metrics: Iterable[str], rows: Packed) -> tuple[Columns, set[int]]:
+    def _look(self, run: str, metrics: Iterable[str], rows: PackedRows) -> tuple[Columns, set[int]]:
         """Put a run's checkpoints into rows; returns what rules see of the whole ones, and where the others are."""
         whole = Columns(sorted(metrics))
         not_whole: set[int] = set()
         root = os.fspath(self._layout.root)
-        for page in self._manifest.pages(run):
+        for page in self._manifest.checkpoints.row_pages(run):
             are_whole = [has_size(f"{root}/{one.file}", one.nbytes) for one in page]
             whole.extend(list(compress(page, are_whole)))
             not_whole.update(at for at, is_whole in enumerate(are_whole, start=len(rows)) if not is_whole)
@@ -282,7 +285,7 @@ class Retention:
         """Versions that a path shows, or is about to; one whose path the user removed is shown no more."""
         return {
             published.version
-            for published in self._manifest.published()
+            for published in self._manifest.published.all()
             if self._is_shown(published.path, published.pending)
         }
 

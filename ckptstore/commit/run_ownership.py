@@ -63,7 +63,7 @@ class RunOwnership:
                 if not os.path.lexists(self._layout.manifest):
                     # Its last run ended, and removed the store, after we had opened it.
                     raise StoreNotFoundError(path=self._layout.root)
-                release_and_retry(self._layout.reserve, partial(self._manifest.set_holder, run, holder))
+                release_and_retry(self._layout.reserve, partial(self._manifest.runs.set_holder, run, holder))
         except BaseException:
             lock.release()
             raise
@@ -75,7 +75,7 @@ class RunOwnership:
             try:
                 return RunLock(self._layout.locks, run)
             except RunLockedError as error:
-                holder = self._manifest.holder(run)
+                holder = self._manifest.runs.holder(run)
                 if holder is None:
                     raise
                 if not wait.may_continue(holder, here=is_held_by_this_process(self._layout.locks, run)):
@@ -90,7 +90,7 @@ class RunOwnership:
     def begin(self, run: str) -> int:
         """Begin a new attempt at an owned run; returns its number."""
         with store_lock(self._layout.locks):
-            return release_and_retry(self._layout.reserve, partial(self._manifest.begin_attempt, run))
+            return release_and_retry(self._layout.reserve, partial(self._manifest.attempts.begin, run))
 
     def record_start(self, run: str) -> None:
         """Remember that a run was resumed here, until `release` can record that it ended well."""
@@ -110,7 +110,7 @@ class RunOwnership:
             for run in sorted(started):
                 # If this fails, one start too many is counted.
                 with suppress(CheckpointStoreError), store_lock(self._layout.locks):
-                    self._manifest.add_event("ended", run=run)
+                    self._manifest.events.add("ended", run=run)
         finally:
             for lock in locks.values():
                 lock.release()

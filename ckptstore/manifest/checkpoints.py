@@ -1,239 +1,356 @@
-"""Checkpoints made of a manifest's rows, which are taken as the driver gives them: there may be very many."""
+"""Checkpoints: their rows with metrics and states, which are inserted, changed, dropped and looked up by version."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from array import array
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
-from sys import intern
-from typing import Any, NamedTuple
+from itertools import islice
+from typing import Any
 
-from sqlalchemy import BindParameter, ColumnElement, Connection, Executable, Select, bindparam, select
-
-from ckptstore.manifest.statements import id_of_run, plain
-from ckptstore.manifest.tables import CHECKPOINTS, METRIC_NAMES, METRICS, RUNS, TAGS
-from ckptstore.records import Checkpoint, Format, State
-from ckptstore.storage.layout import is_payload_file
-
-# In the order in which `_slim` takes them.
-_ROWS = select(
-    CHECKPOINTS.version,
-    RUNS.name,
-    CHECKPOINTS.epoch,
-    CHECKPOINTS.batch,
-    CHECKPOINTS.step,
-    CHECKPOINTS.created_at,
-    CHECKPOINTS.file,
-    CHECKPOINTS.nbytes,
-    CHECKPOINTS.digest,
-    CHECKPOINTS.format,
-    CHECKPOINTS.state,
-    CHECKPOINTS.resumable,
-    CHECKPOINTS.pinned,
-    CHECKPOINTS.extra,
-    CHECKPOINTS.blocked_s,
-    CHECKPOINTS.total_s,
-).join_from(CHECKPOINTS.table, RUNS.table, RUNS.id == CHECKPOINTS.run_id)
-
-# Of one version, and of some: built once, since building a statement takes longer than executing it.
-_VERSION: BindParameter[int] = bindparam("version")
-_VERSIONS: BindParameter[int] = bindparam("versions", expanding=True)
-_VALUES = select(METRIC_NAMES.name, METRICS.value, METRICS.version).join_from(
-    METRICS.table, METRIC_NAMES.table, METRIC_NAMES.id == METRICS.metric_id
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    ScalarSelect,
+    Select,
+    delete,
+    func,
+    insert,
+    select,
+    update,
 )
-_ONE_ROW = _ROWS.where(CHECKPOINTS.version == _VERSION)
-_VALUES_OF_ONE = _VALUES.where(METRICS.version == _VERSION).order_by(METRICS.metric_id)
-_TAGS_OF_ONE = select(TAGS.name).where(TAGS.version == _VERSION)
-_SOME_ROWS = _ROWS.where(CHECKPOINTS.version.in_(_VERSIONS)).order_by(CHECKPOINTS.version)
-_VALUES_OF_SOME = _VALUES.where(METRICS.version.in_(_VERSIONS)).order_by(METRICS.version, METRICS.metric_id)
-_TAGS_OF_SOME = select(TAGS.version, TAGS.name).where(TAGS.version.in_(_VERSIONS))
 
-# Checkpoints that are fetched by their versions in one statement.
-_AT_ONCE = 500
-# Checkpoints of a page.
-_PAGE = 1000
+from ckptstore.manifest.checkpoint_rows import (
+    CheckpointRow,
+    fetch,
+    fetch_all,
+    fetch_page,
+    fetch_versions,
+    require,
+)
+from ckptstore.manifest.conditions import Condition, Term
+from ckptstore.manifest.epochs import record_epoch
+from ckptstore.manifest.events import add_event
+from ckptstore.manifest.metrics import best_version, metric_ids, ranked_versions
+from ckptstore.manifest.retention.progress import forget_progress_of
+from ckptstore.manifest.runs import RUN_ID, new_run
+from ckptstore.manifest.search import search_statement
+from ckptstore.manifest.statements import WHICH, execute_for_each, first_version_of_attempt, id_of_run
+from ckptstore.manifest.store_row import NEXT_VERSION, raise_next_version
+from ckptstore.manifest.tables import CHECKPOINTS, COMPLETE, METRICS, PUBLISHED, RUNS, TAGS
+from ckptstore.manifest.tags import put_tag
+from ckptstore.manifest.transactions import Repository
+from ckptstore.records import Checkpoint, Mode, NewCheckpoint, State
 
+COMPLETE_ONLY: tuple[State, ...] = ("complete",)
 
-class Slim(NamedTuple):
-    """What a `Checkpoint` is made of, which takes many times longer to make: there may be very many."""
+# Found checkpoints that are fetched in one transaction, and versions that are read in one block.
+_FOUND_PER_TRANSACTION = 500
+_VERSIONS_PER_BLOCK = 10_000
 
-    version: int
-    run: str
-    epoch: int
-    batch: int | None
-    step: int | None
-    created_at: datetime
-    file: str
-    nbytes: int
-    digest: str
-    format: Format
-    state: State
-    resumable: bool
-    pinned: bool
-    extra: Mapping[str, Any] | None
-    blocked_s: float | None
-    total_s: float | None
-    metrics: Mapping[str, float]
-    tags: tuple[str, ...]
+# --- writing -----------------------------------------------------------------------------------------
 
-    def full(self, store: Path) -> Checkpoint:
-        """Return the checkpoint."""
-        return Checkpoint(
-            version=self.version,
-            run=self.run,
-            epoch=self.epoch,
-            batch=self.batch,
-            step=self.step,
-            metrics=self.metrics,
-            path=store / self.file,
-            nbytes=self.nbytes,
-            digest=self.digest,
-            created_at=self.created_at,
-            tags=self.tags,
-            pinned=self.pinned,
-            format=self.format,
-            state=self.state,
-            resumable=self.resumable,
-            extra=self.extra,
-            blocked_s=self.blocked_s,
-            total_s=self.total_s,
-        )
+_RUN_AND_NEXT_VERSION = select(RUN_ID.scalar_subquery(), NEXT_VERSION.scalar_subquery())
+_ADD, _ADD_METRICS = insert(CHECKPOINTS.table), insert(METRICS.table)
+_CHANGE = update(CHECKPOINTS.table).where(CHECKPOINTS.version == WHICH)
+_CHANGE_METRICS = update(METRICS.table).where(METRICS.version == WHICH)
+# In an order in which nothing refers to what is gone.
+_DROP = tuple(
+    delete(table).where(table.c["version"] == WHICH)
+    for table in (TAGS.table, PUBLISHED.table, METRICS.table, CHECKPOINTS.table)
+)
 
 
-def one(connection: Connection, store: Path, version: int | Select[Any]) -> Checkpoint | None:
-    """Return one checkpoint, of a version or of a statement that gives one; None where there is none."""
-    if isinstance(version, int):
-        rows = plain(connection, _ONE_ROW, {"version": version})
-    else:
-        rows = plain(connection, _ROWS.where(CHECKPOINTS.version == version.scalar_subquery()))
-    row = next(rows, None)
-    if row is None:
-        return None
-    which = {"version": row[0]}
-    values = {
-        name: math.nan if value is None else value
-        for name, value, _ in plain(connection, _VALUES_OF_ONE, which)
+def insert_checkpoint(connection: Connection, new: NewCheckpoint) -> int:
+    """Insert a checkpoint with its metrics and tags; no later version is lower than it. Returns its run's id."""
+    found, next_version = connection.execute(_RUN_AND_NEXT_VERSION, {"run": new.run}).one()
+    run = new_run(connection, new.run) if found is None else found
+    connection.execute(_ADD, _row(new, run))
+    ids = metric_ids(connection, new.metrics)
+    values = [
+        {
+            "version": new.version,
+            "metric_id": ids[name],
+            "run_id": run,
+            "state": "complete",
+            "value": None if math.isnan(value) else float(value),
+        }
+        for name, value in new.metrics.items()
+    ]
+    if values:
+        connection.execute(_ADD_METRICS, values)
+    record_epoch(connection, run, new, {ids[name]: value for name, value in new.metrics.items()})
+    for name in new.tags:
+        put_tag(connection, new.version, name)
+    if next_version is not None and next_version <= new.version:
+        raise_next_version(connection, new.version + 1)
+    return run
+
+
+def _row(new: NewCheckpoint, run: int) -> dict[str, object]:
+    return {
+        "version": new.version,
+        "run_id": run,
+        "epoch": new.epoch,
+        "batch": new.batch,
+        "step": new.step,
+        "created_at": new.created_at,
+        "file": new.file,
+        "nbytes": new.nbytes,
+        "digest": new.digest,
+        "format": new.format,
+        "state": "complete",
+        "resumable": new.resumable,
+        "pinned": new.pinned,
+        "extra": new.extra,
+        "blocked_s": new.blocked_s,
+        "total_s": new.total_s,
     }
-    tags = connection.scalars(_TAGS_OF_ONE, which)
-    return _slim(row, values, tags).full(store)
 
 
-def many(
-    connection: Connection, store: Path, run: str | None, states: Collection[State] | None
-) -> list[Checkpoint]:
-    """Return checkpoints, lowest version first, in four queries however many there are."""
-    found = _chosen_ones(connection, _chosen(run, states), select(TAGS.version, TAGS.name))
-    return [one.full(store) for one in found]
+def change_state(connection: Connection, versions: Sequence[int], state: State) -> None:
+    """Set the state of checkpoints and of their metrics; versions that are not there are ignored."""
+    execute_for_each(connection, _CHANGE, versions, state=state)
+    execute_for_each(connection, _CHANGE_METRICS, versions, state=state)
 
 
-def some(connection: Connection, store: Path, versions: Iterable[int]) -> list[Checkpoint]:
-    """Return the checkpoints of some versions, lowest first, in whatever state; those that are gone are left out."""
-    found: list[Checkpoint] = []
-    for which in _parts(versions):
-        metrics: dict[int, dict[str, float]] = {}
-        for name, value, version in plain(connection, _VALUES_OF_SOME, which):
-            # All share one name.
-            metrics.setdefault(version, {})[intern(name)] = math.nan if value is None else value
-        found += (one.full(store) for one in _those(connection, metrics, _TAGS_OF_SOME, _SOME_ROWS, which))
-    return found
+def drop_checkpoints(connection: Connection, versions: Sequence[int]) -> None:
+    """Drop checkpoints and what refers to them, except events; versions that are not there are ignored."""
+    for statement in _DROP:
+        execute_for_each(connection, statement, versions)
 
 
-def without_metrics(connection: Connection, store: Path, versions: Iterable[int]) -> list[Checkpoint]:
-    """Return likewise, without their metrics."""
-    found: list[Checkpoint] = []
-    for which in _parts(versions):
-        found += (one.full(store) for one in _those(connection, {}, _TAGS_OF_SOME, _SOME_ROWS, which))
-    return found
+# --- looking up --------------------------------------------------------------------------------------
+
+_POINT = CHECKPOINTS.table.alias("point")
 
 
-def _parts(versions: Iterable[int]) -> Iterator[dict[str, list[int]]]:
-    """Yield the parameters of statements that fetch some versions, lowest first, so many at a time."""
-    wanted = sorted(set(versions))
-    for begin in range(0, len(wanted), _AT_ONCE):
-        yield {"versions": wanted[begin : begin + _AT_ONCE]}
+def latest_version(run: str | None) -> Select[Any]:
+    """Return the statement for the newest complete checkpoint's version."""
+    newest = select(func.max(CHECKPOINTS.version)).where(CHECKPOINTS.state == COMPLETE)
+    return newest if run is None else newest.where(CHECKPOINTS.run_id == id_of_run(run))
 
 
-def page(connection: Connection, run: str | None, states: Collection[State] | None, after: int) -> list[Slim]:
-    """Return the next some checkpoints whose version is above one, lowest first."""
-    which = [*_chosen(run, states), CHECKPOINTS.version > after]
-    tags = select(TAGS.version, TAGS.name).where(TAGS.version > after)
-    ends = select(CHECKPOINTS.version).where(*which).order_by(CHECKPOINTS.version)
-    last = connection.scalar(ends.offset(_PAGE - 1).limit(1))
-    if last is not None:
-        which.append(CHECKPOINTS.version <= last)
-        tags = tags.where(TAGS.version <= last)
-    return list(_chosen_ones(connection, which, tags))
+def resume_version(run: str | None, before: int | None) -> Select[Any]:
+    """Return the statement for the newest resume point's version, or the newest below version `before`.
 
-
-def _chosen(run: str | None, states: Collection[State] | None) -> list[ColumnElement[bool]]:
-    which: list[ColumnElement[bool]] = []
+    What was saved before its run was begun anew is none. Of all runs, it is nearly always the newest with training
+    state; where that one's run was begun anew since, each run is asked for its own.
+    """
     if run is not None:
-        which.append(CHECKPOINTS.run_id == id_of_run(run))
-    if states is not None:
-        which.append(CHECKPOINTS.state.in_(sorted(states)))
-    return which
-
-
-def _chosen_ones(
-    connection: Connection, which: list[ColumnElement[bool]], tagged: Select[int, str]
-) -> Iterator[Slim]:
-    names = dict(connection.execute(select(METRIC_NAMES.id, METRIC_NAMES.name)).all())
-    values = (
-        select(METRICS.version, METRICS.metric_id, METRICS.value)
-        .join_from(CHECKPOINTS.table, METRICS.table, METRICS.version == CHECKPOINTS.version)
-        .where(*which)
-        .order_by(CHECKPOINTS.version, METRICS.metric_id)
+        return select(_newest_resumable(before, of_run=id_of_run(run)))
+    newest = select(_POINT.c.version).where(
+        _POINT.c.version == _newest_resumable(before),
+        _POINT.c.version >= first_version_of_attempt(_POINT.c.run_id),
     )
-    metrics: dict[int, dict[str, float]] = {}
-    of, last = {}, None
-    for version, metric, value in plain(connection, values):
-        if version != last:
-            of = metrics[version] = {}
-            last = version
-        of[names[metric]] = math.nan if value is None else value
-    return _those(connection, metrics, tagged, _ROWS.where(*which).order_by(CHECKPOINTS.version))
+    of_each = select(_newest_resumable(before, of_run=RUNS.id).label("version")).select_from(RUNS.table)
+    of_any = select(func.max(of_each.subquery("of_each").c.version))
+    return select(func.coalesce(newest.scalar_subquery(), of_any.scalar_subquery()))
 
 
-def _those(
-    connection: Connection,
-    metrics: Mapping[int, dict[str, float]],
-    tagged: Executable,
-    rows: Executable,
-    parameters: Mapping[str, object] | None = None,
-) -> Iterator[Slim]:
-    """Yield what rows say, each with its metrics and the tags that stand on it."""
-    tags: dict[int, list[str]] = {}
-    for version, name in plain(connection, tagged, parameters):
-        tags.setdefault(version, []).append(name)
-    for row in plain(connection, rows, parameters):
-        yield _slim(row, metrics.get(row[0], {}), tags.get(row[0], ()))
+def _newest_resumable(
+    before: int | None, *, of_run: ColumnElement[int] | ScalarSelect[int] | None = None
+) -> ScalarSelect[int]:
+    """Return the newest version with training state, of whatever attempt, or of a run's newest attempt."""
+    newest = select(func.max(CHECKPOINTS.version)).where(CHECKPOINTS.state == COMPLETE, CHECKPOINTS.resumable)
+    if of_run is not None:
+        newest = newest.where(
+            CHECKPOINTS.run_id == of_run, CHECKPOINTS.version >= first_version_of_attempt(of_run)
+        )
+    if before is not None:
+        newest = newest.where(CHECKPOINTS.version < before)
+    return newest.correlate_except(CHECKPOINTS.table).scalar_subquery()
 
 
-def _slim(row: tuple[Any, ...], metrics: dict[str, float], tags: Iterable[str]) -> Slim:
-    (version, run, epoch, batch, step, created_at, file, nbytes, digest, format, state, resumable, pinned,
-     extra, blocked_s, total_s) = row  # fmt: skip
-    if not is_payload_file(file):
-        # A manifest from elsewhere must not have us read, move or remove what lies outside the store.
-        raise ValueError(f"version {version} claims the file {file!r}")
-    return Slim(
-        version,
-        run,
-        epoch,
-        batch,
-        step,
-        datetime.fromisoformat(created_at),
-        file,
-        nbytes,
-        digest,
-        format,
-        state,
-        bool(resumable),
-        bool(pinned),
-        None if extra is None else json.loads(extra),
-        blocked_s,
-        total_s,
-        metrics,
-        tuple(sorted(tags)),
-    )
+# -----------------------------------------------------------------------------------------------------
+
+
+class Checkpoints(Repository):
+    """The checkpoints of a manifest."""
+
+    def get(self, version: int) -> Checkpoint | None:
+        """Return a checkpoint, in whatever state, or None where there is none."""
+        with self._transactions.reading() as connection:
+            return fetch(connection, self._store, version)
+
+    def latest(self, run: str | None = None) -> Checkpoint | None:
+        """Return the newest complete checkpoint of a run, or of all; None where there is none."""
+        with self._transactions.reading() as connection:
+            return fetch(connection, self._store, latest_version(run))
+
+    def best(self, metric: str, mode: Mode, run: str | None = None) -> Checkpoint | None:
+        """Return the best complete checkpoint of a run, or of all; None where none has the metric.
+
+        NaN is never best, infinities may be; of equals it is the one with the lower version, in both modes.
+        """
+        with self._transactions.reading() as connection:
+            return fetch(connection, self._store, best_version(metric, mode, run))
+
+    def ranked(self, metric: str, mode: Mode, run: str | None = None, *, limit: int) -> list[Checkpoint]:
+        """Return the best complete checkpoints by a metric, best first, of equals the earlier; NaN is none."""
+        with self._transactions.reading() as connection:
+            versions = list(islice(ranked_versions(connection, metric, mode, run), limit))
+            return self._in_order(connection, versions)
+
+    def resume_points(self, run: str | None = None) -> Iterator[Checkpoint]:
+        """Yield the complete checkpoints with training state of a run, or of all, newest first.
+
+        Those that were saved before the newest attempt at their run are left out.
+
+        Each is looked up when it is asked for, in a transaction of its own: a slow caller keeps no writer waiting.
+        """
+        before = None
+        while True:
+            with self._transactions.reading() as connection:
+                point = fetch(connection, self._store, resume_version(run, before))
+            if point is None:
+                return
+            yield point
+            before = point.version
+
+    def all(
+        self, run: str | None = None, *, states: Collection[State] | None = COMPLETE_ONLY
+    ) -> list[Checkpoint]:
+        """Return the checkpoints of a run, or all, oldest first, in a constant number of queries.
+
+        Args:
+            run: The run; None for all.
+            states: Which states; None for all.
+        """
+        with self._transactions.reading() as connection:
+            return fetch_all(connection, self._store, run, states)
+
+    def in_state(self, state: State) -> list[Checkpoint]:
+        """Return the checkpoints in one state, oldest first."""
+        return self.all(states=(state,))
+
+    def iterate(
+        self, run: str | None = None, *, states: Collection[State] | None = COMPLETE_ONLY
+    ) -> Iterator[Checkpoint]:
+        """Yield what `all` returns, a page at a time, each in a transaction of its own."""
+        return (row.to_checkpoint(self._store) for page in self.row_pages(run, states=states) for row in page)
+
+    def row_pages(
+        self, run: str | None = None, *, states: Collection[State] | None = COMPLETE_ONLY
+    ) -> Iterator[list[CheckpointRow]]:
+        """Yield the pages of `iterate` as rows."""
+        after = 0
+        while True:
+            with self._transactions.reading() as connection:
+                page = fetch_page(connection, run, states, after)
+            if not page:
+                return
+            yield page
+            after = page[-1].version
+
+    def search(
+        self,
+        run: str | None = None,
+        *,
+        states: Collection[State] | None = COMPLETE_ONLY,
+        where: Condition | None = None,
+        order: tuple[Term, bool] | None = None,
+        limit: int | None = None,
+    ) -> Iterator[Checkpoint]:
+        """Yield the checkpoints that `ckptstore.manifest.search.search_statement` selects, a page at a time.
+
+        Only the versions are read at once, 8 bytes for each; checkpoints that are removed meanwhile are left out.
+        """
+        chosen = search_statement(run=run, states=states, where=where, order=order, limit=limit)
+        versions = self._versions(chosen)
+        for begin in range(0, len(versions), _FOUND_PER_TRANSACTION):
+            with self._transactions.reading() as connection:
+                page = self._in_order(connection, versions[begin : begin + _FOUND_PER_TRANSACTION])
+            yield from page
+
+    def versions(self, run: str) -> array[int]:
+        """Return the versions of a run's checkpoints, in whatever state."""
+        return self._versions(select(CHECKPOINTS.version).where(CHECKPOINTS.run_id == id_of_run(run)))
+
+    def count(self, run: str) -> int:
+        """Return how many complete checkpoints a run has."""
+        counted = select(func.count()).where(
+            CHECKPOINTS.run_id == id_of_run(run), CHECKPOINTS.state == COMPLETE
+        )
+        with self._transactions.reading() as connection:
+            return int(connection.execute(counted).scalar_one())
+
+    def saved_at(self, run: str, moment: datetime) -> Checkpoint | None:
+        """Return the newest complete checkpoint of a run whose save began at a moment, or None."""
+        chosen = select(CHECKPOINTS.version).where(
+            CHECKPOINTS.run_id == id_of_run(run),
+            CHECKPOINTS.state == COMPLETE,
+            CHECKPOINTS.created_at == moment,
+        )
+        with self._transactions.reading() as connection:
+            newest = chosen.order_by(CHECKPOINTS.version.desc()).limit(1)
+            return fetch(connection, self._store, newest)
+
+    def files(self, state: State) -> list[str]:
+        """Return the files of the checkpoints in one state, relative to the store."""
+        with self._transactions.reading() as connection:
+            return list(connection.scalars(select(CHECKPOINTS.file).where(CHECKPOINTS.state == state)))
+
+    def files_by_version(self) -> dict[int, str]:
+        """Return each checkpoint's file, in whatever state, relative to the store, by version."""
+        with self._transactions.reading() as connection:
+            chosen = select(CHECKPOINTS.version, CHECKPOINTS.file).order_by(CHECKPOINTS.version)
+            return dict(connection.execute(chosen).all())
+
+    def set_state(
+        self,
+        versions: Sequence[int],
+        state: State,
+        *,
+        event: str | None = None,
+        detail: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Set the state of checkpoints, all at once; versions that are not there are ignored.
+
+        Args:
+            versions: The checkpoints.
+            state: Their new state.
+            event: Kind of an event to append for each, in the same transaction.
+            detail: What the event says beyond that.
+        """
+        with self._transactions.writing("set_state") as connection:
+            if state == "deleting":
+                # What retention recorded of a run holds no longer when others remove something of it.
+                forget_progress_of(connection, versions)
+            change_state(connection, versions, state)
+            for version in versions if event else ():
+                add_event(connection, str(event), version=version, detail=detail)
+
+    def pin(self, version: int, pinned: bool = True) -> None:
+        """Keep a checkpoint from retention, or no longer with ``pinned=False``; a change is recorded in the events.
+
+        Raises:
+            CheckpointNotFoundError: There is no such version.
+        """
+        with self._transactions.writing("pin") as connection:
+            require(connection, self._store, version)
+            chosen = select(CHECKPOINTS.pinned).where(CHECKPOINTS.version == version)
+            if connection.execute(chosen).scalar() != pinned:
+                add_event(connection, "pinned" if pinned else "unpinned", version=version)
+                connection.execute(_CHANGE, {"which": version, "pinned": pinned})
+
+    def remove(self, versions: Sequence[int]) -> None:
+        """Drop checkpoints with their metrics, tags and published paths, all at once; events stay.
+
+        Versions that are not there are ignored, so that it may be repeated.
+        """
+        with self._transactions.writing("remove") as connection:
+            drop_checkpoints(connection, versions)
+
+    def _versions(self, chosen: Select[Any]) -> array[int]:
+        """Return the versions that a statement selects, 8 bytes for each."""
+        with self._transactions.reading() as connection:
+            rows = connection.scalars(chosen.execution_options(yield_per=_VERSIONS_PER_BLOCK))
+            return array("q", rows)
+
+    def _in_order(self, connection: Connection, versions: Sequence[int]) -> list[Checkpoint]:
+        """Return the checkpoints of some versions in their order, without those that are gone."""
+        rows = fetch_versions(connection, self._store, versions)
+        found = {checkpoint.version: checkpoint for checkpoint in rows}
+        return [found[version] for version in versions if version in found]

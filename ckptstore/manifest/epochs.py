@@ -7,18 +7,23 @@ epoch again, the newer one; of a run that was begun anew, the newest attempt's.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select
 
-from ckptstore.manifest.statements import first_version, id_of_run, plain
-from ckptstore.manifest.tables import EPOCH_METRICS, EPOCHS, EVENTS, METRIC_NAMES
-from ckptstore.records import Epoch, NewCheckpoint, Resumed
+from ckptstore.manifest.statements import first_version_of_attempt, id_of_run, raw_rows
+from ckptstore.manifest.tables import EPOCH_METRICS, EPOCHS, METRIC_NAMES
+from ckptstore.manifest.transactions import Repository
+from ckptstore.records import Epoch, NewCheckpoint
 
-# Built once: building a statement takes longer than executing it.
+# Smaller than checkpoints, so that more of them make a page.
+_PAGE_SIZE = 2000
+
 _HERE = (EPOCHS.run_id == bindparam("run_id"), EPOCHS.epoch == bindparam("epoch"))
-_NOTED = select(EPOCHS.version, EPOCHS.batch, first_version(EPOCHS.run_id).label("attempt")).where(*_HERE)
+_NOTED = select(EPOCHS.version, EPOCHS.batch, first_version_of_attempt(EPOCHS.run_id).label("attempt")).where(
+    *_HERE
+)
 _FORGET_METRICS = delete(EPOCH_METRICS.table).where(
     EPOCH_METRICS.run_id == bindparam("run_id"), EPOCH_METRICS.epoch == bindparam("epoch")
 )
@@ -26,7 +31,9 @@ _FORGET = delete(EPOCHS.table).where(*_HERE)
 _NOTE, _NOTE_METRICS = insert(EPOCHS.table), insert(EPOCH_METRICS.table)
 
 
-def note_epoch(connection: Connection, run_id: int, new: NewCheckpoint, values: Mapping[int, float]) -> None:
+def record_epoch(
+    connection: Connection, run_id: int, new: NewCheckpoint, values: Mapping[int, float]
+) -> None:
     """Let a new checkpoint tell of its epoch, unless an older one tells better.
 
     Args:
@@ -61,12 +68,12 @@ def _tells_better(new: NewCheckpoint, version: int, batch: int | None, attempt: 
     return new.version > version
 
 
-def epochs(connection: Connection, run: str, after: int, limit: int) -> list[Epoch]:
-    """Return what is known of a run's epochs in its newest attempt, behind an epoch, in order."""
-    of_run = (EPOCHS.run_id == id_of_run(run), EPOCHS.version >= first_version(id_of_run(run)))
+def _page(connection: Connection, run: str, after: int, limit: int) -> list[Epoch]:
+    """Return what is known of the epochs of a run's newest attempt, behind an epoch, in order."""
+    of_run = (EPOCHS.run_id == id_of_run(run), EPOCHS.version >= first_version_of_attempt(id_of_run(run)))
     chosen = select(EPOCHS.epoch, EPOCHS.batch, EPOCHS.step, EPOCHS.version, EPOCHS.created_at)
     rows = list(
-        plain(connection, chosen.where(*of_run, EPOCHS.epoch > after).order_by(EPOCHS.epoch).limit(limit))
+        raw_rows(connection, chosen.where(*of_run, EPOCHS.epoch > after).order_by(EPOCHS.epoch).limit(limit))
     )
     if not rows:
         return []
@@ -84,16 +91,6 @@ def epochs(connection: Connection, run: str, after: int, limit: int) -> list[Epo
     ]
 
 
-def epochs_of(connection: Connection, run: str) -> tuple[int, datetime | None]:
-    """Return how many epochs of a run's newest attempt are known, and when the first was saved."""
-    of_run = (EPOCHS.run_id == id_of_run(run), EPOCHS.version >= first_version(id_of_run(run)))
-    count = connection.execute(select(func.count()).where(*of_run)).scalar_one()
-    first: datetime | None = connection.scalar(
-        select(EPOCHS.created_at).where(*of_run).order_by(EPOCHS.epoch).limit(1)
-    )
-    return count, first
-
-
 def _metrics(connection: Connection, run: str, first: int, last: int) -> dict[int, dict[str, float]]:
     names = dict(connection.execute(select(METRIC_NAMES.id, METRIC_NAMES.name)).all())
     chosen = select(EPOCH_METRICS.epoch, EPOCH_METRICS.metric_id, EPOCH_METRICS.value).where(
@@ -102,7 +99,7 @@ def _metrics(connection: Connection, run: str, first: int, last: int) -> dict[in
     found: dict[int, dict[str, float]] = {}
     of: dict[str, float] = {}
     previous = -1
-    for epoch, metric, value in plain(
+    for epoch, metric, value in raw_rows(
         connection, chosen.order_by(EPOCH_METRICS.epoch, EPOCH_METRICS.metric_id)
     ):
         if epoch != previous:
@@ -112,16 +109,26 @@ def _metrics(connection: Connection, run: str, first: int, last: int) -> dict[in
     return found
 
 
-def resumes(connection: Connection, run: str) -> list[Resumed]:
-    """Return from where a run's newest attempt was gone on with, oldest first."""
-    chosen = select(EVENTS.at, EVENTS.version, EVENTS.detail).where(
-        EVENTS.kind == "resumed",
-        EVENTS.run_id == id_of_run(run),
-        EVENTS.version >= first_version(id_of_run(run)),
-    )
-    found = []
-    for at, version, detail in connection.execute(chosen.order_by(EVENTS.id)):
-        where = detail or {}
-        if version is not None and isinstance(where.get("epoch"), int):
-            found.append(Resumed(at=at, version=version, epoch=where["epoch"], batch=where.get("batch")))
-    return found
+class Epochs(Repository):
+    """The epochs of a manifest's runs."""
+
+    def iterate(self, run: str) -> Iterator[Epoch]:
+        """Yield what is known of the epochs of a run's newest attempt, in order, a page at a time."""
+        after = -1
+        while True:
+            with self._transactions.reading() as connection:
+                page = _page(connection, run, after, _PAGE_SIZE)
+            if not page:
+                return
+            yield from page
+            after = page[-1].epoch
+
+    def count_and_start(self, run: str) -> tuple[int, datetime | None]:
+        """Return how many epochs of a run's newest attempt are known, and when the first was saved."""
+        of_run = (EPOCHS.run_id == id_of_run(run), EPOCHS.version >= first_version_of_attempt(id_of_run(run)))
+        with self._transactions.reading() as connection:
+            count = connection.execute(select(func.count()).where(*of_run)).scalar_one()
+            first: datetime | None = connection.scalar(
+                select(EPOCHS.created_at).where(*of_run).order_by(EPOCHS.epoch).limit(1)
+            )
+            return count, first

@@ -1,8 +1,8 @@
-"""`Manifest`: what the store knows, asked and changed in whole transactions; returns records, never rows."""
+"""`Manifest`: what the store knows, read and changed in whole transactions; returns records, never rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -11,19 +11,23 @@ from typing import Any, Self
 from sqlalchemy import func, select
 
 from ckptstore.errors import CorruptManifestError
-from ckptstore.manifest import checkpoint_writes as changes
-from ckptstore.manifest import checkpoints, schema
-from ckptstore.manifest import statements as queries
-from ckptstore.manifest.attempts import ManifestAttempts, note
-from ckptstore.manifest.retention import Judging, ManifestKeeping, carry_out
-from ckptstore.manifest.search import ManifestAsking
-from ckptstore.manifest.tables import CHECKPOINTS, RUNS, STORE
-from ckptstore.manifest.tags import ManifestNames
+from ckptstore.manifest import schema, store_row
+from ckptstore.manifest.attempts import Attempts, record_attempt
+from ckptstore.manifest.checkpoint_rows import fetch
+from ckptstore.manifest.checkpoints import Checkpoints, drop_checkpoints, insert_checkpoint
+from ckptstore.manifest.epochs import Epochs
+from ckptstore.manifest.events import Events, add_event, append_event
+from ckptstore.manifest.metrics import Metrics
+from ckptstore.manifest.published import PublishedPaths, confirm_published, put_published
+from ckptstore.manifest.retention.checks import RetentionCheck, RunRetention, apply_retention
+from ckptstore.manifest.runs import Runs, set_monitor
+from ckptstore.manifest.tables import CHECKPOINTS, STORE
+from ckptstore.manifest.tags import Tags, put_tag
 from ckptstore.manifest.transactions import Transactions
-from ckptstore.records import Checkpoint, Event, Holder, Mode, NewCheckpoint, Published, State
+from ckptstore.records import Checkpoint, Mode, NewCheckpoint
 
 
-class Manifest(ManifestAttempts, ManifestNames, ManifestKeeping, ManifestAsking):
+class Manifest:
     """A store's manifest, for many threads at once; a child may use it after a fork.
 
     Each method is one transaction. Those that change something return when it is durable; a crash before
@@ -38,15 +42,23 @@ class Manifest(ManifestAttempts, ManifestNames, ManifestKeeping, ManifestAsking)
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     manifest = Manifest.open(Path(folder, "manifest.sqlite"))
-        ...     print(manifest.reserve_version(), manifest.reserve_version(), manifest.latest())
+        ...     print(manifest.reserve_version(), manifest.reserve_version(), manifest.checkpoints.latest())
         ...     manifest.close()
         1 2 None
     """
 
     def __init__(self, path: Path, *, read_only: bool) -> None:
         self.path = path.absolute()
-        self._store = self.path.parent
         self._transactions = Transactions(self.path, read_only=read_only)
+        self.checkpoints = Checkpoints(self._transactions)
+        self.runs = Runs(self._transactions)
+        self.attempts = Attempts(self._transactions)
+        self.epochs = Epochs(self._transactions)
+        self.events = Events(self._transactions)
+        self.metrics = Metrics(self._transactions)
+        self.tags = Tags(self._transactions)
+        self.published = PublishedPaths(self._transactions)
+        self.retention = RunRetention(self._transactions)
 
     @classmethod
     def open(cls, path: Path, *, read_only: bool = False) -> Self:
@@ -79,19 +91,28 @@ class Manifest(ManifestAttempts, ManifestNames, ManifestKeeping, ManifestAsking)
     def uuid(self) -> str:
         """The store's own id, made with it."""
         with self._transactions.reading() as connection:
-            return connection.execute(select(STORE.uuid)).scalar_one()
+            return store_row.uuid(connection)
 
-    # --- changes -------------------------------------------------------------------------------------
+    @property
+    def next_version(self) -> int:
+        """The version that the next save gets."""
+        with self._transactions.reading() as connection:
+            return store_row.next_version(connection)
 
     def reserve_version(self, *, dropping: Sequence[int] = ()) -> int:
         """Take the next version. It is never given out again, whatever happens to the save that took it.
 
         Args:
-            dropping: Checkpoints that are dropped by the way, as `remove` does.
+            dropping: Checkpoints to drop in the same transaction, as `Checkpoints.remove` does.
         """
         with self._transactions.writing("reserve_version") as connection:
-            changes.remove(connection, dropping)
-            return changes.reserve_version(connection)
+            drop_checkpoints(connection, dropping)
+            return store_row.reserve_version(connection)
+
+    def raise_next_version(self, at_least: int) -> None:
+        """Raise the next version to `at_least`, if it is lower."""
+        with self._transactions.writing("raise_next_version") as connection:
+            store_row.raise_next_version(connection, at_least)
 
     def add_checkpoint(
         self,
@@ -100,110 +121,37 @@ class Manifest(ManifestAttempts, ManifestNames, ManifestKeeping, ManifestAsking)
         published_path: str | None = None,
         monitor: tuple[str, Mode] | None = None,
         event: str = "saved",
-        notes: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
-        judging: Judging | None = None,
+        more_events: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+        retention: RetentionCheck | None = None,
     ) -> Checkpoint:
         """Insert a checkpoint, with all that belongs to it, and return it.
 
         Args:
             new: The checkpoint; its run is made if there is none, and its tags move to it.
-            published_path: A path that is to show it: noted as pending until `confirm_published`.
-            monitor: A metric that its run watches, and the better direction.
+            published_path: A path that is to show it: recorded as pending until `PublishedPaths.confirm`.
+            monitor: A metric that its run monitors, and the better direction.
             event: How it came here.
-            notes: More events of it, by their kinds.
-            judging: What is to be let go of its run then; see `judge`.
+            more_events: Details of more events of it, by their kinds.
+            retention: Applied to its run in the same transaction; what expires is marked for deletion.
 
         Raises:
             InvalidArgumentError: The version or the file is there already, or a value cannot be stored.
         """
         with self._transactions.writing("add_checkpoint") as connection:
-            run_id = changes.insert_checkpoint(connection, new)
+            run_id = insert_checkpoint(connection, new)
             if published_path is not None:
-                changes.put_published(connection, published_path, new.run, new.version)
+                put_published(connection, published_path, new.run, new.version)
             if monitor is not None:
-                changes.put_monitor(connection, new.run, *monitor)
-            for kind, detail in ({event: None} | dict(notes)).items():
-                changes.append_event(connection, kind, run_id=run_id, version=new.version, detail=detail)
-            added = checkpoints.one(connection, self._store, new.version)
-            if judging is not None:
-                carry_out(connection, self._store, new.run, judging, added)
+                set_monitor(connection, new.run, *monitor)
+            for kind, detail in ({event: None} | dict(more_events)).items():
+                append_event(connection, kind, run_id=run_id, version=new.version, detail=detail)
+            added = fetch(connection, self._transactions.store, new.version)
+            if retention is not None:
+                apply_retention(connection, self._transactions.store, new.run, retention, added)
         assert added is not None
         return added
 
-    def confirm_published(self, path: str, *, run: str = "", judging: Judging | None = None) -> None:
-        """Note that a path shows its checkpoint.
-
-        Args:
-            path: The path.
-            run: The run that is judged.
-            judging: What is to be let go of that run then; see `judge`.
-        """
-        with self._transactions.writing("confirm_published") as connection:
-            changes.confirm_published(connection, path)
-            if judging is not None:
-                carry_out(connection, self._store, run, judging)
-
-    def forget_published(self, path: str) -> None:
-        """Forget that a path shows, or was to show, a checkpoint."""
-        with self._transactions.writing("forget_published") as connection:
-            changes.forget_published(connection, path)
-
-    def set_state(
-        self,
-        versions: Sequence[int],
-        state: State,
-        *,
-        event: str | None = None,
-        detail: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Set the state of checkpoints, all at once; versions that are not there are passed over.
-
-        Args:
-            versions: The checkpoints.
-            state: Their new state.
-            event: Kind of an event to append for each, in the same transaction.
-            detail: What the event says beyond that.
-        """
-        with self._transactions.writing("set_state") as connection:
-            changes.set_state(connection, versions, state)
-            for version in versions if event else ():
-                changes.add_event(connection, str(event), version=version, detail=detail)
-
-    def remove(self, versions: Sequence[int]) -> None:
-        """Drop checkpoints with their metrics, tags and published paths, all at once; events stay.
-
-        Versions that are not there are passed over, so that it may be repeated.
-        """
-        with self._transactions.writing("remove") as connection:
-            changes.remove(connection, versions)
-
-    def set_holder(self, run: str, holder: Holder | None) -> None:
-        """Note who writes a run, or that nobody does; makes the run if there is none."""
-        with self._transactions.writing("set_holder") as connection:
-            changes.set_holder(connection, run, holder)
-
-    def add_event(
-        self,
-        kind: str,
-        *,
-        run: str | None = None,
-        version: int | None = None,
-        detail: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Append an event; makes the run if there is none.
-
-        Raises:
-            InvalidArgumentError: `detail` is not JSON.
-        """
-        with self._transactions.writing("add_event") as connection:
-            changes.add_event(connection, kind, run=run, version=version, detail=detail)
-
-    def count_on(self, next_version: int) -> None:
-        """Let the next version be at least `next_version`."""
-        with self._transactions.writing("count_on") as connection:
-            changes.count_on(connection, next_version)
-
-    def refill(
+    def rebuild_from(
         self,
         rows: Iterable[tuple[NewCheckpoint, str | None]],
         *,
@@ -213,154 +161,35 @@ class Manifest(ManifestAttempts, ManifestNames, ManifestKeeping, ManifestAsking)
         monitors: Iterable[tuple[str, str, Mode]] = (),
         attempts: Iterable[tuple[str, int, int]] = (),
     ) -> None:
-        """Take the place of a manifest that was lost, all at once.
+        """Fill a new manifest that replaces a lost one, all at once.
 
         Args:
             rows: The checkpoints, each with the path that shows it, or None.
             uuid: The store's id.
-            next_version: The least number that the next version may have.
-            tags: Versions by tag; of versions that are not among `rows` nothing is kept.
+            next_version: The lowest number that the next version may have.
+            tags: Versions by tag; those whose version is not among `rows` are left out.
             monitors: Run, metric and better direction.
-            attempts: Run, number and least version of those that began anew, each run's in order.
+            attempts: Run, number and first version of attempts, each run's in order.
         """
-        with self._transactions.writing("refill") as connection:
-            changes.identify(connection, uuid)
-            changes.count_on(connection, next_version)
-            changes.refill(connection, rows, tags, monitors)
+        with self._transactions.writing("rebuild_from") as connection:
+            store_row.set_uuid(connection, uuid)
+            store_row.raise_next_version(connection, next_version)
+            versions = set()
+            for new, path in rows:
+                insert_checkpoint(connection, new)
+                add_event(connection, "adopted", run=new.run, version=new.version)
+                versions.add(new.version)
+                if path is not None:
+                    put_published(connection, path, new.run, new.version)
+                    confirm_published(connection, path)
+            for name, version in tags.items():
+                if version in versions:
+                    put_tag(connection, version, name)
+            for run, metric, mode in monitors:
+                set_monitor(connection, run, metric, mode)
             for run, number, first in attempts:
-                note(connection, run, number, first)
+                record_attempt(connection, run, number, first)
         self.__dict__.pop("uuid", None)
-
-    @property
-    def next_version(self) -> int:
-        """The version that the next save will get."""
-        with self._transactions.reading() as connection:
-            return connection.execute(select(STORE.next_version)).scalar_one()
-
-    # --- checkpoints ---------------------------------------------------------------------------------
-
-    def get(self, version: int) -> Checkpoint | None:
-        """Return a checkpoint, in whatever state, or None where there is none."""
-        with self._transactions.reading() as connection:
-            return checkpoints.one(connection, self._store, version)
-
-    def by_tag(self, name: str) -> Checkpoint | None:
-        """Return the checkpoint that has a tag, in whatever state, or None where none has."""
-        with self._transactions.reading() as connection:
-            return checkpoints.one(connection, self._store, queries.tagged_version(name))
-
-    def latest(self, run: str | None = None) -> Checkpoint | None:
-        """Return the newest complete checkpoint of a run, or of all; None where there is none."""
-        with self._transactions.reading() as connection:
-            return checkpoints.one(connection, self._store, queries.latest_version(run))
-
-    def best(self, metric: str, mode: Mode, run: str | None = None) -> Checkpoint | None:
-        """Return the best complete checkpoint of a run, or of all; None where none has the metric.
-
-        NaN is never best, infinities may be; of equals it is the one with the lower version, in both modes.
-        """
-        with self._transactions.reading() as connection:
-            return checkpoints.one(connection, self._store, queries.best_version(metric, mode, run))
-
-    def resume_points(self, run: str | None = None) -> Iterator[Checkpoint]:
-        """Yield the complete checkpoints with training state of a run, or of all, newest first.
-
-        Those that were saved before their run was begun anew are none.
-
-        Each is asked for when it is wanted, in a transaction of its own: walking back keeps no writer
-        waiting.
-        """
-        before = None
-        while True:
-            with self._transactions.reading() as connection:
-                point = checkpoints.one(connection, self._store, queries.resume_version(run, before))
-            if point is None:
-                return
-            yield point
-            before = point.version
-
-    def in_state(self, state: State) -> list[Checkpoint]:
-        """Return the checkpoints in one state, oldest first."""
-        return self.checkpoints(states=(state,))
-
-    def files(self, state: State) -> list[str]:
-        """Return the files of the checkpoints in one state, relative to the store, as the rows have them."""
-        with self._transactions.reading() as connection:
-            return queries.files(connection, state)
-
-    def acknowledged(self) -> set[int]:
-        """Return the checkpoints whose loss a repair has noted, and of which nothing was heard since."""
-        with self._transactions.reading() as connection:
-            return queries.acknowledged(connection)
-
-    def starts(self, run: str | None = None) -> dict[int, int]:
-        """Return how often each checkpoint was resumed from since a run, or any, saved something or ended well.
-
-        Those of earlier attempts at a run are left out.
-        """
-        with self._transactions.reading() as connection:
-            return queries.starts(connection, run)
-
-    def versions_and_files(self) -> dict[int, str]:
-        """Return each checkpoint's file, in whatever state, relative to the store, by version."""
-        with self._transactions.reading() as connection:
-            chosen = select(CHECKPOINTS.version, CHECKPOINTS.file).order_by(CHECKPOINTS.version)
-            return dict(connection.execute(chosen).all())
-
-    # --- the rest ------------------------------------------------------------------------------------
-
-    def runs(self) -> tuple[str, ...]:
-        """Return the names of all runs, sorted."""
-        with self._transactions.reading() as connection:
-            return tuple(sorted(connection.scalars(select(RUNS.name))))
-
-    def metric_names(self, run: str | None = None) -> tuple[str, ...]:
-        """Return the metrics that a run's complete checkpoints, or any, recorded, sorted."""
-        with self._transactions.reading() as connection:
-            return queries.metric_names(connection, run)
-
-    def monitors(self, run: str) -> dict[str, Mode]:
-        """Return the metrics that a run watches, each with its better direction."""
-        with self._transactions.reading() as connection:
-            return dict(queries.monitors(connection, run))
-
-    def monitored_mode(self, metric: str, run: str | None = None) -> Mode | None:
-        """Return the better direction of a metric that a run, or any, watches; None where that is not one."""
-        with self._transactions.reading() as connection:
-            modes = {mode for name, mode in queries.monitors(connection, run) if name == metric}
-        return modes.pop() if len(modes) == 1 else None
-
-    def holder(self, run: str) -> Holder | None:
-        """Return who writes, or last wrote, a run; None where that is not known."""
-        with self._transactions.reading() as connection:
-            return queries.holder(connection, run)
-
-    def published(self) -> list[Published]:
-        """Return what each of the user's paths shows, sorted by path."""
-        with self._transactions.reading() as connection:
-            return queries.published(connection)
-
-    def pending(self) -> list[Published]:
-        """Return the paths that are still to be switched to their checkpoint, sorted."""
-        with self._transactions.reading() as connection:
-            return queries.published(connection, pending=True)
-
-    def published_at(self, path: str) -> Published | None:
-        """Return what a path shows, or None where it was never made to show anything."""
-        with self._transactions.reading() as connection:
-            return next(iter(queries.published(connection, path)), None)
-
-    def events(
-        self,
-        *,
-        kind: str | None = None,
-        run: str | None = None,
-        version: int | None = None,
-        limit: int | None = None,
-    ) -> list[Event]:
-        """Return events, newest first: those of a kind, of a run, of a version, and at most `limit`."""
-        with self._transactions.reading() as connection:
-            return queries.events(connection, kind=kind, run=run, version=version, limit=limit)
 
     def integrity_problems(self) -> list[str]:
         """Return what SQLite and the manifest's own rules find wrong, one line each; reads all of it."""

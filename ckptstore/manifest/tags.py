@@ -1,70 +1,68 @@
-"""The part of a manifest that gives checkpoints names and pins, each change in the events; and what runs watch."""
+"""Tags: names that people gave to checkpoints; each stands on one, and each change is recorded in the events."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from datetime import UTC, datetime
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, delete, select
 
 from ckptstore.errors import CheckpointNotFoundError
-from ckptstore.manifest import checkpoint_writes as changes
-from ckptstore.manifest import checkpoints
+from ckptstore.manifest.checkpoint_rows import fetch, require
+from ckptstore.manifest.events import add_event
+from ckptstore.manifest.statements import upsert, upsert_by
 from ckptstore.manifest.tables import TAGS
-from ckptstore.manifest.transactions import Transactions
-from ckptstore.records import Mode
+from ckptstore.manifest.transactions import Repository
+from ckptstore.records import Checkpoint
+
+_VERSION_TAGGED = select(TAGS.version).where(TAGS.name == bindparam("name"))
+_PUT = upsert_by(TAGS.table, "name")
 
 
-class ManifestNames:
-    """The part of `ckptstore.manifest.manifest.Manifest` that knows tags and pins, and what runs watch."""
+def put_tag(connection: Connection, version: int, name: str) -> None:
+    """Give a checkpoint a tag; one that stands elsewhere moves. Both are recorded in the events."""
+    before = connection.execute(_VERSION_TAGGED, {"name": name}).scalar()
+    if before == version:
+        return
+    if before is not None:
+        add_event(connection, "untagged", version=before, detail={"tag": name, "to": version})
+    add_event(connection, "tagged", version=version, detail={"tag": name, "from": before})
+    upsert(connection, _PUT, {"name": name}, {"version": version, "created_at": datetime.now(UTC)})
 
-    _store: Path
-    _transactions: Transactions
 
-    def tag(self, version: int, name: str) -> None:
+class Tags(Repository):
+    """The tags of a manifest."""
+
+    def all(self) -> dict[str, int]:
+        """Return the version of each tag, sorted by tag."""
+        with self._transactions.reading() as connection:
+            return dict(connection.execute(select(TAGS.name, TAGS.version).order_by(TAGS.name)).all())
+
+    def checkpoint(self, name: str) -> Checkpoint | None:
+        """Return the checkpoint that has a tag, in whatever state, or None where none has."""
+        with self._transactions.reading() as connection:
+            return fetch(connection, self._store, select(TAGS.version).where(TAGS.name == name))
+
+    def put(self, version: int, name: str) -> None:
         """Give a checkpoint a tag; one that stands elsewhere moves, atomically.
 
         Raises:
             CheckpointNotFoundError: There is no such version.
         """
         with self._transactions.writing("tag") as connection:
-            self._require(connection, version)
-            changes.put_tag(connection, version, name)
+            require(connection, self._store, version)
+            put_tag(connection, version, name)
 
-    def untag(self, name: str) -> int:
+    def remove(self, name: str) -> int:
         """Take a tag away; returns the version that had it.
 
         Raises:
             CheckpointNotFoundError: None had it.
         """
         with self._transactions.writing("untag") as connection:
-            version = changes.remove_tag(connection, name)
+            version: int | None = connection.execute(_VERSION_TAGGED, {"name": name}).scalar()
+            if version is not None:
+                connection.execute(delete(TAGS.table).where(TAGS.name == name))
+                add_event(connection, "untagged", version=version, detail={"tag": name, "to": None})
         if version is None:
             raise CheckpointNotFoundError(ref=name, store=self._store)
         return version
-
-    def tags(self) -> dict[str, int]:
-        """Return the version of each tag, sorted by tag."""
-        with self._transactions.reading() as connection:
-            return dict(connection.execute(select(TAGS.name, TAGS.version).order_by(TAGS.name)).all())
-
-    def pin(self, version: int, pinned: bool = True) -> None:
-        """Keep a checkpoint from retention, or let it go with ``pinned=False``.
-
-        Raises:
-            CheckpointNotFoundError: There is no such version.
-        """
-        with self._transactions.writing("pin") as connection:
-            self._require(connection, version)
-            changes.set_pinned(connection, version, pinned)
-
-    def watch(self, run: str, monitors: Mapping[str, Mode]) -> None:
-        """Note which way a run takes metrics to be better, all at once; makes the run if there is none."""
-        with self._transactions.writing("watch") as connection:
-            for metric, mode in monitors.items():
-                changes.put_monitor(connection, run, metric, mode)
-
-    def _require(self, connection: Connection, version: int) -> None:
-        found = checkpoints.one(connection, self._store, version)
-        if found is None or found.state == "deleting":
-            raise CheckpointNotFoundError(ref=version, store=self._store)

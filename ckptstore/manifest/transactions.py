@@ -43,6 +43,11 @@ class Transactions:
         self._engine = schema.open_manifest(path, read_only=read_only)
         self._closing = finalize(self, self._engine.dispose)
 
+    @property
+    def store(self) -> Path:
+        """The store's directory."""
+        return self.path.parent
+
     def close(self) -> None:
         """Close all connections; later transactions are refused."""
         self._closing()
@@ -86,7 +91,7 @@ class Transactions:
             StorageError: The disk failed.
         """
         if self.read_only:
-            raise ReadOnlyError(store=self.path.parent, operation=operation)
+            raise ReadOnlyError(store=self.store, operation=operation)
         with self._translating(), no_fork(), in_process_lock(), self._begun(writes=True) as connection:
             try:
                 yield connection
@@ -107,7 +112,7 @@ class Transactions:
     def _begun(self, *, writes: bool) -> Iterator[Connection]:
         """Give a connection whose transaction has begun; it ends with the block, and with it every lock."""
         if not self._closing.alive:
-            raise InvalidArgumentError(argument="store", value=str(self.path.parent), reason="it is closed")
+            raise InvalidArgumentError(argument="store", value=str(self.store), reason="it is closed")
         connection = self._engine.connect().execution_options(**{WRITES: writes})
         try:
             try:
@@ -139,3 +144,14 @@ class Transactions:
             yield
         except FOREIGN_ERRORS as error:
             raise translated(error, self.path) from error
+
+
+class Repository:
+    """Base of the objects through which one kind of thing in a manifest is read and changed.
+
+    Each method is one transaction; those that change something return when it is durable.
+    """
+
+    def __init__(self, transactions: Transactions) -> None:
+        self._transactions = transactions
+        self._store = transactions.store

@@ -27,8 +27,8 @@ def remove_checkpoints(layout: Layout, manifest: Manifest, runs: Collection[str]
     """
     locked = partial(store_lock, layout.locks)
     with locked():
-        versions = array("q", chain.from_iterable(map(manifest.versions, runs)))
-        release_and_retry(layout.reserve, partial(manifest.set_state, versions, "deleting"))
+        versions = array("q", chain.from_iterable(map(manifest.checkpoints.versions, runs)))
+        release_and_retry(layout.reserve, partial(manifest.checkpoints.set_state, versions, "deleting"))
     for run in runs:
         finish_marked(manifest, locked, run)
 

@@ -108,7 +108,9 @@ def history_of(manifest: Manifest, store: Path, run: str) -> History:
         RunNotFoundError: There is no such run.
     """
     _check_runs(manifest, store, [run])
-    return History(run=run, epochs=tuple(manifest.epochs(run)), resumes=tuple(manifest.resumes(run)))
+    return History(
+        run=run, epochs=tuple(manifest.epochs.iterate(run)), resumes=tuple(manifest.events.resumes(run))
+    )
 
 
 def compare(
@@ -121,8 +123,8 @@ def compare(
         MetricNotFoundError: None of the runs has a metric.
     """
     _check_runs(manifest, store, runs)
-    chosen = list(dict.fromkeys(runs)) or list(manifest.runs())
-    recorded = {run: manifest.metric_names(run) for run in chosen}
+    chosen = list(dict.fromkeys(runs)) or list(manifest.runs.names())
+    recorded = {run: manifest.metrics.names(run) for run in chosen}
     known = sorted({metric for names in recorded.values() for metric in names})
     for metric in metrics or ():
         if metric not in known:
@@ -132,17 +134,17 @@ def compare(
 
 
 def _summary(manifest: Manifest, run: str, metrics: Sequence[str]) -> RunSummary:
-    watched = manifest.monitors(run)
+    watched = manifest.runs.monitors(run)
     modes = {metric: mode for metric in metrics if (mode := watched.get(metric) or mode_of(metric))}
-    found = {metric: manifest.best(metric, mode, run) for metric, mode in modes.items()}
+    found = {metric: manifest.checkpoints.best(metric, mode, run) for metric, mode in modes.items()}
     best = {metric: one for metric, one in found.items() if one is not None}
-    epochs, first_at = manifest.epochs_of(run)
+    epochs, first_at = manifest.epochs.count_and_start(run)
     return RunSummary(
         run=run,
-        checkpoints=manifest.count(run),
+        checkpoints=manifest.checkpoints.count(run),
         epochs=epochs,
-        resumes=len(manifest.resumes(run)),
-        latest=manifest.latest(run),
+        resumes=len(manifest.events.resumes(run)),
+        latest=manifest.checkpoints.latest(run),
         first_at=first_at,
         best=best,
         modes={metric: modes[metric] for metric in best},
@@ -150,7 +152,7 @@ def _summary(manifest: Manifest, run: str, metrics: Sequence[str]) -> RunSummary
 
 
 def _check_runs(manifest: Manifest, store: Path, runs: Collection[str]) -> None:
-    known = manifest.runs()
+    known = manifest.runs.names()
     for run in runs:
         if run not in known:
             raise RunNotFoundError(run=run, store=store, known=known)

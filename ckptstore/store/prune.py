@@ -12,7 +12,7 @@ from ckptstore.commit.deletion import finish_deletions
 from ckptstore.commit.retention import Plan, Retention, check_for_prune
 from ckptstore.errors import RunNotFoundError
 from ckptstore.manifest.manifest import Manifest
-from ckptstore.manifest.packed_rows import Packed, PackedCheckpoints, Place
+from ckptstore.manifest.retention.packed_checkpoints import PackedCheckpoints, PackedRows, Place
 from ckptstore.retention.policy import Kept, Policy, as_policy
 from ckptstore.retention.reasons import SharedReasons
 from ckptstore.storage.layout import Layout
@@ -79,7 +79,7 @@ def prune(
     """Apply a policy to a run, or to each run; `ckptstore.CheckpointStore.prune` says how."""
     policy = as_policy(policy)
     runs = _runs(layout, manifest, run)
-    rows = Packed(layout.root)
+    rows = PackedRows(layout.root)
     if dry_run:
         return _pruned(rows, list(_plans(layout, manifest, policy, runs, rows)), dry_run=True)
     locked = partial(store_lock, layout.locks)
@@ -89,7 +89,8 @@ def prune(
         for plan in plans:
             if plan.expired:
                 release_and_retry(
-                    layout.reserve, partial(manifest.let_go, plan.run, array("q", plan.expired.versions))
+                    layout.reserve,
+                    partial(manifest.retention.expire, plan.run, array("q", plan.expired.versions)),
                 )
     for plan in plans:
         if plan.expired:
@@ -98,7 +99,7 @@ def prune(
 
 
 def _runs(layout: Layout, manifest: Manifest, run: str | None) -> tuple[str, ...]:
-    runs = manifest.runs()
+    runs = manifest.runs.names()
     if run is None:
         return runs
     if run not in runs:
@@ -107,16 +108,16 @@ def _runs(layout: Layout, manifest: Manifest, run: str | None) -> tuple[str, ...
 
 
 def _plans(
-    layout: Layout, manifest: Manifest, policy: Policy, runs: Sequence[str], rows: Packed
+    layout: Layout, manifest: Manifest, policy: Policy, runs: Sequence[str], rows: PackedRows
 ) -> Iterator[Plan]:
     retention = Retention(layout, manifest)
     for run in runs:
         plan = retention.plan(run, policy, rows)
-        check_for_prune(plan, policy, manifest.metric_names(run), layout)
+        check_for_prune(plan, policy, manifest.metrics.names(run), layout)
         yield plan
 
 
-def _pruned(rows: Packed, plans: Sequence[Plan], *, dry_run: bool) -> Pruned:
+def _pruned(rows: PackedRows, plans: Sequence[Plan], *, dry_run: bool) -> Pruned:
     return Pruned(
         removed=PackedCheckpoints(rows, (at for plan in plans for at in plan.expired.positions)),
         kept=PackedCheckpoints(rows, (at for plan in plans for at in plan.kept.positions)),

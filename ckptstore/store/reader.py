@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
 from ckptstore.errors import CheckpointNotFoundError, InvalidArgumentError, MetricNotFoundError
+from ckptstore.manifest.checkpoints import COMPLETE_ONLY
 from ckptstore.manifest.conditions import Condition, Metric, Term, metrics_in, parse, parse_order
 from ckptstore.manifest.manifest import Manifest
-from ckptstore.manifest.search import COMPLETE_ONLY
 from ckptstore.records import Checkpoint, Event, Mode, State
 from ckptstore.storage.layout import published_path
 from ckptstore.store import refs
@@ -61,7 +61,7 @@ class StoreReader:
             MetricNotFoundError: No checkpoint has a metric that they name.
         """
         if where is None and order_by is None and limit is None:
-            return self._manifest.checkpoints(run, states=states)
+            return self._manifest.checkpoints.all(run, states=states)
         return list(self.iterate(run, states=states, where=where, order_by=order_by, limit=limit))
 
     def iterate(
@@ -86,8 +86,10 @@ class StoreReader:
             raise InvalidArgumentError(argument="limit", value=limit, reason="must be 0 or more")
         self._check_metrics(condition, order)
         if condition is None and order is None and limit is None:
-            return self._manifest.walk(run, states=states)
-        return self._manifest.search(run, states=states, where=condition, order=order, limit=limit)
+            return self._manifest.checkpoints.iterate(run, states=states)
+        return self._manifest.checkpoints.search(
+            run, states=states, where=condition, order=order, limit=limit
+        )
 
     def _check_metrics(self, condition: Condition | None, order: tuple[Term, bool] | None) -> None:
         wanted = set() if condition is None else set(metrics_in(condition))
@@ -95,14 +97,14 @@ class StoreReader:
             wanted.add(order[0].name)
         if not wanted:
             return
-        known = self._manifest.metric_names()
+        known = self._manifest.metrics.names()
         for metric in sorted(wanted):
             if metric not in known:
                 raise MetricNotFoundError(metric=metric, store=self.path, known=known)
 
     def latest(self, run: str | None = None) -> Checkpoint | None:
         """Return the newest checkpoint, or None where there is none."""
-        return self._manifest.latest(run)
+        return self._manifest.checkpoints.latest(run)
 
     @overload
     def best(self, metric: str, *, mode: Mode | None = None, run: str | None = None) -> Checkpoint | None: ...
@@ -135,7 +137,7 @@ class StoreReader:
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise InvalidArgumentError(argument="k", value=k, reason="must be a positive integer")
         direction = refs.direction_of(self._manifest, self.path, metric, mode=mode, run=run)
-        return [] if direction is None else self._manifest.ranked(metric, direction, run, limit=k)
+        return [] if direction is None else self._manifest.checkpoints.ranked(metric, direction, run, limit=k)
 
     def resume_point(self, run: str | None = None) -> Checkpoint | None:
         """Return the newest checkpoint that a run can resume from, or None where there is none.
@@ -160,19 +162,19 @@ class StoreReader:
 
     def runs(self) -> tuple[str, ...]:
         """Return the names of all runs."""
-        return self._manifest.runs()
+        return self._manifest.runs.names()
 
     def metric_names(self, run: str | None = None) -> tuple[str, ...]:
         """Return the names of all metrics that a run, or any run, has recorded."""
-        return self._manifest.metric_names(run)
+        return self._manifest.metrics.names(run)
 
     def monitors(self, run: str) -> dict[str, Mode]:
         """Return the metrics that a run's callbacks watched, each with its better direction."""
-        return self._manifest.monitors(run)
+        return self._manifest.runs.monitors(run)
 
     def published(self, run: str) -> dict[Path, int]:
         """Return a run's published paths, absolute, with the version that each shows; a path may be gone by now."""
-        published = (path for path in self._manifest.published() if path.run == run)
+        published = (path for path in self._manifest.published.all() if path.run == run)
         return {published_path(self.path, path.path): path.version for path in published}
 
     @property
@@ -187,7 +189,7 @@ class StoreReader:
 
     def tags(self) -> dict[str, int]:
         """Return the version that each tag names, sorted by tag."""
-        return self._manifest.tags()
+        return self._manifest.tags.all()
 
     def history(self, run: str = "default") -> History:
         """Return each metric of a run by epoch, across restarts, also of checkpoints that were removed.
@@ -224,7 +226,7 @@ class StoreReader:
             run: The run; None for all.
             limit: The most to return.
         """
-        return self._manifest.events(kind=kind, run=run, limit=limit)
+        return self._manifest.events.find(kind=kind, run=run, limit=limit)
 
     def to_dataframe(
         self,

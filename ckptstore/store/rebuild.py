@@ -59,7 +59,7 @@ def _is_sound(layout: Layout) -> bool:
     try:
         manifest = Manifest.open(layout.manifest)
         try:
-            for _ in manifest.pages(states=None):
+            for _ in manifest.checkpoints.row_pages(states=None):
                 pass  # each row is checked as it is read
             return not manifest.integrity_problems()
         finally:
@@ -102,7 +102,7 @@ def rebuild(layout: Layout, *, progress: Progress | None = None) -> list[Problem
         _fill(layout, manifest, found, saved)
         for path, reason in strays:
             quarantine_stray(layout, manifest, path, reason)
-        manifest.add_event("rebuilt", detail={"checkpoints": len(found), "put_aside": len(strays)})
+        manifest.events.add("rebuilt", detail={"checkpoints": len(found), "put_aside": len(strays)})
     finally:
         manifest.close()
     return [_first(layout, f"made again from {len(found)} payloads", _exchange(layout, fresh)), *problems]
@@ -122,7 +122,7 @@ def _was_finished(layout: Layout, fresh: Path) -> bool:
     except CheckpointStoreError:
         return False
     try:
-        return bool(manifest.events(kind="rebuilt", limit=1))
+        return bool(manifest.events.find(kind="rebuilt", limit=1))
     finally:
         manifest.close()
 
@@ -200,7 +200,7 @@ def _read_payloads(
 def _fill(layout: Layout, manifest: Manifest, found: list[Described], saved: Salvaged) -> None:
     highest = max((leading_version(name) for name in _all_names(layout)), default=0)
     uuid = next((one.store for one in found), saved.uuid)
-    manifest.refill(
+    manifest.rebuild_from(
         ((_row(one.new, saved), _shown(layout, one)) for one in found),
         uuid=uuid or manifest.uuid,
         next_version=max(highest + 1, saved.next_version),

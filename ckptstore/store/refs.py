@@ -31,19 +31,19 @@ def _named(manifest: Manifest, store: Path, ref: str | int) -> Checkpoint | None
         raise InvalidArgumentError(argument="ref", value=ref, reason="must be a string or an integer")
     if text.isdecimal():
         # Versions have at most 18 digits; more would not fit the column that is asked.
-        return manifest.get(int(text)) if len(text) <= 18 else None
+        return manifest.checkpoints.get(int(text)) if len(text) <= 18 else None
     if text == "latest":
-        return manifest.latest()
+        return manifest.checkpoints.latest()
     if text == RESUME_POINT:
         return resume_point(manifest, None)
     if text.startswith("best:"):
         return best(manifest, store, text.removeprefix("best:"), mode=None, run=None)
-    return manifest.by_tag(text)
+    return manifest.tags.checkpoint(text)
 
 
 def resume_point(manifest: Manifest, run: str | None) -> Checkpoint | None:
     """Return the newest checkpoint that carries training state and whose payload is there with its size."""
-    return next((point for point in manifest.resume_points(run) if size_matches(point)), None)
+    return next((point for point in manifest.checkpoints.resume_points(run) if size_matches(point)), None)
 
 
 def best(
@@ -56,7 +56,7 @@ def best(
         InvalidArgumentError: Nothing tells the direction.
     """
     direction = direction_of(manifest, store, metric, mode=mode, run=run)
-    return None if direction is None else manifest.best(metric, direction, run)
+    return None if direction is None else manifest.checkpoints.best(metric, direction, run)
 
 
 def direction_of(
@@ -71,12 +71,12 @@ def direction_of(
     check_metric_name(metric)
     if mode not in ("min", "max", None):
         raise InvalidArgumentError(argument="mode", value=mode, reason="must be 'min' or 'max'")
-    known = manifest.metric_names(run)
+    known = manifest.metrics.names(run)
     if metric not in known:
-        if manifest.latest(run) is None:
+        if manifest.checkpoints.latest(run) is None:
             return None
         raise MetricNotFoundError(metric=metric, store=store, known=tuple(known))
-    direction = mode or manifest.monitored_mode(metric, run) or mode_of(metric)
+    direction = mode or manifest.runs.monitored_mode(metric, run) or mode_of(metric)
     if direction is None:
         raise InvalidArgumentError(
             argument="mode",

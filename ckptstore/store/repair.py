@@ -47,7 +47,7 @@ def repair(
             with locked():
                 done[number] = replace(problem, action=_act(layout, manifest, problem))
     # Known losses too: a repair that died may have noted one and not come to this.
-    for checkpoint in (*manifest.in_state("missing"), *manifest.in_state("damaged")):
+    for checkpoint in (*manifest.checkpoints.in_state("missing"), *manifest.checkpoints.in_state("damaged")):
         if _put_back(layout, manifest, locked, checkpoint):
             done = _with_put_back(done, checkpoint)
     return done
@@ -70,7 +70,7 @@ def _mark_lost(manifest: Manifest, problems: list[Problem]) -> list[Problem]:
     marked: dict[int, State] = {}
     states: tuple[State, ...] = ("missing", "damaged")
     for problem in problems:
-        checkpoint = None if problem.version is None else manifest.get(problem.version)
+        checkpoint = None if problem.version is None else manifest.checkpoints.get(problem.version)
         if problem.kind not in states or checkpoint is None or checkpoint.state == "deleting":
             continue
         if not os.path.lexists(checkpoint.path):
@@ -78,7 +78,9 @@ def _mark_lost(manifest: Manifest, problems: list[Problem]) -> list[Problem]:
     for state in states:
         versions = [version for version, its in marked.items() if its == state]
         if versions:
-            manifest.set_state(versions, state, event="repaired", detail={"action": f"marked as {state}"})
+            manifest.checkpoints.set_state(
+                versions, state, event="repaired", detail={"action": f"marked as {state}"}
+            )
     return [
         replace(problem, action=f"marked as {marked[problem.version]}")
         if problem.kind in states and problem.version in marked
@@ -95,17 +97,19 @@ def _act(layout: Layout, manifest: Manifest, problem: Problem) -> str | None:
         return "adopted" if reason is None else f"put aside in quarantine: {reason}"
     if problem.version is None or problem.kind == "unreadable":
         return None
-    checkpoint = manifest.get(problem.version)
+    checkpoint = manifest.checkpoints.get(problem.version)
     if checkpoint is None or checkpoint.state == "deleting":
         return "gone by itself"
     if digest_matches(checkpoint):  # another repair may have come before
         if checkpoint.state != "complete":
-            manifest.set_state([checkpoint.version], "complete", event="found")
+            manifest.checkpoints.set_state([checkpoint.version], "complete", event="found")
             return "marked as complete"
         return "gone by itself"
     withdraw(layout, manifest, checkpoint, problem.detail)
     action = "put aside in quarantine, and marked as damaged"
-    manifest.set_state([checkpoint.version], "damaged", event="repaired", detail={"action": action})
+    manifest.checkpoints.set_state(
+        [checkpoint.version], "damaged", event="repaired", detail={"action": action}
+    )
     return action
 
 
@@ -117,7 +121,7 @@ def _put_back(layout: Layout, manifest: Manifest, locked: Locked, checkpoint: Ch
                 if os.path.lexists(checkpoint.path) or not os.path.lexists(path):
                     return False
                 move_durably(path, checkpoint.path)
-                manifest.set_state([checkpoint.version], "complete", event="found")
+                manifest.checkpoints.set_state([checkpoint.version], "complete", event="found")
             return True
     return False
 

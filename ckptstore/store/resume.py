@@ -88,7 +88,10 @@ class ResumePointLoader:
         if lost:
             versions = tuple(sorted(lost, reverse=True))
             raise NoUsableCheckpointError(run=self._run, store=self._layout.root, versions=versions)
-        known = [*self._manifest.in_state("missing"), *self._manifest.in_state("damaged")]
+        known = [
+            *self._manifest.checkpoints.in_state("missing"),
+            *self._manifest.checkpoints.in_state("damaged"),
+        ]
         lost_before = sum(map(self._is_of_run, known))
         if lost_before:
             warnings.warn(
@@ -101,7 +104,7 @@ class ResumePointLoader:
         """Count the start before it is made: loading itself may be what ends the process."""
         if self._locked is not None and self._max_starts is not None:
             with self._locked():
-                self._manifest.add_event("resuming", run=checkpoint.run, version=checkpoint.version)
+                self._manifest.events.add("resuming", run=checkpoint.run, version=checkpoint.version)
 
     def _is_of_run(self, checkpoint: Checkpoint) -> bool:
         """True if a checkpoint is, or was, a resume point of the run's newest attempt."""
@@ -109,17 +112,17 @@ class ResumePointLoader:
         if not checkpoint.resumable or self._run not in (None, run):
             return False
         if run not in self._first_versions:
-            self._first_versions[run] = self._manifest.attempt_floor(run)
+            self._first_versions[run] = self._manifest.attempts.first_version(run)
         return checkpoint.version >= self._first_versions[run]
 
     def _candidates(self) -> Iterator[Checkpoint]:
         """Yield resume points, newest first, those that keep crashing last."""
         if self._max_starts is None:
-            yield from self._manifest.resume_points(self._run)
+            yield from self._manifest.checkpoints.resume_points(self._run)
             return
-        starts = self._manifest.starts(self._run)
+        starts = self._manifest.events.resumes_without_progress(self._run)
         crashing: list[Checkpoint] = []
-        for checkpoint in self._manifest.resume_points(self._run):
+        for checkpoint in self._manifest.checkpoints.resume_points(self._run):
             if starts.get(checkpoint.version, 0) < self._max_starts:
                 yield checkpoint
             else:
@@ -162,7 +165,7 @@ class ResumePointLoader:
         done = "skipped"
         if self._locked is not None:
             with self._locked():
-                now = self._manifest.get(checkpoint.version)
+                now = self._manifest.checkpoints.get(checkpoint.version)
                 if now is not None and now.state == "complete":
                     withdraw(self._layout, self._manifest, checkpoint, reason)
             done = f"put aside in {self._layout.quarantine}"
@@ -186,7 +189,9 @@ class ResumePointLoader:
             "stepped_over": [version for version in self._skipped if version != checkpoint.version],
         }
         with self._locked():
-            self._manifest.add_event("resumed", run=checkpoint.run, version=checkpoint.version, detail=detail)
+            self._manifest.events.add(
+                "resumed", run=checkpoint.run, version=checkpoint.version, detail=detail
+            )
 
 
 def _is_environmental(error: BaseException | None) -> bool:

@@ -41,8 +41,8 @@ def verify(
         # What it says of the payloads means little, and asking it may fail.
         return problems
     on_disk = set(layout.payload_names())
-    noted = manifest.acknowledged()
-    for checkpoint in manifest.walk(states=None):
+    noted = manifest.events.acknowledged_losses()
+    for checkpoint in manifest.checkpoints.iterate(states=None):
         on_disk.discard(checkpoint.path.name)
         if checkpoint.state != "deleting":
             problems += _check(manifest, checkpoint, noted, deep=deep, progress=progress)
@@ -52,8 +52,8 @@ def verify(
 
 def unacknowledged(manifest: Manifest) -> list[Checkpoint]:
     """Return the checkpoints that are known to be missing or damaged, and whose loss no repair has noted yet."""
-    lost = (*manifest.in_state("missing"), *manifest.in_state("damaged"))
-    noted = manifest.acknowledged() if lost else set()
+    lost = (*manifest.checkpoints.in_state("missing"), *manifest.checkpoints.in_state("damaged"))
+    noted = manifest.events.acknowledged_losses() if lost else set()
     return [checkpoint for checkpoint in lost if checkpoint.version not in noted]
 
 
@@ -72,7 +72,7 @@ def _check(
     try:
         size = checkpoint.path.stat().st_size
     except FileNotFoundError:
-        now = manifest.get(checkpoint.version)
+        now = manifest.checkpoints.get(checkpoint.version)
         gone = now is None or now.state == "deleting"  # a writer's retention has come by since we listed it
         if gone or (checkpoint.state != "complete" and checkpoint.version in noted):
             return passed_over()
@@ -122,7 +122,9 @@ def _orphans(layout: Layout, manifest: Manifest, names: set[str]) -> list[Proble
     # A writer may have committed the row between our look at the directory and at the rows.
     for _ in range(_LOOKS):
         known = (
-            {file.partition("/")[2] for file in manifest.versions_and_files().values()} if names else set()
+            {file.partition("/")[2] for file in manifest.checkpoints.files_by_version().values()}
+            if names
+            else set()
         )
         names = {name for name in names - known if (layout.checkpoints / name).exists()}
         if not names:

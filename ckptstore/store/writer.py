@@ -233,11 +233,11 @@ class StoreWriter(StoreReader):
     def watch(self, run: str, monitors: Mapping[str, Mode]) -> None:
         """Record the better direction of metrics that a run watches; directions already recorded stay."""
         self._check_writable("watch")
-        known = self._manifest.monitors(run)
+        known = self._manifest.runs.monitors(run)
         wanted = {metric: mode for metric, mode in monitors.items() if metric not in known}
         if wanted:
             with store_lock(self._layout.locks):
-                self._manifest.watch(run, wanted)
+                self._manifest.runs.set_monitors(run, wanted)
 
     # --- names and pins ------------------------------------------------------------------------------
 
@@ -255,7 +255,7 @@ class StoreWriter(StoreReader):
         check_tag(name)
         version = self.get(ref).version
         with store_lock(self._layout.locks):
-            self._manifest.tag(version, name)
+            self._manifest.tags.put(version, name)
 
     def untag(self, name: str) -> int:
         """Remove a tag; returns the version of the checkpoint that had it, which stays.
@@ -265,7 +265,7 @@ class StoreWriter(StoreReader):
         """
         self._check_writable("untag")
         with store_lock(self._layout.locks):
-            return self._manifest.untag(name)
+            return self._manifest.tags.remove(name)
 
     def pin(self, ref: Ref, pinned: bool = True) -> None:
         """Keep a checkpoint whatever a retention policy says; ``pinned=False`` ends that.
@@ -276,7 +276,7 @@ class StoreWriter(StoreReader):
         self._check_writable("pin")
         version = self.get(ref).version
         with store_lock(self._layout.locks):
-            self._manifest.pin(version, pinned)
+            self._manifest.checkpoints.pin(version, pinned)
 
     # --- retention -----------------------------------------------------------------------------------
 

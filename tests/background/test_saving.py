@@ -401,7 +401,7 @@ def test_auto_picks_the_interval_and_notes_it(tmp_path: Path) -> None:
     assert saved[-1].batch is None
     assert saved[-1].step == ending.batches < 4000 * ROWS // 4
     with ckptstore.CheckpointStore(tmp_path, read_only=True) as store:
-        events = store._manifest.events(kind="interval")
+        events = store._manifest.events.find(kind="interval")
     assert events
     versions = {one.version for one in saved}
     for event in events:

@@ -100,7 +100,7 @@ def test_an_opening_that_dies_at_any_step_is_finished_by_the_next(used: Path, tm
         root, target, _ = _prepared(used, tmp_path / str(next(numbers)))
         with CheckpointStore(root) as store:
             third = save(store, 3, publish=target)
-            store._manifest.set_state([1], "deleting")
+            store._manifest.checkpoints.set_state([1], "deleting")
             orphan = third.path.with_name("00000009-default.keras")
             third.path.rename(orphan)
             _rewrite_as(orphan, version=9)

@@ -16,7 +16,7 @@ from crash.steps import dies_at, run_in_child
 
 
 def _events(store: CheckpointStore) -> list[str]:
-    return [event.kind for event in store._manifest.events()]
+    return [event.kind for event in store._manifest.events.find()]
 
 
 def _state(root: Path) -> list[tuple[int, str]]:
@@ -117,7 +117,7 @@ def test_a_missing_payload_is_marked_and_its_row_stays(tmp_path: Path) -> None:
 
 def _delete_and_die(root: Path) -> None:
     with CheckpointStore(root) as store:
-        store._manifest.set_state([1], "deleting")
+        store._manifest.checkpoints.set_state([1], "deleting")
         os._exit(0)
 
 
@@ -167,7 +167,7 @@ def test_what_a_living_process_writes_is_left_alone(tmp_path: Path) -> None:
 def test_a_failing_opening_raises_and_the_next_one_works(tmp_path: Path, operation: str) -> None:
     with CheckpointStore(tmp_path) as store:
         save(store, 1)
-        store._manifest.set_state([1], "deleting")
+        store._manifest.checkpoints.set_state([1], "deleting")
     (tmp_path / "checkpoints" / "00000009-x.keras").write_bytes(b"")
 
     def fail(seen: str, path: Path, phase: str) -> None:
@@ -184,7 +184,7 @@ def test_a_failing_opening_raises_and_the_next_one_works(tmp_path: Path, operati
 def test_reading_opens_change_nothing(tmp_path: Path) -> None:
     with CheckpointStore(tmp_path) as store:
         save(store, 1)
-        store._manifest.set_state([1], "deleting")
+        store._manifest.checkpoints.set_state([1], "deleting")
     (tmp_path / "tmp" / f"{'0' * 32}.1.keras").write_bytes(b"half")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     with CheckpointStore(tmp_path, read_only=True) as store:

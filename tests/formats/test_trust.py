@@ -261,7 +261,7 @@ def test_an_archive_that_unpacks_to_much_or_elsewhere_is_put_aside(
     assert path.stat().st_size < MIB
     with little_memory():
         with CheckpointStore(root) as store:
-            (event,) = store._manifest.events(kind="quarantined")
+            (event,) = store._manifest.events.find(kind="quarantined")
             assert event.detail is not None and reason in event.detail["reason"]
         (root / "quarantine" / path.name).rename(path)
         put_aside(root, path)

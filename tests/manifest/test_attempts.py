@@ -39,22 +39,22 @@ def manifest(tmp_path: Path) -> Iterator[Manifest]:
 
 
 def points(manifest: Manifest, run: str | None = "a") -> list[int]:
-    return [point.version for point in manifest.resume_points(run)]
+    return [point.version for point in manifest.checkpoints.resume_points(run)]
 
 
 # --- the manifest ------------------------------------------------------------------------------------
 
 
 def test_attempts_are_counted_from_what_was_there(manifest: Manifest) -> None:
-    assert manifest.attempt("a") == manifest.attempt_floor("a") == 1
-    assert manifest.runs() == ()  # asking makes none
-    assert manifest.begin_attempt("a") == 1
-    assert manifest.begin_attempt("a", {"why": "resume='never'"}) == 2
+    assert manifest.attempts.number("a") == manifest.attempts.first_version("a") == 1
+    assert manifest.runs.names() == ()  # asking makes none
+    assert manifest.attempts.begin("a") == 1
+    assert manifest.attempts.begin("a", {"why": "resume='never'"}) == 2
     add(manifest, "b")
-    assert manifest.begin_attempt("b") == 2
-    manifest.remove([1])
-    assert manifest.begin_attempt("b") == 3
-    assert [(event.run, event.version, event.detail) for event in manifest.events(kind="began")] == [
+    assert manifest.attempts.begin("b") == 2
+    manifest.checkpoints.remove([1])
+    assert manifest.attempts.begin("b") == 3
+    assert [(event.run, event.version, event.detail) for event in manifest.events.find(kind="began")] == [
         ("b", 2, {"attempt": 3}),
         ("b", 2, {"attempt": 2}),
         ("a", 1, {"why": "resume='never'", "attempt": 2}),
@@ -64,50 +64,50 @@ def test_attempts_are_counted_from_what_was_there(manifest: Manifest) -> None:
 
 def test_a_run_whose_checkpoints_are_gone_was_there_all_the_same(manifest: Manifest) -> None:
     add(manifest)
-    manifest.remove([1])
-    assert manifest.begin_attempt("a") == 2
+    manifest.checkpoints.remove([1])
+    assert manifest.attempts.begin("a") == 2
 
 
 def test_what_was_saved_before_is_no_resume_point(manifest: Manifest) -> None:
     for run in "abab":
         add(manifest, run, metrics={"loss": 1.0})
-    manifest.begin_attempt("a")
-    assert manifest.attempt_floor("a") == 5 and manifest.attempt_floor("b") == 1
+    manifest.attempts.begin("a")
+    assert manifest.attempts.first_version("a") == 5 and manifest.attempts.first_version("b") == 1
     assert (points(manifest), points(manifest, "b"), points(manifest, None)) == ([], [4, 2], [4, 2])
     add(manifest)
     assert (points(manifest), points(manifest, None)) == ([5], [5, 4, 2])
-    manifest.begin_attempt("b")
+    manifest.attempts.begin("b")
     assert points(manifest, None) == [5]
     # All else sees them as before.
-    assert [one.version for one in manifest.checkpoints("a")] == [1, 3, 5]
-    best = manifest.best("loss", "min")
+    assert [one.version for one in manifest.checkpoints.all("a")] == [1, 3, 5]
+    best = manifest.checkpoints.best("loss", "min")
     assert best is not None and best.version == 1
 
 
 def test_a_save_on_its_way_belongs_to_the_attempt_that_took_its_version(manifest: Manifest) -> None:
     version = manifest.reserve_version()
-    manifest.begin_attempt("a")
-    manifest.begin_attempt("a")
+    manifest.attempts.begin("a")
+    manifest.attempts.begin("a")
     manifest.add_checkpoint(new(version))
     assert points(manifest) == []
-    assert [manifest.attempt("a", at) for at in (version, version + 1)] == [1, 2]
-    assert manifest.attempt("a") == 2
+    assert [manifest.attempts.number("a", at) for at in (version, version + 1)] == [1, 2]
+    assert manifest.attempts.number("a") == 2
 
 
 def test_detail_must_be_json(manifest: Manifest) -> None:
     with pytest.raises(InvalidArgumentError):
-        manifest.begin_attempt("a", {"set": {1}})
-    assert manifest.runs() == ()
-    manifest.begin_attempt("a", {"attempt": 77})
-    assert manifest.attempt("a") == 1
+        manifest.attempts.begin("a", {"set": {1}})
+    assert manifest.runs.names() == ()
+    manifest.attempts.begin("a", {"attempt": 77})
+    assert manifest.attempts.number("a") == 1
 
 
 @pytest.mark.parametrize("detail", [None, "[]", "{}", '{"attempt": "2"}', '{"attempt": true}', "{"])
 def test_an_attempt_that_cannot_be_read_is_said(manifest: Manifest, detail: str | None) -> None:
-    manifest.begin_attempt("a")
+    manifest.attempts.begin("a")
     with closing(sqlite3.connect(manifest.path)) as database, database:
         database.execute("UPDATE events SET detail = ?", [detail])
-    for ask in (manifest.attempt, manifest.begin_attempt):
+    for ask in (manifest.attempts.number, manifest.attempts.begin):
         with pytest.raises(CorruptManifestError):
             ask("a")
 
@@ -116,10 +116,11 @@ def test_starts_of_earlier_attempts_do_not_count(manifest: Manifest) -> None:
     add(manifest)
     add(manifest, "b")
     for run, version in (("a", 1), ("a", 1), ("b", 2)):
-        manifest.add_event("resuming", run=run, version=version)
-    assert manifest.starts() == {1: 2, 2: 1}
-    manifest.begin_attempt("a")
-    assert manifest.starts("a") == {} and manifest.starts() == manifest.starts("b") == {2: 1}
+        manifest.events.add("resuming", run=run, version=version)
+    assert manifest.events.resumes_without_progress() == {1: 2, 2: 1}
+    manifest.attempts.begin("a")
+    for run, resumes in (("a", {}), ("b", {2: 1}), (None, {2: 1})):
+        assert manifest.events.resumes_without_progress(run) == resumes
 
 
 STEPS = st.lists(
@@ -136,7 +137,7 @@ def test_resume_points_equal_those_of_a_plain_model(
         expected: dict[str, list[int]] = {run: [] for run in "abc"}
         for run, what in steps:
             if what == "begin":
-                manifest.begin_attempt(run)
+                manifest.attempts.begin(run)
                 expected[run] = []
             else:
                 version = add(manifest, run, resumable=what == "save")
@@ -163,8 +164,8 @@ def test_the_work_of_a_look_up_does_not_grow_with_what_was_left_behind(tmp_path:
             calls: list[Any] = [
                 lambda manifest=manifest: points(manifest),
                 lambda manifest=manifest: points(manifest, None),
-                lambda manifest=manifest: manifest.attempt_floor("a"),
-                lambda manifest=manifest: manifest.attempt("a"),
+                lambda manifest=manifest: manifest.attempts.first_version("a"),
+                lambda manifest=manifest: manifest.attempts.number("a"),
             ]
             assert [call() for call in calls] == [[], [], size - 1, size - 1]
             work[size] = [steps_of(manifest, call) for call in calls]
@@ -224,7 +225,7 @@ def test_beginning_claims_the_run(store: CheckpointStore) -> None:
         other.begin("default")
     with CheckpointStore(store.path, read_only=True) as reader, pytest.raises(ReadOnlyError):
         reader.begin("other")
-    assert store._manifest.attempt("default") == 2
+    assert store._manifest.attempts.number("default") == 2
 
 
 # --- after a loss ------------------------------------------------------------------------------------
@@ -252,7 +253,7 @@ def test_attempts_come_back_with_a_manifest_made_again(store: CheckpointStore, l
         manifest.write_bytes(content)
     CheckpointStore.rebuild(store.path)
     with CheckpointStore(store.path) as again:
-        assert [(e.version, e.detail) for e in again._manifest.events(kind="began", run="default")] == [
+        assert [(e.version, e.detail) for e in again._manifest.events.find(kind="began", run="default")] == [
             (4, {"attempt": 3}),
             (3, {"attempt": 2}),
         ]
@@ -271,7 +272,7 @@ def test_an_attempt_that_saved_nothing_yet_comes_back_as_long_as_it_can_be_read(
         database.execute("UPDATE checkpoints SET epoch = -1")
     CheckpointStore.rebuild(store.path)
     with CheckpointStore(store.path) as again:
-        assert again._manifest.attempt_floor("default") == 3
+        assert again._manifest.attempts.first_version("default") == 3
         assert walk(again) is None
 
 
@@ -296,5 +297,5 @@ def test_an_orphan_of_an_attempt_that_an_older_manifest_does_not_know(tmp_path: 
             save(store, seed)
     (root / "manifest.sqlite").write_bytes(older)
     with CheckpointStore(root) as store:
-        assert [event.version for event in store._manifest.events(kind="began")] == [2]
+        assert [event.version for event in store._manifest.events.find(kind="began")] == [2]
         assert points(store._manifest, "default") == [3, 2]

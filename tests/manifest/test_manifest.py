@@ -23,8 +23,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckptstore.errors import CheckpointNotFoundError, InvalidArgumentError
-from ckptstore.manifest import statements as queries
+from ckptstore.manifest.checkpoints import latest_version, resume_version
 from ckptstore.manifest.manifest import Manifest
+from ckptstore.manifest.metrics import best_version
 from ckptstore.records import Checkpoint, Holder, Mode, Published, State
 from ckptstore.system import fork_safety
 from manifests import add, files, fill, in_fork, new, steps_of
@@ -82,7 +83,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved(manifest: Manifest) -> None:
         "total_s": 1.5,
     }
     added = manifest.add_checkpoint(new(1, **fields))
-    assert manifest.get(1) == added
+    assert manifest.checkpoints.get(1) == added
     assert added.tags == ("first", "second")
     assert added.path == manifest.path.parent / "checkpoints" / "00000001-a.keras"
     assert added.created_at == saved_at
@@ -95,7 +96,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved(manifest: Manifest) -> None:
 
 def test_nan_comes_back_as_nan(manifest: Manifest) -> None:
     add(manifest, metrics={"loss": math.nan, "accuracy": 0.5})
-    for found in (manifest.get(1), *manifest.checkpoints()):
+    for found in (manifest.checkpoints.get(1), *manifest.checkpoints.all()):
         assert found is not None
         assert math.isnan(found.metrics["loss"])
         assert found.metrics["accuracy"] == 0.5
@@ -104,13 +105,13 @@ def test_nan_comes_back_as_nan(manifest: Manifest) -> None:
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_odd_names_are_just_names(manifest: Manifest, name: str) -> None:
     add(manifest, name, metrics={name: 2.0}, tags=(name,), file="checkpoints/00000001-a.keras")
-    found = manifest.best(name, "min", name)
+    found = manifest.checkpoints.best(name, "min", name)
     assert found is not None
     assert (found.run, found.metrics, found.tags) == (name, {name: 2.0}, (name,))
-    assert manifest.by_tag(name) == found
-    assert manifest.runs() == manifest.metric_names() == manifest.metric_names(name) == (name,)
-    manifest.add_event(name, run=name, detail={name: name})
-    assert manifest.events(kind=name)[0].detail == {name: name}
+    assert manifest.tags.checkpoint(name) == found
+    assert manifest.runs.names() == manifest.metrics.names() == manifest.metrics.names(name) == (name,)
+    manifest.events.add(name, run=name, detail={name: name})
+    assert manifest.events.find(kind=name)[0].detail == {name: name}
 
 
 @pytest.mark.parametrize(
@@ -135,11 +136,21 @@ def test_odd_names_are_just_names(manifest: Manifest, name: str) -> None:
 )
 def test_what_cannot_be_stored_changes_nothing(manifest: Manifest, fields: dict[str, Any]) -> None:
     add(manifest, metrics={"loss": 1.0}, tags=("tag",))
-    before = manifest.checkpoints(), manifest.runs(), manifest.metric_names(), manifest.events()
+    before = (
+        manifest.checkpoints.all(),
+        manifest.runs.names(),
+        manifest.metrics.names(),
+        manifest.events.find(),
+    )
     with pytest.raises(InvalidArgumentError) as caught:
         manifest.add_checkpoint(new(**({"version": 2, "tags": ("tag",), "metrics": {"new": 1.0}} | fields)))
     assert "\n" not in str(caught.value)
-    assert (manifest.checkpoints(), manifest.runs(), manifest.metric_names(), manifest.events()) == before
+    assert (
+        manifest.checkpoints.all(),
+        manifest.runs.names(),
+        manifest.metrics.names(),
+        manifest.events.find(),
+    ) == before
     assert add(manifest) == 2
 
 
@@ -151,7 +162,7 @@ def test_versions_are_never_reused(manifest: Manifest) -> None:
     manifest.add_checkpoint(new(7))  # an orphan that is taken in
     assert manifest.reserve_version() == 8
     manifest.add_checkpoint(new(5))
-    manifest.remove([5, 7])
+    manifest.checkpoints.remove([5, 7])
     assert manifest.reserve_version() == 9
     with closing(Manifest.open(manifest.path)) as again:
         assert again.reserve_version() == 10
@@ -160,109 +171,114 @@ def test_versions_are_never_reused(manifest: Manifest) -> None:
 def test_tags_move_and_go_with_their_checkpoint(manifest: Manifest) -> None:
     for _ in range(3):
         add(manifest, tags=("newest",))
-    assert version_of(manifest.by_tag("newest")) == 3
-    manifest.tag(1, "newest")
-    manifest.tag(1, "other")
-    assert [point.tags for point in manifest.checkpoints()] == [("newest", "other"), (), ()]
-    manifest.remove([1])
-    assert manifest.by_tag("newest") is None
-    for change in (lambda: manifest.tag(1, "x"), lambda: manifest.pin(99)):
+    assert version_of(manifest.tags.checkpoint("newest")) == 3
+    manifest.tags.put(1, "newest")
+    manifest.tags.put(1, "other")
+    assert [point.tags for point in manifest.checkpoints.all()] == [("newest", "other"), (), ()]
+    manifest.checkpoints.remove([1])
+    assert manifest.tags.checkpoint("newest") is None
+    for change in (lambda: manifest.tags.put(1, "x"), lambda: manifest.checkpoints.pin(99)):
         with pytest.raises(CheckpointNotFoundError):
             change()
-    assert manifest.by_tag("x") is None
+    assert manifest.tags.checkpoint("x") is None
 
 
 def test_pins(manifest: Manifest) -> None:
     add(manifest)
-    manifest.pin(1)
-    assert manifest.checkpoints()[0].pinned
-    manifest.pin(1, False)
-    assert not manifest.checkpoints()[0].pinned
+    manifest.checkpoints.pin(1)
+    assert manifest.checkpoints.all()[0].pinned
+    manifest.checkpoints.pin(1, False)
+    assert not manifest.checkpoints.all()[0].pinned
 
 
 def test_states(manifest: Manifest) -> None:
     for value in (3.0, 1.0, 2.0):
         add(manifest, metrics={"loss": value})
-    manifest.set_state([2, 99], "damaged")
-    manifest.set_state([3], "deleting")
-    manifest.set_state([], "missing")
-    assert [point.version for point in manifest.checkpoints()] == [1]
-    assert [(point.version, point.state) for point in manifest.checkpoints(states=None)] == [
+    manifest.checkpoints.set_state([2, 99], "damaged")
+    manifest.checkpoints.set_state([3], "deleting")
+    manifest.checkpoints.set_state([], "missing")
+    assert [point.version for point in manifest.checkpoints.all()] == [1]
+    assert [(point.version, point.state) for point in manifest.checkpoints.all(states=None)] == [
         (1, "complete"),
         (2, "damaged"),
         (3, "deleting"),
     ]
-    assert [point.version for point in manifest.checkpoints("a", states=("damaged", "deleting"))] == [2, 3]
-    assert manifest.checkpoints(states=()) == []
-    assert [point.version for point in manifest.in_state("damaged")] == [2]
-    assert manifest.versions_and_files().keys() == {1, 2, 3}
-    assert version_of(manifest.best("loss", "min")) == version_of(manifest.latest()) == 1
-    manifest.set_state([2], "complete")
-    assert version_of(manifest.best("loss", "min")) == 2
+    assert [point.version for point in manifest.checkpoints.all("a", states=("damaged", "deleting"))] == [
+        2,
+        3,
+    ]
+    assert manifest.checkpoints.all(states=()) == []
+    assert [point.version for point in manifest.checkpoints.in_state("damaged")] == [2]
+    assert manifest.checkpoints.files_by_version().keys() == {1, 2, 3}
+    assert (
+        version_of(manifest.checkpoints.best("loss", "min")) == version_of(manifest.checkpoints.latest()) == 1
+    )
+    manifest.checkpoints.set_state([2], "complete")
+    assert version_of(manifest.checkpoints.best("loss", "min")) == 2
 
 
 def test_published_paths(manifest: Manifest) -> None:
     for _ in range(2):
         manifest.add_checkpoint(new(manifest.reserve_version()), published_path="../best.keras")
-    assert manifest.published() == [Published(path="../best.keras", run="a", version=2, pending=True)]
-    manifest.confirm_published("../best.keras")
-    shown = manifest.published_at("../best.keras")
+    assert manifest.published.all() == [Published(path="../best.keras", run="a", version=2, pending=True)]
+    manifest.published.confirm("../best.keras")
+    shown = manifest.published.at("../best.keras")
     assert shown is not None
     assert not shown.pending
     manifest.add_checkpoint(new(3), published_path="../other.keras")
-    manifest.forget_published("../best.keras")
-    assert manifest.published_at("../best.keras") is None
-    manifest.remove([3])
-    assert manifest.published() == []
+    manifest.published.forget("../best.keras")
+    assert manifest.published.at("../best.keras") is None
+    manifest.checkpoints.remove([3])
+    assert manifest.published.all() == []
 
 
 def test_monitors(manifest: Manifest) -> None:
     manifest.add_checkpoint(new(1), monitor=("odd", "min"))
     manifest.add_checkpoint(new(2), monitor=("odd", "max"))
     manifest.add_checkpoint(new(3, "b", metrics={"odd": 1.0}), monitor=("odd", "max"))
-    assert manifest.monitors("a") == manifest.monitors("b") == {"odd": "max"}
-    assert manifest.monitored_mode("odd") == manifest.monitored_mode("odd", "b") == "max"
+    assert manifest.runs.monitors("a") == manifest.runs.monitors("b") == {"odd": "max"}
+    assert manifest.runs.monitored_mode("odd") == manifest.runs.monitored_mode("odd", "b") == "max"
     manifest.add_checkpoint(new(4, "b"), monitor=("odd", "min"))
-    assert manifest.monitored_mode("odd") is None
-    assert manifest.monitored_mode("odd", "b") == "min"
-    assert manifest.monitored_mode("odd", "c") is manifest.monitored_mode("loss") is None
-    assert manifest.monitors("c") == {}
-    assert manifest.metric_names("a") == ()
+    assert manifest.runs.monitored_mode("odd") is None
+    assert manifest.runs.monitored_mode("odd", "b") == "min"
+    assert manifest.runs.monitored_mode("odd", "c") is manifest.runs.monitored_mode("loss") is None
+    assert manifest.runs.monitors("c") == {}
+    assert manifest.metrics.names("a") == ()
 
 
 def test_holders(manifest: Manifest) -> None:
-    assert manifest.holder("a") is None
+    assert manifest.runs.holder("a") is None
     holder = Holder(host="here", pid=2**22, started_at=datetime(2026, 1, 1, tzinfo=UTC))
-    manifest.set_holder("a", holder)
-    assert manifest.holder("a") == holder
-    assert manifest.runs() == ("a",)
-    manifest.set_holder("a", None)
-    assert manifest.holder("a") is None
+    manifest.runs.set_holder("a", holder)
+    assert manifest.runs.holder("a") == holder
+    assert manifest.runs.names() == ("a",)
+    manifest.runs.set_holder("a", None)
+    assert manifest.runs.holder("a") is None
 
 
 def test_events_outlive_checkpoints(manifest: Manifest) -> None:
     add(manifest)
-    manifest.add_event("resumed", run="b", version=1, detail={"skipped": [2]})
-    manifest.add_event("swept")
-    manifest.remove([1])
-    assert [(event.kind, event.run, event.version) for event in manifest.events()] == [
+    manifest.events.add("resumed", run="b", version=1, detail={"skipped": [2]})
+    manifest.events.add("swept")
+    manifest.checkpoints.remove([1])
+    assert [(event.kind, event.run, event.version) for event in manifest.events.find()] == [
         ("swept", None, None),
         ("resumed", "b", 1),
         ("saved", "a", 1),
     ]
-    assert [event.detail for event in manifest.events(kind="resumed")] == [{"skipped": [2]}]
-    assert len(manifest.events(run="b")) == len(manifest.events(limit=1)) == 1
-    assert len(manifest.events(version=1)) == 2
-    assert abs(manifest.events()[0].at - datetime.now(UTC)) < timedelta(minutes=1)
+    assert [event.detail for event in manifest.events.find(kind="resumed")] == [{"skipped": [2]}]
+    assert len(manifest.events.find(run="b")) == len(manifest.events.find(limit=1)) == 1
+    assert len(manifest.events.find(version=1)) == 2
+    assert abs(manifest.events.find()[0].at - datetime.now(UTC)) < timedelta(minutes=1)
 
 
 def test_removing_is_repeatable(manifest: Manifest) -> None:
     for _ in range(3):
         add(manifest, metrics={"loss": 1.0}, tags=("t",))
-    manifest.remove([1, 3])
-    manifest.remove([1, 3])
-    manifest.remove([])
-    assert [point.version for point in manifest.checkpoints()] == [2]
+    manifest.checkpoints.remove([1, 3])
+    manifest.checkpoints.remove([1, 3])
+    manifest.checkpoints.remove([])
+    assert [point.version for point in manifest.checkpoints.all()] == [2]
 
 
 def test_each_store_has_its_own_id(tmp_path: Path) -> None:
@@ -282,25 +298,34 @@ def test_each_store_has_its_own_id(tmp_path: Path) -> None:
 def test_of_equals_the_lower_version_is_best(manifest: Manifest, mode: Mode) -> None:
     for run, value in (("a", math.nan), ("b", 1.0), ("a", 1.0), ("b", 1.0), ("a", math.nan)):
         add(manifest, run, metrics={"loss": value})
-    assert version_of(manifest.best("loss", mode)) == version_of(manifest.best("loss", mode, "b")) == 2
-    assert version_of(manifest.best("loss", mode, "a")) == 3
-    manifest.set_state([2], "missing")
-    assert version_of(manifest.best("loss", mode)) == 3
+    for run, best in ((None, 2), ("b", 2), ("a", 3)):
+        assert version_of(manifest.checkpoints.best("loss", mode, run)) == best
+    manifest.checkpoints.set_state([2], "missing")
+    assert version_of(manifest.checkpoints.best("loss", mode)) == 3
 
 
 def test_what_nobody_recorded(manifest: Manifest) -> None:
     add(manifest, metrics={"nan": math.nan, "inf": math.inf})
     assert (
-        manifest.best("nan", "min")
-        is manifest.best("nothing", "max")
-        is manifest.best("inf", "min", "b")
+        manifest.checkpoints.best("nan", "min")
+        is manifest.checkpoints.best("nothing", "max")
+        is manifest.checkpoints.best("inf", "min", "b")
         is None
     )
-    assert version_of(manifest.best("inf", "min")) == version_of(manifest.best("inf", "max")) == 1
-    assert manifest.latest("b") is manifest.get(2) is manifest.by_tag("x") is None
-    assert manifest.metric_names() == ("inf", "nan")
-    assert manifest.metric_names("b") == ()
-    assert manifest.checkpoints("b") == []
+    assert (
+        version_of(manifest.checkpoints.best("inf", "min"))
+        == version_of(manifest.checkpoints.best("inf", "max"))
+        == 1
+    )
+    assert (
+        manifest.checkpoints.latest("b")
+        is manifest.checkpoints.get(2)
+        is manifest.tags.checkpoint("x")
+        is None
+    )
+    assert manifest.metrics.names() == ("inf", "nan")
+    assert manifest.metrics.names("b") == ()
+    assert manifest.checkpoints.all("b") == []
 
 
 VALUES = st.sampled_from([math.nan, math.inf, -math.inf, -1.0, 0.0, 1.0, 2.0])
@@ -327,27 +352,31 @@ def test_answers_equal_those_of_a_plain_model(
     with closing(Manifest.open(tmp_path_factory.mktemp("store") / "manifest.sqlite")) as manifest:
         for run, metrics, state, resumable in history:
             version = add(manifest, run, metrics=metrics, resumable=resumable)
-            manifest.set_state([version], state)
+            manifest.checkpoints.set_state([version], state)
         for run in (None, "a", "b"):
-            every = [p for p in manifest.checkpoints(states=None) if run in (None, p.run)]
-            assert manifest.checkpoints(run) == (points := [p for p in every if p.state == "complete"])
-            assert version_of(manifest.latest(run)) == max((p.version for p in points), default=None)
-            assert [p.version for p in manifest.resume_points(run)] == sorted(
+            every = [p for p in manifest.checkpoints.all(states=None) if run in (None, p.run)]
+            assert manifest.checkpoints.all(run) == (points := [p for p in every if p.state == "complete"])
+            assert version_of(manifest.checkpoints.latest(run)) == max(
+                (p.version for p in points), default=None
+            )
+            assert [p.version for p in manifest.checkpoints.resume_points(run)] == sorted(
                 (p.version for p in points if p.resumable), reverse=True
             )
-            assert manifest.metric_names(run) == tuple(sorted({name for p in points for name in p.metrics}))
+            assert manifest.metrics.names(run) == tuple(sorted({name for p in points for name in p.metrics}))
             for metric in "xy":
                 for mode in ("min", "max"):
-                    assert version_of(manifest.best(metric, mode, run)) == model_best(points, metric, mode)
+                    assert version_of(manifest.checkpoints.best(metric, mode, run)) == model_best(
+                        points, metric, mode
+                    )
         assert manifest.integrity_problems() == []
 
 
 def test_resume_points_keep_no_transaction_open(manifest: Manifest) -> None:
     for _ in range(3):
         add(manifest)
-    walk = manifest.resume_points()
+    walk = manifest.checkpoints.resume_points()
     assert next(walk).version == 3
-    manifest.set_state([2], "damaged")
+    manifest.checkpoints.set_state([2], "damaged")
     assert next(walk).version == 1
     assert list(walk) == []
 
@@ -358,11 +387,11 @@ LOOK_UPS = {
     f"{name}{' of a run' if run else ''}": statement
     for run in (None, "a")
     for name, statement in {
-        "latest": queries.latest_version(run),
-        "resume point": queries.resume_version(run, None),
-        "next resume point": queries.resume_version(run, 5),
-        "least": queries.best_version("x", "min", run),
-        "greatest": queries.best_version("x", "max", run),
+        "latest": latest_version(run),
+        "resume point": resume_version(run, None),
+        "next resume point": resume_version(run, 5),
+        "least": best_version("x", "min", run),
+        "greatest": best_version("x", "max", run),
     }.items()
 }
 
@@ -406,12 +435,12 @@ def test_the_work_of_a_look_up_does_not_grow(tmp_path: Path) -> None:
             lambda run=run, manifest=manifest, ask=ask: ask(manifest, run)
             for run in (None, "a")
             for ask in (
-                lambda manifest, run: manifest.latest(run),
-                lambda manifest, run: next(manifest.resume_points(run)),
-                lambda manifest, run: manifest.best("x", "min", run),
-                lambda manifest, run: manifest.best("x", "max", run),
-                lambda manifest, run: manifest.best("y", "max", run),
-                lambda manifest, run: manifest.metric_names(run),
+                lambda manifest, run: manifest.checkpoints.latest(run),
+                lambda manifest, run: next(manifest.checkpoints.resume_points(run)),
+                lambda manifest, run: manifest.checkpoints.best("x", "min", run),
+                lambda manifest, run: manifest.checkpoints.best("x", "max", run),
+                lambda manifest, run: manifest.checkpoints.best("y", "max", run),
+                lambda manifest, run: manifest.metrics.names(run),
             )
         ]
         assert all(call() is not None for call in calls)
@@ -429,11 +458,11 @@ def test_the_work_of_the_best_few_grows_with_these_alone(tmp_path: Path) -> None
         manifest = Manifest.open(tmp_path / str(size) / "manifest.sqlite")
         fill(manifest, size)
         work[size] = [
-            steps_of(manifest, partial(manifest.ranked, "x", mode, run, limit=10))
+            steps_of(manifest, partial(manifest.checkpoints.ranked, "x", mode, run, limit=10))
             for mode in ("min", "max")
             for run in (None, "a")
         ]
-        assert len(manifest.ranked("x", "max", limit=10)) == 10
+        assert len(manifest.checkpoints.ranked("x", "max", limit=10)) == 10
         manifest.close()
     for small, large in zip(*work.values(), strict=True):
         assert large <= 1.2 * small + 2
@@ -448,7 +477,7 @@ def test_listing_takes_a_constant_number_of_queries(manifest: Manifest) -> None:
         with manifest._transactions.reading() as connection:
             driver: Any = connection.connection.driver_connection
             driver.set_trace_callback(statements.append)
-        manifest.checkpoints("a")
+        manifest.checkpoints.all("a")
         driver.set_trace_callback(None)
         counts.append(len([text for text in statements if text.startswith("SELECT")]))
     assert counts[0] == counts[1] <= 5
@@ -464,9 +493,9 @@ def test_views_for_a_sql_shell(manifest: Manifest) -> None:
         ("a", {"loss": 0.125}),
     ):
         add(manifest, run, metrics=metrics)
-    manifest.tag(2, "prod")
-    manifest.tag(2, "best")
-    manifest.set_state([3], "missing")
+    manifest.tags.put(2, "prod")
+    manifest.tags.put(2, "best")
+    manifest.checkpoints.set_state([3], "missing")
     code = (
         "import sqlite3, sys\n"
         "database = sqlite3.connect(sys.argv[1])\n"
@@ -526,7 +555,7 @@ def work_hard(path: str, count: int, run: str) -> None:
     with closing(Manifest.open(Path(path))) as manifest:
         for _ in range(count):
             add(manifest, run, metrics={"loss": 1.0})
-            assert manifest.latest() is not None
+            assert manifest.checkpoints.latest() is not None
 
 
 def test_processes_share_a_manifest(manifest: Manifest) -> None:
@@ -538,8 +567,8 @@ def test_processes_share_a_manifest(manifest: Manifest) -> None:
     for child in children:
         child.join()
     assert [child.exitcode for child in children] == [0] * 4
-    assert [point.version for point in manifest.checkpoints()] == list(range(1, 101))
-    assert all(len(manifest.checkpoints(f"run{n}")) == 25 for n in range(4))
+    assert [point.version for point in manifest.checkpoints.all()] == list(range(1, 101))
+    assert all(len(manifest.checkpoints.all(f"run{n}")) == 25 for n in range(4))
 
 
 def test_threads_share_a_manifest(manifest: Manifest) -> None:
@@ -549,8 +578,8 @@ def test_threads_share_a_manifest(manifest: Manifest) -> None:
         try:
             for _ in range(10):
                 add(manifest, f"run{number % 3}", metrics={"loss": float(number)}, tags=("tag",))
-                assert manifest.best("loss", "min") is not None
-                assert len(manifest.checkpoints()) > 0
+                assert manifest.checkpoints.best("loss", "min") is not None
+                assert len(manifest.checkpoints.all()) > 0
         except BaseException as error:
             failed.append(error)
 
@@ -560,7 +589,7 @@ def test_threads_share_a_manifest(manifest: Manifest) -> None:
     for thread in threads:
         thread.join()
     assert failed == []
-    assert [point.version for point in manifest.checkpoints()] == list(range(1, 201))
+    assert [point.version for point in manifest.checkpoints.all()] == list(range(1, 201))
 
 
 def test_a_forked_child_has_connections_of_its_own(manifest: Manifest) -> None:
@@ -579,7 +608,7 @@ def test_a_forked_child_has_connections_of_its_own(manifest: Manifest) -> None:
     with manifest._transactions.reading() as connection:
         assert connection.connection.driver_connection is inherited
     assert add(manifest) == 3
-    assert [point.version for point in manifest.checkpoints()] == [1, 2, 3]
+    assert [point.version for point in manifest.checkpoints.all()] == [1, 2, 3]
 
 
 def test_forking_waits_for_open_transactions(manifest: Manifest) -> None:
@@ -632,8 +661,8 @@ def test_forking_while_threads_write(manifest: Manifest) -> None:
         for thread in threads:
             thread.join()
     assert (codes, failed) == ([0] * 3, [])
-    assert len(manifest.checkpoints("child")) == 9
-    versions = [point.version for point in manifest.checkpoints()]
+    assert len(manifest.checkpoints.all("child")) == 9
+    versions = [point.version for point in manifest.checkpoints.all()]
     assert versions == list(range(1, 3 * 3 * 20 + 9 + 1))
 
 
@@ -662,5 +691,5 @@ def test_a_moved_store_still_works(manifest: Manifest, tmp_path: Path) -> None:
     for name, content in files(tmp_path).items():
         (copy / name).write_bytes(content)
     with closing(Manifest.open(copy / "manifest.sqlite")) as moved:
-        assert moved.checkpoints()[0].path == copy / "checkpoints" / "00000001-a.keras"
+        assert moved.checkpoints.all()[0].path == copy / "checkpoints" / "00000001-a.keras"
         assert add(moved) == 2

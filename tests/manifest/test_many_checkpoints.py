@@ -31,8 +31,8 @@ def by_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*arguments: object) -> None:
         raise AssertionError("all checkpoints at once")
 
-    monkeypatch.setattr("ckptstore.manifest.checkpoints._PAGE", 2)
-    monkeypatch.setattr("ckptstore.manifest.checkpoints.many", refused)
+    monkeypatch.setattr("ckptstore.manifest.checkpoint_rows._PAGE_SIZE", 2)
+    monkeypatch.setattr("ckptstore.manifest.checkpoints.fetch_all", refused)
 
 
 def _filled(root: Path, count: int = 7) -> Path:
@@ -134,11 +134,11 @@ def test_a_runs_checkpoints_are_removed_some_at_a_time(
 ) -> None:
     monkeypatch.setattr("ckptstore.commit.deletion._AT_ONCE", 2)
     with CheckpointStore(_filled(tmp_path / "store")) as store:
-        store._manifest.set_state([4], "missing")
+        store._manifest.checkpoints.set_state([4], "missing")
         remove_checkpoints(store._layout, store._manifest, ["a"])
         assert [one.version for one in store.iterate(states=None)] == [3, 6]
         assert len(list((store.path / "checkpoints").iterdir())) == 2 and store.verify() == []
-        store._manifest.set_state([3, 6], "deleting")
+        store._manifest.checkpoints.set_state([3, 6], "deleting")
     with CheckpointStore(store.path) as store:
         assert list(store.iterate(states=None)) == [] == list((store.path / "checkpoints").iterdir())
 
@@ -150,9 +150,12 @@ def test_a_save_is_found_by_when_it_began(tmp_path: Path) -> None:
     for moment in moments:
         add(manifest, "a", created_at=moment)
     add(manifest, "b", created_at=moments[0])
-    assert [manifest.saved_at("a", moment).version for moment in moments] == [1, 3, 3, 4]
-    manifest.set_state([3], "damaged")
-    assert manifest.saved_at("a", moments[1]).version == 2
-    assert manifest.saved_at("b", moments[0]).version == 5
-    assert manifest.saved_at("b", moments[1]) is None and manifest.saved_at("c", moments[0]) is None
+    assert [manifest.checkpoints.saved_at("a", moment).version for moment in moments] == [1, 3, 3, 4]
+    manifest.checkpoints.set_state([3], "damaged")
+    assert manifest.checkpoints.saved_at("a", moments[1]).version == 2
+    assert manifest.checkpoints.saved_at("b", moments[0]).version == 5
+    assert (
+        manifest.checkpoints.saved_at("b", moments[1]) is None
+        and manifest.checkpoints.saved_at("c", moments[0]) is None
+    )
     manifest.close()

@@ -88,7 +88,7 @@ def old(path: Path) -> Path:
     manifest = Manifest.open(path)
     for number in range(5):
         add(manifest, "a" if number % 2 else "b", metrics={"loss": 1.0 / (number + 1), "odd": float("nan")})
-    manifest.tag(2, "production")
+    manifest.tags.put(2, "production")
     manifest.close()
     return path
 
@@ -271,7 +271,7 @@ def test_creation_is_whole_or_not_at_all(path: Path, way: Callable[..., int]) ->
         except StoreNotFoundError:
             manifest = Manifest.open(path)
         assert manifest.integrity_problems() == []
-        assert manifest.checkpoints() == []
+        assert manifest.checkpoints.all() == []
         manifest.close()
         with closing(Manifest.open(path)) as writer:
             assert add(writer) == 1
@@ -316,7 +316,7 @@ def test_a_manifest_that_another_process_has_made_by_then_stays(tmp_path: Path) 
     schema.make(path)
     with closing(Manifest.open(path)) as manifest:
         assert manifest.uuid == uuid
-        assert [one.version for one in manifest.checkpoints()] == [version]
+        assert [one.version for one in manifest.checkpoints.all()] == [version]
 
 
 # --- older and newer ---------------------------------------------------------------------------------
@@ -376,14 +376,14 @@ def test_an_upgrade_by_another_process_is_noticed(
         past.setattr(schema, "HEAD", NOW)
         past.setattr(schema, "MIGRATIONS", (ROOT / "migrations",))
         manifest = Manifest.open(old)
-        assert manifest.latest() is not None
+        assert manifest.checkpoints.latest() is not None
 
         def upgrade() -> None:
             schema.HEAD, schema.MIGRATIONS = NEXT_HEAD, (next_release,)
             Manifest.open(old).close()
 
         assert in_fork(upgrade) == 0
-        for call in (manifest.latest, manifest.reserve_version):
+        for call in (manifest.checkpoints.latest, manifest.reserve_version):
             with pytest.raises(SchemaTooNewError):
                 call()
         manifest.close()
@@ -476,7 +476,7 @@ def test_the_history_of_an_old_store_is_that_of_a_new_one(path: Path, tmp_path: 
         for number, (run, epoch, batch) in enumerate(told):
             add(manifest, run, epoch=epoch, batch=batch, metrics={"loss": float(number), "odd": float("nan")})
             if number == 5:
-                manifest.begin_attempt("b")
+                manifest.attempts.begin("b")
         noted = rows(path)
     with closing(sqlite3.connect(path)) as database, database:
         for table in ("epoch_metrics", "epochs", "retention"):

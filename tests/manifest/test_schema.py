@@ -81,8 +81,8 @@ def test_a_new_manifest(path: Path) -> None:
 def test_opening_again_imports_neither_alembic_nor_the_orm(filled: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from ckptstore.manifest.manifest import Manifest\n"
-        "assert len(Manifest.open(Path(sys.argv[1])).checkpoints()) == 3\n"
-        "assert Manifest.open(Path(sys.argv[1]), read_only=True).latest().version == 3\n"
+        "assert len(Manifest.open(Path(sys.argv[1])).checkpoints.all()) == 3\n"
+        "assert Manifest.open(Path(sys.argv[1]), read_only=True).checkpoints.latest().version == 3\n"
         "heavy = {'alembic', 'sqlalchemy.orm', 'sqlalchemy.dialects.postgresql', 'numpy', 'keras', 'h5py'}\n"
         "print(heavy & set(sys.modules))"
     )
@@ -114,7 +114,7 @@ def test_odd_paths(tmp_path: Path, name: str | bytes) -> None:
     add(manifest)
     assert sorted(os.listdir(folder)) == ["manifest.sqlite", "manifest.sqlite-journal"]
     with closing(Manifest.open(folder / "manifest.sqlite", read_only=True)) as reader:
-        latest = reader.latest()
+        latest = reader.checkpoints.latest()
     assert latest is not None
     assert latest.path == folder / "checkpoints" / "00000001-a.keras"
     assert schema.back_up(folder / "manifest.sqlite", "0001").parent == folder
@@ -167,7 +167,7 @@ def test_transactions_are_begun_explicitly(filled: Path) -> None:
     manifest = Manifest.open(filled)
     with manifest._transactions.reading() as connection:
         connection.connection.driver_connection.set_trace_callback(seen.append)  # type: ignore[union-attr]
-    manifest.latest()
+    manifest.checkpoints.latest()
     manifest.reserve_version()
     begun = [statement for statement in seen if statement.startswith(("BEGIN", "COMMIT", "ROLLBACK"))]
     assert begun == ["ROLLBACK", "BEGIN", "ROLLBACK", "BEGIN IMMEDIATE", "COMMIT"]
@@ -256,10 +256,14 @@ def test_damage_that_is_met_later(filled: Path) -> None:
         database.execute("UPDATE checkpoints SET created_at = 'yesterday' WHERE version = 2")
         database.execute("UPDATE checkpoints SET extra = '{' WHERE version = 3")
         database.execute("DROP TABLE monitors")
-    for call in (lambda: manifest.get(2), lambda: manifest.get(3), lambda: manifest.monitors("a")):
+    for call in (
+        lambda: manifest.checkpoints.get(2),
+        lambda: manifest.checkpoints.get(3),
+        lambda: manifest.runs.monitors("a"),
+    ):
         with pytest.raises(CorruptManifestError):
             call()
-    assert manifest.get(1) is not None
+    assert manifest.checkpoints.get(1) is not None
     manifest.close()
 
 
@@ -308,7 +312,7 @@ def test_the_location_of_the_migrations_is_missing(path: Path, monkeypatch: pyte
 def test_reading_writes_nothing(filled: Path) -> None:
     before = files(filled.parent)
     manifest = Manifest.open(filled, read_only=True)
-    assert len(manifest.checkpoints()) == 3
+    assert len(manifest.checkpoints.all()) == 3
     with pytest.raises(ReadOnlyError, match="reserve_version"):
         manifest.reserve_version()
     with manifest._transactions.reading() as connection, pytest.raises(OperationalError):
@@ -320,7 +324,7 @@ def test_reading_writes_nothing(filled: Path) -> None:
 def test_reading_needs_no_right_to_write(public: Path) -> None:
     def read() -> None:
         manifest = Manifest.open(public, read_only=True)
-        assert len(manifest.checkpoints()) == 3
+        assert len(manifest.checkpoints.all()) == 3
         manifest.close()
 
     def write() -> None:
@@ -347,9 +351,9 @@ def test_a_reader_that_has_no_right_to_read(public: Path) -> None:
 
 
 def whole(manifest: Manifest) -> bool:
-    checkpoints = manifest.checkpoints()
+    checkpoints = manifest.checkpoints.all()
     digests = [f"xxh3_128:{version:032x}" for version in (1, 2, 3)]
-    kinds = {event.kind for event in manifest.events()}
+    kinds = {event.kind for event in manifest.events.find()}
     return (
         [point.digest for point in checkpoints] == digests
         and kinds == {"saved", "filler"}
@@ -393,7 +397,7 @@ def test_a_reader_without_rights_says_that_a_writer_died(public: Path) -> None:
     before = public.read_bytes(), journal.read_bytes()
 
     def read() -> None:
-        for attempt in (lambda: Manifest.open(public, read_only=True), opened_before.latest):
+        for attempt in (lambda: Manifest.open(public, read_only=True), opened_before.checkpoints.latest):
             with pytest.raises(StorageError, match="a writer died in mid-commit") as caught:
                 attempt()
             assert "open the store once" in caught.value.hint
@@ -442,13 +446,13 @@ def test_another_writer_that_does_not_end(filled: Path) -> None:
     manifest = Manifest.open(filled)
     with closing(sqlite3.connect(filled, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        assert manifest.latest() is not None
+        assert manifest.checkpoints.latest() is not None
         with pytest.raises(StoreLockedError):
             manifest.reserve_version()
         other.execute("ROLLBACK")
         other.execute("BEGIN EXCLUSIVE")
         with pytest.raises(StoreLockedError):
-            manifest.latest()
+            manifest.checkpoints.latest()
         with pytest.raises(StoreLockedError):
             Manifest.open(filled, read_only=True)
         other.execute("ROLLBACK")
@@ -491,7 +495,7 @@ def test_a_full_disk_changes_nothing(filled: Path, monkeypatch: pytest.MonkeyPat
         manifest.add_checkpoint(new(4, extra={"long": "x" * 100_000}))
     assert caught.value.errno == errno.ENOSPC
     assert whole(manifest)
-    assert manifest.get(4) is None
+    assert manifest.checkpoints.get(4) is None
     assert manifest.reserve_version() == 4
     manifest.close()
 
@@ -522,12 +526,12 @@ def test_a_closed_manifest_says_so(filled: Path) -> None:
     manifest.close()
     manifest.close()
     with pytest.raises(InvalidArgumentError, match="it is closed"):
-        manifest.latest()
+        manifest.checkpoints.latest()
 
 
 def test_the_file_was_removed_while_it_was_open(filled: Path) -> None:
     manifest = Manifest.open(filled)
-    manifest.latest()
+    manifest.checkpoints.latest()
     filled.unlink()
     with pytest.raises(StorageError):
         manifest.reserve_version()

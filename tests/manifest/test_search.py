@@ -210,8 +210,8 @@ def test_iterating_reads_pages_and_leaves_out_what_goes_meanwhile(tmp_path: Path
         assert versions(store.iterate(order_by="-version")) == list(range(1203, 0, -1))
         for walk in (store.iterate(), store.iterate(order_by="loss")):
             assert next(walk).version == 1
-            gone = 1200 if store._manifest.get(1200) else 1201
-            store._manifest.remove([gone])
+            gone = 1200 if store._manifest.checkpoints.get(1200) else 1201
+            store._manifest.checkpoints.remove([gone])
             assert gone not in versions(walk)
         assert len(list(itertools.islice(store.iterate(limit=7), 99))) == 7
         for limit in (-1, True, "3"):
@@ -233,8 +233,8 @@ def test_a_history_goes_across_restarts_and_outlives_checkpoints(tmp_path: Path)
         for epoch, batch, loss in told:
             add(manifest, epoch=epoch, batch=batch, metrics={"loss": loss})
             if (epoch, batch) == (1, None) and loss == 2.0:
-                manifest.add_event("resumed", run="a", version=3, detail={"epoch": 1, "batch": 3})
-        manifest.remove([1, 2, 3, 4])
+                manifest.events.add("resumed", run="a", version=3, detail={"epoch": 1, "batch": 3})
+        manifest.checkpoints.remove([1, 2, 3, 4])
         history = store.history("a")
         assert [(one.epoch, one.batch, one.version) for one in history.epochs] == [
             (0, None, 2),
@@ -245,7 +245,7 @@ def test_a_history_goes_across_restarts_and_outlives_checkpoints(tmp_path: Path)
         assert history.of("loss")[1][:2] == [1.0, 2.5] and math.isnan(history.of("loss")[1][2])
         assert [(one.epoch, one.batch, one.version) for one in history.resumes] == [(1, 3, 3)]
         assert history.metrics == ("loss",)
-        manifest.begin_attempt("a")
+        manifest.attempts.begin("a")
         assert store.history("a").epochs == store.history("a").resumes == ()
         add(manifest, epoch=1, batch=2, metrics={"loss": 5.0, "new": 1.0})
         assert [(one.epoch, one.batch) for one in store.history("a").epochs] == [(1, 2)]

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from ckptstore.commit.retention import Retention
 from ckptstore.errors import InvalidArgumentError
 from ckptstore.manifest.manifest import Manifest
-from ckptstore.manifest.run_lookups import NEAR
+from ckptstore.manifest.retention.lookups import NEAR
 from ckptstore.retention import (
     Policy,
     keep_best,
@@ -82,11 +82,11 @@ class Small:
         assert {one.version for one in going} == expected, policy
         for one in going:
             one.path.unlink()
-        self.manifest.remove([one.version for one in going])
+        self.manifest.checkpoints.remove([one.version for one in going])
         return expected
 
     def versions(self, run: str = "a") -> list[int]:
-        return [one.version for one in self.manifest.checkpoints(run)]
+        return [one.version for one in self.manifest.checkpoints.all(run)]
 
 
 @st.composite
@@ -144,7 +144,7 @@ def test_what_goes_is_what_a_look_at_everything_finds(
                         _watch(small, move["run"], monitored)
                 else:
                     _change(small, move, budget="max_bytes" in repr(policy))
-                if small.manifest.metric_names("a"):
+                if small.manifest.metrics.names("a"):
                     small.apply(policy)
 
 
@@ -162,11 +162,11 @@ def test_a_long_run_that_loses_and_finds_checkpoints(tmp_path: Path, policy: Pol
         gone |= small.apply(policy)
         if number in (20, 30, 40):
             lost = small.versions()[1]
-            small.manifest.set_state([lost], "missing", event="missing")
+            small.manifest.checkpoints.set_state([lost], "missing", event="missing")
             gone |= small.apply(policy)
-            small.manifest.set_state([lost], "complete", event="found")
+            small.manifest.checkpoints.set_state([lost], "complete", event="found")
             gone |= small.apply(policy)
-            small.manifest.add_event("resumed", run="a", version=small.versions()[:3][-1])
+            small.manifest.events.add("resumed", run="a", version=small.versions()[:3][-1])
             gone |= small.apply(policy)
     assert gone or policy == keep_last(70)
     small.manifest.close()
@@ -180,7 +180,7 @@ def test_what_stays_may_lie_behind_the_newest_few_that_are_read_at_once(tmp_path
         small.apply(keep_last(NEAR + 2))
     newest = [*range(5, NEAR + 7)]
     assert small.versions() == [2, 3, *newest]
-    for one in small.manifest.checkpoints("a")[-NEAR:]:
+    for one in small.manifest.checkpoints.all("a")[-NEAR:]:
         os.truncate(one.path, 1)
     small.save(epoch=NEAR + 6, resumable=False)
     assert small.apply(keep_last(2)) == {5}
@@ -189,39 +189,36 @@ def test_what_stays_may_lie_behind_the_newest_few_that_are_read_at_once(tmp_path
 
 
 def _show(small: Small, version: int) -> None:
-    from ckptstore.manifest import checkpoint_writes as changes
+    from ckptstore.manifest.published import confirm_published, put_published
 
     with small.manifest._transactions.writing("test") as connection:
-        changes.put_published(connection, "../shown.keras", "a", version)
-        changes.confirm_published(connection, "../shown.keras")
+        put_published(connection, "../shown.keras", "a", version)
+        confirm_published(connection, "../shown.keras")
 
 
 def _watch(small: Small, run: str, monitored: Any) -> None:
-    from ckptstore.manifest import checkpoint_writes as changes
-
-    with small.manifest._transactions.writing("test") as connection:
-        changes.put_monitor(connection, run, *monitored)
+    small.manifest.runs.set_monitors(run, dict([monitored]))
 
 
 def _change(small: Small, move: dict[str, Any], *, budget: bool) -> None:
-    every = small.manifest.checkpoints(states=None)
+    every = small.manifest.checkpoints.all(states=None)
     if not every:
         return
     one = every[move["which"] % len(every)]
     match move["do"]:
         case "tag":
-            small.manifest.tag(one.version, move["name"])
+            small.manifest.tags.put(one.version, move["name"])
         case "untag":
-            if move["name"] in small.manifest.tags():
-                small.manifest.untag(move["name"])
+            if move["name"] in small.manifest.tags.all():
+                small.manifest.tags.remove(move["name"])
         case "pin" | "unpin":
-            small.manifest.pin(one.version, move["do"] == "pin")
+            small.manifest.checkpoints.pin(one.version, move["do"] == "pin")
         case "resume":
-            small.manifest.add_event("resumed", run=one.run, version=one.version)
+            small.manifest.events.add("resumed", run=one.run, version=one.version)
         case "lose":
-            small.manifest.set_state([one.version], "missing", event="missing")
+            small.manifest.checkpoints.set_state([one.version], "missing", event="missing")
         case "find":
-            small.manifest.set_state([one.version], "complete", event="found")
+            small.manifest.checkpoints.set_state([one.version], "complete", event="found")
         # The bytes of what was cut since are still counted: what a budget then finds is another thing.
         case "cut" if one.path.exists() and not budget:
             with one.path.open("r+b") as file:
@@ -278,7 +275,9 @@ def test_what_stays_costs_nothing(
     for root in kept:
         small = Small(Path(shutil.copytree(root, tmp_path / root.name)))
         small.retention.mark("a", policy)
-        small.manifest.remove([one.version for one in small.manifest.in_state("deleting")])
+        small.manifest.checkpoints.remove(
+            [one.version for one in small.manifest.checkpoints.in_state("deleting")]
+        )
         _save_better(small)
         work.append(steps_of(small.manifest, lambda small=small: small.retention.mark("a", policy)))
         small.manifest.close()
@@ -304,7 +303,7 @@ def test_a_budgets_later_turns_cost_what_goes(
             small.save(epoch=number)
         first = [one.version for one in small.retention.mark("a", policy)]
         assert first == [1, 2, 3, 4]
-        small.manifest.remove(first)
+        small.manifest.checkpoints.remove(first)
         small.save(epoch=size)
         work.append(steps_of(small.manifest, lambda small=small: small.retention.mark("a", policy)))
         small.manifest.close()
@@ -323,20 +322,20 @@ def test_a_budget_forgets_how_far_it_came_when_anything_but_a_save_came_in_betwe
     assert [one.version for one in small.retention.mark("a", policy)] == [1, 2]
     # The transaction of the next turn fails, and some that were counted go by another hand.
     with pytest.raises(RuntimeError), monkeypatch.context() as patched:
-        patched.setattr("ckptstore.manifest.retention._mark", _fail)
+        patched.setattr("ckptstore.manifest.retention.checks._expire", _fail)
         small.retention.mark("a", policy)
-    small.manifest.remove([1, 2])
-    small.manifest.let_go("a", [11, 12, 13])
-    small.manifest.remove([11, 12, 13])
+    small.manifest.checkpoints.remove([1, 2])
+    small.manifest.retention.expire("a", [11, 12, 13])
+    small.manifest.checkpoints.remove([11, 12, 13])
     gone: set[int] = set()
     for _ in range(8):
         gone |= {one.version for one in small.retention.mark("a", policy)}
-        small.manifest.remove(sorted(gone))
+        small.manifest.checkpoints.remove(sorted(gone))
     # Nine were left, and the four oldest do not fit; of these the other rule keeps one.
     assert gone == {3, 4, 6}
     assert small.apply(policy) == set()
     for name in ("pin", "unpin"):
-        small.manifest.pin(5, name == "pin")
+        small.manifest.checkpoints.pin(5, name == "pin")
         small.save(epoch=20, nbytes=100)
         small.apply(policy)
     small.manifest.close()
@@ -364,8 +363,8 @@ def test_others_that_remove_leave_no_note_of_what_is_no_more(tmp_path: Path) -> 
         small.save()
     policy = max_bytes(350)
     assert small.apply(policy) == {1}
-    small.manifest.set_state([2], "deleting")
-    small.manifest.remove([2])
+    small.manifest.checkpoints.set_state([2], "deleting")
+    small.manifest.checkpoints.remove([2])
     small.save()
     assert small.apply(policy) == set()
     small.manifest.close()
@@ -418,8 +417,8 @@ def test_a_first_turn_removes_so_many_and_later_ones_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: Policy
 ) -> None:
     monkeypatch.setattr("ckptstore.retention.incremental.MOST", 3)
-    monkeypatch.setattr("ckptstore.manifest.run_view._SEEN_AT_ONCE", 4)
-    monkeypatch.setattr("ckptstore.manifest.run_view._JUDGED_AT_ONCE", 2)
+    monkeypatch.setattr("ckptstore.manifest.retention.run_rows._SEEN_AT_ONCE", 4)
+    monkeypatch.setattr("ckptstore.manifest.retention.run_rows._JUDGED_AT_ONCE", 2)
     small = Small(tmp_path / "store")
     for number in range(25):
         # Twice over the same epochs, as where a run was begun anew.
@@ -432,7 +431,7 @@ def test_a_first_turn_removes_so_many_and_later_ones_the_rest(
     turns: list[set[int]] = []
     while len(turns) < 12:
         turns.append({one.version for one in small.retention.mark("a", policy)})
-        small.manifest.remove(sorted(turns[-1]))
+        small.manifest.checkpoints.remove(sorted(turns[-1]))
         if len(turns[-1]) < 3:
             break
     assert set().union(*turns) == expected
@@ -454,9 +453,9 @@ def test_a_turn_that_ends_a_first_look_looks_at_everything(
         small.save(metrics={"loss": float(number)}, tags=("x",) if number == 0 else ())
     policy = keep_tagged()
     assert [one.version for one in small.retention.mark("a", policy)] == [2, 3]
-    small.manifest.remove([2, 3])
-    small.manifest.untag("x")
+    small.manifest.checkpoints.remove([2, 3])
+    small.manifest.tags.remove("x")
     assert [one.version for one in small.retention.mark("a", policy)] == [4, 5]
-    small.manifest.remove([4, 5])
+    small.manifest.checkpoints.remove([4, 5])
     assert [one.version for one in small.retention.mark("a", policy)] == [1, 6]
     small.manifest.close()

@@ -93,7 +93,7 @@ def test_without_the_file_they_cannot(root: Path) -> None:
 
 def test_deletions_that_a_crash_cut_short_are_finished_on_a_full_disk(root: Path) -> None:
     with CheckpointStore(root) as store:
-        store._manifest.set_state([1, 2, 3], "deleting")
+        store._manifest.checkpoints.set_state([1, 2, 3], "deleting")
         fill(root)
     with CheckpointStore(root) as store:
         assert [checkpoint.version for checkpoint in store.checkpoints(states=None)] == [4, 5, 6]

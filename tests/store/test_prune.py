@@ -42,7 +42,7 @@ def _filled(root: Path) -> Path:
             save(store, seed, metrics={"loss": loss}, monitor=("loss", "min"))
         store.tag(3, "paper")
         store.pin(4)
-        store._manifest.add_event("resumed", run="default", version=5)
+        store._manifest.events.add("resumed", run="default", version=5)
         save(store, 8, metrics={"loss": 8.0})
     return root
 

@@ -215,7 +215,7 @@ def test_a_damaged_manifest_is_no_empty_store_and_comes_back(tmp_path: Path, dam
         assert (store._manifest.uuid, store.schema_version) == (uuid, HEAD)
         assert store.published("default") == {tmp_path / "shown.keras": 4}
         assert store.verify() == []
-        assert [point.version for point in store._manifest.resume_points()] == [5, 4, 2, 1]
+        assert [point.version for point in store._manifest.checkpoints.resume_points()] == [5, 4, 2, 1]
         assert save(store, 6).version == 6
     kept = list((root / "quarantine").glob("manifest-*.sqlite"))
     assert len(kept) == (damage != "lost")
@@ -355,9 +355,9 @@ def test_a_payload_whose_row_came_meanwhile_is_no_orphan(tmp_path: Path) -> None
     with CheckpointStore(tmp_path) as store:
         checkpoint = save(store, 1)
         assert take_in(store._layout, store._manifest, checkpoint.path.name) is None
-        store._manifest.set_state([1], "deleting")
+        store._manifest.checkpoints.set_state([1], "deleting")
         assert take_in(store._layout, store._manifest, checkpoint.path.name) is None
-        store._manifest.set_state([1], "complete")
+        store._manifest.checkpoints.set_state([1], "complete")
         assert store.verify() == [] and checkpoint.path.exists()
     assert os.listdir(tmp_path / "quarantine") == []
 

@@ -31,7 +31,9 @@ def store(tmp_path: Path):
 
 
 def _kinds(store: CheckpointStore, *kinds: str) -> list[tuple[str, int | None]]:
-    return [(event.kind, event.version) for event in store._manifest.events() if event.kind in kinds][::-1]
+    return [(event.kind, event.version) for event in store._manifest.events.find() if event.kind in kinds][
+        ::-1
+    ]
 
 
 def test_a_run_without_resume_points_begins_anew(tmp_path: Path) -> None:

@@ -93,7 +93,11 @@ def test_damage_is_found_before_the_model_is_touched(
         assert _values(model) == {2.0}
         assert [one.version for one in store.checkpoints()] == [1, 2]
         assert len(os.listdir(tmp_path / "quarantine")) == 1
-        assert {event.kind for event in store._manifest.events(version=3)} == {"saved", "resuming", "damaged"}
+        assert {event.kind for event in store._manifest.events.find(version=3)} == {
+            "saved",
+            "resuming",
+            "damaged",
+        }
         assert store.verify()[0].kind == "damaged"
     said = pytest.warns(UserWarning, match="skipped, since missing or damaged: version 3")
     with ckptstore.CheckpointStore(tmp_path) as store, said:

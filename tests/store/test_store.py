@@ -31,7 +31,7 @@ from ckptstore.errors import (
     StoreNotFoundError,
     UnfinishedSaveError,
 )
-from ckptstore.manifest.run_view import RunRows
+from ckptstore.manifest.retention.run_rows import RunRows
 from ckptstore.manifest.transactions import Transactions
 from ckptstore.retention import Policy, keep_last
 from ckptstore.storage.files import io_hook
@@ -461,7 +461,7 @@ def test_nothing_of_the_stores_own_is_ever_published_over(store: CheckpointStore
 
 def test_what_is_marked_for_deletion_can_be_neither_pinned_nor_tagged(store: CheckpointStore) -> None:
     save(store, 1)
-    store._manifest.set_state([1], "deleting")
+    store._manifest.checkpoints.set_state([1], "deleting")
     for change in (lambda: store.pin(1), lambda: store.tag(1, "mine")):
         with pytest.raises(CheckpointNotFoundError):
             change()

@@ -179,7 +179,7 @@ def _saving(folder: Path) -> Iterator[Callable[..., None]]:
     manifest = Manifest.open(layout.manifest)
     committer = Committer(layout, manifest)
     snapshot = snapshot_of(1)
-    newest = manifest.latest("default")
+    newest = manifest.checkpoints.latest("default")
     epochs = itertools.count(max(10**6, 0 if newest is None else newest.epoch + 1))
 
     def save(**options: Any) -> None:

@@ -6,7 +6,7 @@ Each is put in place of the function that it spoils, in every module that has it
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,16 +55,17 @@ def _row_before_rename() -> None:
 
 
 def _removed_before_marked() -> None:
-    from ckptstore.manifest.manifest import Manifest
+    from ckptstore.manifest.checkpoints import Checkpoints
+    from ckptstore.manifest.retention.checks import RunRetention
 
-    let_go = Manifest.let_go
+    expire = RunRetention.expire
 
-    def remove_first(self: Manifest, run: str, versions: list[int]) -> None:
-        for checkpoint in filter(None, map(self.get, versions)):
+    def remove_first(self: RunRetention, run: str, versions: Sequence[int]) -> None:
+        for checkpoint in filter(None, map(Checkpoints(self._transactions).get, versions)):
             checkpoint.path.unlink()
-        let_go(self, run, versions)
+        expire(self, run, versions)
 
-    Manifest.let_go = remove_first  # type: ignore[method-assign, assignment]
+    RunRetention.expire = remove_first  # type: ignore[method-assign]
 
 
 def _no_adoption() -> None:

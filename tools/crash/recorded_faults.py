@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ckptstore.commit import committer
-from ckptstore.manifest import engine, manifest, retention, schema
+from ckptstore.manifest import engine, manifest, published, schema
 from ckptstore.manifest.manifest import Manifest
+from ckptstore.manifest.retention import checks
 from ckptstore.records import Checkpoint, NewCheckpoint
 from ckptstore.storage import durable_writer, files, publish
 from ckptstore.storage.layout import published_path
@@ -94,19 +95,19 @@ def _row_before_rename() -> None:
 
 def _unlink_before_mark() -> None:
     """Remove the files of a retention before their rows are marked."""
-    carry_out = retention.carry_out
+    apply = checks.apply_retention
 
-    def unlinking(connection: Any, store: Path, run: str, judging: Any, *known: Any) -> Any:
-        def judge(view: Any) -> Any:
-            verdict = judging.judge(view)
-            for checkpoint in () if verdict is None else verdict.expired:
+    def unlinking(connection: Any, store: Path, run: str, check: Any, *known: Any) -> Any:
+        def decide(rows: Any) -> Any:
+            decision = check.decide(rows)
+            for checkpoint in () if decision is None else decision.expired:
                 files.unlink(checkpoint.path)
-            return verdict
+            return decision
 
-        return carry_out(connection, store, run, replace(judging, judge=judge), *known)
+        return apply(connection, store, run, replace(check, decide=decide), *known)
 
-    for module in (manifest, retention):
-        _set(module, "carry_out", unlinking)
+    for module in (checks, manifest, published):
+        _set(module, "apply_retention", unlinking)
 
 
 def _rows_dropped_before_unlink() -> None:
@@ -115,7 +116,9 @@ def _rows_dropped_before_unlink() -> None:
 
     def add_checkpoint(manifest: Manifest, *arguments: Any, **options: Any) -> Checkpoint:
         added = add(manifest, *arguments, **options)
-        manifest.remove([checkpoint.version for checkpoint in manifest.in_state("deleting")])
+        manifest.checkpoints.remove(
+            [checkpoint.version for checkpoint in manifest.checkpoints.in_state("deleting")]
+        )
         return added
 
     _set(Manifest, "add_checkpoint", add_checkpoint)

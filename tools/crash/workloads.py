@@ -25,9 +25,10 @@ from ckptstore.errors import CorruptManifestError, CorruptPayloadError
 from ckptstore.formats import payload
 from ckptstore.formats.description import RESERVED
 from ckptstore.manifest import manifest as manifest_module
-from ckptstore.manifest import retention
-from ckptstore.manifest.manifest import Manifest
-from ckptstore.manifest.retention import Judging, Verdict
+from ckptstore.manifest import published
+from ckptstore.manifest.checkpoints import Checkpoints
+from ckptstore.manifest.retention import checks
+from ckptstore.manifest.retention.checks import Decision, RetentionCheck
 from ckptstore.records import Checkpoint, State
 from ckptstore.retention import keep_last
 from ckptstore.storage.durable_writer import DurableWriter
@@ -107,25 +108,25 @@ class Workload:
 
 def perform(marks: Path, name: str) -> None:
     """Run a workload in this process, whose working directory is the folder; the child of a recording does it."""
-    report, real, real_carry_out = Report(marks), Manifest.set_state, retention.carry_out
+    report, real, real_apply = Report(marks), Checkpoints.set_state, checks.apply_retention
 
-    def set_state(manifest: Manifest, versions: Sequence[int], state: State, **options: Any) -> None:
+    def set_state(checkpoints: Checkpoints, versions: Sequence[int], state: State, **options: Any) -> None:
         if state == "deleting":
             report.gone(versions)
-        real(manifest, versions, state, **options)
+        real(checkpoints, versions, state, **options)
 
-    def carry_out(connection: Any, store: Path, run: str, judging: Judging, *known: Any) -> list[Checkpoint]:
-        def judge(view: Any) -> Verdict | None:
-            verdict = judging.judge(view)
-            report.gone([] if verdict is None else [one.version for one in verdict.expired])
-            return verdict
+    def apply(connection: Any, store: Path, run: str, check: RetentionCheck, *known: Any) -> list[Checkpoint]:
+        def decide(rows: Any) -> Decision | None:
+            decision = check.decide(rows)
+            report.gone([] if decision is None else [checkpoint.version for checkpoint in decision.expired])
+            return decision
 
-        return real_carry_out(connection, store, run, replace(judging, judge=judge), *known)
+        return real_apply(connection, store, run, replace(check, decide=decide), *known)
 
     with ExitStack() as patches:
-        patches.enter_context(mock.patch.object(Manifest, "set_state", set_state))
-        for module in (manifest_module, retention):
-            patches.enter_context(mock.patch.object(module, "carry_out", carry_out))
+        patches.enter_context(mock.patch.object(Checkpoints, "set_state", set_state))
+        for module in (checks, manifest_module, published):
+            patches.enter_context(mock.patch.object(module, "apply_retention", apply))
         WORKLOADS[name].run(report)
 
 
@@ -156,7 +157,7 @@ def _leftovers(folder: Path) -> Claims:
         with mock.patch.object(store._committer, "_show"):
             third = save(store, 3, publish=folder / SHOWN)
         _orphan(third, version=9)
-        store._manifest.set_state([1], "deleting")
+        store._manifest.checkpoints.set_state([1], "deleting")
         claims = replace(_claims(store, shows=claims.shows), gone=frozenset({1}))
     third.path.with_name("00000008-default.keras").write_bytes(b"damaged")
     (folder / "store" / "tmp" / f"{'0' * 32}.1.keras").write_bytes(b"half")

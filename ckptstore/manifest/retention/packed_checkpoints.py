@@ -11,7 +11,7 @@ from itertools import starmap
 from pathlib import Path
 from typing import NamedTuple, overload
 
-from ckptstore.manifest.checkpoints import Slim
+from ckptstore.manifest.checkpoint_rows import CheckpointRow
 from ckptstore.records import Checkpoint
 
 
@@ -25,7 +25,7 @@ class Place(NamedTuple):
     nbytes: int
 
 
-class Packed:
+class PackedRows:
     """Rows, added a page at a time; each has a position, counted from 0.
 
     Args:
@@ -47,7 +47,7 @@ class Packed:
     def __len__(self) -> int:
         return len(self.versions)
 
-    def append(self, page: Sequence[Slim]) -> None:
+    def append(self, page: Sequence[CheckpointRow]) -> None:
         """Add rows."""
         self.versions.extend(one.version for one in page)
         self._run.extend(self._runs.setdefault(one.run, len(self._runs)) for one in page)
@@ -59,12 +59,12 @@ class Packed:
         self._pages.append(zlib.compress(pickle.dumps(columns, protocol=5), 1))
         self._ends.append(len(self.versions))
 
-    def page(self, at: int) -> tuple[range, list[Slim]]:
+    def page(self, at: int) -> tuple[range, list[CheckpointRow]]:
         """Return the rows of the page that a position is on, and its positions."""
         number = bisect_right(self._ends, at)
         columns = pickle.loads(zlib.decompress(self._pages[number]))
         begin = self._ends[number - 1] if number else 0
-        return range(begin, self._ends[number]), list(starmap(Slim, zip(*columns, strict=True)))
+        return range(begin, self._ends[number]), list(starmap(CheckpointRow, zip(*columns, strict=True)))
 
     def places(self, positions: Sequence[int]) -> Iterator[Place]:
         """Yield what is known without unpacking."""
@@ -99,10 +99,10 @@ class PackedCheckpoints(Sequence[Checkpoint]):
 
     __hash__ = None  # type: ignore[assignment]
 
-    def __init__(self, rows: Packed, positions: Iterable[int]) -> None:
+    def __init__(self, rows: PackedRows, positions: Iterable[int]) -> None:
         self.rows = rows
         self.positions = array("I", positions)
-        self._last: tuple[range, list[Slim]] = (range(0), [])
+        self._last: tuple[range, list[CheckpointRow]] = (range(0), [])
 
     @property
     def versions(self) -> Iterator[int]:
@@ -133,7 +133,7 @@ class PackedCheckpoints(Sequence[Checkpoint]):
         here, rows = self._last
         if position not in here:
             here, rows = self._last = self.rows.page(position)
-        return rows[position - here.start].full(self.rows.store)
+        return rows[position - here.start].to_checkpoint(self.rows.store)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence) or isinstance(other, str | bytes):

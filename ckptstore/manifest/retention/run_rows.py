@@ -15,10 +15,12 @@ from typing import Any
 
 from sqlalchemy import Connection, CursorResult, Executable
 
-from ckptstore.manifest import checkpoints
-from ckptstore.manifest import run_lookups as lookups
-from ckptstore.manifest import statements as queries
-from ckptstore.manifest.run_lookups import Scale
+from ckptstore.manifest.checkpoint_rows import fetch_versions
+from ckptstore.manifest.metrics import metric_names, ranked_files
+from ckptstore.manifest.retention import lookups
+from ckptstore.manifest.retention.lookups import Scale
+from ckptstore.manifest.runs import monitors
+from ckptstore.manifest.statements import raw_rows
 from ckptstore.records import Checkpoint, Mode, RowKey
 
 IsWhole = Callable[[Path, int], bool]
@@ -158,11 +160,11 @@ class RunRows:
     @cached_property
     def monitors(self) -> Mapping[str, Mode]:
         """The metrics that writers watch."""
-        return dict(queries.monitors(self._connection, self._run))
+        return dict(monitors(self._connection, self._run))
 
     def metric_names(self) -> tuple[str, ...]:
         """Return the metrics that were recorded."""
-        return queries.metric_names(self._connection, self._run)
+        return metric_names(self._connection, self._run)
 
     @property
     def last_version(self) -> int:
@@ -232,7 +234,7 @@ class RunRows:
 
     def _ranked(self, metric: str, mode: Mode, limit: int) -> list[int]:
         found: list[int] = []
-        for version, file, nbytes in queries.ranked_places(self._connection, metric, mode, self._run):
+        for version, file, nbytes in ranked_files(self._connection, metric, mode, self._run):
             if len(found) >= LOOKED_AT or self._is_whole(self._store / file, nbytes):
                 found.append(version)
             if len(found) >= limit:
@@ -277,8 +279,8 @@ class RunRows:
                 return
             after = page[-1]
             self._look_where_shown(page)
-            found = checkpoints.without_metrics if without_metrics else checkpoints.some
-            yield from filter(self.is_free, found(self._connection, self._store, page))
+            found = fetch_versions(self._connection, self._store, page, with_metrics=not without_metrics)
+            yield from filter(self.is_free, found)
             if len(page) < limit:
                 return
 
@@ -288,9 +290,9 @@ class RunRows:
         found = [self._known[version] for version in wanted & self._known.keys()]
         rest = wanted - self._known.keys()
         if rest and without_metrics:
-            found += checkpoints.without_metrics(self._connection, self._store, rest)
+            found += fetch_versions(self._connection, self._store, rest, with_metrics=False)
         elif rest:
-            read = checkpoints.some(self._connection, self._store, rest)
+            read = fetch_versions(self._connection, self._store, rest)
             found += read
             if len(self._known) + len(read) <= _MEMORY:
                 self._known.update((one.version, one) for one in read)
@@ -306,12 +308,12 @@ class RunRows:
             wanted = [one.version for one in page if not is_certainly_kept(one)]
             for begin in range(0, len(wanted), _JUDGED_AT_ONCE):
                 part = wanted[begin : begin + _JUDGED_AT_ONCE]
-                yield from checkpoints.without_metrics(self._connection, self._store, part)
+                yield from fetch_versions(self._connection, self._store, part, with_metrics=False)
 
     def _row_keys(self, after: int, upto: int | None) -> list[RowKey]:
         which = {"run_id": self.run_id, "after": after, "upto": upto, "limit": _SEEN_AT_ONCE}
         statement = lookups.ROW_KEYS if upto is None else lookups.ROW_KEYS_UPTO
-        rows = list(queries.plain(self._connection, statement, which))
+        rows = list(raw_rows(self._connection, statement, which))
         if not rows:
             return []
         tagged = set(self._ask(lookups.TAGGED, first=rows[0][0], last=rows[-1][0]).scalars())
