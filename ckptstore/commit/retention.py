@@ -20,10 +20,10 @@ from ckptstore.manifest.sqlite_errors import FOREIGN_ERRORS
 from ckptstore.records import Checkpoint, RetentionProgress
 from ckptstore.retention import Policy, always_kept
 from ckptstore.retention.always_kept import best_and_resume_point
-from ckptstore.retention.columns import Columns
-from ckptstore.retention.incremental import always_here, expired, has_steps
+from ckptstore.retention.columns import CheckpointColumns
+from ckptstore.retention.incremental import always_kept_versions, expired, is_incremental
 from ckptstore.retention.max_bytes import MaxBytes
-from ckptstore.retention.max_bytes_progress import Passes, Progress
+from ckptstore.retention.max_bytes_progress import BudgetProgress, CheckProgress
 from ckptstore.retention.policy import AnyOf, check_modes
 from ckptstore.retention.reasons import SharedReasons
 from ckptstore.retention.rule import RetentionFacts
@@ -110,7 +110,7 @@ class Retention:
         self._warned: set[str] = set()
         # By run and policy, how far a first look has come.
         self._passed: dict[tuple[str, str], int] = {}
-        self._progress: dict[tuple[str, str], Progress] = {}
+        self._progress: dict[tuple[str, str], CheckProgress] = {}
 
     def mark(self, run: str, policy: Policy) -> list[Checkpoint]:
         """Mark what goes of a run, and return it; the caller holds the store's lock.
@@ -122,7 +122,7 @@ class Retention:
             InvalidArgumentError: The policy contradicts what the run watches, keeps nothing, or is a budget that is too
                 small; nothing was marked.
         """
-        if has_steps(policy):
+        if is_incremental(policy):
             return self._manifest.retention.apply(run, self._check(partial(self._decision, run, policy)))
         monitors = self._manifest.runs.monitors(run)
         check_modes(policy, monitors)
@@ -142,7 +142,7 @@ class Retention:
 
     def marking(self, run: str, policy: Policy) -> Marking | None:
         """Return what marks likewise inside a transaction of somebody else's; None where that cannot be."""
-        if not has_steps(policy):
+        if not is_incremental(policy):
             return None
         marking = Marking(partial(self._decision, run, policy))
         marking.check = self._check(marking.decide)
@@ -157,7 +157,7 @@ class Retention:
             return None
         name = f"{policy!r} {json.dumps(view.monitors, sort_keys=True)}"
         view.was_judged_by(name)
-        view.always = frozenset(always_here(view))
+        view.always = frozenset(always_kept_versions(view))
         for budget in _budgets(policy):
             best = (view.ranked(metric, mode, 1) for metric, mode in view.monitors.items())
             needed = {version for versions in best for version in versions}
@@ -185,14 +185,14 @@ class Retention:
 
     def _go_on(self, run: str, name: str, view: RunRows) -> None:
         """Let a turn begin where the one before has ended, if nothing but saves came in between."""
-        view.budgets = Passes({})
+        view.budgets = BudgetProgress({})
         before = self._progress.pop((run, name), None)
-        if before is None or before.is_noted != view.is_judged:
+        if before is None or before.is_recorded != view.is_judged:
             return
         saved = before.saved_since(view.events_behind(before.event_id))
         if saved is None:
             return
-        view.budgets = Passes(before.still_passed(view.always))
+        view.budgets = BudgetProgress(before.still_reached(view.always))
         if before.nbytes is not None:
             view.counted = (before.nbytes, saved)
 
@@ -269,9 +269,9 @@ class Retention:
         empty = bool(whole) and not found
         return Plan(run=run, expired=gone_ones, kept=kept_ones, reasons=reasons, empty=empty)
 
-    def _look(self, run: str, metrics: Iterable[str], rows: PackedRows) -> tuple[Columns, set[int]]:
+    def _look(self, run: str, metrics: Iterable[str], rows: PackedRows) -> tuple[CheckpointColumns, set[int]]:
         """Put a run's checkpoints into rows; returns what rules see of the whole ones, and where the others are."""
-        whole = Columns(sorted(metrics))
+        whole = CheckpointColumns(sorted(metrics))
         not_whole: set[int] = set()
         root = os.fspath(self._layout.root)
         for page in self._manifest.checkpoints.row_pages(run):
@@ -293,18 +293,18 @@ class Retention:
         return pending or os.path.lexists(published_path(self._layout.root, path))
 
 
-def _progress(policy: Policy, view: RunRows, going: Sequence[Checkpoint], is_complete: bool) -> Progress:
+def _progress(policy: Policy, view: RunRows, going: Sequence[Checkpoint], is_complete: bool) -> CheckProgress:
     gone = {checkpoint.version: checkpoint.nbytes for checkpoint in going}
     counted = "nbytes" in vars(view)
-    return Progress(
+    return CheckProgress(
         event_id=view.last_event - 1,
         newest=view.last_version,
         nbytes=view.nbytes - sum(gone.values()) if counted else None,
-        gone=list(gone),
+        expired=list(gone),
         # What a budget alone lets go is not there in the next turn.
-        passed=view.budgets.after(gone) if isinstance(policy.kept, AnyOf) else {},
+        reached=view.budgets.after(gone) if isinstance(policy.kept, AnyOf) else {},
         always=view.always,
-        is_noted=is_complete,
+        is_recorded=is_complete,
     )
 
 

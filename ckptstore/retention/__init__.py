@@ -1,6 +1,7 @@
-"""Which checkpoints stay: pure, composable rules over one run's checkpoints, and what no rule removes.
+"""Retention policies: pure, composable rules that decide which of a run's checkpoints stay, and which always do.
 
-Main doors: the rules below, `policy.Policy` (rules joined by ``|``), `incremental.expired` (what a save lets expire).
+Main doors: the rules below, `policy.Policy` (rules joined by ``|`` and ``&``), `incremental.expired` (checkpoints that
+expire after a save). `ckptstore.commit.retention` applies a policy to a store.
 
 May import: errors, records, validation, metrics.
 """

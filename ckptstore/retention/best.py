@@ -1,4 +1,4 @@
-"""The rule by a metric, and what is best: NaN and missing values never, of equals the earlier."""
+"""`keep_best`, and the order by a metric: NaN and missing values are never best, and of equals the earlier is."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ckptstore.retention.policy import Policy
 from ckptstore.retention.rule import IsCertainlyKept, Reasons, RetentionFacts, Rule, RunView, check_count
 from ckptstore.validation import check_metric_name
 
-One = TypeVar("One", bound=RetentionFacts)
+FactsT = TypeVar("FactsT", bound=RetentionFacts)
 
 
 def keep_best(metric: str, n: int = 1, mode: Mode | None = None) -> Policy:
@@ -24,8 +24,8 @@ def keep_best(metric: str, n: int = 1, mode: Mode | None = None) -> Policy:
 
     Args:
         metric: The metric's name, as in Keras' logs.
-        n: How many.
-        mode: ``"min"`` or ``"max"``; None for the direction that the name tells.
+        n: The number to keep.
+        mode: ``"min"`` or ``"max"``; None for the usual direction of the name.
 
     Raises:
         InvalidArgumentError: An argument cannot be used, or `mode` is needed.
@@ -43,10 +43,10 @@ def keep_best(metric: str, n: int = 1, mode: Mode | None = None) -> Policy:
 
 
 def check_mode(metric: str, mode: object) -> Mode:
-    """Return the better direction of a metric: what is said, or what its name tells.
+    """Return the better direction of a metric: the one given, or the usual one of its name.
 
     Raises:
-        InvalidArgumentError: It is neither direction, or the name does not tell.
+        InvalidArgumentError: It is neither direction, or the name has no usual one.
     """
     if mode is None:
         mode = mode_of(metric)
@@ -64,7 +64,7 @@ def check_mode(metric: str, mode: object) -> Mode:
 
 @dataclass(frozen=True, slots=True)
 class KeepBest(Rule):
-    """The `n` best by a metric."""
+    """Keeps the `n` best by a metric."""
 
     metric: str
     n: int
@@ -78,30 +78,35 @@ class KeepBest(Rule):
     def reasons(self, checkpoints: Sequence[RetentionFacts], always: AbstractSet[int]) -> Reasons:
         """Return the `n` best."""
         name = f"keep_best({self.metric!r}, {self.n}, mode={self.mode!r})"
-        return {one.version: (name,) for one in ranked(checkpoints, self.metric, self.mode, self.n)}
+        best = ranked(checkpoints, self.metric, self.mode, self.n)
+        return {checkpoint.version: (name,) for checkpoint in best}
 
     def candidates(self, view: RunView) -> Sequence[int]:
-        """Return those that as many new ones have pushed behind the `n`-th."""
+        """Return those that new checkpoints have pushed below rank `n`."""
         return view.ranked(self.metric, self.mode, self.n + len(view.fresh))[self.n :]
 
     def keeps(self, view: RunView, checkpoint: Checkpoint) -> bool:
-        """Tell whether it is one of the `n` best."""
+        """Return True if it is one of the `n` best."""
         return checkpoint.version in view.ranked(self.metric, self.mode, self.n)
 
     def certainly_kept(self, view: RunView, after: int) -> IsCertainlyKept:
-        """Return what tells the same."""
+        """Return a test that decides as `keeps` does."""
         best = frozenset(view.ranked(self.metric, self.mode, self.n))
-        return lambda one: one.version in best
+        return lambda row: row.version in best
 
 
-def ranked(checkpoints: Iterable[One], metric: str, mode: Mode, n: int) -> list[One]:
+def ranked(checkpoints: Iterable[FactsT], metric: str, mode: Mode, n: int) -> list[FactsT]:
     """Return the `n` best by a metric, best first."""
     sign = 1.0 if mode == "min" else -1.0
     valued = ((checkpoint.metrics.get(metric, math.nan), checkpoint) for checkpoint in checkpoints)
-    keyed = ((sign * value, one.version, one) for value, one in valued if not math.isnan(value))
+    keyed = (
+        (sign * value, checkpoint.version, checkpoint)
+        for value, checkpoint in valued
+        if not math.isnan(value)
+    )
     return [checkpoint for _, _, checkpoint in nsmallest(n, keyed)]
 
 
-def best_of(checkpoints: Iterable[One], metric: str, mode: Mode) -> One | None:
+def best_of(checkpoints: Iterable[FactsT], metric: str, mode: Mode) -> FactsT | None:
     """Return the best by a metric; None where none has it."""
     return next(iter(ranked(checkpoints, metric, mode, 1)), None)

@@ -1,4 +1,4 @@
-"""What rules look at, of very many checkpoints: a column of numbers for each of it, and no object for each of them."""
+"""Columns of the facts that rules use, for very many checkpoints without an object for each."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
-class Seen(NamedTuple):
-    """What rules look at of one checkpoint; it lives no longer than they look."""
+class ColumnRow(NamedTuple):
+    """Facts about one checkpoint, made for the moment in which a rule looks at it."""
 
     version: int
     epoch: int
@@ -32,92 +32,94 @@ class Seen(NamedTuple):
 
     @property
     def metrics(self) -> Mapping[str, float]:
-        """Those that are looked at; NaN where it has none."""
+        """The metrics that rules use; NaN where it has none."""
         return dict(zip(self.names, self.values, strict=True))
 
     @property
     def created_at(self) -> datetime:
-        """When it was saved."""
+        """Time of the save."""
         return _EPOCH + self.microseconds * _MICROSECOND
 
 
-class Columns(Sequence[Seen]):
+class CheckpointColumns(Sequence[ColumnRow]):
     """Checkpoints, oldest first, in some fifty bytes each and eight for each metric.
 
     Args:
-        metrics: Those that are looked at.
+        metrics: The metrics that rules use.
     """
 
     def __init__(self, metrics: Sequence[str]) -> None:
         self._names = tuple(metrics)
         # Version, epoch, batch, step, bytes, microseconds; -1 for None.
         self._numbers = [array("q") for _ in range(6)]
-        # Whether it is resumable, and pinned.
-        self._truths = [bytearray(), bytearray()]
+        # Resumable, pinned.
+        self._flags = [bytearray(), bytearray()]
         self._metrics = [array("d") for _ in self._names]
         self._tags: dict[int, tuple[str, ...]] = {}
 
     def extend(self, checkpoints: Sequence[RetentionFacts]) -> None:
-        """Add some."""
+        """Append checkpoints."""
         numbers = (
-            (one.version for one in checkpoints),
-            (one.epoch for one in checkpoints),
-            (-1 if one.batch is None else one.batch for one in checkpoints),
-            (-1 if one.step is None else one.step for one in checkpoints),
-            (one.nbytes for one in checkpoints),
-            ((one.created_at - _EPOCH) // _MICROSECOND for one in checkpoints),
+            (checkpoint.version for checkpoint in checkpoints),
+            (checkpoint.epoch for checkpoint in checkpoints),
+            (-1 if checkpoint.batch is None else checkpoint.batch for checkpoint in checkpoints),
+            (-1 if checkpoint.step is None else checkpoint.step for checkpoint in checkpoints),
+            (checkpoint.nbytes for checkpoint in checkpoints),
+            ((checkpoint.created_at - _EPOCH) // _MICROSECOND for checkpoint in checkpoints),
         )
         for column, added in zip(self._numbers, numbers, strict=True):
             column.extend(added)
-        self._truths[0].extend(one.resumable for one in checkpoints)
-        self._truths[1].extend(one.pinned for one in checkpoints)
+        self._flags[0].extend(checkpoint.resumable for checkpoint in checkpoints)
+        self._flags[1].extend(checkpoint.pinned for checkpoint in checkpoints)
         for values, name in zip(self._metrics, self._names, strict=True):
-            values.extend(one.metrics.get(name, math.nan) for one in checkpoints)
-        self._tags.update((one.version, one.tags) for one in checkpoints if one.tags)
+            values.extend(checkpoint.metrics.get(name, math.nan) for checkpoint in checkpoints)
+        self._tags.update(
+            (checkpoint.version, checkpoint.tags) for checkpoint in checkpoints if checkpoint.tags
+        )
 
     def __len__(self) -> int:
         return len(self._numbers[0])
 
     @overload
-    def __getitem__(self, index: int) -> Seen: ...
+    def __getitem__(self, index: int) -> ColumnRow: ...
 
     @overload
-    def __getitem__(self, index: slice) -> Columns: ...
+    def __getitem__(self, index: slice) -> CheckpointColumns: ...
 
-    def __getitem__(self, index: int | slice) -> Seen | Columns:
+    def __getitem__(self, index: int | slice) -> ColumnRow | CheckpointColumns:
         if isinstance(index, slice):
-            return self._of(lambda column: column[index])
+            return self._part(lambda column: column[index])
         at = range(len(self))[index]
         return next(iter(self[at : at + 1]))
 
-    def __iter__(self) -> Iterator[Seen]:
-        return self._seen(iter)
+    def __iter__(self) -> Iterator[ColumnRow]:
+        return self._rows(iter)
 
-    def __reversed__(self) -> Iterator[Seen]:
-        return self._seen(reversed)
+    def __reversed__(self) -> Iterator[ColumnRow]:
+        return self._rows(reversed)
 
-    def only(self, is_wanted: Callable[[int], bool]) -> Columns:
-        """Return those whose version is wanted."""
+    def select_versions(self, is_wanted: Callable[[int], bool]) -> CheckpointColumns:
+        """Return the rows whose version is wanted."""
         wanted = bytes(map(is_wanted, self._numbers[0]))
-        return self._of(lambda column: compress(column, wanted))
+        return self._part(lambda column: compress(column, wanted))
 
-    def _of(self, part: Callable[[Any], Iterable[Any]]) -> Columns:
-        found = Columns(self._names)
+    def _part(self, part: Callable[[Any], Iterable[Any]]) -> CheckpointColumns:
+        found = CheckpointColumns(self._names)
         found._numbers = [array("q", part(column)) for column in self._numbers]
-        found._truths = [bytearray(part(column)) for column in self._truths]
+        found._flags = [bytearray(part(column)) for column in self._flags]
         found._metrics = [array("d", part(column)) for column in self._metrics]
         found._tags = self._tags
         return found
 
-    def _seen(self, way: Callable[[Any], Iterator[Any]]) -> Iterator[Seen]:
-        version, epoch, batch, step, nbytes, microseconds = map(way, self._numbers)
-        resumable, pinned = map(way, self._truths)
+    def _rows(self, iterate: Callable[[Any], Iterator[Any]]) -> Iterator[ColumnRow]:
+        version, epoch, batch, step, nbytes, microseconds = map(iterate, self._numbers)
+        resumable, pinned = map(iterate, self._flags)
         values: Iterable[tuple[float, ...]] = repeat(())
         if self._names:
-            values = zip(*map(way, self._metrics), strict=True)
-        tags = map(self._tags.get, way(self._numbers[0]), repeat(()))
+            values = zip(*map(iterate, self._metrics), strict=True)
+        tags = map(self._tags.get, iterate(self._numbers[0]), repeat(()))
         return map(
-            Seen,
+            ColumnRow,
             version,
             epoch,
             map(_or_none, batch),
@@ -136,8 +138,10 @@ def _or_none(number: int) -> int | None:
     return None if number < 0 else number
 
 
-def only(checkpoints: Sequence[RetentionFacts], is_wanted: Callable[[int], bool]) -> Sequence[RetentionFacts]:
+def select_versions(
+    checkpoints: Sequence[RetentionFacts], is_wanted: Callable[[int], bool]
+) -> Sequence[RetentionFacts]:
     """Return the checkpoints whose version is wanted."""
-    if isinstance(checkpoints, Columns):
-        return checkpoints.only(is_wanted)
-    return [one for one in checkpoints if is_wanted(one.version)]
+    if isinstance(checkpoints, CheckpointColumns):
+        return checkpoints.select_versions(is_wanted)
+    return [checkpoint for checkpoint in checkpoints if is_wanted(checkpoint.version)]

@@ -1,4 +1,4 @@
-"""The rule by size: the oldest and worst go first, until the rest fits."""
+"""`max_bytes`: the rule by size, under which the oldest and worst expire first until the rest fits."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from itertools import islice
 
 from ckptstore.errors import InvalidArgumentError
 from ckptstore.records import Checkpoint, Mode
-from ckptstore.retention.best import One, check_mode
+from ckptstore.retention.best import FactsT, check_mode
 from ckptstore.retention.policy import Policy
 from ckptstore.retention.reasons import SharedReasons
 from ckptstore.retention.rule import Reasons, RetentionFacts, Rule, RunView
 from ckptstore.validation import check_metric_name
 
-# The worst of so many oldest goes first.
-AMONG = 10
+# The worst of this many oldest expires first.
+WINDOW = 10
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kMGTP]?i?B)?\s*", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 
 
 def max_bytes(nbytes: int | str, metric: str | None = None, mode: Mode | None = None) -> Policy:
-    """Keep as many of a run's checkpoints as fit a number of bytes; the oldest go first, or the oldest and worst.
+    """Keep as many of a run's checkpoints as fit a number of bytes; the oldest expire first, or the oldest and worst.
 
-    With a metric, of the ten oldest the worst by it goes, and that again and again until the rest fits; a checkpoint
-    without the metric, or with NaN, is the worst. What always stays, the best and the resume point say, counts and
-    does not go.
+    With a metric, the worst by it of the ten oldest expires, again and again until the rest fits; a checkpoint without
+    the metric, or with NaN, is the worst. Checkpoints that always stay, such as the best and the resume point, count
+    and do not expire.
 
-    Joined by ``|`` it keeps what fits beside what other rules keep. To bound what they keep, join it by ``&``:
+    Joined by ``|`` it keeps what fits in addition to what other rules keep. To limit what they keep, join it by ``&``:
     ``(keep_last(50) | keep_every(epochs=10)) & max_bytes("20 GB")``.
 
     Args:
-        nbytes: Bytes of the run's payloads; or text with a unit, ``"20 GB"`` or ``"512 MiB"``.
-        metric: The metric by which a checkpoint is worse.
-        mode: Its better direction; None for the one that its name tells.
+        nbytes: The most bytes of the run's payloads; or text with a unit, ``"20 GB"`` or ``"512 MiB"``.
+        metric: The metric by which the worst is chosen.
+        mode: Its better direction; None for the usual one of its name.
 
     Raises:
         InvalidArgumentError: An argument cannot be used, or `mode` is needed.
@@ -83,7 +83,7 @@ def parse_size(size: object) -> int:
 
 @dataclass(frozen=True, slots=True)
 class MaxBytes(Rule):
-    """What fits."""
+    """Keeps what fits a number of bytes."""
 
     nbytes: int
     metric: str | None = None
@@ -95,27 +95,28 @@ class MaxBytes(Rule):
         return () if self.metric is None else ((self.metric, self.mode),)
 
     def reasons(self, checkpoints: Sequence[RetentionFacts], always: AbstractSet[int]) -> Reasons:
-        """Return what is left when the rest has gone."""
+        """Return what is left when the rest has expired."""
         excess = sum(checkpoint.nbytes for checkpoint in checkpoints) - self.nbytes
         candidates = (checkpoint for checkpoint in checkpoints if checkpoint.version not in always)
         why = ("max_bytes",)
-        gone = SharedReasons((checkpoint.version, why) for checkpoint in self.too_many(candidates, excess))
-        return SharedReasons((one.version, why) for one in checkpoints if one.version not in gone)
+        expired = SharedReasons((checkpoint.version, why) for checkpoint in self._free(candidates, excess))
+        kept = (checkpoint.version for checkpoint in checkpoints if checkpoint.version not in expired)
+        return SharedReasons((version, why) for version in kept)
 
-    def too_many(self, oldest: Iterator[One], excess: int) -> Iterator[One]:
-        """Yield what goes, until it has freed a number of bytes.
+    def _free(self, oldest: Iterator[FactsT], excess: int) -> Iterator[FactsT]:
+        """Yield checkpoints that expire, until a number of bytes is freed.
 
         Args:
-            oldest: What may go, oldest first.
-            excess: Bytes to be freed.
+            oldest: Checkpoints that may expire, oldest first.
+            excess: Bytes to free.
         """
-        window = list(islice(oldest, AMONG))
+        window = list(islice(oldest, WINDOW))
         while excess > 0 and window:
-            going = window[0] if self.metric is None else max(window, key=self._badness)
-            window.remove(going)
+            expired = window[0] if self.metric is None else max(window, key=self._badness)
+            window.remove(expired)
             window.extend(islice(oldest, 1))
-            excess -= going.nbytes
-            yield going
+            excess -= expired.nbytes
+            yield expired
 
     def _badness(self, checkpoint: RetentionFacts) -> tuple[float, int]:
         value = checkpoint.metrics.get(self.metric or "", math.nan)
@@ -123,27 +124,28 @@ class MaxBytes(Rule):
             return math.inf, -checkpoint.version
         return value if self.mode == "min" else -value, -checkpoint.version
 
-    def going(self, view: RunView) -> Iterator[Checkpoint]:
-        """Yield what does not fit any more, in the order in which it goes."""
+    def over_budget(self, view: RunView) -> Iterator[Checkpoint]:
+        """Yield what does not fit any more, in the order in which it expires."""
         freed = {checkpoint.version for checkpoint in view.already_expired}
         excess = view.nbytes - self.nbytes - sum(checkpoint.nbytes for checkpoint in view.already_expired)
         if self.metric is not None:
             oldest = (checkpoint for checkpoint in view.oldest() if checkpoint.version not in freed)
-            yield from self.too_many(oldest, excess)
+            yield from self._free(oldest, excess)
             return
-        after, passed = view.budgets.begin(self, excess)
-        oldest = (one for one in view.oldest(after, without_metrics=True) if one.version not in freed)
-        for checkpoint in self.too_many(oldest, excess - passed):
-            view.budgets.note(self, checkpoint.version, checkpoint.nbytes)
+        after, nbytes = view.budgets.begin(self, excess)
+        rest = view.oldest(after, without_metrics=True)
+        oldest = (checkpoint for checkpoint in rest if checkpoint.version not in freed)
+        for checkpoint in self._free(oldest, excess - nbytes):
+            view.budgets.add(self, checkpoint.version, checkpoint.nbytes)
             yield checkpoint
 
     def candidates(self, view: RunView) -> Collection[int]:
-        """Return what does not fit any more; what did not before, and is kept by others, may be left out."""
-        return view.remember(self, lambda: {checkpoint.version for checkpoint in self.going(view)})
+        """Return what does not fit any more; without, perhaps, what did not fit before and other rules keep."""
+        return view.remember(self, lambda: {checkpoint.version for checkpoint in self.over_budget(view)})
 
     def keeps(self, view: RunView, checkpoint: Checkpoint) -> bool:
-        """Tell whether it fits."""
+        """Return True if it fits."""
         found = self.candidates(view)
         if self.metric is not None:
             return checkpoint.version not in found
-        return checkpoint.version > view.budgets.upto(self)
+        return checkpoint.version > view.budgets.expires_up_to(self)

@@ -1,7 +1,8 @@
-"""How far budgets have come with a run, in the memory of the process that saves: for its next turns to go on from.
+"""Progress of size budgets from one check of a run to the next, kept in the memory of the process that saves.
 
-What a budget lets go and another rule keeps would be passed over in every turn, and while much is still to go all bytes
-would be added up in each. Where anything but saves came in between, all of this is forgotten, and found out again.
+Without it, each check would pass again over the checkpoints that a budget lets expire and another rule keeps, and would
+add up the bytes of the whole run while many checkpoints still have to go. If anything but saves happened since the last
+check, the progress is dropped and found again.
 """
 
 from __future__ import annotations
@@ -10,101 +11,103 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# So many of the last that a budget let go are looked at again: it may let go fewer, where payloads differ in size.
-TRAIL = 64
+# The last checkpoints that a budget let expire are checked again: with payloads of other sizes it may let fewer expire.
+RECHECKED = 64
 
-# Events that change nothing for a budget, but by what always stays.
-_BESIDE = ("tagged", "untagged", "resuming", "resumed", "ended")
+# Events that matter to a budget only through the versions that always stay.
+_HARMLESS = ("tagged", "untagged", "resuming", "resumed", "ended")
 
-# Up to which version a budget let everything go, and the bytes of what is still there of that.
-Passed = tuple[int, int]
+# The version up to which a budget lets everything expire, and the bytes of those that are still there.
+Reached = tuple[int, int]
 
 
-class Passes:
-    """How far budgets come in one turn.
+class BudgetProgress:
+    """How far budgets come in one check.
 
     Args:
-        before: How far they had come.
+        before: How far they had come before.
     """
 
-    def __init__(self, before: Mapping[object, Passed]) -> None:
+    def __init__(self, before: Mapping[object, Reached]) -> None:
         self._before = before
-        self._begun: dict[object, Passed] = {}
-        self._walked: dict[object, list[Passed]] = {}
+        self._started: dict[object, Reached] = {}
+        self._added: dict[object, list[Reached]] = {}
 
-    def begin(self, budget: object, excess: int) -> Passed:
-        """Return up to which version a budget lets everything go anyway, and the bytes of that."""
-        if budget not in self._begun:
-            found = self._before.get(budget, (0, 0))
-            self._begun[budget] = found if found[1] < excess else (0, 0)
-            self._walked[budget] = []
-        return self._begun[budget]
+    def begin(self, budget: object, excess: int) -> Reached:
+        """Return the version up to which a budget lets everything expire in any case, and the bytes of that."""
+        if budget not in self._started:
+            reached = self._before.get(budget, (0, 0))
+            self._started[budget] = reached if reached[1] < excess else (0, 0)
+            self._added[budget] = []
+        return self._started[budget]
 
-    def note(self, budget: object, version: int, nbytes: int) -> None:
-        """Note what a budget lets go, which is told oldest first."""
-        if version > self.upto(budget):
-            self._walked[budget].append((version, nbytes))
+    def add(self, budget: object, version: int, nbytes: int) -> None:
+        """Record a checkpoint that a budget lets expire; called oldest first."""
+        if version > self.expires_up_to(budget):
+            self._added[budget].append((version, nbytes))
 
-    def upto(self, budget: object) -> int:
-        """Return up to which version a budget lets everything go."""
-        walked = self._walked[budget]
-        return walked[-1][0] if walked else self._begun[budget][0]
+    def expires_up_to(self, budget: object) -> int:
+        """Return the version up to which a budget lets everything expire."""
+        added = self._added[budget]
+        return added[-1][0] if added else self._started[budget][0]
 
-    def after(self, gone: Mapping[int, int]) -> dict[object, Passed]:
-        """Return how far they have come when some are gone, each with its bytes."""
+    def after(self, removed: Mapping[int, int]) -> dict[object, Reached]:
+        """Return how far the budgets have come once some versions, each with its bytes, are removed."""
         found = {}
-        for budget, (version, nbytes) in self._begun.items():
-            walked = self._walked[budget][:-TRAIL]
-            # Others kept these until now.
-            let_go = sum(size for one, size in gone.items() if one <= version)
-            added = sum(size for one, size in walked if one not in gone)
-            found[budget] = (walked[-1][0] if walked else version, nbytes + added - let_go)
+        for budget, (version, nbytes) in self._started.items():
+            added = self._added[budget][:-RECHECKED]
+            # Other rules kept these until now.
+            freed = sum(size for gone, size in removed.items() if gone <= version)
+            kept = sum(size for left, size in added if left not in removed)
+            found[budget] = (added[-1][0] if added else version, nbytes + kept - freed)
         return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """How far the turns of a run have come.
+class CheckProgress:
+    """State of a run after a check, from which the next check continues.
 
     Attributes:
-        event_id: An event; the newest that was seen comes right after it.
+        event_id: An event; the newest one seen is the next after it.
         newest: The newest version.
-        nbytes: Bytes of what is left; None where nobody asked.
-        gone: What went in the last turn.
-        passed: How far budgets have come.
+        nbytes: Bytes of the checkpoints that are left; None if no rule asked for it.
+        expired: Versions that expired in the check.
+        reached: How far budgets have come.
         always: The versions that always stayed.
-        is_noted: Whether the manifest noted that everything was judged; whoever removes something takes that away.
+        is_recorded: True if the manifest has recorded that everything was checked; any other removal clears that.
     """
 
     event_id: int
     newest: int
     nbytes: int | None
-    gone: Sequence[int]
-    passed: Mapping[object, Passed]
+    expired: Sequence[int]
+    reached: Mapping[object, Reached]
     always: frozenset[int]
-    is_noted: bool
+    is_recorded: bool
 
     def saved_since(self, events: Iterable[tuple[str, int | None, Any]]) -> list[int] | None:
-        """Return what was saved since, by the events behind `event_id`; None where anything else happened.
+        """Return the versions saved since, by the events after `event_id`; None if anything else happened.
 
-        That what went is marked stands in an event, too: if it is missing, the turn's transaction failed.
+        The marking of expired versions is an event too: if it is missing, the transaction of the check failed.
         """
         saved: list[int] = []
-        marked = not self.gone
+        is_marked = not self.expired
         for kind, version, detail in events:
             if kind == "saved" and version is not None:
                 saved += [version] if version > self.newest else []
-            elif kind in _BESIDE:
+            elif kind in _HARMLESS:
                 continue
-            elif kind == "pruned" and not marked and detail == {"versions": list(self.gone)}:
-                marked = True
+            elif kind == "pruned" and not is_marked and detail == {"versions": list(self.expired)}:
+                is_marked = True
             else:
                 return None
-        return saved if marked else None
+        return saved if is_marked else None
 
-    def still_passed(self, always: frozenset[int]) -> Mapping[object, Passed]:
-        """Return how far budgets have come, but for those behind which something always stays now, or did."""
+    def still_reached(self, always: frozenset[int]) -> Mapping[object, Reached]:
+        """Return how far budgets have come, without those that had passed a version whose protection has changed."""
         changed = min(self.always ^ always, default=None)
         return {
-            budget: passed for budget, passed in self.passed.items() if changed is None or passed[0] < changed
+            budget: reached
+            for budget, reached in self.reached.items()
+            if changed is None or reached[0] < changed
         }

@@ -1,4 +1,4 @@
-"""Rules by age: the newest few, and those of the last time."""
+"""`keep_last` and `keep_within`: rules by age."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ def keep_last(n: int) -> Policy:
 def keep_within(time: timedelta) -> Policy:
     """Keep what was saved within `time` before the run's newest checkpoint.
 
-    The newest checkpoint, not the clock, is what counts from: a run that waits for a machine over a weekend loses none.
+    The time counts back from the newest checkpoint, not from now: a run that waits for a machine over a weekend loses
+    none.
 
     Raises:
-        InvalidArgumentError: It is no timedelta above zero.
+        InvalidArgumentError: It is not a timedelta above zero.
 
     Example:
         >>> keep_within(timedelta(hours=12))
@@ -51,7 +52,7 @@ def keep_within(time: timedelta) -> Policy:
 
 @dataclass(frozen=True, slots=True)
 class KeepLast(Rule):
-    """The newest `n`."""
+    """Keeps the newest `n`."""
 
     n: int
 
@@ -61,45 +62,46 @@ class KeepLast(Rule):
         return SharedReasons((checkpoint.version, why) for checkpoint in checkpoints[-self.n :])
 
     def candidates(self, view: RunView) -> Sequence[int]:
-        """Return those that as many new ones have pushed behind the `n`-th."""
+        """Return those that new checkpoints have pushed out of the newest `n`."""
         last = view.nth_newest(self.n)
         return () if last is None else view.below(last, len(view.fresh))
 
     def keeps(self, view: RunView, checkpoint: Checkpoint) -> bool:
-        """Tell whether it is not older than the `n`-th newest."""
+        """Return True if it is not older than the `n`-th newest."""
         last = view.nth_newest(self.n)
         return last is None or checkpoint.version >= last
 
     def certainly_kept(self, view: RunView, after: int) -> IsCertainlyKept:
-        """Return what tells the same."""
+        """Return a test that decides as `keeps` does."""
         last = view.nth_newest(self.n) or 0
-        return lambda one: one.version >= last
+        return lambda row: row.version >= last
 
 
 @dataclass(frozen=True, slots=True)
 class KeepWithin(Rule):
-    """What was saved within a time before the newest."""
+    """Keeps what was saved within a time before the newest."""
 
     time: timedelta
 
     def reasons(self, checkpoints: Sequence[RetentionFacts], always: AbstractSet[int]) -> Reasons:
-        """Return those of the last time."""
+        """Return those saved within the time."""
         if not checkpoints:
             return {}
         since = max(checkpoint.created_at for checkpoint in checkpoints) - self.time
         why = (f"keep_within({self.time})",)
-        return SharedReasons((one.version, why) for one in checkpoints if one.created_at >= since)
+        kept = (checkpoint.version for checkpoint in checkpoints if checkpoint.created_at >= since)
+        return SharedReasons((version, why) for version in kept)
 
     def candidates(self, view: RunView) -> Sequence[int]:
-        """Return those that the newest has left behind since."""
+        """Return those whose time has passed since the last check."""
         since = view.newest_at() - self.time
         return () if view.before is None else view.saved_between(view.before - self.time, since)
 
     def keeps(self, view: RunView, checkpoint: Checkpoint) -> bool:
-        """Tell whether it is of the last time."""
+        """Return True if it was saved within the time."""
         return checkpoint.created_at >= view.newest_at() - self.time
 
     def certainly_kept(self, view: RunView, after: int) -> IsCertainlyKept:
-        """Return what tells the same."""
+        """Return a test that decides as `keeps` does."""
         since = view.newest_at() - self.time
-        return lambda one: one.created_at >= since
+        return lambda row: row.created_at >= since

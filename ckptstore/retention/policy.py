@@ -1,8 +1,8 @@
-"""`Policy`: a rule for what stays, and rules joined: by ``|`` what any keeps, by ``&`` what both do in turn.
+"""`Policy`: a rule that decides what stays, and rules joined by ``|`` (either keeps) and ``&`` (one restricts another).
 
-A rule is a pure function of one run's checkpoints. Those of ours are frozen dataclasses, which pickle, and can also be
-asked about few checkpoints by look-ups in the manifest (`ckptstore.retention.rule.Rule`); any other function does
-as well, and is given all of the run's checkpoints each time.
+A rule is a pure function of one run's checkpoints. Built-in rules are frozen dataclasses, which pickle, and can also
+decide about a few checkpoints by look-ups in the manifest (`ckptstore.retention.rule.Rule`); any other function works
+too, and is given all of the run's checkpoints each time.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from typing import cast
 
 from ckptstore.errors import InvalidArgumentError
 from ckptstore.records import Checkpoint, Mode, RowKey
-from ckptstore.retention.columns import only
+from ckptstore.retention.columns import select_versions
 from ckptstore.retention.reasons import SharedReasons
 from ckptstore.retention.rule import IsCertainlyKept, Reasons, RetentionFacts, Rule, RunView
 
-Kept = Callable[[Sequence[Checkpoint]], Collection[int] | Collection[Checkpoint]]
+KeepFunction = Callable[[Sequence[Checkpoint]], Collection[int] | Collection[Checkpoint]]
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A rule for what stays of a run.
+    """A rule that decides which checkpoints of a run stay.
 
-    ``a | b`` keeps what either keeps; ``a & b`` keeps of what `a` keeps that which `b` keeps, as a budget over other
-    rules: ``(keep_last(50) | keep_best("val_loss", 5)) & max_bytes("20 GB")``.
+    ``a | b`` keeps what either keeps; ``a & b`` applies `b` to what `a` keeps, as a budget over other rules:
+    ``(keep_last(50) | keep_best("val_loss", 5)) & max_bytes("20 GB")``.
 
     Attributes:
-        name: How it reads, such as ``"keep_last(3)"``.
-        kept: Maps one run's whole checkpoints, oldest first, to the versions that it keeps, or to the checkpoints.
-        is_builtin: True where every part of it is of this package, so that another process can apply it.
+        name: Its text, such as ``"keep_last(3)"``.
+        kept: Maps one run's intact checkpoints, oldest first, to the versions that it keeps, or to the checkpoints.
+        is_builtin: True if every part of it is built in, so that another process can apply it.
 
     Example:
         >>> from ckptstore.retention import keep_best, keep_last
@@ -40,59 +40,59 @@ class Policy:
     """
 
     name: str
-    kept: Kept
+    kept: KeepFunction
     is_builtin: bool = False
 
     def __call__(self, checkpoints: Sequence[Checkpoint]) -> set[int]:
         """Return the versions that stay.
 
         Raises:
-            InvalidArgumentError: The function returned something else than versions of these checkpoints.
+            InvalidArgumentError: The function did not return versions of these checkpoints.
         """
         if self.is_builtin:
             return {int(version) for version in self.kept(checkpoints)}  # type: ignore[arg-type]
-        return _checked(self.name, self.kept(checkpoints), {one.version for one in checkpoints})
+        return _checked(self.name, self.kept(checkpoints), {checkpoint.version for checkpoint in checkpoints})
 
     def reasons(self, checkpoints: Sequence[RetentionFacts], always: AbstractSet[int]) -> Reasons:
         """Return the versions that stay, each with the names of the rules that keep it.
 
         Args:
-            checkpoints: One run's whole checkpoints, oldest first.
-            always: Those that stay whatever a rule says; a budget counts them.
+            checkpoints: One run's intact checkpoints, oldest first.
+            always: Versions that stay whatever a rule decides; a budget counts them.
         """
         if isinstance(self.kept, Rule):
             return self.kept.reasons(checkpoints, always)
-        # Whoever has a function of a user's own here has whole checkpoints.
+        # Callers pass complete checkpoints to a policy with a user's function.
         versions = self(cast("Sequence[Checkpoint]", checkpoints))
         return SharedReasons((version, (self.name,)) for version in versions)
 
     def rules(self) -> Iterator[Rule]:
-        """Yield the rules of ours that it is made of."""
+        """Yield the built-in rules that it is made of."""
         if isinstance(self.kept, AnyOf):
             for part in self.kept.parts:
                 yield from part.rules()
-        elif isinstance(self.kept, OfThese):
+        elif isinstance(self.kept, Restricted):
             yield from self.kept.first.rules()
             yield from self.kept.second.rules()
         elif isinstance(self.kept, Rule):
             yield self.kept
 
-    def __or__(self, other: Policy | Kept) -> Policy:
+    def __or__(self, other: Policy | KeepFunction) -> Policy:
         other = as_policy(other)
         parts = (*_parts(self), *_parts(other))
         return _joined(
             Policy(" | ".join(map(_bracketed, parts)), AnyOf(parts), self.is_builtin and other.is_builtin)
         )
 
-    def __ror__(self, other: Kept) -> Policy:
+    def __ror__(self, other: KeepFunction) -> Policy:
         return as_policy(other) | self
 
-    def __and__(self, other: Policy | Kept) -> Policy:
+    def __and__(self, other: Policy | KeepFunction) -> Policy:
         other = as_policy(other)
         name = f"{_bracketed(self, of='|')} & {_bracketed(other)}"
-        return _joined(Policy(name, OfThese(self, other), self.is_builtin and other.is_builtin))
+        return _joined(Policy(name, Restricted(self, other), self.is_builtin and other.is_builtin))
 
-    def __rand__(self, other: Kept) -> Policy:
+    def __rand__(self, other: KeepFunction) -> Policy:
         return as_policy(other) & self
 
     def __repr__(self) -> str:
@@ -101,7 +101,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class AnyOf(Rule):
-    """What any of some policies keeps."""
+    """Keeps what any of several policies keeps."""
 
     parts: tuple[Policy, ...]
 
@@ -109,33 +109,36 @@ class AnyOf(Rule):
         """Return what stays, with all reasons for it."""
         found = [part.reasons(checkpoints, always) for part in self.parts]
         joined = (
-            (one.version, tuple(name for reasons in found for name in reasons.get(one.version, ())))
-            for one in checkpoints
+            (
+                checkpoint.version,
+                tuple(name for reasons in found for name in reasons.get(checkpoint.version, ())),
+            )
+            for checkpoint in checkpoints
         )
         return SharedReasons((version, names) for version, names in joined if names)
 
     def candidates(self, view: RunView) -> set[int]:
-        """Return what any of the parts may have let go."""
+        """Return the candidates of all parts."""
         return set().union(*(as_rule(part).candidates(view) for part in self.parts))
 
     def keeps(self, view: RunView, checkpoint: Checkpoint) -> bool:
-        """Tell whether any of the parts keeps it."""
+        """Return True if any of the parts keeps it."""
         return any(as_rule(part).keeps(view, checkpoint) for part in self.parts)
 
     def certainly_kept(self, view: RunView, after: int) -> IsCertainlyKept:
-        """Return what tells whether any of the parts is sure of it."""
+        """Return a test that is true for what any of the parts certainly keeps."""
         parts = [as_rule(part).certainly_kept(view, after) for part in self.parts]
 
-        def is_certainly_kept(one: RowKey) -> bool:
-            # Each part is told of all.
-            return True in [part(one) for part in parts]
+        def is_certainly_kept(row: RowKey) -> bool:
+            # Every part must see every row.
+            return True in [part(row) for part in parts]
 
         return is_certainly_kept
 
 
 @dataclass(frozen=True, slots=True)
-class OfThese(Rule):
-    """What the second policy keeps of what the first keeps, and of what stays anyway."""
+class Restricted(Rule):
+    """Keeps what a second policy keeps of what a first keeps and of what always stays."""
 
     first: Policy
     second: Policy
@@ -143,18 +146,18 @@ class OfThese(Rule):
     def reasons(self, checkpoints: Sequence[RetentionFacts], always: AbstractSet[int]) -> Reasons:
         """Return what stays, with the first policy's reasons."""
         found = self.first.reasons(checkpoints, always)
-        left = only(checkpoints, lambda version: version in found or version in always)
+        left = select_versions(checkpoints, lambda version: version in found or version in always)
         stay = self.second.reasons(left, always)
         return SharedReasons((version, names) for version, names in found.items() if version in stay)
 
 
 def as_rule(policy: Policy) -> Rule:
-    """Return the rule of a policy that is ours."""
+    """Return the rule of a built-in policy."""
     assert isinstance(policy.kept, Rule)
     return policy.kept
 
 
-def as_policy(rule: Policy | Kept) -> Policy:
+def as_policy(rule: Policy | KeepFunction) -> Policy:
     """Return a policy: itself, or one of a function that maps a run's checkpoints to those that stay.
 
     Raises:
@@ -179,10 +182,10 @@ def as_policy(rule: Policy | Kept) -> Policy:
 
 
 def check_modes(policy: Policy, monitors: Mapping[str, Mode]) -> None:
-    """Refuse a policy that takes a metric to be better the other way than the run does.
+    """Refuse a policy whose better direction of a metric contradicts the run's.
 
     Raises:
-        InvalidArgumentError: It does.
+        InvalidArgumentError: They contradict.
     """
     for rule in policy.rules():
         for metric, mode in rule.modes:
@@ -202,16 +205,16 @@ def _parts(policy: Policy) -> tuple[Policy, ...]:
 
 def _bracketed(policy: Policy, of: str = "&|") -> str:
     joined = ("|" in of and isinstance(policy.kept, AnyOf)) or (
-        "&" in of and isinstance(policy.kept, OfThese)
+        "&" in of and isinstance(policy.kept, Restricted)
     )
     return f"({policy.name})" if joined else policy.name
 
 
 def _joined(policy: Policy) -> Policy:
-    """Return a policy whose rules agree on which way each metric is better.
+    """Return a policy whose rules agree on the better direction of each metric.
 
     Raises:
-        InvalidArgumentError: They do not.
+        InvalidArgumentError: They disagree.
     """
     modes: dict[str, str] = {}
     for rule in policy.rules():
@@ -227,14 +230,14 @@ def _joined(policy: Policy) -> Policy:
 
 
 def _checked(name: str, kept: object, known: AbstractSet[int]) -> set[int]:
-    """Return what a user's function gave as versions.
+    """Return the versions that a user's function returned.
 
     Raises:
-        InvalidArgumentError: It is something else.
+        InvalidArgumentError: It did not return versions of the run's checkpoints.
     """
     if not isinstance(kept, Collection) or isinstance(kept, str | bytes):
         raise _wrong(name, kept, "returned no collection of versions")
-    versions = {one.version if isinstance(one, Checkpoint) else one for one in kept}
+    versions = {item.version if isinstance(item, Checkpoint) else item for item in kept}
     unknown = [version for version in versions if version not in known]
     if unknown:
         raise _wrong(name, unknown[0], "returned what is no version of the run's checkpoints")

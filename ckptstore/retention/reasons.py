@@ -1,4 +1,4 @@
-"""Why versions stay, for very many of them: what many have in common is there once."""
+"""Reasons for which versions stay, compact for very many: equal reasons are stored once."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 
-# The names of the rules that keep something.
+# Names of the rules that keep a version.
 Names = tuple[str, ...]
 
 
 class SharedReasons(Mapping[int, Names]):
-    """Versions that stay, each with its reasons: twelve bytes for each.
+    """Versions that stay, each with its reasons, in twelve bytes each.
 
     Args:
-        pairs: Versions, each once, and their reasons.
+        pairs: Versions, each once, with their reasons.
     """
 
     __slots__ = ("_names", "_versions", "_which")
@@ -32,7 +32,7 @@ class SharedReasons(Mapping[int, Names]):
         self._versions, self._which, self._names = versions, which, tuple(numbers)
 
     def get(self, version: int, default: Names = ()) -> Names:  # type: ignore[override]
-        """Return why a version stays; nothing where it does not."""
+        """Return the reasons for which a version stays; the default where it does not."""
         at = self._at(version)
         return default if at is None else self._names[self._which[at]]
 

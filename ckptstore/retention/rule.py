@@ -1,4 +1,4 @@
-"""What a rule of ours is, and the few look-ups by which it judges a checkpoint without reading all that are kept."""
+"""The interface of a built-in rule, and of the look-ups that let it check a run without reading all checkpoints."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Literal, Protocol
 
 from ckptstore.errors import InvalidArgumentError
 from ckptstore.records import Checkpoint, Mode, RowKey
-from ckptstore.retention.max_bytes_progress import Passes
+from ckptstore.retention.max_bytes_progress import BudgetProgress
 
 # Versions that stay, each with the names of the rules that keep it.
 Reasons = Mapping[int, tuple[str, ...]]
 Scale = Literal["epochs", "steps", "microseconds"]
 
 
-# Tells of one checkpoint after the other, lowest version first, whether it is kept for certain.
+# True for a checkpoint that is certainly kept; called for each in turn, lowest version first.
 IsCertainlyKept = Callable[[RowKey], bool]
 
 
 class RetentionFacts(Protocol):
-    """What rules look at of a checkpoint: a `Checkpoint` has it, and so has what takes less memory."""
+    """The facts about a checkpoint that rules use: a `Checkpoint` has them, and so have rows that take less memory."""
 
     @property
     def version(self) -> int:
@@ -51,27 +51,27 @@ class RetentionFacts(Protocol):
 
     @property
     def created_at(self) -> datetime:
-        """When it was saved."""
+        """Time of the save."""
         ...
 
     @property
     def resumable(self) -> bool:
-        """Whether a run can go on from it."""
+        """True if a run can resume from it."""
         ...
 
     @property
     def pinned(self) -> bool:
-        """Whether it is pinned."""
+        """True if it is pinned."""
         ...
 
     @property
     def metrics(self) -> Mapping[str, float]:
-        """Its metrics, or those that are looked at."""
+        """Its metrics, or those that the rules use."""
         ...
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """Its names."""
+        """Its tags."""
         ...
 
 
@@ -79,55 +79,55 @@ class RunView(Protocol):
     """One run's complete checkpoints, seen through look-ups whose cost does not grow with their number.
 
     Attributes:
-        already_expired: Those that rules before this one let go, of which a budget frees the bytes.
-        budgets: How far budgets have come.
+        already_expired: Checkpoints that earlier rules of this check let expire; a budget counts their bytes as freed.
+        budgets: Progress of the budgets.
     """
 
     already_expired: Sequence[Checkpoint]
-    budgets: Passes
+    budgets: BudgetProgress
 
     @property
     def is_judged(self) -> bool:
-        """Whether the rules were applied to everything here before; else everything is looked at."""
+        """True if the same rules have checked the whole run before; else everything is checked."""
         ...
 
     @property
     def fresh(self) -> Sequence[Checkpoint]:
-        """Those that are new since the rules were applied last."""
+        """Checkpoints added since the last check."""
         ...
 
     @property
     def before(self) -> datetime | None:
-        """When the newest was saved that the rules saw then; None where there was none."""
+        """Time of the newest save at the last check; None if there was none."""
         ...
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all."""
+        """Bytes of all payloads."""
         ...
 
     def remember(self, what: object, find: Callable[[], Collection[int]]) -> Collection[int]:
-        """Return what was found before under a key, or find it."""
+        """Return the result stored under a key, or compute and store it."""
         ...
 
     def nth_newest(self, n: int) -> int | None:
-        """Return the version of the n-th newest that is whole; None where there are fewer."""
+        """Return the version of the n-th newest intact checkpoint; None if there are fewer."""
         ...
 
     def below(self, version: int, limit: int) -> Sequence[int]:
-        """Return the next versions below one that are whole, newest first."""
+        """Return the next intact versions below one, newest first."""
         ...
 
     def ranked(self, metric: str, mode: Mode, limit: int) -> Sequence[int]:
-        """Return the versions of the best by a metric, best first, of equals the earlier; NaN is none."""
+        """Return the versions of the best by a metric, best first, the earlier of equals first; NaN is never best."""
         ...
 
     def first_in(self, scale: Scale, low: int, high: int, limit: int) -> Sequence[int]:
-        """Return the lowest versions whose place on a scale is in a half-open span."""
+        """Return the lowest versions whose position on a scale lies in a half-open range."""
         ...
 
     def greatest(self, scale: Scale, upto: int) -> int | None:
-        """Return a place on a scale beyond which none is whose version is up to this; None where there is none."""
+        """Return an upper bound of the positions on a scale of the versions up to one; None if there are none."""
         ...
 
     def saved_between(self, low: datetime, high: datetime) -> Sequence[int]:
@@ -135,7 +135,7 @@ class RunView(Protocol):
         ...
 
     def newest_at(self) -> datetime:
-        """Return when the newest was saved, or the latest of what the clock said."""
+        """Return the latest time of a save."""
         ...
 
     def oldest(self, after: int = 0, *, without_metrics: bool = False) -> Iterator[Checkpoint]:
@@ -144,43 +144,48 @@ class RunView(Protocol):
 
 
 class Rule(ABC):
-    """A rule of ours: pure over all checkpoints of a run, and able to judge few of them.
+    """A built-in rule: a pure function of all of a run's checkpoints that can also check a few by look-ups.
 
     Attributes:
-        modes: Metrics that it looks at, each with the better direction.
+        modes: The metrics that it uses, each with the better direction.
     """
 
     __slots__ = ()
 
     @property
     def modes(self) -> Iterable[tuple[str, Mode]]:
-        """The metrics that it looks at."""
+        """The metrics that it uses."""
         return ()
 
     def __call__(self, checkpoints: Sequence[Checkpoint]) -> set[int]:
-        """Return the versions that stay, where nothing else keeps any."""
+        """Return the versions that stay if nothing else keeps any."""
         return set(self.reasons(checkpoints, frozenset()))
 
     @abstractmethod
     def reasons(self, checkpoints: Sequence[RetentionFacts], always: AbstractSet[int]) -> Reasons:
-        """Return the versions that stay, each with the names of the rules that keep it."""
+        """Return the versions that stay, each with the names of the rules that keep it.
+
+        Args:
+            checkpoints: All of a run's intact checkpoints, oldest first.
+            always: Versions that stay whatever a rule decides.
+        """
 
     def candidates(self, view: RunView) -> Iterable[int]:
-        """Return every version that it may have kept when it was applied last, and keeps no more."""
+        """Return every version that the rule may have kept at the last check and keeps no longer."""
         return ()
 
     def keeps(self, view: RunView, checkpoint: Checkpoint) -> bool:
-        """Tell whether it keeps a checkpoint, as `reasons` would say over all."""
+        """Return True if the rule keeps a checkpoint, as `reasons` would for the whole run."""
         raise NotImplementedError
 
     def certainly_kept(self, view: RunView, after: int) -> IsCertainlyKept:
-        """Return what tells, at little cost, what it keeps for certain; the rest is asked of `keeps`.
+        """Return a cheap test for checkpoints that are certainly kept; for all others `keeps` decides.
 
         Args:
             view: The run.
-            after: The version behind which all will be told, each in turn.
+            after: The version after which the test is called for every checkpoint, in order.
         """
-        return lambda one: False
+        return lambda row: False
 
 
 def check_count(argument: str, value: object) -> int:

@@ -1,4 +1,4 @@
-"""The rule that keeps one checkpoint in every so many epochs, steps or hours."""
+"""`keep_every`: the rule that keeps one checkpoint per number of epochs, steps or hours."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def keep_every(*, epochs: int | None = None, steps: int | None = None, hours: float | None = None) -> Policy:
-    """Keep one checkpoint in every so many epochs, steps or hours.
+    """Keep one checkpoint per number of epochs, steps or hours.
 
-    With ``epochs=10``, the first one saved when 10 epochs are finished, or more, then when 20 are, and so on, whatever
-    the saves' own rhythm is; with ``steps`` likewise for finished batches. With ``hours``, the first one in each span
-    of the clock.
+    With ``epochs=10``, the first one saved after 10 or more finished epochs, then after 20, and so on, however often
+    checkpoints are saved; ``steps`` does the same with finished batches. With ``hours``, the first one in each span of
+    the clock.
 
     Args:
         epochs: Finished epochs from one to the next.
         steps: Finished train batches; checkpoints without a step count are not kept by this.
-        hours: Hours, also parts of one.
+        hours: Hours from one to the next; may be a fraction.
 
     Raises:
         InvalidArgumentError: Not exactly one of them is given, or it is not positive.
@@ -76,7 +76,7 @@ def _microseconds(hours: object) -> int:
 
 @dataclass(frozen=True, slots=True)
 class KeepEvery(Rule):
-    """The first in each span of a scale; those before the first whole number of epochs or steps are in none."""
+    """Keeps the first in each span of a scale; those before the first whole number of epochs or steps are in none."""
 
     name: str
     scale: Scale
@@ -93,24 +93,24 @@ class KeepEvery(Rule):
         )
 
     def candidates(self, view: RunView) -> set[int]:
-        """Return those that something older, which has come back, is now in front of."""
-        spans = {span for one in view.fresh if (span := self._span(one)) is not None}
+        """Return those that are not the first any more, since an older one was found again."""
+        spans = {span for checkpoint in view.fresh if (span := self._span(checkpoint)) is not None}
         found = (self._first(view, span, 1 + len(view.fresh))[1:] for span in spans)
         return {version for versions in found for version in versions}
 
     def keeps(self, view: RunView, checkpoint: Checkpoint) -> bool:
-        """Tell whether it is the first in its span."""
+        """Return True if it is the first in its span."""
         span = self._span(checkpoint)
         return span is not None and checkpoint.version in self._first(view, span, 1)
 
     def certainly_kept(self, view: RunView, after: int) -> IsCertainlyKept:
-        """Return what tells of those that lie in a later span than all before."""
-        place = view.greatest(self.scale, after)
-        latest = 0 if place is None else place // self.length
+        """Return a test that is true for those in a later span than all before."""
+        position = view.greatest(self.scale, after)
+        latest = 0 if position is None else position // self.length
 
-        def is_certainly_kept(one: RowKey) -> bool:
+        def is_certainly_kept(row: RowKey) -> bool:
             nonlocal latest
-            span = self._span(one)
+            span = self._span(row)
             if span is None or span <= latest:
                 return False
             latest = span
@@ -122,23 +122,23 @@ class KeepEvery(Rule):
         return view.first_in(self.scale, span * self.length, (span + 1) * self.length, limit)
 
     def _span(self, checkpoint: RetentionFacts | RowKey) -> int | None:
-        place = place_of(checkpoint, self.scale)
-        return None if place is None else self._span_at(place)
+        position = position_on(checkpoint, self.scale)
+        return None if position is None else self._span_at(position)
 
-    def _span_at(self, place: int) -> int | None:
-        span = place // self.length
+    def _span_at(self, position: int) -> int | None:
+        span = position // self.length
         return span if span > 0 or self.scale == "microseconds" else None
 
 
 class _Spans:
-    """Spans that were met: eight bytes for each, where they mostly come in order."""
+    """Set of spans, in eight bytes each where they mostly come in order."""
 
     def __init__(self) -> None:
         self._rising = array("q")
         self._others: set[int] = set()
 
     def is_new(self, span: int) -> bool:
-        """Tell whether a span is met for the first time."""
+        """Return True if a span is added for the first time."""
         if not self._rising or span > self._rising[-1]:
             self._rising.append(span)
             return True
@@ -148,8 +148,8 @@ class _Spans:
         return True
 
 
-def place_of(checkpoint: RetentionFacts | RowKey, scale: Scale) -> int | None:
-    """Return a checkpoint's place: finished epochs, finished steps, or microseconds of the clock."""
+def position_on(checkpoint: RetentionFacts | RowKey, scale: Scale) -> int | None:
+    """Return a checkpoint's position on a scale: finished epochs, finished steps, or microseconds of the clock."""
     if scale == "epochs":
         return checkpoint.epoch + (checkpoint.batch is None)
     return (

@@ -1,4 +1,4 @@
-"""The rule that keeps what somebody gave a name."""
+"""`keep_tagged`: the rule that keeps checkpoints with a tag."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def keep_tagged() -> Policy:
 
 @dataclass(frozen=True, slots=True)
 class KeepTagged(Rule):
-    """What has a tag; one that loses its last is looked at again, since that stands in the events."""
+    """Keeps what has a tag; a checkpoint that loses its last tag is checked again, since that is an event."""
 
     def reasons(self, checkpoints: Sequence[RetentionFacts], always: AbstractSet[int]) -> Reasons:
         """Return those with a tag."""
@@ -32,9 +32,9 @@ class KeepTagged(Rule):
         return SharedReasons((checkpoint.version, why) for checkpoint in checkpoints if checkpoint.tags)
 
     def keeps(self, view: RunView, checkpoint: Checkpoint) -> bool:
-        """Tell whether it has a tag."""
+        """Return True if it has a tag."""
         return bool(checkpoint.tags)
 
     def certainly_kept(self, view: RunView, after: int) -> IsCertainlyKept:
-        """Return what tells the same."""
-        return lambda one: one.is_tagged
+        """Return a test that decides as `keeps` does."""
+        return lambda row: row.is_tagged

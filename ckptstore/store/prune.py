@@ -13,7 +13,7 @@ from ckptstore.commit.retention import Plan, Retention, check_for_prune
 from ckptstore.errors import RunNotFoundError
 from ckptstore.manifest.manifest import Manifest
 from ckptstore.manifest.retention.packed_checkpoints import PackedCheckpoints, PackedRows, Place
-from ckptstore.retention.policy import Kept, Policy, as_policy
+from ckptstore.retention.policy import KeepFunction, Policy, as_policy
 from ckptstore.retention.reasons import SharedReasons
 from ckptstore.storage.layout import Layout
 from ckptstore.storage.locks import store_lock
@@ -71,7 +71,7 @@ class Pruned:
 def prune(
     layout: Layout,
     manifest: Manifest,
-    policy: Policy | Kept,
+    policy: Policy | KeepFunction,
     *,
     run: str | None,
     dry_run: bool,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ckptstore.commit.request import SaveRequest
     from ckptstore.commit.run_ownership import RunOwnership
     from ckptstore.formats.snapshot import FitState, Snapshot
-    from ckptstore.retention.policy import Kept, Policy
+    from ckptstore.retention.policy import KeepFunction, Policy
     from ckptstore.store.model_adapter import Snapshots
     from ckptstore.store.prune import Pruned
 
@@ -285,7 +285,9 @@ class StoreWriter(StoreReader):
         self._check_writable("retain")
         return self._committer.retain(run, policy)
 
-    def prune(self, policy: Policy | Kept, *, run: str | None = None, dry_run: bool = False) -> Pruned:
+    def prune(
+        self, policy: Policy | KeepFunction, *, run: str | None = None, dry_run: bool = False
+    ) -> Pruned:
         """Remove what a policy does not keep, of one run or of each; returns what was removed, what stays and why.
 
         Only checkpoints whose payload is there with its size count. These always stay, whatever the policy says: the

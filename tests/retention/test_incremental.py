@@ -28,7 +28,7 @@ from ckptstore.retention import (
     keep_within,
     max_bytes,
 )
-from ckptstore.retention.incremental import has_steps
+from ckptstore.retention.incremental import is_incremental
 from ckptstore.storage.layout import Layout
 from manifests import new
 
@@ -227,9 +227,9 @@ def _change(small: Small, move: dict[str, Any], *, budget: bool) -> None:
 
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
 def test_the_policies_of_ours_need_no_look_at_everything(policy: Policy) -> None:
-    assert has_steps(policy)
-    assert not has_steps(policy | (lambda checkpoints: []))
-    assert not has_steps(policy & keep_last(2))
+    assert is_incremental(policy)
+    assert not is_incremental(policy | (lambda checkpoints: []))
+    assert not is_incremental(policy & keep_last(2))
 
 
 def _save_better(small: Small) -> None:
@@ -270,7 +270,7 @@ def test_what_stays_costs_nothing(
     """The work of a pass, in instructions of SQLite, is the same however many checkpoints stay."""
     from manifests import steps_of
 
-    monkeypatch.setattr("ckptstore.retention.max_bytes_progress.TRAIL", 8)
+    monkeypatch.setattr("ckptstore.retention.max_bytes_progress.RECHECKED", 8)
     work = []
     for root in kept:
         small = Small(Path(shutil.copytree(root, tmp_path / root.name)))
@@ -295,7 +295,7 @@ def test_a_budgets_later_turns_cost_what_goes(
     """Also while a first look has not come to its end: neither what stays nor what is still to go is gone over."""
     from manifests import steps_of
 
-    monkeypatch.setattr("ckptstore.retention.incremental.MOST", 4)
+    monkeypatch.setattr("ckptstore.retention.incremental.MAX_EXPIRED", 4)
     work = []
     for size in (40, 160):
         small = Small(tmp_path / str(size))
@@ -313,8 +313,8 @@ def test_a_budgets_later_turns_cost_what_goes(
 def test_a_budget_forgets_how_far_it_came_when_anything_but_a_save_came_in_between(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ckptstore.retention.max_bytes_progress.TRAIL", 1)
-    monkeypatch.setattr("ckptstore.retention.incremental.MOST", 2)
+    monkeypatch.setattr("ckptstore.retention.max_bytes_progress.RECHECKED", 1)
+    monkeypatch.setattr("ckptstore.retention.incremental.MAX_EXPIRED", 2)
     small = Small(tmp_path / "store")
     policy = keep_every(epochs=5) | max_bytes(500)
     for number in range(14):
@@ -416,7 +416,7 @@ def test_a_direction_against_the_runs_own_removes_nothing(tmp_path: Path) -> Non
 def test_a_first_turn_removes_so_many_and_later_ones_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: Policy
 ) -> None:
-    monkeypatch.setattr("ckptstore.retention.incremental.MOST", 3)
+    monkeypatch.setattr("ckptstore.retention.incremental.MAX_EXPIRED", 3)
     monkeypatch.setattr("ckptstore.manifest.retention.run_rows._SEEN_AT_ONCE", 4)
     monkeypatch.setattr("ckptstore.manifest.retention.run_rows._JUDGED_AT_ONCE", 2)
     small = Small(tmp_path / "store")
@@ -447,7 +447,7 @@ def test_a_turn_that_ends_a_first_look_looks_at_everything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What an earlier turn passed over may go by now: a name that was taken away since, say."""
-    monkeypatch.setattr("ckptstore.retention.incremental.MOST", 2)
+    monkeypatch.setattr("ckptstore.retention.incremental.MAX_EXPIRED", 2)
     small = Small(tmp_path / "store")
     for number in range(8):
         small.save(metrics={"loss": float(number)}, tags=("x",) if number == 0 else ())
