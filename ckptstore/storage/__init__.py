@@ -1,7 +1,9 @@
 """Bytes on a file system: durable files, layout, locks, leases, reserved blocks, publishing.
 
-The only room that calls fsync, rename and unlink. A byte becomes durable in `durable_writer`; `files` changes names
-and syncs folders; `layout` knows where everything in a store lies; `locks`, `leases` and `run_lock` hold kernel locks.
+The only room that calls fsync, rename and unlink. Main doors: `durable_writer` (where a byte becomes durable), `files`
+(changes names, syncs directories), `layout` (where everything in a store lies), `locks`, `run_lock` and `leases`
+(kernel locks), `publish` and `output_files` (files outside a store), `reserve` and `deferred_unlink` (room on the
+disk), `integrity`, `random_access` and `read_ahead` (reading).
 
 May import: errors, records, system.
 """

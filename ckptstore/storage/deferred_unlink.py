@@ -1,12 +1,12 @@
-"""Large files are removed without waiting until the file system has given their blocks back.
+"""Removes large files without waiting for the file system to free their blocks.
 
-unlink(2) takes a name away in microseconds. What takes long is the end of the last reference, which frees the blocks:
-9 ms for each 40 MB where a device is told of free blocks at once (ext4's ``discard``), and none of it is work for the
-processor. A descriptor that is held over the unlink makes that an affair of its close, and a thread can wait for that.
+unlink(2) removes a name in microseconds. Freeing the blocks, when the last reference ends, takes long: 9 ms for each
+40 MB where the device is told of free blocks at once (ext4's ``discard``), and no processor time. A descriptor that is
+held open over the unlink delays that to its close, and a thread does the close.
 
-What is held is the whole process' affair: a store that needs room waits for what another one has removed. A crash
-leaves nothing more than after an unlink alone: the system closes what a process held, and a file system frees at its
-next mount what no name leads to.
+The descriptors belong to the whole process: a store that needs room waits for what another store has removed. A crash
+leaves no more than after an unlink alone: the system closes the descriptors of a dead process, and a file system frees
+blocks without a name at its next mount.
 
 Example:
     >>> import tempfile
@@ -14,7 +14,7 @@ Example:
     ...     path = Path(folder, "large")
     ...     _ = path.write_bytes(bytes(8 << 20))
     ...     unlink(path)
-    ...     begin()  # once the name's end is durable
+    ...     begin()  # once the removal of the name is durable
     ...     path.exists()
     False
     >>> wait()
@@ -34,15 +34,15 @@ from typing import Self
 from ckptstore.storage import files
 from ckptstore.system.fork_safety import no_fork
 
-# Bytes on the disk from which on it is worth a thread, and files that wait at once.
-_WORTH = 4 << 20
-_AT_ONCE = 4
+# The smallest file, in bytes on the disk, that is worth a thread, and the most files that wait at once.
+_MIN_BYTES = 4 << 20
+_MAX_WAITING = 4
 _NAP_S = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """A descriptor of a file that is being removed, and what tells that it is still that file's."""
+    """The descriptor of a file that is being removed, and what identifies that file."""
 
     descriptor: int
     device: int
@@ -55,22 +55,24 @@ class _Held:
         return cls(descriptor, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
     def close(self) -> None:
-        with suppress(OSError):  # it is closed all the same, and nothing was written through it
+        with suppress(OSError):  # the descriptor is closed all the same, and nothing was written through it
             os.close(self.descriptor)
         _held.discard(self)
 
 
-# All of this process, and of these what may be closed.
+# All that this process holds, and those of them that may be closed.
 _held: set[_Held] = set()
 _waiting: deque[_Held] = deque()
-# The threads that close something, or are about to look for it.
-_at_work: list[int] = []
-# Devices of file systems on which a file that is open keeps a name: NFS renames it until it is closed.
+# The threads that close a descriptor, or are about to take one.
+_working: list[int] = []
+# Devices of file systems that keep a name for an open file: NFS renames it until it is closed.
 _renaming: set[int] = set()
 
 
 def unlink(path: Path) -> None:
-    """Remove a file's name; nothing happens where there is none. Durable after `fsync_directory`.
+    """Remove a file's name; does nothing if there is none. Durable after `fsync_directory`.
+
+    Its blocks are freed after `begin` or `wait`.
 
     Raises:
         StorageError: It could not be removed.
@@ -92,9 +94,9 @@ def unlink(path: Path) -> None:
 
 
 def begin() -> None:
-    """Have the blocks of what was removed given back, beside the caller.
+    """Begin to free the blocks of the removed files in a thread.
 
-    The directories that it was removed from had better be synced before: a device may do nothing else meanwhile.
+    Sync the directories of these files before: a device may do nothing else meanwhile.
     """
     if _waiting:
         try:
@@ -104,23 +106,23 @@ def begin() -> None:
 
 
 def wait() -> None:
-    """Return when the blocks of all that this process has removed are free."""
+    """Wait until the blocks of all files that this process has removed are free."""
     _close_waiting()
-    # A signal's handler runs inside what its own thread does, and would wait for itself.
-    while any(thread != threading.get_ident() for thread in list(_at_work)):
+    # Not for this thread: a signal handler runs inside its work, and would wait for itself.
+    while any(thread != threading.get_ident() for thread in list(_working)):
         time.sleep(_NAP_S)
 
 
 def _hold(path: Path) -> _Held | None:
-    """Return a descriptor of a file whose last name that is; None where removing it is quick, or must be plain."""
-    if len(_waiting) >= _AT_ONCE:
+    """Open a file to delay the freeing of its blocks; None if it has another name, is small, or must not stay open."""
+    if len(_waiting) >= _MAX_WAITING:
         return None
     with no_fork():
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:
-            return None  # removing it says what is wrong, if anything is
-        with suppress(OSError):  # some file systems know nothing of what is open
+            return None  # the unlink reports what is wrong, if anything is
+        with suppress(OSError):  # some file systems cannot stat an open file
             status = os.fstat(descriptor)
             if _is_worth_it(status):
                 held = _Held.of(descriptor, status)
@@ -131,41 +133,41 @@ def _hold(path: Path) -> _Held | None:
 
 
 def _is_worth_it(status: os.stat_result) -> bool:
-    return status.st_nlink == 1 and status.st_blocks * 512 >= _WORTH and status.st_dev not in _renaming
+    return status.st_nlink == 1 and status.st_blocks * 512 >= _MIN_BYTES and status.st_dev not in _renaming
 
 
 def _has_a_name(held: _Held) -> bool:
     try:
         return os.fstat(held.descriptor).st_nlink > 0
     except OSError:
-        return True  # where nobody can tell, nothing is held
+        return True  # unknown: then the file is not kept open
 
 
 def _close_waiting() -> None:
-    """Close what waits, whoever else does the same."""
+    """Close the waiting descriptors; several threads may do so at once."""
     me = threading.get_ident()
     while True:
-        _at_work.append(me)
+        _working.append(me)
         try:
             held = _waiting.popleft()
             held.close()
         except IndexError:
             return
         finally:
-            with suppress(ValueError):  # a child that was forked meanwhile has none at work
-                _at_work.remove(me)
+            with suppress(ValueError):  # a child that was forked meanwhile has an empty list
+                _working.remove(me)
 
 
 def _close_inherited() -> None:
-    """Close in a forked child what would keep blocks as long as it lives."""
+    """Close the descriptors in a forked child, which would keep the blocks for as long as it lives."""
     while _held:
         held = _held.pop()
-        with suppress(OSError):  # it was closed, and not yet taken out
-            # Since then the number may have become another file's.
+        with suppress(OSError):  # it was closed, but not yet removed from the set
+            # Meanwhile the number may belong to another file.
             if _Held.of(held.descriptor, os.fstat(held.descriptor)) == held:
                 os.close(held.descriptor)
     _waiting.clear()
-    _at_work.clear()
+    _working.clear()
 
 
 os.register_at_fork(after_in_child=_close_inherited)

@@ -1,8 +1,25 @@
-"""Writes one new file: blocks reserved first, digested on the way, synced and closed with every error checked.
+"""Writes one new file durably: this is where the bytes of a checkpoint become durable.
 
-Where the file system can, bytes go to the disk past the page cache, from buffers of a megabyte: a copy into fresh pages
-of the cache takes several times the processor time, and what a training reads its data from would be evicted for a
-file that is hardly ever read again.
+The order of calls, and what a crash at each leaves:
+
+1. `DurableWriter(...)` creates a file under a temporary name (O_EXCL) and reserves its blocks (posix_fallocate), so
+   that a full disk is an error here. A crash leaves at most an unwritten file under the temporary name.
+2. `DurableWriter.write` copies into a buffer, digests, and writes in a thread. A crash leaves a part of the file.
+3. `DurableWriter.finish` cuts the file to its length, syncs it (fsync) and closes it, with every error checked. A crash
+   before fsync has returned leaves a file of any content, and after it the complete file, still under its temporary
+   name.
+4. The caller renames it to its final, unused name (`files.rename_to_new`) and syncs both directories
+   (`files.fsync_directory`). A crash leaves the complete file under one name or the other; once the directories are
+   synced, under the final one.
+
+For a checkpoint, `ckptstore.commit.committer` then inserts the row; until that is committed, the payload is an orphan,
+which the next opening adopts. Files that a crash leaves under a temporary name are removed by
+`leases.remove_stale_files` at the next opening. A failed fsync is never retried on the same file: `DurableWriter.abort`
+removes it, and a new one is written.
+
+Where the file system can, bytes bypass the page cache (O_DIRECT), from buffers of a megabyte. A copy into fresh pages
+of the cache takes several times the processor time, and would evict the training's data for a file that is hardly ever
+read again.
 """
 
 from __future__ import annotations
@@ -27,10 +44,9 @@ from ckptstore.storage.files import DIGEST, free_bytes, io_step, mount_point, sy
 
 _BUFFER = 1 << 20
 _BUFFERS = 4
-# Addresses, offsets and lengths past the page cache are multiples of it, as all known file systems want.
+# Addresses, offsets and lengths of direct writes are multiples of it, as all known file systems require.
 _BLOCK = 4096
-# With the page cache, dirty pages are handed to the disk while the next ones are produced, so that the final fsync
-# finds little to do.
+# Through the page cache, the kernel begins to write after so many bytes, so that the final fsync finds little to do.
 _WRITEBACK = 16 << 20
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NO_RESERVATION = frozenset({errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS})
@@ -38,26 +54,26 @@ _NO_RESERVATION = frozenset({errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errn
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """A file that is complete and synced: its size in bytes and its digest."""
+    """The size in bytes and the digest of a file that is complete and synced."""
 
     nbytes: int
     digest: str
 
 
 class DurableWriter:
-    """A write-only stream onto a new file, for one thread.
+    """A write-only stream to a new file, to be used by one thread.
 
-    Bytes are copied and digested here, and written by a thread of its own while the caller prepares the next ones.
-    Until `finish` has returned nothing is promised; a crash leaves a part of the file under its temporary name.
+    Bytes are copied and digested in the caller's thread, and written by another thread while the caller prepares the
+    next ones. Nothing is durable until `finish` has returned; a crash leaves a part of the file under its name.
 
     Args:
         path: The name; must not exist.
-        reserve: Bytes to reserve on the disk beforehand, so that a full disk is met here.
-        mode: The file's mode, less the umask; read-only, as a store's payloads are, unless said.
+        reserve: Bytes to reserve on the disk beforehand, so that a full disk is an error here.
+        mode: The file's mode, less the umask; read-only by default, as a store's payloads are.
 
     Raises:
-        DiskFullError: The bytes are not to be had; nothing is left behind.
-        StorageError: The file cannot be made.
+        DiskFullError: The disk has no room for the bytes; nothing is left behind.
+        StorageError: The file cannot be created.
 
     Example:
         >>> import tempfile
@@ -72,14 +88,14 @@ class DurableWriter:
         self.path = path
         self._reserve = reserve
         with io_step("create", path):
-            # A mode at creation lets the kernel apply the umask; the descriptor may write all the same.
+            # The kernel applies the umask to the mode; this descriptor may write even where the mode is read-only.
             flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
             self._descriptor = os.open(path, flags, mode)
-        self._is_direct = _pass_by_cache(self._descriptor)
-        self._tell = 0
+        self._is_direct = _set_direct(self._descriptor)
+        self._position = 0
         self._failure: BaseException | None = None
         self._digest = xxhash.xxh3_128()
-        # An interrupt may leave the lock inside a `queue.Queue` taken for ever; these have none that Python code holds.
+        # An interrupt could leave the lock of a `queue.Queue` held for ever; a `SimpleQueue` is C code.
         self._queue: queue.SimpleQueue[tuple[memoryview, int] | None] = queue.SimpleQueue()
         self._free: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
         for _ in range(_BUFFERS):
@@ -107,19 +123,19 @@ class DurableWriter:
             raise
 
     def _disk_full(self, error: OSError) -> DiskFullError:
-        # What was reserved for this very file is free again once it is gone.
+        # The blocks reserved for this file are free again once it is removed.
         free = free_bytes(self.path.parent)
         taken = os.fstat(self._descriptor).st_blocks * 512
         return DiskFullError(
             path=self.path,
-            needed=max(self._reserve, self._tell),
+            needed=max(self._reserve, self._position),
             free=None if free is None else free + taken,
             disk=mount_point(self.path),
             code=error.errno or errno.ENOSPC,
         )
 
     def write(self, data: Any) -> int:
-        """Take the bytes of any C-contiguous buffer, which may change afterwards; returns their number.
+        """Write the bytes of any C-contiguous buffer, which may change afterwards; returns their number.
 
         Raises:
             StorageError: An earlier write failed (`DiskFullError` where the disk was full).
@@ -138,12 +154,12 @@ class DurableWriter:
             self._buffer[self._filled : end] = view[done : done + taken]
             self._filled, done = end, done + taken
             if self._filled == len(self._buffer):
-                self._hand_over()
-        self._tell += len(view)
+                self._queue_buffer()
+        self._position += len(view)
         return len(view)
 
-    def _hand_over(self) -> None:
-        """Let the thread write what the buffer holds."""
+    def _queue_buffer(self) -> None:
+        """Digest the current buffer, and queue it for the thread to write."""
         buffer, filled = self._buffer, self._filled
         self._buffer, self._filled = None, 0
         if buffer is not None and filled:
@@ -151,30 +167,30 @@ class DurableWriter:
             self._queue.put((buffer, filled))
 
     def tell(self) -> int:
-        """Return the number of bytes handed over so far."""
-        return self._tell
+        """Return the number of bytes written to the stream so far."""
+        return self._position
 
     def finish(self) -> Written:
-        """Write what is left, cut the file to its length, sync and close it.
+        """Write what is left, cut the file to its length, sync and close it; its bytes are durable when this returns.
 
         Raises:
-            StorageError: Something failed; call `abort`, and write a new file instead of trying this one again.
+            StorageError: A step failed. Call `abort` and write a new file; this one must not be synced again.
         """
-        self._hand_over()
+        self._queue_buffer()
         self._join()
         self._raise_failure()
         with io_step("truncate", self.path):
-            os.ftruncate(self._descriptor, self._tell)
+            os.ftruncate(self._descriptor, self._position)
         sync_file(self._descriptor, self.path)
         descriptor, self._descriptor = self._descriptor, -1
         with io_step("close", self.path):
             os.close(descriptor)
-        return Written(nbytes=self._tell, digest=f"{DIGEST}:{self._digest.hexdigest()}")
+        return Written(nbytes=self._position, digest=f"{DIGEST}:{self._digest.hexdigest()}")
 
     def abort(self) -> None:
-        """Close and remove the file. Raises nothing: it runs while another error is on its way.
+        """Close and remove the file. Raises nothing, since it runs while another error is being handled.
 
-        What cannot be removed now is swept with the writer's other leftovers when the store is next opened.
+        A file that cannot be removed now is removed when the store is next opened.
         """
         self._failure = self._failure or StorageError(
             operation="write", path=self.path, error=OSError(errno.ECANCELED, "aborted")
@@ -190,7 +206,7 @@ class DurableWriter:
     def _join(self) -> None:
         if self._thread is not None:
             self._queue.put(None)
-            # RuntimeError: an interrupt came while it was started; nothing was handed to it yet.
+            # RuntimeError: an interrupt came while it was started; it has nothing to write yet.
             with suppress(RuntimeError):
                 self._thread.join()
             self._thread = None
@@ -200,7 +216,7 @@ class DurableWriter:
             raise self._failure
 
     def _write_behind(self) -> None:
-        """Write what is queued; after a failure, take it and drop it so that nobody waits for ever."""
+        """Write the queued buffers; after a failure, discard them, so that nobody waits for ever."""
         written = synced = 0
         while (queued := self._queue.get()) is not None:
             buffer, filled = queued
@@ -217,7 +233,7 @@ class DurableWriter:
                 self._free.put(buffer)
 
     def _write_all(self, buffer: memoryview, filled: int) -> None:
-        # Only the last one is not full: what is written behind the end is cut off by `finish`.
+        # Only the last buffer is not full. The padding behind the end is cut off by `finish`.
         end = -(-filled // _BLOCK) * _BLOCK if self._is_direct else filled
         buffer[filled:end] = bytes(end - filled)
         done = 0
@@ -234,14 +250,14 @@ class DurableWriter:
         except OSError as error:
             if not self._is_direct or error.errno != errno.EINVAL:
                 raise
-            # It wants other multiples, or a write before was cut short.
+            # The file system requires other multiples, or the write before was partial.
             self._is_direct = False
-            _pass_by_cache(self._descriptor, False)
+            _set_direct(self._descriptor, False)
             return os.write(self._descriptor, data)
 
 
-def _pass_by_cache(descriptor: int, on: bool = True) -> bool:
-    """Have writes pass by the page cache, or no more; returns whether they do."""
+def _set_direct(descriptor: int, on: bool = True) -> bool:
+    """Let writes bypass the page cache, or not; returns True if they do."""
     flag = getattr(os, "O_DIRECT", 0)
     if not flag:
         return False
@@ -249,14 +265,14 @@ def _pass_by_cache(descriptor: int, on: bool = True) -> bool:
     try:
         fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | flag if on else flags & ~flag)
     except OSError:
-        return False  # the file system has no such way
+        return False  # the file system does not support it
     return on
 
 
 def _aligned_memory(nbytes: int) -> memoryview:
-    """Return a buffer that begins at a page, for so many bytes, or as many as are written at a time.
+    """Return a page-aligned buffer for so many bytes, but no more than are written at a time.
 
-    Shared, so that a process that another thread forks meanwhile takes no page away that is being written (`open(2)`,
+    The mapping is shared, so that a fork in another thread does not copy pages away that are being written (`open(2)`,
     notes on O_DIRECT).
     """
     size = min(_BUFFER, -(-nbytes // _BLOCK) * _BLOCK)
@@ -277,6 +293,6 @@ _SYNC_FILE_RANGE_WRITE = 2
 
 
 def _start_writeback(descriptor: int, offset: int, nbytes: int) -> None:
-    """Ask Linux to begin writing a range out. Only a hint: durability comes from fsync, which reports the errors."""
+    """Ask Linux to begin to write a range back. Only a hint: durability comes from fsync, which reports the errors."""
     if _SYNC_FILE_RANGE is not None:
         _SYNC_FILE_RANGE(descriptor, offset, nbytes, _SYNC_FILE_RANGE_WRITE)

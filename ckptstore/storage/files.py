@@ -1,8 +1,8 @@
-"""Every change of the file system goes through here: one function per step, each with a hook, each durable.
+"""The steps that change the file system: one function for each, with a hook for tests, and errors translated.
 
-The order of the steps is the business of the layers above. What is promised here: a function that returns has
-done its step; one that raises names the operation and the path (`StorageError`). Only what says so is durable
-when it returns: a new name is, once `fsync_directory` has been called on its directory.
+The layers above decide on the order of the steps. A function here that returns has done its step; one that raises
+names the operation and the path (`StorageError`). Durable on return is only what says so: a new name becomes durable
+when `fsync_directory` is called on its directory.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ _NO_DIRECTORY_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, e
 Phase = Literal["before", "after"]
 Hook = Callable[[str, Path, Phase], None]
 _hooks: list[Hook] = []
-# File systems of which it was said that their directories cannot be synced.
+# Devices for which a warning was issued that their directories cannot be synced.
 _unsynced: set[int] = set()
 
 
 @contextmanager
 def io_hook(hook: Hook) -> Iterator[None]:
-    """Call `hook(operation, path, phase)` before and after every step that is taken meanwhile.
+    """Call `hook(operation, path, phase)` before and after every I/O step within the block.
 
-    Tests stop or fail a save at its n-th step with it. The hook may raise, or end the process.
+    With it, tests stop or fail a save at its n-th step. The hook may raise, or end the process.
 
     Example:
         >>> import tempfile
@@ -59,7 +59,7 @@ def io_hook(hook: Hook) -> Iterator[None]:
 
 @contextmanager
 def io_step(operation: str, path: Path) -> Iterator[None]:
-    """Mark one step: tells the hooks, and turns an `OSError` into a `StorageError` with operation and path."""
+    """Mark one I/O step: calls the hooks, and turns an `OSError` into a `StorageError` with operation and path."""
     try:
         for hook in _hooks:
             hook(operation, path, "before")
@@ -80,9 +80,9 @@ def io_step(operation: str, path: Path) -> Iterator[None]:
 
 
 def free_bytes(directory: Path) -> int | None:
-    """Return the bytes that an ordinary user may still write there, or None where it cannot be known.
+    """Return the bytes that an ordinary user may still write in a directory, or None if that is unknown.
 
-    A hint only: file systems refuse a write with blocks to spare, and compressing ones take more than they say.
+    A hint only: some file systems refuse a write with blocks to spare, and compressing ones accept more than this.
     """
     try:
         usage = os.statvfs(directory)
@@ -92,19 +92,19 @@ def free_bytes(directory: Path) -> int | None:
 
 
 def mount_point(path: Path) -> Path | None:
-    """Return the directory at which the file system of `path` is mounted, or None where it cannot be known.
+    """Return the directory at which the file system of `path` is mounted, or None if that is unknown.
 
     Example:
         >>> mount_point(Path("/"))
         PosixPath('/')
     """
-    place = Path(os.path.realpath(path.parent))
+    directory = Path(os.path.realpath(path.parent))
     try:
-        while not place.is_mount():
-            place = place.parent
+        while not directory.is_mount():
+            directory = directory.parent
     except OSError:
         return None
-    return place
+    return directory
 
 
 def make_directory(path: Path, *, durable: bool = True) -> None:
@@ -114,7 +114,7 @@ def make_directory(path: Path, *, durable: bool = True) -> None:
 
     Args:
         path: The directory.
-        durable: False where nothing is lost with its name; its parents are durable all the same.
+        durable: False if its own name need not be durable; its parents are durable all the same.
     """
     if path.is_dir():
         return
@@ -129,7 +129,8 @@ def make_directory(path: Path, *, durable: bool = True) -> None:
 def fsync_directory(path: Path) -> None:
     """Make the names in a directory durable.
 
-    Where the file system refuses to sync a directory, names are not provably durable: that is said once.
+    If the file system cannot sync a directory, its names are not provably durable; a warning says so, once for each
+    file system.
     """
     with io_step("fsync", path):
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -138,12 +139,12 @@ def fsync_directory(path: Path) -> None:
         except OSError as error:
             if error.errno not in _NO_DIRECTORY_SYNC:
                 raise
-            _say_unsynced(path, os.fstat(descriptor).st_dev)
+            _warn_unsynced(path, os.fstat(descriptor).st_dev)
         finally:
             os.close(descriptor)
 
 
-def _say_unsynced(path: Path, device: int) -> None:
+def _warn_unsynced(path: Path, device: int) -> None:
     if device not in _unsynced:
         _unsynced.add(device)
         warnings.warn(
@@ -153,7 +154,7 @@ def _say_unsynced(path: Path, device: int) -> None:
 
 
 def rename_to_new(source: Path, target: Path) -> None:
-    """Give a file its final name, which nobody may have; durable after `fsync_directory` on both directories.
+    """Rename a file to a name that does not exist yet; durable after `fsync_directory` on both directories.
 
     A crash leaves it under one name or the other.
     """
@@ -164,7 +165,7 @@ def rename_to_new(source: Path, target: Path) -> None:
 
 
 def move_durably(source: Path, target: Path) -> None:
-    """Move a file to a new name, and make that durable; a crash leaves it under one name or the other."""
+    """Rename a file to a new name, durably; a crash leaves it under one name or the other."""
     rename_to_new(source, target)
     fsync_directory(target.parent)
     fsync_directory(source.parent)
@@ -206,9 +207,9 @@ def remove_directory(path: Path) -> bool:
 
 
 def create_filled(path: Path, nbytes: int) -> None:
-    """Make a new file of zeros that owns its blocks; not durable. A failure leaves nothing behind.
+    """Create a file of zeros that owns its blocks; not durable. A failure leaves nothing behind.
 
-    Written, not only reserved: on some file systems that alone gives it blocks.
+    The zeros are written and not only reserved, since some file systems allocate blocks in no other way.
     """
     with io_step("create", path):
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
@@ -224,10 +225,10 @@ def create_filled(path: Path, nbytes: int) -> None:
         os.close(descriptor)
 
 
-def is_same_file(one: Path, other: Path) -> bool:
-    """Return True when both names lead to one file."""
+def is_same_file(first: Path, second: Path) -> bool:
+    """Return True if both names lead to the same file."""
     try:
-        return one.samefile(other)
+        return first.samefile(second)
     except OSError:
         return False
 
@@ -241,7 +242,7 @@ def digest_file(path: Path, progress: Callable[[int], object] | None = None) -> 
 
     Raises:
         CorruptPayloadError: There is no such file.
-        StorageError: It cannot be read (which does not say that it is damaged).
+        StorageError: It cannot be read, which does not mean that it is damaged.
     """
     digest = xxhash.xxh3_128()
     buffer = memoryview(bytearray(_CHUNK))
@@ -259,9 +260,9 @@ def digest_file(path: Path, progress: Callable[[int], object] | None = None) -> 
 
 
 def sync_file(descriptor: int, path: Path) -> None:
-    """Make a file's bytes durable. A failure is final for this file: never call it again, write a new one."""
+    """Make a file's bytes durable. A failure is final: never sync this file again, but write a new one."""
     with io_step("fsync", path):
-        if sys.platform == "darwin":  # pragma: no cover  (there fsync leaves the bytes in the drive's cache)
+        if sys.platform == "darwin":  # pragma: no cover  (its fsync leaves the bytes in the drive's cache)
             fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
         else:
             os.fsync(descriptor)

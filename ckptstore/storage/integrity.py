@@ -1,4 +1,4 @@
-"""Whether a payload is there, by its size or byte for byte."""
+"""Checks that a payload is there, by its size or byte for byte."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from ckptstore.storage.files import digest_file
 
 
 def has_size(path: Path | str, nbytes: int) -> bool:
-    """Return True when a file is there and has this size."""
+    """Return True if a file is there and has this size."""
     try:
-        # Not `Path.stat`: there may be very many, for each of which a path would have to be made.
+        # Not `Path.stat`: there may be very many files, and each would need a `Path`.
         return os.stat(path).st_size == nbytes  # noqa: PTH116
     except OSError:
         return False
 
 
 def size_matches(checkpoint: Checkpoint) -> bool:
-    """Return True when the payload is there with the size that its row says."""
+    """Return True if the payload is there with the size that its row records."""
     return has_size(checkpoint.path, checkpoint.nbytes)
 
 
 def digest_matches(checkpoint: Checkpoint) -> bool:
-    """Return True when the payload is there, byte for byte as its row says; reads all of it.
+    """Return True if the payload is there, byte for byte as its row records; reads all of it.
 
     Raises:
-        StorageError: It cannot be read, which does not say that it is damaged.
+        StorageError: It cannot be read, which does not mean that it is damaged.
     """
     return size_matches(checkpoint) and digest_file(checkpoint.path) == checkpoint.digest

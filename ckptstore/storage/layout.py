@@ -1,4 +1,4 @@
-"""Where everything of a store lies, and how a store is found."""
+"""The paths of everything in a store, and the search for a store."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ckptstore.records import SUFFIXES, Format
 from ckptstore.storage.files import make_directory
 
 MANIFEST = "manifest.sqlite"
-# Beside the files that a drop-in callback shows, its store lies in this directory.
+# The directory of a drop-in callback's store, beside the files that the callback publishes.
 DROP_IN_DIRECTORY = ".ckptstore"
 _PAYLOAD = re.compile(
     r"(?P<version>[0-9]{8,18})-(?P<run>[A-Za-z0-9_][A-Za-z0-9_.=+@-]{0,99}?)(?P<suffix>\.weights\.h5|\.keras|\.h5)"
@@ -34,36 +34,36 @@ class Layout:
 
     @property
     def manifest(self) -> Path:
-        """The SQLite manifest, the only truth."""
+        """The SQLite manifest, the only source of truth."""
         return self.root / MANIFEST
 
     @property
     def locks(self) -> Path:
-        """Lock files; never removed."""
+        """The directory of lock files, which are never removed."""
         return self.root / "locks"
 
     @property
     def checkpoints(self) -> Path:
-        """Payloads, each written once."""
+        """The directory of payloads, each written once."""
         return self.root / "checkpoints"
 
     @property
     def tmp(self) -> Path:
-        """What is being written."""
+        """The directory of files that are being written."""
         return self.root / "tmp"
 
     @property
     def quarantine(self) -> Path:
-        """Damaged payloads, and manifests, kept for a person to look at."""
+        """The directory of damaged payloads and manifests, kept for a person to look at."""
         return self.root / "quarantine"
 
     @property
     def reserve(self) -> Path:
-        """A small file that is given up when the disk is full, so that a deletion can be recorded."""
+        """A small file that is removed when the disk is full, so that a deletion can be recorded."""
         return self.root / "reserve"
 
     def make(self) -> None:
-        """Make the directories, durably; refuses what is not a store's before anything is changed.
+        """Make the directories, durably; refuses a path that cannot be a store before anything is changed.
 
         Raises:
             NotAStoreError: The path, or a directory above it, is a file.
@@ -87,7 +87,7 @@ class Layout:
             make_directory(path)
 
     def holds_payloads(self) -> bool:
-        """Return True when there are payloads, be it in quarantine: then a manifest belongs to them."""
+        """Return True if there are payloads, also in quarantine: a manifest then belongs to them."""
         if self.payload_names():
             return True
         try:
@@ -98,7 +98,7 @@ class Layout:
             raise StorageError(operation="list", path=self.quarantine, error=error) from error
 
     def payload_names(self) -> list[str]:
-        """Return the names in `checkpoints` that are payloads' names, sorted."""
+        """Return the names in `checkpoints` that are names of payloads, sorted."""
         try:
             names = os.listdir(self.checkpoints)
         except (FileNotFoundError, NotADirectoryError):
@@ -119,7 +119,7 @@ def payload_file(version: int, run: str, format: Format) -> str:
 
 
 def leading_version(name: str) -> int:
-    """Return the version that a name begins with as a payload's does, also in quarantine; 0 where it does not.
+    """Return the version at the beginning of a payload's name, also of one in quarantine; 0 if there is none.
 
     Example:
         >>> leading_version("00000007-a.keras.2"), leading_version("notes.txt")
@@ -130,7 +130,7 @@ def leading_version(name: str) -> int:
 
 
 def is_payload_name(name: str) -> bool:
-    """Return True when a file of this name in `checkpoints` is taken for a payload."""
+    """Return True if a file of this name in `checkpoints` is a payload."""
     match = _PAYLOAD.fullmatch(name)
     if match is None:
         return False
@@ -140,7 +140,7 @@ def is_payload_name(name: str) -> bool:
 
 
 def is_payload_file(file: str) -> bool:
-    """Return True when a path, relative to a store, is one that a payload may have.
+    """Return True if a path, relative to a store, can be a payload's.
 
     Example:
         >>> is_payload_file("checkpoints/00000007-a.keras"), is_payload_file("checkpoints/../a.keras")
@@ -151,7 +151,7 @@ def is_payload_file(file: str) -> bool:
 
 
 def parse_payload_name(name: str) -> tuple[int, str, Format]:
-    """Return version, run and format of a payload's file name.
+    """Return the version, run and format in a payload's file name.
 
     Example:
         >>> parse_payload_name("00000007-digits.weights.h5")
@@ -167,7 +167,7 @@ def find_store(path: str | os.PathLike[str]) -> Path:
     """Return the directory of the store at `path`: that directory itself, or its ``.ckptstore``.
 
     Raises:
-        StoreNotFoundError: Neither holds a manifest, nor payloads.
+        StoreNotFoundError: Neither holds a manifest or payloads.
 
     Example:
         >>> find_store("/nowhere")
@@ -184,37 +184,42 @@ def find_store(path: str | os.PathLike[str]) -> Path:
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:
-    """Return `path` made absolute and freed of ``.`` and ``..``, so that a later chdir does not move it."""
+    """Return `path` made absolute, without ``.`` and ``..``, so that a later chdir does not change it."""
     return Path(os.path.abspath(os.fspath(path)))
 
 
 def relative_to_store(root: Path, path: Path) -> str:
     """Return `path` relative to the store, so that store and published files may be moved together.
 
-    Links in the directories are followed, so that one file has one name whichever way the store was opened; a link
-    that `path` itself is stays, since it is what publishing replaces.
+    Links in the directories are followed, so that a file has the same name however the store was opened. If `path`
+    itself is a link, it is not followed: publishing replaces it.
     """
     return os.path.relpath(resolve_parents(path), os.path.realpath(root))
 
 
 def published_path(root: Path, published: str) -> Path:
-    """Return the absolute path of what `relative_to_store` gave."""
+    """Return the absolute path of a published file from its path relative to the store."""
     return Path(os.path.normpath(Path(os.path.realpath(root), published)))
 
 
 def resolve_parents(path: Path) -> Path:
-    """Return `path` with the links in its directories followed, but not the one that it may be itself."""
+    """Return `path` with links in its directories followed, but not `path` itself if it is a link."""
     return Path(os.path.realpath(path.parent), path.name)
 
 
 def require_outside(root: Path, target: Path, argument: str = "publish") -> Path:
-    """Return `target` if a checkpoint of the store at `root` may be shown there; `argument` is named if not.
+    """Return `target` if a checkpoint of the store at `root` may be published there.
+
+    Args:
+        root: The store's directory.
+        target: The path.
+        argument: The name of the argument, for the error.
 
     Raises:
         InvalidArgumentError: It is the store, lies in it, or is a directory above it.
     """
-    store, place = Path(os.path.realpath(root)), resolve_parents(target)
-    if place == store or store in place.parents or place in store.parents:
+    store, resolved = Path(os.path.realpath(root)), resolve_parents(target)
+    if resolved == store or store in resolved.parents or resolved in store.parents:
         raise InvalidArgumentError(
             argument=argument, value=str(target), reason="lies in the store, or is a directory above it"
         )

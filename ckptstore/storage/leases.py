@@ -1,4 +1,4 @@
-"""Leases: proof that a writer is alive, and the sweep of what dead writers left under ``tmp/``."""
+"""Leases, which prove that a writer is alive, and the removal of files that dead writers left under ``tmp/``."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ _LEASE = ".lease"
 
 
 class Lease:
-    """Proof that a writer is alive: ``tmp/<id>.lease``, locked for the writer's life.
+    """Proof that a writer is alive: the file ``tmp/<id>.lease``, locked for the writer's life.
 
-    Make, release and sweep leases under the store's lock. A crash leaves the file unlocked, and so marks what
-    lies beside it (``tmp/<id>.*``) as nobody's.
+    Leases are made, released and removed under the store's lock. A crash leaves the file unlocked, which marks the
+    writer's temporary files (``tmp/<id>.*``) as stale.
 
     Args:
         directory: The store's ``tmp`` directory.
+
+    Attributes:
+        directory: The store's ``tmp`` directory.
+        id: The beginning of the names of the writer's temporary files, 32 hexadecimal digits.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -48,7 +52,7 @@ def remove_stale_files(directory: Path) -> list[Path]:
     """Remove the temporary files of dead writers, never those of living ones; call under the store's lock.
 
     Returns:
-        What was removed. Files that no writer of ours would make are left alone.
+        The removed files. Files with names that no writer uses are left alone.
     """
     removed: list[Path] = []
     names: dict[str, list[Path]] = {}
@@ -58,8 +62,8 @@ def remove_stale_files(directory: Path) -> list[Path]:
         raise StorageError(operation="list", path=directory, error=error) from error
     for path in found:
         owner = path.name.partition(".")[0]
-        ours = len(owner) == 32 and set(owner) <= set("0123456789abcdef")
-        if ours and path.is_file() and not path.is_symlink():
+        is_id = len(owner) == 32 and set(owner) <= set("0123456789abcdef")
+        if is_id and path.is_file() and not path.is_symlink():
             names.setdefault(owner, []).append(path)
     for owner, paths in names.items():
         lease = directory / f"{owner}{_LEASE}"
@@ -72,7 +76,7 @@ def remove_stale_files(directory: Path) -> list[Path]:
             if isinstance(error.__cause__, Timeout):
                 continue
             raise
-        # The lease goes last: until then a crash here leaves the rest to be swept again.
+        # The lease goes last: after a crash here the rest is still found stale.
         for path in sorted({*paths, lease}, key=lambda path: path.suffix == _LEASE):
             unlink(path)
             removed.append(path)

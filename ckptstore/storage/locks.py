@@ -1,7 +1,7 @@
-"""Locks between processes: the store's commit lock; a run's lock is in `run_lock`, a live writer's in `leases`.
+"""Locks between processes: the store's commit lock. A run's lock is in `run_lock`, a live writer's in `leases`.
 
-All are kernel locks (flock, through filelock), so that a dead process holds none; lock files are never removed.
-A lock is not inherited by a forked child.
+All are kernel locks (flock, through filelock), so that a dead process holds none. Lock files are never removed. A
+forked child does not inherit a lock.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from ckptstore.errors import StorageError, StoreLockedError, UnsafeFileSystemErr
 from ckptstore.storage.files import io_step
 
 STORE_LOCK_TIMEOUT_S = 60.0
-# Set to 1 by a user whose file system has no locks, and who sees to it that one process alone uses the store.
+# An environment variable: a user sets it to 1 where the file system has no locks, and only one process uses the store.
 WITHOUT_LOCKS = "CKPTSTORE_WITHOUT_LOCKS"
-# What a file system without locks answers.
+# The errors of a file system without locks.
 NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 _POLL_S = 0.005
 
 
 class _NoLock:
-    """Stands in for a lock where the user has said that nobody else is there."""
+    """A stand-in for a lock where the user has disabled locks."""
 
     def acquire(self) -> None:
         """Do nothing."""
@@ -38,12 +38,12 @@ class _NoLock:
 
 
 def locks_disabled() -> bool:
-    """Return True when the user has taken it on themselves that one process alone uses a store."""
+    """Return True if the user has disabled locks, and ensures that only one process uses the store."""
     return os.environ.get(WITHOUT_LOCKS, "") not in ("", "0")
 
 
 def file_lock(path: Path, *, timeout_s: float, per_thread: bool) -> FileLock | _NoLock:
-    """Return a kernel lock on a file, not yet held; a stand-in where the user has said that locks are not needed."""
+    """Return a kernel lock on a file, not yet held; a stand-in if the user has disabled locks."""
     if locks_disabled():
         return _NoLock()
     # fallback_to_soft=False: a marker file instead of a kernel lock would outlive its owner.
@@ -52,12 +52,12 @@ def file_lock(path: Path, *, timeout_s: float, per_thread: bool) -> FileLock | _
     )
 
 
-# Where the kernel keeps nobody out, at least the threads of this process are kept out of each other's way.
+# Without kernel locks, this one at least excludes the threads of this process from each other.
 _threads = threading.RLock()
 
 
 def in_process_lock() -> AbstractContextManager[object]:
-    """Return what stands in for locks inside this process, where the user has said that there are no others."""
+    """Return a lock between the threads of this process if the user has disabled kernel locks, else no lock."""
     return _threads if locks_disabled() else nullcontext()
 
 
@@ -73,7 +73,7 @@ def unsafe_file_system(path: Path, lacks: str, error: OSError | None = None) -> 
 
 @contextmanager
 def store_lock(directory: Path, *, timeout_s: float = STORE_LOCK_TIMEOUT_S) -> Iterator[None]:
-    """Hold the store's lock; for the short part of a commit only.
+    """Hold the store's lock for the block, which should be short.
 
     Args:
         directory: The store's ``locks`` directory.
@@ -99,16 +99,16 @@ def store_lock(directory: Path, *, timeout_s: float = STORE_LOCK_TIMEOUT_S) -> I
         finally:
             lock.release()
     finally:
-        # Twice, since an interrupt may come before the first has begun; a lock that is free stays so.
+        # Twice, since an interrupt may come before the first has begun; releasing a free lock does nothing.
         lock.release()
 
 
 def acquire(lock: FileLock | _NoLock, operation: str, path: Path) -> None:
-    """Take a lock of `file_lock`, and hold nothing where that raises.
+    """Acquire a lock of `file_lock`; when this raises, it is not held.
 
     Args:
         lock: The lock.
-        operation: Name of the step, for errors and tests.
+        operation: The name of the I/O step, for errors and tests.
         path: The lock file.
 
     Raises:
@@ -127,10 +127,10 @@ def acquire(lock: FileLock | _NoLock, operation: str, path: Path) -> None:
 
 
 def probe_locks(directory: Path) -> None:
-    """Try whether the store's lock, which the caller holds, is refused to somebody else, and SQLite's kind granted.
+    """Check that the store's lock, which the caller holds, is not granted twice, and that SQLite's locks work.
 
     Raises:
-        UnsafeFileSystemError: It is granted twice.
+        UnsafeFileSystemError: It is granted twice, or the file system has no record locks.
         StorageError: The lock file cannot be opened.
     """
     if locks_disabled():
@@ -149,7 +149,7 @@ def probe_locks(directory: Path) -> None:
 
 
 def _try_record_lock(descriptor: int, path: Path) -> None:
-    """Try the kind of lock that SQLite takes; it would take a refusal for somebody else's lock, and wait."""
+    """Try the kind of lock that SQLite uses, which would wait for ever on a file system that has none."""
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -159,15 +159,15 @@ def _try_record_lock(descriptor: int, path: Path) -> None:
             ) from error
 
 
-# What a file system answers that can lock no directory; NFS asks for a descriptor that may write.
+# The errors of a file system that cannot lock a directory; NFS requires a descriptor that may write.
 _NO_DIRECTORY_LOCKS = NO_LOCKS | {errno.EBADF, errno.EINVAL, errno.EACCES, errno.EPERM}
 
 
 @contextmanager
 def directory_lock(path: Path) -> Iterator[bool | None]:
-    """Hold a directory, as long as the block or this process lasts; gives whether it is held.
+    """Hold a lock on a directory for the block, or until this process dies; yields whether it is held.
 
-    False where somebody else holds it, or it is gone; None where directories cannot be held.
+    False if another process holds it, or the directory is gone; None if directories cannot be locked here.
     """
     if locks_disabled():
         yield None
@@ -187,7 +187,7 @@ def directory_lock(path: Path) -> Iterator[bool | None]:
             if error.errno not in _NO_DIRECTORY_LOCKS:
                 raise StorageError(operation="lock", path=path, error=error) from error
             held = None
-        # Whoever held it before may have removed it.
+        # The process that held it before may have removed the directory.
         yield held if os.path.lexists(path) else False
     finally:
         os.close(descriptor)

@@ -1,7 +1,7 @@
-"""Makes files for people, outside a store: written in a hidden folder, synced, and only then given their own.
+"""Writes files for people outside a store: in a hidden folder first, synced, and only then under their own names.
 
-A crash leaves nothing under the name, or the whole; and may leave a hidden folder, which ends in ``.ckptstore``, and
-which the next file that is made beside it takes away.
+A crash leaves nothing under the name, or the complete file. It may also leave the hidden folder, whose name ends in
+``.ckptstore``; the next file that is written beside it removes that.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ckptstore.storage.locks import directory_lock
 from ckptstore.storage.publish import NO_LINKS
 
 _MODE = 0o666
-_NAME_MOST = 200
+_MAX_NAME = 200
 _WORKSPACE = re.compile(r"\..+\.[0-9a-f]{12}\.ckptstore", re.DOTALL)
 
 
@@ -38,53 +38,53 @@ def write_file(target: Path, data: bytes, *, overwrite: bool = False) -> Written
     """Write a whole file; durable when it returns.
 
     Args:
-        target: The file, absolute; its parents are made.
+        target: The file, absolute; missing parents are made.
         data: Its bytes.
-        overwrite: True to take the place of one that is there.
+        overwrite: True to replace a file that exists.
 
     Raises:
-        InvalidArgumentError: Something is there already.
-        StorageError: The disk failed, or is full; what was there is as it was.
+        InvalidArgumentError: The path exists already.
+        StorageError: The disk failed, or is full; an old file is unchanged.
     """
     if not overwrite and os.path.lexists(target):
         raise already_exists(target)
-    with workspace(target) as room:
-        beside = room / target.name
-        written = write_new(beside, len(data), methodcaller("write", data))
+    with workspace(target) as folder:
+        temporary = folder / target.name
+        written = write_new(temporary, len(data), methodcaller("write", data))
         if overwrite:
-            replace(beside, target)
+            replace(temporary, target)
             fsync_directory(target.parent)
         else:
-            move_into_place(beside, target)
+            move_into_place(temporary, target)
     return written
 
 
 @contextmanager
 def workspace(target: Path) -> Iterator[Path]:
-    """Make a hidden folder beside a target for this block; those that dead processes left there are removed.
+    """Make a hidden folder beside a target for the block, and remove those that dead processes left there.
 
-    A living process holds its own by a kernel lock.
+    A living process holds a kernel lock on its own.
 
     Raises:
         StorageError: It cannot be made.
     """
     make_directory(target.parent)
-    _sweep(target.parent)
+    _remove_stale_workspaces(target.parent)
     while True:
-        room = _hidden_beside(target)
-        make_directory(room, durable=False)
-        with directory_lock(room) as held:
-            # Somebody may have taken it for a dead one's, before it was held.
+        folder = _hidden_beside(target)
+        make_directory(folder, durable=False)
+        with directory_lock(folder) as held:
+            # Before it was locked, another process may have removed it as a dead one's.
             if held is not False:
                 try:
-                    yield room
+                    yield folder
                 finally:
-                    _remove(room)
+                    _remove(folder)
                 return
 
 
-def _sweep(folder: Path) -> None:
-    """Remove the workspaces in a folder whose process is dead; what cannot be removed stays."""
+def _remove_stale_workspaces(folder: Path) -> None:
+    """Remove the workspaces of dead processes in a folder; those that cannot be removed stay."""
     with suppress(OSError):
         for path in folder.iterdir():
             if _WORKSPACE.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
@@ -94,7 +94,7 @@ def _sweep(folder: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder and what is in it; raises nothing, while another error may be on its way."""
+    """Remove a folder and its contents. Raises nothing, since it may run while another error is being handled."""
     with suppress(OSError):
         for path in folder.iterdir():
             if path.is_dir() and not path.is_symlink():
@@ -105,7 +105,7 @@ def _remove(folder: Path) -> None:
 
 
 def already_exists(target: Path) -> InvalidArgumentError:
-    """Return the error that says that nothing is written over what is there."""
+    """Return the error for a path that exists already."""
     return InvalidArgumentError(
         argument="path",
         value=str(target),
@@ -115,28 +115,35 @@ def already_exists(target: Path) -> InvalidArgumentError:
 
 
 def _hidden_beside(target: Path) -> Path:
-    """Return a hidden name beside a target that nobody else uses."""
-    name = target.name if len(os.fsencode(target.name)) <= _NAME_MOST else "export"
+    """Return a hidden, unique name beside a target."""
+    name = target.name if len(os.fsencode(target.name)) <= _MAX_NAME else "export"
     return target.with_name(f".{name}.{uuid.uuid4().hex[:12]}.ckptstore")
 
 
-def move_into_place(beside: Path, target: Path) -> None:
-    """Give a whole file its name, which nobody may have got meanwhile."""
+def move_into_place(source: Path, target: Path) -> None:
+    """Move a complete file to its final name, durably, unless that name exists.
+
+    A crash leaves it under its old name, the new one, or both.
+
+    Raises:
+        InvalidArgumentError: The name exists already.
+        StorageError: The file system refused.
+    """
     try:
-        link(beside, target)
+        link(source, target)
     except StorageError as error:
         if error.errno == errno.EEXIST:
             raise already_exists(target) from error
         if error.errno not in NO_LINKS:
             raise
-        rename_to_new(beside, target)
+        rename_to_new(source, target)
     else:
-        unlink(beside)
+        unlink(source)
     fsync_directory(target.parent)
 
 
 def write_new(target: Path, nbytes: int, fill: Callable[[DurableWriter], object]) -> Written:
-    """Write a new file by a function that is given its writer; a failure leaves nothing behind."""
+    """Write a new file by calling `fill` with its writer; a failure leaves nothing behind."""
     writer = DurableWriter(target, reserve=nbytes, mode=_MODE)
     try:
         fill(writer)

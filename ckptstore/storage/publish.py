@@ -1,4 +1,4 @@
-"""Shows a payload at a path of the user's: complete old file or complete new file, never anything between."""
+"""Publishes a payload at a user's path: at every instant the complete old file or the complete new one."""
 
 from __future__ import annotations
 
@@ -13,51 +13,51 @@ from ckptstore.storage.durable_writer import DurableWriter
 from ckptstore.storage.files import fsync_directory, is_same_file, link, make_directory, replace, unlink
 
 _CHUNK = 4 << 20
-# Bytes that a name may have on the usual file systems.
-_NAME_MOST = 255
+# The longest file name on the usual file systems, in bytes.
+_MAX_NAME = 255
 NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
 
 def publish(payload: Path, target: Path) -> None:
-    """Show `payload` at `target`: a hard link under a temporary name beside it, then an atomic rename.
+    """Publish `payload` at `target`: a hard link under a temporary name beside it, then an atomic rename.
 
     Where hard links are not available, a copy is made the same way. Durable when it returns. A crash leaves at
     `target` the complete old file or the complete new one. It may leave the temporary name, which
     `remove_leftover` removes.
 
     Raises:
-        StorageError: The file system refused; `target` is as it was.
+        StorageError: The file system refused; `target` is unchanged.
     """
     if is_same_file(payload, target):
         return
     make_directory(target.parent)
-    beside = _beside(target)
-    unlink(beside)
+    temporary = _temporary_name(target)
+    unlink(temporary)
     try:
-        link(payload, beside)
+        link(payload, temporary)
     except StorageError as error:
         if error.errno not in NO_LINKS:
             raise
-        copy(payload, beside)
+        copy(payload, temporary)
     try:
-        replace(beside, target)
+        replace(temporary, target)
     except StorageError:
-        unlink(beside)
+        unlink(temporary)
         raise
     fsync_directory(target.parent)
 
 
 def remove_leftover(target: Path) -> None:
     """Remove the temporary name that a crash in `publish` may have left beside `target`."""
-    beside = _beside(target)
-    if os.path.lexists(beside):
-        unlink(beside)
+    temporary = _temporary_name(target)
+    if os.path.lexists(temporary):
+        unlink(temporary)
 
 
 def copy(source: Path, target: Path) -> str:
     """Copy a file to a new name, synced, and return its digest; the name is durable after `fsync_directory`.
 
-    A crash leaves a part of it, under that name.
+    A crash leaves a part of it under that name.
     """
     with source.open("rb") as file:
         writer = DurableWriter(target, reserve=os.fstat(file.fileno()).st_size)
@@ -70,8 +70,8 @@ def copy(source: Path, target: Path) -> str:
             raise
 
 
-def _beside(target: Path) -> Path:
+def _temporary_name(target: Path) -> Path:
     name = f".{target.name}.ckptstore"
-    if len(os.fsencode(name)) > _NAME_MOST:
+    if len(os.fsencode(name)) > _MAX_NAME:
         name = f".{xxhash.xxh3_64_hexdigest(os.fsencode(target.name))}.ckptstore"
     return target.with_name(name)

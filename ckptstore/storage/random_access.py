@@ -1,8 +1,8 @@
-"""Reads a part of a file, or bytes in memory, by offset; never past its end.
+"""Reads by offset from a part of a file, or from bytes in memory; never past the end.
 
-`view` looks at the bytes where the system keeps them once they have been read, in place of a copy. A mapping tells of a
-disk that fails by a signal that ends the process: so its pages are asked for first, in a way that raises an error, and
-where the system has none such (Linux has since 5.14), bytes are read into memory instead.
+`RandomAccessFile.view` returns bytes in the page cache instead of a copy. With a mapping, a failing disk raises a
+signal that ends the process. So its pages are asked for first, by a call that raises an error (since Linux 5.14); where
+the system has no such call, the bytes are read into memory instead.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from ckptstore.storage.files import DIGEST
 
 _BLOCK = 4 << 10
 _BLOCKS_KEPT = 1024
-# MADV_POPULATE_READ, which Python has no name for.
+# MADV_POPULATE_READ, for which Python has no name.
 _POPULATE_READ = 22
 _NO_POPULATING = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM})
 
 
 class RandomAccessFile:
-    """Bytes of a file that is open for reading, from `start` on.
+    """A part of a file that is open for reading.
 
     Args:
         path: The file, for messages.
         descriptor: The open file; it belongs to the caller.
-        start: Where the part begins.
+        start: The offset of the part in the file.
         nbytes: Its length in bytes.
     """
 
@@ -48,15 +48,15 @@ class RandomAccessFile:
         self._mapping: memoryview | None = None
 
     def corrupt(self, reason: str) -> CorruptPayloadError:
-        """Return the error that says what is wrong with the file."""
+        """Return the error for a damaged file."""
         return CorruptPayloadError(path=self.path, reason=reason)
 
     def read(self, offset: int, count: int) -> bytes:
-        """Return `count` bytes; small neighbouring reads cost one read of the disk.
+        """Return `count` bytes; small neighbouring reads share one read of the disk.
 
         Raises:
-            CorruptPayloadError: The part ends before.
-            StorageError: The disk cannot be read, which does not say that the file is damaged.
+            CorruptPayloadError: The part ends before that.
+            StorageError: The disk cannot be read, which does not mean that the file is damaged.
         """
         self._check(offset, count)
         first, last = offset // _BLOCK, (offset + count - 1) // _BLOCK
@@ -66,7 +66,7 @@ class RandomAccessFile:
         return data[offset - first * _BLOCK :][:count]
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
-        """Fill a buffer with the bytes at an offset; raises what `read` raises."""
+        """Fill a buffer with the bytes at an offset; raises the errors of `read`."""
         self._check(offset, len(buffer))
         done = 0
         while done < len(buffer):
@@ -77,10 +77,9 @@ class RandomAccessFile:
             done += count
 
     def view(self, offset: int, count: int) -> memoryview:
-        """Return bytes to look at, read-only; raises what `read` raises.
+        """Return a read-only view of the bytes at an offset; raises the errors of `read`.
 
-        They are right as long as nobody writes into the file, and belong to whoever asked: keep them for no longer than
-        it takes to copy them.
+        It is valid while nobody writes to the file; keep it no longer than it takes to copy it.
         """
         self._check(offset, count)
         if self._mapping is None and sys.platform == "linux" and self._descriptor >= 0 and count:
@@ -88,14 +87,14 @@ class RandomAccessFile:
                 self._mapping = memoryview(
                     mmap.mmap(self._descriptor, self._start + self.nbytes, access=mmap.ACCESS_READ)
                 )
-        if self._mapping is not None and count and self._is_there(self._start + offset, count):
+        if self._mapping is not None and count and self._read_pages(self._start + offset, count):
             return self._mapping[self._start + offset :][:count]
         buffer = memoryview(bytearray(count))
         self.read_into(offset, buffer)
         return buffer.toreadonly()
 
-    def _is_there(self, offset: int, count: int) -> bool:
-        """Have the system read a part of the mapping; returns False where it cannot be asked to."""
+    def _read_pages(self, offset: int, count: int) -> bool:
+        """Have the system read a part of the mapping; returns False if it has no call for that."""
         assert self._mapping is not None
         mapping = self._mapping.obj
         assert isinstance(mapping, mmap.mmap)
@@ -110,7 +109,7 @@ class RandomAccessFile:
         return True
 
     def digest(self, progress: Callable[[int], object] | None = None) -> str:
-        """Return ``"xxh3_128:<32 hex digits>"`` of all bytes; raises what `read` raises.
+        """Return ``"xxh3_128:<32 hex digits>"`` of all bytes; raises the errors of `read`.
 
         `progress` is called with the number of bytes after each part.
         """
@@ -124,13 +123,13 @@ class RandomAccessFile:
         return f"{DIGEST}:{digest.hexdigest()}"
 
     def advise_sequential(self) -> None:
-        """Have the system read ahead, for somebody who is going to read from the beginning to the end."""
+        """Tell the system that the file will be read from the beginning to the end, so that it reads ahead."""
         if self._descriptor >= 0 and hasattr(os, "posix_fadvise"):
             with suppress(OSError):  # only a hint
                 os.posix_fadvise(self._descriptor, self._start, self.nbytes, os.POSIX_FADV_SEQUENTIAL)
 
     def release_views(self) -> None:
-        """Let go of the mapping, once nobody looks at a view: mapped pages count as memory of this process."""
+        """Release the mapping, once no view is in use: mapped pages count as memory of this process."""
         self._mapping = None
 
     def _check(self, offset: int, count: int) -> None:
@@ -155,14 +154,14 @@ class RandomAccessFile:
 
 
 class InMemoryFile(RandomAccessFile):
-    """The same over bytes in memory, not yet a file; `path` only stands for it in messages."""
+    """Bytes in memory that are read like a file; `path` only names them in messages."""
 
     def __init__(self, image: memoryview, path: Path = Path("<memory>")) -> None:
         super().__init__(path, -1, 0, len(image))
         self._image = image
 
     def read(self, offset: int, count: int) -> bytes:
-        """Return `count` bytes."""
+        """Return `count` bytes at an offset."""
         self._check(offset, count)
         return bytes(self._image[offset : offset + count])
 
@@ -174,7 +173,7 @@ class InMemoryFile(RandomAccessFile):
 
 @contextmanager
 def open_random_access(path: Path) -> Iterator[RandomAccessFile]:
-    """Open a whole file for reading.
+    """Open a file for reading, all of it.
 
     Raises:
         CorruptPayloadError: There is no such file.
@@ -184,27 +183,27 @@ def open_random_access(path: Path) -> Iterator[RandomAccessFile]:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         with _reading(path):
-            found = os.fstat(descriptor)
-            if stat.S_ISDIR(found.st_mode):  # its size is what the file system likes
+            status = os.fstat(descriptor)
+            if stat.S_ISDIR(status.st_mode):  # the size of a directory means nothing
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        source = RandomAccessFile(path, descriptor, 0, found.st_size)
+        file = RandomAccessFile(path, descriptor, 0, status.st_size)
         try:
-            yield source
+            yield file
         finally:
-            source.release_views()
+            file.release_views()
     finally:
         os.close(descriptor)
 
 
 @contextmanager
-def section_of(source: RandomAccessFile, start: int, nbytes: int) -> Iterator[RandomAccessFile]:
-    """Give a part of a source as a source of its own, valid as long as the whole is."""
-    source._check(start, nbytes)
-    part = RandomAccessFile(source.path, source._descriptor, source._start + start, nbytes)
+def section_of(file: RandomAccessFile, start: int, nbytes: int) -> Iterator[RandomAccessFile]:
+    """Yield a part of a file as a file of its own, valid while the whole file is open."""
+    file._check(start, nbytes)
+    section = RandomAccessFile(file.path, file._descriptor, file._start + start, nbytes)
     try:
-        yield part
+        yield section
     finally:
-        part.release_views()
+        section.release_views()
 
 
 @contextmanager

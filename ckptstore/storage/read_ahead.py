@@ -1,6 +1,6 @@
-"""Goes through many bytes while another thread reads those that come next: digesting takes little time then.
+"""Yields the bytes of a large file in order, while another thread reads the next ones.
 
-A read copies what the system has in memory, at some 10 GB/s, and a digest takes a quarter of that time again.
+A read copies from the page cache at some 10 GB/s, and a digest takes a quarter of that time on top.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from queue import SimpleQueue
 
 from ckptstore.system.cpu import usable_cores
 
-# Small enough to be in the processor's cache still when somebody looks at it.
+# The sizes of a part, small enough to be in the processor's cache still when it is used.
 _ALONE, _AHEAD = 256 << 10, 1 << 20
 _BUFFERS = 3
-# Bytes that are worth a thread.
-_WORTH_A_THREAD = 16 << 20
+# For fewer bytes a thread is not worth its start.
+_MIN_BYTES_FOR_THREAD = 16 << 20
 
 Read = Callable[[int, memoryview], None]
 
 
 def parts(read_into: Read, nbytes: int) -> Generator[memoryview]:
-    """Yield all bytes in order, part after part; each is right until the next one is asked for.
+    """Yield all bytes in order, part after part; each part is valid until the next one is asked for.
 
-    Whoever may stop before the end closes it, and so has the thread end.
+    Close the generator when stopping before the end; that ends the thread.
 
     Args:
-        read_into: Fills a buffer from an offset on; lets go of the interpreter lock.
-        nbytes: How many there are.
+        read_into: Fills a buffer from an offset; should release the interpreter lock.
+        nbytes: The number of bytes.
 
     Raises:
-        Exception: What `read_into` raises, when the part that it was to read is asked for.
+        Exception: What `read_into` raises, when the part that failed is asked for.
 
     Example:
         >>> data = bytes(range(200)) * 2000
@@ -41,7 +41,7 @@ def parts(read_into: Read, nbytes: int) -> Generator[memoryview]:
         >>> [len(part) for part in parts(read_into, len(data))]
         [262144, 137856]
     """
-    if nbytes >= _WORTH_A_THREAD and usable_cores() > 1:
+    if nbytes >= _MIN_BYTES_FOR_THREAD and usable_cores() > 1:
         reader = _Reader(read_into, nbytes)
         try:
             if reader.start():
@@ -53,7 +53,7 @@ def parts(read_into: Read, nbytes: int) -> Generator[memoryview]:
 
 
 def parts_alone(read_into: Read, nbytes: int) -> Generator[memoryview]:
-    """Yield the same without another thread."""
+    """Yield the same bytes without another thread."""
     buffer = memoryview(bytearray(min(_ALONE, nbytes)))
     for begin in range(0, nbytes, _ALONE):
         part = buffer[: min(_ALONE, nbytes - begin)]
@@ -69,13 +69,13 @@ class _Reader:
         self._nbytes = nbytes
         self._buffers = [memoryview(bytearray(_AHEAD)) for _ in range(_BUFFERS)]
         self._is_wanted = True
-        # An entry for each buffer that may be filled; the last one has a thread that waits look whether it is wanted.
+        # An entry for each buffer that may be filled; False ends a thread that waits.
         self._free: SimpleQueue[bool] = SimpleQueue()
         self._full: SimpleQueue[memoryview | BaseException] = SimpleQueue()
         self._thread = threading.Thread(target=self._read, name="ckptstore-read", daemon=True)
 
     def start(self) -> bool:
-        """Begin to read; returns False where no thread can be started."""
+        """Begin to read; returns False if no thread can be started."""
         for _ in self._buffers:
             self._free.put(True)
         try:
@@ -85,15 +85,15 @@ class _Reader:
         return True
 
     def stop(self) -> None:
-        """Have the thread end; it has when this returns, unless an interrupt cuts that short."""
+        """End the thread, and wait for that, unless an interrupt cuts the wait short."""
         self._is_wanted = False
         self._free.put(False)
-        # RuntimeError: it was not started, or an interrupt came before anybody knew that it was.
+        # RuntimeError: it was not started, or an interrupt came before Python had recorded that it was.
         with suppress(RuntimeError):
             self._thread.join()
 
     def parts(self) -> Generator[memoryview]:
-        """Yield what is read."""
+        """Yield the parts in order."""
         for _ in range(0, self._nbytes, _AHEAD):
             found = self._full.get()
             if isinstance(found, BaseException):
@@ -110,4 +110,4 @@ class _Reader:
                 self._read_into(begin, part)
                 self._full.put(part)
         except BaseException as error:
-            self._full.put(error)  # the other thread raises it
+            self._full.put(error)  # raised in the other thread

@@ -1,4 +1,4 @@
-"""A small file that is given up when the disk is full, so that a deletion can still be recorded, and so free space."""
+"""A small file that is removed when the disk is full, so that a deletion can be recorded and then frees space."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from ckptstore.errors import DiskFullError
 from ckptstore.storage.files import create_filled, unlink
 from ckptstore.storage.layout import MANIFEST
 
-# SQLite's journal for marking and removing some thousand rows, and the growth of the manifest itself.
+# Bytes: enough for SQLite's journal when some thousand rows are marked and removed, and for the manifest's growth.
 NBYTES = 512 << 10
 _Result = TypeVar("_Result")
 
 
 def ensure(path: Path) -> bool:
-    """Make the file if it is not there, whole; returns False where there is no room for it now.
+    """Create the file if it is missing or incomplete; returns False if there is no room for it now.
 
-    The caller holds the store's lock. It needs no sync: what a power cut leaves of it is made anew.
+    The caller holds the store's lock. The file needs no sync: if a power cut damages it, it is created again.
 
     Raises:
-        StorageError: The disk failed in another way than being full.
+        StorageError: The disk failed, and not because it is full.
     """
     if path.is_dir() and not path.is_symlink():
-        return False  # not ours
+        return False  # a user's directory
     if os.path.lexists(path):
         if not path.is_symlink() and path.stat().st_size == NBYTES:
             return True
@@ -38,12 +38,16 @@ def ensure(path: Path) -> bool:
 
 
 def release_and_retry(path: Path, work: Callable[[], _Result]) -> _Result:
-    """Do work that changes the manifest; if it has no room for that, the file goes, and the work is done once more.
+    """Do work that changes the manifest; if the manifest has no room, remove the file and do the work once more.
 
-    Only then: what failed at a payload or a directory may have been a sync, and no sync is ever tried again.
+    In no other case: an error at a payload or a directory may be a failed sync, and no sync is ever retried.
+
+    Args:
+        path: The reserve file.
+        work: The work; it must be safe to repeat.
 
     Raises:
-        DiskFullError: There is no room even so.
+        DiskFullError: There is still no room.
     """
     try:
         return work()

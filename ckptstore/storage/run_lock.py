@@ -1,7 +1,7 @@
-"""The right to write one run: a kernel lock that a process can hand on to the one that ends its work.
+"""The lock of one run: a kernel lock that a process can share with the process that finishes its saves.
 
-The lock belongs to an open file, and is held until every process that has it open has closed it or is dead. So a
-writer that outlives its trainer goes on holding the run that it is still saving. A forked child closes its copy.
+The lock belongs to an open file, and is held until every process that has the file open has closed it or is dead. So a
+worker that outlives its trainer still holds the run that it is saving. A forked child closes its copy.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ from ckptstore.errors import RunLockedError, StorageError
 from ckptstore.storage.files import io_step
 from ckptstore.storage.locks import NO_LOCKS, locks_disabled, unsafe_file_system
 
-_TRIES = 100
+_MAX_TRIES = 100
 
 
 class RunLock:
-    """The right to write one run, for the life of the writer.
+    """The exclusive right to write one run, held for the life of the writer.
 
     Args:
         directory: The store's ``locks`` directory.
-        run: The run's name, checked before.
+        run: The run's name, validated before.
 
     Attributes:
-        shared: True while another process has the lock too; it is then not undone here, only let go of.
+        run: The run's name.
+        shared: True while another process holds the lock too; `release` then only closes this process's copy.
 
     Raises:
-        RunLockedError: Another writer has it; at once, without waiting.
+        RunLockedError: Another writer holds it. Raised at once, without waiting.
         UnsafeFileSystemError: This file system has no locks.
         StorageError: The lock file cannot be opened.
 
@@ -65,11 +66,11 @@ class RunLock:
 
     @property
     def descriptor(self) -> int | None:
-        """The open file that the lock belongs to, to be handed to another process; None where there are no locks."""
+        """The open file that the lock belongs to, to be passed to another process; None if locks are disabled."""
         return None if self._descriptor < 0 else self._descriptor
 
     def release(self) -> None:
-        """Give it up; may be repeated."""
+        """Release the lock. May be called again."""
         descriptor, self._descriptor = self._descriptor, -1
         _held.discard(self)
         if descriptor < 0:
@@ -81,13 +82,13 @@ class RunLock:
             os.close(descriptor)
 
     def __del__(self, _is_ending: Callable[[], bool] = sys.is_finalizing) -> None:
-        """A store that nobody closed, and nobody has any more, writes no run."""
-        # The interpreter's end takes the lock with it, and may have taken this module's names already.
+        """Release the lock of a store that was not closed and is no longer used."""
+        # The interpreter's exit releases the lock too, and may have cleared this module's names already.
         if getattr(self, "_descriptor", -1) >= 0 and not _is_ending():
             self.release()
 
-    def _leave(self) -> None:
-        """Close it in a forked child, where it is the parent's."""
+    def _close_in_child(self) -> None:
+        """Close the file in a forked child, where the lock is the parent's."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             with suppress(OSError):
@@ -98,23 +99,23 @@ _held: WeakSet[RunLock] = WeakSet()
 
 
 def is_held_by_this_process(directory: Path, run: str) -> bool:
-    """Return whether this process has the lock of a run itself."""
+    """Return True if this process itself holds the lock of a run."""
     path = directory / f"{run}.lock"
     return any(lock._path == path for lock in list(_held))
 
 
-def _leave_all() -> None:
+def _close_all_in_child() -> None:
     for lock in list(_held):
-        lock._leave()
+        lock._close_in_child()
     _held.clear()
 
 
-os.register_at_fork(after_in_child=_leave_all)
+os.register_at_fork(after_in_child=_close_all_in_child)
 
 
 def _locked(path: Path) -> int:
-    """Return a descriptor of the file that is at `path` now, locked; -1 where somebody else has the lock."""
-    for _ in range(_TRIES):
+    """Return a descriptor of the file that is now at `path`, locked; -1 if another writer holds the lock."""
+    for _ in range(_MAX_TRIES):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -128,7 +129,7 @@ def _locked(path: Path) -> int:
         finally:
             if descriptor >= 0:
                 os.close(descriptor)
-        # Its store was removed between the two calls: what was locked has no name any more.
+        # The store was removed between the two calls: the locked file has no name any more.
     return -1
 
 
@@ -141,13 +142,13 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 @contextmanager
 def all_run_locks(directory: Path) -> Iterator[None]:
-    """Hold the lock of every run that was ever written, so that nobody writes one meanwhile.
+    """Hold the lock of every run that was ever written, so that none is written within the block.
 
     Args:
         directory: The store's ``locks`` directory.
 
     Raises:
-        RunLockedError: Somebody writes one now.
+        RunLockedError: One of the runs is being written.
     """
     with ExitStack() as held:
         for path in sorted(directory.glob("*.lock")):

@@ -104,7 +104,7 @@ def _save_until(place: Path, at: int, report: Path, synced: bool) -> None:
     if not synced:
         durable_writer.sync_file = lambda descriptor, path: None
         # What passes by the page cache is on this disk as soon as it is written.
-        durable_writer._pass_by_cache = lambda descriptor, on=True: False
+        durable_writer._set_direct = lambda descriptor, on=True: False
     with CheckpointStore(place / "store") as store:
         with io_hook(stop):
             saved = save(store, 3, publish=place / "shown.keras")

@@ -144,10 +144,10 @@ def test_where_a_name_outlives_its_removal_nothing_is_held_again(
 
 
 def test_many_at_once_are_not_all_held(tmp_path: Path, gate: threading.Event) -> None:
-    paths = [large(tmp_path / f"large {number}") for number in range(deferred_unlink._AT_ONCE + 2)]
+    paths = [large(tmp_path / f"large {number}") for number in range(deferred_unlink._MAX_WAITING + 2)]
     for path in paths:
         deferred_unlink.unlink(path)
-    assert len(removed_files()) == deferred_unlink._AT_ONCE
+    assert len(removed_files()) == deferred_unlink._MAX_WAITING
     gate.set()
     deferred_unlink.begin()
     deferred_unlink.wait()
