@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(not can_start(), reason="this platform has no me
 
 
 @pytest.mark.slow
-def test_a_writer_killed_at_any_call_is_replaced_and_nothing_is_lost_or_saved_twice() -> None:
+def test_a_worker_killed_at_any_call_is_replaced_and_nothing_is_lost_or_saved_twice() -> None:
     """Every kind of call, and one in so many; `tools/crash writers` kills at all of them."""
     if not available():
         pytest.skip("strace is not to be had here, or may not attach")
@@ -23,7 +23,7 @@ def test_a_writer_killed_at_any_call_is_replaced_and_nothing_is_lost_or_saved_tw
 
 
 @pytest.mark.slow
-def test_trainer_and_writer_killed_at_any_moment_have_lost_nothing_that_they_promised() -> None:
+def test_trainer_and_worker_killed_at_any_moment_lose_nothing_reported_as_saved() -> None:
     result = kill_writer.kill_at_random(kills=9, seed=2)
     assert result.violations == ()
     assert result.kills == 9

@@ -77,7 +77,7 @@ def there(memory: SharedMemory) -> SharedMemory:
     )
 )
 @settings(max_examples=60)
-def test_a_letter_is_read_as_it_was_written(shapes: list[tuple[tuple[int, ...], Any]]) -> None:
+def test_a_message_is_read_as_it_was_written(shapes: list[tuple[tuple[int, ...], Any]]) -> None:
     values = {f"v/{i}": array(i, shape, dtype) for i, (shape, dtype) in enumerate(shapes)}
     memory = SharedMemory()
     request = SaveRequest(
@@ -104,7 +104,7 @@ def test_a_letter_is_read_as_it_was_written(shapes: list[tuple[tuple[int, ...], 
     assert message.snapshot.state.arrays["empty"].shape == (0, 3)
 
 
-def test_a_letter_holds_what_was_there_when_it_was_written() -> None:
+def test_a_message_holds_the_values_at_the_time_of_writing() -> None:
     live = np.ones((3, 3), "float32")
     memory = SharedMemory()
     MessageWriter().write(memory, snapshot({"v": live}), SaveRequest(run="r", epoch=0), 1)
@@ -113,7 +113,7 @@ def test_a_letter_holds_what_was_there_when_it_was_written() -> None:
     assert np.array_equal(variable.read(), np.ones((3, 3), "float32"))
 
 
-def test_letters_of_other_structures_follow_each_other_in_one_place() -> None:
+def test_messages_of_different_structures_follow_each_other_in_one_slot() -> None:
     """A model may be built further, or unfrozen: what a reader remembers of the last message is outdated then."""
     memory, writer = SharedMemory(), MessageWriter()
     reader = MessageReader(there(memory))
@@ -183,7 +183,7 @@ class Copies:
         np.copyto(targets[0], self.value, casting="no")
 
 
-def test_a_thread_prepares_the_copy_into_the_very_places_of_the_first_save() -> None:
+def test_a_thread_prepares_the_copy_with_the_arrays_of_the_first_save() -> None:
     memory, writer = SharedMemory(), MessageWriter()
     made = replace(snapshot({"v": np.zeros(3)}), copy=Copies(np.arange(3.0)))
     writer.prepare(memory, made)
@@ -192,7 +192,7 @@ def test_a_thread_prepares_the_copy_into_the_very_places_of_the_first_save() -> 
     assert MessageReader(memory).read().snapshot.variables[0].read().tolist() == [0.0, 1.0, 2.0]
 
 
-def test_what_was_prepared_for_another_structure_is_no_place_for_this_one(
+def test_arrays_prepared_for_another_structure_are_not_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     memory, writer = SharedMemory(), MessageWriter()
@@ -219,7 +219,7 @@ def test_what_was_prepared_for_another_structure_is_no_place_for_this_one(
 
 
 @pytest.mark.parametrize("closed", [True, False])
-def test_memory_is_given_back(closed: bool) -> None:
+def test_memory_is_released(closed: bool) -> None:
     def kept() -> set[str]:
         found = Path("/proc/self/fd").iterdir()
         return {str(one) for one in found if one.is_symlink() and "ckptstore-snapshot" in str(one.readlink())}
@@ -236,7 +236,7 @@ def test_memory_is_given_back(closed: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", [EventfdHandoff, LocalHandoff])
-def test_a_token_is_taken_once(kind: Any) -> None:
+def test_a_handoff_is_taken_once(kind: Any) -> None:
     handoff = kind()
     assert not handoff.take()
     handoff.give()
@@ -246,7 +246,7 @@ def test_a_token_is_taken_once(kind: Any) -> None:
     handoff.close()
 
 
-def test_the_time_of_a_save_is_when_it_was_asked_for() -> None:
+def test_the_time_of_a_save_is_when_it_was_requested() -> None:
     request = SaveRequest(run="r", epoch=0)
     memory = SharedMemory()
     MessageWriter().write(memory, snapshot({}), request, 1)

@@ -81,7 +81,7 @@ def kill_writers(root: Path) -> None:
     "kind",
     [pytest.param("process", marks=needs_process), pytest.param("killed", marks=needs_process), "thread"],
 )
-def test_all_that_is_due_is_committed_in_order_and_whole(
+def test_all_required_saves_are_committed_complete_and_in_order(
     kind: str, backpressure: Backpressure, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the process that saves is killed, twice, and others go on with what it had."""

@@ -86,9 +86,7 @@ def epochs(store: CheckpointStore) -> list[int]:
 # --- order -------------------------------------------------------------------------------------
 
 
-def test_snapshots_are_committed_in_order_and_heard_of_in_order(
-    queue: SaveQueue, store: CheckpointStore
-) -> None:
+def test_snapshots_are_committed_and_reported_in_order(queue: SaveQueue, store: CheckpointStore) -> None:
     numbers = [submit(queue, seed).number for seed in range(6)]
     queue.drain()
     outcomes = queue.outcomes()
@@ -99,7 +97,7 @@ def test_snapshots_are_committed_in_order_and_heard_of_in_order(
     assert queue.outcomes() == []
 
 
-def test_what_a_save_cost_stands_in_the_manifest(queue: SaveQueue, store: CheckpointStore) -> None:
+def test_the_cost_of_a_save_is_in_the_manifest(queue: SaveQueue, store: CheckpointStore) -> None:
     handed = submit(queue, 0)
     queue.drain()
     (one,) = store.checkpoints()
@@ -109,7 +107,7 @@ def test_what_a_save_cost_stands_in_the_manifest(queue: SaveQueue, store: Checkp
     assert one.blocked_s < one.total_s
 
 
-def test_what_the_process_took_to_start_is_told_once(process_queue: SaveQueue) -> None:
+def test_the_start_time_of_the_process_is_reported_once(process_queue: SaveQueue) -> None:
     for seed in range(3):
         submit(process_queue, seed)
     process_queue.drain()
@@ -129,7 +127,7 @@ def thread_queue(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> Ite
     made.close()
 
 
-def test_a_save_is_heard_of_before_what_goes_is_removed(
+def test_a_save_is_reported_before_expired_checkpoints_are_removed(
     thread_queue: SaveQueue, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard = threading.Event()
@@ -152,7 +150,7 @@ def test_a_save_is_heard_of_before_what_goes_is_removed(
     assert len(list(payloads.iterdir())) == 2
 
 
-def test_a_removal_that_fails_is_heard_of_behind_its_save(
+def test_a_failed_removal_is_reported_after_its_save(
     thread_queue: SaveQueue, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def remove(gone: Any, unlink: Any) -> None:
@@ -202,7 +200,7 @@ def test_the_next_save_finishes_a_removal_that_failed(
 # --- back-pressure -----------------------------------------------------------------------------
 
 
-def test_the_one_that_waits_is_replaced_by_the_newer(queue: SaveQueue, store: CheckpointStore) -> None:
+def test_the_waiting_snapshot_is_replaced_by_a_newer_one(queue: SaveQueue, store: CheckpointStore) -> None:
     # Whoever has this lock keeps the disk from everybody else.
     with store_lock(Layout(store.path).locks):
         first = submit(queue, 0, droppable=True)
@@ -235,7 +233,7 @@ def test_none_overtakes_one_that_is_older(queue: SaveQueue, store: CheckpointSto
     assert [one.metrics["loss"] for one in store.checkpoints()] == heard
 
 
-def test_best_and_final_ones_are_never_replaced(queue: SaveQueue, store: CheckpointStore) -> None:
+def test_the_best_and_the_last_are_never_replaced(queue: SaveQueue, store: CheckpointStore) -> None:
     lock = store_lock(Layout(store.path).locks)
     with lock:
         submit(queue, 0, droppable=True)
@@ -250,7 +248,7 @@ def test_best_and_final_ones_are_never_replaced(queue: SaveQueue, store: Checkpo
     assert epochs(store) == [0, 1, 2]
 
 
-def test_the_best_makes_way_for_a_better_one_alone(queue: SaveQueue, store: CheckpointStore) -> None:
+def test_the_best_is_replaced_only_by_a_better_one(queue: SaveQueue, store: CheckpointStore) -> None:
     with store_lock(Layout(store.path).locks):
         submit(queue, 0, droppable=True)
         wait_until_begun(queue)
@@ -268,7 +266,7 @@ def test_the_best_makes_way_for_a_better_one_alone(queue: SaveQueue, store: Chec
     assert epochs(store) == [0, 2, 4]
 
 
-def test_the_step_waits_where_that_is_wanted(store: CheckpointStore) -> None:
+def test_the_step_waits_with_backpressure_wait(store: CheckpointStore) -> None:
     queue = store.saving_beside("default", backpressure="wait")
     with store_lock(Layout(store.path).locks):
         for seed in range(2):
@@ -293,7 +291,7 @@ def wait_until_begun(queue: SaveQueue) -> None:
 
 
 @needs_process
-def test_two_snapshots_are_all_the_memory_there_is(process_queue: SaveQueue, store: CheckpointStore) -> None:
+def test_no_more_than_two_snapshots_are_in_memory(process_queue: SaveQueue, store: CheckpointStore) -> None:
     kept = set()
     with store_lock(Layout(store.path).locks):
         for seed in range(8):
@@ -307,7 +305,7 @@ def test_two_snapshots_are_all_the_memory_there_is(process_queue: SaveQueue, sto
 # --- failures ----------------------------------------------------------------------------------
 
 
-def test_between_saves_that_may_be_left_out_the_worker_rests_unless_somebody_waits(
+def test_the_worker_pauses_between_droppable_saves_unless_somebody_waits(
     queue: SaveQueue, store: CheckpointStore
 ) -> None:
     """A commit takes processor time from the training: of saves every few milliseconds ten a second are enough."""
@@ -325,7 +323,7 @@ def test_between_saves_that_may_be_left_out_the_worker_rests_unless_somebody_wai
     assert epochs(store) == [0, 1, 2, 3, 4] and moments == sorted(moments)
 
 
-def test_what_must_be_saved_is_saved_at_once(
+def test_a_save_that_may_not_be_dropped_is_saved_at_once(
     queue: SaveQueue, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker that rested for its whole time would never come to its end here."""
@@ -337,7 +335,7 @@ def test_what_must_be_saved_is_saved_at_once(
     assert epochs(store) == [0, 1, 2, 3]
 
 
-def test_the_worker_is_not_asked_at_every_batch(queue: SaveQueue, store: CheckpointStore) -> None:
+def test_the_worker_is_not_polled_at_every_batch(queue: SaveQueue, store: CheckpointStore) -> None:
     """A batch may take a millisecond, and a question of a process some tens of microseconds."""
     with store_lock(Layout(store.path).locks):
         submit(queue, 1)
@@ -353,7 +351,7 @@ def test_the_worker_is_not_asked_at_every_batch(queue: SaveQueue, store: Checkpo
     assert outcome.checkpoint is not None and outcome.checkpoint.epoch == 1
 
 
-def test_a_failure_is_heard_of_and_the_next_save_works(
+def test_a_failure_is_reported_and_the_next_save_works(
     queue: SaveQueue, store: CheckpointStore, tmp_path: Path
 ) -> None:
     blocked = tmp_path / "there"
@@ -369,9 +367,7 @@ def test_a_failure_is_heard_of_and_the_next_save_works(
     assert epochs(store) == [0, 1]
 
 
-def test_a_snapshot_that_cannot_be_read_is_a_failure_of_that_one(
-    queue: SaveQueue, store: CheckpointStore
-) -> None:
+def test_an_unreadable_message_fails_alone(queue: SaveQueue, store: CheckpointStore) -> None:
     with store_lock(Layout(store.path).locks):
         submit(queue, 0)
         wait_until_begun(queue)
@@ -389,7 +385,7 @@ def test_a_snapshot_that_cannot_be_read_is_a_failure_of_that_one(
     assert epochs(store) == [0, 2]
 
 
-def test_a_store_that_vanished_is_a_failure(queue: SaveQueue, store: CheckpointStore) -> None:
+def test_a_store_whose_tmp_is_gone_is_a_failure(queue: SaveQueue, store: CheckpointStore) -> None:
     submit(queue, 0)
     queue.drain()
     assert queue.outcomes()[0].error is None
@@ -411,7 +407,7 @@ def test_a_store_that_vanished_is_a_failure(queue: SaveQueue, store: CheckpointS
 # --- the process ---------------------------------------------------------------------------------
 
 
-def test_a_killed_writer_is_replaced_and_nothing_is_lost(
+def test_a_killed_worker_is_replaced_and_nothing_is_lost(
     process_queue: SaveQueue, store: CheckpointStore, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with store_lock(Layout(store.path).locks):
@@ -428,7 +424,7 @@ def test_a_killed_writer_is_replaced_and_nothing_is_lost(
     assert violations(store.path) == []
 
 
-def test_a_writer_killed_behind_its_commit_saves_nothing_twice(
+def test_a_worker_killed_after_its_commit_saves_nothing_twice(
     process_queue: SaveQueue, store: CheckpointStore
 ) -> None:
     submit(process_queue, 0)
@@ -441,7 +437,7 @@ def test_a_writer_killed_behind_its_commit_saves_nothing_twice(
     assert epochs(store) == [0, 1]
 
 
-def test_a_writer_that_is_killed_again_and_again_gives_way_to_a_thread(
+def test_a_worker_killed_several_times_is_replaced_by_a_thread(
     process_queue: SaveQueue, store: CheckpointStore
 ) -> None:
     for seed in range(3):
@@ -457,7 +453,7 @@ def test_a_writer_that_is_killed_again_and_again_gives_way_to_a_thread(
     assert epochs(store) == [0, 1, 2, 3, 4]
 
 
-def test_where_no_process_can_be_started_a_thread_saves_and_that_is_said_once(
+def test_a_thread_saves_with_one_warning_where_no_process_can_be_started(
     store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     monkeypatch.delenv(WRITER_VARIABLE, raising=False)
@@ -482,7 +478,7 @@ def test_no_process_is_left_at_the_end(process_queue: SaveQueue, store: Checkpoi
     assert writers(store.path) == []
 
 
-def test_a_ring_that_is_collected_leaves_its_process_to_its_work(store: CheckpointStore) -> None:
+def test_a_collected_queue_lets_its_process_finish(store: CheckpointStore) -> None:
     """In a circle, as the traceback of what ended a fit makes one: Python then takes all of it apart, in any order."""
     if not can_start():
         pytest.skip("this platform has no memfd or pidfd")
@@ -503,7 +499,7 @@ def test_a_ring_that_is_collected_leaves_its_process_to_its_work(store: Checkpoi
     assert epochs(store) == [0]
 
 
-def test_the_run_belongs_to_the_writer_until_its_work_is_done(
+def test_the_run_belongs_to_the_worker_until_its_saves_are_done(
     process_queue: SaveQueue, store: CheckpointStore, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Also when the trainer lets go of it meanwhile, as one does that is killed: the next one waits, and says so."""
@@ -527,7 +523,7 @@ def test_the_run_belongs_to_the_writer_until_its_work_is_done(
     assert f"process {os.getpid()}, which trained run 'default', has ended; waiting" in said
 
 
-def test_a_writer_ignores_signals_that_mean_the_trainer(
+def test_a_worker_ignores_signals_meant_for_the_trainer(
     process_queue: SaveQueue, store: CheckpointStore
 ) -> None:
     submit(process_queue, 0)
@@ -546,7 +542,7 @@ def nicer() -> int:
 
 
 @pytest.mark.skipif(not may_lower_priority(), reason="no process may choose how it is scheduled here")
-def test_a_writer_stands_back_behind_the_training(process_queue: SaveQueue) -> None:
+def test_a_worker_runs_at_lower_priority_than_the_training(process_queue: SaveQueue) -> None:
     submit(process_queue, 0)
     process_queue.drain()
     pid = process_queue._worker.pid  # type: ignore[union-attr]
@@ -569,18 +565,18 @@ print(os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0))
 
 @needs_the_number
 @needs_process
-def test_where_that_is_forbidden_a_writer_is_nice_alone() -> None:
+def test_a_worker_only_has_a_nice_value_where_scheduling_is_forbidden() -> None:
     script = STEPPING_BACK.format(before='forbid("sched_setscheduler")')
     assert output_of(script) == f"{nicer()} {os.sched_getscheduler(0)}\n"
 
 
 @needs_process
-def test_a_writer_does_not_step_before_a_training_that_stands_back_itself() -> None:
+def test_a_worker_keeps_a_lower_scheduling_class_of_the_training() -> None:
     script = STEPPING_BACK.format(before="os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))")
     assert output_of(script) == f"{nicer()} {os.SCHED_IDLE}\n"
 
 
-def test_a_writer_imports_neither_keras_nor_a_backend(process_queue: SaveQueue) -> None:
+def test_a_worker_imports_neither_keras_nor_a_backend(process_queue: SaveQueue) -> None:
     submit(process_queue, 0)
     process_queue.drain()
     pid = process_queue._worker.pid  # type: ignore[union-attr]
@@ -608,7 +604,9 @@ def test_a_forked_child_neither_waits_for_the_writer_nor_ends_it(
     ("kind", "collected"),
     [pytest.param("process", False, marks=needs_process), ("thread", False), ("thread", True)],
 )
-def test_a_script_that_ends_without_a_word_is_waited_for(kind: str, collected: bool, tmp_path: Path) -> None:
+def test_exit_waits_for_saves_that_a_script_did_not_wait_for(
+    kind: str, collected: bool, tmp_path: Path
+) -> None:
     """No end of a fit, no `close`, and no main guard: the interpreter's end drains."""
     script = tmp_path / "script.py"
     script.write_text(
@@ -637,7 +635,7 @@ def test_a_script_that_ends_without_a_word_is_waited_for(kind: str, collected: b
     assert writers(tmp_path / "store") == []
 
 
-def test_a_long_wait_at_the_end_is_told(queue: SaveQueue, store: CheckpointStore) -> None:
+def test_a_long_wait_at_the_end_is_reported(queue: SaveQueue, store: CheckpointStore) -> None:
     said: list[str] = []
 
     def let_go(text: str) -> None:
@@ -664,7 +662,7 @@ def test_a_long_wait_at_the_end_is_told(queue: SaveQueue, store: CheckpointStore
     assert epochs(store) == [0]
 
 
-def test_saves_of_the_store_itself_go_on_beside_the_ring(queue: SaveQueue, store: CheckpointStore) -> None:
+def test_the_store_can_save_directly_while_a_queue_saves(queue: SaveQueue, store: CheckpointStore) -> None:
     submit(queue, 0)
     save(store, 1)
     submit(queue, 2)

@@ -137,7 +137,7 @@ class EndingAfter(keras.callbacks.Callback):  # type: ignore[misc]
 
 
 @in_a_thread_too
-def test_a_snapshot_is_of_one_instant_while_training_goes_on(tmp_path: Path) -> None:
+def test_a_snapshot_is_of_one_instant_while_training_continues(tmp_path: Path) -> None:
     """What is written while the next steps run is the state at the save, to the bit, of every variable."""
     noting = Noting()
     callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", save_freq=1, backpressure="wait")
@@ -153,7 +153,7 @@ def test_a_snapshot_is_of_one_instant_while_training_goes_on(tmp_path: Path) -> 
 
 @in_a_thread_too
 @pytest.mark.timeout(120)
-def test_where_most_are_replaced_by_newer_ones_the_others_are_whole_and_in_order(tmp_path: Path) -> None:
+def test_saves_that_are_not_replaced_are_complete_and_in_order(tmp_path: Path) -> None:
     noting = Noting()
     callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", save_freq=1)
     fit(model(256), callback, noting, batch_size=1, epochs=8)
@@ -168,7 +168,7 @@ def test_where_most_are_replaced_by_newer_ones_the_others_are_whole_and_in_order
             assert state_of(other) == noting.states[one.step], one
 
 
-def test_a_run_with_saves_beside_it_equals_one_without_to_the_bit(tmp_path: Path) -> None:
+def test_a_run_with_background_saves_equals_one_without_to_the_bit(tmp_path: Path) -> None:
     plain = model()
     alone = fit(plain)
     keras.utils.set_random_seed(1)
@@ -182,7 +182,7 @@ def test_a_run_with_saves_beside_it_equals_one_without_to_the_bit(tmp_path: Path
 
 
 @in_a_thread_too
-def test_everything_is_saved_when_fit_returns_and_nothing_is_left(tmp_path: Path) -> None:
+def test_everything_is_saved_when_fit_returns_and_no_process_is_left(tmp_path: Path) -> None:
     callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", save_freq=5, backpressure="wait")
     fit(model(), callback)
     assert [(one.epoch, one.batch) for one in checkpoints(tmp_path)] == [
@@ -208,7 +208,7 @@ def test_wait_returns_when_the_saves_so_far_are_durable(tmp_path: Path) -> None:
     assert seen == [[3, 6, 9]] or seen == [[3, 6]]
 
 
-def test_blocked_and_total_time_stand_in_the_manifest(tmp_path: Path) -> None:
+def test_blocked_and_total_time_are_in_the_manifest(tmp_path: Path) -> None:
     fit(model(), ckptstore.StoreCheckpoint(tmp_path, monitor="loss", save_freq=6))
     for one in checkpoints(tmp_path):
         assert one.blocked_s is not None
@@ -216,7 +216,7 @@ def test_blocked_and_total_time_stand_in_the_manifest(tmp_path: Path) -> None:
         assert 0 < one.blocked_s < one.total_s
 
 
-def test_a_fit_that_a_callback_ends_has_saved_what_was_handed_over(tmp_path: Path) -> None:
+def test_a_fit_ended_by_a_callback_has_saved_what_was_submitted(tmp_path: Path) -> None:
     def fail() -> None:
         raise ZeroDivisionError
 
@@ -228,7 +228,7 @@ def test_a_fit_that_a_callback_ends_has_saved_what_was_handed_over(tmp_path: Pat
 
 
 @in_a_thread_too
-def test_a_signal_while_the_last_saves_are_waited_for_is_obeyed_after_them(tmp_path: Path) -> None:
+def test_a_signal_during_the_wait_for_the_last_saves_takes_effect_after_them(tmp_path: Path) -> None:
     held, callback = threading.Event(), ckptstore.StoreCheckpoint(tmp_path, monitor="loss", verbose=0)
     handed = threading.Event()
 
@@ -255,7 +255,7 @@ def test_a_signal_while_the_last_saves_are_waited_for_is_obeyed_after_them(tmp_p
 
 
 @needs_process
-def test_a_killed_trainer_s_saves_are_finished_and_a_new_start_waits_for_them(tmp_path: Path) -> None:
+def test_saves_of_a_killed_trainer_are_finished_and_a_restart_waits_for_them(tmp_path: Path) -> None:
     """The script has no main guard; it dies with two snapshots on their way, and the next start has both."""
     script = textwrap.dedent(f"""
         import os, signal, sys
@@ -322,7 +322,7 @@ class NoRoom(keras.callbacks.Callback):  # type: ignore[misc]
 
 
 @in_a_thread_too
-def test_a_failed_save_is_warned_of_and_training_goes_on(tmp_path: Path) -> None:
+def test_a_failed_save_is_a_warning_and_training_continues(tmp_path: Path) -> None:
     callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", save_freq=4, backpressure="wait")
     waiting = [Doing(batch, callback.wait) for batch in (5, 9)]
     with pytest.warns(UserWarning, match="training goes on without"):
@@ -333,7 +333,7 @@ def test_a_failed_save_is_warned_of_and_training_goes_on(tmp_path: Path) -> None
     assert steps[-1] == ROWS // 4
 
 
-def test_a_failed_save_ends_the_training_where_that_is_wanted(tmp_path: Path) -> None:
+def test_a_failed_save_ends_the_training_if_the_user_asks_for_it(tmp_path: Path) -> None:
     callback = ckptstore.StoreCheckpoint(
         tmp_path, monitor="loss", save_freq=4, backpressure="wait", on_save_error="raise"
     )
@@ -361,7 +361,7 @@ def test_a_failure_of_the_last_save_is_raised_by_fit(tmp_path: Path) -> None:
 # --- how often ---------------------------------------------------------------------------------
 
 
-def test_saves_that_come_too_fast_are_left_out_but_neither_the_best_nor_the_last(tmp_path: Path) -> None:
+def test_saves_that_come_too_fast_are_left_out_but_not_the_best_or_the_last(tmp_path: Path) -> None:
     class Holding(keras.callbacks.Callback):  # type: ignore[misc]
         """Keeps the disk away while an epoch goes on."""
 
@@ -390,7 +390,7 @@ def test_saves_that_come_too_fast_are_left_out_but_neither_the_best_nor_the_last
     assert best.metrics["val_loss"] == callback.best
 
 
-def test_auto_picks_the_interval_and_notes_it(tmp_path: Path) -> None:
+def test_auto_chooses_an_interval_and_records_it(tmp_path: Path) -> None:
     callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", save_freq="auto", max_overhead=0.9)
     # More than are trained with: it ends when what is looked for has come, however slow the disk is.
     rows = {name: np.tile(values, (4000, 1)) for name, values in data().items() if name in ("x", "y")}
@@ -413,7 +413,7 @@ def test_auto_picks_the_interval_and_notes_it(tmp_path: Path) -> None:
         assert event.detail["blocked_s"] > 0
 
 
-def test_auto_hears_of_what_beginning_takes_but_not_of_what_loading_does(
+def test_auto_counts_the_cost_of_starting_but_not_of_loading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard: list[str] = []
@@ -426,7 +426,7 @@ def test_auto_hears_of_what_beginning_takes_but_not_of_what_loading_does(
     assert len(heard) == 2
 
 
-def test_auto_knows_what_is_prepared_once_from_what_each_batch_takes(
+def test_auto_tells_one_time_preparation_from_the_cost_of_each_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard: list[bool] = []
@@ -443,7 +443,7 @@ def test_auto_knows_what_is_prepared_once_from_what_each_batch_takes(
     assert len(heard) > 2
 
 
-def test_an_interval_in_time_is_kept_where_auto_only_counts(
+def test_a_time_interval_is_kept_while_auto_only_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(SaveBudget, "is_quiet", lambda budget, batches: True)
@@ -456,7 +456,7 @@ def test_an_interval_in_time_is_kept_where_auto_only_counts(
     assert batches == list(range(len(batches)))
 
 
-def test_auto_hears_of_saves_that_were_waited_for_and_failed(
+def test_auto_is_told_of_foreground_saves_and_failures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard: list[str] = []
@@ -492,7 +492,7 @@ def noting(calls: list[str], name: str, method: Any) -> Any:
     ("option", "value"),
     [("max_overhead", 0), ("max_overhead", 35), ("max_overhead", "much"), ("save_freq", "auto ")],
 )
-def test_what_cannot_be_an_interval_is_refused(option: str, value: Any, tmp_path: Path) -> None:
+def test_invalid_intervals_are_refused(option: str, value: Any, tmp_path: Path) -> None:
     with pytest.raises(ckptstore.InvalidArgumentError):
         ckptstore.StoreCheckpoint(tmp_path / "store", **{option: value})
     assert not (tmp_path / "store").exists()
@@ -502,7 +502,7 @@ def test_what_cannot_be_an_interval_is_refused(option: str, value: Any, tmp_path
 
 
 @in_a_thread_too
-def test_the_drop_in_shows_each_file_when_it_is_durable(
+def test_the_drop_in_publishes_each_file_when_it_is_durable(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     callback = ckptstore.ModelCheckpoint(
@@ -540,7 +540,7 @@ def test_the_drop_in_keeps_the_best(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
-def test_the_older_format_is_waited_for(tmp_path: Path) -> None:
+def test_the_h5_format_is_saved_in_the_foreground(tmp_path: Path) -> None:
     seen = []
     callback = ckptstore.ModelCheckpoint(tmp_path / "{epoch}.h5", monitor="loss", background=True)
     look = keras.callbacks.LambdaCallback(
@@ -551,7 +551,7 @@ def test_the_older_format_is_waited_for(tmp_path: Path) -> None:
 
 
 @in_a_thread_too
-def test_a_fit_that_an_exception_ended_hands_the_run_over(tmp_path: Path) -> None:
+def test_a_fit_ended_by_an_exception_releases_the_run(tmp_path: Path) -> None:
     """The drop-in is not told of the end; another callback, or the same, takes the run over after its saves."""
 
     def fail() -> None:
@@ -569,7 +569,7 @@ def test_a_fit_that_an_exception_ended_hands_the_run_over(tmp_path: Path) -> Non
     assert writers(tmp_path) == []
 
 
-def test_backups_beside_the_training_are_gone_on_with(tmp_path: Path) -> None:
+def test_a_fit_resumes_from_backups_made_in_the_background(tmp_path: Path) -> None:
     def fail() -> None:
         raise ZeroDivisionError
 
@@ -592,7 +592,7 @@ def checkpoints_left(path: Path) -> int:
 # --- among others ------------------------------------------------------------------------------
 
 
-def test_a_policy_of_the_user_s_own_is_applied(tmp_path: Path) -> None:
+def test_a_user_policy_is_applied(tmp_path: Path) -> None:
     asked = []
 
     def only_even(saved: Any) -> set[int]:
@@ -609,13 +609,13 @@ def test_a_policy_of_the_user_s_own_is_applied(tmp_path: Path) -> None:
 
 
 @in_a_thread_too
-def test_what_is_warned_of_beside_the_training_reaches_the_user(tmp_path: Path) -> None:
+def test_warnings_of_the_worker_reach_the_user(tmp_path: Path) -> None:
     keep = ckptstore.keep_best("val_lost", 1, mode="min")
     with pytest.warns(UserWarning, match="nothing is removed from run 'default'.*val_lost"):
         fit(model(), ckptstore.StoreCheckpoint(tmp_path, monitor="loss", keep=keep))
 
 
-def test_a_policy_of_the_user_s_own_that_fails_ends_the_training_and_not_the_checkpoint(
+def test_a_user_policy_that_fails_ends_the_training_but_the_checkpoint_is_saved(
     tmp_path: Path,
 ) -> None:
     def broken(saved: Any) -> set[int]:
@@ -629,7 +629,7 @@ def test_a_policy_of_the_user_s_own_that_fails_ends_the_training_and_not_the_che
 
 @pytest.mark.parametrize("kind", ["thread"], indirect=True)
 @pytest.mark.parametrize("epochs", [3, 4], ids=["behind the last save", "behind one before"])
-def test_a_removal_that_fails_is_told_and_loses_nothing(
+def test_a_failed_removal_is_reported_and_loses_nothing(
     epochs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def remove(gone: Any, *_: Any) -> None:
@@ -648,7 +648,7 @@ def test_a_removal_that_fails_is_told_and_loses_nothing(
 
 
 @in_a_thread_too
-def test_fits_in_two_threads_save_beside_each_other(tmp_path: Path) -> None:
+def test_fits_in_two_threads_can_save_at_once(tmp_path: Path) -> None:
     failures: list[BaseException] = []
 
     def train(run: str) -> None:
@@ -711,7 +711,7 @@ def test_loaders_with_processes_of_their_own_do_no_harm(context: str, tmp_path: 
     assert writers(tmp_path) == []
 
 
-def test_memory_is_that_of_two_snapshots_and_is_given_back(tmp_path: Path) -> None:
+def test_memory_is_that_of_two_snapshots_and_is_released(tmp_path: Path) -> None:
     sizes: list[int] = []
     gc.collect()  # what fits of earlier tests have left, in circles, is not this one's
 

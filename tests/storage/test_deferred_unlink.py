@@ -85,7 +85,9 @@ def found_by_a_child() -> list[str]:
     return found
 
 
-def test_the_name_goes_at_once_and_the_blocks_when_waited_for(tmp_path: Path, gate: threading.Event) -> None:
+def test_the_name_is_removed_at_once_and_the_blocks_are_free_after_wait(
+    tmp_path: Path, gate: threading.Event
+) -> None:
     path = large(tmp_path / "large")
     deferred_unlink.unlink(path)
     assert not path.exists()
@@ -124,9 +126,7 @@ def test_a_removal_that_fails_holds_nothing(tmp_path: Path) -> None:
     assert path.stat().st_size == LARGE
 
 
-def test_where_a_name_outlives_its_removal_nothing_is_held_again(
-    tmp_path: Path, gate: threading.Event
-) -> None:
+def test_no_file_is_held_again_where_an_open_file_keeps_a_name(tmp_path: Path, gate: threading.Event) -> None:
     """As on NFS, which gives a file that is open another name."""
     first, second = large(tmp_path / "large 1"), large(tmp_path / "large 2")
 
@@ -143,7 +143,7 @@ def test_where_a_name_outlives_its_removal_nothing_is_held_again(
     deferred_unlink.wait()
 
 
-def test_many_at_once_are_not_all_held(tmp_path: Path, gate: threading.Event) -> None:
+def test_only_a_few_files_are_held_at_once(tmp_path: Path, gate: threading.Event) -> None:
     paths = [large(tmp_path / f"large {number}") for number in range(deferred_unlink._MAX_WAITING + 2)]
     for path in paths:
         deferred_unlink.unlink(path)
@@ -168,9 +168,7 @@ def test_a_forked_child_keeps_no_blocks(tmp_path: Path, gate: threading.Event) -
     assert removed_files() == []
 
 
-def test_a_child_that_is_forked_before_the_name_is_gone_keeps_no_blocks_either(
-    tmp_path: Path, gate: threading.Event
-) -> None:
+def test_a_child_forked_before_the_unlink_keeps_no_blocks(tmp_path: Path, gate: threading.Event) -> None:
     path = large(tmp_path / "large")
     found = []
 
@@ -184,7 +182,9 @@ def test_a_child_that_is_forked_before_the_name_is_gone_keeps_no_blocks_either(
     deferred_unlink.wait()
 
 
-def test_a_child_closes_no_other_file_that_has_the_number_now(tmp_path: Path, gate: threading.Event) -> None:
+def test_a_child_does_not_close_another_file_with_the_same_descriptor_number(
+    tmp_path: Path, gate: threading.Event
+) -> None:
     """A thread closes a descriptor, and is about to say so, when another opens a file and forks."""
     deferred_unlink.unlink(large(tmp_path / "large"))
     (held,) = deferred_unlink._held
@@ -197,7 +197,7 @@ def test_a_child_closes_no_other_file_that_has_the_number_now(tmp_path: Path, ga
     os.close(held.descriptor)
 
 
-def test_where_nobody_can_tell_of_an_open_file_nothing_is_held(
+def test_no_file_is_held_where_an_open_file_has_no_status(
     tmp_path: Path, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fstat = os.fstat
@@ -217,7 +217,7 @@ def test_where_nobody_can_tell_of_an_open_file_nothing_is_held(
     assert not list(tmp_path.iterdir())
 
 
-def test_without_a_thread_the_blocks_are_given_back_all_the_same(
+def test_blocks_are_freed_where_no_thread_can_be_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def start(thread: threading.Thread) -> None:
@@ -229,7 +229,7 @@ def test_without_a_thread_the_blocks_are_given_back_all_the_same(
     assert removed_files() == []
 
 
-def test_an_interrupt_while_a_thread_is_at_it_leaves_the_rest_to_the_next_wait(
+def test_an_interrupted_wait_leaves_the_rest_to_the_next_wait(
     tmp_path: Path, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deferred_unlink.unlink(large(tmp_path / "large 1"))
@@ -305,7 +305,7 @@ def save(store: CheckpointStore, epoch: int, *, keep: int) -> None:
     committer_of(store).commit(snapshot, SaveRequest(run="default", epoch=epoch, keep=keep_last(keep)))
 
 
-def test_a_save_finds_the_room_that_the_one_before_has_freed(disk: Path, waited: None) -> None:
+def test_a_save_can_use_the_space_that_the_save_before_has_freed(disk: Path, waited: None) -> None:
     held = set()
     with CheckpointStore(disk / "store") as store:
         for epoch in range(6):
@@ -316,7 +316,7 @@ def test_a_save_finds_the_room_that_the_one_before_has_freed(disk: Path, waited:
     assert deferred_unlink._held == set()
 
 
-def test_a_save_finds_the_room_that_another_store_has_freed(disk: Path, waited: None) -> None:
+def test_a_save_can_use_the_space_that_another_store_has_freed(disk: Path, waited: None) -> None:
     with CheckpointStore(disk / "one") as one, CheckpointStore(disk / "other") as other:
         for epoch in range(3):
             save(one, epoch, keep=1)
@@ -330,7 +330,7 @@ def _save_next(root: Path) -> None:
         save(store, len(list((root / "checkpoints").iterdir())), keep=1)
 
 
-def test_a_kill_at_any_step_of_a_save_that_lets_go_of_a_large_payload_loses_nothing(tmp_path: Path) -> None:
+def test_a_kill_at_any_step_of_a_save_that_removes_a_large_payload_loses_nothing(tmp_path: Path) -> None:
     root = tmp_path / "store"
     with CheckpointStore(root) as store:
         for epoch in range(3):
@@ -349,7 +349,7 @@ def test_a_kill_at_any_step_of_a_save_that_lets_go_of_a_large_payload_loses_noth
     assert at > 10
 
 
-def test_retain_returns_when_there_is_room(disk: Path, waited: None) -> None:
+def test_retain_returns_when_the_space_is_free(disk: Path, waited: None) -> None:
     with CheckpointStore(disk / "store") as store:
         for epoch in range(3):
             save(store, epoch, keep=3)
@@ -358,7 +358,7 @@ def test_retain_returns_when_there_is_room(disk: Path, waited: None) -> None:
         assert free_bytes(disk) >= free + LARGE
 
 
-def test_blocks_are_given_back_when_the_directory_is_synced(
+def test_blocks_are_freed_after_the_directory_is_synced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a device is asked to write meanwhile may wait for that."""

@@ -50,7 +50,7 @@ def test_bytes_digest_and_length(tmp_path: Path) -> None:
     assert path.stat().st_blocks * 512 < 10 << 20
 
 
-def test_buffers_of_any_shape(tmp_path: Path) -> None:
+def test_buffers_of_any_shape_are_written(tmp_path: Path) -> None:
     writer = DurableWriter(tmp_path / "file", reserve=0)
     arrays = [np.arange(6.0).reshape(2, 3), np.array(7), np.zeros((0, 4)), bytearray(b"x")]
     for array in arrays:
@@ -81,7 +81,7 @@ SIZES = [
 
 
 @pytest.mark.parametrize("sizes", SIZES)
-def test_a_file_is_the_same_where_the_page_cache_cannot_be_passed_by(
+def test_a_file_is_the_same_where_direct_writes_are_not_available(
     sizes: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(descriptor: int, command: int, argument: int = 0) -> int:
@@ -98,7 +98,7 @@ def test_a_file_is_the_same_where_the_page_cache_cannot_be_passed_by(
 @needs_direct
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("failing", [1, 2, 4])
-def test_a_file_is_the_same_where_a_write_past_the_page_cache_is_refused(
+def test_a_file_is_the_same_where_a_direct_write_fails(
     failing: int, sizes: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some file systems want other multiples; and what is left of a write that was cut short is no multiple."""
@@ -137,7 +137,7 @@ def test_nothing_of_the_file_stays_in_the_page_cache(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o444), (0o077, 0o400), (0o000, 0o444)])
-def test_the_file_is_read_only_with_the_rights_of_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
+def test_the_file_is_read_only_and_respects_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
     old = os.umask(umask)
     try:
         DurableWriter(tmp_path / "file", reserve=1).finish()
@@ -192,7 +192,7 @@ def test_the_caller_never_waits_for_a_writer_that_failed(tmp_path: Path) -> None
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not sys.platform.startswith("linux"), reason="mounts a small tmpfs")
-def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error_at_reservation_or_write(tmp_path: Path) -> None:
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(tmp_path)], capture_output=True, check=False
     )

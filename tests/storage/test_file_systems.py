@@ -96,7 +96,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.usefixtures("needs_strace")
 @pytest.mark.parametrize("code", ["error=ENOLCK", "error=ENOSYS", "error=EOPNOTSUPP", "retval=0"])
-def test_without_locks_or_with_locks_for_everybody_a_store_is_refused_and_unchanged(
+def test_a_store_is_refused_and_unchanged_where_locks_are_missing_or_always_granted(
     folder: Path, code: str
 ) -> None:
     before = files(folder / "store")
@@ -107,14 +107,14 @@ def test_without_locks_or_with_locks_for_everybody_a_store_is_refused_and_unchan
 
 
 @pytest.mark.usefixtures("needs_strace")
-def test_nothing_but_directories_and_a_lock_is_made_where_there_are_no_locks(tmp_path: Path) -> None:
+def test_only_directories_and_a_lock_file_are_made_where_there_are_no_locks(tmp_path: Path) -> None:
     said, _ = use_where(tmp_path, "flock", "error=ENOLCK")
     assert said["error"] == "UnsafeFileSystemError"
     assert files(tmp_path / "store") == {"locks/store.lock": b""}
 
 
 @pytest.mark.usefixtures("needs_strace")
-def test_a_run_whose_lock_cannot_be_had_is_not_written(folder: Path) -> None:
+def test_a_run_whose_lock_does_not_work_is_not_written(folder: Path) -> None:
     said, refused = use_where(folder, "flock", "error=ENOLCK", only="locks/default.lock")
     assert refused and (said["error"], said["path"]) == ("UnsafeFileSystemError", "default.lock")
     assert broken(folder / "store", folder / "shown.keras") == []
@@ -124,7 +124,7 @@ def test_a_run_whose_lock_cannot_be_had_is_not_written(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("call", "only"), [("flock", None), ("fcntl", "manifest.sqlite")], ids=["flock", "SQLite"]
 )
-def test_one_process_alone_may_do_without_locks_when_the_user_says_so(
+def test_one_process_alone_may_work_without_locks_if_the_user_disables_them(
     folder: Path, call: str, only: str | None
 ) -> None:
     said, asked_for_locks = use_where(folder, call, "error=ENOLCK", only=only, **{WITHOUT_LOCKS: "1"})
@@ -134,7 +134,7 @@ def test_one_process_alone_may_do_without_locks_when_the_user_says_so(
 
 
 @pytest.mark.usefixtures("needs_strace")
-def test_where_sqlite_has_no_locks_a_store_is_refused(folder: Path) -> None:
+def test_a_store_is_refused_where_sqlite_has_no_locks(folder: Path) -> None:
     before = files(folder / "store")
     said, refused = use_where(folder, "fcntl", "error=ENOSYS", only="manifest.sqlite")
     assert refused and said["error"] == "UnsafeFileSystemError" and f"{WITHOUT_LOCKS}=1" in said["hint"]
@@ -143,7 +143,7 @@ def test_where_sqlite_has_no_locks_a_store_is_refused(folder: Path) -> None:
 
 @pytest.mark.usefixtures("needs_strace")
 @pytest.mark.parametrize("code", ["EPERM", "EMLINK", "ENOSYS"])
-def test_where_there_are_no_hard_links_a_copy_is_shown(folder: Path, code: str) -> None:
+def test_a_copy_is_published_where_there_are_no_hard_links(folder: Path, code: str) -> None:
     said, refused = use_where(folder, "?link,linkat", f"error={code}")
     assert said == WORKS
     assert refused >= 6
@@ -155,7 +155,7 @@ def test_where_there_are_no_hard_links_a_copy_is_shown(folder: Path, code: str) 
 @pytest.mark.usefixtures("needs_strace")
 @pytest.mark.parametrize("code", ["EINVAL", "EOPNOTSUPP"])
 @pytest.mark.parametrize("directory", ["checkpoints", "tmp", ".."])
-def test_where_a_directory_cannot_be_synced_that_is_said_and_all_works(
+def test_a_directory_that_cannot_be_synced_is_a_warning_and_all_works(
     folder: Path, directory: str, code: str
 ) -> None:
     only = str(folder) if directory == ".." else directory
@@ -168,7 +168,7 @@ def test_where_a_directory_cannot_be_synced_that_is_said_and_all_works(
 
 @pytest.mark.usefixtures("needs_strace")
 @pytest.mark.parametrize("code", ["EOPNOTSUPP", "ENOSYS", "EINVAL"])
-def test_where_no_blocks_can_be_reserved_they_are_just_written(folder: Path, code: str) -> None:
+def test_a_save_works_where_blocks_cannot_be_reserved(folder: Path, code: str) -> None:
     said, refused = use_where(folder, "fallocate", f"error={code}")
     assert said == WORKS
     assert refused >= 6
@@ -285,7 +285,7 @@ def test_a_store_works_and_recovers_on_this_file_system(disk: Path) -> None:
             other.claim("a")
 
 
-def test_a_path_on_another_file_system_shows_a_copy_old_or_new_at_every_instant() -> None:
+def test_a_path_on_another_file_system_holds_a_complete_copy_at_every_instant() -> None:
     with tempfile.TemporaryDirectory(prefix="disk-") as parent, _tmpfs(Path(parent)) as disk:
         root, shown = Path(parent) / "store", disk / "shown.keras"
         seen = set()

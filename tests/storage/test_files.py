@@ -62,7 +62,7 @@ def test_errors_name_operation_path_and_number(tmp_path: Path) -> None:
     assert isinstance(caught.value, OSError)
 
 
-def test_no_room_is_told_from_other_errors(tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error_of_its_own(tmp_path: Path) -> None:
     with _failing(errno.ENOSPC, "mkdir"), pytest.raises(DiskFullError) as caught:
         files.make_directory(tmp_path / "a")
     assert caught.value.free is not None
@@ -91,11 +91,11 @@ def test_digest_file_reports_progress_and_missing_files(tmp_path: Path) -> None:
         files.digest_file(tmp_path / "nowhere")
 
 
-def test_what_cannot_be_read_is_not_called_damaged(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_not_called_damaged(tmp_path: Path) -> None:
     with pytest.raises(StorageError) as caught:
         files.digest_file(tmp_path)
     assert caught.value.errno == errno.EISDIR
 
 
-def test_unlink_of_nothing_is_nothing(tmp_path: Path) -> None:
+def test_unlink_of_a_missing_file_does_nothing(tmp_path: Path) -> None:
     files.unlink(tmp_path / "nowhere")

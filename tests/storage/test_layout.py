@@ -26,7 +26,7 @@ def test_make_and_find(tmp_path: Path) -> None:
     assert find_store(layout.root) == layout.root
 
 
-def test_a_drop_ins_store_is_found_through_its_folder(
+def test_the_store_of_a_drop_in_callback_is_found_from_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layout = Layout(tmp_path / "models" / ".ckptstore")

@@ -30,7 +30,7 @@ def _leave_a_lease(directory: Path) -> None:
     os._exit(0)
 
 
-def test_a_run_has_one_writer_until_it_lets_go(tmp_path: Path) -> None:
+def test_a_run_has_one_writer_until_the_lock_is_released(tmp_path: Path) -> None:
     lock = RunLock(tmp_path, "digits")
     assert run_in_child(_try_run, tmp_path) == 3
     with pytest.raises(RunLockedError):
@@ -69,7 +69,7 @@ def test_the_store_lock_excludes_threads_and_times_out(tmp_path: Path) -> None:
     assert caught.value.waited_s == 0.02
 
 
-def test_the_sweep_takes_what_the_dead_left_and_nothing_else(tmp_path: Path) -> None:
+def test_files_of_dead_writers_are_removed_and_nothing_else(tmp_path: Path) -> None:
     assert run_in_child(_leave_a_lease, tmp_path) == 0
     assert len(list(tmp_path.iterdir())) == 2
     alive = Lease(tmp_path)

@@ -20,7 +20,7 @@ def payloads(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "one", tmp_path / "two"
 
 
-def test_a_hard_link_that_moves(tmp_path: Path, payloads: tuple[Path, Path]) -> None:
+def test_publishing_moves_a_hard_link(tmp_path: Path, payloads: tuple[Path, Path]) -> None:
     target = tmp_path / "deep" / "best"
     for payload in payloads:
         publish(payload, target)
@@ -30,7 +30,9 @@ def test_a_hard_link_that_moves(tmp_path: Path, payloads: tuple[Path, Path]) -> 
 
 
 @pytest.mark.parametrize("code", [errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP])
-def test_a_copy_where_links_are_not_to_be_had(tmp_path: Path, payloads: tuple[Path, Path], code: int) -> None:
+def test_a_copy_is_made_where_links_are_not_available(
+    tmp_path: Path, payloads: tuple[Path, Path], code: int
+) -> None:
     def refuse(operation: str, path: Path, phase: str) -> None:
         if operation == "link":
             raise OSError(code, os.strerror(code))
@@ -57,9 +59,7 @@ def test_other_errors_leave_the_old_file(tmp_path: Path, payloads: tuple[Path, P
         assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "one", "two"]
 
 
-def test_what_a_crash_left_beside_the_target_is_in_nobodys_way(
-    tmp_path: Path, payloads: tuple[Path, Path]
-) -> None:
+def test_a_temporary_name_left_by_a_crash_does_no_harm(tmp_path: Path, payloads: tuple[Path, Path]) -> None:
     target, beside = tmp_path / "best", tmp_path / ".best.ckptstore"
     beside.write_text("half")
     publish(payloads[0], target)
@@ -70,7 +70,7 @@ def test_what_a_crash_left_beside_the_target_is_in_nobodys_way(
     assert not beside.exists()
 
 
-def test_copy_gives_the_digest(tmp_path: Path, payloads: tuple[Path, Path]) -> None:
+def test_copy_returns_the_digest(tmp_path: Path, payloads: tuple[Path, Path]) -> None:
     from ckptstore.storage.files import digest_file
 
     assert copy(payloads[0], tmp_path / "copy") == digest_file(payloads[0])

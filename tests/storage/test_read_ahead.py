@@ -42,7 +42,7 @@ def test_a_digest_is_of_all_bytes_in_their_order(nbytes: int, tmp_path: Path) ->
     assert not readers()
 
 
-def test_another_thread_reads_what_comes_next(cores: int) -> None:
+def test_another_thread_reads_the_next_part(cores: int) -> None:
     asked: list[tuple[int, str]] = []
 
     def read_into(offset: int, buffer: memoryview) -> None:
@@ -55,7 +55,7 @@ def test_another_thread_reads_what_comes_next(cores: int) -> None:
     assert {name == "ckptstore-read" for _, name in asked} == {cores > 1}
 
 
-def test_what_a_read_raises_comes_up_where_its_part_is_asked_for() -> None:
+def test_an_error_of_a_read_is_raised_where_its_part_is_asked_for() -> None:
     good = 3 * AHEAD
 
     def read_into(offset: int, buffer: memoryview) -> None:
@@ -70,7 +70,7 @@ def test_what_a_read_raises_comes_up_where_its_part_is_asked_for() -> None:
     assert not readers()
 
 
-def test_whoever_stops_before_the_end_ends_the_thread_too() -> None:
+def test_stopping_before_the_end_ends_the_thread() -> None:
     def read_into(offset: int, buffer: memoryview) -> None:
         buffer[0] = 1
 
@@ -101,7 +101,7 @@ def test_an_interrupt_while_the_thread_starts_leaves_none(monkeypatch: pytest.Mo
     assert not readers()
 
 
-def test_where_no_thread_can_be_started_the_bytes_are_read_all_the_same(
+def test_all_bytes_are_read_where_no_thread_can_be_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(thread: threading.Thread) -> None:
@@ -114,7 +114,7 @@ def test_where_no_thread_can_be_started_the_bytes_are_read_all_the_same(
         assert file.digest() == f"xxh3_128:{xxhash.xxh3_128(data).hexdigest()}"
 
 
-def test_a_file_that_becomes_shorter_meanwhile_is_told(tmp_path: Path) -> None:
+def test_a_file_that_shrinks_while_it_is_read_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(bytes(LARGE))
 

@@ -80,7 +80,7 @@ def test_checkpoints_can_be_removed_from_a_full_disk(root: Path) -> None:
     works_again(root)
 
 
-def test_without_the_file_they_cannot(root: Path) -> None:
+def test_without_the_reserve_nothing_can_be_removed_from_a_full_disk(root: Path) -> None:
     """The disk of these tests is really full: it is the file that makes the difference."""
     with CheckpointStore(root) as store:
         (root / "reserve").unlink()
@@ -110,7 +110,7 @@ def _retain(root: Path) -> None:
         committer_of(store).retain("default", keep_last(2))
 
 
-def test_a_removal_from_a_full_disk_may_die_anywhere(root: Path) -> None:
+def test_a_kill_at_any_step_of_a_removal_from_a_full_disk_loses_nothing(root: Path) -> None:
     fill(root)
     seen = set()
     for at in range(2, 60, 3):
@@ -137,14 +137,14 @@ def _save(root: Path) -> None:
         save(store, 7)
 
 
-def test_a_run_that_starts_again_on_a_full_disk_frees_what_it_does_not_keep(root: Path) -> None:
+def test_a_restarted_run_on_a_full_disk_frees_what_it_does_not_keep(root: Path) -> None:
     fill(root)
     assert run_in_child(_save_and_keep_two, root) == 0
     assert [is_seed(path, 7) for path in sorted((root / "checkpoints").iterdir())] == [False, True]
     works_again(root)
 
 
-def test_a_run_that_keeps_everything_says_so_and_loses_nothing(root: Path) -> None:
+def test_a_run_that_keeps_everything_fails_on_a_full_disk_and_loses_nothing(root: Path) -> None:
     (root / "reserve").unlink()
     fill(root)
     assert run_in_child(_save, root) == 0
@@ -166,7 +166,9 @@ def test_a_store_on_a_full_disk_opens_without_the_file_and_leaves_no_part_of_it(
 
 
 @pytest.mark.parametrize("nbytes", [None, 0, 1, reserve.NBYTES - 1, reserve.NBYTES, reserve.NBYTES + 1])
-def test_a_part_of_the_file_is_made_whole_at_the_next_opening(tmp_path: Path, nbytes: int | None) -> None:
+def test_an_incomplete_reserve_file_is_completed_at_the_next_opening(
+    tmp_path: Path, nbytes: int | None
+) -> None:
     with CheckpointStore(tmp_path) as store:
         save(store, 1)
     path = tmp_path / "reserve"
@@ -183,7 +185,7 @@ def test_a_part_of_the_file_is_made_whole_at_the_next_opening(tmp_path: Path, nb
         assert path.stat().st_ino == inode
 
 
-def test_the_file_goes_only_for_a_change_of_the_manifest_and_only_once(tmp_path: Path) -> None:
+def test_the_reserve_is_released_only_for_the_manifest_and_only_once(tmp_path: Path) -> None:
     path, tried = tmp_path / "reserve", list[Path]()
 
     def fails(where: Path) -> None:

@@ -33,7 +33,7 @@ def copying() -> list[threading.Thread]:
         ((PIECE + 1,), "?"),
     ],
 )
-def test_arrays_of_any_size_arrive_whole(threads: int, shape: tuple[int, ...], dtype: str) -> None:
+def test_arrays_of_any_size_are_copied_completely(threads: int, shape: tuple[int, ...], dtype: str) -> None:
     random = np.random.default_rng(0)
     source = random.integers(0, 2, shape).astype(dtype)
     target = np.full(shape, 1, dtype)
@@ -59,13 +59,13 @@ def test_each_job_is_done_once_and_by_more_than_one_thread() -> None:
     assert len({thread for _, thread in done}) == 2
 
 
-def test_little_is_copied_without_another_thread() -> None:
+def test_few_bytes_are_copied_without_another_thread() -> None:
     threads = set()
     ParallelCopy(4)([lambda: threads.add(threading.get_ident())] * 3, nbytes=PIECE)
     assert threads == {threading.get_ident()}
 
 
-def test_what_a_job_raises_in_another_thread_is_raised_and_no_job_follows() -> None:
+def test_an_error_of_a_job_in_another_thread_is_raised_and_no_job_follows() -> None:
     caller, both = threading.get_ident(), threading.Barrier(2, timeout=30)
     followed = []
 
@@ -82,7 +82,7 @@ def test_what_a_job_raises_in_another_thread_is_raised_and_no_job_follows() -> N
     assert not followed
 
 
-def test_all_is_done_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_jobs_are_done_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -95,7 +95,7 @@ def test_all_is_done_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPa
     assert np.array_equal(target, source)
 
 
-def test_others_begin_while_the_calling_thread_does_its_own_and_jobs_are_made() -> None:
+def test_other_threads_begin_while_the_caller_does_its_own_job_and_makes_more() -> None:
     order: list[str] = []
     others = [threading.Event(), threading.Event()]
 
@@ -118,7 +118,7 @@ def test_others_begin_while_the_calling_thread_does_its_own_and_jobs_are_made() 
     assert order == ["own"]
 
 
-def test_its_own_is_done_where_there_are_no_jobs_and_what_it_raises_is_raised() -> None:
+def test_the_own_job_is_done_without_other_jobs_and_its_error_is_raised() -> None:
     done: list[int] = []
     ParallelCopy(2)([], nbytes=0, own_job=lambda: done.append(1))
     assert done == [1]
@@ -193,7 +193,7 @@ def test_an_interrupt_while_a_thread_starts_leaves_none_working(monkeypatch: pyt
     assert not copying()
 
 
-def test_a_thread_that_nobody_knows_of_is_waited_for() -> None:
+def test_a_thread_whose_start_was_interrupted_is_waited_for() -> None:
     """As after an interrupt in the very start of it."""
     parallel_copy = ParallelCopy(2)
     begun, may_end, ended = threading.Event(), threading.Event(), []

@@ -21,7 +21,7 @@ def address(pages: PinnablePages) -> int:
     return int(np.frombuffer(pages, np.uint8).ctypes.data)
 
 
-def test_all_pages_are_locked_once_and_as_long_as_they_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_pages_are_pinned_once_and_while_they_are_mapped(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = installed(monkeypatch, Driver())
     pages = PinnablePages(-1, 3 * mmap.PAGESIZE)
     pages.pin(2)
@@ -38,7 +38,7 @@ def test_all_pages_are_locked_once_and_as_long_as_they_are_there(monkeypatch: py
     driver.assert_left_alone()
 
 
-def test_what_cannot_be_locked_is_said_once_and_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_that_cannot_be_pinned_are_a_warning_once(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = installed(monkeypatch, Driver(refuses=OUT_OF_MEMORY))
     pages = PinnablePages(-1, 1 << 20)
     with pytest.warns(RuntimeWarning, match=r"take longer.*cuMemHostRegister_v2: CUDA error 2"):
@@ -48,7 +48,7 @@ def test_what_cannot_be_locked_is_said_once_and_left_as_it_is(monkeypatch: pytes
     driver.assert_left_alone()
 
 
-def test_what_an_address_had_before_is_unlocked_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_registration_of_the_same_address_is_removed_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the device would write where the memory was that was at this address."""
     driver = installed(monkeypatch, Driver())
     pages = PinnablePages(-1, 1 << 20)
@@ -58,7 +58,7 @@ def test_what_an_address_had_before_is_unlocked_first(monkeypatch: pytest.Monkey
     driver.assert_left_alone()
 
 
-def test_an_interrupt_behind_the_locking_leaves_nothing_locked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_right_after_pinning_leaves_nothing_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = installed(monkeypatch, Driver())
     register = driver.cuMemHostRegister_v2
 
@@ -79,7 +79,7 @@ def test_an_interrupt_behind_the_locking_leaves_nothing_locked(monkeypatch: pyte
 
 @pytest.mark.skipif(sys.platform != "linux", reason="is Linux's name of the driver")
 @pytest.mark.parametrize("name", ["libno-such-driver.so.1", "libc.so.6"])
-def test_a_machine_without_the_driver_goes_without(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_machine_without_the_driver_copies_unpinned(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(pinned_memory, "_DRIVER", name)
     pinned_memory._driver.cache_clear()
     try:
@@ -92,7 +92,7 @@ def test_a_machine_without_the_driver_goes_without(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="has no fork")
-def test_a_forked_process_leaves_what_is_locked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forked_process_leaves_pages_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = installed(monkeypatch, Driver())
     kept = [PinnablePages(-1, 1 << 20)]
     kept[0].pin(0)

@@ -30,7 +30,7 @@ def buffers_of(sizes: list[int], seed: int) -> list[bytes]:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
-def test_all_buffers_arrive_each_time_and_nothing_beside_them(threads: int) -> None:
+def test_all_buffers_are_copied_and_nothing_else_is_written(threads: int) -> None:
     parts = parts_of(SIZES)
     memory = mmap.mmap(-1, parts[-1].stop + 100)
     copies = SmallCopies(memory, parts, calls=threads)
@@ -58,7 +58,9 @@ def test_buffers_are_held_until_the_block_ends_and_no_longer() -> None:
     assert (memory[0:4], memory[8:12]) == (b"some", b"more")
 
 
-def test_what_an_interrupt_leaves_held_is_let_go_by_the_next_block(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_buffers_left_held_by_an_interrupt_are_released_by_the_next_block(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     copies = SmallCopies(mmap.mmap(-1, 4096), [slice(0, 4)])
     left = bytearray(b"some")
 
@@ -76,7 +78,7 @@ def test_what_an_interrupt_leaves_held_is_let_go_by_the_next_block(monkeypatch: 
     left.clear()
 
 
-def test_a_block_that_was_left_open_does_not_let_go_of_another_s_buffers() -> None:
+def test_a_block_left_open_does_not_release_the_buffers_of_another() -> None:
     copies = SmallCopies(mmap.mmap(-1, 4096), [slice(0, 4)])
     first, second = bytearray(b"some"), bytearray(b"more")
     opened = copies.jobs([first])
@@ -100,7 +102,7 @@ def test_a_block_that_was_left_open_does_not_let_go_of_another_s_buffers() -> No
         (None, TypeError),
     ],
 )
-def test_what_is_no_such_buffer_is_refused_and_the_others_are_let_go(wrong: object, error: type) -> None:
+def test_an_unsuitable_buffer_is_refused_and_the_others_are_released(wrong: object, error: type) -> None:
     memory = mmap.mmap(-1, 4096)
     copies = SmallCopies(memory, parts_of([8, 4, 8]))
     before, behind = bytearray(8), bytearray(8)
@@ -115,7 +117,7 @@ def test_what_is_no_such_buffer_is_refused_and_the_others_are_let_go(wrong: obje
     assert memory[parts_of([8, 4, 8])[2]] == b"after it"
 
 
-def test_memory_that_has_gone_is_an_error_and_no_crash(tmp_path: Path) -> None:
+def test_memory_that_is_gone_is_an_error_and_no_crash(tmp_path: Path) -> None:
     """As that of a file that is cut short: to look at it would end the process."""
     path = tmp_path / "cut"
     path.write_bytes(b"x" * 3 * mmap.PAGESIZE)
@@ -128,7 +130,7 @@ def test_memory_that_has_gone_is_an_error_and_no_crash(tmp_path: Path) -> None:
     assert f"of {len(gone)} bytes" in str(caught.value)
 
 
-def test_calls_take_no_more_than_the_kernel_does_and_leave_nothing_out() -> None:
+def test_calls_respect_the_limit_of_the_kernel_and_leave_nothing_out() -> None:
     for sizes, calls in product((SIZES, [1] * 1024, [1] * 1025, [9 << 20] * 3, [7]), (1, 3)):
         groups = list(small_copies._groups(sizes, calls))
         assert [first for first, _, _ in groups[1:]] == [first + count for first, count, _ in groups[:-1]]
@@ -138,7 +140,7 @@ def test_calls_take_no_more_than_the_kernel_does_and_leave_nothing_out() -> None
 
 
 @pytest.mark.parametrize("calls", [1, 2, 3, 7])
-def test_each_thread_has_a_call_and_as_much_to_copy_as_the_others(calls: int) -> None:
+def test_calls_are_divided_evenly(calls: int) -> None:
     groups = list(small_copies._groups([60_000] * 700, calls))
     assert len(groups) == calls
     assert max(nbytes for _, _, nbytes in groups) <= 60_000 * (700 / calls + 1)
@@ -159,6 +161,6 @@ except PermissionError as error:
 
 
 @needs_the_number
-def test_where_it_is_forbidden_that_is_an_error() -> None:
+def test_a_forbidden_system_call_is_an_error() -> None:
     """As in a container that lets no process look into memory."""
     assert output_of(FORBIDDEN) == "refused: [Errno 1] process_vm_readv has copied -1 of 3 bytes\n"

@@ -76,7 +76,7 @@ each = pytest.mark.parametrize("sig", SIGNALS)
 
 
 @each
-def test_a_signal_is_noted_and_has_its_effect_when_it_is_delivered(sig: str) -> None:
+def test_a_signal_is_recorded_and_takes_effect_on_delivery(sig: str) -> None:
     ran = Ran(
         """
         stop = StopRequest()
@@ -118,7 +118,7 @@ def test_the_exit_code_can_be_chosen() -> None:
     assert ran.code == 3
 
 
-def test_a_signal_from_outside_is_seen_by_a_process_that_waits() -> None:
+def test_a_signal_from_another_process_is_received() -> None:
     script = """
     import time
     with StopRequest() as stop:
@@ -152,7 +152,7 @@ def test_a_second_signal_stops_at_once(sig: str) -> None:
     assert ran.ended_by(sig)
 
 
-def test_ctrl_c_twice_stops_at_once_and_leaves_the_old_handlers() -> None:
+def test_ctrl_c_twice_stops_at_once_and_restores_the_old_handlers() -> None:
     ran = Ran(
         """
         stop = StopRequest()
@@ -171,7 +171,7 @@ def test_ctrl_c_twice_stops_at_once_and_leaves_the_old_handlers() -> None:
 
 
 @pytest.mark.parametrize("sig", ["SIGTERM", "SIGUSR1"])
-def test_the_same_signal_come_twice_at_a_time_is_one_request(sig: str) -> None:
+def test_the_same_signal_twice_within_an_instant_is_one_request(sig: str) -> None:
     ran = Ran(
         """
         import time
@@ -212,7 +212,7 @@ def test_an_old_handler_is_called_when_the_signal_is_delivered(sig: str) -> None
 
 
 @each
-def test_an_old_handler_has_the_second_signal(sig: str) -> None:
+def test_an_old_handler_receives_the_second_signal(sig: str) -> None:
     ran = Ran(
         """
         signal.signal(sig, note)
@@ -268,7 +268,7 @@ def test_uninstalling_puts_the_old_handlers_back(sig: str) -> None:
 
 
 @each
-def test_what_came_last_is_still_there_after_uninstalling(sig: str) -> None:
+def test_a_signal_at_the_last_moment_is_still_there_after_uninstalling(sig: str) -> None:
     ran = Ran(
         """
         signal.signal(sig, note)
@@ -292,7 +292,7 @@ def theirs(number, frame):
 
 
 @each
-def test_a_handler_on_top_of_ours_stays_and_passes_on_through_us(sig: str) -> None:
+def test_a_handler_installed_on_top_of_ours_stays_and_calls_ours(sig: str) -> None:
     ran = Ran(
         ON_TOP
         + textwrap.dedent("""
@@ -313,7 +313,7 @@ def test_a_handler_on_top_of_ours_stays_and_passes_on_through_us(sig: str) -> No
 
 
 @each
-def test_through_a_handler_on_top_the_default_still_comes(sig: str) -> None:
+def test_the_default_action_happens_through_a_handler_on_top(sig: str) -> None:
     ran = Ran(
         ON_TOP
         + textwrap.dedent("""
@@ -330,7 +330,7 @@ def test_through_a_handler_on_top_the_default_still_comes(sig: str) -> None:
     assert ran.ended_by(sig)
 
 
-def test_a_second_signal_through_a_handler_on_top_is_passed_on_once() -> None:
+def test_a_second_signal_through_a_handler_on_top_reaches_the_old_handler_once() -> None:
     ran = Ran(
         ON_TOP
         + textwrap.dedent("""
@@ -345,7 +345,7 @@ def test_a_second_signal_through_a_handler_on_top_is_passed_on_once() -> None:
     assert ran.said == ["theirs", "old SIGTERM True"]
 
 
-def test_a_new_installation_over_a_handler_that_chains_to_an_old_one() -> None:
+def test_a_new_request_over_a_handler_that_calls_an_uninstalled_one() -> None:
     ran = Ran(
         ON_TOP
         + textwrap.dedent("""
@@ -394,7 +394,7 @@ def test_a_handler_that_python_does_not_know_is_left_alone(monkeypatch: pytest.M
 
 
 @each
-def test_nested_requests_share_one_installation_and_each_sees_the_signal(sig: str) -> None:
+def test_nested_requests_share_handlers_and_each_sees_the_signal(sig: str) -> None:
     ran = Ran(
         """
         signal.signal(sig, note)
@@ -419,7 +419,7 @@ def test_nested_requests_share_one_installation_and_each_sees_the_signal(sig: st
 
 
 @each
-def test_a_fit_that_begins_when_a_stop_was_asked_for_sees_it(sig: str) -> None:
+def test_a_request_installed_after_the_signal_sees_it(sig: str) -> None:
     ran = Ran(
         "with StopRequest():\n    send(sig)\n    with StopRequest() as inner:\n        say(inner.received.name)",
         sig,
@@ -427,7 +427,7 @@ def test_a_fit_that_begins_when_a_stop_was_asked_for_sees_it(sig: str) -> None:
     assert ran.said == [sig]
 
 
-def test_each_request_looks_for_its_own_signals() -> None:
+def test_each_request_receives_only_its_own_signals() -> None:
     ran = Ran(
         """
         one = StopRequest([sig])
@@ -446,7 +446,7 @@ def test_each_request_looks_for_its_own_signals() -> None:
 
 
 @each
-def test_a_request_that_was_dropped_swallows_no_signal(sig: str) -> None:
+def test_a_collected_request_swallows_no_signal(sig: str) -> None:
     ran = Ran(
         """
         stop = StopRequest()
@@ -462,7 +462,7 @@ def test_a_request_that_was_dropped_swallows_no_signal(sig: str) -> None:
     assert ran.ended_by(sig)
 
 
-def test_a_new_request_after_a_dropped_one_has_the_true_old_handler() -> None:
+def test_a_new_request_after_a_collected_one_has_the_original_handler() -> None:
     ran = Ran(
         """
         StopRequest().install()
@@ -553,7 +553,7 @@ def test_a_forked_child_ends_as_it_would_have(sig: str) -> None:
 
 
 @each
-def test_a_child_that_was_forked_without_pythons_knowledge_ends_too(sig: str) -> None:
+def test_a_child_forked_by_c_code_ends_on_a_signal(sig: str) -> None:
     ran = Ran(
         """
         import ctypes
@@ -574,7 +574,7 @@ def test_a_child_that_was_forked_without_pythons_knowledge_ends_too(sig: str) ->
 
 
 @each
-def test_a_signal_that_comes_before_the_child_is_ready_is_held_back(sig: str) -> None:
+def test_a_signal_is_blocked_until_the_child_is_ready(sig: str) -> None:
     """Python forgets what reaches a child before it has run its own part of the fork."""
     ran = Ran(
         """
@@ -611,7 +611,7 @@ def test_workers_of_multiprocessing_can_be_terminated() -> None:
     assert ran.said == [f"{-signal.SIGTERM} None"]
 
 
-def test_a_forked_child_may_look_for_signals_itself() -> None:
+def test_a_forked_child_may_install_a_request_of_its_own() -> None:
     ran = Ran(
         """
         stop = StopRequest()
