@@ -32,9 +32,10 @@ LOAD = ((session, "load_resume_point"), (session.FitSession, "_put_back"))
 APPLY = (
     (OpenPayload, "state"),
     (training_state, "fit_values"),
-    (training_state, "plan"),
-    (adapter, "_assign"),
-    (KerasAdapter, "marks"),
+    (training_state, "plan_assignments"),
+    (adapter, "assign"),
+    (adapter, "assign_atomically"),
+    (KerasAdapter, "track_assignments"),
     (resumed_run, "first_not_finite"),
     (session.FitSession, "_put_back"),
 )

@@ -1,4 +1,4 @@
-"""Tells which variables were assigned to since, without copies of the large ones."""
+"""Tracker of assignments to variables, without copies of the large ones."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ import xxhash
 
 from ckptstore.keras.state.arrays import host_array, shape_and_dtype, stable_value
 
-# Where a value has to be copied to be kept, one of at most so many bytes is: it can be put back.
+# Where keeping a value takes a copy, values of at most this many bytes are copied, and can be restored.
 _SMALL = 65_536
 
 
 @dataclass(frozen=True, slots=True)
-class _Mark:
+class _TrackedVariable:
+    """A variable, the identity of its value, and the value or None if it was not kept."""
+
     variable: Any
-    token: Any
+    identity: Any
     value: Any
 
 
 class AssignmentTracker:
-    """The values of variables at one moment.
+    """Finds variables that were assigned to since this object was made, and restores them.
 
     Args:
         variables: Keras variables.
@@ -32,22 +34,27 @@ class AssignmentTracker:
 
     def __init__(self, variables: Iterable[Any]) -> None:
         if keras.backend.backend() == "jax":
-            # Immutable: another value is another object, and a reference keeps it.
-            self._marks = [_Mark(one, id(value := one.value), value) for one in variables]
+            # Values are immutable: a new value is a new object, and a reference keeps the old one.
+            self._tracked = [
+                _TrackedVariable(variable, id(value := variable.value), value) for variable in variables
+            ]
         else:
-            self._marks = [_Mark(one, _token(one), _small_copy(one)) for one in variables]
+            self._tracked = [
+                _TrackedVariable(variable, _identity(variable), _small_copy(variable))
+                for variable in variables
+            ]
 
     def revert(self) -> bool:
-        """Give variables that were assigned to their values back; returns whether one is left whose value is gone."""
-        whole = True
-        for mark in self._marks:
-            if mark.token == _token(mark.variable):
+        """Restore the variables that were assigned to; return True if the value of one is no longer available."""
+        lost = False
+        for tracked in self._tracked:
+            if tracked.identity == _identity(tracked.variable):
                 continue
-            if mark.value is None or _is_gone(mark.value):
-                whole = False
+            if tracked.value is None or _is_deleted(tracked.value):
+                lost = True
             else:
-                mark.variable.assign(mark.value)
-        return not whole
+                tracked.variable.assign(tracked.value)
+        return lost
 
 
 def _small_copy(variable: Any) -> Any:
@@ -55,7 +62,8 @@ def _small_copy(variable: Any) -> Any:
     return stable_value(variable) if math.prod(shape) * dtype.itemsize <= _SMALL else None
 
 
-def _token(variable: Any) -> Any:
+def _identity(variable: Any) -> Any:
+    """Return something that differs once the variable was assigned to."""
     value = variable.value
     backend = keras.backend.backend()
     if backend == "jax":
@@ -65,6 +73,6 @@ def _token(variable: Any) -> Any:
     return xxhash.xxh3_128_digest(host_array(variable).tobytes())
 
 
-def _is_gone(value: Any) -> bool:
-    # On JAX a training step is given the memory of the values that it replaces.
+def _is_deleted(value: Any) -> bool:
+    # On JAX a training step reuses the memory of the values that it replaces.
     return keras.backend.backend() == "jax" and bool(value.is_deleted())

@@ -1,6 +1,6 @@
-"""Whether a checkpoint fits a model: what the payload holds against what Keras would write for the model.
+"""Compatibility of a payload with a model: the payload's variables against those that Keras would write for the model.
 
-The first difference is named, with both sides of it.
+Errors name the first difference, with both sides.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _OTHER_OPTIMIZER = (
 
 
 def check(entries: Sequence[CapturedValue], layout: Layout) -> None:
-    """Check that model and payload hold the same variables, with the same shapes and dtypes.
+    """Check that model and payload have the same variables, with the same shapes and dtypes.
 
-    What a layer's own code makes up for saving is left to that code to judge: it may differ and be right.
+    Arrays that a layer's own code makes for saving are not compared: only that code can tell if they are right.
 
     Raises:
         ModelMismatchError: They differ; names the first difference.
@@ -51,7 +51,7 @@ def check(entries: Sequence[CapturedValue], layout: Layout) -> None:
 
 
 def check_weights(entries: Sequence[CapturedValue], layout: Layout) -> None:
-    """Check that the payload holds all of a model's weights in their shapes; loading converts other dtypes.
+    """Check that the payload has all of a model's weights in their shapes; loading converts other dtypes.
 
     Raises:
         ModelMismatchError: It does not; names the first difference.
@@ -67,7 +67,7 @@ def check_weights(entries: Sequence[CapturedValue], layout: Layout) -> None:
 
 
 def optimizer_matches(entries: Sequence[CapturedValue], layout: Layout) -> bool:
-    """Return True when the payload holds the state of just this optimizer, as far as shapes tell."""
+    """Return True if the payload has the state of exactly this optimizer, judged by shapes."""
     slots = {entry.path: entry for entry in entries if entry.owner == "optimizer"}
     saved = {path for path in layout if _is_slot(path, slots)}
     return saved == set(slots) and all(_same(slots[path], layout[path], any_dtype=False) for path in saved)
@@ -103,11 +103,11 @@ def match_in_order(
 
 def _check_nothing_left(entries: Iterable[CapturedValue], layout: Layout) -> None:
     known = {entry.path for entry in entries}
-    # Where a layer saves in its own way, only that layer can tell what belongs to it.
+    # If a layer saves in its own way, only that layer knows which arrays belong to it.
     own = {entry.path.rpartition("/")[0] for entry in entries if not entry.is_variable}
     for path, (shape, dtype) in layout.items():
         if path not in known and path.rpartition("/")[0] not in own:
-            has_optimizer = any(_is_slot(one, ()) for one in known)
+            has_optimizer = any(_is_slot(other, ()) for other in known)
             hint = "" if not _is_slot(path, ()) else _OTHER_OPTIMIZER if has_optimizer else _COMPILE
             raise ModelMismatchError(
                 where=path, in_checkpoint=_text(shape, dtype), in_model=_NOTHING, hint=hint
@@ -118,7 +118,7 @@ def _hint_for(path: str, entries: Iterable[CapturedValue], layout: Layout) -> st
     slots = {entry.path for entry in entries if entry.owner == "optimizer"}
     if path not in slots:
         return ""
-    return _OTHER_OPTIMIZER if any(_is_slot(one, slots) for one in layout) else _NO_OPTIMIZER
+    return _OTHER_OPTIMIZER if any(_is_slot(other, slots) for other in layout) else _NO_OPTIMIZER
 
 
 def _is_slot(path: str, slots: Iterable[str]) -> bool:

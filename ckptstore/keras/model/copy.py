@@ -1,8 +1,8 @@
-"""Copies the values of many variables to host memory at once, so that a training step waits for one copy alone.
+"""Copying the values of many variables to host memory at once, so that a training step waits for a single copy.
 
-All copies from a device are on their way before the first is waited for. A value that is still being computed is
-waited for: what is copied is the state of one instant, after the last step that was begun. Several cores copy where
-one would not use all that the memory can do.
+All copies from a device are started before the first is waited for. Values that are still being computed are waited
+for, so that the copy is the state of one instant, after the last step that was started. Several cores copy together
+where one alone would not use the full bandwidth of the memory.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from ckptstore.keras.state.arrays import host_array
 from ckptstore.system.arrays import Array
 from ckptstore.system.parallel_copy import ParallelCopy
 
-# As many lists of targets are known as there are places.
-_PLACES = 4
+# Number of target lists that are remembered; each is a slot for snapshots.
+_SLOTS = 4
 
 _Copies = JaxCopies | TorchCopies
 
 
 class Copier:
-    """Copies the same variables again and again, each time into one of few places.
+    """Copies the same variables again and again, each time into one of a few lists of targets.
 
     Args:
-        values: Keras variables, or what `ckptstore.keras.state.arrays.host_array` takes.
+        values: Keras variables, or other values that `ckptstore.keras.state.arrays.host_array` accepts.
 
     Attributes:
         values: The same.
@@ -47,25 +47,26 @@ class Copier:
         # A layer may save a plain number, or a list.
         self.values = tuple(value if hasattr(value, "shape") else np.asarray(value) for value in values)
         self._parallel_copy = ParallelCopy()
-        # What is known of targets, by their identity; they are kept, so that it is no other's.
+        # Prepared copies by id of the target list; the list is kept, so that no other has its id.
         self._known: dict[int, tuple[Sequence[Array], _Copies | None]] = {}
 
     def prepare(self, targets: Sequence[Array]) -> None:
-        """Work out what the first copy into these targets would have to, and lock their pages for a GPU.
+        """Do the one-time work of the first copy into these targets, and lock their pages for a GPU.
 
-        A thread may do it while training goes on, if it has done it when the next call for any targets comes.
+        A thread may call this while training goes on, if it returns before the next call with any targets.
         """
         self._copies(targets)
 
     def __call__(self, targets: Sequence[Array]) -> None:
-        """Copy the present values; when it returns, none of them is looked at any more.
+        """Copy the present values; after it returns, the values are no longer read.
 
         Args:
-            targets: One array for each, of its shape and dtype, C-contiguous. A list that comes again is known.
+            targets: An array for each value, of its shape and dtype, C-contiguous. Pass the same list again to reuse
+                what was prepared for it.
 
         Raises:
-            ValueError: A shape is another.
-            TypeError: A dtype is another.
+            ValueError: A shape differs.
+            TypeError: A dtype differs.
         """
         copies = self._copies(targets)
         if copies is not None:
@@ -75,7 +76,7 @@ class Copier:
             np.copyto(target, host_array(value), casting="no")
 
     def _copies(self, targets: Sequence[Array]) -> _Copies | None:
-        """Return what copies into these targets; None where nothing is known of the backend."""
+        """Return the copy function for these targets; None if there is none for the backend."""
         known = self._known.get(id(targets))
         if known is None:
             found: _Copies | None = None
@@ -84,8 +85,8 @@ class Copier:
             elif keras.backend.backend() == "torch":
                 found = TorchCopies(targets, raw_values(self.values))
             known = targets, found
-            if len(self._known) >= _PLACES:
+            if len(self._known) >= _SLOTS:
                 self._known.clear()
-            # One step, since a thread may prepare other targets meanwhile.
+            # A single operation, since a thread may prepare other targets meanwhile.
             self._known[id(targets)] = known
         return known[1]

@@ -1,7 +1,7 @@
-"""How JAX's arrays come into host memory: small ones straight into shared memory, large ones in pieces.
+"""Copying of JAX arrays to host memory: small ones directly into shared memory, large ones in pieces.
 
-By the buffer protocol: of a thousand copies, a seventh of the time went into making a numpy array of each. Where there
-is a second core, and enough to copy, it copies a part of the small ones, too.
+Small ones use the buffer protocol: a seventh of the time of a thousand copies was spent on making numpy arrays. With a
+second core and enough to copy, that core copies a part of the small ones, too.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from ckptstore.system.small_copies import MAX_PIECES, SmallCopies, can_copy_buff
 
 # Bytes from which on numpy copies an array in pieces.
 _LARGE = 1 << 20
-# Bytes from which on the kernel copies an array in about the time that the loop here takes for it.
+# Bytes from which on the kernel copies an array about as fast as the loop here.
 _PAGE = 1 << 12
-# Of larger ones, such as 64 KB, it takes so many times as long.
+# For larger arrays, such as 64 KB, it takes this many times as long.
 _KERNEL = 1.35
 
 
 class JaxCopies:
-    """Copies arrays into the same places again and again.
+    """Copies arrays into the same targets again and again.
 
     Args:
-        targets: One array for each value, of its dtype and shape, C-contiguous.
-        threads: As many copy at once as may.
+        targets: An array for each value, of its dtype and shape, C-contiguous.
+        threads: Number of threads that may copy at the same time.
     """
 
     def __init__(self, targets: Sequence[Array], *, threads: int) -> None:
         self._targets = targets
         self._threads = threads
         self._expected = ArraySpecs.like(targets)
-        # Of the values that were last found to be so, what JAX knows of each; a step returns the same again.
+        # Abstract values of the last values that passed the check; a step returns the same ones again.
         self._kinds: list[Any] | None = None
         self._large = [place for place, target in enumerate(targets) if target.nbytes >= _LARGE]
         self._nbytes = sum(targets[place].nbytes for place in self._large)
-        # Small ones whose values are no buffers, such as those of several devices.
+        # Small ones whose values are not buffers, such as those spread over several devices.
         self._odd: set[int] = set()
         self._plan()
 
@@ -56,23 +56,23 @@ class JaxCopies:
             self._mapped, self._shared = _divided(self._mapped[0], large=self._nbytes, threads=self._threads)
 
     def __call__(self, values: Sequence[Any], parallel_copy: ParallelCopy) -> None:
-        """Copy values; those that are being computed are waited for.
+        """Copy values; those that are still being computed are waited for.
 
         Raises:
-            TypeError: A dtype is another.
-            ValueError: A shape is another.
+            TypeError: A dtype differs.
+            ValueError: A shape differs.
         """
-        _ask_devices(values)
+        _start_transfers(values)
         self._check(values)
         try:
             self._copy(values, parallel_copy)
-        # The last is what Python has for an array that is not in C order.
+        # ValueError: an array that is not in C order.
         except (BufferError, OSError, TypeError, ValueError) as error:
-            self._leave_out(values, error)
+            self._exclude(values, error)
             self._copy(values, parallel_copy)
 
-    def _leave_out(self, values: Sequence[Any], error: Exception) -> None:
-        """Have numpy copy what is no buffer here, and the loop all others where the kernel may not, from now on."""
+    def _exclude(self, values: Sequence[Any], error: Exception) -> None:
+        """From now on, copy by numpy what is not a buffer, and all others in the loop if the kernel refuses to copy."""
         self._odd |= {place for place, value in enumerate(values) if not _is_buffer(value)}
         if isinstance(error, OSError):
             self._threads = 1
@@ -96,15 +96,15 @@ class JaxCopies:
             self._targets[place][...] = values[place]
 
     def _check(self, values: Sequence[Any]) -> None:
-        # A thousand dtypes and shapes take 0.3 ms to ask for.
+        # Reading a thousand dtypes and shapes takes 0.3 ms.
         kinds = [getattr(value, "aval", None) for value in values]
         if kinds != self._kinds:
             self._expected.check(values)
             self._kinds = None if None in kinds else kinds
 
 
-def _ask_devices(values: Sequence[Any]) -> None:
-    """Have all copies from devices on their way; arrays in host memory are looked at where they lie."""
+def _start_transfers(values: Sequence[Any]) -> None:
+    """Start the copies of all arrays that are on a device; arrays in host memory need none."""
     import jax
 
     if jax.default_backend() == "cpu":
@@ -126,9 +126,9 @@ class _Mapped:
     """Small targets in one piece of shared memory.
 
     Attributes:
-        memory: What they lie in.
-        parts: Where each lies.
-        places: Which of all targets they are.
+        memory: The shared memory.
+        parts: The place of each target in it.
+        places: Their indices among all targets.
     """
 
     memory: mmap.mmap
@@ -136,11 +136,11 @@ class _Mapped:
     places: list[int]
 
     def __call__(self, values: Sequence[Any]) -> None:
-        """Copy buffers of as many bytes."""
+        """Copy buffers of the same sizes."""
         deque(map(self.memory.__setitem__, self.parts, values), maxlen=0)
 
     def some(self, indices: Sequence[int]) -> _Mapped:
-        """Return some of them."""
+        """Return a part of these targets."""
         return _Mapped(
             memory=self.memory,
             parts=[self.parts[index] for index in indices],
@@ -150,12 +150,12 @@ class _Mapped:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Shared:
-    """Small targets that any thread may have copied.
+    """Small targets that any thread may copy.
 
     Attributes:
         copies: Copies their values.
-        places: Which of all targets they are.
-        nbytes: Of all of them.
+        places: Their indices among all targets.
+        nbytes: Their size together.
     """
 
     copies: SmallCopies
@@ -163,12 +163,12 @@ class _Shared:
     nbytes: int
 
     def jobs(self, values: Sequence[Any]) -> AbstractContextManager[Iterator[Job]]:
-        """Return a block for what copies them, given all values."""
+        """Return a context with the jobs that copy them, given all values."""
         return self.copies.jobs([values[place] for place in self.places])
 
 
 def _divided(small: _Mapped, *, large: int, threads: int) -> tuple[list[_Mapped], _Shared | None]:
-    """Return what the calling thread copies in its loop, and what all share; None where that is not worth it."""
+    """Return what the calling thread copies in its loop, and what all threads share; None if that is not worth it."""
     sizes = [part.stop - part.start for part in small.parts]
     left, calls = _share(sum(sizes), large=large, threads=threads)
     if not calls:
@@ -190,9 +190,9 @@ def _divided(small: _Mapped, *, large: int, threads: int) -> tuple[list[_Mapped]
 
 
 def _share(small: int, *, large: int, threads: int) -> tuple[float, int]:
-    """Return how many bytes of small ones all share, so that all threads end at once, and by how many calls."""
+    """Return how many bytes of small targets all threads share, so that they end together, and in how many calls."""
     for helpers in range(threads - 1, 0, -1):
-        # (large + _KERNEL * shared) / helpers is what the others have, small - shared what the caller has.
+        # (large + _KERNEL * shared) / helpers is the work of each helper, small - shared that of the caller.
         shared = (helpers * small - large) / (helpers + _KERNEL)
         if shared >= MIN_BYTES_PER_THREAD and shared + large >= helpers * MIN_BYTES_PER_THREAD:
             return shared, min(helpers, int(shared) // MIN_BYTES_PER_THREAD)
@@ -200,14 +200,14 @@ def _share(small: int, *, large: int, threads: int) -> tuple[float, int]:
 
 
 def _apart(targets: Sequence[Array], odd: Collection[int]) -> tuple[list[_Mapped], list[int]]:
-    """Return small targets that lie in shared memory, and the places of small ones that numpy has to copy."""
+    """Return the small targets in shared memory, and the indices of the small ones that numpy must copy."""
     mapped: dict[int, _Mapped] = {}
     others: list[int] = []
     for place, target in enumerate(targets):
         if target.nbytes >= _LARGE:
             continue
         memory: Any = target.base
-        # bfloat16 and its like are no dtypes of numpy's own, and none of buffers.
+        # bfloat16 and similar dtypes are not numpy's own, and have no buffers.
         is_plain = target.dtype.isbuiltin == 1 and target.flags.c_contiguous and place not in odd
         if not isinstance(memory, mmap.mmap) or not is_plain:
             others.append(place)

@@ -1,4 +1,4 @@
-"""Refuses values that are not what a place for them was made for: numpy and torch would cast or repeat them."""
+"""Check of values against the targets that they are copied to; numpy and torch would silently cast or broadcast."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ _dtype_of, _shape_of = attrgetter("dtype"), attrgetter("shape")
 
 @dataclass(frozen=True, slots=True)
 class ArraySpecs:
-    """Dtypes and shapes, as the one that has them gives them.
+    """Dtypes and shapes that values must have, in the backend's own types.
 
     Example:
         >>> import numpy as np
         >>> ArraySpecs.like([np.zeros(3)]).check([np.ones(1)])
         Traceback (most recent call last):
         ...
-        ValueError: a value is not of the shape that its place is for
+        ValueError: a value does not have the shape of its target
     """
 
     dtypes: list[Any]
     shapes: list[Any]
 
     @classmethod
-    def like(cls, ones: Sequence[Any]) -> Self:
-        """Expect what these are."""
-        return cls(list(map(_dtype_of, ones)), list(map(_shape_of, ones)))
+    def like(cls, values: Sequence[Any]) -> Self:
+        """Return the specs of these values."""
+        return cls(list(map(_dtype_of, values)), list(map(_shape_of, values)))
 
     def check(self, values: Sequence[Any]) -> None:
-        """Refuse what is something else.
+        """Check the dtypes and shapes of values.
 
         Raises:
-            TypeError: A dtype is another.
-            ValueError: A shape is another.
+            TypeError: A dtype differs.
+            ValueError: A shape differs.
         """
         if list(map(_dtype_of, values)) != self.dtypes:
-            raise TypeError("a value is not of the dtype that its place is for")
+            raise TypeError("a value does not have the dtype of its target")
         if list(map(_shape_of, values)) != self.shapes:
-            raise ValueError("a value is not of the shape that its place is for")
+            raise ValueError("a value does not have the shape of its target")

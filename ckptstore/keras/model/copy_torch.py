@@ -1,7 +1,7 @@
-"""How torch's tensors come into host memory: small ones many by one call, those of a GPU all in flight together.
+"""Copying of torch tensors to host memory: many small ones in one call, those of a GPU all in flight together.
 
-Into page-locked memory a GPU copies by itself, while the next copy is already asked for; all of them are waited for
-together. Where the memory cannot be locked, the same calls copy one after the other.
+A GPU copies to page-locked memory by itself, while the next copy is already started; then all are waited for together.
+If the memory cannot be locked, the same calls copy one tensor after the other.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ _LARGE = 1 << 15
 
 @dataclass(frozen=True, slots=True)
 class _Tensors:
-    """Targets as torch sees them, and the places of their values."""
+    """Targets as tensors, and the indices of their values."""
 
     targets: list[Any]
     places: list[int]
 
 
 class TorchCopies:
-    """Copies tensors into the same places again and again.
+    """Copies tensors into the same targets again and again.
 
     Args:
-        targets: One array for each value, C-contiguous. Memory that can be page-locked is, where a value lies on a
-            CUDA device.
-        values: What is to be copied, as it is now; later ones have the same dtypes and shapes.
+        targets: An array for each value, C-contiguous. If a value is on a CUDA device, their memory is page-locked
+            where possible.
+        values: The present values; later ones must have the same dtypes and shapes.
     """
 
     def __init__(self, targets: Sequence[Array], values: Sequence[Any]) -> None:
@@ -46,25 +46,25 @@ class TorchCopies:
         plain = [place for place, tensor in enumerate(tensors) if tensor is not None]
         small = [place for place in plain if targets[place].size < _LARGE]
         large = [place for place in plain if targets[place].size >= _LARGE]
-        # What is known by what the values were when this was made.
+        # Derived from the values at construction.
         self._expected = ArraySpecs.like(values)
         self._targets = targets
         self._nbytes = sum(targets[place].nbytes for place in small)
-        # In groups that one thread copies.
+        # In groups, each copied by one thread.
         self._groups = [
             _Tensors([tensors[place] for place in group], group) for group in _groups(small, targets)
         ]
         self._large = _Tensors([tensors[place] for place in large], large)
-        # torch and numpy have no common dtype for these.
+        # torch and numpy have no dtype in common for these.
         self._odd = [place for place, tensor in enumerate(tensors) if tensor is None]
         _lock_pages(values, targets)
 
     def __call__(self, values: Sequence[Any], parallel_copy: ParallelCopy) -> None:
-        """Copy values; those that are being computed are waited for.
+        """Copy values; those that are still being computed are waited for.
 
         Raises:
-            TypeError: A dtype is another.
-            ValueError: A shape is another.
+            TypeError: A dtype differs.
+            ValueError: A shape differs.
         """
         self._expected.check(values)
         devices = _cuda_devices(values)
@@ -77,7 +77,7 @@ class TorchCopies:
 
     def _copy_in_memory(self, values: Sequence[Any], parallel_copy: ParallelCopy) -> None:
         jobs = [partial(_copy, group, values) for group in self._groups]
-        # A thread has streams of its own on a device, where it would not wait for what is being computed.
+        # Another thread has its own streams on a device, and would not wait for values that are being computed.
         if jobs and all(values[place].is_cpu for group in self._groups for place in group.places):
             parallel_copy(jobs, nbytes=self._nbytes)
         else:
@@ -89,7 +89,7 @@ class TorchCopies:
         import torch
 
         with ExitStack() as waiting:
-            # For each, whatever happens with another: nothing is left on its way into the memory.
+            # For each device, even if another one fails: no copy may still be in flight afterwards.
             for device in devices:
                 waiting.callback(torch.cuda.synchronize, device)
             for tensors in (*self._groups, self._large):
@@ -104,7 +104,7 @@ def _lock_pages(values: Sequence[Any], targets: Sequence[Array]) -> None:
     import torch
 
     devices = [device.index for device in _cuda_devices(values)]
-    # AMD's devices are called CUDA too, and have another driver.
+    # AMD's devices are called CUDA, too, but have another driver.
     if devices and torch.version.hip is None:
         bases: dict[int, Any] = {id(target.base): target.base for target in targets}
         for base in bases.values():
@@ -126,12 +126,12 @@ def _groups(places: Sequence[int], targets: Sequence[Array]) -> Iterator[list[in
 
 
 def _copy(tensors: _Tensors, values: Sequence[Any], *, non_blocking: bool = False) -> None:
-    """Copy in one call where this torch has it: a thousand small ones take a millisecond and not ten."""
+    """Copy in a single call if this torch has it: a thousand small tensors take one millisecond instead of ten."""
     import torch
 
     mine = [values[place] for place in tensors.places]
     together = getattr(torch, "_foreach_copy_", None)
-    # Each thread has its own idea of whether gradients are wanted.
+    # Each thread has its own setting for gradients.
     with torch.no_grad():
         if together is not None and mine:
             together(tensors.targets, mine, non_blocking)
@@ -141,7 +141,7 @@ def _copy(tensors: _Tensors, values: Sequence[Any], *, non_blocking: bool = Fals
 
 
 def _as_tensor(value: Any, target: Array) -> Any:
-    """Return a target as a tensor of the value's dtype, or None where torch and numpy have none in common."""
+    """Return a target as a tensor of the value's dtype, or None if torch and numpy have no such dtype in common."""
     import torch
 
     if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_quantized:

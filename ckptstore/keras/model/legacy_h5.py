@@ -1,7 +1,6 @@
-"""Keras' older whole-model HDF5 format (``.h5``): its arrays and a model's variables, in loading order.
+"""Loading of Keras' older whole-model HDF5 format (``.h5``): its arrays and a model's variables, in loading order.
 
-The names in it are made up anew for each model, so that only the order tells which array belongs to which
-variable.
+The names in it differ from model to model: only the order tells which array belongs to which variable.
 """
 
 from __future__ import annotations
@@ -10,9 +9,34 @@ from collections.abc import Iterator
 from typing import Any
 
 import h5py
+import ml_dtypes
+
+from ckptstore.keras.model import compatibility
+from ckptstore.keras.state.training_state import Assignment
+from ckptstore.records import Checkpoint
+from ckptstore.system.arrays import Array
 
 OPTIMIZER = "optimizer_weights"
 _WEIGHTS, _TOP = "model_weights", "top_level_model_weights"
+
+
+def assignments(
+    model: Any, checkpoint: Checkpoint, optimizer: Any, *, weights_only: bool = False
+) -> list[Assignment]:
+    """Return the assignments that load a checkpoint of this format; arrays and variables are matched by order.
+
+    Raises:
+        ModelMismatchError: A pair differs, or one side has more.
+    """
+    with_optimizer = None if weights_only else optimizer or getattr(model, "optimizer", None)
+    live = list(variables(model, with_optimizer))
+    with h5py.File(checkpoint.path, "r") as file:
+        saved = [
+            (path, _original_dtype(dataset[()]))
+            for path, dataset in arrays(file)
+            if not (weights_only and path.startswith(OPTIMIZER))
+        ]
+    return compatibility.match_in_order(live, saved, any_dtype=weights_only)
 
 
 def arrays(file: h5py.File) -> Iterator[tuple[str, Any]]:
@@ -28,7 +52,7 @@ def arrays(file: h5py.File) -> Iterator[tuple[str, Any]]:
 
 
 def variables(model: Any, optimizer: Any) -> Iterator[tuple[str, Any]]:
-    """Yield (path, variable) of everything that the format holds of a model and its optimizer."""
+    """Yield (path, variable) of all variables of a model and its optimizer that the format holds."""
     in_layers: set[int] = set()
     for layer in model.layers:
         for variable in (*layer.trainable_weights, *layer.non_trainable_weights):
@@ -51,3 +75,8 @@ def _names(group: Any, attribute: str) -> list[str]:
             parts.append(group.attrs[f"{attribute}{len(parts)}"])
         found = [name for part in parts for name in part]
     return [name.decode() if isinstance(name, bytes) else str(name) for name in found]
+
+
+def _original_dtype(value: Array) -> Array:
+    """Return an array with its original dtype: the format stores bfloat16, and nothing else, as raw bytes."""
+    return value.view(ml_dtypes.bfloat16) if value.dtype.kind == "V" and value.dtype.itemsize == 2 else value

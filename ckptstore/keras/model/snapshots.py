@@ -1,9 +1,9 @@
-"""Takes Keras models apart for the store, again and again: what stays the same from save to save is worked out once.
+"""Snapshots of Keras models for the store; what stays the same from save to save is computed only once.
 
-Walking over a model costs some tens of milliseconds at a thousand variables, its configuration half as much; a copy of
-as many small arrays costs a few. So the walk is kept as long as the model has the very same variables, and all that
-Keras would write are variables; and the configuration until an epoch ends, and then as long as making it anew would
-cost a noticeable part of the time since.
+Capturing a model with a thousand variables takes some tens of milliseconds, its configuration half as much; copying as
+many small arrays takes a few. So the capture is reused as long as the model has the very same variables, and Keras
+would write only variables. The configuration is reused until an epoch ends, and then as long as making it again would
+take a noticeable part of the time since.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ _SERIALISE = (
     "Keras asks for a get_config() that returns plain values; or save the weights alone "
     "(format='weights', save_weights_only=True)"
 )
-# Part of the time since the configuration was last made that making it again may take.
+# Making the configuration again may take this part of the time since it was last made.
 _DOCUMENTS_SHARE = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Walk:
-    """What a walk over a model has found.
+class _CapturedModel:
+    """A captured model, and everything derived from the capture.
 
     Attributes:
-        key: Which variables are trained, and the identities of everything that was found; they cannot be another's
-            while this is kept.
-        captured: The walk's result.
-        variables: The same for a payload.
+        key: Number of trained variables, and ids of all objects of the model; `held` keeps these alive, so that no
+            other object can have one of the ids.
+        captured: The capture itself.
+        variables: The same as variables of a payload.
         groups: The variables that Keras would not write.
         optimizers: All optimizers.
         copier: Copies all values at once.
-        held: What `key` names.
+        held: The objects in `key`.
     """
 
     key: tuple[int, ...]
@@ -65,10 +65,10 @@ class _Walk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Documents:
-    """Members of an archive, and when and for what they were made.
+    """Members of an archive, with the model and time they were made for.
 
     Attributes:
-        may_have_assets: Whether there are layers that may keep files, by now or later.
+        may_have_assets: True if a layer may have files, now or later.
     """
 
     members: Mapping[str, bytes]
@@ -79,15 +79,15 @@ class _Documents:
 
 
 class Snapshots:
-    """Snapshots of one model, each to be written or copied before training goes on.
+    """Snapshots of one model; each must be written or copied before training goes on.
 
-    A configuration that changes in the middle of a fit, without a variable or its `trainable` changing, stands in a
-    later ``.keras`` payload: in that of the epoch's end, or where epochs are short, in that of the end of one when a
-    hundred times the time has passed that making it takes. Files that layers keep are those of the moment.
+    A configuration that changes during a fit, without a change of a variable or its `trainable`, appears in a later
+    ``.keras`` payload: that of the epoch's end, or with short epochs, that of the first epoch's end after a hundred
+    times the time that making it takes. Layers' files are always current.
     """
 
     def __init__(self) -> None:
-        self._walk: _Walk | None = None
+        self._cached: _CapturedModel | None = None
         self._documents: _Documents | None = None
 
     def take(
@@ -101,20 +101,20 @@ class Snapshots:
         resumable: bool = True,
         in_epoch: bool = False,
     ) -> Snapshot:
-        """Take a model apart; nothing is written, and its variables are read when the payload is.
+        """Take a snapshot of a model; nothing is written, and its variables are read when the payload is written.
 
         Args:
             model: A built Keras model.
             format: ``"keras"``, ``"weights"`` or ``"h5"``.
             optimizer: The optimizer of a training loop written by hand, for a model that is not compiled.
             weights_only: True to leave out optimizer and training state.
-            fit: What joins the training state: where the running fit stands.
-            resumable: False to leave out the training state alone.
-            in_epoch: True in the middle of an epoch, where a configuration that was made before will do.
+            fit: Position of the running fit, for the training state.
+            resumable: False to leave out only the training state.
+            in_epoch: True in the middle of an epoch, where an earlier configuration is good enough.
 
         Raises:
-            ModelNotReadyError: It is not built; not compiled, with neither `optimizer` nor `weights_only`; or
-                it is to be saved whole and cannot tell its configuration.
+            ModelNotReadyError: The model is not built; or not compiled, with neither `optimizer` nor `weights_only`; or
+                is to be saved whole and has no configuration.
             InvalidArgumentError: `optimizer` is given for a model that was compiled with another one.
         """
         require_built(model, BUILD)
@@ -124,38 +124,38 @@ class Snapshots:
         if extra is None and not model.compiled:
             raise ModelNotReadyError(model=model.name, missing="compiled", hint=_COMPILE)
         kinds = (None if fit is None else fit.variables) or private.variables_by_kind(model)
-        walk, members = self._walked(model, extra, kinds, documents=format == "keras", in_epoch=in_epoch)
-        state = training_state.collect(walk.groups, walk.optimizers, fit) if resumable else None
+        found, members = self._captured(model, extra, kinds, documents=format == "keras", in_epoch=in_epoch)
+        state = training_state.collect(found.groups, found.optimizers, fit) if resumable else None
         if format == "h5":
             return Snapshot(format=format, state=state, fill=partial(_fill_legacy, model, extra))
         return Snapshot(
             format=format,
-            variables=walk.variables,
-            attributes=walk.captured.attributes,
+            variables=found.variables,
+            attributes=found.captured.attributes,
             documents=members,
             state=state,
-            arrays=partial(host_arrays, walk.copier.values),
-            copy=walk.copier,
+            arrays=partial(host_arrays, found.copier.values),
+            copy=found.copier,
         )
 
-    def _walked(
+    def _captured(
         self, model: Any, extra: Any, kinds: VariableKinds, *, documents: bool, in_epoch: bool
-    ) -> tuple[_Walk, Mapping[str, bytes]]:
+    ) -> tuple[_CapturedModel, Mapping[str, bytes]]:
         optimizers = built_optimizers(model, extra)
         held = _held(model, optimizers, kinds)
-        # How many are trained says, with the order, which ones; where a model has its own idea of that, flags do.
+        # The order and the number of trained variables tell which ones are trained; some models need the flags.
         flags = () if private.uses_trainable_flags(model) else map(_is_trainable, held)
         key = len(kinds[0]), *map(id, held), *flags
-        kept = self._walk if self._walk is not None and self._walk.key == key else None
+        kept = self._cached if self._cached is not None and self._cached.key == key else None
         if kept is not None:
-            members = self._documents_without_a_walk(model, key, in_epoch=in_epoch) if documents else {}
+            members = self._cached_documents(model, key, in_epoch=in_epoch) if documents else {}
             if members is not None:
                 return kept, members
         began = time.monotonic()
         captured = checked_capture(model, extra, documents=documents)
         if documents:
             self._keep(captured.documents, key, began, may_have_assets=captured.may_have_assets)
-        walk = kept or _Walk(
+        found = kept or _CapturedModel(
             key=key,
             captured=captured,
             variables=_variables(captured.entries),
@@ -164,15 +164,15 @@ class Snapshots:
             copier=Copier([entry.value for entry in captured.entries]),
             held=held,
         )
-        self._walk = walk if captured.exact and all(one.is_variable for one in captured.entries) else None
-        return walk, captured.documents
+        self._cached = found if captured.exact and all(one.is_variable for one in captured.entries) else None
+        return found, captured.documents
 
-    def _documents_without_a_walk(
+    def _cached_documents(
         self, model: Any, key: tuple[int, ...], *, in_epoch: bool
     ) -> Mapping[str, bytes] | None:
-        """Return the documents as they were made before, or with the configuration of now; None where it takes a walk.
+        """Return the earlier documents, or new ones with the present configuration; None if that takes a capture.
 
-        Files that a layer keeps are a part of what it has learned, and are looked for at each save.
+        Layers' files are a part of what they have learned, so they are collected at each save.
         """
         kept = self._documents
         if kept is None or kept.key != key or kept.may_have_assets:
@@ -180,7 +180,7 @@ class Snapshots:
         began = time.monotonic()
         if in_epoch or kept.cost_s > _DOCUMENTS_SHARE * (began - kept.made_at):
             return kept.members
-        with _told_by_keras(model):
+        with _with_hint(model):
             members = private.config_documents(model)
         if members is not None:
             self._keep(members, key, began, may_have_assets=False)
@@ -201,11 +201,11 @@ def _held(model: Any, optimizers: Iterable[Any], kinds: VariableKinds) -> tuple[
     return (model, *optimizers, *chain.from_iterable(kinds), *left_out, *slots)
 
 
-def _is_trainable(one: Any) -> bool:
-    return bool(getattr(one, "trainable", False))
+def _is_trainable(value: Any) -> bool:
+    return bool(getattr(value, "trainable", False))
 
 
-# --- what must be so before ----------------------------------------------------------------------
+# --- conditions ----------------------------------------------------------------------------------
 
 
 def require_built(model: Any, hint: str) -> None:
@@ -219,7 +219,7 @@ def require_built(model: Any, hint: str) -> None:
 
 
 def uncompiled_optimizer(model: Any, optimizer: Any) -> Any:
-    """Return `optimizer` if the model does not know it, None if it does or there is none.
+    """Return `optimizer` if the model does not know it, else None.
 
     Raises:
         InvalidArgumentError: The model is compiled with another one.
@@ -237,9 +237,9 @@ def uncompiled_optimizer(model: Any, optimizer: Any) -> Any:
 
 
 def built_optimizers(model: Any, extra: Any) -> list[Any]:
-    """Return the model's optimizers, after building those that have seen no training step yet.
+    """Return the model's optimizers, after building those that have made no training step yet.
 
-    Only those that train this model's variables can be built here: the compiled one and the one given.
+    Only those that certainly train this model's variables are built: the compiled one, and `extra`.
     """
     for optimizer in (getattr(model, "optimizer", None), extra):
         if isinstance(optimizer, keras.optimizers.Optimizer) and not optimizer.built:
@@ -248,17 +248,17 @@ def built_optimizers(model: Any, extra: Any) -> list[Any]:
 
 
 def checked_capture(model: Any, optimizer: Any, *, documents: bool = False) -> Capture:
-    """Return what Keras would write for a model.
+    """Return everything that Keras would write for a model.
 
     Raises:
-        ModelNotReadyError: It cannot tell its configuration.
+        ModelNotReadyError: The model has no configuration.
     """
-    with _told_by_keras(model):
+    with _with_hint(model):
         return private.capture_model(model, optimizer=optimizer, documents=documents)
 
 
 @contextmanager
-def _told_by_keras(model: Any) -> Iterator[None]:
+def _with_hint(model: Any) -> Iterator[None]:
     try:
         yield
     except NotImplementedError as error:
@@ -315,7 +315,7 @@ def _fill_legacy(model: Any, optimizer: Any, file: h5py.File) -> None:
             model=model.name, missing="serialisable as a whole", hint=_SERIALISE
         ) from error
     except ValueError as error:
-        # Keras names datasets after variables there, which need not be unique (Adafactor's are not).
+        # There Keras names datasets after variables, and these names need not be unique (Adafactor's are not).
         raise ModelNotReadyError(
             model=model.name, missing="storable in the older .h5 format", hint=f"save it as .keras; {error}"
         ) from error

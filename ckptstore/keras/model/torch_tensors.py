@@ -1,4 +1,4 @@
-"""Hands Keras large arrays as torch's tensors while it loads: from an array it would make a copy, and copy that."""
+"""Large arrays as torch tensors for Keras' loading, which would copy an array twice."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from ckptstore.system.arrays import Array
 
 # Bytes from which on a copy is worth avoiding.
 _LARGE = 1 << 20
-# What Keras and torch have the same dtypes for; of others Keras makes something else, and not every device has float64.
+# Dtypes that Keras and torch share. Keras converts others, and not every device has float64.
 _DTYPES = frozenset(("float16", "float32", "int8", "int16", "int32", "int64", "uint8", "bool"))
 
 
 class TensorViews(Mapping[str, Any]):
-    """Variables by path, large ones as tensors that look at the arrays' memory: for Keras' own loading, on torch.
+    """Variables by path, large ones as tensors that share the arrays' memory: for Keras' own loading, on torch.
 
-    Whoever is given one copies it, and neither writes to it nor keeps it: the memory may be a file's.
+    The reader must copy a tensor, and neither write to it nor keep it: the memory may belong to a file.
 
     Args:
-        arrays: The same as arrays, each asked for when it is needed.
+        arrays: The same variables as arrays; each is read on access.
 
     Example:
         >>> TensorViews({"layers/dense/vars/0": np.zeros(3)})["layers/dense/vars/0"]
@@ -34,7 +34,7 @@ class TensorViews(Mapping[str, Any]):
 
     def __getitem__(self, path: str) -> Any:
         array = self._arrays[path]
-        # torch has no arrays that lie askew, as those of an archive may.
+        # torch needs aligned arrays; those of an archive may not be.
         is_plain = array.dtype.name in _DTYPES and array.dtype.isnative and array.flags.aligned
         return _tensor(array) if is_plain and array.nbytes >= _LARGE else array
 
@@ -48,7 +48,7 @@ class TensorViews(Mapping[str, Any]):
 def _tensor(array: Array) -> Any:
     import torch
 
-    # Of an array that nobody may write to torch warns, once for the whole process: so it is given another one.
+    # torch warns of a read-only array, once per process: so it gets a writable one over the same memory.
     memory: Any = (ctypes.c_uint8 * array.nbytes).from_address(array.ctypes.data)
     memory.owner = array
     return torch.from_numpy(np.frombuffer(memory, array.dtype).reshape(array.shape))

@@ -1,7 +1,7 @@
-"""numpy arrays of any dtype as arrays that every payload can hold, and back, to the bit.
+"""Codec for numpy arrays of any dtype: arrays that every payload can hold, and back, bit for bit.
 
-A payload stores numbers, little-endian. Text, times, long doubles, records and the rest pass as their bytes, beside
-a description of the dtype that is JSON.
+A payload stores numbers, little-endian. Text, times, long doubles, records and all others are stored as bytes, with a
+JSON description of their dtype. `tree` uses this for the arrays of a nested state.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from ckptstore.system.arrays import Array
 
-# Stored as they are. Those of ml_dtypes are not among them: their bits are what must come back.
+# Stored unchanged. The types of ml_dtypes are not among them, since all of their bits must come back.
 _NUMBERS = {
     np.dtype(code)
     for code in (
@@ -37,7 +37,7 @@ _NUMBERS = {
 
 
 def encode(array: Array) -> tuple[Array, dict[str, Any]] | None:
-    """Return an array to store and what is to be known of it; None where its elements are Python objects.
+    """Return an array to store and the facts needed to decode it; None if its elements are Python objects.
 
     Example:
         >>> encode(np.array([1.5]))
@@ -57,11 +57,11 @@ def encode(array: Array) -> tuple[Array, dict[str, Any]] | None:
 
 
 def decode(array: Array, facts: Mapping[str, Any]) -> Array:
-    """Return the array that `encode` was given; always a copy, which can be written to.
+    """Return the array that was encoded; always a writable copy.
 
     Raises:
-        ValueError: They do not belong together.
-        TypeError: The dtype is one that this numpy does not have.
+        ValueError: The array and the facts do not belong together.
+        TypeError: This numpy does not have the dtype.
     """
     if not facts:
         return np.array(array, order="C", copy=True)
@@ -72,7 +72,7 @@ def decode(array: Array, facts: Mapping[str, Any]) -> Array:
 
 
 def dtype_to_json(dtype: np.dtype[Any]) -> Any:
-    """Return a dtype as JSON, or None for one whose elements are Python objects.
+    """Return a dtype as JSON, or None if its elements are Python objects.
 
     Example:
         >>> dtype_to_json(np.dtype(ml_dtypes.bfloat16)), dtype_to_json(np.dtype(">f4")), dtype_to_json(np.dtype(object))
@@ -93,10 +93,10 @@ def dtype_to_json(dtype: np.dtype[Any]) -> Any:
 
 
 def dtype_from_json(dtype: Any) -> np.dtype[Any]:
-    """Return the dtype that `dtype_to_json` was given.
+    """Return the dtype for what `dtype_to_json` returned.
 
     Raises:
-        TypeError: This numpy, or this ml_dtypes, has none such.
+        TypeError: This numpy, or this ml_dtypes, does not have it.
     """
     if isinstance(dtype, str):
         return np.dtype(getattr(ml_dtypes, dtype, dtype))

@@ -1,6 +1,6 @@
-"""Live Keras values as numpy arrays, without a copy where the memory can be looked at.
+"""Values of live Keras variables as numpy arrays, without a copy where numpy can view the memory.
 
-Only what Keras, numpy and torch promise is used here.
+Only public interfaces of Keras, numpy and torch are used here. `backend_arrays` does the same without importing Keras.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from ckptstore.keras.private import raw_values
 from ckptstore.keras.state.backend_arrays import torch_array, torch_views
 from ckptstore.system.arrays import Array
 
-_LOOKED_AT = 4096
+# Values of a variable that are checked for NaN.
+_CHECKED = 4096
 
 
 def shape_and_dtype(value: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Return shape and numpy dtype of a captured value, without reading it."""
+    """Return shape and numpy dtype of a value, without reading it."""
     if isinstance(value, keras.Variable):
         # Not the variable's own dtype: JAX without 64-bit types keeps a float64 variable as float32.
         value = value.value
@@ -36,9 +37,9 @@ def shape_and_dtype(value: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
 
 
 def host_array(value: Any) -> Array:
-    """Return a captured value as a numpy array in C order; a view of the live memory where there is one.
+    """Return a value as a numpy array in C order: a view of the live memory where possible.
 
-    The view is right until the next training step: whoever keeps it longer makes a copy.
+    A view is valid until the next training step; copy it to keep it longer.
     """
     if isinstance(value, keras.Variable):
         value = value.value
@@ -52,7 +53,7 @@ def host_array(value: Any) -> Array:
 
 
 def host_arrays(values: Iterable[Any]) -> Iterator[Array]:
-    """Return what `host_array` returns for each value, in a third of the time; one that must be copied when it is due.
+    """Return `host_array` of each value, in a third of the time; values that need a copy are copied one at a time.
 
     Example:
         >>> [array.tolist() for array in host_arrays([np.ones(1), np.zeros(2)])]
@@ -60,7 +61,7 @@ def host_arrays(values: Iterable[Any]) -> Iterator[Array]:
     """
     found = raw_values(values)
     if keras.backend.backend() == "jax":
-        # All at once: what JAX copies from a device stays with the array in any case.
+        # All at once: JAX keeps the host copy with the array in any case.
         return iter([np.asarray(value, order="C") for value in found])
     if keras.backend.backend() == "torch":
         views = torch_views(found)
@@ -69,25 +70,25 @@ def host_arrays(values: Iterable[Any]) -> Iterator[Array]:
 
 
 def first_not_finite(variables: Iterable[Any]) -> str | None:
-    """Return the path of the first variable with NaN or an infinity among its first values, or None.
+    """Return the path of the first variable with NaN or an infinity among its first 4,096 values, or None.
 
-    A step that spoils weights spoils them all over: the rest of a large one need not be read.
+    A step that spoils weights spoils all of them, so the rest of a large variable need not be read.
     """
     for variable in variables:
-        if not _all_finite(host_array(variable).reshape(-1)[:_LOOKED_AT]):
+        if not _all_finite(host_array(variable).reshape(-1)[:_CHECKED]):
             return str(variable.path)
     return None
 
 
 def _all_finite(values: Array) -> bool:
-    # A sum of squares is finite, unless it runs over: most often one number tells, in a third of the time.
+    # A finite sum of squares proves it in a third of the time; it may also overflow.
     if values.dtype.char in "fd" and math.isfinite(values.dot(values)):
         return True
     return bool(np.isfinite(values.astype(np.float32)).all())
 
 
 def stable_value(variable: Any) -> Any:
-    """Return a variable's value so that later assignments do not change it; a copy is in host memory."""
+    """Return a variable's value in a form that later assignments do not change; a copy is in host memory."""
     value = variable.value
     if keras.backend.backend() == "jax":
         return value  # immutable: the reference is enough
@@ -97,10 +98,10 @@ def stable_value(variable: Any) -> Any:
 
 
 def independent_copies(variables: Sequence[Any]) -> list[Any]:
-    """Return copies of variables' values that a later step neither changes nor takes over; waits for none.
+    """Return copies of variables' values that a later step neither changes nor reuses; does not wait for them.
 
-    On JAX a step is given the memory of the values that it replaces. There all are copied by one computation, which is
-    begun in a tenth of the time that one for each takes: it comes in every epoch that is validated.
+    On JAX a step reuses the memory of the values that it replaces. There one computation copies all values: it starts
+    in a tenth of the time that one for each takes. This runs in every epoch with a validation.
     """
     if keras.backend.backend() == "jax":
         return list(_jax_copies()([variable.value for variable in variables]))
@@ -111,12 +112,12 @@ def independent_copies(variables: Sequence[Any]) -> list[Any]:
 def _jax_copies() -> Any:
     import jax
 
-    # Not the identity, whose results would be the very arrays that it is given.
+    # Not the identity: its results would be the very same arrays.
     return jax.jit(lambda values: [jax.numpy.copy(value) for value in values])
 
 
 def state_nbytes(model: Any) -> int:
-    """Return about how many bytes a model's state has, with its optimizer's; 0 for one that is not built yet."""
+    """Return the approximate size in bytes of a model's state with its optimizer's; 0 if it is not built yet."""
     optimizer = getattr(model, "optimizer", None)
     variables = [*model.variables, *getattr(optimizer, "variables", ())]
     return sum(math.prod(shape) * dtype.itemsize for shape, dtype in map(shape_and_dtype, variables))

@@ -1,4 +1,4 @@
-"""Arrays of whatever backends are loaded, as numpy arrays; no backend is ever imported for it."""
+"""Arrays of any backend that is already imported, as numpy arrays; imports no backend itself."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ckptstore.system.arrays import Array
 
 
 def as_numpy(value: Any) -> Array | None:
-    """Return the values of a torch tensor, JAX array, TensorFlow tensor or Keras variable, or None for all else.
+    """Return the values of a torch tensor, JAX array, TensorFlow tensor or Keras variable; None for anything else.
 
-    Where the memory can be looked at, the array is a view of it.
+    The result is a view where numpy can view the memory.
 
     Raises:
-        TypeError: It has no form as an array in memory: it is sparse, symbolic, quantized, a typed random key.
-        RuntimeError: From the backend: its values are not to be had on this host.
+        TypeError: It is no array in memory: it is sparse, symbolic, quantized, or a typed random key.
+        RuntimeError: From the backend: its values are not available on this host.
 
     Example:
         >>> as_numpy([1.0]) is None
@@ -38,13 +38,13 @@ def as_numpy(value: Any) -> Array | None:
 
 
 def _is(value: Any, module: Any, name: str) -> bool:
-    # A module that is being imported has not all of its names yet, and no instances.
+    # A module that is still being imported may lack the name, and then has no instances.
     kind = getattr(module, name, None)
     return isinstance(kind, type) and isinstance(value, kind)
 
 
 def torch_array(tensor: Any) -> Array:
-    """Return a torch tensor's values, in C order; a view where they lie in host memory so.
+    """Return a torch tensor's values, in C order; a view if they are in host memory in that order.
 
     Raises:
         TypeError: It is sparse or quantized, or of a type that numpy cannot express.
@@ -57,16 +57,16 @@ def torch_array(tensor: Any) -> Array:
     name = str(tensor.dtype).removeprefix("torch.")
     if not hasattr(ml_dtypes, name):
         return np.asarray(tensor.numpy())
-    # numpy does not know this dtype, torch not ml_dtypes: the bits pass as integers of the same width.
+    # numpy lacks this dtype, and torch does not know ml_dtypes: the bits pass as integers of the same width.
     bits = {1: torch.uint8, 2: torch.int16}[tensor.element_size()]
     return np.asarray(tensor.view(bits).numpy().view(getattr(ml_dtypes, name)))
 
 
 def torch_views(values: Iterable[Any]) -> list[Array | None]:
-    """Return views of the tensors that numpy can look at as they lie in host memory, and None for each other value."""
+    """Return views of the tensors that numpy can view in host memory, and None for each other value."""
     import torch
 
-    # There numpy may look at what has gradients; to detach a tensor takes several times as long as the look.
+    # Without gradients numpy may view any tensor; detaching one takes several times as long as the view.
     with torch.no_grad():
         return [_torch_view(torch, value) for value in values]
 
@@ -77,7 +77,7 @@ def _torch_view(torch: Any, value: Any) -> Array | None:
     try:
         view: Array = value.numpy()
     except (TypeError, RuntimeError):
-        return None  # of a dtype that numpy does not have, sparse, conjugated
+        return None  # a dtype that numpy lacks, sparse, conjugated
     return view
 
 

@@ -1,7 +1,7 @@
-"""Whether a user's callback seems to keep state of its own, judged from its class and its attributes.
+"""Inspection of a user's callback: does it seem to keep state of its own?
 
-A guess, for a warning. State is what its methods assign to ``self`` while training runs, and lists, dicts, arrays and
-the like that its constructor made. A counter in a closure or on the model is not seen.
+A guess, for a warning. State is anything that its methods assign to ``self`` while training runs, and lists, dicts,
+arrays and the like that its constructor made. A counter in a closure or on the model is not seen.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from ckptstore.keras.private import is_keras_class, run_time_attributes
 
-# Assigned there, it is there again before state is restored.
+# Attributes that these assign exist again before state is restored.
 _BEFORE_TRAINING = {"__init__", "set_model", "set_params", "on_train_begin"}
 _IMMUTABLE = (
     type(None), bool, int, float, complex, str, bytes, tuple, frozenset, range, enum.Enum, os.PathLike, type,
@@ -25,7 +25,7 @@ _IMMUTABLE = (
 
 
 def seems_stateful(callback: Any) -> bool:
-    """Return whether a callback has hooks of a user's, seems to keep state for them, and does not hand it out.
+    """Return True if a callback has hooks of the user's that seem to keep state, and no ``get_state``.
 
     Example:
         >>> import keras
@@ -40,13 +40,13 @@ def seems_stateful(callback: Any) -> bool:
 
 
 def _user_kinds(kind: type) -> Iterator[type]:
-    """Yield the classes of a user's that a callback is made from, down to one that hands out its state."""
-    for one in kind.__mro__:
-        if is_keras_class(one) or one.__module__.partition(".")[0] in ("ckptstore", "builtins"):
+    """Yield the user's classes among a callback's bases, up to the first with ``get_state``."""
+    for base in kind.__mro__:
+        if is_keras_class(base) or base.__module__.partition(".")[0] in ("ckptstore", "builtins"):
             return
-        if "get_state" in vars(one):
+        if "get_state" in vars(base):
             return
-        yield one
+        yield base
 
 
 def _assigned(callback: Any, kinds: list[type]) -> set[str]:
@@ -57,13 +57,13 @@ def _assigned(callback: Any, kinds: list[type]) -> set[str]:
         for function in _functions(kind):
             if function.__name__ not in _BEFORE_TRAINING:
                 found |= {
-                    name for name, surely in _stores(function) if surely or hasattr(callback, name)
+                    name for name, is_self in _stores(function) if is_self or hasattr(callback, name)
                 } - restored
     return found
 
 
 def _containers(callback: Any, kinds: list[type]) -> list[str]:
-    """Return the attributes made by the user's constructor that can change without being assigned."""
+    """Return the attributes from the user's constructor that can change without an assignment."""
     of_bases = {
         name
         for kind in type(callback).__mro__
@@ -83,7 +83,7 @@ def _containers(callback: Any, kinds: list[type]) -> list[str]:
 
 
 def _functions(kind: type) -> Iterable[types.FunctionType]:
-    return [one for one in vars(kind).values() if isinstance(one, types.FunctionType)]
+    return [value for value in vars(kind).values() if isinstance(value, types.FunctionType)]
 
 
 def _parameters(kind: type) -> Iterable[str]:
@@ -92,7 +92,7 @@ def _parameters(kind: type) -> Iterable[str]:
 
 
 def _stores(function: types.FunctionType) -> Iterator[tuple[str, bool]]:
-    """Yield the attributes that a function assigns, and whether it is surely one of its first argument's."""
+    """Yield the attributes that a function assigns, each with True if it certainly belongs to the first argument."""
     arguments = function.__code__.co_varnames[: function.__code__.co_argcount]
     before: Any = None
     for instruction in dis.get_instructions(function):

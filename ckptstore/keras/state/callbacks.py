@@ -1,7 +1,7 @@
-"""What the callbacks of a fit have learned so far, taken out of them and given back.
+"""States of a fit's callbacks: reading them for a save and setting them at a resume.
 
-Settings come from the code, always; only what changes while training runs is kept. Keras' own callbacks are known by
-their attributes; any other takes part by two methods, ``get_state()`` and ``set_state(state)``.
+Settings always come from the code; only values that change while training runs are state. The attributes of Keras' own
+callbacks are known; any other callback takes part with two methods, ``get_state()`` and ``set_state(state)``.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import numpy as np
 from ckptstore.keras.private import run_time_attributes, set_attribute, start_epoch_clock
 from ckptstore.keras.state.callback_inspection import seems_stateful
 
-# What a callback's entry is made of.
+# Keys of a callback's entry.
 _ATTRIBUTES, _STATE = "attributes", "state"
 
 
 def callback_keys(callbacks: Sequence[Any]) -> list[str]:
-    """Return what each callback is called: its class' name, and its number among those of that name.
+    """Return a key for each callback: the name of its class, and its number among those of that name.
 
     Example:
         >>> import keras
@@ -38,15 +38,15 @@ def callback_keys(callbacks: Sequence[Any]) -> list[str]:
 
 
 def get_states(callbacks: Sequence[Any]) -> dict[str, Any]:
-    """Return the state of the callbacks that have some, by key; for `state_tree.pack`, and soon.
+    """Return the states of the callbacks that have any, by key, for `ckptstore.keras.state.tree.pack`.
 
-    Lists and arrays (EarlyStopping's best weights) are the callbacks' own, not copies.
+    Lists and arrays (EarlyStopping's best weights) are the callbacks' own: pack them before training goes on.
 
     Args:
         callbacks: All callbacks of the fit, in order.
 
     Raises:
-        Exception: What a callback's ``get_state`` raises; NotImplementedError says that it has no state.
+        Exception: An error of a callback's ``get_state``; NotImplementedError means that it has no state.
 
     Example:
         >>> import keras
@@ -76,20 +76,20 @@ def _captured(callback: Any) -> dict[str, Any]:
 
 
 def set_states(callbacks: Sequence[Any], saved: Mapping[str, Any]) -> list[str]:
-    """Give the callbacks their state back: after ``on_train_begin`` of all, since many start anew there.
+    """Restore the callbacks' states; call it after ``on_train_begin`` of all, since many reset themselves there.
 
     Arrays are copied; nothing of `saved` is shared with the callbacks.
 
     Args:
         callbacks: All callbacks of the fit, in order.
-        saved: What `get_states` returned, perhaps through `state_tree`.
+        saved: The states from `get_states`, perhaps through `ckptstore.keras.state.tree`.
 
     Returns:
-        The keys of callbacks that seem to have state of which nothing, or not everything, is known to be restored. They
-        go on as they are.
+        The keys of callbacks that seem to have state that was not, or not completely, restored. These continue as
+        they are.
 
     Raises:
-        Exception: What a callback's ``set_state`` raises.
+        Exception: An error of a callback's ``set_state``.
     """
     left = []
     for key, callback in zip(callback_keys(callbacks), callbacks, strict=True):
@@ -100,7 +100,7 @@ def set_states(callbacks: Sequence[Any], saved: Mapping[str, Any]) -> list[str]:
 
 
 def _applied(callback: Any, entry: Mapping[str, Any]) -> bool:
-    """Return whether everything was there that the callback keeps."""
+    """Restore one callback; return True if all of its state was there."""
     names = run_time_attributes(type(callback))
     attributes = entry.get(_ATTRIBUTES, {})
     for name in names:
@@ -112,7 +112,7 @@ def _applied(callback: Any, entry: Mapping[str, Any]) -> bool:
 
 
 def has_own_state(callback: Any) -> bool:
-    """Return whether a callback keeps its state itself, and so need not see again what it has seen.
+    """Return True if a callback has ``get_state`` and ``set_state``, and so need not see earlier batches again.
 
     Example:
         >>> import keras
@@ -123,15 +123,15 @@ def has_own_state(callback: Any) -> bool:
 
 
 def would_continue(callbacks: Sequence[Any], saved: Mapping[str, Any], *, more_epochs: bool) -> bool:
-    """Return whether training that was stopped early would not be so with the callbacks' present settings.
+    """Return True if training that was stopped early would continue with the callbacks' present settings.
 
-    That is where every `keras.callbacks.EarlyStopping` that had stopped it has a longer patience by now. Of a user's
-    callback nobody knows why it stopped: then it is where more epochs are asked for.
+    This is so if every `keras.callbacks.EarlyStopping` that stopped it has a longer patience now. If a user's callback
+    stopped it, the reason is unknown: then it is so if the fit has more epochs now.
 
     Args:
         callbacks: All callbacks of the fit, in order.
-        saved: What `get_states` returned when it was stopped.
-        more_epochs: Whether the fit has more epochs by now.
+        saved: The states from `get_states` when training was stopped.
+        more_epochs: True if the fit has more epochs now.
 
     Example:
         >>> import keras
@@ -144,9 +144,9 @@ def would_continue(callbacks: Sequence[Any], saved: Mapping[str, Any], *, more_e
         [False, True]
     """
     stopped = [
-        one.patience > entry["wait"]
-        for key, one in zip(callback_keys(callbacks), callbacks, strict=True)
-        if isinstance(one, keras.callbacks.EarlyStopping)
+        callback.patience > entry["wait"]
+        for key, callback in zip(callback_keys(callbacks), callbacks, strict=True)
+        if isinstance(callback, keras.callbacks.EarlyStopping)
         and (entry := saved.get(key, {}).get(_ATTRIBUTES, {})).get("stopped_epoch", 0) > 0
     ]
     return all(stopped) if stopped else more_epochs
@@ -157,11 +157,11 @@ def _takes_part(callback: Any) -> bool:
 
 
 def _owned(value: Any) -> Any:
-    """Return a copy of lists, dicts and arrays: those of a payload may be views of its file's memory."""
+    """Return a copy of lists, dicts and arrays; arrays of a payload may be views of its file."""
     if isinstance(value, np.ndarray):
         return value.copy()
     if type(value) is dict:
-        return {key: _owned(one) for key, one in value.items()}
+        return {key: _owned(item) for key, item in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(_owned(one) for one in value)
+        return type(value)(_owned(item) for item in value)
     return value

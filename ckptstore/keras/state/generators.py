@@ -1,6 +1,7 @@
-"""The state of one random generator object, taken out and set in place again.
+"""State of a single random generator object: reading it, and setting it in place.
 
-The live object stays the same one: whoever shares it sees the state that was set. Nothing is drawn by taking it.
+The live object stays the same, so all that share it see the state that was set. Reading draws nothing. `random_state`
+does this for the global generators of all libraries together.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class GeneratorState:
     """The state of a random generator.
 
     Attributes:
-        kind: What it belongs to, such as ``"numpy.Generator/PCG64"`` or ``"random"``.
+        kind: The kind of generator, such as ``"numpy.Generator/PCG64"`` or ``"random"``.
         state: Plain values and arrays.
     """
 
@@ -31,7 +32,7 @@ class GeneratorState:
         """Set a live generator to this state.
 
         Raises:
-            InvalidArgumentError: It is none, or of another kind.
+            InvalidArgumentError: It is not a generator, or of another kind.
 
         Example:
             >>> generator = np.random.default_rng(5)
@@ -53,7 +54,7 @@ class GeneratorState:
 
 
 def kind_of(value: Any) -> str | None:
-    """Return the kind of a random generator, or None for everything else.
+    """Return the kind of a random generator, or None for anything else.
 
     Example:
         >>> kind_of(random.Random(1)), kind_of(np.random.default_rng()), kind_of(3)
@@ -67,7 +68,7 @@ def kind_of(value: Any) -> str | None:
         return f"numpy.RandomState/{value.get_state(legacy=False)['bit_generator']}"
     if isinstance(value, np.random.BitGenerator):
         return f"numpy/{type(value).__name__}"
-    # Only where they are loaded: otherwise there are no such objects.
+    # Only if they are imported: otherwise there are no such objects.
     torch: Any = sys.modules.get("torch")
     keras: Any = sys.modules.get("keras")
     if isinstance(value, getattr(torch, "Generator", ())):
@@ -77,7 +78,7 @@ def kind_of(value: Any) -> str | None:
 
 
 def state_of(generator: Any) -> GeneratorState | None:
-    """Return the state of a random generator, or None where the value is none."""
+    """Return the state of a random generator, or None for anything else."""
     kind = kind_of(generator)
     return None if kind is None else GeneratorState(kind, _get(generator, kind))
 

@@ -1,8 +1,9 @@
-"""What of a model's optimizers is neither in its configuration nor among their variables.
+"""State of a model's optimizers that is neither in its configuration nor among their variables.
 
-Which variables each trains: Keras builds optimizers of a model's own (a GAN's two, say) only with the first step that
-they make, and one that is not built has nothing that could be loaded. And which learning rate the script gave it: the
-one in the checkpoint is run-time state, and goes on, whatever the script says by now.
+- The variables that each one trains: Keras builds a model's own optimizers (a GAN's two, say) only with their first
+  step, and into an optimizer that is not built nothing can be loaded.
+- The learning rates that the script set: the one in the checkpoint is run-time state, and training continues with it
+  even if the script sets another one now.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ RATES, TRAINED = "learning_rates", "trained"
 
 
 def learning_rates(model: Any) -> list[float | None]:
-    """Return the learning rate of each optimizer, None for one that follows a schedule.
+    """Return the learning rate of each optimizer, or None for one with a schedule.
 
     Example:
         >>> import keras
@@ -31,12 +32,12 @@ def learning_rates(model: Any) -> list[float | None]:
 
 def _rate(optimizer: Any) -> float | None:
     rate: Any = getattr(optimizer, "learning_rate", None)
-    # The rate of a schedule is a tensor, worked out from the step.
+    # The rate of a schedule is a tensor, computed from the step.
     return float(host_array(rate)) if hasattr(rate, "assign") else None
 
 
 def set_learning_rates(model: Any, rates: Sequence[float | None]) -> None:
-    """Set the learning rates that `learning_rates` returned."""
+    """Set the learning rates to those that `learning_rates` returned."""
     for optimizer, rate in zip(private.optimizers_of(model), rates, strict=False):
         if rate is not None and _rate(optimizer) != rate:
             optimizer.learning_rate = rate
@@ -45,12 +46,12 @@ def set_learning_rates(model: Any, rates: Sequence[float | None]) -> None:
 def changed_learning_rates(
     begun: Sequence[float | None], live: Sequence[float | None], saved: Sequence[float | None]
 ) -> list[str]:
-    """Return one short line for each learning rate that the script gives otherwise than before, and that is not used.
+    """Return a short line for each learning rate that the script changed, and that is not used.
 
     Args:
-        begun: What it gave at the start that the checkpoint was saved in.
-        live: What it gives now.
-        saved: What they were at the save.
+        begun: The rates that the script set when the attempt that saved the checkpoint began.
+        live: The rates that it sets now.
+        saved: The rates at the save.
 
     Example:
         >>> changed_learning_rates([0.1], [0.1], [0.05]), changed_learning_rates([0.1], [0.05], [0.05])
@@ -66,29 +67,29 @@ def changed_learning_rates(
 
 
 def trained_indices(model: Any, trainable: Sequence[Any] | None = None) -> list[list[int]]:
-    """Return, for each optimizer, the places of the variables that it trains among the model's.
+    """Return, for each optimizer, the indices of the variables that it trains among the model's trainable ones.
 
     Args:
         model: The model.
-        trainable: Its trainable variables, where these were just looked for.
+        trainable: Its trainable variables, if the caller has just collected them.
     """
     known = list(map(id, model.trainable_variables if trainable is None else trainable))
     return [
-        _places(list(map(id, private.variables_trained_by(optimizer))), known)
+        _indices(list(map(id, private.variables_trained_by(optimizer))), known)
         for optimizer in private.optimizers_of(model)
     ]
 
 
-def _places(wanted: list[int], known: list[int]) -> list[int]:
+def _indices(wanted: list[int], known: list[int]) -> list[int]:
     if wanted == known:  # most often
         return list(range(len(known)))
-    places = {one: place for place, one in enumerate(known)}
-    return [places[one] for one in wanted if one in places]
+    indices = {variable: index for index, variable in enumerate(known)}
+    return [indices[variable] for variable in wanted if variable in indices]
 
 
 def build_optimizers(model: Any, values: Mapping[str, Any]) -> None:
-    """Build the optimizers that have seen no step yet for the variables that they trained when the fit was saved."""
+    """Build the optimizers that have made no step yet for the variables that they trained when the fit was saved."""
     variables = model.trainable_variables
-    for optimizer, places in zip(private.optimizers_of(model), values.get(TRAINED, ()), strict=False):
-        if not optimizer.built and places and max(places) < len(variables):
-            optimizer.build([variables[place] for place in places])
+    for optimizer, indices in zip(private.optimizers_of(model), values.get(TRAINED, ()), strict=False):
+        if not optimizer.built and indices and max(indices) < len(variables):
+            optimizer.build([variables[index] for index in indices])

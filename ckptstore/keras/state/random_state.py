@@ -1,9 +1,9 @@
-"""The global random generators that a training draws from: Python's, numpy's, torch's, TensorFlow's, Keras' own.
+"""States of the global random generators that training draws from: Python's, numpy's, torch's, TensorFlow's, Keras'.
 
-Their states are taken as arrays and JSON, never pickled. Keras' layers have generators of their own (variables of the
-model); JAX has no global one. What draws from elsewhere (an unseeded `numpy.random.default_rng()` of the user's, the
-operating system's entropy, the random operations that TensorFlow keeps a state of its own for inside a `tf.function`)
-cannot be reached from here.
+States are arrays and JSON, never pickles. Keras' layers have generators of their own (variables of the model); JAX has
+no global one. Other sources cannot be captured here: an unseeded `numpy.random.default_rng()` of the user's, the
+operating system's entropy, random operations for which TensorFlow keeps a state inside a `tf.function`. `generators`
+has the state of a single generator object.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ GROUP = "generators"
 
 @dataclass(frozen=True, slots=True)
 class GlobalGenerators:
-    """The states of all global generators at one moment.
+    """The states of all global generators at one instant.
 
     Attributes:
         document: JSON values, by generator.
-        arrays: Arrays by name, each beginning with its generator's.
+        arrays: Arrays by name; each name begins with its generator's.
     """
 
     document: dict[str, Any] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class GlobalGenerators:
 
 
 def capture() -> GlobalGenerators:
-    """Return the states of the generators that this process has by now; nothing is drawn.
+    """Return the states of the generators that this process has now; nothing is drawn.
 
     Example:
         >>> before = capture()
@@ -62,14 +62,14 @@ def capture() -> GlobalGenerators:
 
 
 def restore(saved: GlobalGenerators, *, leave: Collection[str] = ()) -> list[str]:
-    """Set the generators back; returns the names of those that could not be, since this process has none such.
+    """Restore the generators; return the names of those that this process does not have.
 
     Args:
-        saved: What `capture` returned, perhaps in another process.
-        leave: Names of generators not to touch: another thread may be drawing from them.
+        saved: The states from `capture`, perhaps of another process.
+        leave: Names of generators not to restore, since another thread may be drawing from them.
     """
     left: list[str] = []
-    # First, since making it draws from Python's.
+    # First, since creating it draws from Python's generator.
     if "keras" not in leave:
         if "keras" not in saved.arrays:
             reset_global_seed()
@@ -96,8 +96,8 @@ def names(states: GlobalGenerators) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*states.document, *(name.partition("/")[0] for name in states.arrays)]))
 
 
-def same_state(name: str, one: GlobalGenerators, other: GlobalGenerators) -> bool:
-    """Return whether a generator is in the same state in both.
+def same_state(name: str, first: GlobalGenerators, second: GlobalGenerators) -> bool:
+    """Return True if a generator is in the same state in both.
 
     Example:
         >>> before = capture()
@@ -105,10 +105,10 @@ def same_state(name: str, one: GlobalGenerators, other: GlobalGenerators) -> boo
         >>> same_state("python", before, capture()), same_state("numpy", before, capture())
         (False, True)
     """
-    return _of(name, one) == _of(name, other)
+    return _state_of(name, first) == _state_of(name, second)
 
 
-def _of(name: str, states: GlobalGenerators) -> tuple[Any, dict[str, tuple[str, bytes]]]:
+def _state_of(name: str, states: GlobalGenerators) -> tuple[Any, dict[str, tuple[str, bytes]]]:
     arrays = {
         key: (str(array.dtype), array.tobytes())
         for key, array in states.arrays.items()
@@ -126,7 +126,7 @@ def _restore_keras(value: Array) -> bool:
 
 
 def from_training_state(document: Mapping[str, Any], arrays: Mapping[str, Array]) -> GlobalGenerators | None:
-    """Return what a training state holds of generators, or None where it holds nothing."""
+    """Return the generators' states in a training state, or None if there are none."""
     if GROUP not in document:
         return None
     prefix = f"{GROUP}/"
@@ -139,7 +139,7 @@ def from_training_state(document: Mapping[str, Any], arrays: Mapping[str, Array]
 
 def _capture_python(found: GlobalGenerators) -> None:
     version, words, gauss = random.getstate()
-    # By an array of Python's own, in a third of the time: it is asked for several times in an epoch.
+    # By an array of Python's own, in a third of the time: this runs several times in an epoch.
     found.arrays["python"] = np.array(machine_array("I", words), np.uint32)
     found.document["python"] = {"version": version, "gauss": _hex(gauss)}
 
@@ -176,7 +176,7 @@ def _restore_numpy(saved: GlobalGenerators) -> None:
 
 
 def _hex(value: float | None) -> str | None:
-    """A float as text that gives back each of its bits."""
+    """Return a float as text that preserves all of its bits."""
     return None if value is None else float(value).hex()
 
 
@@ -216,7 +216,7 @@ def _restore_torch(arrays: Mapping[str, Array]) -> list[str]:
 
 
 def _tensorflow_generator() -> Any:
-    """TensorFlow's global generator, or None where nobody asked for it: asking would make one, with a random seed."""
+    """Return TensorFlow's global generator, or None if nobody used it yet; asking TensorFlow would create one."""
     module = sys.modules.get("tensorflow.python.ops.stateful_random_ops")
     return getattr(module, "global_generator", None)
 
@@ -236,7 +236,7 @@ def _restore_tensorflow(saved: GlobalGenerators) -> list[str]:
     state, algorithm = saved.arrays["tensorflow"], saved.document["tensorflow"]["algorithm"]
     generator = _tensorflow_generator()
     if generator is not None and int(generator.algorithm) == algorithm:
-        generator.reset(state)  # in place: functions that are traced already hold its variable
+        generator.reset(state)  # in place: functions that were traced before hold its variable
     else:
         tf.random.set_global_generator(tf.random.Generator.from_state(state, algorithm))
     return []

@@ -1,9 +1,9 @@
-"""Training state: what a run needs to go on that Keras leaves out of its files.
+"""Training state: everything that a run needs to resume and that Keras leaves out of its files.
 
-Variables, the global random generators, and where the fit stands (position, callbacks, data). Keras writes neither the
-states of seed generators (Dropout's and other random layers') nor metrics, and saves some layers in another form than
-the live one (LoRA is merged into its kernel). The document's ``"kind"`` and ``"version"`` leave room for what joins
-later.
+These are variables, the global random generators, and the position of the fit (with callbacks and data). Keras saves
+neither the states of seed generators (of Dropout and other random layers) nor metrics, and saves some layers in another
+form than the live one (LoRA is merged into its kernel). The document's ``"kind"`` and ``"version"`` allow for later
+additions.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ UnsavedVariables = dict[str, list[Any]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
-    """One array on its way back into a live variable."""
+    """A value that is to be assigned to a live variable."""
 
     variable: Any
     value: Array
@@ -41,11 +41,11 @@ def collect(groups: UnsavedVariables, optimizers: list[Any], fit: FitState | Non
 
     Args:
         groups: Its variables that Keras' own file leaves out.
-        optimizers: Its optimizers; their kinds are noted, since the variables of several kinds look the same.
-        fit: Where the running fit stands, if one of its callbacks saves.
+        optimizers: Its optimizers; their classes are recorded, since the variables of several classes look the same.
+        fit: Position of the running fit, if one of its callbacks saves.
 
     Raises:
-        InvalidArgumentError: Something of the fit can be kept neither as JSON nor as an array; says where it stands.
+        InvalidArgumentError: A value of the fit is neither JSON nor an array; the message says where it is.
     """
     fit = fit or FitState(values={})
     arrays: dict[str, Array] = {}
@@ -66,7 +66,7 @@ def collect(groups: UnsavedVariables, optimizers: list[Any], fit: FitState | Non
 
 
 def fit_values(state: TrainingState | None) -> dict[str, Any]:
-    """Return what a training state says of the fit that it was taken in; nothing where none was running."""
+    """Return the values of the fit in a training state; empty if no fit was running at the save."""
     if state is None or _FIT not in state.document:
         return {}
     values: dict[str, Any] = tree.unpack(state.document[_FIT], state.arrays, _FIT)
@@ -76,12 +76,17 @@ def fit_values(state: TrainingState | None) -> dict[str, Any]:
 def plan_assignments(
     live: UnsavedVariables, optimizers: list[Any], state: TrainingState | None
 ) -> list[Assignment]:
-    """Check that training state fits a model, of which `groups` has told, and return what to assign; changes nothing.
+    """Check that training state matches a model, and return the assignments that restore it; changes nothing.
 
-    Metrics that the model has not built yet are left out: Keras builds them on the first batch, from zero.
+    Metrics that the model has not built yet are left out: Keras builds them with the first batch, from zero.
+
+    Args:
+        live: The model's variables, from `unsaved_variables`.
+        optimizers: Its optimizers.
+        state: The training state.
 
     Raises:
-        ModelMismatchError: The optimizer is of another kind, or a variable differs.
+        ModelMismatchError: The optimizer is of another class, or a variable differs.
     """
     if state is None or state.document.get("kind") != KIND or state.document.get("version", 0) > VERSION:
         return []
@@ -97,18 +102,18 @@ def plan_assignments(
 
 
 def restore_generators(state: TrainingState | None) -> None:
-    """Set the global random generators back to where they were at the save.
+    """Restore the global random generators to their states at the save.
 
-    What this process cannot set is said in a warning: a backend with other seeds, a device that is not there.
+    A warning names those that this process cannot restore: those of another backend, or of a device that is missing.
     """
     saved = None if state is None else random_state.from_training_state(state.document, state.arrays)
     left = [] if saved is None else random_state.restore(saved)
     if left:
-        warnings.warn(f"random generators that are not as they were: {', '.join(left)}", stacklevel=2)
+        warnings.warn(f"random generators that could not be restored: {', '.join(left)}", stacklevel=2)
 
 
 def unsaved_variables(model: Any, captured: Capture) -> UnsavedVariables:
-    """Return the variables that Keras' own file leaves out, in the model's own order, which does not change."""
+    """Return the variables that Keras' own file leaves out, in the model's own stable order."""
     saved = captured.saved_ids() if captured.exact else {id(variable) for variable in model.weights}
     left_out = [variable for variable in model.variables if id(variable) not in saved]
     # A metric that is an attribute of the model is saved as part of it.
@@ -135,7 +140,7 @@ def _matched(group: str, variables: list[Any], state: TrainingState) -> Iterator
 
 
 def same_optimizer_kinds(optimizers: list[Any], state: TrainingState | None) -> bool:
-    """Return whether training state was saved with optimizers of these kinds; True where it does not say."""
+    """Return True if training state was saved with optimizers of the same classes, or does not say."""
     return state is None or state.document.get("optimizers", _kinds(optimizers)) == _kinds(optimizers)
 
 

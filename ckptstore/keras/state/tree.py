@@ -1,8 +1,8 @@
-"""Any plain Python state as JSON and named arrays, and back to the bit, without pickle.
+"""Tree of plain Python state as JSON and named arrays, and back bit for bit, without pickle.
 
-In the document null, booleans, numbers, strings and lists stand for themselves; everything else is an object with one
-tag: ``{"tuple": [1, 2]}``, ``{"dict": [["key", 1]]}``, ``{"array": 0}``. The number is that of the array, which lies
-under ``"<name>/0"``. Nothing is run to read it: no class is looked up by name.
+In the document null, booleans, numbers, strings and lists stand for themselves; anything else is an object with one
+tag: ``{"tuple": [1, 2]}``, ``{"dict": [["key", 1]]}``, ``{"array": 0}``. The number is that of the array, which is
+stored as ``"<name>/0"``. Reading it runs no code and looks up no class by name.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ckptstore.keras.state.backend_arrays import as_numpy
 from ckptstore.keras.state.generators import GeneratorState
 from ckptstore.system.arrays import Array
 
-# Numbers in a list, or bytes, from which on they are an array and not JSON.
+# A list of numbers of this length, or as many bytes, is stored as an array and not as JSON.
 _MANY = 64
 # JSON readers other than Python's keep no more digits.
 _LARGEST_INT = 2**53
@@ -36,23 +36,23 @@ _KEYS = (int, float, complex, bool, str, bytes, type(None))
 
 
 def pack(value: Any, name: str) -> tuple[Any, dict[str, Array]]:
-    """Take a state apart.
+    """Convert a state to a JSON document and named arrays.
 
-    It may be made of None, bool, int, float, complex, str, bytes, list, tuple, set, frozenset, dict (keys of any of
+    It may consist of None, bool, int, float, complex, str, bytes, list, tuple, set, frozenset, dict (keys of any of
     these that are hashable), deque, OrderedDict, defaultdict of a built-in type, Counter, numpy arrays and scalars.
     All of these come back as they were. Tensors and variables of a backend come back as numpy arrays. Random generators
     come back as `GeneratorState`, to be set in place. A value that is reached twice comes back as two.
 
     Args:
         value: The state.
-        name: What to call it; the names of its arrays begin with it.
+        name: Name of the state; the names of its arrays begin with it.
 
     Returns:
-        A document of standard JSON, and arrays by name. The arrays may be views of the state's memory: whoever keeps
-        them while training goes on makes copies.
+        A document of standard JSON, and arrays by name. The arrays may be views of the state's memory: copy them to
+        keep them while training goes on.
 
     Raises:
-        InvalidArgumentError: Something in it is of another type, or contains itself; the message says where.
+        InvalidArgumentError: A value in it has another type, or contains itself; the message says where.
 
     Example:
         >>> pack({"best": float("inf"), "order": (2, 0, 1)}, "state")
@@ -66,7 +66,7 @@ def pack(value: Any, name: str) -> tuple[Any, dict[str, Array]]:
 
 
 def unpack(document: Any, arrays: Mapping[str, Array], name: str) -> Any:
-    """Put together what `pack` took apart; arrays are copied, and can be written to.
+    """Restore the state that `pack` converted; arrays are writable copies.
 
     Args:
         document: The document, perhaps through JSON.
@@ -74,7 +74,7 @@ def unpack(document: Any, arrays: Mapping[str, Array], name: str) -> Any:
         name: The name that was given to `pack`.
 
     Raises:
-        InvalidArgumentError: It is not what `pack` makes: an array is missing, or a newer ckptstore made it.
+        InvalidArgumentError: It does not come from `pack`: an array is missing, or a newer ckptstore made it.
 
     Example:
         >>> unpack(*pack({1: (np.float32(0.1), b"x")}, "state"), "state")
@@ -86,7 +86,7 @@ def unpack(document: Any, arrays: Mapping[str, Array], name: str) -> Any:
         raise InvalidArgumentError(
             argument=name,
             value=f"{type(error).__name__}: {error}",
-            reason="is no state that this ckptstore can read",
+            reason="is not a state that this ckptstore can read",
             hint="if a newer ckptstore saved it, run: pip install --upgrade ckptstore",
         ) from error
 
@@ -128,7 +128,7 @@ class _Packer:
 
     def _inside(self, form: str, step: Any, value: Any) -> Any:
         if len(self._steps) >= _DEEPEST:
-            raise self._refused(value, f"it lies more than {_DEEPEST} levels deep, or contains itself")
+            raise self._refused(value, f"it is more than {_DEEPEST} levels deep, or contains itself")
         self._steps.append((form, step))
         document = self.document(value)
         self._steps.pop()
@@ -137,7 +137,7 @@ class _Packer:
     # --- containers ------------------------------------------------------------------------------
 
     def sequence(self, values: Any) -> Any:
-        """Return the document of a list; numbers, if they are many, as an array."""
+        """Return the document of a list; many numbers become an array."""
         if len(values) >= _MANY:
             kinds = set(map(type, values))
             if kinds == {float}:
@@ -148,7 +148,7 @@ class _Packer:
 
     def pairs(self, value: Mapping[Any, Any]) -> list[Any]:
         """Return keys and values, in order."""
-        return [[self._key(key), self._inside("/{}", key, one)] for key, one in value.items()]
+        return [[self._key(key), self._inside("/{}", key, item)] for key, item in value.items()]
 
     def elements(self, values: set[Any] | frozenset[Any]) -> Any:
         """Return the document of a set's elements, in an order that does not depend on their hashes."""
@@ -163,15 +163,15 @@ class _Packer:
         return self._inside("/{}", key, key)
 
     def _check_key(self, key: Any) -> None:
-        """Refuse what would not be hashable, or not equal, when it comes back."""
+        """Refuse a key that would not be hashable, or not equal, when it comes back."""
         if type(key) in (tuple, frozenset):
-            for one in key:
-                self._check_key(one)
+            for part in key:
+                self._check_key(part)
         elif type(key) not in _KEYS and not isinstance(key, np.generic):
             raise self._refused(key, f"a key of type {_type_name(key)} cannot be kept in a checkpoint")
 
     def default(self, value: defaultdict[Any, Any]) -> Any:
-        """Return the document of a defaultdict, which names the built-in type of its defaults."""
+        """Return the document of a defaultdict, with the name of the built-in type of its defaults."""
         for name, factory in _FACTORIES.items():
             if value.default_factory is factory:
                 return {"defaultdict": [name, self.pairs(value)]}
@@ -189,7 +189,7 @@ class _Packer:
 
     def _scalar(self, value: np.generic) -> Any:
         if isinstance(value, np.str_):
-            # Not str(value), which drops zeros at the end.
+            # Not str(value), which drops NUL characters at the end.
             return {"numpy.str": self.document(str.__str__(value))}
         if isinstance(value, np.bytes_):
             return {"numpy.bytes": self.data(bytes(value))}
@@ -217,7 +217,7 @@ def _type_name(value: Any) -> str:
 
 
 def _packed_text(text: str) -> Any:
-    # Halves of a surrogate pair, as in the names of odd files, are no text to JSON.
+    # Lone surrogates, as in the names of odd files, are not text in JSON.
     return text if _is_unicode(text) else {"str": b64encode(text.encode("utf-8", "surrogatepass")).decode()}
 
 
@@ -252,7 +252,7 @@ class _Unpacker:
 
     def value(self, document: Any) -> Any:
         if isinstance(document, list):
-            return [self.value(one) for one in document]
+            return [self.value(item) for item in document]
         if not isinstance(document, dict):
             return document
         tag = next(iter(document), "")
