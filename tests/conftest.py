@@ -38,7 +38,7 @@ settings.register_profile("suite", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("suite")
 
 # Statements are compiled once in a worker, and not once per store.
-precompile.keep()
+precompile.share_compiled()
 
 TESTS = Path(__file__).parent
 COMPILED = "JAX_COMPILATION_CACHE_DIR"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from crash.disk_model import MODELS, Disk, fingerprint, no_bytes, put, random_folder
+from crash.disk_model import MODELS, Disk, fingerprint, no_bytes, random_tree, write_tree
 from crash.file_operations import Mark, Recording, Resize, Sync, Tree, UnmodelledError, Write
 from crash.recording import Parser, record
 from crash.strace import available
@@ -168,7 +168,7 @@ def test_what_the_process_says_has_its_place_in_the_order() -> None:
         "mkdir('b', 0777) = 0",
     )
     assert [isinstance(one, Mark) for one in recording.operations] == [False, True, False]
-    assert recording.operations[1].said == {"version": 1}
+    assert recording.operations[1].report == {"version": 1}
 
 
 @pytest.mark.parametrize(
@@ -221,11 +221,11 @@ def test_a_real_recording_leads_to_the_real_folder(tmp_path: Path) -> None:
         pytest.skip("strace is not installed, or may not attach")
     (tmp_path / "old").write_bytes(b"old")
     recording = record(_busy, (), tmp_path)
-    assert recording.final().picture() == Tree.of(tmp_path).picture()
-    assert [one.said for one in recording.operations if isinstance(one, Mark)] == [{"said": 1}]
+    assert recording.final().comparable() == Tree.of(tmp_path).comparable()
+    assert [mark.report for mark in recording.operations if isinstance(mark, Mark)] == [{"said": 1}]
     assert sum(isinstance(one, Write) and len(one.data) == 999 for one in recording.operations) == 9
-    put(recording.final(), tmp_path / "copy")
-    assert Tree.of(tmp_path / "copy").picture() == recording.final().picture()
+    write_tree(recording.final(), tmp_path / "copy")
+    assert Tree.of(tmp_path / "copy").comparable() == recording.final().comparable()
 
 
 # --- the models ------------------------------------------------------------------------------------------------------
@@ -277,7 +277,7 @@ def test_a_synced_directory_may_name_an_empty_file() -> None:
 
 def test_what_was_synced_is_there_in_every_model() -> None:
     disk = _after(_parsed(*SYNCED, "rename('t', 'a') = 0", *DIRECTORY, files={"a": b"old"}))
-    folders = [model(disk) for model in MODELS.values()] + [random_folder(disk, str(n)) for n in range(50)]
+    folders = [model(disk) for model in MODELS.values()] + [random_tree(disk, str(n)) for n in range(50)]
     assert all(_folder(tree) == {"a": b"new bytes"} for tree in folders)
 
 
@@ -329,14 +329,14 @@ def test_a_move_is_durable_with_one_directory_or_with_both(
 
 def test_a_file_that_moves_is_never_nowhere() -> None:
     disk = _after(_parsed(*MOVED, files={"a": b"1"}))
-    folders = {tuple(_folder(random_folder(disk, str(n)))) for n in range(200)}
+    folders = {tuple(_folder(random_tree(disk, str(n)))) for n in range(200)}
     assert folders == {("a", "d"), ("d", "d/a"), ("a", "d", "d/a")}
 
 
 def test_random_folders_reach_every_subset_of_names_and_torn_bytes() -> None:
     names = [f"openat(AT_FDCWD, '{name}', O_RDWR|O_CREAT, 0666) = {n}" for n, name in enumerate("xyz", 3)]
     disk = _after(_parsed(*names, f"write(3, '{'ab' * 600}', 1200) = 1200"))
-    folders = [_folder(random_folder(disk, str(n))) for n in range(400)]
+    folders = [_folder(random_tree(disk, str(n))) for n in range(400)]
     assert len({tuple(folder) for folder in folders}) == 8
     found = {folder["x"] for folder in folders if "x" in folder}
     whole = b"ab" * 600
@@ -355,7 +355,7 @@ def test_a_synced_directory_says_nothing_of_its_own_name() -> None:
 def test_a_size_may_be_there_without_the_bytes_and_bytes_without_the_size() -> None:
     written = ("openat(AT_FDCWD, 'a', O_RDWR) = 3", "write(3, 'A', 1) = 1", "write(3, 'B', 1) = 1")
     disk = _after(_parsed(*written, files={"a": b""}))
-    found = {random_folder(disk, str(n)).contents[1] for n in range(300)}
+    found = {random_tree(disk, str(n)).contents[1] for n in range(300)}
     assert found == {b"", b"A", b"AB", b"\0B", b"\0\0", b"\0", b"A\0"}
 
 
@@ -368,9 +368,9 @@ def test_random_folders_reorder_writes_and_follow_from_their_seed() -> None:
             files={"a": b"abc"},
         )
     )
-    found = {random_folder(disk, str(n)).contents[1] for n in range(200)}
+    found = {random_tree(disk, str(n)).contents[1] for n in range(200)}
     assert found == {b"abc", b"aBc", b"abC", b"aBC"}
-    assert random_folder(disk, "7") == random_folder(disk, "7")
+    assert random_tree(disk, "7") == random_tree(disk, "7")
 
 
 def test_folders_are_the_same_only_when_everything_is() -> None:

@@ -30,7 +30,7 @@ def test_a_fit_killed_at_any_call_has_lost_nothing_that_it_reported() -> None:
     assert result.violations == ()
     assert result.kills >= 20
     # Behind the last call from an empty folder, from a used one, and in two threads that write.
-    assert result.passed_untouched == 4
+    assert result.ended_first == 4
 
 
 @pytest.mark.slow

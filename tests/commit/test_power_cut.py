@@ -20,8 +20,8 @@ import pytest
 from ckptstore.storage import durable_writer
 from ckptstore.storage.files import digest_file, io_hook
 from ckptstore.store.store import CheckpointStore
-from crash import recorded_faults
-from crash.invariants import Saved, Shown, violations
+from crash import planted_faults
+from crash.invariants import PublishedFile, Saved, violations
 from crash.power_cuts import power_cuts
 from crash.sample_stores import is_seed, save
 from crash.steps import run_in_child
@@ -44,13 +44,13 @@ def test_no_power_cut_breaks_a_store(workload: str) -> None:
 
 
 @pytest.mark.usefixtures("strace")
-@pytest.mark.parametrize("fault", recorded_faults.FAULTS)
+@pytest.mark.parametrize("fault", planted_faults.POWER_CUT_FAULTS)
 def test_a_planted_fault_is_found(fault: str) -> None:
     assert power_cuts(random_per_point=4, fault=fault, jobs=0, thin=True).violations
 
 
 @pytest.mark.usefixtures("strace")
-@pytest.mark.parametrize("fault", recorded_faults.MENDED)
+@pytest.mark.parametrize("fault", planted_faults.RECOVERED_FAULTS)
 def test_recovery_mends_what_these_faults_leave(fault: str) -> None:
     assert power_cuts(random_per_point=1, fault=fault, jobs=0, thin=True).violations == ()
 
@@ -143,7 +143,7 @@ def _after_a_cut(
     found = violations(
         root,
         saved,
-        shown=Shown(path=shown, before=before),
+        published=PublishedFile(path=shown, before=before),
         is_whole=lambda checkpoint: is_seed(checkpoint.path, checkpoint.epoch),
         save_again=lambda store: save(store, 50),
     )

@@ -54,8 +54,11 @@ def test_single_saves(tmp_path: Path) -> None:
             assert rows["ours background"]["written_bytes"] > rows["ours background"]["state_bytes"]
         assert rows["ours background"]["extra_bytes"] > 10_000_000 > rows["keras .keras"]["extra_bytes"]
     assert "unsynced" in text
-    assert {bar["met"] for bar in document["bars"]} <= {True, False, None}
-    assert any(bar["bar"] == "background save: step wait" and bar["figure"] > 0 for bar in document["bars"])
+    assert {target["met"] for target in document["targets"]} <= {True, False, None}
+    assert any(
+        target["target"] == "background save: step wait" and target["figure"] > 0
+        for target in document["targets"]
+    )
     assert {"cores", "memory_bytes", "file_system", "load", "keras"} <= set(document["facts"])
 
 
@@ -75,7 +78,7 @@ def test_what_the_training_state_costs(tmp_path: Path) -> None:
     document, text = bench(tmp_path, "--work", "small", "--work", "state", "--part", "state")
     for row in document["backends"][BACKEND]["state"]["small"]:
         assert 0 < row["state_s"] < row["whole_s"] and 0 < row["share"] < 1
-    assert [bar["bar"].partition(":")[0] for bar in document["bars"]] == ["training state"] * 2
+    assert [target["target"].partition(":")[0] for target in document["targets"]] == ["training state"] * 2
     assert "capturing" in text
 
 
@@ -101,19 +104,19 @@ def save(wait_s: float, **figures: float) -> dict[str, Any]:
     return facts | {"saves": [first, one | figures, one]}
 
 
-def test_bars_are_met_missed_or_not_measured() -> None:
+def test_targets_are_met_missed_or_not_measured() -> None:
     waits = {"memory copy": 1.0, "memory copy again": 1.0, "ours background": 1.2, "keras .keras": 12.0}
     rows = [table.save_row(name, [save(wait)]) for name, wait in waits.items()]
     rows.append(table.save_row("orbax background", [{"unavailable": "not installed"}]))
     document = {"backends": {"jax": {"save": {"large": rows}}}}
-    bars = {bar["bar"]: bar for bar in targets.judged(document)}
-    verdicts = {text: bar["met"] for text, bar in bars.items()}
+    found = {target["target"]: target for target in targets.evaluate(document)}
+    verdicts = {text: target["met"] for text, target in found.items()}
     assert verdicts["later background saves: step wait / memory copy into the same memory"] is True
     assert verdicts["background save: Keras ModelCheckpoint (.keras) waits so many times longer"] is False
     assert verdicts["background save: OrbaxCheckpoint in the background waits so many times longer"] is None
-    figure = bars["background save: Keras ModelCheckpoint (.keras) waits so many times longer"]["figure"]
+    figure = found["background save: Keras ModelCheckpoint (.keras) waits so many times longer"]["figure"]
     assert figure == pytest.approx(10)
-    assert bars["background save: extra memory, copies of the state (none waiting)"]["figure"] == 0.5
+    assert found["background save: extra memory, copies of the state (none waiting)"]["figure"] == 0.5
 
 
 def test_a_load_that_brings_back_something_else_has_no_figures() -> None:

@@ -22,7 +22,7 @@ from ckptstore.retention import keep_last
 from ckptstore.storage.files import io_hook
 from ckptstore.storage.locks import WITHOUT_LOCKS
 from ckptstore.store.store import CheckpointStore
-from crash.invariants import Shown, violations
+from crash.invariants import PublishedFile, violations
 from crash.sample_stores import is_seed, save
 from crash.steps import dies_at
 from crash.strace import available, run_traced
@@ -38,7 +38,7 @@ def broken(root: Path, shown: Path) -> list[str]:
     """Return what is wrong with a store that a dead process left, and that is used again."""
     return violations(
         root,
-        shown=Shown(path=shown),
+        published=PublishedFile(path=shown),
         is_whole=is_whole,
         save_again=lambda store: save(store, 99, publish=shown),
     )

@@ -101,7 +101,7 @@ def _serve(connection: socket.socket) -> None:
     import ckptstore.background.process_loop  # noqa: F401
     from crash import precompile
 
-    precompile.warm()
+    precompile.warm_up()
     gc.collect()
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them

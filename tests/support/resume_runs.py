@@ -239,7 +239,7 @@ def _serve() -> None:
     import resume_cases  # noqa: F401
     from crash import precompile
 
-    precompile.warm()
+    precompile.warm_up()
     # Else each child would look through all that is imported, and copy the memory that it lies in.
     gc.collect()
     gc.freeze()

@@ -1,10 +1,10 @@
-"""Measures what checkpoints cost, ours beside those of Keras and Orbax and beside what a save costs at the least.
+"""Measures the cost of checkpoints with ckptstore, Keras and Orbax, and the least that a save can cost.
 
-Each measurement is a process of its own, and the subjects take turns, so that what else the machine does falls on all
-alike; medians are compared as ratios. What is saved is loaded and compared, to the bit, outside of the time measured.
+Each measurement has its own process, and the subjects take turns, so that other load on the machine affects all alike;
+medians are compared as ratios. What is saved is loaded and compared, to the bit, outside the measured time.
 
     python tools/bench                                   everything: long, and 10 GB of disk
-    python tools/bench --quick                           everything, so small that no figure means anything
+    python tools/bench --quick                           everything, at sizes so small that the figures mean nothing
     python tools/bench --work large --backend torch --subjects ours,floor --repeats 5
     python tools/bench --work scale --checkpoints 10000 --checkpoints 1000000
 """
@@ -34,17 +34,17 @@ from bench import machine, plot, startup, table, targets, workloads
 from bench import names as bench_names
 from bench.table import Row
 
-SECTIONS = (*bench_names.WORKS, "load", "state", "scale", "start")
+SECTIONS = (*bench_names.WORKLOADS, "load", "state", "scale", "start")
 
 
 class Run:
-    """What was asked for, and the processes that answer it.
+    """A run of the benchmark: its options, and the processes that measure.
 
     Args:
-        folder: Where to work.
+        folder: The folder to work in.
         quick: True for sizes that only show that everything works.
-        repeats: Processes of each subject.
-        console: Where to say what goes on.
+        repeats: Number of processes for each subject.
+        console: Where progress is printed.
     """
 
     def __init__(self, folder: Path, *, quick: bool, repeats: int, console: Console) -> None:
@@ -54,7 +54,7 @@ class Run:
         self._console = console
 
     def worker(self, backend: str, **specification: Any) -> Row:
-        """Measure once, in a process of its own and a folder of its own."""
+        """Measure once, in a new process and a new folder."""
         with scratch(self.folder) as folder:
             result = folder / "result.json"
             specification |= {"quick": self.quick, "folder": str(folder)}
@@ -69,8 +69,8 @@ class Run:
                 check=False,
             )
             if not result.exists():
-                words = done.stderr.strip().splitlines()
-                return {"failed": f"ended with {done.returncode}: {words[-1] if words else 'no word'}"}
+                lines = done.stderr.strip().splitlines()
+                return {"failed": f"ended with {done.returncode}: {lines[-1] if lines else 'no message'}"}
             found: Row = json.loads(result.read_text(encoding="utf-8"))
         subject = specification.get("subject", "")
         if "failed" in found:
@@ -78,12 +78,12 @@ class Run:
             print(done.stderr, file=sys.stderr)
         took = time.monotonic() - began
         self._console.print(
-            f"[dim]{backend} {specification.get('work', '')} {specification['part']} {subject}: {took:.1f} s[/]"
+            f"[dim]{backend} {specification.get('workload', '')} {specification['part']} {subject}: {took:.1f} s[/]"
         )
         return found | {"load": load}
 
     def in_turns(self, backend: str, subjects: Sequence[str], **specification: Any) -> dict[str, list[Row]]:
-        """Measure all subjects in turns; one that is not available is asked once."""
+        """Measure all subjects in turns; one that is not available is tried once."""
         results: dict[str, list[Row]] = {name: [] for name in subjects}
         for turn in range(self.repeats):
             for name in subjects if turn % 2 == 0 else reversed(subjects):
@@ -94,7 +94,7 @@ class Run:
 
 @contextmanager
 def scratch(parent: Path) -> Iterator[Path]:
-    """Return a new folder to work in, gone afterwards."""
+    """Create a temporary folder to work in, removed afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="ckptstore-bench-", dir=parent))
     try:
         yield folder
@@ -105,66 +105,71 @@ def scratch(parent: Path) -> Iterator[Path]:
 # --- sections --------------------------------------------------------------------------------------------
 
 
-def measure_save(run: Run, backend: str, work: str, subjects: Sequence[str]) -> list[Row]:
+def measure_save(run: Run, backend: str, workload: str, subjects: Sequence[str]) -> list[Row]:
     """Measure single saves."""
     names = [name for name in subjects if name not in bench_names.RUNS_ONLY]
-    results = run.in_turns(backend, names, work=work, part="save")
+    results = run.in_turns(backend, names, workload=workload, part="save")
     rows = [table.save_row(name, results[name]) for name in names]
-    table.with_ratios(rows, "wait_s", {"wait_of_copy": "memory copy again", "wait_of_keras": "keras .keras"})
-    table.with_ratios(rows, "durable_s", {"durable_of_raw": "raw write + fsync"})
+    table.add_ratios(rows, "wait_s", {"wait_of_copy": "memory copy again", "wait_of_keras": "keras .keras"})
+    table.add_ratios(rows, "durable_s", {"durable_of_raw": "raw write + fsync"})
     return rows
 
 
-def measure_run(run: Run, backend: str, work: str, subjects: Sequence[str]) -> list[Row]:
+def measure_run(run: Run, backend: str, workload: str, subjects: Sequence[str]) -> list[Row]:
     """Measure whole runs."""
-    only = workloads.works(quick=run.quick)[work].subjects
+    only = workloads.by_name(quick=run.quick)[workload].subjects
     names = [name for name in subjects if name not in bench_names.FLOORS and (not only or name in only)]
-    results = run.in_turns(backend, names, work=work, part="run")
+    results = run.in_turns(backend, names, workload=workload, part="run")
     return [table.run_row(name, results[name]) for name in names]
 
 
-def measure_load(run: Run, backend: str, work: str) -> list[Row]:
+def measure_load(run: Run, backend: str, workload: str) -> list[Row]:
     """Measure loading."""
     with scratch(run.folder) as place:
         files = str(place / "files")
-        made = run.worker(backend, work=work, part="files", files=files)
+        made = run.worker(backend, workload=workload, part="files", files=files)
         if "failed" in made:
             return [{"subject": name, "unavailable": made["failed"]} for name in bench_names.LOADERS]
-        results = run.in_turns(backend, bench_names.LOADERS, work=work, part="load", files=files)
+        results = run.in_turns(backend, bench_names.LOADERS, workload=workload, part="load", files=files)
     rows = [table.load_row(name, results[name], made["digest"]) for name in bench_names.LOADERS]
-    table.with_ratios(rows, "warm_s", {"warm_of_keras": "keras load_weights .keras"})
+    table.add_ratios(rows, "warm_s", {"warm_of_keras": "keras load_weights .keras"})
     return rows
 
 
-def measure_state(run: Run, backend: str, work: str) -> list[Row]:
-    """Measure what the training state costs beside the rest."""
-    results = run.in_turns(backend, ["ours synchronous"], work=work, part="state")["ours synchronous"]
+def measure_state(run: Run, backend: str, workload: str) -> list[Row]:
+    """Measure the cost of the training state within saves and loads."""
+    results = run.in_turns(backend, ["ours synchronous"], workload=workload, part="state")["ours synchronous"]
     return table.state_rows(results)
 
 
-def measure(run: Run, backend: str, work: str, part: str, subjects: Sequence[str]) -> list[Row]:
-    """Measure one part of a work."""
+def measure(run: Run, backend: str, workload: str, part: str, subjects: Sequence[str]) -> list[Row]:
+    """Measure one part of a workload."""
     if part == "state":
-        return measure_state(run, backend, work)
+        return measure_state(run, backend, workload)
     if part == "load":
-        return measure_load(run, backend, work)
-    return (measure_save if part == "save" else measure_run)(run, backend, work, subjects)
+        return measure_load(run, backend, workload)
+    return (measure_save if part == "save" else measure_run)(run, backend, workload, subjects)
 
 
 def planned(sections: Sequence[str], parts: Sequence[str], *, quick: bool) -> Iterator[tuple[str, str]]:
-    """Yield works and their parts; ``"load"`` or ``"state"`` without a work is that of all."""
-    works = [name for name in bench_names.WORKS if name in sections]
-    for name, work in workloads.works(quick=quick).items():
-        for part in work.parts:
-            if name in works and part in parts:
+    """Yield workloads and their parts; ``"load"`` or ``"state"`` without a workload stands for all of them."""
+    chosen = [name for name in bench_names.WORKLOADS if name in sections]
+    for name, workload in workloads.by_name(quick=quick).items():
+        for part in workload.parts:
+            if name in chosen and part in parts:
                 yield name, part
         for part in ("load", "state"):
-            if work.load and part in sections and part in parts and name in (works or bench_names.WORKS):
+            if (
+                workload.load
+                and part in sections
+                and part in parts
+                and name in (chosen or bench_names.WORKLOADS)
+            ):
                 yield name, part
 
 
 def print_backend(backend: str, parts: Row, console: Console) -> None:
-    """Print what was measured on one backend."""
+    """Print the results of one backend."""
     columns = {
         "save": ("single saves", table.SAVE_COLUMNS),
         "run": ("whole runs", table.RUN_COLUMNS),
@@ -172,15 +177,15 @@ def print_backend(backend: str, parts: Row, console: Console) -> None:
         "state": ("training state", table.STATE_COLUMNS),
     }
     for part, (title, names) in columns.items():
-        for work, rows in parts.get(part, {}).items():
+        for workload, rows in parts.get(part, {}).items():
             first: Row = next((row for row in rows if "state_bytes" in row), {})
             size = f", {first['state_bytes'] / 1e6:,.1f} MB of state" if first else ""
             many = f" in {first['variables']:,} variables" if "variables" in first else ""
-            table.print_rows(f"{title}: {work}, {backend}{size}{many}", names, rows, console)
+            table.print_rows(f"{title}: {workload}, {backend}{size}{many}", names, rows, console)
 
 
 def print_scale(scale: Row, console: Console) -> None:
-    """Print what queries and commits take with so many checkpoints."""
+    """Print the times of queries and commits by number of checkpoints."""
     for count, questions in scale.items():
         rows = [{"subject": name, **found} for name, found in questions.items() if isinstance(found, dict)]
         columns = ("subject", "median_s", "min_s", "max_s", "first_s", "extra_bytes")
@@ -191,42 +196,51 @@ def print_scale(scale: Row, console: Console) -> None:
 
 
 def listed(names: Sequence[str], known: Sequence[str], option: str) -> list[str]:
-    """Return what was asked for, in the order of what is known; a name may be the beginning of several."""
+    """Return the selected names, in the order of the known ones; a prefix selects all that begin with it."""
     wanted = [name.strip() for text in names for name in text.split(",") if name.strip()]
     for name in wanted:
-        if not any(_is_meant(one, name, known) for one in known):
+        if not any(_matches(candidate, name, known) for candidate in known):
             raise click.BadParameter(f"{name!r}: there are {', '.join(known)}", param_hint=option)
-    return [one for one in known if not wanted or any(_is_meant(one, name, known) for name in wanted)]
+    return [
+        candidate
+        for candidate in known
+        if not wanted or any(_matches(candidate, name, known) for name in wanted)
+    ]
 
 
-def _is_meant(one: str, name: str, known: Sequence[str]) -> bool:
+def _matches(candidate: str, name: str, known: Sequence[str]) -> bool:
     if name in known:
-        return one == name
-    return one.startswith(name) or (name == "floor" and one in bench_names.FLOORS)
+        return candidate == name
+    return candidate.startswith(name) or (name == "floor" and candidate in bench_names.FLOORS)
 
 
 @click.command(help=(__doc__ or "").partition("\n")[0])
-@click.option("--work", "works", multiple=True, help=f"Of {', '.join(SECTIONS)}; all by itself.")
-@click.option("--subjects", multiple=True, help="Names or their beginnings (ours, keras, orbax, floor).")
-@click.option("--backend", "backends", multiple=True, help="jax or torch; both by itself.")
-@click.option("--part", "parts", multiple=True, help="Of a work: save, run, load or state; all by itself.")
+@click.option("--work", "selected", multiple=True, help=f"Of {', '.join(SECTIONS)}; all by default.")
+@click.option("--subjects", multiple=True, help="Names or prefixes (ours, keras, orbax, floor).")
+@click.option("--backend", "backends", multiple=True, help="jax or torch; both by default.")
 @click.option(
-    "--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Processes of each."
+    "--part", "parts", multiple=True, help="Of a workload: save, run, load or state; all by default."
 )
 @click.option(
-    "--dir", "directory", type=click.Path(path_type=Path, file_okay=False), help="Where to write; on a disk."
+    "--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Processes of each subject."
 )
 @click.option(
-    "--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write figures here."
+    "--dir",
+    "directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where to write; must be on a disk.",
 )
-@click.option("--plot", "plot_path", type=click.Path(path_type=Path, dir_okay=False), help="Draw a PNG here.")
 @click.option(
-    "--checkpoints", type=click.IntRange(min=2), multiple=True, help="Of the scale; may be repeated."
+    "--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the results here."
 )
+@click.option(
+    "--plot", "plot_path", type=click.Path(path_type=Path, dir_okay=False), help="Write a PNG plot here."
+)
+@click.option("--checkpoints", type=click.IntRange(min=2), multiple=True, help="For scale; may be repeated.")
 @click.option("--quick", is_flag=True, help="Sizes that only show that everything works.")
 def main(
     *,
-    works: Sequence[str],
+    selected: Sequence[str],
     subjects: Sequence[str],
     backends: Sequence[str],
     parts: Sequence[str],
@@ -237,10 +251,10 @@ def main(
     checkpoints: Sequence[int],
     quick: bool,
 ) -> None:
-    """Measure what was asked for and print it."""
+    """Measure the selected workloads and print the results."""
     console = Console(width=None if sys.stdout.isatty() else 240, highlight=False)
     progress = Console(stderr=True, highlight=False)
-    sections = listed(works, SECTIONS, "--work")
+    sections = listed(selected, SECTIONS, "--work")
     names = listed(subjects, bench_names.SUBJECTS, "--subjects")
     chosen = listed(backends, ("jax", "torch"), "--backend")
     wanted = listed(parts, ("save", "run", "load", "state"), "--part")
@@ -249,7 +263,7 @@ def main(
         directory.mkdir(parents=True, exist_ok=True)
     with scratch(directory or Path(tempfile.gettempdir())) as folder:
         facts = machine.facts(folder, chosen)
-        machine.say(facts, console)
+        machine.print_facts(facts, console)
         document: Row = {"facts": facts, "quick": quick, "repeats": repeats, "backends": {}}
         run = Run(folder, quick=quick, repeats=repeats, console=progress)
 
@@ -259,9 +273,9 @@ def main(
 
         for backend in chosen:
             found: Row = {}
-            for work, part in planned(sections, wanted, quick=quick):
-                rows = measure(run, backend, work, part, names)
-                found.setdefault(part, {})[work] = rows
+            for workload, part in planned(sections, wanted, quick=quick):
+                rows = measure(run, backend, workload, part, names)
+                found.setdefault(part, {})[workload] = rows
                 document["backends"][backend] = found
                 keep()
             print_backend(backend, found, console)
@@ -274,8 +288,8 @@ def main(
         if "start" in sections:
             document["start"] = startup.starts(repeats * 2, folder)
             table.print_rows("starting", startup.COLUMNS, document["start"], console)
-        document["bars"] = targets.judged(document)
-        targets.print_bars(document["bars"], console)
+        document["targets"] = targets.evaluate(document)
+        targets.print_targets(document["targets"], console)
         facts["load_after"] = machine.load()
         keep()
         if plot_path is not None:

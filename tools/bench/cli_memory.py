@@ -1,4 +1,4 @@
-"""Runs the command line in this process, and tells its peak memory on a last line of stderr."""
+"""Runs the command line in this process, and prints its peak memory on the last line of stderr."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Fills a store with very many checkpoints in little time, and times what a store of that size is asked.
+"""Fills a store with very many checkpoints quickly, and times queries on a store of that size.
 
     cd tools
-    python -m bench.fill_manifest FOLDER 10000 1000000         fill stores of these sizes, and time all questions
-    python -m bench.fill_manifest FOLDER 1000000 --fill-only   only fill; what is there already is not filled again
+    python -m bench.fill_manifest FOLDER 10000 1000000         fill stores of these sizes, and time all queries
+    python -m bench.fill_manifest FOLDER 1000000 --fill-only   only fill; existing stores are not filled again
 
-The manifest is the real one; payloads are empty space of the size that it says. There are ten metrics, and ten
-checkpoints in an epoch; beside the run ``default`` there is a run ``short``, a thousand epochs with a checkpoint each.
+The manifest is a real one; payloads are empty files of the right size. There are ten metrics, and ten checkpoints in an
+epoch; besides the run ``default`` there is a run ``short``, a thousand epochs with one checkpoint each.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ _CHECKPOINT = (
 
 
 def fill(folder: Path, count: int, *, payloads: int | None = None) -> None:
-    """Make a store of `count` checkpoints in the run ``default``, and `SHORT` before these in ``short``.
+    """Create a store of `count` checkpoints in the run ``default``, after `SHORT` ones in ``short``.
 
     Args:
-        folder: The store; must not be there.
-        count: Checkpoints of ``default``.
-        payloads: How many of the newest have a payload; None for all.
+        folder: The store; must not exist.
+        count: Number of checkpoints of ``default``.
+        payloads: How many of the newest get a payload; None for all.
     """
     import ckptstore
 
@@ -108,17 +108,17 @@ def _file(version: int) -> str:
 
 
 def measure(folder: Path, repeat: int) -> dict[str, float]:
-    """Return the seconds, medians, that a filled store takes for everything that it is asked.
+    """Return the median time in seconds of every query on a filled store.
 
     Args:
         folder: The store.
-        repeat: Times that each question is asked; one more comes first, and does not count.
+        repeat: Repetitions of each query, after one that does not count.
     """
     import ckptstore
 
     found: dict[str, float] = {}
     with ckptstore.CheckpointStore(folder, read_only=True) as store:
-        questions: dict[str, Callable[[], object]] = {
+        queries: dict[str, Callable[[], object]] = {
             "latest": store.latest,
             "best": lambda: store.best("val_loss"),
             "best, of a run": lambda: store.best("val_accuracy", run="default"),
@@ -128,8 +128,8 @@ def measure(folder: Path, repeat: int) -> dict[str, float]:
             "history of 1,000 epochs": lambda: store.history("short"),
             "checkpoints(limit=20)": lambda: store.checkpoints(order_by="-version", limit=20),
         }
-        for name, ask in questions.items():
-            found[name] = _median(ask, repeat)
+        for name, query in queries.items():
+            found[name] = _median(query, repeat)
         found["history of all epochs"] = _median(store.history, 1)
         if len(store.runs()) == 2:
             found["checkpoints(where=...), all"] = _median(
@@ -144,7 +144,7 @@ def measure(folder: Path, repeat: int) -> dict[str, float]:
 
 
 def commits_in_turns(folders: Sequence[Path], repeat: int) -> dict[str, float]:
-    """Time saves of a few bytes into several stores in turns, so that what else the machine does falls on all alike."""
+    """Time saves of a few bytes into several stores in turns, so that other load affects all alike."""
     from ckptstore import keep_every, keep_last
 
     found: dict[str, float] = {}
@@ -169,7 +169,7 @@ def commits_in_turns(folders: Sequence[Path], repeat: int) -> dict[str, float]:
 
 @contextmanager
 def _saving(folder: Path) -> Iterator[Callable[..., None]]:
-    """Give what saves a few bytes; what opening a store reconciles is left out."""
+    """Yield a function that saves a few bytes; the store is opened without recovery."""
     from ckptstore.commit.committer import Committer
     from ckptstore.commit.request import SaveRequest
     from ckptstore.manifest.manifest import Manifest
@@ -195,7 +195,7 @@ def _saving(folder: Path) -> Iterator[Callable[..., None]]:
 
 
 def prune(folder: Path, count: int) -> dict[str, float]:
-    """Time a dry run over a store of `count` checkpoints that all have a payload; the command from start to end."""
+    """Time the command of a dry run on a store of `count` checkpoints that all have a payload, from start to end."""
     fill(folder, count)
     command = [
         sys.executable,

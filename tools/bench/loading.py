@@ -1,4 +1,4 @@
-"""Loading: checkpoints that ckptstore and Keras have written are brought back into a model."""
+"""Loading: restores checkpoints of ckptstore and Keras into a model, cold and warm."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import keras
 
 import ckptstore
 from bench import process_cost, workloads
-from bench.workloads import Work
+from bench.workloads import Workload
 
 WARM = 3
 
 
 class ReachedError(Exception):
-    """The first batch is about to be trained on: what was to be measured is over."""
+    """The first batch is about to be trained on: the measurement is over."""
 
 
 class FirstBatch(keras.callbacks.Callback):  # type: ignore[misc]
@@ -30,12 +30,12 @@ class FirstBatch(keras.callbacks.Callback):  # type: ignore[misc]
         raise ReachedError
 
 
-def prepare(work: Work, files: Path) -> dict[str, Any]:
-    """Write what is to be loaded."""
-    model = workloads.build(work)
+def prepare(workload: Workload, files: Path) -> dict[str, Any]:
+    """Write the files to load."""
+    model = workloads.build(workload)
     files.mkdir()
-    workloads.fit(model, work, [_saves_inside_an_epoch(files / "fit")], batches=3)
-    _restore(model, files / "fit")  # everybody loads the same
+    workloads.fit(model, workload, [_saves_inside_an_epoch(files / "fit")], batches=3)
+    _restore(model, files / "fit")  # all subjects load the same
     for format in ("keras", "weights"):
         with ckptstore.CheckpointStore(files / f"store-{format}") as store:
             store.save(model, epoch=0, metrics={"loss": 0.5}, format=format)
@@ -47,24 +47,24 @@ def prepare(work: Work, files: Path) -> dict[str, Any]:
 
 def _saves_inside_an_epoch(folder: Path) -> Any:
     class SavesInside(ckptstore.StoreCheckpoint):
-        """Leaves a checkpoint of the middle of an epoch as the newest."""
+        """Leaves a checkpoint from the middle of an epoch as the newest."""
 
         def due_at_epoch_end(self, logs: Mapping[str, Any], *, last: bool) -> bool:
-            """Save after batches only."""
+            """Return False, to save after batches only."""
             return False
 
     return SavesInside(folder, monitor="loss", save_freq=2)
 
 
-def measure(work: Work, name: str, files: Path) -> dict[str, Any]:
-    """Load once with nothing of the file in memory, then again and again with all of it."""
-    load, path = _loader(work, name, files)
-    model = workloads.build(work)
-    workloads.fit(model, work, batches=2)
-    # A disk may have a memory of its own, as that of a virtual machine has: all find there the same, whatever it was
-    # that wrote the file.
+def measure(workload: Workload, name: str, files: Path) -> dict[str, Any]:
+    """Load once with nothing of the file in memory, then several times with all of it."""
+    load, path = _loader(workload, name, files)
+    model = workloads.build(workload)
+    workloads.fit(model, workload, batches=2)
+    # A disk may have a cache of its own, as that of a virtual machine does: all subjects find it in the same state,
+    # however the file was written.
     read(path)
-    forget(path)
+    drop_from_cache(path)
     seconds, cpu, extra, digests = [], [], [], set()
     for _ in range(1 + WARM):
         workloads.spoil(model)
@@ -86,7 +86,7 @@ def measure(work: Work, name: str, files: Path) -> dict[str, Any]:
     }
 
 
-def _loader(work: Work, name: str, files: Path) -> tuple[Callable[[Any], object], Path]:
+def _loader(workload: Workload, name: str, files: Path) -> tuple[Callable[[Any], object], Path]:
     if name.startswith("keras load_weights "):
         path = files / f"model{name.removeprefix('keras load_weights ')}"
         return (lambda model: model.load_weights(path)), path
@@ -103,7 +103,7 @@ def _loader(work: Work, name: str, files: Path) -> tuple[Callable[[Any], object]
 
     def first_batch(model: Any) -> None:
         with contextlib.suppress(ReachedError):
-            workloads.fit(model, work, [*callbacks, FirstBatch()], batches=3)
+            workloads.fit(model, workload, [*callbacks, FirstBatch()], batches=3)
 
     return first_batch, _payload(files / "fit")
 
@@ -121,15 +121,15 @@ def _payload(folder: Path) -> Path:
 
 
 def read(path: Path) -> None:
-    """Read a file once, into memory that is used again."""
+    """Read a file once, into a reused buffer."""
     buffer = bytearray(1 << 20)
     with path.open("rb", buffering=0) as file:
         while file.readinto(buffer):
             pass
 
 
-def forget(path: Path) -> None:
-    """Have the system drop its copy of a file, where it can be told to."""
+def drop_from_cache(path: Path) -> None:
+    """Drop a file from the page cache, where the system can do so."""
     if hasattr(os, "posix_fadvise"):
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

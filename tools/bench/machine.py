@@ -1,4 +1,4 @@
-"""What the figures depend on: the machine, the file system, the versions, and what else goes on."""
+"""Facts that the figures depend on: machine, file system, versions, and other load."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-# A file there is never on a disk, and its fsync does nothing.
+# File systems in memory, where fsync does nothing.
 IN_MEMORY = ("tmpfs", "ramfs")
 PACKAGES = ("ckptstore", "keras", "orbax-checkpoint", "numpy", "h5py", "sqlalchemy")
 
@@ -26,7 +26,7 @@ def environment() -> dict[str, str]:
 
 
 def facts(folder: Path, backends: Sequence[str]) -> dict[str, Any]:
-    """Return what the figures depend on."""
+    """Return the facts that the figures depend on."""
     return {
         "processor": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -40,25 +40,25 @@ def facts(folder: Path, backends: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def say(found: dict[str, Any], console: Console) -> None:
-    """Print it, with a warning where the figures would mean little."""
+def print_facts(found: dict[str, Any], console: Console) -> None:
+    """Print the facts, with a warning where the figures would mean little."""
     shown = found | {"memory": f"{found['memory_bytes'] / 2**30:.0f} GiB"}
     del shown["memory_bytes"]
     console.print(", ".join(f"{name} {value}" for name, value in shown.items()), soft_wrap=True)
     if found["file_system"] in IN_MEMORY:
         console.print(
-            f"[bold red]WARNING[/]: {found['file_system']} is memory, and no disk: use --dir", soft_wrap=True
+            f"[bold red]WARNING[/]: {found['file_system']} is memory, not a disk: use --dir", soft_wrap=True
         )
     if found["load"] > found["cores"] / 2:
         console.print(
-            f"[bold red]WARNING[/]: something else is running (load {found['load']:.1f}); figures will vary",
+            f"[bold red]WARNING[/]: other processes are running (load {found['load']:.1f}); figures will vary",
             soft_wrap=True,
         )
     console.print()
 
 
 def load() -> float:
-    """Return how many processes wanted to run over the last minute."""
+    """Return the load average of the last minute."""
     return round(os.getloadavg()[0], 2)
 
 
@@ -74,12 +74,12 @@ def processor() -> str:
 
 
 def memory_bytes() -> int:
-    """Return how much memory there is."""
+    """Return the size of the memory in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def file_system(folder: Path) -> str:
-    """Return the type of the file system that a folder lies on, or "unknown"."""
+    """Return the type of a folder's file system, or "unknown"."""
     done = subprocess.run(
         ["stat", "-f", "-c", "%T", str(folder)], capture_output=True, text=True, check=False
     )

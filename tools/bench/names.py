@@ -1,18 +1,18 @@
-"""The names of what is measured: works, and who saves and who loads."""
+"""Names of what is measured: workloads, and the subjects that save and load."""
 
 from __future__ import annotations
 
-WORKS = ("large", "small", "digits", "digits long")
+WORKLOADS = ("large", "small", "digits", "digits long")
 
 FLOORS = ("a look at the model", "memory copy", "memory copy again", "raw write + fsync")
 OURS = ("ours background", "ours synchronous", "ours ModelCheckpoint")
-# They save nothing, or when they like: there is no single save to be looked at.
+# They save nothing, or at times of their own choice, so that single saves cannot be measured.
 RUNS_ONLY = ("ours auto", "ours idle")
 KERAS = ("keras .keras", "keras .weights.h5", "keras BackupAndRestore")
 ORBAX = ("orbax background", "orbax synchronous")
 # In the order of the tables.
 SUBJECTS = (*FLOORS, *OURS, *RUNS_ONLY, *KERAS, *ORBAX)
-# Those that wait until what they have saved is on the disk.
+# Those that wait until their data is on the disk.
 SYNCED = ("raw write + fsync", *OURS, *RUNS_ONLY, *ORBAX)
 
 LOADERS = (

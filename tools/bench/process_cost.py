@@ -1,4 +1,4 @@
-"""What a measurement costs this process and those that it has started: processor time, memory, bytes written."""
+"""Cost of a measurement for this process and its children: processor time, memory, bytes written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROC = Path("/proc")
 
 
 def children(pid: int | None = None) -> Iterator[int]:
-    """Yield the processes that a process has started and that are alive, and those that they have started."""
+    """Yield the living children of a process, and theirs."""
     for task in _texts(PROC / str(pid or os.getpid()) / "task", "children"):
         for child in map(int, task.split()):
             yield child
@@ -23,12 +23,12 @@ def children(pid: int | None = None) -> Iterator[int]:
 
 
 def cpu_s() -> float:
-    """Return the processor time of this process, of its children that have ended, and of those that are alive."""
+    """Return the processor time of this process, of its ended children, and of its living ones."""
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     alive = 0.0
     for child in children():
         with contextlib.suppress(OSError):  # it has ended
-            # Linux' clock of a process: all its threads, those that have ended too, to the nanosecond.
+            # The process clock of Linux: all its threads, also ended ones, to the nanosecond.
             alive += time.clock_gettime((~child << 3) | 2)
     return time.process_time() + ended.ru_utime + ended.ru_stime + alive
 
@@ -41,32 +41,32 @@ def _texts(tasks: Path, name: str) -> Iterator[str]:
 
 
 def written_bytes() -> int:
-    """Return how many bytes this process and its living children have sent towards the disk so far."""
+    """Return the bytes that this process and its living children have sent to disks so far."""
     return sum(_field(pid, "io", "write_bytes") for pid in (os.getpid(), *children()))
 
 
-def give_back() -> None:
-    """Have the C library give back what is freed and it holds still: with torch's temporaries as much as the state."""
+def trim_memory() -> None:
+    """Return freed memory that the C library still holds to the system: with torch it can be as much as the state."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
 
 def reset_peak() -> None:
-    """Let the peak of the memory begin at what is in use now, where the system can."""
-    give_back()
+    """Reset the memory peak to what is in use now, where the system can do so."""
+    trim_memory()
     for pid in (os.getpid(), *children()):
         with contextlib.suppress(OSError):
             (PROC / str(pid) / "clear_refs").write_text("5")
 
 
 def resident_bytes() -> int:
-    """Return what this process has in memory."""
+    """Return the resident memory of this process."""
     return _kilobytes("VmRSS") or _ru_maxrss()
 
 
 def peak_bytes() -> int:
-    """Return the peak since `reset_peak`; of children what they do not share, since the other end counts that."""
+    """Return the peak since `reset_peak`; of children without shared memory, which is counted once, here."""
     own = _kilobytes("VmHWM") or _ru_maxrss()
     return own + sum(max(0, _kilobytes("VmHWM", pid) - _kilobytes("RssShmem", pid)) for pid in children())
 

@@ -1,4 +1,4 @@
-"""Queries and commits of a store with many checkpoints of ten metrics each."""
+"""Times of queries and commits in a store with many checkpoints of ten metrics each."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ METRICS = tuple(
     f"{prefix}{name}" for prefix in ("", "val_") for name in ("loss", "accuracy", "auc", "mae", "f1")
 )
 EPOCH_STEPS = 100
-# Of each payload, which is empty space.
+# The size of each payload, which is empty.
 NBYTES = 1000
-# Repetitions of what takes milliseconds, for each of what takes seconds.
+# Repetitions of a query that takes milliseconds, for each one of a command that takes seconds.
 QUERIES = 20
-# What takes longer than this is not done again.
+# A measurement that takes longer is not repeated.
 SLOW_S = 5.0
-# So many are too many for the size budget: two turns of a thousand, and some.
-TOO_MANY = 2500
+# Checkpoints beyond the size budget: two turns of a thousand, and some more.
+OVER_BUDGET = 2500
 COMMAND = [sys.executable, "-m", "bench.cli_memory"]
 
 
 def fill(folder: Path, count: int) -> None:
-    """Make a store with `count` checkpoints of ten metrics each; their payloads are empty space, and whole."""
+    """Create a store with `count` checkpoints of ten metrics each; their payloads are empty, but intact."""
     with ckptstore.CheckpointStore(folder):
         pass
     values = random.Random(count)
@@ -58,7 +58,7 @@ def fill(folder: Path, count: int) -> None:
             "INSERT INTO metrics (version, metric_id, run_id, state, value) VALUES (?, ?, 1, 'complete', ?)",
             ((n, m, values.random()) for n in range(1, count + 1) for m in range(1, len(METRICS) + 1)),
         )
-        # What `history` is asked from: the last checkpoint of each epoch, which outlives its row.
+        # `history` reads these: the last checkpoint of each epoch, which outlives its row.
         database.execute(
             "INSERT INTO epochs (run_id, epoch, version, batch, step, created_at)"
             " SELECT run_id, epoch, version, batch, step, created_at FROM checkpoints"
@@ -75,7 +75,7 @@ def fill(folder: Path, count: int) -> None:
 
 
 def measure(count: int, folder: Path, *, repeats: int) -> dict[str, Any]:
-    """Ask a store of so many checkpoints everything that it can be asked."""
+    """Time every query on a store of `count` checkpoints."""
     place = folder / "store"
     began = time.perf_counter()
     fill(place, count)
@@ -83,15 +83,15 @@ def measure(count: int, folder: Path, *, repeats: int) -> dict[str, Any]:
     before = process_cost.resident_bytes()
     process_cost.reset_peak()
     with ckptstore.CheckpointStore(place, read_only=True) as store:
-        questions: dict[str, Callable[[], object]] = {
+        queries: dict[str, Callable[[], object]] = {
             "latest": store.latest,
             "best": lambda: store.best("val_loss"),
             "resume_point": store.resume_point,
             "best(k=10)": lambda: store.best("val_loss", k=min(10, count)),
         }
         assert len(store.best("val_loss", k=min(10, count))) == min(10, count)
-        for name, ask in questions.items():
-            rows[name] = timed(ask, repeats * QUERIES)
+        for name, query in queries.items():
+            rows[name] = timed(query, repeats * QUERIES)
         rows["memory of queries"] = {"extra_bytes": max(0, process_cost.peak_bytes() - before)}
         process_cost.reset_peak()
         rows["history"] = timed(lambda: epochs(store, count), repeats)
@@ -106,22 +106,22 @@ def measure(count: int, folder: Path, *, repeats: int) -> dict[str, Any]:
 
 
 def epochs(store: ckptstore.CheckpointStore, count: int) -> bool:
-    """Ask for the history, which must be whole."""
+    """Query the history; return True if it is complete."""
     return len(store.history().epochs) == count
 
 
 def opened(place: Path) -> bool:
-    """Open for writing, with the recovery that this begins with, and close."""
+    """Open for writing, which runs recovery, and close."""
     with ckptstore.CheckpointStore(place):
         return True
 
 
-def timed(ask: Callable[[], object], repeats: int) -> dict[str, Any]:
-    """Time a call; the first one, which compiles statements and fills caches, by itself."""
+def timed(query: Callable[[], object], repeats: int) -> dict[str, Any]:
+    """Time a call; the first one, which compiles statements and fills caches, is reported separately."""
     seconds = []
     for _ in range(repeats + 1):
         began = time.perf_counter()
-        found = ask()
+        found = query()
         seconds.append(time.perf_counter() - began)
         assert found
         del found
@@ -131,7 +131,7 @@ def timed(ask: Callable[[], object], repeats: int) -> dict[str, Any]:
 
 
 def timed_command(arguments: list[str], repeats: int) -> dict[str, Any]:
-    """Time a command from its start to its end; all the memory that it takes is told, too."""
+    """Time a command from its start to its end, and measure its peak memory."""
     seconds, peaks = [], []
     for _ in range(repeats + 1):
         began = time.perf_counter()
@@ -144,9 +144,9 @@ def timed_command(arguments: list[str], repeats: int) -> dict[str, Any]:
             check=False,
         )
         seconds.append(time.perf_counter() - began)
-        *said, peak = done.stderr.splitlines() or [""]
+        *messages, peak = done.stderr.splitlines() or [""]
         if done.returncode:
-            return {"unavailable": f"not available: {said[-1] if said else 'it failed'}"}
+            return {"unavailable": f"not available: {messages[-1] if messages else 'it failed'}"}
         peaks.append(int(peak))
         if seconds[-1] > SLOW_S:
             break
@@ -154,7 +154,7 @@ def timed_command(arguments: list[str], repeats: int) -> dict[str, Any]:
 
 
 def small_model() -> Any:
-    """Return a model of a few bytes, a save of which costs what the commit does."""
+    """Return a model of a few bytes, whose save costs as much as the commit."""
     import keras
 
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
@@ -163,30 +163,30 @@ def small_model() -> Any:
 
 
 def budget_turns(place: Path, count: int, repeats: int) -> dict[str, dict[str, Any]]:
-    """Time commits with a size budget: the first, which looks at everything, and those that come after it."""
+    """Time commits with a size budget: the first, which looks at everything, and later ones."""
     model, metrics = small_model(), dict.fromkeys(METRICS, 0.5)
     with contextlib.closing(sqlite3.connect(place / "manifest.sqlite")) as database:
         (total,) = database.execute("SELECT sum(nbytes) FROM checkpoints").fetchone()
     with ckptstore.CheckpointStore(place) as store:
-        size = total - NBYTES * min(TOO_MANY, count // 2)
+        size = total - NBYTES * min(OVER_BUDGET, count // 2)
         keep = ckptstore.keep_last(3) | ckptstore.max_bytes(size)
         turns: list[tuple[float, int]] = []
         for number in range(repeats + 4):
             began = time.perf_counter()
             store.save(model, epoch=2 * 10**6 + number, metrics=metrics, format="weights", keep=keep)
             seconds = time.perf_counter() - began
-            gone = store.events(kind="pruned", limit=1)
-            turns.append((seconds, len(gone[0].detail["versions"]) if gone and gone[0].detail else 0))
-    first, many = turns[0][0], [seconds for seconds, gone in turns[1:] if gone >= 1000]
+            pruned = store.events(kind="pruned", limit=1)
+            turns.append((seconds, len(pruned[0].detail["versions"]) if pruned and pruned[0].detail else 0))
+    first, many = turns[0][0], [seconds for seconds, removed in turns[1:] if removed >= 1000]
     return {
         "commit, a size budget's first turn": {"first_s": first, **spread([first])},
-        "commit, a thousand go": spread(many) if many else {"unavailable": "there are too few"},
+        "commit, a thousand removed": spread(many) if many else {"unavailable": "there are too few"},
         "commit, a size budget's later turns": spread([seconds for seconds, _ in turns[4:]]),
     }
 
 
 def commits(place: Path, repeats: int) -> dict[str, Any]:
-    """Time saves of a model of a few bytes, whose cost is that of the commit."""
+    """Time saves of a model of a few bytes, which cost as much as the commit."""
     model, metrics = small_model(), dict.fromkeys(METRICS, 0.5)
     seconds = []
     with ckptstore.CheckpointStore(place) as store:

@@ -1,4 +1,4 @@
-"""Whole processes from their start to their end: the interpreter, SQLAlchemy, this package, its command."""
+"""Times of whole processes, from start to end: the interpreter, SQLAlchemy, this package, its command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COLUMNS = ("subject", "median_s", "min_s", "max_s", "of_sqlalchemy")
 
 
 def starts(repeats: int, folder: Path) -> list[dict[str, Any]]:
-    """Time them in turns."""
+    """Time all processes in turns."""
     store = folder / "started"
     scale.fill(store, 10)
     command = [sys.executable, "-m", "ckptstore.cli"]
@@ -32,7 +32,7 @@ def starts(repeats: int, folder: Path) -> list[dict[str, Any]]:
         for name, arguments in subjects.items():
             began = time.perf_counter()
             subprocess.run(arguments, stdout=subprocess.DEVNULL, check=True)
-            if turn:  # the first may have had to compile
+            if turn:  # the first one may compile
                 seconds[name].append(time.perf_counter() - began)
     base = statistics.median(seconds["python -c 'import sqlalchemy'"])
     return [

@@ -1,4 +1,4 @@
-"""Who saves: callbacks of ckptstore, Keras and Orbax, and what a save costs at the least, as callbacks too."""
+"""Subjects that save: callbacks of ckptstore, Keras and Orbax, and floors: the least that a save can cost."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ NEVER = 10**9
 
 
 class NotAvailableError(Exception):
-    """A subject cannot take part; its text says why, in one line."""
+    """A subject cannot take part; the message says why, in one line."""
 
 
 class Subject:
-    """One who saves.
+    """Something that saves.
 
     Args:
-        callback: Joins the fit.
-        wait: Returns when what was saved is as safe as this subject makes it.
-        load: Brings what was saved last, before `note`, back into a model; None where there is nothing to load.
-        note: Called once a save is done: remembers what to load.
-        count: Returns how many checkpoints were made in a whole run, or None where that cannot be told.
+        callback: The callback for the fit.
+        wait: Returns when the last save is as safe as this subject makes it.
+        load: Restores the last save before `note` into a model; None where there is nothing to load.
+        note: Called after a save is done: remembers what to load.
+        count: Returns the number of checkpoints of a whole run, or None where it is unknown.
     """
 
     def __init__(
@@ -47,10 +47,10 @@ class Subject:
 
 
 def subject(name: str, folder: Path, every: int) -> Subject:
-    """Return the subject of a name, which saves after every so many batches.
+    """Return a subject by name, which saves every `every` batches.
 
     Raises:
-        NotAvailableError: It is not installed, or does not know what it is asked for yet.
+        NotAvailableError: It is not installed, or does not support what is measured.
     """
     if name in FLOORS:
         return _floor(name, folder, every)
@@ -152,7 +152,9 @@ def _orbax(name: str, folder: Path, every: int) -> Subject:
         )
     except (AttributeError, ImportError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
-        raise NotAvailableError(f"keras {keras.__version__} and this Orbax do not fit: {reason}") from error
+        raise NotAvailableError(
+            f"keras {keras.__version__} and this Orbax are incompatible: {reason}"
+        ) from error
     return Subject(
         callback,
         wait=callback.wait_until_finished,
@@ -168,7 +170,7 @@ def _floor(name: str, folder: Path, every: int) -> Subject:
     import numpy as np
 
     class Floor(keras.callbacks.Callback):  # type: ignore[misc]
-        """Does the least that a save has to, after every so many batches."""
+        """Does the least that a save must do, every `every` batches."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -179,7 +181,7 @@ def _floor(name: str, folder: Path, every: int) -> Subject:
             """Save."""
             if (batch + 1) % every:
                 return
-            model = self.model  # has Keras hand the state back to its variables, on JAX
+            model = self.model  # on JAX, makes Keras return the state to its variables
             if name == "a look at the model":
                 return
             arrays = workloads.host_arrays(model)
@@ -192,21 +194,21 @@ def _floor(name: str, folder: Path, every: int) -> Subject:
             else:
                 self.copies = [array.copy() for array in arrays]
 
-        def rest(self) -> None:
-            """Let go of what the next save makes anew."""
+        def clean_up(self) -> None:
+            """Release what the next save creates again."""
             if name == "memory copy":
                 self.copies = []
-            # As many files stay as a store keeps: pages of a file that is gone are quicker to write to than new ones.
+            # As many files stay as a store keeps: reusing the pages of a removed file is faster than new pages.
             for path in self.paths[:-2]:
                 path.unlink(missing_ok=True)
 
     folder.mkdir()
     floor = Floor()
-    return Subject(floor, note=floor.rest)
+    return Subject(floor, note=floor.clean_up)
 
 
 def raw_write(path: Path, arrays: list[Any]) -> None:
-    """Write the bytes of all to a new file, and have them on the disk."""
+    """Write the bytes of all arrays to a new file, and sync it."""
     with path.open("xb", buffering=0) as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, max(1, sum(array.nbytes for array in arrays)))

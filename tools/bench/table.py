@@ -1,4 +1,4 @@
-"""The result as numbers side by side: medians over all processes, ratios, tables for a terminal."""
+"""Results as tables: medians over all processes, ratios, and printing on a terminal."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from bench import names
 
 Row = dict[str, Any]
 UNSYNCED = "unsynced"
-STATE = {"capture": "capturing, of a synchronous save", "apply": "applying, of a load to go on with"}
+STATE = {"capture": "capturing, of a synchronous save", "apply": "applying, of a load to resume from"}
 
 
 def median(values: Iterable[float]) -> float | None:
-    """Return the median, or None where there is no value."""
-    found = list(values)
-    return statistics.median(found) if found else None
+    """Return the median, or None where there are no values."""
+    known = list(values)
+    return statistics.median(known) if known else None
 
 
 def reason(results: Sequence[Row]) -> str | None:
-    """Return why a subject has no figures, or None where it has."""
+    """Return why a subject has no figures, or None where it has figures."""
     for key in ("unavailable", "failed"):
         for result in results:
             if key in result:
@@ -32,7 +32,7 @@ def reason(results: Sequence[Row]) -> str | None:
 
 
 def save_row(name: str, results: Sequence[Row]) -> Row:
-    """Return what single saves of one subject cost; the first of each process stands apart."""
+    """Return the cost of single saves of one subject; the first of each process is separate."""
     why = reason(results)
     if why is not None:
         return {"subject": name, "unavailable": why}
@@ -43,11 +43,11 @@ def save_row(name: str, results: Sequence[Row]) -> Row:
         "subject": name,
         "synced": name in names.SYNCED,
         "first_wait_s": median(save["wait_s"] for save in first),
-        # A second place for what is copied may be new, too.
+        # The second save may also copy into new memory.
         "second_wait_s": median(result["saves"][1]["wait_s"] for result in results),
         "wait_s": median(save["wait_s"] for save in later),
         "wait_min_s": min(save["wait_s"] for save in later),
-        # What a step and what lies before it take longer where training goes on beside the save: some copy there.
+        # The extra time of a step, and before it, while a save runs in the background: some subjects copy then.
         "added_s": median(added for result in results for added in result["added_s"]),
         "first_durable_s": median(save["durable_s"] for save in first),
         "durable_s": median(save["durable_s"] for save in later),
@@ -66,7 +66,7 @@ def save_row(name: str, results: Sequence[Row]) -> Row:
 
 
 def run_row(name: str, results: Sequence[Row]) -> Row:
-    """Return what a whole run with one subject costs more than without."""
+    """Return how much more a whole run costs with one subject than without."""
     why = reason(results)
     if why is not None:
         return {"subject": name, "unavailable": why}
@@ -74,20 +74,22 @@ def run_row(name: str, results: Sequence[Row]) -> Row:
     def of(cost: Callable[[Row], float]) -> list[float]:
         return [cost(result) for result in results]
 
-    overheads = of(lambda one: one["with"]["run_s"] / one["plain"]["run_s"] - 1)
+    overheads = of(lambda result: result["with"]["run_s"] / result["plain"]["run_s"] - 1)
     committed = [result["committed"] for result in results if result["committed"] is not None]
     return {
         "subject": name,
-        "plain_s": median(of(lambda one: one["plain"]["run_s"])),
-        "run_s": median(of(lambda one: one["with"]["run_s"])),
+        "plain_s": median(of(lambda result: result["plain"]["run_s"])),
+        "run_s": median(of(lambda result: result["with"]["run_s"])),
         "overhead": median(overheads),
         "overhead_min": min(overheads),
-        "overhead_s": median(of(lambda one: one["with"]["run_s"] - one["plain"]["run_s"])),
-        "start_s": median(of(lambda one: one["with"]["start_s"] - one["plain"]["start_s"])),
-        "end_s": median(of(lambda one: one["with"]["end_s"] - one["plain"]["end_s"])),
-        "cpu_s": median(of(lambda one: one["with"]["cpu_s"] - one["plain"]["cpu_s"])),
-        "extra_bytes": max(0.0, *of(lambda one: one["with"]["peak_bytes"] - one["plain"]["peak_bytes"])),
-        "written_bytes": median(of(lambda one: one["with"]["written_bytes"])),
+        "overhead_s": median(of(lambda result: result["with"]["run_s"] - result["plain"]["run_s"])),
+        "start_s": median(of(lambda result: result["with"]["start_s"] - result["plain"]["start_s"])),
+        "end_s": median(of(lambda result: result["with"]["end_s"] - result["plain"]["end_s"])),
+        "cpu_s": median(of(lambda result: result["with"]["cpu_s"] - result["plain"]["cpu_s"])),
+        "extra_bytes": max(
+            0.0, *of(lambda result: result["with"]["peak_bytes"] - result["plain"]["peak_bytes"])
+        ),
+        "written_bytes": median(of(lambda result: result["with"]["written_bytes"])),
         "saves": results[0]["saves"],
         "committed": median(committed),
         "state_bytes": results[0]["state_bytes"],
@@ -95,7 +97,7 @@ def run_row(name: str, results: Sequence[Row]) -> Row:
 
 
 def load_row(name: str, results: Sequence[Row], expected: str) -> Row:
-    """Return what loading costs with one subject."""
+    """Return the cost of loading with one subject."""
     why = reason(results)
     if why is not None:
         return {"subject": name, "unavailable": why}
@@ -114,7 +116,7 @@ def load_row(name: str, results: Sequence[Row], expected: str) -> Row:
 
 
 def state_rows(results: Sequence[Row]) -> list[Row]:
-    """Return what training state costs of the save, and of the load, that it goes with."""
+    """Return the share of the training state in a save and in a load."""
     why = reason(results)
     if why is not None:
         return [{"subject": what, "unavailable": why} for what in STATE]
@@ -127,8 +129,8 @@ def state_rows(results: Sequence[Row]) -> list[Row]:
     ]
 
 
-def with_ratios(rows: Sequence[Row], key: str, bases: Mapping[str, str]) -> None:
-    """Add the ratio of one figure to that of another subject, under the names given."""
+def add_ratios(rows: Sequence[Row], key: str, bases: Mapping[str, str]) -> None:
+    """Add ratios of a figure to that of other subjects, under the given names."""
     by_name = {row["subject"]: row for row in rows}
     for row in rows:
         for heading, base in bases.items():
@@ -171,7 +173,7 @@ def cell(name: str, row: Row) -> str:
 
 
 def seconds(value: float) -> str:
-    """Return a time in a unit that suits it.
+    """Return a time in a suitable unit.
 
     Example:
         >>> seconds(1.5), seconds(0.0042), seconds(0.0000042), seconds(-0.2)
@@ -183,7 +185,7 @@ def seconds(value: float) -> str:
 
 
 def print_rows(title: str, columns: Sequence[str], rows: Sequence[Row], console: Console) -> None:
-    """Print rows of subjects; a line below says who is missing, and why."""
+    """Print rows of subjects; lines below name the missing ones, and why."""
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for name in columns:
         heading = name.removesuffix("_s").removesuffix("_bytes").replace("_", " ")

@@ -1,7 +1,7 @@
-"""What the training state costs of the save, and of the load, that it goes with: looked at from inside one process.
+"""Cost of the training state within a save and within a load, measured inside one process.
 
-Ours alone are measured: the share of the functions that take the state of a fit (position, other callbacks, random
-generators, variables that Keras leaves out), and of those that bring it back.
+Only ckptstore is measured: the share of the functions that capture the state of a fit (position, other callbacks,
+random generators, variables that Keras leaves out), and of those that restore it.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import keras
 
 import ckptstore
 from bench import loading, workloads
-from bench.workloads import Work
+from bench.workloads import Workload
 from ckptstore.formats.payload import OpenPayload
 from ckptstore.keras.model import adapter
 from ckptstore.keras.model.adapter import KerasAdapter
 from ckptstore.keras.state import training_state
 from ckptstore.training.session import resumed_run, session
 
-# What is a whole save, and what of it is there for the training state alone.
+# Functions of a whole save or load, and those among them that serve the training state alone.
 SAVE = ((session.FitSession, "_save"),)
 CAPTURE = ((session.FitSession, "_state"), (training_state, "collect"))
 LOAD = ((session, "load_resume_point"), (session.FitSession, "_put_back"))
@@ -42,8 +42,8 @@ APPLY = (
 LOADS = 4
 
 
-class Watch:
-    """The seconds that some functions take together; one inside another counts once."""
+class Stopwatch:
+    """The total time of some functions in seconds; nested calls count once."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -66,9 +66,9 @@ class Watch:
 
 
 @contextlib.contextmanager
-def watched(places: tuple[tuple[Any, str], ...]) -> Iterator[Watch]:
+def watched(places: tuple[tuple[Any, str], ...]) -> Iterator[Stopwatch]:
     """Time functions for the block."""
-    watch = Watch()
+    watch = Stopwatch()
     before = [(owner, name, getattr(owner, name)) for owner, name in places]
     try:
         for owner, name, inner in before:
@@ -80,22 +80,22 @@ def watched(places: tuple[tuple[Any, str], ...]) -> Iterator[Watch]:
 
 
 def siblings() -> list[Any]:
-    """Return other callbacks with a state of their own."""
+    """Return other callbacks that have state."""
     return [
         keras.callbacks.EarlyStopping("loss", patience=1000),
         keras.callbacks.ReduceLROnPlateau("loss", patience=1000),
     ]
 
 
-def measure(work: Work, folder: Path) -> dict[str, Any]:
-    """Save every second batch of a fit, and go on from the last save again and again."""
-    model = workloads.build(work)
-    workloads.fit(model, work, batches=3)
+def measure(workload: Workload, folder: Path) -> dict[str, Any]:
+    """Save every second batch of a fit, then resume from the last save several times."""
+    model = workloads.build(workload)
+    workloads.fit(model, workload, batches=3)
     saves: list[tuple[float, float]] = []
     loads: list[tuple[float, float]] = []
 
     class Each(keras.callbacks.Callback):  # type: ignore[misc]
-        """Notes what the save of a batch has taken."""
+        """Records the time of each save."""
 
         def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
             if whole.seconds:
@@ -104,7 +104,7 @@ def measure(work: Work, folder: Path) -> dict[str, Any]:
 
     callback = ckptstore.StoreCheckpoint(folder / "fit", monitor="loss", save_freq=2, background=False)
     with watched(SAVE) as whole, watched(CAPTURE) as part, _no_save_at_the_end(callback):
-        workloads.fit(model, work, [callback, *siblings(), Each()], batches=2 * work.saves + 1)
+        workloads.fit(model, workload, [callback, *siblings(), Each()], batches=2 * workload.saves + 1)
     for _ in range(LOADS):
         os.sync()
         resume = ckptstore.StoreCheckpoint(
@@ -116,7 +116,7 @@ def measure(work: Work, folder: Path) -> dict[str, Any]:
             contextlib.suppress(loading.ReachedError),
         ):
             callbacks = [resume, *siblings(), loading.FirstBatch()]
-            workloads.fit(model, work, callbacks, batches=2 * work.saves + 3)
+            workloads.fit(model, workload, callbacks, batches=2 * workload.saves + 3)
         loads.append((whole.seconds, part.seconds))
     return {"capture": _medians(saves[1:]), "apply": _medians(loads[1:])}
 

@@ -1,6 +1,6 @@
-"""One measurement, in a process of its own: trains a work with one subject, and says what that cost.
+"""One measurement, in its own process: trains a workload with one subject, and writes down the cost.
 
-`python -m bench.worker SPECIFICATION RESULT`: the first is JSON, the second the path of a file; started by the bench.
+Started by the benchmark as `python -m bench.worker SPECIFICATION RESULT`: JSON, and the path of a file.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from typing import Any
 import keras
 
 from bench import loading, process_cost, scale, subjects, training_state, workloads
-from bench.workloads import Work
+from bench.workloads import Workload
 
 Result = dict[str, Any]
-# Batches from save to save where single saves are measured: one is trained between.
+# Batches from save to save where single saves are measured: one is trained in between.
 EVERY = 2
 WARM_UP = 3
-# Saves that training goes on beside, behind those that are waited for.
-BESIDE = 3
+# Saves during which training continues, after those that are waited for.
+CONCURRENT_SAVES = 3
 
 
 def block(result: Any) -> None:
-    """Wait until what a train step returned is computed."""
+    """Wait until the result of a train step is computed."""
     if keras.backend.backend() == "jax":
         import jax
 
@@ -39,21 +39,21 @@ def block(result: Any) -> None:
 
 
 class Steps:
-    """Stands in the place of a model's train function, and sees when a step ends and when the next one begins.
+    """Replaces a model's train function, and measures when a step ends and when the next one begins.
 
-    What lies between is what training waits for everybody's hooks, wherever these do their work.
+    The time in between is what training waits for all hooks, wherever they do their work.
 
     Args:
-        model: Was trained before, so that it has its train function.
-        save: Told of each save behind it: its number from 1 on, when the step before it ended, and the model's state.
-            Returns True to have it waited for only when the steps up to the next one are done.
-        every: After how many batches that is.
+        model: The model, trained before, so that it has its train function.
+        save: Called after each save with its number from 1, the time at which the step before it ended, and the
+            model's state. Returns True if the save is to be waited for only after the steps up to the next one.
+        every: Number of batches from save to save.
         wait: Waits for what was saved.
 
     Attributes:
-        idle_s: What lies between two steps where nothing is saved.
-        step_s: Steps with nothing beside them.
-        behind_s: Of each save that training went on beside: what lies between two steps, and the step behind it.
+        idle_s: Times between two steps where nothing is saved.
+        step_s: Times of steps with no save in the background.
+        with_save_s: For each save during which training continued: the time between two steps, and the step after it.
     """
 
     def __init__(
@@ -69,37 +69,37 @@ class Steps:
         self._wait = wait
         self._done = 0
         self._ended = 0.0
-        self._is_beside = False
+        self._is_concurrent = False
         self.idle_s: list[float] = []
         self.step_s: list[float] = []
-        self.behind_s: list[float] = []
+        self.with_save_s: list[float] = []
 
     def __call__(self, *arguments: Any) -> Any:
         """Train one batch."""
         now = time.perf_counter()
         saved = self._done and not self._done % self._every
         if saved:
-            # On JAX a step is handed the state, which the model itself no longer has.
-            state = [one for group in arguments[0][:3] for one in group] if len(arguments) > 1 else None
-            self._is_beside = self._save(self._done // self._every, self._ended, state)
-        elif self._done and not self._is_beside:
+            # On JAX a step gets the state, which the model itself no longer has.
+            state = [value for group in arguments[0][:3] for value in group] if len(arguments) > 1 else None
+            self._is_concurrent = self._save(self._done // self._every, self._ended, state)
+        elif self._done and not self._is_concurrent:
             self.idle_s.append(now - self._ended)
         self._done += 1
         before_save = not self._done % self._every
         if before_save:
-            if self._is_beside:
+            if self._is_concurrent:
                 self._wait()
-            # Nobody's earlier bytes are to be written back at the cost of this save. Before the step, not behind it:
-            # what the disk's threads leave in the caches would make all slower that comes next.
+            # So that no earlier bytes are written back at the cost of this save. Before the step, not after it: what
+            # the disk's threads leave in the caches would slow down everything that follows.
             os.sync()
         began = time.perf_counter()
         result = self._inner(*arguments)
         block(result)
         took = time.perf_counter() - began
-        if not self._is_beside:
+        if not self._is_concurrent:
             self.step_s.append(took)
         elif saved:
-            self.behind_s.append(now - self._ended + took)
+            self.with_save_s.append(now - self._ended + took)
         if before_save:
             process_cost.reset_peak()
             self.before = process_cost.cpu_s(), process_cost.written_bytes()
@@ -107,19 +107,21 @@ class Steps:
         return result
 
 
-def measure_saves(work: Work, name: str, folder: Path, model: Any, subject: subjects.Subject) -> Result:
-    """Save several times, each time waiting until that is done; then while training goes on."""
+def measure_saves(
+    workload: Workload, name: str, folder: Path, model: Any, subject: subjects.Subject
+) -> Result:
+    """Save several times, each time waiting until the save is done; then while training continues."""
     gc.collect()
-    process_cost.give_back()
+    process_cost.trim_memory()
     baseline = process_cost.resident_bytes()
     saves: list[Result] = []
     expected = [""]
 
-    last = work.saves + BESIDE + 1
+    last = workload.saves + CONCURRENT_SAVES + 1
 
     def saved(number: int, ended: float, state: Any) -> bool:
         waited = time.perf_counter() - ended
-        if work.saves < number < last:
+        if workload.saves < number < last:
             return True
         subject.wait()
         durable = time.perf_counter() - ended
@@ -131,11 +133,11 @@ def measure_saves(work: Work, name: str, folder: Path, model: Any, subject: subj
             "extra_bytes": max(0, process_cost.peak_bytes() - baseline),
             "written_bytes": process_cost.written_bytes() - written,
         }
-        if number <= work.saves:
+        if number <= workload.saves:
             saves.append(cost)
         if subject.load is not None and number == last:
             expected[0] = workloads.digest(state or workloads.host_arrays(model))
-        # What may be saved after this one, at the end of the fit, is not what is loaded below.
+        # A later save, at the end of the fit, is not the one that is loaded below.
         if number <= last:
             subject.note()
         return False
@@ -143,7 +145,7 @@ def measure_saves(work: Work, name: str, folder: Path, model: Any, subject: subj
     inner = model.train_function
     model.train_function = steps = Steps(model, saved, EVERY, subject.wait)
     try:
-        workloads.fit(model, work, [subject.callback], batches=EVERY * last + 1)
+        workloads.fit(model, workload, [subject.callback], batches=EVERY * last + 1)
     finally:
         model.train_function = inner
     if subject.load is not None:
@@ -156,32 +158,32 @@ def measure_saves(work: Work, name: str, folder: Path, model: Any, subject: subj
     return {
         "saves": saves,
         "idle_s": steps.idle_s,
-        "added_s": [one - usual_s for one in steps.behind_s],
+        "added_s": [seconds - usual_s for seconds in steps.with_save_s],
         "checked": subject.load is not None,
     }
 
 
 class Clock(keras.callbacks.Callback):  # type: ignore[misc]
-    """Notes when epochs begin and end; has no hook of batches, since these cost something by themselves."""
+    """Records when epochs begin and end; has no batch hooks, since they have a cost of their own."""
 
     first = last = 0.0
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Note the first."""
+        """Record the first."""
         self.first = self.first or time.perf_counter()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Note the last."""
+        """Record the last."""
         self.last = time.perf_counter()
 
 
-def whole_run(model: Any, work: Work, callbacks: list[Any]) -> Result:
-    """Train a whole run, and say what it took from the call of fit to its return."""
+def whole_run(model: Any, workload: Workload, callbacks: list[Any]) -> Result:
+    """Train a whole run, and return its cost from the call of fit to its return."""
     clock = Clock()
     process_cost.reset_peak()
     cpu, written = process_cost.cpu_s(), process_cost.written_bytes()
     began = time.perf_counter()
-    workloads.fit(model, work, [clock, *callbacks])
+    workloads.fit(model, workload, [clock, *callbacks])
     ended = time.perf_counter()
     return {
         "run_s": ended - began,
@@ -193,48 +195,50 @@ def whole_run(model: Any, work: Work, callbacks: list[Any]) -> Result:
     }
 
 
-def measure_run(work: Work, model: Any, subject: subjects.Subject) -> Result:
-    """Train without a checkpoint, with them, and without them again."""
-    workloads.fit(model, work, batches=min(75, work.batches))  # compiles what is left, validation among it
+def measure_run(workload: Workload, model: Any, subject: subjects.Subject) -> Result:
+    """Train without checkpoints, with them, and without them again."""
+    workloads.fit(
+        model, workload, batches=min(75, workload.batches)
+    )  # compiles the rest, including validation
     os.sync()
-    before = whole_run(model, work, [])
+    before = whole_run(model, workload, [])
     os.sync()
-    measured = whole_run(model, work, [subject.callback])
+    measured = whole_run(model, workload, [subject.callback])
     count = subject.count()
     os.sync()
-    after = whole_run(model, work, [])
+    after = whole_run(model, workload, [])
     keys = ("run_s", "start_s", "end_s", "cpu_s", "peak_bytes")
     plain = {key: (before[key] + after[key]) / 2 for key in keys}
-    return {"plain": plain, "with": measured, "committed": count, "saves": work.batches // work.every}
+    return {"plain": plain, "with": measured, "committed": count, "saves": workload.batches // workload.every}
 
 
 def measure(specification: Result) -> Result:
-    """Measure what is asked for."""
+    """Measure what the specification asks for."""
     folder, part = Path(specification["folder"]), specification["part"]
     if part == "scale":
         return scale.measure(specification["count"], folder, repeats=specification["repeats"])
-    work = workloads.works(quick=specification["quick"])[specification["work"]]
+    workload = workloads.by_name(quick=specification["quick"])[specification["workload"]]
     name = specification.get("subject", "")
     if part == "load":
-        return loading.measure(work, name, Path(specification["files"]))
+        return loading.measure(workload, name, Path(specification["files"]))
     if part == "state":
-        return training_state.measure(work, folder)
+        return training_state.measure(workload, folder)
     if part == "files":
-        return loading.prepare(work, Path(specification["files"]))
-    every = EVERY if part == "save" else work.every
+        return loading.prepare(workload, Path(specification["files"]))
+    every = EVERY if part == "save" else workload.every
     subject = subjects.subject(name, folder / "subject", every)
-    model = workloads.build(work)
-    workloads.fit(model, work, batches=WARM_UP)
+    model = workloads.build(workload)
+    workloads.fit(model, workload, batches=WARM_UP)
     arrays = workloads.host_arrays(model)
     facts = {"variables": len(arrays), "state_bytes": sum(array.nbytes for array in arrays)}
     del arrays
     if part == "save":
-        return facts | measure_saves(work, name, folder, model, subject)
-    return facts | measure_run(work, model, subject)
+        return facts | measure_saves(workload, name, folder, model, subject)
+    return facts | measure_run(workload, model, subject)
 
 
 def main() -> None:
-    """Measure, and write down what came of it."""
+    """Measure, and write the result."""
     warnings.simplefilter("ignore")
     try:
         result = measure(json.loads(sys.argv[1]))

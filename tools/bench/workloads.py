@@ -1,4 +1,4 @@
-"""What is trained while it is measured: a few large variables, many small ones, and a real net on real digits."""
+"""Workloads to measure: models with a few large variables, with many small ones, and a real net on real digits."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from digits import training
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
+class Workload:
     """A model, and how it is trained.
 
     Attributes:
-        layers: Dense layers of `width` units; 0 for the convolutional net of the demonstration on its digits.
-        parts: What is measured: ``"save"`` (single saves, with nothing beside them), ``"run"`` (a whole run).
-        batches: Of a whole run.
+        layers: Number of dense layers of `width` units; 0 for the demonstration's convolutional net, on its digits.
+        parts: What is measured: ``"save"`` (single saves, without other saves), ``"run"`` (a whole run).
+        batches: Number of batches of a whole run.
         every: Batches from save to save in a whole run.
-        saves: Single saves in each process; the first is told apart from the others.
-        load: Whether loading is measured too.
-        subjects: Who takes part; empty for all.
+        saves: Number of single saves in each process; the first is reported separately.
+        load: True to measure loading too.
+        subjects: The subjects that take part; empty for all.
     """
 
     name: str
@@ -35,11 +35,11 @@ class Work:
 
 
 FULL = (
-    Work(name="large", layers=16, width=2048, batches=18, every=6),
-    Work(name="small", layers=200, width=128, batches=300, every=20, saves=8),
-    Work(name="digits", layers=0, parts=("run",), batches=1500, every=10, load=False),
-    # Long enough for what a start and an end cost to be little of it.
-    Work(
+    Workload(name="large", layers=16, width=2048, batches=18, every=6),
+    Workload(name="small", layers=200, width=128, batches=300, every=20, saves=8),
+    Workload(name="digits", layers=0, parts=("run",), batches=1500, every=10, load=False),
+    # Long enough for the cost of start and end to be a small part.
+    Workload(
         name="digits long",
         layers=0,
         parts=("run",),
@@ -50,10 +50,10 @@ FULL = (
     ),
 )
 QUICK = (
-    Work(name="large", layers=2, width=16, batches=4, every=2, saves=2),
-    Work(name="small", layers=4, width=4, batches=4, every=2, saves=2),
-    Work(name="digits", layers=0, parts=("run",), batches=20, every=10, load=False),
-    Work(
+    Workload(name="large", layers=2, width=16, batches=4, every=2, saves=2),
+    Workload(name="small", layers=4, width=4, batches=4, every=2, saves=2),
+    Workload(name="digits", layers=0, parts=("run",), batches=20, every=10, load=False),
+    Workload(
         name="digits long",
         layers=0,
         parts=("run",),
@@ -65,20 +65,20 @@ QUICK = (
 )
 
 
-def works(*, quick: bool) -> dict[str, Work]:
-    """Return the works by name."""
-    return {work.name: work for work in (QUICK if quick else FULL)}
+def by_name(*, quick: bool) -> dict[str, Workload]:
+    """Return the workloads by name."""
+    return {workload.name: workload for workload in (QUICK if quick else FULL)}
 
 
-def build(work: Work) -> Any:
-    """Return the compiled model, with all slots of its optimizer."""
+def build(workload: Workload) -> Any:
+    """Return the compiled model, with all slot variables of its optimizer."""
     import keras
 
     keras.utils.set_random_seed(1)
-    if work.layers:
-        layers = [keras.layers.Dense(work.width) for _ in range(work.layers)]
-        model = keras.Sequential([keras.Input((work.width,)), *layers])
-        # So small that no value runs away, and every one of them changes.
+    if workload.layers:
+        layers = [keras.layers.Dense(workload.width) for _ in range(workload.layers)]
+        model = keras.Sequential([keras.Input((workload.width,)), *layers])
+        # So small that no value diverges, and every one changes.
         model.compile(optimizer=keras.optimizers.Adam(1e-6), loss="mse")
     else:
         model = digits_net()
@@ -105,13 +105,13 @@ def digits_net() -> Any:
     return model
 
 
-def fit(model: Any, work: Work, callbacks: Sequence[Any] = (), *, batches: int | None = None) -> None:
-    """Train for so many batches; those of the digits net are epochs of 75 with validation."""
+def fit(model: Any, workload: Workload, callbacks: Sequence[Any] = (), *, batches: int | None = None) -> None:
+    """Train for some batches; the digits net is trained in epochs of 75 batches, with validation."""
     import numpy as np
 
-    number = work.batches if batches is None else batches
-    if work.layers:
-        rows = np.ones((number, work.width), np.float32)
+    number = workload.batches if batches is None else batches
+    if workload.layers:
+        rows = np.ones((number, workload.width), np.float32)
         model.fit(rows, rows, batch_size=1, epochs=1, verbose=0, shuffle=False, callbacks=[*callbacks])
         return
     images, targets = training.digits()
@@ -129,19 +129,19 @@ def fit(model: Any, work: Work, callbacks: Sequence[Any] = (), *, batches: int |
 
 
 def variables(model: Any) -> list[Any]:
-    """Return all variables that make up the state that everybody saves, in the order of a train step on JAX."""
+    """Return all variables of the state that every subject saves, in the order of a train step on JAX."""
     return [*model.trainable_variables, *model.non_trainable_variables, *model.optimizer.variables]
 
 
 def host_arrays(model: Any) -> list[Any]:
-    """Return their values in host memory, without a copy where they lie there already."""
+    """Return their values in host memory, without a copy where they are there already."""
     import keras
     import numpy as np
 
     values = [variable.value for variable in variables(model)]
     if keras.backend.backend() == "torch":
         return [value.detach().cpu().numpy() for value in values]
-    # Not Keras' own convert_to_numpy, which copies.
+    # Not convert_to_numpy of Keras, which copies.
     return [np.asarray(value) for value in values]
 
 
@@ -152,14 +152,14 @@ def digest(arrays: Iterable[Any]) -> str:
 
     found = xxhash.xxh3_128()
     for array in arrays:
-        # 0-d arrays too; as bytes, since not every dtype is known to buffers.
+        # As bytes, since buffers do not support every dtype; reshaped, since some arrays are 0-d.
         values: Any = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         found.update(values)
     return found.hexdigest()
 
 
 def spoil(model: Any) -> None:
-    """Set all variables to zero, so that what is loaded can be told from what was there."""
+    """Set all variables to zero, so that loaded values differ from the earlier ones."""
     import keras
 
     for variable in variables(model):

@@ -1,12 +1,13 @@
 #!/usr/bin/env python
-"""Tries to lose a checkpoint in every way that this package knows, and says what was tried and found.
+"""Tries to lose a checkpoint in every known way, and reports what was tried and found.
 
     python tools/crash                        a few minutes: some of each
-    python tools/crash --long                 an hour and more: every system call, 300 random kills, ...
-    python tools/crash kills power            these parts only
-    python tools/crash kills --stride 20      one part with options of its own; `kills --help` lists them
+    python tools/crash --long                 more than an hour: every system call, 300 random kills, ...
+    python tools/crash kills power            only these parts
+    python tools/crash kills --stride 20      one part with its own options; `kills --help` lists them
 
-Needs Linux, and strace for `power`, `kills` and `errors`; root for `disks`. Ends with 1 where anything was violated.
+Needs Linux, and strace for `power`, `kills`, `writers` and `errors`; root for `disks`. The exit code is 1 if anything
+was violated.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ TOOLS = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One tool: what it does, its module and arguments, and what is added for a short and for a long run."""
+    """One part: what it does, its module and arguments, and further arguments for a short and for a long run."""
 
-    what: str
+    description: str
     command: tuple[str, ...]
     short: tuple[str, ...] = ()
     long: tuple[str, ...] = ()
@@ -45,7 +46,8 @@ PARTS = {
         ),
     ),
     "machine": Part(
-        "random histories against a plain model", ("pytest", "-q", "tests/commit/test_state_machine.py")
+        "random operations, compared with a simple model",
+        ("pytest", "-q", "tests/commit/test_state_machine.py"),
     ),
     "power": Part(
         "power cuts, replayed from a recording",
@@ -54,27 +56,27 @@ PARTS = {
         ("--random", "20"),
     ),
     "kills": Part(
-        "SIGKILL at system calls of model.fit, and at random moments",
+        "SIGKILL at system calls of model.fit, and at random times",
         ("crash.kill_training",),
         ("--stride", "19", "--random", "30"),
         ("--stride", "1", "--random", "300"),
     ),
     "writers": Part(
-        "SIGKILL at system calls of the process that saves, and at random",
+        "SIGKILL at system calls of the saving process, and at random times",
         ("crash.kill_writer",),
         ("--stride", "19", "--random", "10"),
         ("--stride", "1", "--random", "100"),
     ),
     "errors": Part("system calls that fail", ("crash.failing_calls",), ("--stride", "13"), ("--stride", "1")),
     "interrupts": Part(
-        "saves that are interrupted at a call of a Python function, in a process that lives on",
+        "saves that are interrupted at a Python function call, in a process that continues",
         ("crash.interrupts",),
         ("--stride", "499"),
         ("--stride", "13"),
     ),
     "disks": Part("disks that are really full", ("crash.full_disks",)),
     "processes": Part(
-        "many writers and readers, killed and started again",
+        "many writers and readers, killed and restarted",
         ("crash.many_processes",),
         ("--seconds", "15"),
         ("--seconds", "180"),
@@ -83,15 +85,15 @@ PARTS = {
 
 
 def run(name: str, *, long: bool, options: Sequence[str] = ()) -> tuple[bool, float]:
-    """Run one part; returns whether nothing was violated, and the seconds that it took.
+    """Run one part; return True if nothing was violated, and the seconds that it took.
 
     Args:
-        name: Of `PARTS`.
+        name: A key of `PARTS`.
         long: True for the arguments of a long run.
-        options: Arguments that are used instead of those.
+        options: Arguments to use instead.
     """
     part = PARTS[name]
-    print(f"\n== {name}: {part.what}", flush=True)
+    print(f"\n== {name}: {part.description}", flush=True)
     examples = {"CKPTSTORE_MACHINE_EXAMPLES": "300"} if long else {}
     paths = [str(TOOLS), *filter(None, [os.environ.get("PYTHONPATH")])]
     began = time.monotonic()

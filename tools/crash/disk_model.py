@@ -1,7 +1,7 @@
-"""Which folders a power cut may leave: of what was not synced, any part may be there, in any order.
+"""Models of a disk after a power cut: of what was not synced, any part may have reached it, in any order.
 
-Bytes are durable when their file was synced, names when their directory was; neither makes the other durable. A
-`Disk` is a recording up to one operation; a model is a rule that picks one of the folders that it may have become.
+Bytes are durable when their file was synced, names when their directory was; neither makes the other durable. A `Disk`
+is a recording up to one operation; a model is a rule that picks one of the folders that may be left.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from crash.file_operations import ROOT, Name, Operation, Recording, Resize, Sync
 SECTOR = 512
 Change = tuple[int, str, int | None]
 Pending = Sequence[Write | Resize]
-# From a file's durable bytes and the operations on it that were not synced, its bytes after the power cut.
+# Returns a file's bytes after the power cut, from its durable bytes and its operations that were not synced.
 Bytes = Callable[[bytes, Pending], bytes]
 
 
 @dataclass(slots=True)
 class Named:
-    """Changes of names by one call, and the directories that have been synced since."""
+    """Changes of names by one call, and the directories synced since."""
 
     number: int
     operation: Name
@@ -32,16 +32,16 @@ class Named:
 
     @property
     def pending(self) -> bool:
-        """Whether a part of it is not durable."""
+        """True while a part of it is not durable."""
         return any(directory not in self.synced for directory, _, _ in self.operation.changes)
 
 
-# From the changes since the recording began, those that are durable or happen to be on the disk, in order.
+# Returns, of all changes of names, those that are durable or happen to be on the disk, in order.
 Names = Callable[[Sequence[Named]], Iterable[Change]]
 
 
 class Disk:
-    """What is durable, and what is not yet, after a number of operations.
+    """The durable and the pending state after a number of operations.
 
     Args:
         recording: All operations.
@@ -56,7 +56,7 @@ class Disk:
         self.done = 0
 
     def step(self) -> Operation:
-        """Take the next operation, and return it."""
+        """Apply the next operation, and return it."""
         operation = self._operations[self.done]
         if isinstance(operation, Name):
             self.names.append(Named(self.done, operation, set()))
@@ -81,12 +81,12 @@ class Disk:
 
     @property
     def newest(self) -> Write | Resize | None:
-        """The last change of bytes, when it was not synced."""
-        waiting = [one for operations in self._bytes.values() for one in operations]
-        return max(waiting, key=lambda one: one[0])[1] if waiting else None
+        """The last change of bytes that is not synced, or None."""
+        pending = [numbered for operations in self._bytes.values() for numbered in operations]
+        return max(pending, key=lambda numbered: numbered[0])[1] if pending else None
 
     def folder(self, names: Names, content: Bytes) -> Tree:
-        """What a power cut now leaves, by a rule for names and one for bytes."""
+        """Return what a power cut now leaves, by a rule for names and one for bytes."""
         entries = {inode: dict(found) for inode, found in self._start.names.items()}
         for directory, name, inode in names(self.names):
             if inode is None:
@@ -94,8 +94,8 @@ class Disk:
             else:
                 entries[directory][name] = inode
         contents = dict(self._durable)
-        for inode, waiting in self._bytes.items():
-            contents[inode] = content(contents[inode], [operation for _, operation in waiting])
+        for inode, pending in self._bytes.items():
+            contents[inode] = content(contents[inode], [operation for _, operation in pending])
         return Tree(names=entries, contents=contents, links=self._start.links)
 
 
@@ -103,7 +103,7 @@ class Disk:
 
 
 def durable_names(named: Named, *, split: bool = False) -> tuple[Change, ...]:
-    """The changes of one call that its directories' syncs made durable: all if one was synced, unless `split`."""
+    """Return the durable changes of one call: all if one of its directories was synced, unless `split`."""
     changes = named.operation.changes
     if split:
         kept = tuple(change for change in changes if change[0] in named.synced)
@@ -113,55 +113,57 @@ def durable_names(named: Named, *, split: bool = False) -> tuple[Change, ...]:
 
 
 def synced_names(named: Sequence[Named]) -> list[Change]:
-    """Only what was synced."""
-    return [change for one in named for change in durable_names(one)]
+    """Return only synced changes."""
+    return [change for entry in named for change in durable_names(entry)]
 
 
 def synced_names_split(named: Sequence[Named]) -> list[Change]:
-    """Only what was synced, where a move between two directories is two changes."""
-    return [change for one in named for change in durable_names(one, split=True)]
+    """Return only synced changes, where a move between two directories is two changes."""
+    return [change for entry in named for change in durable_names(entry, split=True)]
 
 
 def all_names(named: Sequence[Named]) -> list[Change]:
-    """All, as after a mere kill."""
-    return [change for one in named for change in one.operation.changes]
+    """Return all changes, as after a mere kill."""
+    return [change for entry in named for change in entry.operation.changes]
 
 
 def added_names(named: Sequence[Named]) -> list[Change]:
-    """All new names, and no removal that was not synced: what was renamed or removed is back under its old name."""
+    """Return all new names and only synced removals: a renamed or removed file has its old name again."""
     return [
         change
-        for one in named
-        for change in one.operation.changes
-        if change[2] is not None or change in durable_names(one, split=True)
+        for entry in named
+        for change in entry.operation.changes
+        if change[2] is not None or change in durable_names(entry, split=True)
     ]
 
 
 def removed_names(named: Sequence[Named]) -> list[Change]:
-    """All removals by themselves, and no new name that was not synced."""
+    """Return all removals, and only synced new names."""
     return [
         change
-        for one in named
-        for change in (one.operation.changes if one.operation.changes[0][2] is None else durable_names(one))
+        for entry in named
+        for change in (
+            entry.operation.changes if entry.operation.changes[0][2] is None else durable_names(entry)
+        )
     ]
 
 
 def last_name(named: Sequence[Named]) -> list[Change]:
-    """What was synced, and the last change before the changes that preceded it."""
+    """Return the synced changes and the last change, without the changes before it."""
     return [
         change
-        for one in named
-        for change in (one.operation.changes if one is named[-1] else durable_names(one))
+        for entry in named
+        for change in (entry.operation.changes if entry is named[-1] else durable_names(entry))
     ]
 
 
 def some_names(chance: random.Random) -> Names:
-    """Return a rule that picks at random: in order as a journal would, in order by directory, or any."""
+    """Return a rule that picks at random: in order as a journal does, in order by directory, or in any order."""
     journal, split = chance.choice(("one", "by directory", "none")), chance.random() < 0.4
     reach = chance.random()
 
     def chosen(named: Sequence[Named]) -> list[Change]:
-        pending = [one.number for one in named if one.pending]
+        pending = [entry.number for entry in named if entry.pending]
         until: dict[int, int] = {}
 
         def limit(directory: int) -> int:
@@ -172,52 +174,52 @@ def some_names(chance: random.Random) -> Names:
             return at
 
         found: list[Change] = []
-        for one in named:
+        for entry in named:
             if journal == "none":
-                there = chance.random() < reach
+                on_disk = chance.random() < reach
             else:
-                there = one.number <= min(limit(directory) for directory, _, _ in one.operation.changes)
-            found += _part(one, there, split, chance)
+                on_disk = entry.number <= min(limit(directory) for directory, _, _ in entry.operation.changes)
+            found += _part(entry, on_disk, split, chance)
         return found
 
     return chosen
 
 
-def _part(one: Named, there: bool, split: bool, chance: random.Random) -> tuple[Change, ...]:
-    certain = durable_names(one, split=split)
-    changes = one.operation.changes
-    if there and split and len(changes) > 1 and chance.random() < 0.5:
+def _part(entry: Named, on_disk: bool, split: bool, chance: random.Random) -> tuple[Change, ...]:
+    certain = durable_names(entry, split=split)
+    changes = entry.operation.changes
+    if on_disk and split and len(changes) > 1 and chance.random() < 0.5:
         return changes if changes[1] in certain else changes[:1]
-    return changes if there else certain
+    return changes if on_disk else certain
 
 
 # --- bytes ---------------------------------------------------------------------------------------------------------
 
 
 def no_bytes(durable: bytes, pending: Pending) -> bytes:
-    """Only what was synced."""
+    """Return only synced bytes."""
     return durable
 
 
 def all_bytes(durable: bytes, pending: Pending) -> bytes:
-    """All, as after a mere kill."""
+    """Return all bytes, as after a mere kill."""
     for operation in pending:
         durable = written(durable, operation)
     return durable
 
 
 def zeros(durable: bytes, pending: Pending) -> bytes:
-    """The new size, and zeros where nothing was synced."""
+    """Return the synced bytes in the new size, filled with zeros."""
     return resized(durable, len(all_bytes(durable, pending)))
 
 
 def resized(content: bytes, size: int) -> bytes:
-    """Cut off, or fill up with zeros."""
+    """Return content cut off at a size, or filled with zeros."""
     return content[:size].ljust(size, b"\0")
 
 
 def last_torn(newest: Write | Resize | None, *, tail: bool = False) -> Bytes:
-    """Return a rule by which only half of the very last write is there: its head, or its tail in front of a gap."""
+    """Return a rule that keeps only half of the last write: its head, or its tail after a gap."""
 
     def torn(durable: bytes, pending: Pending) -> bytes:
         for operation in pending:
@@ -242,7 +244,7 @@ def _half(content: bytes, operation: Write | Resize, tail: bool) -> bytes:
 
 
 def some_bytes(chance: random.Random) -> Bytes:
-    """Return a rule that picks at random, for each file: none, all, zeros, or any part of any of the writes."""
+    """Return a rule that picks at random for each file: no bytes, all, zeros, or any part of any write."""
 
     def chosen(durable: bytes, pending: Pending) -> bytes:
         rule = chance.choice((no_bytes, all_bytes, zeros, None, None, None))
@@ -295,16 +297,16 @@ MODELS: dict[str, Callable[[Disk], Tree]] = {
 }
 
 
-def random_folder(disk: Disk, seed: str) -> Tree:
-    """Return a folder that follows from `seed`."""
+def random_tree(disk: Disk, seed: str) -> Tree:
+    """Return a folder that is determined by `seed`."""
     chance = random.Random(seed)
     return disk.folder(some_names(chance), some_bytes(chance))
 
 
 def fingerprint(tree: Tree, hashes: dict[bytes, bytes]) -> bytes:
-    """Return a digest of everything in a folder; `hashes` keeps those of bytes seen before."""
+    """Return a digest of everything in a folder; `hashes` caches the digests of bytes."""
     whole = hashlib.blake2b(digest_size=16)
-    for path, kind, first, content in tree.picture():
+    for path, kind, first, content in tree.comparable():
         known = hashes.get(content)
         if known is None:
             known = hashes[content] = hashlib.blake2b(content, digest_size=16).digest()
@@ -312,8 +314,8 @@ def fingerprint(tree: Tree, hashes: dict[bytes, bytes]) -> bytes:
     return whole.digest()
 
 
-def put(tree: Tree, folder: Path) -> None:
-    """Make a folder that is a tree."""
+def write_tree(tree: Tree, folder: Path) -> None:
+    """Create a folder with the content of a tree."""
     firsts: dict[int, Path] = {}
     folder.mkdir()
     for relative, inode in tree.walk():

@@ -1,7 +1,7 @@
-"""Fails system calls of a save, once or from some call on: what was there must stay, and saving work again.
+"""Lets system calls of a save fail, once or from some call on: checkpoints must stay, and saving must work again.
 
-strace makes a call fail without making it. When the save has met the error, the child sends strace away: the disk
-is well again, and the same process has to save as if nothing had been.
+strace lets a call fail without executing it. When the save has met the error, the child detaches strace: the disk works
+again, and the same process must save as if nothing had happened.
 
     python tools/crash errors                every call, every error, once and lasting: about ten minutes
     python tools/crash errors --stride 31
@@ -31,9 +31,9 @@ from ckptstore.errors import CheckpointStoreError, StorageError
 from ckptstore.retention import keep_last
 from ckptstore.store.store import CheckpointStore
 from crash.fork_server import preload
-from crash.injection_points import Call, calls_in, from_then_on, one_of_each
-from crash.invariants import Saved, Shown, violations
-from crash.planted_faults import FAULTS, LEASE, foresee_lease, plant
+from crash.injection_points import Call, calls_in, first_calls_from, one_of_each_name
+from crash.invariants import PublishedFile, Saved, violations
+from crash.planted_faults import FAULTS, LEASE, fix_lease_name, plant
 from crash.sample_stores import is_seed, save
 from crash.strace import run_traced
 
@@ -46,7 +46,7 @@ CALLS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """How many saves met an error, and one line for each violation."""
+    """Number of saves that met an error, and one line for each violation."""
 
     tried: int
     seconds: float
@@ -55,7 +55,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Injection:
-    """Which calls on which of the store's files fail: one, or one of each name and all that follow."""
+    """The calls on some of the store's files that fail: one, or one of each name and all later ones."""
 
     calls: tuple[Call, ...]
     files: tuple[str, ...]
@@ -63,7 +63,7 @@ class Injection:
     lasting: bool
 
     def options(self, folder: Path) -> list[str]:
-        """Return strace's options."""
+        """Return the options for strace."""
         options = [
             "-y",
             *_paths(folder, self.files),
@@ -77,7 +77,7 @@ class Injection:
 
     def __str__(self) -> str:
         call = self.calls[0]
-        return f"{self.error} at {call.name} {call.nth}{' and from then on' if self.lasting else ''}"
+        return f"{self.error} at {call.name} {call.nth}{' and all later ones' if self.lasting else ''}"
 
 
 def _paths(folder: Path, files: Sequence[str]) -> list[str]:
@@ -98,46 +98,44 @@ _ALL = (
     "shown.keras",
     ".shown.keras.ckptstore",
 )
-_SQLITE_S_DIRECTORY = re.compile(
-    r'fdatasync\(\d+<[^>]*/store>|openat\(\S* "[^"]*/store", O_RDONLY\|O_CLOEXEC\)'
-)
-# Closing matters where it reports that writing failed.
+_SYNC_OF_SQLITE = re.compile(r'fdatasync\(\d+<[^>]*/store>|openat\(\S* "[^"]*/store", O_RDONLY\|O_CLOEXEC\)')
+# A close matters where it reports that writing has failed.
 GROUPS = ((CALLS, _ALL), ("write", PAYLOADS), ("close", PAYLOADS))
 
 # --- the save that meets an error ------------------------------------------------------------------------
 
 
 def save_through_error(folder: Path, fault: str = "") -> None:
-    """Save while calls fail; then, with a disk that is well, say what is there, and save again."""
+    """Save while calls fail; then, with a working disk, report what exists, and save again."""
     plant(fault)
-    foresee_lease()
-    told: dict[str, Any] = {}
+    fix_lease_name()
+    report: dict[str, Any] = {}
     try:
-        _save_through_error(folder, told)
+        _save_through_error(folder, report)
     except BaseException:
-        told["broken"] = traceback.format_exc()
-    (folder / "report").write_text(json.dumps(told), encoding="utf-8")
+        report["broken"] = traceback.format_exc()
+    (folder / "report").write_text(json.dumps(report), encoding="utf-8")
 
 
-def _save_through_error(folder: Path, told: dict[str, Any]) -> None:
+def _save_through_error(folder: Path, report: dict[str, Any]) -> None:
     root, target = folder / "store", folder / "shown.keras"
     store = None
     try:
         store = CheckpointStore(root)
         save(store, 3, publish=target, keep=keep_last(2))
     except BaseException as error:
-        told["failed"] = _described(error)
-    _send_strace_away()
+        report["failed"] = _described(error)
+    _detach_strace()
     if store is None:
         store = CheckpointStore(root)
     with store:
-        epochs = [one.epoch for one in store.checkpoints()]
-        told["epochs"] = epochs
-        told["left"] = [path.name for path in (root / "tmp").iterdir() if path.suffix != ".lease"]
-        told["whole"] = [is_seed(one.path, one.epoch) for one in store.checkpoints()]
-        told["shown"] = next((seed for seed in (2, 3) if is_seed(target, seed)), None)
+        epochs = [checkpoint.epoch for checkpoint in store.checkpoints()]
+        report["epochs"] = epochs
+        report["left"] = [path.name for path in (root / "tmp").iterdir() if path.suffix != ".lease"]
+        report["whole"] = [is_seed(checkpoint.path, checkpoint.epoch) for checkpoint in store.checkpoints()]
+        report["shown"] = next((seed for seed in (2, 3) if is_seed(target, seed)), None)
         again = save(store, epochs[-1] + 1, publish=target, keep=keep_last(2))
-        told["again"] = {"version": again.version, "digest": again.digest, "epoch": again.epoch}
+        report["again"] = {"version": again.version, "digest": again.digest, "epoch": again.epoch}
 
 
 def _described(error: BaseException) -> dict[str, Any]:
@@ -153,8 +151,8 @@ def _described(error: BaseException) -> dict[str, Any]:
     }
 
 
-def _send_strace_away() -> None:
-    """Have strace let go of this process, and wait for that."""
+def _detach_strace() -> None:
+    """Make strace detach from this process, and wait for that."""
     while tracer := _tracer():
         os.kill(tracer, signal.SIGTERM)
         time.sleep(0.001)
@@ -165,7 +163,7 @@ def _tracer() -> int:
     return int(status.partition("TracerPid:")[2].split()[0])
 
 
-# --- trying all of them ----------------------------------------------------------------------------------
+# --- all injections ----------------------------------------------------------------------------------
 
 
 def inject_errors(
@@ -175,15 +173,15 @@ def inject_errors(
     groups: Sequence[tuple[str, tuple[str, ...]]] = GROUPS,
     fault: str = "",
 ) -> Result:
-    """Fail a save at its first call, at its second, ...: that one only, and that and all that follow.
+    """Let the first call of a save fail, then the second, ...: that one only, and that one and all later ones.
 
     The calls are those of the thread that saves, on the store's files; then those of the thread that writes the
-    payload; then the closing of payloads and directories.
+    payload; then the closing of payloads.
 
     Args:
-        stride: Only every so many of all the combinations, and one of each kind of call.
-        errors: Which.
-        groups: Calls, and the files (from the folder of store and published file) on which they fail.
+        stride: Try only every `stride`-th combination, and one of each kind of call.
+        errors: The error names.
+        groups: Calls, and the files (relative to the folder of store and published file) on which they fail.
         fault: Of `planted_faults.FAULTS`.
     """
     preload()
@@ -198,14 +196,14 @@ def inject_errors(
             lines = log.read_text(encoding="utf-8").splitlines()
             hits = [line for line in lines if "(INJECTED)" in line]
             tried += bool(hits)
-            what = f"{injection} ({hits[0].strip()[:200] if hits else 'not reached'})"
-            found += [f"{what}: {line}" for line in _judged(folder, injection, code, hits)]
+            which = f"{injection} ({hits[0].strip()[:200] if hits else 'not reached'})"
+            found += [f"{which}: {line}" for line in _wrong_with(folder, injection, code, hits)]
             shutil.rmtree(folder)
     return Result(tried=tried, seconds=time.monotonic() - began, violations=tuple(found))
 
 
 def make_used(folder: Path) -> None:
-    """Make a store of two checkpoints in `folder`, and show the second there."""
+    """Create a store of two checkpoints in `folder`, and publish the second there."""
     with CheckpointStore(folder / "store") as store:
         for seed in (1, 2):
             save(store, seed, publish=folder / "shown.keras", keep=keep_last(2))
@@ -224,7 +222,7 @@ def _chosen(
     groups: Sequence[tuple[str, tuple[str, ...]]],
     fault: str,
 ) -> Iterator[Injection]:
-    """Yield all combinations, or every so many of them and one of each kind of call."""
+    """Yield every `stride`-th combination, and one of each kind of call."""
     for calls, files in groups:
         folder, log = _copy_of(used), used.parent / "log"
         options = [*_paths(folder, files), "-e", f"trace={calls}"]
@@ -233,78 +231,78 @@ def _chosen(
         made = calls_in(log)
         everything = list(itertools.product(range(len(made)), errors, (False, True)))
         chosen = dict.fromkeys(everything[::stride])
-        for count, place in enumerate(sorted(one_of_each(made))):
-            chosen[place, errors[count % len(errors)], bool(count % 2)] = None
-        for place, error, lasting in chosen:
-            failing = from_then_on(made, place) if lasting else [made[place]]
+        for count, position in enumerate(sorted(one_of_each_name(made))):
+            chosen[position, errors[count % len(errors)], bool(count % 2)] = None
+        for position, error, lasting in chosen:
+            failing = first_calls_from(made, position) if lasting else [made[position]]
             yield Injection(calls=tuple(failing), files=files, error=error, lasting=lasting)
 
 
-def _judged(folder: Path, injection: Injection, code: int, hits: Sequence[str]) -> Iterator[str]:
-    report = folder / "report"
-    if code != 0 or not report.exists():
+def _wrong_with(folder: Path, injection: Injection, code: int, hits: Sequence[str]) -> Iterator[str]:
+    path = folder / "report"
+    if code != 0 or not path.exists():
         yield f"the process ended with exit code {code}"
         return
-    told = json.loads(report.read_text(encoding="utf-8"))
-    if "broken" in told:
-        yield f"it does not work again in this process: {told['broken']}"
+    report = json.loads(path.read_text(encoding="utf-8"))
+    if "broken" in report:
+        yield f"saving does not work again in this process: {report['broken']}"
         return
-    failed = told.get("failed")
-    if failed is None and not all(_may_be_passed_over(hit, injection) for hit in hits):
-        yield "the error was passed over"
+    failed = report.get("failed")
+    if failed is None and not all(_may_be_ignored(hit, injection) for hit in hits):
+        yield "the error was ignored"
     if failed is not None:
-        yield from _of_the_error(failed, injection)
-    yield from _of_what_is_there(told, failed, removable=not any("unlink" in hit for hit in hits))
-    again = Saved(**told["again"])
+        yield from _wrong_error(failed, injection)
+    yield from _wrong_checkpoints(report, failed, removable=not any("unlink" in hit for hit in hits))
+    again = Saved(**report["again"])
     yield from violations(
         folder / "store",
         [again],
-        shown=Shown(path=folder / "shown.keras"),
+        published=PublishedFile(path=folder / "shown.keras"),
         is_whole=lambda checkpoint: is_seed(checkpoint.path, checkpoint.epoch),
         save_again=lambda store: save(store, 9),
     )
     if not is_seed(folder / "shown.keras", again.epoch):
-        yield "the published file is not that of the save afterwards"
+        yield "the published file is not that of the later save"
 
 
-def _may_be_passed_over(hit: str, injection: Injection) -> bool:
-    """Return whether a save may succeed all the same: where it found room, and where SQLite syncs its directory.
+def _may_be_ignored(hit: str, injection: Injection) -> bool:
+    """Return True if a save may succeed in spite of an error: where it found room, or SQLite synced its directory.
 
-    SQLite does that for the name of its journal, which is there since the first save, and asks for no result.
+    SQLite does that for the name of its journal, which exists since the first save, and ignores the result.
     """
-    if _SQLITE_S_DIRECTORY.search(hit):
+    if _SYNC_OF_SQLITE.search(hit):
         return True
     return injection.error != "EIO" and "sync(" not in hit
 
 
-def _of_the_error(failed: dict[str, Any], injection: Injection) -> Iterator[str]:
+def _wrong_error(failed: dict[str, Any], injection: Injection) -> Iterator[str]:
     if not failed["ours"]:
-        yield f"it is no StorageError: {failed['where']}"
+        yield f"it is not a StorageError: {failed['where']}"
     expected = getattr(errno, injection.error)
     if failed["errno"] != expected and not failed["sqlite"]:
         yield f"its errno is {failed['errno']} instead of {expected}: {failed['where']}"
 
 
-def _of_what_is_there(
-    told: dict[str, Any], failed: dict[str, Any] | None, *, removable: bool
+def _wrong_checkpoints(
+    report: dict[str, Any], failed: dict[str, Any] | None, *, removable: bool
 ) -> Iterator[str]:
-    epochs = told["epochs"]
-    if not all(told["whole"]):
-        yield f"of {epochs} are whole {told['whole']}"
-    if told["left"] and removable:
-        yield f"{told['left']} are left behind"
+    epochs = report["epochs"]
+    if not all(report["whole"]):
+        yield f"of {epochs}, intact are {report['whole']}"
+    if report["left"] and removable:
+        yield f"{report['left']} are left behind"
     if failed is None and epochs != [2, 3]:
-        yield f"it was reported saved, and there are {epochs}"
-    # What fails behind the COMMIT (switching the path, retention) leaves the checkpoint in the store.
+        yield f"it was reported as saved, and there are {epochs}"
+    # A failure after the COMMIT (switching the path, retention) leaves the checkpoint in the store.
     if epochs not in ([1, 2], [1, 2, 3], [2, 3]):
         yield f"there are {epochs} afterwards: {failed and failed['text']}"
-    if told["shown"] not in ((2,) if 3 not in epochs else (2, 3)):
-        yield f"the path shows {told['shown']}, and there are {epochs}"
+    if report["shown"] not in ((2,) if 3 not in epochs else (2, 3)):
+        yield f"the path shows {report['shown']}, and there are {epochs}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--stride", type=int, default=1, help="only every so many injections")
+    parser.add_argument("--stride", type=int, default=1, help="try only every STRIDE-th injection")
     parser.add_argument("--fault", choices=["", *FAULTS], default="", help="plant a fault")
     options = parser.parse_args()
     result = inject_errors(stride=options.stride, fault=options.fault)

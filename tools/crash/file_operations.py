@@ -1,4 +1,4 @@
-"""What a process did to one folder: operations on files and names, in order, and the folder that they lead to."""
+"""Operations of a process on the files and names of one folder, in order, and the folder that they lead to."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = 0
 
 
 class UnmodelledError(Exception):
-    """A call on the recorded folder whose effect the log does not tell exactly."""
+    """A call on the recorded folder whose exact effect is not in the log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Resize:
-    """A file's new size: cut off, or filled up with zeros."""
+    """A new size of a file: cut off, or filled with zeros."""
 
     inode: int
     size: int
@@ -37,7 +37,7 @@ class Resize:
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """Changes of directory entries that one call makes: what (directory, name) leads to, None for nothing."""
+    """Changes of directory entries by one call: (directory, name, inode), or None for the inode of a removed name."""
 
     changes: tuple[tuple[int, str, int | None], ...]
     text: str
@@ -54,9 +54,9 @@ class Sync:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What the process said of itself."""
+    """A report of the process about itself."""
 
-    said: dict[str, Any]
+    report: dict[str, Any]
     text: str
 
 
@@ -65,7 +65,7 @@ Operation = Write | Resize | Name | Sync | Mark
 
 @dataclass(slots=True)
 class Tree:
-    """A folder: entries by directory, bytes by file, targets by symbolic link; all by inode, `ROOT` at the top."""
+    """A folder by inodes: entries of directories, bytes of files, targets of symbolic links; `ROOT` is the top."""
 
     names: dict[int, dict[str, int]] = field(default_factory=lambda: {ROOT: {}})
     contents: dict[int, bytes] = field(default_factory=dict)
@@ -73,7 +73,7 @@ class Tree:
 
     @classmethod
     def of(cls, folder: Path) -> Tree:
-        """Read a folder; hard links are one inode."""
+        """Read a folder; hard links share an inode."""
         tree, inodes = cls(), {os.lstat(folder).st_ino: ROOT}
         for parent, directories, files in os.walk(folder):
             entries = tree.names.setdefault(inodes[os.lstat(parent).st_ino], {})
@@ -92,14 +92,14 @@ class Tree:
         return tree
 
     def walk(self, directory: int = ROOT, above: str = "") -> Iterator[tuple[str, int]]:
-        """Yield path and inode of everything, directories before what is in them, in order of names."""
+        """Yield path and inode of everything, sorted by name, directories before their content."""
         for name, inode in sorted(self.names[directory].items()):
             yield above + name, inode
             if inode in self.names:
                 yield from self.walk(inode, f"{above}{name}/")
 
     def reachable(self) -> Tree:
-        """The same without files that have lost their last name."""
+        """Return the tree without files that have lost their last name."""
         used = {ROOT, *(inode for _, inode in self.walk())}
         return Tree(
             {inode: entries for inode, entries in self.names.items() if inode in used},
@@ -107,8 +107,8 @@ class Tree:
             {inode: target for inode, target in self.links.items() if inode in used},
         )
 
-    def picture(self) -> tuple[tuple[str, str, int, bytes], ...]:
-        """Everything in it, comparable: path, kind, which paths are one file, bytes."""
+    def comparable(self) -> tuple[tuple[str, str, int, bytes], ...]:
+        """Return everything in it in a comparable form: path, kind, the number of its inode, bytes."""
         firsts: dict[int, int] = {}
         return tuple(
             (path, self._kind(inode), firsts.setdefault(inode, len(firsts)), self._bytes(inode))
@@ -132,14 +132,14 @@ def written(content: bytes, operation: Write | Resize) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """A folder before, and the operations on it, in order; inodes that are new have their kind in `kinds`."""
+    """A folder, and the operations on it, in order; `kinds` has the kind of each inode, new ones too."""
 
     before: Tree
     operations: tuple[Operation, ...]
     kinds: Tree
 
     def final(self) -> Tree:
-        """The folder after all operations."""
+        """Return the folder after all operations."""
         tree = self.fresh()
         for operation in self.operations:
             if isinstance(operation, Name):
@@ -153,7 +153,7 @@ class Recording:
         return tree
 
     def fresh(self) -> Tree:
-        """The folder before, and all later inodes, empty and without names."""
+        """Return the folder before the operations, with all later inodes, empty and without names."""
         return Tree(
             names={inode: dict(self.before.names.get(inode, {})) for inode in self.kinds.names},
             contents={inode: self.before.contents.get(inode, b"") for inode in self.kinds.contents},

@@ -1,6 +1,6 @@
-"""Fills small disks: a save without room says so, changes nothing, and passes in the same process once there is room.
+"""Fills small disks: a save without room reports that, changes nothing, and succeeds once there is room again.
 
-python tools/crash disks        a tmpfs, an ext4 of 8 MB, and one with few inodes; needs the right to mount
+python tools/crash disks        a tmpfs, an ext4 of 8 MB, and one with few inodes; needs permission to mount
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ckptstore.retention import keep_last
 from ckptstore.storage.files import free_bytes
 from ckptstore.store.store import CheckpointStore
 from crash.failing_calls import Result, make_used
-from crash.invariants import Shown, violations
+from crash.invariants import PublishedFile, violations
 from crash.planted_faults import plant
 from crash.sample_stores import committer_of, is_seed, snapshot_of
 
@@ -36,7 +36,7 @@ DISKS: dict[str, tuple[str, ...]] = {
 
 
 def can_mount() -> bool:
-    """Return whether this process may mount file systems."""
+    """Return True if this process may mount file systems."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             with small_disk("tmpfs", Path(folder)):
@@ -48,8 +48,8 @@ def can_mount() -> bool:
 @contextmanager
 def small_disk(kind: str, folder: Path) -> Iterator[Path]:
     """Mount a disk of `DISKS` in a folder, for the block."""
-    place = folder / "disk"
-    place.mkdir()
+    mount_point = folder / "disk"
+    mount_point.mkdir()
     if kind == "tmpfs":
         options = ["-t", "tmpfs", "-o", "size=3m", "tmpfs"]
     else:
@@ -58,25 +58,27 @@ def small_disk(kind: str, folder: Path) -> Iterator[Path]:
             file.truncate(8 << 20)
         subprocess.run(["mkfs.ext4", "-F", "-q", *DISKS[kind], image], check=True, capture_output=True)
         options = ["-o", "loop", str(image)]
-    subprocess.run(["mount", *options, place], check=True, capture_output=True)
+    subprocess.run(["mount", *options, mount_point], check=True, capture_output=True)
     try:
-        yield place
+        yield mount_point
     finally:
-        subprocess.run(["umount", place], check=True)
+        subprocess.run(["umount", mount_point], check=True)
 
 
 def fill_disk(kind: str, *, step: int = 4096, fault: str = "") -> Result:
-    """Save on a full disk, on one with a little room, ... until a save passes; make room after each that failed."""
+    """Save on a full disk, then with a little more room each time, until it succeeds; make room after each failure."""
     began = time.monotonic()
     plant(fault)
     with tempfile.TemporaryDirectory(prefix="crash-disks-") as parent, small_disk(kind, Path(parent)) as disk:
-        tried, found = _fill(disk, step, by_names="files" in kind)
-        found += violations(disk / "store", shown=Shown(path=disk / "shown.keras"), is_whole=_is_whole)
+        tried, found = _fill(disk, step, limit_names="files" in kind)
+        found += violations(
+            disk / "store", published=PublishedFile(path=disk / "shown.keras"), is_whole=_is_whole
+        )
     return Result(tried=tried, seconds=time.monotonic() - began, violations=tuple(found))
 
 
 def _save(store: CheckpointStore, seed: int, disk: Path) -> None:
-    """Save a snapshot that takes more room than the manifest's transactions do."""
+    """Save a snapshot that needs more room than the manifest's transactions."""
     snapshot = snapshot_of(seed)
     snapshot = replace(snapshot, documents={**snapshot.documents, "config.json": bytes(100_000)})
     request = SaveRequest(
@@ -94,13 +96,13 @@ def _is_whole(checkpoint: Checkpoint) -> bool:
     return is_seed(checkpoint.path, checkpoint.epoch)
 
 
-def _fill(disk: Path, step: int, *, by_names: bool) -> tuple[int, list[str]]:
-    tried, passed, found, needed = 0, 0, list[str](), set[bool]()
+def _fill(disk: Path, step: int, *, limit_names: bool) -> tuple[int, list[str]]:
+    tried, passed, found, needed_known = 0, 0, list[str](), set[bool]()
     make_used(disk)
     with CheckpointStore(disk / "store") as store:
-        # The first save takes a name more than the next: that of the writer's lease.
+        # The first save needs one name more than the next: that of the writer's lease.
         for room in itertools.chain([0], itertools.count()):
-            ballast = _names_taken(disk, room) if by_names else _bytes_taken(disk, room * step)
+            ballast = _take_names(disk, room) if limit_names else _take_bytes(disk, room * step)
             before = store.checkpoints()
             seed, failed = before[-1].epoch + 1, None
             try:
@@ -111,40 +113,40 @@ def _fill(disk: Path, step: int, *, by_names: bool) -> tuple[int, list[str]]:
             tried += failed is not None
             passed = 0 if failed is not None else passed + 1
             if isinstance(failed, DiskFullError):
-                needed.add(failed.needed is not None)
-            what = f"room for {room} {'names' if by_names else f'times {step} bytes'}"
-            found += [f"{what}: {line}" for line in _of_a_full_disk(store, before, failed, disk)]
+                needed_known.add(failed.needed is not None)
+            where = f"room for {room} {'names' if limit_names else f'times {step} bytes'}"
+            found += [f"{where}: {line}" for line in _wrong_after(store, before, failed, disk)]
             _save(store, store.checkpoints()[-1].epoch + 1, disk)
             if passed == 3 or room > 200:
                 break
-    if not by_names and True not in needed:
-        found.append("no error said how many bytes were needed")
+    if not limit_names and True not in needed_known:
+        found.append("no error reported how many bytes were needed")
     return tried, found
 
 
-def _of_a_full_disk(
+def _wrong_after(
     store: CheckpointStore, before: list[Checkpoint], failed: BaseException | None, disk: Path
 ) -> Iterator[str]:
     after = store.checkpoints()
     if failed is None:
         return
     if not isinstance(failed, DiskFullError) or failed.errno != errno.ENOSPC or failed.free is None:
-        yield f"it is no DiskFullError with facts: {failed!r}"
+        yield f"it is not a DiskFullError with facts: {failed!r}"
     elif failed.needed is not None and failed.needed <= failed.free:
         yield f"{failed.needed} bytes were needed and {failed.free} free"
-    if before[-1] not in after or not all(_is_whole(one) for one in after):
-        yield f"there are {after} after {failed!r}, before there were {before}"
+    if before[-1] not in after or not all(map(_is_whole, after)):
+        yield f"there are {after} after {failed!r}; before it there were {before}"
     if len(after) == len(before) and after != before:
         yield f"older ones have changed: {before} to {after}"
     left = [path.name for path in (disk / "store" / "tmp").iterdir() if path.suffix != ".lease"]
     if left:
         yield f"{left} are left behind by {failed!r}"
-    if not any(is_seed(disk / "shown.keras", one.epoch) for one in (before[-1], after[-1])):
-        yield f"the path shows neither the old nor the new after {failed!r}"
+    if not any(is_seed(disk / "shown.keras", checkpoint.epoch) for checkpoint in (before[-1], after[-1])):
+        yield f"the path shows neither the old nor the new checkpoint after {failed!r}"
 
 
-def _bytes_taken(disk: Path, room: int) -> Path:
-    """Fill a disk but for so many bytes; returns the directory that holds what fills it."""
+def _take_bytes(disk: Path, room: int) -> Path:
+    """Fill a disk except for some bytes; return the directory that fills it."""
     ballast = disk / "ballast"
     ballast.mkdir()
     if room:
@@ -167,8 +169,8 @@ def _allocate(path: Path, nbytes: int) -> None:
         os.posix_fallocate(file.fileno(), 0, nbytes)
 
 
-def _names_taken(disk: Path, room: int) -> Path:
-    """Make files until there can be no more, and remove so many."""
+def _take_names(disk: Path, room: int) -> Path:
+    """Create files until no more are possible, then remove some; return their directory."""
     ballast = disk / "ballast"
     ballast.mkdir()
     for count in itertools.count():

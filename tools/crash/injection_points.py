@@ -1,7 +1,7 @@
-"""The moments at which strace can kill or fail a thread: each call that it makes, by name and number.
+"""Points at which strace can kill a thread or let a call fail: each of its system calls, by name and number.
 
-strace counts for ``when=`` by thread and by call: of a set of calls, ``when=3`` hits the third of *each*. So one moment
-in a sequence of different calls is told by the call's name and how many of that name came before.
+strace counts for ``when=`` by thread and by call: of a set of calls, ``when=3`` hits the third of *each*. So a point in
+a sequence of different calls is identified by the call's name and how many calls of that name came before.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A system call, and which of its name it is in its thread, counted from 1."""
+    """A system call, and its number among the calls of that name in its thread, from 1."""
 
     name: str
     nth: int
 
 
 def calls_in(log: Path) -> list[Call]:
-    """Return the calls in a log of strace's that its busiest thread made, in order."""
+    """Return the calls of the busiest thread in a log of strace, in order."""
     lines = [re.match(r"(\d+) +(\w+)\(", line) for line in log.read_text(encoding="utf-8").splitlines()]
     made = [(match[1], match[2]) for match in lines if match]
     busiest = Counter(thread for thread, _ in made).most_common(1)
@@ -35,17 +35,17 @@ def calls_in(log: Path) -> list[Call]:
     return calls
 
 
-def one_of_each(calls: Sequence[Call]) -> set[int]:
-    """Return the place of the middle one of the calls of each name."""
-    places: dict[str, list[int]] = {}
-    for place, call in enumerate(calls):
-        places.setdefault(call.name, []).append(place)
-    return {found[len(found) // 2] for found in places.values()}
+def one_of_each_name(calls: Sequence[Call]) -> set[int]:
+    """Return the positions of the middle call of each name."""
+    positions: dict[str, list[int]] = {}
+    for position, call in enumerate(calls):
+        positions.setdefault(call.name, []).append(position)
+    return {found[len(found) // 2] for found in positions.values()}
 
 
-def from_then_on(calls: Sequence[Call], place: int) -> list[Call]:
-    """Return, for each name, the first call of it at `place` or behind."""
+def first_calls_from(calls: Sequence[Call], position: int) -> list[Call]:
+    """Return the first call of each name at a position or after it."""
     first: dict[str, Call] = {}
-    for call in calls[place:]:
+    for call in calls[position:]:
         first.setdefault(call.name, call)
     return list(first.values())

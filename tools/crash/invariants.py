@@ -1,6 +1,6 @@
-"""What must hold of a store after a crash, checked by opening it again; asks nothing of the process that died.
+"""Invariants of a store after a crash, checked by opening it again.
 
-The claims of the dead process (`Saved`) are kept outside the store, by whoever ran it.
+What the dead process reported (`Saved`) is kept outside the store, by the test that ran it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ckptstore.store.store import CheckpointStore
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saved:
-    """What a process said that it had saved: it must be there afterwards, with these bytes."""
+    """A checkpoint that a process reported as saved: it must exist afterwards, with these bytes."""
 
     version: int
     digest: str
@@ -28,8 +28,8 @@ class Saved:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shown:
-    """A path that shows checkpoints, and the digests of complete files that may have been there before any save."""
+class PublishedFile:
+    """A published path, and the digests of complete files that may have been there before any save."""
 
     path: Path
     before: frozenset[str] = frozenset()
@@ -39,20 +39,20 @@ def violations(
     root: Path,
     saved: Iterable[Saved] = (),
     *,
-    shown: Shown | None = None,
+    published: PublishedFile | None = None,
     is_whole: Callable[[Checkpoint], bool] = lambda checkpoint: True,
     save_again: Callable[[CheckpointStore], Checkpoint] | None = None,
     metric: str = "loss",
 ) -> list[str]:
-    """Open the store at `root` for writing, as the next start of a run would, and return what is wrong with it.
+    """Open the store at `root` for writing, as the next start of a run does, and return what is wrong with it.
 
     Args:
         root: The store's directory; it need not exist when nothing was saved.
-        saved: What was reported saved and that no retention may have removed.
-        shown: The published path, if there is one.
-        is_whole: Tells of a listed checkpoint whether it loads with the values that it must have.
-        save_again: Saves one more, to see that the store still works.
-        metric: A metric that is better low, whose best is computed independently.
+        saved: Checkpoints that were reported as saved and that no retention may have removed.
+        published: The published path, if there is one.
+        is_whole: Returns True if a listed checkpoint has the values that it must have.
+        save_again: Saves one more checkpoint, to check that the store still works.
+        metric: A metric for which lower is better, whose best is computed independently.
 
     Returns:
         One line for each violation; an empty list when every invariant holds.
@@ -60,13 +60,13 @@ def violations(
     saved = list(saved)
     try:
         with CheckpointStore(root) as store:
-            found = [*_of_the_store(store, saved, is_whole, metric), *_of_the_folder(store, shown)]
-            before = _picture(store)
+            found = [*_wrong_in_store(store, saved, is_whole, metric), *_wrong_in_folder(store, published)]
+            before = _state_of(store)
         with CheckpointStore(root) as store:
-            if _picture(store) != before:
+            if _state_of(store) != before:
                 found.append("a second opening changed what the first had left")
             if save_again is not None:
-                newest = max((one.version for one in saved), default=0)
+                newest = max((claim.version for claim in saved), default=0)
                 again = save_again(store)
                 if again.version <= newest or store.get(again.version).digest != again.digest:
                     found.append(f"a save after recovery got version {again.version}, after {newest}")
@@ -75,21 +75,22 @@ def violations(
     return found
 
 
-def _of_the_store(
+def _wrong_in_store(
     store: CheckpointStore, saved: list[Saved], is_whole: Callable[[Checkpoint], bool], metric: str
 ) -> list[str]:
     found = [f"verify: {problem.kind}: {problem.detail}" for problem in store.verify()]
     listed = {checkpoint.version: checkpoint for checkpoint in store.checkpoints(states=None)}
-    for one in saved:
-        checkpoint = listed.get(one.version)
+    for claim in saved:
+        checkpoint = listed.get(claim.version)
         if checkpoint is None:
-            found.append(f"version {one.version} was reported saved and is not listed")
-        elif (checkpoint.state, checkpoint.digest, checkpoint.epoch) != ("complete", one.digest, one.epoch):
+            found.append(f"version {claim.version} was reported as saved and is not listed")
+            continue
+        if (checkpoint.state, checkpoint.digest, checkpoint.epoch) != ("complete", claim.digest, claim.epoch):
             found.append(
-                f"version {one.version} was reported saved as {one}, and is {checkpoint.state}, {checkpoint}"
+                f"version {claim.version} was reported as {claim}, and is {checkpoint.state}, {checkpoint}"
             )
     found += [
-        f"version {checkpoint.version} is listed and not whole"
+        f"version {checkpoint.version} is listed and not intact"
         for checkpoint in listed.values()
         if checkpoint.state == "complete" and not is_whole(checkpoint)
     ]
@@ -98,12 +99,12 @@ def _of_the_store(
     point = store.resume_point()
     if (point and point.version) != newest:
         found.append(f"the resume point is {point and point.version} instead of {newest}")
-    if saved and (newest is None or newest < max(one.version for one in saved)):
+    if saved and (newest is None or newest < max(claim.version for claim in saved)):
         found.append(f"the resume point went back to {newest}")
-    return found + _of_the_best(store, complete, metric)
+    return found + _wrong_best(store, complete, metric)
 
 
-def _of_the_best(store: CheckpointStore, complete: list[Checkpoint], metric: str) -> list[str]:
+def _wrong_best(store: CheckpointStore, complete: list[Checkpoint], metric: str) -> list[str]:
     values = [
         (checkpoint.metrics[metric], checkpoint.version)
         for checkpoint in complete
@@ -118,24 +119,24 @@ def _of_the_best(store: CheckpointStore, complete: list[Checkpoint], metric: str
     return []
 
 
-def _of_the_folder(store: CheckpointStore, shown: Shown | None) -> list[str]:
+def _wrong_in_folder(store: CheckpointStore, published: PublishedFile | None) -> list[str]:
     layout = Layout(store.path)
     found = [f"{path} is left over" for path in layout.tmp.iterdir()]
     rows = {checkpoint.path.name for checkpoint in store.checkpoints(states=None)}
     found += [f"{name} has no row after recovery" for name in layout.payload_names() if name not in rows]
-    if shown is None:
+    if published is None:
         return found
-    if shown.path.exists():
-        known = shown.before | {checkpoint.digest for checkpoint in store.checkpoints()}
-        if digest_file(shown.path) not in known:
-            found.append(f"{shown.path} is neither a complete old file nor a complete new one")
-    elif shown.before:
-        found.append(f"{shown.path} is gone")
-    leftovers = shown.path.parent.glob(f".{shown.path.name}.ckptstore*")
+    if published.path.exists():
+        known = published.before | {checkpoint.digest for checkpoint in store.checkpoints()}
+        if digest_file(published.path) not in known:
+            found.append(f"{published.path} is neither a complete old file nor a complete new one")
+    elif published.before:
+        found.append(f"{published.path} is gone")
+    leftovers = published.path.parent.glob(f".{published.path.name}.ckptstore*")
     return found + [f"{path} is left over" for path in leftovers]
 
 
-def _picture(store: CheckpointStore) -> tuple[object, ...]:
-    """What an opening could change: the rows, and which files there are."""
-    folder = sorted(os.listdir(store.path / "checkpoints")), sorted(os.listdir(store.path / "quarantine"))
-    return (store.checkpoints(states=None), folder)
+def _state_of(store: CheckpointStore) -> tuple[object, ...]:
+    """Return everything that opening the store could change: its rows and file names."""
+    files = sorted(os.listdir(store.path / "checkpoints")), sorted(os.listdir(store.path / "quarantine"))
+    return (store.checkpoints(states=None), files)

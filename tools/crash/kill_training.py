@@ -1,7 +1,7 @@
-"""Kills a real ``model.fit`` at every system call that changes a file system, and at random moments, and checks.
+"""Kills a real ``model.fit`` at every system call that changes a file system, and at random times, and checks.
 
-What the fit said that it had saved is noted outside the store, by a callback that runs after ours. A warm process
-checks each store after its kill: the invariants, that plain Keras loads what is there, and that a fit starts again.
+The saves that the fit reported are recorded outside the store, by a callback that runs after ours. After each kill a
+warm process checks the store: the invariants, that plain Keras loads the files, and that another fit starts.
 
     python tools/crash kills                          every call, then 300 random kills: up to an hour
     python tools/crash kills --stride 20 --random 20
@@ -29,14 +29,14 @@ from pathlib import Path
 from typing import Any
 
 from crash.fork_server import preload
-from crash.injection_points import Call, calls_in, one_of_each
-from crash.planted_faults import FAULTS, LEASE, foresee_lease, plant
+from crash.injection_points import Call, calls_in, one_of_each_name
+from crash.planted_faults import FAULTS, LEASE, fix_lease_name, plant
 from crash.strace import KILLED, MUTATING, run_traced
 
 EPOCHS = 3
-KEPT = 2  # what the drop-in keeps without placeholders, beside the best and the shown
+KEPT = 2  # kept by the drop-in without placeholders, besides the best and the published
 STARTS = ("used", "empty")
-_ROUNDS = 10  # random kills that one store has to take
+_KILLS_PER_STORE = 10  # random kills
 _MODULES = (
     "keras",
     "ckptstore.training.model_checkpoint",
@@ -47,17 +47,17 @@ _MODULES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """How often a fit was killed, how often it ended before it could be, and one line for each violation."""
+    """Number of kills, number of fits that ended before their kill, and one line for each violation."""
 
     kills: int
-    passed_untouched: int
+    ended_first: int
     seconds: float
     violations: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """What `ModelCheckpoint.last` said."""
+    """A save that `ModelCheckpoint.last` reported."""
 
     version: int
     digest: str
@@ -66,7 +66,7 @@ class Claim:
 
 
 def use_keras() -> str:
-    """Have the backend, which it returns, and Keras imported once, in the process that all children are forked from."""
+    """Import the backend and Keras once, in the process that all children are forked from; return the backend."""
     backend = os.environ.setdefault("KERAS_BACKEND", "jax")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("KERAS_TORCH_DEVICE", "cpu")
@@ -74,20 +74,20 @@ def use_keras() -> str:
     return backend
 
 
-# --- what is killed --------------------------------------------------------------------------------------
+# --- the fit --------------------------------------------------------------------------------------
 
 
 def fit(folder: Path, report: Path, fault: str = "") -> None:
-    """Train and save a tiny model, and note each save when it is reported."""
+    """Train and save a tiny model, and record each save when it is reported."""
     plant(fault)
-    foresee_lease()
+    fix_lease_name()
     _train(_model(), folder, report)
 
 
-def _fit_for_ever(folder: Path, report: Path, fault: str, ready: Connection) -> None:
+def _fit_forever(folder: Path, report: Path, fault: str, ready: Connection) -> None:
     plant(fault)
     model = _model()
-    model.fit(*_data(), verbose=0)  # compiles, so that the kills come while it saves
+    model.fit(*_data(), verbose=0)  # compiles, so that later kills hit the saves
     ready.send_bytes(b"")
     while True:
         _train(model, folder, report)
@@ -101,7 +101,7 @@ def _train(model: Any, folder: Path, report: Path, epochs: int = EPOCHS) -> None
     saved = ModelCheckpoint(folder / "best.keras", monitor="loss")
     descriptor = os.open(report, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
-    def note(epoch: int, logs: object) -> None:
+    def record(epoch: int, logs: object) -> None:
         last = saved.last
         assert last is not None
         assert last.epoch == epoch
@@ -114,7 +114,7 @@ def _train(model: Any, folder: Path, report: Path, epochs: int = EPOCHS) -> None
             epochs=epochs,
             batch_size=8,
             verbose=0,
-            callbacks=[saved, keras.callbacks.LambdaCallback(on_epoch_end=note)],
+            callbacks=[saved, keras.callbacks.LambdaCallback(on_epoch_end=record)],
         )
     finally:
         os.close(descriptor)
@@ -146,18 +146,18 @@ def _warm_up(fault: str) -> None:
 
 
 def check(folder: Path, report: Path) -> list[str]:
-    """Return what is wrong with a folder whose fit was killed; starts another fit there."""
-    from crash.invariants import Shown, violations
+    """Return what is wrong with a folder whose fit was killed; start another fit there."""
+    from crash.invariants import PublishedFile, violations
 
     root = folder / ".ckptstore"
-    found = violations(root, shown=Shown(path=folder / "best.keras"))
+    found = violations(root, published=PublishedFile(path=folder / "best.keras"))
     claims = _claims(report)
-    found += _of_the_claims(root, claims, unfinished=2) + _of_plain_keras(folder, claims)
+    found += _wrong_claims(root, claims, unfinished=2) + _wrong_for_keras(folder, claims)
     _train(_warm[0], folder, report, epochs=1)
     after = _claims(report)
     if len(after) != len(claims) + 1:
         found.append(f"the fit after the kill reported {len(after) - len(claims)} saves instead of 1")
-    return found + [f"after another fit: {line}" for line in _of_the_claims(root, after, unfinished=0)]
+    return found + [f"after another fit: {line}" for line in _wrong_claims(root, after, unfinished=0)]
 
 
 def _claims(report: Path) -> list[Claim]:
@@ -165,68 +165,68 @@ def _claims(report: Path) -> list[Claim]:
     return [Claim(**json.loads(line)) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
-def _of_the_claims(root: Path, claims: Sequence[Claim], *, unfinished: int) -> list[str]:
-    """Compare with what was reported: of that and of what is listed, the newest two and the best must be there.
+def _wrong_claims(root: Path, claims: Sequence[Claim], *, unfinished: int) -> list[str]:
+    """Compare with the reports: of all reported and listed checkpoints, the newest two and the best must exist.
 
-    A save that was killed before its retention leaves up to two more than that, the next older one and the best until
-    then; the next save removes them.
+    A save that was killed before its retention leaves up to two more, the next older one and the earlier best; the next
+    save removes them.
     """
     from ckptstore.store.store import CheckpointStore
 
     with CheckpointStore(root, read_only=True) as store:
-        listed = {one.version: one for one in store.checkpoints()}
-    losses = {version: one.metrics.get("loss", math.nan) for version, one in listed.items()}
+        listed = {checkpoint.version: checkpoint for checkpoint in store.checkpoints()}
+    losses = {version: checkpoint.metrics.get("loss", math.nan) for version, checkpoint in listed.items()}
     losses |= {claim.version: claim.loss for claim in claims}
     expected = set(sorted(losses)[-KEPT:])
     expected |= {min(losses, key=lambda version: (losses[version], version))} if losses else set()
     versions = [claim.version for claim in claims]
     found = [] if versions == sorted(set(versions)) else [f"versions were reported as {versions}"]
     for claim in claims:
-        there = listed.get(claim.version)
-        if there is None and claim.version in expected:
-            found.append(f"{claim} was reported saved and is not there; {sorted(listed)} are")
-        if there is not None and (there.digest, there.epoch) != (claim.digest, claim.epoch):
-            found.append(f"{claim} was reported saved and is {there}")
+        existing = listed.get(claim.version)
+        if existing is None and claim.version in expected:
+            found.append(f"{claim} was reported as saved and does not exist; {sorted(listed)} do")
+        if existing is not None and (existing.digest, existing.epoch) != (claim.digest, claim.epoch):
+            found.append(f"{claim} was reported as saved and is {existing}")
     extra = sorted(set(listed) - expected)
     if len(extra) > unfinished:
-        found.append(f"{extra} are still there beside {sorted(expected)}")
+        found.append(f"{extra} still exist besides {sorted(expected)}")
     return found
 
 
-def _of_plain_keras(folder: Path, claims: Sequence[Claim]) -> list[str]:
-    """Load the shown file and the newest checkpoint as somebody without ckptstore would."""
+def _wrong_for_keras(folder: Path, claims: Sequence[Claim]) -> list[str]:
+    """Load the published file and the newest checkpoint as somebody without ckptstore would."""
     import keras
 
     from ckptstore.storage.files import digest_file
     from ckptstore.store.store import CheckpointStore
 
-    shown = folder / "best.keras"
+    published = folder / "best.keras"
     with CheckpointStore(folder, read_only=True) as store:
         newest = store.latest()
     found = []
-    for path in [shown, *([newest.path] if newest else [])]:
+    for path in [published, *([newest.path] if newest else [])]:
         if path.exists():
             try:
                 keras.saving.load_model(path)
             except Exception as error:  # whatever it is, it is a violation
                 found.append(f"plain Keras does not load {path.name}: {error!r}")
-    if claims and not shown.exists():
-        found.append(f"{shown.name} is not there")
-    if shown.exists() and (newest is None or digest_file(shown) != newest.digest):
-        found.append(f"{shown.name} does not show the newest, {newest and newest.version}")
+    if claims and not published.exists():
+        found.append(f"{published.name} does not exist")
+    if published.exists() and (newest is None or digest_file(published) != newest.digest):
+        found.append(f"{published.name} does not show the newest, {newest and newest.version}")
     return found
 
 
-# --- killing ---------------------------------------------------------------------------------------------
+# --- the kills ---------------------------------------------------------------------------------------------
 
 
-class _Killing:
-    """A temporary folder, the process that checks, and what was found so far."""
+class _Trial:
+    """A temporary folder, the process that checks, and the violations so far."""
 
     def __init__(self, folder: Path, fault: str) -> None:
         self.folder = folder
         self.kills = 0
-        self.untouched = 0
+        self.ended_first = 0
         self.fault = fault
         self.violations: list[str] = []
         self._began = time.monotonic()
@@ -235,23 +235,24 @@ class _Killing:
         )
         self._pending: list[tuple[str, Future[list[str]]]] = []
 
-    def check(self, what: str, folder: Path) -> Future[list[str]]:
-        """Have a folder checked while the next fit is under way."""
+    def check(self, kill: str, folder: Path) -> Future[list[str]]:
+        """Check a folder in the background, while the next fit runs."""
         future = self._pool.submit(check, folder, folder / "report")
-        self._pending.append((what, future))
+        self._pending.append((kill, future))
         return future
 
     def result(self) -> Result:
-        for what, future in self._pending:
+        """Wait for all checks, and return the result."""
+        for kill, future in self._pending:
             try:
                 found = future.result()
             except Exception as error:  # whatever it is, the fit did not start again
                 found = [f"the fit after the kill failed: {error!r}"]
-            self.violations += [f"{what}: {line}" for line in found]
+            self.violations += [f"{kill}: {line}" for line in found]
         seconds = time.monotonic() - self._began
         return Result(
             kills=self.kills,
-            passed_untouched=self.untouched,
+            ended_first=self.ended_first,
             seconds=seconds,
             violations=tuple(self.violations),
         )
@@ -261,69 +262,69 @@ class _Killing:
 
 
 @contextmanager
-def _killing(fault: str) -> Iterator[_Killing]:
+def _new_trial(fault: str) -> Iterator[_Trial]:
     use_keras()
     with tempfile.TemporaryDirectory(prefix="crash-kills-") as folder:
-        killing = _Killing(Path(folder), fault)
+        trial = _Trial(Path(folder), fault)
         try:
-            yield killing
+            yield trial
         finally:
-            killing.close()
+            trial.close()
 
 
 def kill_everywhere(
     *, stride: int = 1, calls: str = MUTATING, starts: Sequence[str] = STARTS, fault: str = ""
 ) -> Result:
-    """Kill a fit at its first call that changes a file system, at its second, ... until one passes untouched.
+    """Kill a fit at its first call that changes a file system, at its second, ... until one ends before its kill.
 
-    The fit begins in a folder that another fit used, and in an empty one. The calls are those of the thread that
-    trains, which makes the most; that which writes a payload is killed at each `write` to that file, which is its
-    alone.
+    The fit begins in a folder that another fit has used, and in an empty one. The calls are those of the training
+    thread, which makes the most; the thread that writes a payload is killed at each `write` to that file, to which no
+    other thread writes.
 
     Args:
-        stride: Only every so many calls, and one of each kind.
-        calls: Which.
-        starts: Of `STARTS`.
+        stride: Try only every `stride`-th call, and one of each kind.
+        calls: The calls, as for strace.
+        starts: The kinds of folder, of `STARTS`.
         fault: Of `planted_faults.FAULTS`.
     """
-    with _killing(fault) as killing:
+    with _new_trial(fault) as trial:
         seen: set[str] = set()
         for start in starts:
-            made = _calls_of_a_fit(killing.folder, start, calls, fault)
-            kinds = {place for place in one_of_each(made) if made[place].name not in seen}
+            made = _calls_of_a_fit(trial.folder, start, calls, fault)
+            kinds = {position for position in one_of_each_name(made) if made[position].name not in seen}
             seen |= {call.name for call in made}
             chosen = sorted({*range(0, len(made), stride), *kinds})
-            # Far behind the last of each kind nothing is left to be killed. Runs differ by whole transactions: whether
-            # an epoch is the best, and removes what was, depends on the weights that a run begins with.
+            # Far beyond the last call of each kind there is nothing left to kill. Runs differ by whole transactions:
+            # whether an epoch is the best, and removes the earlier best, depends on the initial weights.
             beyond = 2 * max((call.nth for call in made), default=0) + 100
-            _kill_at(killing, start, (*(made[place] for place in chosen), Call(calls, beyond)))
+            _kill_at(trial, start, (*(made[position] for position in chosen), Call(calls, beyond)))
         if calls == MUTATING:
             for save in (1, EPOCHS):
                 payload = f".ckptstore/tmp/{LEASE}.{save}.keras"
                 writes = (Call("write", nth) for nth in itertools.count(1, 1 + stride // 20))
-                _kill_at(killing, starts[0], writes, payload)
-        return killing.result()
+                _kill_at(trial, starts[0], writes, payload)
+        return trial.result()
 
 
-def _kill_at(killing: _Killing, start: str, moments: Iterable[Call], file: str = "") -> None:
-    """Kill one fit after the other, each at its moment, until one passes untouched."""
-    for call in moments:
-        folder = _prepared(killing.folder, start)
+def _kill_at(trial: _Trial, start: str, calls: Iterable[Call], file: str = "") -> None:
+    """Kill one fit after the other, each at its call, until one ends before its kill."""
+    for call in calls:
+        folder = _prepared(trial.folder, start)
         options = ["-P", str(folder / file)] if file else []
         options += ["-e", f"trace={call.name}", "-e", f"inject={call.name}:signal=SIGKILL:when={call.nth}"]
-        code = run_traced(fit, (folder, folder / "report", killing.fault), options)
-        what = f"start {start!r}, killed at {call.name} {call.nth} {file}"
-        killing.check(what, folder)
+        code = run_traced(fit, (folder, folder / "report", trial.fault), options)
+        kill = f"start {start!r}, killed at {call.name} {call.nth} {file}"
+        trial.check(kill, folder)
         if code not in (0, KILLED):
-            killing.violations.append(f"{what}: the fit ended with exit code {code}")
-        killing.kills += code == KILLED
-        killing.untouched += code != KILLED
+            trial.violations.append(f"{kill}: the fit ended with exit code {code}")
+        trial.kills += code == KILLED
+        trial.ended_first += code != KILLED
         if code != KILLED:
             return
 
 
 def _prepared(parent: Path, start: str) -> Path:
-    """Make a folder in which a fit is to begin, alike each time: links are copied as links."""
+    """Create a folder for a fit, the same each time: links are copied as links."""
     folder = Path(tempfile.mkdtemp(dir=parent))
     if start == "used":
         used = parent / "used"
@@ -336,47 +337,47 @@ def _prepared(parent: Path, start: str) -> Path:
 
 
 def _calls_of_a_fit(parent: Path, start: str, calls: str, fault: str) -> list[Call]:
-    """Return the calls that the thread makes which trains."""
+    """Return the calls of the training thread."""
     folder, log = _prepared(parent, start), parent / f"{start}.log"
     run_traced(fit, (folder, folder / "report", fault), ["-e", f"trace={calls}"], log=log)
     return calls_in(log)
 
 
 def kill_at_random(*, kills: int, seed: int, fault: str = "") -> Result:
-    """Kill fits that go on for ever at random moments; a store has to take ten kills, so that leaks show."""
+    """Kill endless fits at random times; each store takes ten kills, so that leaks show."""
     chosen = random.Random(seed)
     context = get_context("forkserver")
-    with _killing(fault) as killing:
+    with _new_trial(fault) as trial:
         checked: dict[Path, Future[list[str]]] = {}
         for kill in range(kills):
-            # Two stores in turn: one is checked while the fit of the other runs.
-            track = 2 * (kill // 2 // _ROUNDS) + kill % 2
-            folder = killing.folder / f"{track}"
+            # Two stores alternate: one is checked while the fit of the other runs.
+            track = 2 * (kill // 2 // _KILLS_PER_STORE) + kill % 2
+            folder = trial.folder / f"{track}"
             folder.mkdir(exist_ok=True)
             if folder in checked:
                 checked[folder].exception()
             receiver, sender = context.Pipe(duplex=False)
             process = context.Process(
-                target=_fit_for_ever, args=(folder, folder / "report", fault, sender), daemon=True
+                target=_fit_forever, args=(folder, folder / "report", fault, sender), daemon=True
             )
             process.start()
             sender.close()
             receiver.recv_bytes()
-            time.sleep(chosen.uniform(0, 0.5))  # about the time of one run, opening and closing included
+            time.sleep(chosen.uniform(0, 0.5))  # about the time of one fit, with opening and closing
             process.kill()
             process.join()
             receiver.close()
             if process.exitcode != KILLED:
-                killing.violations.append(f"random kill {kill}: the fit ended with {process.exitcode}")
-            killing.kills += 1
-            checked[folder] = killing.check(f"random kill {kill} of seed {seed}", folder)
-        return killing.result()
+                trial.violations.append(f"random kill {kill}: the fit ended with {process.exitcode}")
+            trial.kills += 1
+            checked[folder] = trial.check(f"random kill {kill} of seed {seed}", folder)
+        return trial.result()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--stride", type=int, default=1, help="only every so many calls; 0 for none")
-    parser.add_argument("--random", type=int, default=300, help="how many random kills")
+    parser.add_argument("--stride", type=int, default=1, help="kill at every STRIDE-th call only; 0 for none")
+    parser.add_argument("--random", type=int, default=300, help="number of random kills")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--fault", choices=["", *FAULTS], default="", help="plant a fault")
     options = parser.parse_args()

@@ -1,6 +1,6 @@
-"""Many processes on one store: writers that are killed and start again, readers, openers, writers that fork.
+"""Many processes on one store: writers that are killed and restarted, readers, openers, writers that fork.
 
-Each writes down what it was told, outside the store; afterwards all of it is compared with what is there.
+Each records the results of its calls outside the store; afterwards the records are compared with the store.
 
     python tools/crash processes                    180 seconds
     python tools/crash processes --seconds 10 --writers 3
@@ -38,25 +38,25 @@ from crash.planted_faults import FAULTS, plant
 from crash.sample_stores import is_seed, save
 
 KEPT = 3
-_SAVES = 20  # fewer say little
-_PATIENCE_S = 60.0  # for what was not done in time
+_MIN_SAVES = 20
+_MAX_EXTRA_S = 60.0  # for what was not done in the given time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Times:
-    """How long something took, in seconds."""
+    """A distribution of times, in seconds."""
 
     count: int
     median: float
     p99: float
-    most: float
+    maximum: float
 
     @classmethod
     def of(cls, seconds: list[float]) -> Times:
         """Summarise measured times."""
         ordered = sorted(seconds) or [0.0]
         p99 = ordered[int(0.99 * (len(ordered) - 1))]
-        return cls(count=len(seconds), median=statistics.median(ordered), p99=p99, most=ordered[-1])
+        return cls(count=len(seconds), median=statistics.median(ordered), p99=p99, maximum=ordered[-1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,13 +64,13 @@ class Result:
     """What was done, how long it took, and one line for each violation.
 
     Attributes:
-        saves: Whole saves, with the time that each took.
-        waits: How long each save waited for the store's lock, all its turns together.
-        reads: One query each, by its name.
-        kills: Of writers.
-        openings: For writing, while others wrote.
-        refusals: Of a second writer of a run.
-        forks: Children of a process that was writing, which read.
+        saves: Times of whole saves.
+        waits: Time that each save waited for the store's lock, in total.
+        reads: Times of single queries, by name.
+        kills: Number of killed writers.
+        openings: Number of openings for writing, while others wrote.
+        refusals: Number of refusals of a second writer of a run.
+        forks: Number of children forked by a process that was writing; they read.
     """
 
     seconds: float
@@ -84,32 +84,32 @@ class Result:
     violations: tuple[str, ...]
 
 
-class _Notes:
-    """A file of JSON lines beside the store, of one process; each line is written by one call."""
+class _Log:
+    """A process's file of JSON lines beside the store; each line is written by one system call."""
 
     def __init__(self, folder: Path, name: str) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        self._descriptor = os.open(folder / f"{name}.notes", flags)
+        self._descriptor = os.open(folder / f"{name}.log", flags)
 
     def add(self, kind: str, **facts: Any) -> None:
         os.write(self._descriptor, f"{json.dumps({'kind': kind, **facts})}\n".encode())
 
 
-_Work = Callable[[Path, _Notes], None]
+_Task = Callable[[Path, _Log], None]
 
 
-def _noting(folder: Path, name: str, fault: str, work: _Work) -> None:
-    """Run a process's work; note whatever it raises."""
+def _run_task(folder: Path, name: str, fault: str, task: _Task) -> None:
+    """Run a process's task, and log whatever it raises."""
     plant(fault)
-    notes = _Notes(folder, name)
+    log = _Log(folder, name)
     try:
-        work(folder, notes)
+        task(folder, log)
     except BaseException:
-        notes.add("error", text=traceback.format_exc())
+        log.add("error", text=traceback.format_exc())
 
 
 def _until_stopped(folder: Path) -> Iterator[int]:
-    """Count, until the whole trial is to end."""
+    """Count until the trial ends."""
     count = 0
     while not (folder / "stop").exists():
         yield count
@@ -121,15 +121,15 @@ def _until_stopped(folder: Path) -> Iterator[int]:
 
 @dataclass(frozen=True, slots=True)
 class _Writer:
-    """Saves in a loop, each time at its own path."""
+    """Saves in a loop, each writer with its own published path."""
 
     run: str
 
-    def __call__(self, folder: Path, notes: _Notes) -> None:
+    def __call__(self, folder: Path, log: _Log) -> None:
         with CheckpointStore(folder / "store") as store:
-            self.save_on(store, folder, notes)
+            self.save_on(store, folder, log)
 
-    def save_on(self, store: CheckpointStore, folder: Path, notes: _Notes) -> None:
+    def save_on(self, store: CheckpointStore, folder: Path, log: _Log) -> None:
         last = store.latest(self.run)
         first = 1 if last is None else last.epoch + 1
         for count in _until_stopped(folder):
@@ -137,7 +137,7 @@ class _Writer:
             with _waiting() as waits:
                 target = folder / f"{self.run}.keras"
                 saved = save(store, first + count, run=self.run, publish=target, keep=keep_last(KEPT))
-            notes.add(
+            log.add(
                 "saved",
                 run=self.run,
                 version=saved.version,
@@ -150,7 +150,7 @@ class _Writer:
 
 @contextmanager
 def _waiting() -> Iterator[list[float]]:
-    """Measure how long this thread waits for the store's lock meanwhile."""
+    """Measure how long this thread waits for the store's lock during the block."""
     waits: list[float] = []
     me, began = threading.get_ident(), 0.0
 
@@ -167,15 +167,15 @@ def _waiting() -> Iterator[list[float]]:
 
 
 class _ForkingWriter(_Writer):
-    """Saves in one thread while another forks children that read the store, as a data loader's would."""
+    """Saves in one thread while another forks children that read the store, as the workers of a data loader may."""
 
-    def __call__(self, folder: Path, notes: _Notes) -> None:
+    def __call__(self, folder: Path, log: _Log) -> None:
         with CheckpointStore(folder / "store") as store:
             failed: list[str] = []
 
             def save_in_thread() -> None:
                 try:
-                    self.save_on(store, folder, notes)
+                    self.save_on(store, folder, log)
                 except BaseException:
                     failed.append(traceback.format_exc())
 
@@ -183,81 +183,81 @@ class _ForkingWriter(_Writer):
             thread.start()
             while thread.is_alive():
                 for leave in (os._exit, None):
-                    self._fork(store, notes, leave)
+                    self._fork(store, log, leave)
             thread.join()
             if failed:
-                notes.add("error", text=failed[0])
+                log.add("error", text=failed[0])
 
-    def _fork(self, store: CheckpointStore, notes: _Notes, leave: Callable[[int], None] | None) -> None:
+    def _fork(self, store: CheckpointStore, log: _Log, leave: Callable[[int], None] | None) -> None:
         context = get_context("fork")
-        child = context.Process(target=self._read, args=(store, notes, leave))
+        child = context.Process(target=self._read, args=(store, log, leave))
         child.start()
         child.join()
-        notes.add("forked")
+        log.add("forked")
         if child.exitcode != 0:
-            notes.add("error", text=f"a forked child ended with {child.exitcode}")
+            log.add("error", text=f"a forked child ended with {child.exitcode}")
 
-    def _read(self, store: CheckpointStore, notes: _Notes, leave: Callable[[int], None] | None) -> None:
+    def _read(self, store: CheckpointStore, log: _Log, leave: Callable[[int], None] | None) -> None:
         try:
             store.latest(self.run)
             store.checkpoints()
         except BaseException:
-            notes.add("error", text=f"in a forked child: {traceback.format_exc()}")
+            log.add("error", text=f"in a forked child: {traceback.format_exc()}")
         if leave is not None:
             leave(0)
         store.close()
 
 
-def _read(folder: Path, notes: _Notes) -> None:
-    """Ask everything, of a store that is opened anew and of one that stays open; time may not run backwards."""
+def _read(folder: Path, log: _Log) -> None:
+    """Query a store that stays open and one that is opened each time; versions may not go back."""
     newest = 0
-    with CheckpointStore(folder / "store", read_only=True) as kept:
+    with CheckpointStore(folder / "store", read_only=True) as kept_open:
         for _ in _until_stopped(folder):
-            with _timed(notes, "open"):
-                anew = CheckpointStore(folder / "store", read_only=True)
-            with anew:
-                for store in (kept, anew):
-                    with _timed(notes, "latest"):
+            with _timed(log, "open"):
+                reopened = CheckpointStore(folder / "store", read_only=True)
+            with reopened:
+                for store in (kept_open, reopened):
+                    with _timed(log, "latest"):
                         latest = store.latest()
-                    with _timed(notes, "best"):
+                    with _timed(log, "best"):
                         store.best("loss", mode="min")
-                    with _timed(notes, "checkpoints"):
+                    with _timed(log, "checkpoints"):
                         listed = store.checkpoints()
-                    with _timed(notes, "resume_point"):
+                    with _timed(log, "resume_point"):
                         store.resume_point()
                     if latest is None or latest.version < newest or listed[-1].version < latest.version:
-                        notes.add("error", text=f"after version {newest} a reader saw {latest}, {listed}")
+                        log.add("error", text=f"after version {newest} a reader saw {latest}, {listed}")
                     newest = listed[-1].version
 
 
 @contextmanager
-def _timed(notes: _Notes, name: str) -> Iterator[None]:
+def _timed(log: _Log, name: str) -> Iterator[None]:
     began = time.perf_counter()
     yield
-    notes.add("read", name=name, seconds=time.perf_counter() - began)
+    log.add("read", name=name, seconds=time.perf_counter() - began)
 
 
-def _open(folder: Path, notes: _Notes) -> None:
-    """Open for writing again and again: recovery runs while others write; and a second writer is refused."""
+def _open(folder: Path, log: _Log) -> None:
+    """Open for writing repeatedly: recovery runs while others write, and a second writer is refused."""
     for count in _until_stopped(folder):
         with CheckpointStore(folder / "store") as store:
-            notes.add("opened")
-            if count % 10 == 9 and (folder / "writer-0.notes").read_bytes():
-                _try_to_write_too(store, folder, notes)
+            log.add("opened")
+            if count % 10 == 9 and (folder / "writer-0.log").read_bytes():
+                _try_second_writer(store, folder, log)
 
 
-def _try_to_write_too(store: CheckpointStore, folder: Path, notes: _Notes) -> None:
-    # Not by the clock: among so many others a process that waits for nothing may take seconds, too.
+def _try_second_writer(store: CheckpointStore, folder: Path, log: _Log) -> None:
+    # Not by the clock: among so many processes one that waits for nothing may also take seconds.
     with patch.object(time, "sleep", wraps=time.sleep) as sleep:
         try:
             store.claim("writer-0")  # never killed, so always at work
         except RunLockedError:
-            notes.add("refused")
+            log.add("refused")
             wrong = "had to wait before it was refused" if sleep.called else None
         else:
-            wrong = "was let in"
+            wrong = "was not refused"
     if wrong and not (folder / "stop").exists():
-        notes.add("error", text=f"a second writer of one run {wrong}")
+        log.add("error", text=f"a second writer of one run {wrong}")
 
 
 # --- the trial -------------------------------------------------------------------------------------------
@@ -266,13 +266,13 @@ def _try_to_write_too(store: CheckpointStore, folder: Path, notes: _Notes) -> No
 def many_processes(
     *, seconds: float, writers: int = 8, readers: int = 3, seed: int = 1, fault: str = ""
 ) -> Result:
-    """Let processes write, read, open, fork and be killed on one store.
+    """Run processes that write, read, open, fork and are killed on one store.
 
     Args:
-        seconds: For how long.
-        writers: Each with a run of its own; a third of them are killed at random moments, and start again.
-        readers: Each with a store that stays open and one that it opens anew.
-        seed: Of the moments.
+        seconds: The duration.
+        writers: Number of writers, each with its own run; a third are killed at random times, and restarted.
+        readers: Number of readers, each with a store that stays open and one that it opens each time.
+        seed: The seed of the times.
         fault: Of `planted_faults.FAULTS`, in every process.
     """
     preload()
@@ -281,42 +281,42 @@ def many_processes(
         folder = Path(parent)
         with CheckpointStore(folder / "store") as store:
             save(store, 1, run="writer-0")
-        kills = _run(folder, seconds, _works(writers, readers), random.Random(seed), fault)
-        told = _told(folder)
-        found = [facts["text"] for facts in told["error"]]
-        found += _of_the_saves(folder, told["saved"])
+        kills = _run(folder, seconds, _tasks(writers, readers), random.Random(seed), fault)
+        facts_by_kind = _read_logs(folder)
+        found = [facts["text"] for facts in facts_by_kind["error"]]
+        found += _wrong_saves(folder, facts_by_kind["saved"])
         reads = defaultdict(list)
-        for facts in told["read"]:
+        for facts in facts_by_kind["read"]:
             reads[facts["name"]].append(facts["seconds"])
         return Result(
             seconds=time.monotonic() - began,
-            saves=Times.of([facts["seconds"] for facts in told["saved"]]),
-            waits=Times.of([facts["waited"] for facts in told["saved"]]),
+            saves=Times.of([facts["seconds"] for facts in facts_by_kind["saved"]]),
+            waits=Times.of([facts["waited"] for facts in facts_by_kind["saved"]]),
             reads={name: Times.of(times) for name, times in reads.items()},
             kills=kills,
-            openings=len(told["opened"]),
-            refusals=len(told["refused"]),
-            forks=len(told["forked"]),
+            openings=len(facts_by_kind["opened"]),
+            refusals=len(facts_by_kind["refused"]),
+            forks=len(facts_by_kind["forked"]),
             violations=tuple(found),
         )
 
 
-def _works(writers: int, readers: int) -> dict[str, _Work]:
-    works: dict[str, _Work] = {f"writer-{n}": _Writer(f"writer-{n}") for n in range(writers - 1)}
-    works["writer-that-forks"] = _ForkingWriter("writer-that-forks")
-    return works | {f"reader-{n}": _read for n in range(readers)} | {"opener": _open}
+def _tasks(writers: int, readers: int) -> dict[str, _Task]:
+    tasks: dict[str, _Task] = {f"writer-{n}": _Writer(f"writer-{n}") for n in range(writers - 1)}
+    tasks["writer-that-forks"] = _ForkingWriter("writer-that-forks")
+    return tasks | {f"reader-{n}": _read for n in range(readers)} | {"opener": _open}
 
 
-def _run(folder: Path, seconds: float, works: dict[str, _Work], chosen: random.Random, fault: str) -> int:
+def _run(folder: Path, seconds: float, tasks: dict[str, _Task], chosen: random.Random, fault: str) -> int:
     def start(name: str) -> BaseProcess:
-        process = get_context("forkserver").Process(target=_noting, args=(folder, name, fault, works[name]))
+        process = get_context("forkserver").Process(target=_run_task, args=(folder, name, fault, tasks[name]))
         process.start()
         return process
 
-    # The writer that forks is one of those that are killed.
-    writers = [name for name in works if name.startswith("writer")]
+    # The writer that forks is among those that are killed.
+    writers = [name for name in tasks if name.startswith("writer")]
     mortal = writers[-max(1, len(writers) // 3) :]
-    running = {name: start(name) for name in works}
+    running = {name: start(name) for name in tasks}
     kills, until = 0, time.monotonic() + seconds
     while time.monotonic() < until:
         time.sleep(chosen.uniform(0.05, 0.6))
@@ -325,52 +325,52 @@ def _run(folder: Path, seconds: float, works: dict[str, _Work], chosen: random.R
         running[name].join()
         kills += 1
         running[name] = start(name)
-    # On a slow machine a process that is killed again and again may not have come to its work yet.
-    until = time.monotonic() + _PATIENCE_S
-    while not fault and not _is_enough(_told(folder)) and time.monotonic() < until:
+    # On a slow machine a process that is killed repeatedly may not have done its task yet.
+    until = time.monotonic() + _MAX_EXTRA_S
+    while not fault and not _is_enough(_read_logs(folder)) and time.monotonic() < until:
         time.sleep(0.1)
     (folder / "stop").touch()
     for name, process in running.items():
         process.join(90)
         if process.exitcode != 0:
             process.kill()
-            _Notes(folder, "trial").add("error", text=f"{name} ended with {process.exitcode}")
+            _Log(folder, "trial").add("error", text=f"{name} ended with {process.exitcode}")
     return kills
 
 
-def _is_enough(told: dict[str, list[dict[str, Any]]]) -> bool:
-    all_kinds = all(told[kind] for kind in ("opened", "refused", "forked", "read"))
-    return bool(told["error"]) or (all_kinds and len(told["saved"]) >= _SAVES)
+def _is_enough(facts_by_kind: dict[str, list[dict[str, Any]]]) -> bool:
+    all_kinds = all(facts_by_kind[kind] for kind in ("opened", "refused", "forked", "read"))
+    return bool(facts_by_kind["error"]) or (all_kinds and len(facts_by_kind["saved"]) >= _MIN_SAVES)
 
 
-def _told(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Return what was noted, by kind; a process that was killed may have left half a line."""
-    told = defaultdict(list)
-    for path in folder.glob("*.notes"):
+def _read_logs(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return all logged facts by kind; a killed process may have left half a line."""
+    facts_by_kind = defaultdict(list)
+    for path in folder.glob("*.log"):
         for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
             if line.endswith("\n"):
                 facts = json.loads(line)
-                told[facts["kind"]].append(facts)
-    return told
+                facts_by_kind[facts["kind"]].append(facts)
+    return facts_by_kind
 
 
-def _of_the_saves(folder: Path, told: list[dict[str, Any]]) -> list[str]:
-    """Compare what was reported saved with what is there, and check the store as after any crash."""
-    versions = [facts["version"] for facts in told]
+def _wrong_saves(folder: Path, facts_by_kind: list[dict[str, Any]]) -> list[str]:
+    """Compare the reported saves with the store, and check it as after any crash."""
+    versions = [facts["version"] for facts in facts_by_kind]
     twice = sorted({version for version in versions if versions.count(version) > 1})
     found = [f"versions were reported twice: {twice}"] if twice else []
     by_run = defaultdict(list)
-    for facts in told:
+    for facts in facts_by_kind:
         by_run[facts["run"]].append(Saved(**{name: facts[name] for name in ("version", "digest", "epoch")}))
     with CheckpointStore(folder / "store") as store:
-        listed = {run: [one.version for one in store.checkpoints(run)] for run in by_run}
+        listed = {run: [checkpoint.version for checkpoint in store.checkpoints(run)] for run in by_run}
     must: list[Saved] = []
     for run, saved in by_run.items():
         if any(earlier.version >= later.version for earlier, later in pairwise(saved)):
-            found.append(f"the versions of {run} go back: {[one.version for one in saved]}")
-        # A save that was killed before it reported may have let retention remove one more.
-        newest = sorted({one.version for one in saved} | set(listed[run]))[-KEPT:]
-        must += [one for one in saved if one.version in newest]
+            found.append(f"the versions of {run} go back: {[claim.version for claim in saved]}")
+        # A save that was killed before its report may already have removed one more.
+        newest = sorted({claim.version for claim in saved} | set(listed[run]))[-KEPT:]
+        must += [claim for claim in saved if claim.version in newest]
     found += violations(
         folder / "store", must, is_whole=lambda checkpoint: is_seed(checkpoint.path, checkpoint.epoch)
     )

@@ -1,4 +1,4 @@
-"""Cuts the power at every operation of workloads on a store, and checks each folder that the disk may then hold."""
+"""Cuts the power at every operation of workloads on a store, and checks each folder that the disk may hold then."""
 
 from __future__ import annotations
 
@@ -14,28 +14,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptstore.storage.files import digest_file
-from crash.disk_model import MODELS, Disk, fingerprint, put, random_folder
+from crash.disk_model import MODELS, Disk, fingerprint, random_tree, write_tree
 from crash.file_operations import Mark, Recording, Resize, Tree, Write
 from crash.fork_server import preload
-from crash.invariants import Shown, violations
-from crash.precompile import keep
-from crash.recorded_faults import FAULTS, plant
-from crash.recorded_faults import fault as known_fault
+from crash.invariants import PublishedFile, violations
+from crash.planted_faults import POWER_CUT_FAULTS, power_cut_fault
+from crash.precompile import share_compiled
 from crash.recording import record
 from crash.sample_stores import is_seed, save
 from crash.strace import available
-from crash.workloads import SHOWN, WORKLOADS, Claims, perform
+from crash.workloads import PUBLISHED, WORKLOADS, Claims, run_workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What was tried and what was found.
+    """What was tried, and what was found.
 
     Attributes:
-        states: Distinct folders that were checked.
-        points: Instants at which the power was cut: before the first operation, and after each.
+        states: Number of distinct folders that were checked.
+        points: Number of instants of a power cut: before the first operation, and after each.
         seconds: Wall-clock time.
-        violations: One line each, with workload, instant, model, and what was wrong.
+        violations: One line each, with workload, instant, model, and what is wrong.
     """
 
     states: int
@@ -46,7 +45,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class _Recorded:
-    """A workload that ran, with what was known before, and all digests that there ever were by version."""
+    """A recorded workload, with the claims before it, and the digest of every version that ever existed."""
 
     name: str
     fault: str | None
@@ -58,7 +57,7 @@ class _Recorded:
 
 @dataclass(frozen=True, slots=True)
 class _Cut:
-    """One folder that a power cut leaves, and what must be in it."""
+    """One folder that a power cut leaves, and the claims that it must meet."""
 
     recorded: _Recorded
     at: str
@@ -75,22 +74,22 @@ def power_cuts(
     jobs: int = 2,
     thin: bool = False,
 ) -> Result:
-    """Run workloads, cut the power at every instant, and check what every model of a disk leaves.
+    """Run workloads, cut the power at every instant, and check the folder that each model of a disk leaves.
 
     Args:
-        random_per_point: For each instant, so many folders picked at random (always the same for the same recording),
+        random_per_point: Number of folders picked at random for each instant (always the same for the same recording),
             besides those of all named models.
-        workloads: Names from `workloads.WORKLOADS`; None for all, or for the one that shows the fault.
-        fault: The name of one of `recorded_faults`, to plant in the code that is run; the search ends when it is found.
+        workloads: Names from `workloads.WORKLOADS`; None for all, or for the one that reveals the fault.
+        fault: The name of a `planted_faults.power_cut_fault` to plant; the search ends when it is found.
         jobs: Processes that check; 0 to check in this one.
-        thin: Pass over the instants between two changes of the same file's bytes: only part of the last one, or of all,
-            being there is among the models.
+        thin: Skip the instants between two changes of the same file's bytes: the models already include folders with
+            only part of the last change, or of all.
     """
     began = time.monotonic()
-    keep()
+    share_compiled()
     preload()
     if workloads is None:
-        workloads = tuple(WORKLOADS) if fault is None else (known_fault(fault).workload,)
+        workloads = tuple(WORKLOADS) if fault is None else (power_cut_fault(fault).workload,)
     count, found, points = 0, list[str](), 0
     with tempfile.TemporaryDirectory(prefix="ckptstore-power-", dir=_memory()) as folder:
         for name in workloads:
@@ -108,34 +107,34 @@ def power_cuts(
 
 
 def _memory() -> str | None:
-    """A file system in memory, where there is one: what is checked there need not survive."""
+    """Return a file system in memory, or None where there is none; the checked folders need not be durable."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 def _record(name: str, fault: str | None, folder: Path) -> _Recorded:
     workload = WORKLOADS[name]
     claims = workload.prepare(folder)
-    shown = folder / SHOWN
-    before = frozenset({digest_file(shown)} if shown.exists() else ())
+    published = folder / PUBLISHED
+    before = frozenset({digest_file(published)} if published.exists() else ())
     recording = record(_perform, (name, fault), folder)
-    digests = {one.version: one.digest for one in claims.saved}
+    digests = {saved.version: saved.digest for saved in claims.saved}
     for operation in recording.operations:
-        if isinstance(operation, Mark) and "digest" in operation.said:
-            digests[operation.said["version"]] = operation.said["digest"]
+        if isinstance(operation, Mark) and "digest" in operation.report:
+            digests[operation.report["version"]] = operation.report["digest"]
     return _Recorded(name, fault, recording, claims, before, tuple(digests.items()))
 
 
 def _perform(marks: Path, name: str, fault: str | None) -> None:
     if fault is not None:
-        plant(fault)
-    perform(marks, name)
+        power_cut_fault(fault).plant()
+    run_workload(marks, name)
 
 
 # --- the folders -----------------------------------------------------------------------------------------------------
 
 
 def _cuts(recorded: _Recorded, random_per_point: int, *, thin: bool) -> Iterator[_Cut]:
-    """Yield distinct folders with distinct claims, model by model, so that what finds most comes first."""
+    """Yield distinct folders with distinct claims, model by model, the most effective models first."""
     seen: set[tuple[bytes, Claims]] = set()
     hashes: dict[bytes, bytes] = {}
     models = (*MODELS, *(f"random {n}" for n in range(random_per_point)))
@@ -145,9 +144,9 @@ def _cuts(recorded: _Recorded, random_per_point: int, *, thin: bool) -> Iterator
             while disk.done < point:
                 operation = disk.step()
                 if isinstance(operation, Mark):
-                    claims = claims.after(operation.said)
+                    claims = claims.after(operation.report)
             make = MODELS.get(model)
-            tree = make(disk) if make else random_folder(disk, f"{recorded.name}/{point}/{model}")
+            tree = make(disk) if make else random_tree(disk, f"{recorded.name}/{point}/{model}")
             key = (fingerprint(tree, hashes), claims)
             if key not in seen:
                 seen.add(key)
@@ -155,8 +154,11 @@ def _cuts(recorded: _Recorded, random_per_point: int, *, thin: bool) -> Iterator
 
 
 def _points(recording: Recording, *, thin: bool) -> list[int]:
-    """Numbers of operations after which the power is cut."""
-    changed = [one.inode if isinstance(one, Write | Resize) else None for one in recording.operations]
+    """Return the numbers of operations after which the power is cut."""
+    changed = [
+        operation.inode if isinstance(operation, Write | Resize) else None
+        for operation in recording.operations
+    ]
     return [
         point
         for point in range(len(changed) + 1)
@@ -187,12 +189,12 @@ def _checked(cuts: Iterator[_Cut], folder: Path, jobs: int) -> Iterator[list[str
 
 
 def _check(numbered: tuple[_Cut, Path]) -> list[str]:
-    """Make the folder, open the store in it, and say what is wrong."""
+    """Create the folder, open the store in it, and return what is wrong."""
     cut, folder = numbered
-    put(cut.tree, folder)
+    write_tree(cut.tree, folder)
     try:
         with warnings.catch_warnings():
-            # That a published path could not be switched, for one, is only warned of.
+            # Some failures are only warnings: that a published path could not be switched, for example.
             warnings.simplefilter("error")
             wrong = _wrong(cut, folder)
     except Exception as error:
@@ -207,33 +209,33 @@ def _check(numbered: tuple[_Cut, Path]) -> list[str]:
 
 
 def _wrong(cut: _Cut, folder: Path) -> list[str]:
-    shown, workload = folder / SHOWN, WORKLOADS[cut.recorded.name]
-    foreign = set() if workload.seeded else {one.version for one in cut.recorded.claims.saved}
-    found = workload.heal(folder / workload.store)
+    published, workload = folder / PUBLISHED, WORKLOADS[cut.recorded.name]
+    unseeded = set() if workload.seeded else {saved.version for saved in cut.recorded.claims.saved}
+    found = workload.repair(folder / workload.store)
     found += violations(
         folder / workload.store,
-        [one for one in cut.claims.saved if one.version not in cut.claims.gone],
-        shown=Shown(path=shown, before=cut.recorded.before),
+        [saved for saved in cut.claims.saved if saved.version not in cut.claims.removed],
+        published=PublishedFile(path=published, before=cut.recorded.before),
         is_whole=lambda checkpoint: (
-            checkpoint.version in foreign or is_seed(checkpoint.path, checkpoint.epoch)
+            checkpoint.version in unseeded or is_seed(checkpoint.path, checkpoint.epoch)
         ),
         save_again=lambda store: save(store, 50),
     )
-    if cut.claims.shows:
-        later = {digest for version, digest in cut.recorded.digests if version >= cut.claims.shows}
-        if not shown.exists() or digest_file(shown) not in later:
-            found.append(f"the published path shows neither version {cut.claims.shows} nor a later one")
+    if cut.claims.published:
+        later = {digest for version, digest in cut.recorded.digests if version >= cut.claims.published}
+        if not published.exists() or digest_file(published) not in later:
+            found.append(f"the published path shows neither version {cut.claims.published} nor a later one")
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--random", type=int, default=20, help="folders picked at random for each instant")
+    parser.add_argument("--random", type=int, default=20, help="random folders for each instant")
     parser.add_argument("--workload", choices=[*WORKLOADS], action="append", help="only this one")
-    parser.add_argument("--fault", choices=[*FAULTS], help="plant a fault")
+    parser.add_argument("--fault", choices=[*POWER_CUT_FAULTS], help="plant a fault")
     options = parser.parse_args()
     if not available():
-        raise SystemExit("strace is needed, and the right to attach it to a process of one's own")
+        raise SystemExit("this needs strace, and permission to attach it to one's own processes")
     result = power_cuts(random_per_point=options.random, workloads=options.workload, fault=options.fault)
     print(result)
     raise SystemExit(bool(result.violations))

@@ -1,6 +1,6 @@
-"""Has SQLAlchemy compile each statement once in a process, and not once per store: tests open thousands of them.
+"""Makes SQLAlchemy compile each statement once per process, not once per store: tests open thousands of stores.
 
-What is executed is the same. `warm` compiles before a process is forked, so that its children need not.
+The executed statements are the same. `warm_up` compiles them before a process is forked, so that its children need not.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from crash.sample_stores import save
 _first: list[Engine] = []
 
 
-def keep() -> None:
-    """Have all engines of this process, and of those forked from it, share what is compiled."""
+def share_compiled() -> None:
+    """Let all engines of this process, and of those forked from it, share compiled statements."""
     mock.patch.object(sqlite_engine, "create_engine", _engine).start()
 
 
@@ -36,9 +36,9 @@ def _engine(*arguments: Any, **options: Any) -> Engine:
     return engine
 
 
-def warm() -> None:
-    """Do once, on a store that is thrown away, what nearly every child does."""
-    keep()
+def warm_up() -> None:
+    """Do once what nearly every child does, on a temporary store."""
+    share_compiled()
     folder = Path(tempfile.mkdtemp(prefix="ckptstore-warm-"))
     try:
         for seed in (1, 2):

@@ -1,7 +1,8 @@
-"""Records what a process does to one folder, from strace's log, as an exact list of operations on files and names.
+"""Records what a process does to one folder, from a log of strace, as an exact list of operations on files and names.
 
-An operation takes effect when its call returns; a sync covers what had returned before it was entered. What cannot be
-told exactly from the log raises `UnmodelledError`; and the folder that the list leads to is compared with the real one.
+An operation takes effect when its call returns; a sync covers what had returned before it was entered. A call whose
+exact effect is not in the log raises `UnmodelledError`. The folder that the list leads to is compared with the real
+one.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from crash.file_operations import (
 from crash.strace import run_traced
 from crash.syscalls import Call
 
-# Strings in hexadecimal, and never cut off; reading moves a file's position, cloning tells which threads share files.
+# Strings in hexadecimal, never cut off. Reads move a file's position; clones tell which threads share descriptors.
 _TRACED = (
     "%file,?open,?creat,close,?dup,?dup2,dup3,fcntl,lseek,read,readv,write,writev,pwrite64,?pwritev,?pwritev2,ftruncate,"
     "fallocate,fsync,fdatasync,?sync,syncfs,copy_file_range,?sendfile,splice,mmap,ioctl,fchdir,?clone,?clone3,?fork,"
@@ -43,17 +44,17 @@ _HARMLESS = re.compile(
     r"stat|lstat|newfstatat|statx|access|faccessat|faccessat2|readlink|readlinkat|getcwd|statfs|"
     r"chmod|fchmodat|fchmodat2|chown|lchown|fchownat|utime|utimes|utimensat|futimesat|inotify_add_watch"
 )
-# Not O_DIRECT: what passes by the page cache is on the disk sooner, or not, as all bytes are until they are synced.
-_UNKNOWN = {"O_TMPFILE", "__O_TMPFILE", "O_SYNC", "O_DSYNC", "O_PATH"}
+# O_DIRECT is modelled: bytes that bypass the page cache may or may not be on disk, as all bytes until a sync.
+_UNMODELLED_FLAGS = {"O_TMPFILE", "__O_TMPFILE", "O_SYNC", "O_DSYNC", "O_PATH"}
 
 
 def record(work: Callable[..., object], arguments: Sequence[object], root: Path) -> Recording:
-    """Run ``work(marks, *arguments)`` in a traced child whose working directory is `root`, and return what it did.
+    """Run ``work(marks, *arguments)`` in a traced child whose working directory is `root`; return what it did.
 
     Each line of JSON that it writes, unbuffered, to the file `marks` becomes a `Mark` at its place in the order.
 
     Raises:
-        UnmodelledError: The log does not tell all of it, or what it tells is not what is in the folder now.
+        UnmodelledError: The log is not exact, or does not lead to what is in the folder now.
     """
     root = root.resolve()
     before = Tree.of(root)
@@ -64,8 +65,8 @@ def record(work: Callable[..., object], arguments: Sequence[object], root: Path)
             raise RuntimeError(f"the recorded process ended with {code}")
         with log.open(encoding="ascii") as lines:
             recording = Parser(root, before, marks=marks, cwd=root).parse(lines)
-    if recording.final().picture() != Tree.of(root).picture():
-        raise UnmodelledError(f"what was recorded does not lead to what is in {root}")
+    if recording.final().comparable() != Tree.of(root).comparable():
+        raise UnmodelledError(f"the recording does not lead to what is in {root}")
     return recording
 
 
@@ -76,7 +77,7 @@ def _in_folder(work: Callable[..., object], root: Path, marks: Path, arguments: 
 
 @dataclass(slots=True)
 class _Open:
-    """An open file: duplicates of a descriptor share it, and so its position."""
+    """An open file; duplicates of a descriptor share it, and its position."""
 
     path: str
     inode: int | None
@@ -89,8 +90,8 @@ class Parser:
 
     Args:
         root: The folder; absolute, without symbolic links.
-        before: What was in it before the process began.
-        marks: A file outside; each write of JSON to it is a `Mark`.
+        before: Its content before the process began.
+        marks: A file outside the folder; each line of JSON written to it is a `Mark`.
         cwd: The process's working directory.
     """
 
@@ -108,7 +109,7 @@ class Parser:
         """Read a log of ``strace -f`` with `OPTIONS`.
 
         Raises:
-            UnmodelledError: It holds what this module does not know to the byte.
+            UnmodelledError: It holds a call that is not modelled to the byte.
         """
         begun: dict[str, tuple[str, int]] = {}
         for line in lines:
@@ -120,7 +121,7 @@ class Parser:
             if text.endswith("<unfinished ...>"):
                 begun[pid] = (text.removesuffix("<unfinished ...>"), entered)
                 if text.startswith("close("):
-                    # Before it has returned, another thread may get the same number.
+                    # Before the call has returned, another thread may get the same descriptor.
                     self._files.pop(int(re.findall(r"\d+", text)[0]), None)
                 continue
             if text.startswith("<... "):
@@ -138,14 +139,14 @@ class Parser:
             raise UnmodelledError(f"not a call: {line[:200]}")
         call, inside, returned = match.groups()
         handler: Callable[[Call], None] | None = getattr(self, f"_on_{call}", None)
-        # close is the one call that has its effect although it fails.
+        # close takes effect even if it fails.
         if returned == "?" or (returned.startswith("-") and call != "close") or handler is None:
             if handler is None and not returned.startswith("-") and not _HARMLESS.fullmatch(call):
                 raise UnmodelledError(f"{call} is not known: {line[:200]}")
             return
         handler(Call(call, inside, int(returned, 0), entered))
 
-    # --- where a path leads -------------------------------------------------------------------------------------
+    # --- paths -------------------------------------------------------------------------------------
 
     def _absolute(self, path: str, at: str = "AT_FDCWD") -> str:
         if path.startswith(("/proc/self/fd", "/dev/fd")):
@@ -158,7 +159,7 @@ class Parser:
         return os.path.normpath(os.path.join(base, path))  # noqa: PTH118
 
     def _entry(self, path: str) -> tuple[int, str] | None:
-        """Directory inode and name of an absolute path below the root; None for one elsewhere."""
+        """Return directory inode and name of an absolute path below the root; None for a path elsewhere."""
         if not path.startswith(self._root + "/"):
             return None
         *parents, name = path[len(self._root) + 1 :].split("/")
@@ -226,7 +227,7 @@ class Parser:
         source, target = self._two(call)
         inode, entry, old = self._inode(source), self._entry(target), self._entry(source)
         self._both_here(inode, entry, target)
-        # Two names of one file: rename does nothing.
+        # Renaming a file to another name of the same file does nothing.
         if entry and old and self._names[entry[0]].get(entry[1]) != inode:
             text = f"rename {self._short(source)} -> {self._short(target)}"
             self._change([(*entry, inode), (*old, None)], text)
@@ -251,7 +252,7 @@ class Parser:
         if entry is None and path != self._root:
             return
         inode, flags = self._inode(path), call.flags
-        if flags & _UNKNOWN or inode in self._links:
+        if flags & _UNMODELLED_FLAGS or inode in self._links:
             raise UnmodelledError(f"open of {path} with {sorted(flags)}")
         if inode is None:
             assert entry is not None
@@ -278,7 +279,7 @@ class Parser:
     def _on_fcntl(self, call: Call) -> None:
         if "F_DUPFD" in call.inside:
             self._on_dup(call)
-        elif "F_SETFL" in call.inside and self._ours(call) and call.flags & {*_UNKNOWN, "O_APPEND"}:
+        elif "F_SETFL" in call.inside and self._ours(call) and call.flags & {*_UNMODELLED_FLAGS, "O_APPEND"}:
             raise UnmodelledError(f"flags of an open file change: {call.inside}")
 
     def _on_chdir(self, call: Call) -> None:
@@ -317,7 +318,7 @@ class Parser:
             opened.position += call.returned
         elif call.descriptor in self._files and self._files[call.descriptor].path == self._marks:
             for line in call.data.decode().splitlines():
-                self._operations.append(Mark(json.loads(line), f"the process says {line}"))
+                self._operations.append(Mark(json.loads(line), f"the process reports {line}"))
 
     def _on_pwrite64(self, call: Call) -> None:
         if opened := self._ours(call):
@@ -381,7 +382,7 @@ class Parser:
             raise UnmodelledError(f"{opened.path} is written through memory")
 
     def _on_copy_file_range(self, call: Call) -> None:
-        """Refuse the calls that copy without showing the bytes."""
+        """Refuse calls that copy bytes which are not in the log."""
         for word in filter(str.isdecimal, call.inside.split(", ")):
             opened = self._files.get(int(word))
             if opened is not None and opened.inode is not None:

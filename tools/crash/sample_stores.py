@@ -1,4 +1,4 @@
-"""Small snapshots and stores without Keras, for tests of what lies below it."""
+"""Small snapshots without Keras, saved into stores, for tests of everything below Keras."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ckptstore.store.store import CheckpointStore
 
 
 def values_of(seed: int) -> dict[str, np.ndarray]:
-    """The variables that a snapshot of this seed holds."""
+    """Return the variables of the snapshot of a seed."""
     generator = np.random.default_rng(seed)
     return {
         "layers/dense/vars/0": generator.normal(size=(7, 5)).astype("float32"),
@@ -25,7 +25,7 @@ def values_of(seed: int) -> dict[str, np.ndarray]:
 
 
 def snapshot_of(seed: int, *, format: Format = "keras", state: bool = True) -> Snapshot:
-    """A snapshot whose every byte follows from `seed`."""
+    """Return a snapshot whose every byte follows from `seed`."""
     variables = tuple(
         Variable(path=path, shape=value.shape, dtype=value.dtype, read=partial(np.asarray, value))
         for path, value in values_of(seed).items()
@@ -41,7 +41,7 @@ def snapshot_of(seed: int, *, format: Format = "keras", state: bool = True) -> S
 
 
 def committer_of(store: CheckpointStore) -> Committer:
-    """The part of an open store that takes snapshots; `CheckpointStore.save` takes models only."""
+    """Return the committer of an open store, which takes snapshots; `CheckpointStore.save` takes models only."""
     return store._committer
 
 
@@ -58,7 +58,7 @@ def save(store: CheckpointStore, seed: int, *, run: str = "default", **request: 
 
 
 def is_seed(path: Path, seed: int) -> bool:
-    """Whether a payload holds, byte for byte, what the snapshot of `seed` does."""
+    """Return True if a payload holds the snapshot of `seed`, byte for byte."""
     from ckptstore.formats import payload
 
     with payload.open_variables(path) as variables:

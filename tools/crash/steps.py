@@ -1,4 +1,4 @@
-"""Runs work in child processes that die, or meet an error, at a chosen file-system step."""
+"""Child processes that die at a chosen file-system step."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _child(work: Callable[..., None], arguments: tuple[object, ...], at: int) ->
 
 
 def dies_at(at: int, work: Callable[..., None], *arguments: object) -> bool:
-    """Run `work` in a child that exits hard at its `at`-th step; False when it ended before that step.
+    """Run `work` in a child that exits hard at its `at`-th step; return False if it ended before that step.
 
     Raises:
         AssertionError: The child failed in another way.
@@ -43,13 +43,13 @@ def dies_at(at: int, work: Callable[..., None], *arguments: object) -> bool:
 def every_death(
     work: Callable[..., None], prepare: Callable[[], tuple[object, ...]]
 ) -> Iterator[tuple[object, ...]]:
-    """Yield the arguments after each death of `work`, at its first step, its second, ... until it passes untouched."""
+    """Yield the arguments after each death of `work`: at its first step, its second, ..., until it completes."""
     for at in itertools.count(1):
         arguments = prepare()
         died = dies_at(at, work, *arguments)
         yield arguments
         if not died:
-            assert at > 5, "no steps were seen: the hook is not in the way"
+            assert at > 5, "no steps were seen: the hook is not called"
             return
 
 
@@ -64,7 +64,7 @@ def run_in_child(work: Callable[..., None], *arguments: object) -> int:
 
 
 def _wait_for(process: BaseProcess) -> None:
-    """Wait for a child, and kill one that does not end: this process would wait for it at its own end."""
+    """Wait for a child, and kill it if it does not end: this process would wait for it at its own exit."""
     process.join(60)
     if process.exitcode is None:
         process.kill()

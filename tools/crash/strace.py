@@ -1,7 +1,7 @@
-"""Runs work in a child under strace: to kill it, or fail it, at a system call, or to record all that it does.
+"""Runs work in a child under strace: to kill it at a system call, to let a call fail, or to record all calls.
 
 The child is forked from a warm server process that has imported what the work needs, stops before its first line, and
-goes on once strace is attached; so a run costs tenths of a second, however heavy the imports.
+continues once strace is attached. So a run costs tenths of a second, however heavy the imports.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from crash.fork_server import CONTEXT, preload
 
-# What can change a file system. `?` lets strace pass over calls that this machine does not have.
+# Calls that can change a file system. `?` makes strace ignore calls that this machine does not have.
 MUTATING = (
     "?mkdir,mkdirat,?rename,?renameat,renameat2,?link,linkat,?unlink,unlinkat,?symlink,symlinkat,"
     "write,writev,pwrite64,?pwritev,ftruncate,?truncate,fallocate,fsync,fdatasync,?sync_file_range,"
@@ -27,10 +27,10 @@ KILLED = -signal.SIGKILL
 
 
 def available() -> bool:
-    """Return whether strace is installed and may attach to a process of ours."""
+    """Return True if strace is installed and may attach to a process of ours."""
     if shutil.which("strace") is None:
         return False
-    return run_traced(_nothing, (), ["-e", "trace=none"]) == 0
+    return run_traced(_do_nothing, (), ["-e", "trace=none"]) == 0
 
 
 def run_traced(
@@ -45,13 +45,13 @@ def run_traced(
 
     Args:
         work: A function that can be pickled; an exception in it gives exit code 1.
-        arguments: What it is called with.
-        options: strace's own, such as ``["-e", "trace=fsync", "-e", "inject=fsync:error=EIO:when=3"]``.
-        log: Where strace writes; by default nowhere.
-        timeout_s: After so many seconds the child is killed and `TimeoutError` raised.
+        arguments: Its arguments.
+        options: Options of strace, such as ``["-e", "trace=fsync", "-e", "inject=fsync:error=EIO:when=3"]``.
+        log: The file that strace writes; by default none.
+        timeout_s: Seconds after which the child is killed and `TimeoutError` is raised.
     """
     preload()
-    process = CONTEXT.Process(target=_stopped_first, args=(work, tuple(arguments)))
+    process = CONTEXT.Process(target=_stop_then_work, args=(work, tuple(arguments)))
     process.start()
     assert process.pid is not None
     _wait_until_stopped(process.pid)
@@ -78,11 +78,11 @@ def run_traced(
     return process.exitcode
 
 
-def _nothing() -> None:
+def _do_nothing() -> None:
     """Do nothing."""
 
 
-def _stopped_first(work: Callable[..., object], arguments: tuple[object, ...]) -> None:
+def _stop_then_work(work: Callable[..., object], arguments: tuple[object, ...]) -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
     work(*arguments)
 
@@ -95,17 +95,17 @@ def _wait_until_traced(pid: int, tracer: subprocess.Popen[str]) -> None:
     def attached() -> bool:
         if tracer.poll() is not None:
             assert tracer.stderr is not None
-            raise RuntimeError(f"strace ended at once: {tracer.stderr.read().strip()}")
+            raise RuntimeError(f"strace ended immediately: {tracer.stderr.read().strip()}")
         return _status(pid, "TracerPid") not in ("0", "")
 
     _wait_for(attached, "strace to attach")
 
 
-def _wait_for(condition: Callable[[], bool], what: str) -> None:
+def _wait_for(condition: Callable[[], bool], event: str) -> None:
     until = time.monotonic() + 30
     while not condition():
         if time.monotonic() > until:
-            raise TimeoutError(f"waited 30 s for {what}")
+            raise TimeoutError(f"waited 30 s for {event}")
         time.sleep(0.001)
 
 

@@ -1,4 +1,4 @@
-"""One system call that succeeded, as strace printed it with strings in hexadecimal."""
+"""Parses a successful system call, as strace prints it with strings in hexadecimal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _AT = re.compile(r"(?:^|, )(AT_FDCWD|\d+), $")
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call that succeeded: its arguments as strace prints them, and how many operations preceded its entry."""
+    """One successful call: its arguments as strace prints them, and the number of operations before its entry."""
 
     name: str
     inside: str
@@ -33,17 +33,17 @@ class Call:
 
     @property
     def flags(self) -> set[str]:
-        """The flags among the arguments with which a file is opened."""
+        """The flags for opening a file, among the arguments."""
         return set(_FLAG.findall(self.inside))
 
     @property
     def data(self) -> bytes:
-        """The bytes that are written, of all buffers."""
+        """The written bytes of all buffers."""
         pattern = _BUFFER if "iov_base" in self.inside else _STRING
         return b"".join(map(_bytes_of, pattern.findall(self.inside)))
 
     def at(self, number: int) -> str:
-        """The descriptor that the given string is relative to."""
+        """Return the descriptor that a string among the arguments is relative to."""
         before = self.inside[: list(_STRING.finditer(self.inside))[number].start()]
         match = _AT.search(before)
         return match[1] if match else "AT_FDCWD"

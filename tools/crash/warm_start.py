@@ -1,6 +1,7 @@
-"""Imported by the process that children are forked from, last: what they begin with is compiled there, once.
+"""Compiles statements in the process that children are forked from, which imports this module last.
 
-What is there by then stays: else each child would look through all of it, and copy the memory that it lies in.
+The objects that exist by then are frozen: otherwise the garbage collector of each child would visit all of them, and
+so copy the memory that holds them.
 """
 
 from __future__ import annotations
@@ -9,6 +10,6 @@ import gc
 
 from crash import precompile
 
-precompile.warm()
+precompile.warm_up()
 gc.collect()
 gc.freeze()

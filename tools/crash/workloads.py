@@ -1,7 +1,7 @@
-"""What is done to a store before and during a power cut, and what is claimed of it at each instant.
+"""Workloads for power cuts: what they do to a store, and what must hold at each instant.
 
-A workload is prepared without being recorded, and counts as durable; then it runs, in a child whose working directory
-is the folder of the store, and says what it has saved as soon as it is told so.
+The preparation of a workload is not recorded, and counts as durable. Then the workload runs in a child whose working
+directory is the folder of the store, and reports each checkpoint as soon as its save has returned.
 """
 
 from __future__ import annotations
@@ -39,86 +39,88 @@ from crash.invariants import Saved
 from crash.sample_stores import save, snapshot_of
 
 _STORES = Path(__file__).resolve().parent.parent.parent / "tests" / "manifest" / "stores"
-# Relative to the folder.
-SHOWN = Path("models/best.keras")
+# The published path, relative to the folder.
+PUBLISHED = Path("models/best.keras")
 
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What must be there: checkpoints that were reported saved, less those that retention took; the version shown.
+    """What must exist: the checkpoints reported as saved, except those that retention removes; the published version.
 
     Attributes:
-        saved: What was reported.
-        gone: Versions that retention has begun to remove.
-        shows: The published path shows this version or a later one; 0 for anything, or nothing.
+        saved: The checkpoints that were reported as saved.
+        removed: Versions that retention has begun to remove.
+        published: The published path shows this version or a later one; 0 where it may show anything, or nothing.
     """
 
     saved: frozenset[Saved] = frozenset()
-    gone: frozenset[int] = frozenset()
-    shows: int = 0
+    removed: frozenset[int] = frozenset()
+    published: int = 0
 
-    def after(self, said: dict[str, Any]) -> Claims:
-        """The claims once the process has said something more."""
-        if "gone" in said:
-            return replace(self, gone=self.gone | {*said["gone"]})
-        one = Saved(version=said["version"], digest=said["digest"], epoch=said["epoch"])
-        shows = one.version if said["shown"] else self.shows
-        return replace(self, saved=self.saved | {one}, shows=shows)
+    def after(self, report: dict[str, Any]) -> Claims:
+        """Return the claims after one more report of the process."""
+        if "removed" in report:
+            return replace(self, removed=self.removed | {*report["removed"]})
+        saved = Saved(version=report["version"], digest=report["digest"], epoch=report["epoch"])
+        published = saved.version if report["published"] else self.published
+        return replace(self, saved=self.saved | {saved}, published=published)
 
 
 class Report:
-    """Where a workload says what it was told, with one system call each."""
+    """Reports of a workload, each written by one system call."""
 
     def __init__(self, marks: Path) -> None:
         self._descriptor = os.open(marks, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
-    def saved(self, checkpoint: Checkpoint, *, shown: bool = False) -> None:
-        """Say that a checkpoint was saved, and that the published path shows it."""
-        said = {"version": checkpoint.version, "digest": checkpoint.digest, "epoch": checkpoint.epoch}
-        self._say({**said, "shown": shown})
+    def saved(self, checkpoint: Checkpoint, *, published: bool = False) -> None:
+        """Report a checkpoint as saved, and whether the published path shows it."""
+        facts = {"version": checkpoint.version, "digest": checkpoint.digest, "epoch": checkpoint.epoch}
+        self._write({**facts, "published": published})
 
-    def gone(self, versions: Sequence[int]) -> None:
-        """Say that retention is about to remove checkpoints."""
-        self._say({"gone": list(versions)})
+    def removed(self, versions: Sequence[int]) -> None:
+        """Report that retention is about to remove checkpoints."""
+        self._write({"removed": list(versions)})
 
-    def _say(self, said: dict[str, Any]) -> None:
-        line = json.dumps(said).encode() + b"\n"
+    def _write(self, report: dict[str, Any]) -> None:
+        line = json.dumps(report).encode() + b"\n"
         assert os.write(self._descriptor, line) == len(line)
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """One thing that is done to a store.
+    """A recorded use of a store.
 
     Attributes:
-        prepare: Makes what is there before, in the folder that it is called with.
-        run: What is recorded.
-        store: Where the store is, in the folder.
-        seeded: Whether all that was prepared are snapshots of a seed, and so can be compared bit by bit.
-        heal: What a person does after the cut, where opening the store is not meant to be enough; returns what is
-            wrong then.
+        prepare: Prepares the folder that it is called with; returns the claims about it.
+        run: The recorded part.
+        store: The store's path in the folder.
+        seeded: True if all prepared checkpoints are snapshots of a seed, and so can be compared bit by bit.
+        repair: Does what a person does after the cut, where opening the store is not meant to suffice; returns what
+            is wrong then.
     """
 
     prepare: Callable[[Path], Claims]
     run: Callable[[Report], None]
     store: Path = Path("store")
     seeded: bool = True
-    heal: Callable[[Path], list[str]] = lambda root: []
+    repair: Callable[[Path], list[str]] = lambda root: []
 
 
-def perform(marks: Path, name: str) -> None:
-    """Run a workload in this process, whose working directory is the folder; the child of a recording does it."""
+def run_workload(marks: Path, name: str) -> None:
+    """Run a workload in this process, the child of a recording, whose working directory is the folder."""
     report, real, real_apply = Report(marks), Checkpoints.set_state, checks.apply_retention
 
     def set_state(checkpoints: Checkpoints, versions: Sequence[int], state: State, **options: Any) -> None:
         if state == "deleting":
-            report.gone(versions)
+            report.removed(versions)
         real(checkpoints, versions, state, **options)
 
     def apply(connection: Any, store: Path, run: str, check: RetentionCheck, *known: Any) -> list[Checkpoint]:
         def decide(rows: Any) -> Decision | None:
             decision = check.decide(rows)
-            report.gone([] if decision is None else [checkpoint.version for checkpoint in decision.expired])
+            report.removed(
+                [] if decision is None else [checkpoint.version for checkpoint in decision.expired]
+            )
             return decision
 
         return real_apply(connection, store, run, replace(check, decide=decide), *known)
@@ -138,30 +140,33 @@ def _nothing(folder: Path) -> Claims:
 
 
 def _two(folder: Path) -> Claims:
-    """Two checkpoints, the second of which is shown."""
+    """Save two checkpoints, and publish the second."""
     with CheckpointStore(folder / "store") as store:
-        save(store, 1, publish=folder / SHOWN)
-        second = save(store, 2, publish=folder / SHOWN)
-        return _claims(store, shows=second.version)
+        save(store, 1, publish=folder / PUBLISHED)
+        second = save(store, 2, publish=folder / PUBLISHED)
+        return _claims(store, published=second.version)
 
 
-def _claims(store: CheckpointStore, *, shows: int) -> Claims:
-    found = (Saved(version=one.version, digest=one.digest, epoch=one.epoch) for one in store.checkpoints())
-    return Claims(saved=frozenset(found), shows=shows)
+def _claims(store: CheckpointStore, *, published: int) -> Claims:
+    saved = (
+        Saved(version=checkpoint.version, digest=checkpoint.digest, epoch=checkpoint.epoch)
+        for checkpoint in store.checkpoints()
+    )
+    return Claims(saved=frozenset(saved), published=published)
 
 
 def _leftovers(folder: Path) -> Claims:
-    """What dead writers left: a row marked for deletion, a path not switched, orphans, temporary files."""
+    """Leave what dead writers leave: a row marked for deletion, a path not switched, orphans, temporary files."""
     claims = _two(folder)
     with CheckpointStore(folder / "store") as store:
         with mock.patch.object(store._committer, "_show"):
-            third = save(store, 3, publish=folder / SHOWN)
+            third = save(store, 3, publish=folder / PUBLISHED)
         _orphan(third, version=9)
         store._manifest.checkpoints.set_state([1], "deleting")
-        claims = replace(_claims(store, shows=claims.shows), gone=frozenset({1}))
+        claims = replace(_claims(store, published=claims.published), removed=frozenset({1}))
     third.path.with_name("00000008-default.keras").write_bytes(b"damaged")
     (folder / "store" / "tmp" / f"{'0' * 32}.1.keras").write_bytes(b"half")
-    (folder / SHOWN).with_name(f".{SHOWN.name}.ckptstore").write_bytes(b"half")
+    (folder / PUBLISHED).with_name(f".{PUBLISHED.name}.ckptstore").write_bytes(b"half")
     return claims
 
 
@@ -176,8 +181,8 @@ def _orphan(like: Checkpoint, *, version: int) -> None:
     writer.finish()
 
 
-def _half_committed(folder: Path) -> Claims:
-    """A manifest in which a writer died during COMMIT: pages overwritten, the journal still there."""
+def _hot_journal(folder: Path) -> Claims:
+    """Leave a manifest as a writer that died during COMMIT: some pages overwritten, the journal still there."""
     claims = _two(folder)
     manifest = folder / "store" / "manifest.sqlite"
     journal = manifest.with_name("manifest.sqlite-journal")
@@ -196,7 +201,7 @@ def _half_committed(folder: Path) -> Claims:
 
 
 def _older(folder: Path) -> Claims:
-    """A store of the oldest schema there is one of."""
+    """Copy the sample store of the oldest schema."""
     shutil.copytree(min(_STORES.iterdir()), folder / "store")
     with closing(sqlite3.connect(folder / "store" / "manifest.sqlite")) as connection:
         rows = connection.execute("SELECT version, digest, epoch FROM checkpoints WHERE state = 'complete'")
@@ -207,7 +212,7 @@ _DAMAGED = b"damaged"
 
 
 def _one_damaged(folder: Path) -> Claims:
-    """A third checkpoint whose payload is damaged, and a first whose payload somebody moved into quarantine."""
+    """Damage the payload of a third checkpoint, and move that of the first into quarantine."""
     claims = _two(folder)
     with CheckpointStore(folder / "store") as store:
         first, third = store.get(1), save(store, 3)
@@ -218,7 +223,7 @@ def _one_damaged(folder: Path) -> Claims:
 
 
 def _no_manifest(folder: Path) -> Claims:
-    """A manifest that is none any more, a stale journal beside it, and a damaged payload among whole ones."""
+    """Destroy the manifest, leave a stale journal beside it, and a damaged payload among intact ones."""
     claims = _two(folder)
     manifest = folder / "store" / "manifest.sqlite"
     manifest.write_bytes(bytes(manifest.stat().st_size))
@@ -228,7 +233,7 @@ def _no_manifest(folder: Path) -> Claims:
 
 
 def _repaired(root: Path) -> list[str]:
-    """Repair a store, making its manifest again if need be; what was damaged must still be there."""
+    """Repair a store, or rebuild its manifest if need be; the damaged payload must still exist."""
     try:
         with CheckpointStore(root) as store:
             store.repair()
@@ -243,17 +248,17 @@ def _repaired(root: Path) -> list[str]:
 
 def _first_save(report: Report) -> None:
     with CheckpointStore("nested/deep/store") as store:
-        report.saved(save(store, 1, publish=SHOWN.absolute()), shown=True)
+        report.saved(save(store, 1, publish=PUBLISHED.absolute()), published=True)
 
 
 def _save(report: Report) -> None:
     with CheckpointStore("store") as store:
-        report.saved(save(store, 3, publish=SHOWN.absolute()), shown=True)
+        report.saved(save(store, 3, publish=PUBLISHED.absolute()), published=True)
 
 
 def _save_and_keep_two(report: Report) -> None:
     with CheckpointStore("store") as store:
-        report.saved(save(store, 3, publish=SHOWN.absolute(), keep=keep_last(2)), shown=True)
+        report.saved(save(store, 3, publish=PUBLISHED.absolute(), keep=keep_last(2)), published=True)
 
 
 def _save_twice(report: Report) -> None:
@@ -263,28 +268,28 @@ def _save_twice(report: Report) -> None:
 
 
 def _save_with_a_copy(report: Report) -> None:
-    """Hard links fail, as on a file system that has none."""
+    """Save where hard links fail, as on a file system without them."""
     with mock.patch("os.link", side_effect=OSError(errno.EPERM, os.strerror(errno.EPERM))):
         _save(report)
 
 
 def _save_in_two_threads(report: Report) -> None:
-    """Two writers with a store object each, as two processes have."""
+    """Save with two writers, each with its own store object, as in two processes."""
 
     def write(run: str, publish: Path | None) -> None:
         with CheckpointStore("store") as store:
-            report.saved(save(store, 3, run=run, publish=publish), shown=publish is not None)
+            report.saved(save(store, 3, run=run, publish=publish), published=publish is not None)
 
     with ThreadPoolExecutor() as pool:
-        for writer in [pool.submit(write, "one", None), pool.submit(write, "two", SHOWN.absolute())]:
+        for writer in [pool.submit(write, "one", None), pool.submit(write, "two", PUBLISHED.absolute())]:
             writer.result()
 
 
 def _open(report: Report) -> None:
     with CheckpointStore("store") as store:
-        shown = store.published("default").values()
+        published = store.published("default").values()
         for checkpoint in store.checkpoints():
-            report.saved(checkpoint, shown=checkpoint.version in shown)
+            report.saved(checkpoint, published=checkpoint.version in published)
 
 
 def _repair(report: Report) -> None:
@@ -298,7 +303,7 @@ def _rebuild(report: Report) -> None:
 
 
 def _resume(report: Report) -> None:
-    """Resume past the damaged one."""
+    """Resume past the damaged checkpoint."""
 
     def load(checkpoint: Checkpoint) -> None:
         if checkpoint.path.read_bytes() == _DAMAGED:
@@ -322,9 +327,9 @@ WORKLOADS: dict[str, Workload] = {
     "save with a copy": Workload(_two, _save_with_a_copy),
     "save in two threads": Workload(_two, _save_in_two_threads),
     "open with leftovers": Workload(_leftovers, _open),
-    "open with a hot journal": Workload(_half_committed, _open),
-    "repair": Workload(_one_damaged, _repair, heal=_repaired),
-    "rebuild": Workload(_no_manifest, _rebuild, heal=_repaired),
-    "resume over a damaged one": Workload(_one_damaged, _resume, heal=_repaired),
+    "open with a hot journal": Workload(_hot_journal, _open),
+    "repair": Workload(_one_damaged, _repair, repair=_repaired),
+    "rebuild": Workload(_no_manifest, _rebuild, repair=_repaired),
+    "resume over a damaged one": Workload(_one_damaged, _resume, repair=_repaired),
     "open with an older schema": Workload(_older, _open, seeded=False),
 }
