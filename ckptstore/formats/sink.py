@@ -1,4 +1,4 @@
-"""Writing arrays to a sink: as they lie in memory, digested on the way, small ones joined."""
+"""Writing arrays to a sink: without copies, digested on the way, small ones joined."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ class Snapshot:
         format: The format of the payload.
         variables: All arrays, in the order in which they are written.
         attributes: Text attributes by HDF5 group path (Keras stores each object's ``name``).
-        documents: Members of the ``.keras`` archive beside the weights, by name, in order.
+        documents: Members of the ``.keras`` archive other than the weights, by name, in order.
         state: Training state, or None when the payload is not meant to be resumed from.
         fill: For format ``"h5"`` only: writes the model into an open, empty `h5py.File`. If set, `variables` and
             `attributes` are not used.

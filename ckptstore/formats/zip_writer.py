@@ -131,8 +131,8 @@ class _Archive:
         write(self._write_summed)
         if self._tell - begin != nbytes:
             raise ValueError(f"{name} has {self._tell - begin:,} bytes where {nbytes:,} were announced")
-        behind = struct.pack("<4sLQQ" if large else "<4s3L", b"PK\7\10", self._crc, nbytes, nbytes)
-        self._write(behind)
+        descriptor = struct.pack("<4sLQQ" if large else "<4s3L", b"PK\7\10", self._crc, nbytes, nbytes)
+        self._write(descriptor)
         self._members.append(_Member(name=encoded, flags=flags, offset=offset, nbytes=nbytes, crc=self._crc))
 
     def finish(self) -> None:

@@ -66,7 +66,7 @@ def config_documents(model: Any) -> dict[str, bytes] | None:
 def _warn_of_fallback(reason: str) -> None:
     warnings.warn(
         f"Keras {keras.__version__} saves in a way that ckptstore does not know ({reason}); "
-        "models are saved into memory first instead, which takes longer and copies the state",
+        "models are saved into memory instead, which takes longer and copies the state",
         RuntimeWarning,
         stacklevel=4,
     )
