@@ -1,4 +1,4 @@
-"""The HDF5 emitter and reader, each against h5py and against the other."""
+"""Tests of the HDF5 writer and reader, each against h5py and against the other."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def file_of(
     attributes: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (),
     dataset_attributes: dict[str, tuple[tuple[str, str], ...]] | None = None,
 ) -> bytes:
-    """The bytes of an HDF5 file, written front to back."""
+    """Return the bytes of an HDF5 file, written front to back."""
     datasets = [
         dataset_of(path, array, (dataset_attributes or {}).get(path, ())) for path, array in arrays.items()
     ]
@@ -69,7 +69,7 @@ def file_of(
 
 
 def bits(name: str, shape: tuple[int, ...] = (3, 4, 5)) -> np.ndarray:
-    """Values of every bit pattern that the dtype allows: NaNs with payloads, -0.0, subnormals."""
+    """Return values of every bit pattern of the dtype: NaNs with payloads, -0.0, subnormals."""
     dtype = dtype_of(name)
     raw = np.random.default_rng(7).integers(0, 256, (int(np.prod(shape)), dtype.itemsize), np.uint8)
     if name == "?":
@@ -128,7 +128,7 @@ def test_the_reader_reads_every_bit(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2"])
-def test_float8_is_float16_for_others_and_loses_nothing(name: str) -> None:
+def test_float8_is_stored_as_float16_without_loss(name: str) -> None:
     every = np.arange(256, dtype=np.uint8).view(dtype_of(name))
     kind = stored_type(every.dtype)
     assert kind is not None and kind.restore is not None
@@ -137,7 +137,7 @@ def test_float8_is_float16_for_others_and_loses_nothing(name: str) -> None:
     assert same_bits(kind.restore(stored), every)
 
 
-def test_bfloat16_lies_as_keras_writes_it() -> None:
+def test_bfloat16_is_stored_as_keras_writes_it() -> None:
     array = bits("bfloat16")
     with h5py.File(io.BytesIO(file_of({"vars/0": array}))) as file:
         dataset = file["vars/0"]
@@ -201,7 +201,7 @@ def test_text_attributes_are_of_variable_length() -> None:
         assert h5py.check_string_dtype(file["a/b"].attrs.get_id("name").dtype) == ("utf-8", None)
 
 
-def test_names_say_their_character_set() -> None:
+def test_links_state_their_character_set() -> None:
     image = file_of({"plain": np.ones(1), "größe": np.ones(1)})
     with h5py.File(io.BytesIO(image)) as file:
         assert file.id.links.get_info(b"plain").cset == h5py.h5t.CSET_ASCII
@@ -209,8 +209,8 @@ def test_names_say_their_character_set() -> None:
         assert set(file) == {"plain", "größe"}
 
 
-def test_whoever_reads_in_order_reads_forward() -> None:
-    """Headers lie before the values that they tell of, those of groups without arrays in between."""
+def test_reading_in_order_only_reads_forward() -> None:
+    """Headers come before the values that they describe, those of groups without arrays in between."""
     arrays = {f"layers/dense_{index}/vars/{number}": np.ones(64) for index in range(3) for number in range(2)}
     groups = [
         (f"layers/{name}_{index}/vars", (("name", name),))
@@ -239,7 +239,7 @@ def test_texts_of_many_heaps() -> None:
             assert file[f"layer_{index}/vars"].attrs["name"] == f"dense_{index}"
 
 
-def test_vlen_text_is_found_in_a_file_of_h5py() -> None:
+def test_text_of_variable_length_in_a_file_of_h5py_is_found() -> None:
     image = io.BytesIO()
     with h5py.File(image, "w") as file:
         file.attrs["name"] = "text"
@@ -294,14 +294,14 @@ def test_two_blocks_are_one_file() -> None:
         (["next"], "reserved name"),
     ],
 )
-def test_paths_that_cannot_be(paths: list[str], reason: str) -> None:
+def test_invalid_paths_are_refused(paths: list[str], reason: str) -> None:
     datasets = [dataset_of(path, np.arange(2)) for path in paths]
     with pytest.raises(InvalidArgumentError, match=reason):
         lay_out(datasets, link_to_next="next")
 
 
 @pytest.mark.parametrize("text", ["\udc80", "a\0b"])
-def test_texts_that_cannot_be(text: str) -> None:
+def test_invalid_texts_are_refused(text: str) -> None:
     with pytest.raises(InvalidArgumentError, match="cannot be a text in HDF5"):
         lay_out([], (("a", (("name", text),)),))
 
@@ -332,7 +332,7 @@ def trees(draw: st.DrawFn) -> dict[str, np.ndarray]:
     trees(),
     st.dictionaries(names, st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)))),
 )
-def test_any_tree_is_what_h5py_reads(arrays: dict[str, np.ndarray], attributes: dict[str, str]) -> None:
+def test_h5py_reads_any_tree(arrays: dict[str, np.ndarray], attributes: dict[str, str]) -> None:
     image = file_of(arrays, (("", tuple(attributes.items())),))
     seen: dict[str, np.ndarray] = {}
     with h5py.File(io.BytesIO(image)) as file:
@@ -435,7 +435,7 @@ def records(file: h5py.File) -> None:
         (records, "datatype that Keras does not write"),
     ],
 )
-def test_what_keras_never_writes_is_refused(fill: Any, reason: str) -> None:
+def test_forms_that_keras_never_writes_are_refused(fill: Any, reason: str) -> None:
     assert re.search(reason, refused(made_by_h5py(fill)))
 
 
@@ -443,7 +443,7 @@ def test_a_newer_form_of_hdf5_is_refused() -> None:
     assert "superblock" in refused(made_by_h5py(lambda file: None, libver="latest"))
 
 
-def test_links_that_are_not_hard_or_not_here_are_refused() -> None:
+def test_links_other_than_hard_ones_in_the_file_are_refused() -> None:
     image = bytearray(file_of({"values": np.arange(3)}))
     # A link message begins with version, flags and character set; link info has two bytes before addresses.
     link, info = image.index(b"\x06values") - 3, SUPERBLOCK_SIZE + 16 + 8
@@ -505,8 +505,8 @@ def test_an_empty_array_of_absurd_shape_is_refused() -> None:
     assert "more than the file can hold" in refused(superblock(block.end) + b"".join(block.pieces))
 
 
-def test_parts_that_overlap_come_to_an_end() -> None:
-    """A header of thousands of continuations, each of them nearly the whole file, one word apart."""
+def test_reading_overlapping_parts_ends() -> None:
+    """A header of thousands of continuations, each nearly as long as the file and one word further."""
     nbytes, count = 1 << 20, 5_000
     header = struct.pack("<BBHII4x", 1, 0, count, 1, 24 * count)
     parts = [
@@ -516,7 +516,7 @@ def test_parts_that_overlap_come_to_an_end() -> None:
     assert refused(image) == "its HDF5 metadata are larger than they can be"
 
 
-def test_values_that_lie_behind_the_end_are_refused() -> None:
+def test_values_beyond_the_end_are_refused() -> None:
     image = bytearray(file_of({"a": np.arange(3)}))
     layout = image.index(struct.pack("<BB", 3, 1), SUPERBLOCK_SIZE + 100)
     struct.pack_into("<Q", image, layout + 2, len(image) - 8)
@@ -524,12 +524,12 @@ def test_values_that_lie_behind_the_end_are_refused() -> None:
 
 
 @pytest.mark.parametrize("image", [b"", b"\x89HDF\r\n\x1a\n", b"x" * 1000, bytes(1000)])
-def test_what_is_no_hdf5_file(image: bytes) -> None:
+def test_other_files_are_refused(image: bytes) -> None:
     assert refused(image) == "it is not an HDF5 file"
 
 
 @given(st.data())
-def test_damage_is_an_error_of_ours_or_none(data: st.DataObject) -> None:
+def test_damage_raises_our_error_or_none(data: st.DataObject) -> None:
     image = bytearray(file_of({"a/b": np.arange(3), "c": bits("bfloat16", (4,))}, (("a", (("name", "x"),)),)))
     for _ in range(data.draw(st.integers(1, 6))):
         at = data.draw(st.integers(0, len(image) - 1))

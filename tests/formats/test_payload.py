@@ -1,4 +1,4 @@
-"""Payloads of every format, written to sinks of every kind and read back, without Keras."""
+"""Tests of payloads of every format, written to sinks of every kind and read back, without Keras."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def same(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 @pytest.mark.parametrize("format", ["keras", "weights"])
-def test_everything_comes_back_to_the_bit(tmp_path: Path, format: Format) -> None:
+def test_everything_is_read_back_bit_for_bit(tmp_path: Path, format: Format) -> None:
     arrays = some_arrays()
     path = saved(tmp_path, snapshot_of(arrays, format), version=3, run="ä")
     with payload.open_variables(path) as found:
@@ -123,7 +123,7 @@ def test_everything_comes_back_to_the_bit(tmp_path: Path, format: Format) -> Non
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_the_description_says_what_is_inside(tmp_path: Path, format: Format) -> None:
+def test_the_description_lists_the_contents(tmp_path: Path, format: Format) -> None:
     arrays = {"a/b": np.arange(6, dtype=np.float32).reshape(2, 3), "100 %s/ä": np.array(1)}
     path = saved(
         tmp_path, snapshot_of(arrays, format), version=3, extra={"note": "50 %d", "nan": float("inf")}
@@ -148,7 +148,7 @@ def test_the_description_says_what_is_inside(tmp_path: Path, format: Format) -> 
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_the_training_state_comes_back(tmp_path: Path, format: Format) -> None:
+def test_the_training_state_is_read_back(tmp_path: Path, format: Format) -> None:
     path = saved(tmp_path, snapshot_of(some_arrays() if format != "h5" else {"a": np.ones(3)}, format))
     found = payload.read_state(path)
     assert found is not None
@@ -165,7 +165,7 @@ def test_without_training_state(tmp_path: Path, format: Format) -> None:
     assert payload.verify_payload(path) == []
 
 
-def test_whole_model_h5_comes_back(tmp_path: Path) -> None:
+def test_whole_model_h5_is_read_back(tmp_path: Path) -> None:
     arrays = {f"model_weights/schicht_ä{index}/kernel": np.full((index, 2), index) for index in range(12)}
     path = saved(tmp_path, snapshot_of(arrays, "h5"), version=1)
     with h5py.File(path) as file:
@@ -178,7 +178,7 @@ def test_whole_model_h5_comes_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format", ["keras", "weights"])
-def test_text_goes_through_memory(tmp_path: Path, format: Format) -> None:
+def test_text_is_encoded_in_memory(tmp_path: Path, format: Format) -> None:
     words = np.array(["eins", "zwei", "", "drei ä"], object)
     arrays = {
         "vocabulary/words": words,
@@ -198,7 +198,7 @@ def test_text_goes_through_memory(tmp_path: Path, format: Format) -> None:
 
 
 @given(st.text())
-def test_any_name_of_a_state_array_is_one_name(name: str) -> None:
+def test_any_name_of_a_state_array_becomes_a_single_hdf5_name(name: str) -> None:
     assert unescaped(escaped(name)) == name
     assert escaped(name).isascii() and "/" not in escaped(name) and escaped(name) not in ("", ".")
 
@@ -215,7 +215,7 @@ def test_equal_snapshots_make_equal_payloads() -> None:
         )
 
 
-def test_structure_is_kept_but_values_are_not() -> None:
+def test_the_layout_is_cached_but_values_are_not() -> None:
     first, second = ({"a/b": np.full(5, value)} for value in (1, 2))
     one, other = bytes_of(snapshot_of(first)), bytes_of(snapshot_of(second))
     assert one != other
@@ -226,14 +226,14 @@ def test_structure_is_kept_but_values_are_not() -> None:
         assert file["a/b"].attrs["more"] == "text"
 
 
-def test_our_group_lies_beside_what_keras_reads() -> None:
+def test_our_group_is_separate_from_what_keras_reads() -> None:
     with h5py.File(io.BytesIO(bytes_of(snapshot_of({"vars/0": np.ones(2)}), epoch=4))) as file:
         assert set(file) == {"ckptstore", "vars", "layers"}
         assert json.loads(file["ckptstore/description"][()].tobytes())["epoch"] == 4
         assert file["layers/dense/vars"].attrs["name"] == "dense"
 
 
-def test_the_archive_is_one_that_everybody_reads(tmp_path: Path) -> None:
+def test_zipfile_reads_the_archive(tmp_path: Path) -> None:
     path = saved(tmp_path, snapshot_of(some_arrays(), "keras"))
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
@@ -261,7 +261,7 @@ def test_assets_are_members_too(tmp_path: Path) -> None:
 
 
 class Broken(io.BytesIO):
-    """A sink whose n-th write fails, and which counts what is asked of it afterwards."""
+    """A sink whose n-th write fails, and which counts the calls after that."""
 
     def __init__(self, fails_at: int) -> None:
         super().__init__()
@@ -309,7 +309,7 @@ def test_a_variable_that_cannot_be_read_ends_the_archive() -> None:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_the_store_s_own_writer(tmp_path: Path, format: Format) -> None:
+def test_the_stores_own_writer(tmp_path: Path, format: Format) -> None:
     arrays = some_arrays() if format != "h5" else {"a": np.ones(5)}
     arrays["large"] = np.random.default_rng(0).normal(size=(1 << 20) + 7)
     encoded = payload.encode(snapshot_of(arrays, format), {"version": 1})
@@ -374,7 +374,7 @@ def test_arrays_are_read_into_place(tmp_path: Path, format: Format) -> None:
 
 
 class Sparse:
-    """A file sink that leaves zeros out, as a file system can."""
+    """A file sink that writes zeros as holes."""
 
     def __init__(self, file: io.FileIO) -> None:
         self.file = file
@@ -430,19 +430,19 @@ def test_a_description_that_is_not_json(value: object) -> None:
 
 @pytest.mark.parametrize("format", ["weights", "keras"])
 @pytest.mark.parametrize("path", ["ckptstore/x", "ckptstore", "a//b", "", ".", "a\0"])
-def test_a_path_that_cannot_be(format: Format, path: str) -> None:
+def test_an_invalid_path_is_refused(format: Format, path: str) -> None:
     with pytest.raises(InvalidArgumentError):
         payload.encode(snapshot_of({path: np.ones(2)}, format), {})
 
 
 @pytest.mark.parametrize("path", ["ckptstore/x", "a\0"])
-def test_a_path_that_cannot_be_in_memory(path: str) -> None:
+def test_an_invalid_path_is_refused_in_memory(path: str) -> None:
     text = np.array(["text"], object)
     with pytest.raises(InvalidArgumentError):
         payload.encode(snapshot_of({path: text}), {})
 
 
-def test_arrays_that_cannot_be_stored() -> None:
+def test_arrays_without_a_stored_form_are_refused() -> None:
     mixed = np.array([{}, 1], object)
     with pytest.raises(InvalidArgumentError, match="HDF5 cannot hold it"):
         payload.encode(snapshot_of({"a": mixed}), {})
@@ -456,7 +456,7 @@ def test_arrays_that_cannot_be_stored() -> None:
                 payload.encode(snapshot_of(arrays, state=state), {})
 
 
-def test_an_h5_model_that_could_not_be_verified() -> None:
+def test_an_h5_model_that_could_not_be_verified_is_refused() -> None:
     def fill(file: h5py.File) -> None:
         file.create_dataset("a", data=np.arange(100), chunks=True)
 
@@ -465,7 +465,7 @@ def test_an_h5_model_that_could_not_be_verified() -> None:
 
 
 @pytest.mark.parametrize("name", ["model.weights.h5", "../x", "/etc/passwd", "a\\..\\x", "C:\\x", "", "a//b"])
-def test_documents_that_an_archive_should_not_hold(name: str) -> None:
+def test_documents_with_unsafe_names_are_refused(name: str) -> None:
     snapshot = Snapshot(format="keras", documents={"config.json": b"{}", name: b""})
     with pytest.raises(InvalidArgumentError, match="documents="):
         payload.encode(snapshot, {})
@@ -477,7 +477,7 @@ def test_only_archives_have_documents() -> None:
 
 
 @pytest.mark.parametrize("values", [np.ones((3, 2), np.float32), np.ones((2, 3), np.float64)])
-def test_a_variable_that_is_not_what_it_was_said_to_be(values: np.ndarray) -> None:
+def test_a_variable_that_differs_from_the_snapshot_is_refused(values: np.ndarray) -> None:
     wrong = Variable(path="a", shape=(2, 3), dtype=np.dtype("f4"), read=lambda: values)
     encoded = payload.encode(Snapshot(format="weights", variables=(wrong,)), {})
     with pytest.raises(InvalidArgumentError, match="was announced as"):
@@ -493,7 +493,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
             payload.read_description(tmp_path / name)
 
 
-def test_a_directory_is_not_taken_for_damage(tmp_path: Path) -> None:
+def test_a_directory_is_not_reported_as_damage(tmp_path: Path) -> None:
     (tmp_path / "a.h5").mkdir()
     with pytest.raises(StorageError, match="read failed"):
         payload.read_layout(tmp_path / "a.h5")

@@ -1,4 +1,4 @@
-"""Payloads that are damaged, or made to do harm: every flipped byte is found, every error is ours."""
+"""Tests of damaged or hostile payloads: every flipped byte is found, every error is one of ours."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def fill(file: h5py.File) -> None:
 
 
 def whole(format: Format) -> bytes:
-    """A small payload that has one of everything."""
+    """Return a small payload with one of everything."""
     state = TrainingState(document={"epoch": 3}, arrays={"keys": np.arange(4, dtype=np.uint32)})
     variables = tuple(
         Variable(path=path, shape=array.shape, dtype=array.dtype, read=lambda array=array: array)
@@ -84,7 +84,7 @@ def values(path: Path) -> dict[str, tuple[Any, ...]]:
 
 
 def try_all(path: Path) -> list[str]:
-    """Read a payload in every way; return what verification says."""
+    """Read a payload in every way; return the problems that verification finds."""
     for read in (*READERS[1:], values):
         try:
             read(path)
@@ -94,7 +94,7 @@ def try_all(path: Path) -> list[str]:
 
 
 def verified(path: Path) -> list[str]:
-    """Return what verification says, also where it says it by raising."""
+    """Return the problems that verification finds or raises."""
     try:
         return payload.verify_payload(path)
     except CorruptPayloadError as error:
@@ -104,7 +104,7 @@ def verified(path: Path) -> list[str]:
 @pytest.mark.parametrize("start", range(4))
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_flipped_byte_is_found(tmp_path: Path, format: Format, start: int) -> None:
-    """All bytes of HDF5 file and documents; of an archive's bookkeeping, whatever changes what is read."""
+    """All bytes of HDF5 file and documents; of an archive's directory, those that change what is read."""
     image = WHOLE[format]
     truth = values(write(tmp_path, format, image))
     bookkeeping = set(range(len(image)))
@@ -136,14 +136,14 @@ def test_every_truncation_is_found(tmp_path: Path, format: Format) -> None:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_bytes_behind_the_end_are_found(tmp_path: Path, format: Format) -> None:
+def test_bytes_after_the_end_are_found(tmp_path: Path, format: Format) -> None:
     assert try_all(write(tmp_path, format, WHOLE[format] + b"more")) or format == "keras"
 
 
 @pytest.mark.parametrize("format", FORMATS)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
-def test_any_damage_is_our_error_or_none(tmp_path: Path, format: Format, data: st.DataObject) -> None:
+def test_any_damage_raises_our_error_or_none(tmp_path: Path, format: Format, data: st.DataObject) -> None:
     image = bytearray(WHOLE[format])
     for _ in range(data.draw(st.integers(1, 8))):
         begin = data.draw(st.integers(0, len(image) - 1))
@@ -154,7 +154,7 @@ def test_any_damage_is_our_error_or_none(tmp_path: Path, format: Format, data: s
 @pytest.mark.parametrize("format", FORMATS)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(head=st.sampled_from([b"", b"\x89HDF\r\n\x1a\n", b"PK\3\4", b"PK\5\6"]), data=st.binary(max_size=400))
-def test_garbage_is_our_error(tmp_path: Path, format: Format, head: bytes, data: bytes) -> None:
+def test_garbage_raises_our_error(tmp_path: Path, format: Format, head: bytes, data: bytes) -> None:
     assert try_all(write(tmp_path, format, head + data))
 
 
@@ -181,8 +181,8 @@ def test_the_problems_name_what_is_damaged(tmp_path: Path) -> None:
     assert "Bad CRC-32 for file 'config.json'" in problems[0]
 
 
-def test_a_description_is_sealed_but_not_trusted(tmp_path: Path) -> None:
-    """A text whose own digest is right, and which is still not what we write."""
+def test_a_description_with_a_right_digest_is_not_trusted(tmp_path: Path) -> None:
+    """The text's own digest is right, and still it is not one that we write."""
     for text in (
         b"[]",
         b"{}",
@@ -200,7 +200,7 @@ def test_a_description_is_sealed_but_not_trusted(tmp_path: Path) -> None:
             payload.read_description(path)
 
 
-def test_a_description_that_is_no_text(tmp_path: Path) -> None:
+def test_a_description_that_is_not_text(tmp_path: Path) -> None:
     path = tmp_path / "other.weights.h5"
     for value in (np.float32(1), np.zeros(3), np.zeros(0, np.uint8), np.array(["x"], object)):
         with h5py.File(path, "w") as file:
@@ -233,7 +233,7 @@ def weights() -> bytes:
         ("C:/x", "has a member named"),
     ],
 )
-def test_members_that_lead_out(tmp_path: Path, name: str, reason: str) -> None:
+def test_members_that_would_be_unpacked_elsewhere_are_refused(tmp_path: Path, name: str, reason: str) -> None:
     path = archive(tmp_path, lambda file: (file.writestr(WEIGHTS, weights()), file.writestr(name, b"x")))
     for read in READERS:
         with pytest.raises(CorruptPayloadError, match=reason):
@@ -278,7 +278,7 @@ def test_a_compressed_document_is_read_and_a_bomb_is_not(tmp_path: Path) -> None
         payload.read_documents(archive(tmp_path, bomb))
 
 
-def test_a_member_that_claims_more_than_there_is(tmp_path: Path) -> None:
+def test_a_member_that_claims_more_bytes_than_there_are(tmp_path: Path) -> None:
     path = archive(
         tmp_path, lambda file: (file.writestr(WEIGHTS, weights()), file.writestr("config.json", b"{}"))
     )
@@ -302,7 +302,7 @@ def test_exotic_compression_is_refused(tmp_path: Path) -> None:
         payload.read_documents(path)
 
 
-def test_members_nobody_listed_are_found(tmp_path: Path) -> None:
+def test_members_missing_in_the_description_are_found(tmp_path: Path) -> None:
     path = write(tmp_path, "keras", WHOLE["keras"])
     with zipfile.ZipFile(path, "a") as file:
         file.writestr("assets/extra.txt", b"x")

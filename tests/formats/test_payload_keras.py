@@ -1,4 +1,4 @@
-"""Plain Keras loads what the formats write, to the bit wherever it loads what it writes itself."""
+"""Tests that plain Keras loads our payloads, bit for bit wherever it loads its own files so."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ pytestmark = pytest.mark.filterwarnings(
 STATE = TrainingState(document={"epoch": 1}, arrays={"keys": np.arange(4, dtype=np.uint32)})
 
 
-def taken_apart(file: h5py.File) -> dict[str, Any]:
-    """Everything that Keras wrote into an HDF5 file, as the fields of a snapshot."""
+def snapshot_fields(file: h5py.File) -> dict[str, Any]:
+    """Return everything that Keras wrote into an HDF5 file, as fields of a snapshot."""
     variables: list[Variable] = []
     attributes: dict[str, dict[str, str]] = {}
 
@@ -49,15 +49,15 @@ def taken_apart(file: h5py.File) -> dict[str, Any]:
 
 
 def rewritten(path: Path, format: Format) -> Path:
-    """Write what lies in a file of Keras with our own means, beside it."""
+    """Write the contents of a file of Keras as our payload, next to it."""
     if format == "keras":
         with zipfile.ZipFile(path) as archive:
             documents = {name: archive.read(name) for name in archive.namelist()}
         with h5py.File(io.BytesIO(documents.pop("model.weights.h5"))) as file:
-            snapshot = Snapshot(format=format, documents=documents, state=STATE, **taken_apart(file))
+            snapshot = Snapshot(format=format, documents=documents, state=STATE, **snapshot_fields(file))
     elif format == "weights":
         with h5py.File(path) as file:
-            snapshot = Snapshot(format=format, state=STATE, **taken_apart(file))
+            snapshot = Snapshot(format=format, state=STATE, **snapshot_fields(file))
     else:
         snapshot = Snapshot(format=format, state=STATE, fill=partial(copied, path))
     target = path.with_name(f"ours{SUFFIXES[format]}")
@@ -89,7 +89,7 @@ def small_model(policy: str = "float32") -> keras.Model:
 
 
 def with_an_optimizer(model: keras.Model) -> keras.Model:
-    """Compile a model, and put numbers into it and its optimizer that no new one has."""
+    """Compile a model, and fill it and its optimizer with values that no new one has."""
     model.compile(keras.optimizers.Adam(0.01), keras.losses.MeanSquaredError())
     model.optimizer.build(model.trainable_variables)
     return zoo.scrambled(model)
@@ -159,7 +159,7 @@ def test_quantised_models(tmp_path: Path, mode: str) -> None:
 
 @keras.saving.register_keras_serializable("ckptstore-tests")
 class Remembering(keras.layers.Layer):
-    """A layer with an asset, as Keras' own that hold vocabularies."""
+    """A layer with an asset, like Keras' own with vocabularies."""
 
     text = ""
 
@@ -215,14 +215,14 @@ def saved(tmp_path: Path, array: np.ndarray) -> Path:
 
 
 def loaded(kind: str, array: np.ndarray, path: Path) -> np.ndarray:
-    """What a variable of this dtype holds once Keras has loaded it from a file."""
+    """Return the value of a variable of this dtype after Keras has loaded it from a file."""
     model, layer = holding(kind, array.shape)
     model.load_weights(path)
     return np.ascontiguousarray(keras.ops.convert_to_numpy(layer.held)).reshape(array.shape)
 
 
 def theirs(tmp_path: Path, array: np.ndarray) -> Path:
-    """The same values as Keras itself writes them."""
+    """Return the path of the same values as Keras itself writes them."""
     path = tmp_path / "theirs.weights.h5"
     with h5py.File(path, "w") as file:
         file["layers/holder/vars/0"] = array
@@ -247,7 +247,7 @@ def test_variables_of_every_dtype_and_shape(tmp_path: Path, kind: str, shape: tu
 
 @pytest.mark.parametrize("kind", ["float16", "bfloat16", "float32"])
 def test_floats_keep_every_bit(tmp_path: Path, kind: str) -> None:
-    """NaNs with payloads, signed zeros, subnormals, infinities, as far as the backend keeps them."""
+    """NaNs with payloads, signed zeros, subnormals, infinities, if the backend preserves them."""
     dtype = np.dtype(getattr(ml_dtypes, kind, kind))
     every = np.arange(1 << 16, dtype=np.uint16)
     some = np.random.default_rng(0).integers(0, 1 << 32, 9999, np.uint32)
@@ -311,7 +311,7 @@ def test_names_that_are_not_ascii(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
-def test_older_whole_model_files_with_such_names(tmp_path: Path) -> None:
+def test_older_whole_model_files_with_names_that_are_not_ascii(tmp_path: Path) -> None:
     layers = [keras.layers.Dense(2, name=f"schicht_ä{index}") for index in range(12)]
     model = keras.Sequential([keras.Input((2,)), *layers])
     model.save(tmp_path / "theirs.h5")

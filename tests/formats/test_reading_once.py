@@ -1,4 +1,4 @@
-"""A payload is read once from the disk to be restored, and no byte reaches a model before all are known to be right."""
+"""Tests that a restore reads a payload from the disk once, and changes a model only after all bytes are verified."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def fit_resumed(folder: Path, model: keras.Model) -> None:
 @pytest.mark.filterwarnings("ignore:.*was not saved by a callback that resumes:UserWarning")
 @pytest.mark.parametrize("read", [restored, weights_loaded, resumed, fit_resumed])
 @pytest.mark.parametrize("format", ["keras", "weights"])
-def test_a_payload_is_asked_for_twice_at_most_and_read_from_the_disk_once(
+def test_a_payload_is_read_twice_at_most_and_from_the_disk_once(
     read: Callable[[Path, keras.Model], None], format: Any, tmp_path: Path
 ) -> None:
     model = wide()
@@ -93,7 +93,7 @@ def test_a_payload_is_asked_for_twice_at_most_and_read_from_the_disk_once(
 
 @pytest.mark.parametrize("load", [restored, weights_loaded, resumed])
 def test_no_payload_stays_mapped(load: Callable[[Path, keras.Model], None], tmp_path: Path) -> None:
-    """Else its memory counts as this process', and the disk gives its room away only when the process ends."""
+    """Otherwise its memory counts as this process', and its disk space is freed only when the process ends."""
     model = wide()
     with CheckpointStore(tmp_path) as store:
         path = store.save(model, epoch=0, format="weights").path
@@ -103,7 +103,7 @@ def test_no_payload_stays_mapped(load: Callable[[Path, keras.Model], None], tmp_
 
 
 def test_a_damaged_payload_changes_nothing(tmp_path: Path) -> None:
-    """Also where the damage is in the last bytes, behind everything that a model loads."""
+    """Even if the damage is in the last bytes, after everything that a model loads."""
     model = wide()
     with CheckpointStore(tmp_path) as store:
         path = store.save(model, epoch=0).path
@@ -122,7 +122,7 @@ def test_a_damaged_payload_changes_nothing(tmp_path: Path) -> None:
 
 @contextmanager
 def interrupted(variable: Any, error: BaseException | None = None, *, times: int = 1) -> Iterator[None]:
-    """Have the first assignments to a variable be interrupted, as by a key, or raise another error."""
+    """Make the first assignments to a variable raise KeyboardInterrupt or another error."""
     assign = variable.assign
     left = times
 
@@ -144,7 +144,7 @@ def interrupted(variable: Any, error: BaseException | None = None, *, times: int
 
 @pytest.fixture
 def scrambled(tmp_path: Path) -> tuple[keras.Model, Any]:
-    """A model that is not as it was saved, and what it was then."""
+    """Return a model that has changed since it was saved, and its saved values."""
     model = wide()
     saved = zoo.state_of(model)
     with CheckpointStore(tmp_path) as store:
@@ -159,7 +159,7 @@ def test_an_interrupt_leaves_no_model_half_loaded(scrambled: tuple[keras.Model, 
     assert zoo.state_of(model) == saved
 
 
-def test_a_load_that_fails_is_made_once_more(
+def test_a_load_that_fails_is_retried_once(
     scrambled: tuple[keras.Model, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, saved = scrambled
@@ -178,7 +178,7 @@ def test_a_load_that_fails_is_made_once_more(
     assert zoo.state_of(model) == saved
 
 
-def test_a_model_that_is_half_loaded_is_said_to_be(
+def test_the_error_says_that_a_model_is_half_loaded(
     scrambled: tuple[keras.Model, Any], tmp_path: Path
 ) -> None:
     model, saved = scrambled
@@ -199,7 +199,7 @@ def test_a_model_that_is_half_loaded_is_said_to_be(
 
 @pytest.mark.skipif(zoo.BACKEND != "jax", reason="elsewhere a variable keeps its memory")
 @pytest.mark.parametrize("load", [restored, weights_loaded])
-def test_what_a_model_held_goes_while_the_rest_is_loaded(load: Any, tmp_path: Path) -> None:
+def test_old_values_are_freed_while_the_rest_is_loaded(load: Any, tmp_path: Path) -> None:
     model = wide()
     with CheckpointStore(tmp_path) as store:
         store.save(model, epoch=0)
@@ -219,7 +219,7 @@ def test_what_a_model_held_goes_while_the_rest_is_loaded(load: Any, tmp_path: Pa
     assert left == [1]
 
 
-def test_an_interrupt_among_layers_with_loading_of_their_own_puts_all_back(tmp_path: Path) -> None:
+def test_an_interrupt_restores_a_model_whose_layers_have_loading_of_their_own(tmp_path: Path) -> None:
     model = zoo.own_way()
     assert has_custom_loading(model)
     assert not has_custom_loading(wide())
@@ -232,7 +232,7 @@ def test_an_interrupt_among_layers_with_loading_of_their_own_puts_all_back(tmp_p
 
 
 class Keeps(keras.layers.Layer):  # type: ignore[misc]
-    """Keeps the arrays that it is given to load, and writes into them."""
+    """Keeps the arrays that it loads, and writes into them."""
 
     def build(self, shape: Any) -> None:
         self.scale = self.add_weight(shape=(WIDTH,), initializer="ones")
@@ -246,7 +246,7 @@ class Keeps(keras.layers.Layer):  # type: ignore[misc]
         self.kept += 1
 
 
-def test_arrays_that_a_layer_keeps_are_its_own(tmp_path: Path) -> None:
+def test_arrays_that_a_layer_keeps_have_their_own_memory(tmp_path: Path) -> None:
     model = keras.Sequential([keras.Input((WIDTH,)), Keeps(), keras.layers.Dense(2)])
     model.compile("adam", "mse", jit_compile=False)
     with CheckpointStore(tmp_path) as store:
@@ -261,7 +261,7 @@ def test_arrays_that_a_layer_keeps_are_its_own(tmp_path: Path) -> None:
 # --- looking at bytes --------------------------------------------------------------------------
 
 
-def test_a_view_is_of_the_bytes_that_a_read_gives(tmp_path: Path) -> None:
+def test_a_view_has_the_bytes_of_a_read(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(os.urandom(3 * _PART + 17))
     with open_random_access(path) as file, random_access.section_of(file, 5, file.nbytes - 9) as part:
@@ -279,7 +279,7 @@ def test_a_view_is_of_the_bytes_that_a_read_gives(tmp_path: Path) -> None:
             part.view(part.nbytes - 1, 2)
 
 
-def test_a_system_that_cannot_be_asked_for_pages_is_read(
+def test_bytes_are_read_where_pages_cannot_be_requested(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(random_access, "_POPULATE_READ", 9999)
@@ -288,8 +288,8 @@ def test_a_system_that_cannot_be_asked_for_pages_is_read(
         assert bytes(file.view(2, 3)) == b"234"
 
 
-def test_pages_that_the_disk_does_not_give_are_an_error(tmp_path: Path) -> None:
-    """Not the signal that looking at them would be."""
+def test_pages_that_the_disk_cannot_read_raise_an_error(tmp_path: Path) -> None:
+    """And not the signal that accessing them would cause."""
     path = tmp_path / "file"
     path.write_bytes(bytes(3 * 4096))
     with open_random_access(path) as file:

@@ -1,4 +1,4 @@
-"""A payload or a manifest from elsewhere is data: nothing in it is run, believed unseen, or led out of the store by."""
+"""Tests that payloads and manifests from elsewhere are data: never run, never trusted, never a way out of the store."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SOURCES = {
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A store with three checkpoints, the last of them shown beside it, and files of somebody else's around it."""
+    """Return a store with three checkpoints, the last one published next to it, among files of somebody else."""
     root = tmp_path / "deep" / "store"
     with CheckpointStore(root) as store:
         for seed in (1, 2, 3):
@@ -49,7 +49,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def outside(root: Path) -> dict[str, bytes]:
-    """Return what lies around a store, which no manifest and no payload may change."""
+    """Return the files around a store, which no manifest and no payload may change."""
     found = files(root.parent.parent)
     return {
         name: data
@@ -59,7 +59,7 @@ def outside(root: Path) -> dict[str, bytes]:
 
 
 def still_works(root: Path) -> list[Checkpoint]:
-    """Open a store for writing, twice, and save; return what it listed at first."""
+    """Open a store for writing, twice, and save; return the checkpoints that it listed at first."""
     with CheckpointStore(root) as store:
         listed = store.checkpoints(states=None)
         assert [problem.detail for problem in store.verify()] == []
@@ -77,7 +77,7 @@ SQL = {"execute", "executemany", "executescript", "exec_driver_sql", "text"}
 
 
 def calls() -> Iterator[tuple[str, str, ast.Call]]:
-    """Give file, name and node of every call in the package."""
+    """Yield file, name and node of every call in the package."""
     for file, tree in SOURCES.items():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
@@ -85,7 +85,7 @@ def calls() -> Iterator[tuple[str, str, ast.Call]]:
                 yield f"{file}:{node.lineno}", name, node
 
 
-def test_nothing_that_is_read_is_run() -> None:
+def test_no_data_is_run_as_code() -> None:
     imported = {
         name.split(".")[0]
         for file, tree in SOURCES.items()
@@ -112,8 +112,8 @@ def test_nothing_that_is_read_is_run() -> None:
     assert forbidden == []
 
 
-def test_values_are_given_to_sql_as_parameters() -> None:
-    """Text of SQL is constant; a PRAGMA takes no parameters, and gets constants of ours."""
+def test_values_reach_sql_as_parameters() -> None:
+    """SQL text is constant; a PRAGMA takes no parameters, and gets our own constants."""
     made = [
         (where, ast.unparse(node.args[0]))
         for where, name, node in calls()
@@ -135,7 +135,7 @@ def uuid_of(root: Path) -> str:
 
 
 def forge(root: Path, name: str = "00000008-default.keras", **changes: Any) -> Path:
-    """Put a whole payload without a row into a store; `changes` to its description, ... leaves a field out."""
+    """Add a valid payload without a row to a store, with `changes` to its description; ... removes a field."""
     description = {
         "ckptstore": 1,
         "store": uuid_of(root),
@@ -160,7 +160,7 @@ def forge(root: Path, name: str = "00000008-default.keras", **changes: Any) -> P
 
 
 def put_aside(root: Path, path: Path) -> None:
-    """Check that a payload is in quarantine after an opening, and that the manifest can be made again beside it."""
+    """Check that opening quarantines a payload, and that the manifest can be rebuilt with it there."""
     assert [checkpoint.version for checkpoint in still_works(root)] == [1, 2, 3]
     aside = root / "quarantine" / path.name
     assert os.path.lexists(aside) and not os.path.lexists(path)
@@ -171,7 +171,7 @@ def put_aside(root: Path, path: Path) -> None:
     assert os.path.lexists(aside)
 
 
-def test_a_payload_that_was_not_forged_is_taken_in(root: Path) -> None:
+def test_a_payload_that_was_not_forged_is_adopted(root: Path) -> None:
     forge(root)
     assert [checkpoint.version for checkpoint in still_works(root)] == [1, 2, 3, 8]
     assert is_seed(root.parent / "shown.keras", 9)
@@ -211,13 +211,13 @@ def test_a_payload_that_was_not_forged_is_taken_in(root: Path) -> None:
     ],
     ids=str,
 )
-def test_a_payload_whose_description_is_forged_is_put_aside(root: Path, changes: dict[str, Any]) -> None:
+def test_a_payload_with_a_forged_description_is_quarantined(root: Path, changes: dict[str, Any]) -> None:
     before = outside(root)
     put_aside(root, forge(root, **changes))
     assert outside(root) == before
 
 
-def test_a_payload_copied_from_another_store_is_not_taken_for_ours(root: Path, tmp_path: Path) -> None:
+def test_a_payload_copied_from_another_store_is_not_adopted(root: Path, tmp_path: Path) -> None:
     with CheckpointStore(tmp_path / "other") as store:
         for seed in range(5):
             last = save(store, seed)
@@ -231,7 +231,7 @@ def test_a_payload_copied_from_another_store_is_not_taken_for_ours(root: Path, t
 
 @pytest.mark.parametrize("hostile", HOSTILE, ids=lambda hostile: hostile.__name__)
 @pytest.mark.parametrize("suffix", [".keras", ".weights.h5"])
-def test_an_array_that_lies_elsewhere_or_nowhere_is_put_aside(
+def test_a_payload_with_an_array_outside_the_file_is_quarantined(
     root: Path, suffix: str, hostile: Callable[..., None]
 ) -> None:
     path = forge(root, f"00000008-default{suffix}")
@@ -249,7 +249,7 @@ def test_an_array_that_lies_elsewhere_or_nowhere_is_put_aside(
         ("/tmp/outside", 5, "has a member named"),
     ],
 )
-def test_an_archive_that_unpacks_to_much_or_elsewhere_is_put_aside(
+def test_an_archive_that_unpacks_to_much_or_elsewhere_is_quarantined(
     root: Path, document: str, nbytes: int, reason: str
 ) -> None:
     path, before = forge(root), outside(root)
@@ -269,7 +269,7 @@ def test_an_archive_that_unpacks_to_much_or_elsewhere_is_put_aside(
 
 
 @pytest.mark.parametrize("shape", ["[1048576, 1048576]", "[-7, -5]", "[7, 5, 0]", "[true, 35]"])
-def test_a_description_of_another_shape_is_not_believed(root: Path, shape: str) -> None:
+def test_a_description_of_another_shape_is_not_trusted(root: Path, shape: str) -> None:
     path = forge(root, "00000008-default.weights.h5")
     with h5py.File(path, "r+") as file:
         text = file["ckptstore/description"][()].tobytes()
@@ -301,7 +301,9 @@ def test_a_description_of_another_shape_is_not_believed(root: Path, shape: str) 
         "",
     ],
 )
-def test_a_row_cannot_name_a_file_that_is_no_payload_of_the_store(root: Path, file: str, state: str) -> None:
+def test_a_row_cannot_name_a_file_that_is_not_a_payload_of_the_store(
+    root: Path, file: str, state: str
+) -> None:
     before, payloads = outside(root), files(root / "checkpoints")
     values = (file.format(outside=root.parent), state)
     sql(root, "UPDATE checkpoints SET file = ?, state = ? WHERE version = 2", *values)
@@ -316,7 +318,7 @@ def test_a_row_cannot_name_a_file_that_is_no_payload_of_the_store(root: Path, fi
 
 
 @pytest.mark.parametrize("state", ["deleting", "damaged"])
-def test_of_a_payload_that_is_a_link_only_the_link_goes(root: Path, state: str) -> None:
+def test_removing_a_payload_that_is_a_link_removes_only_the_link(root: Path, state: str) -> None:
     path, victim = root / "checkpoints" / "00000002-default.keras", root.parent / "x"
     path.unlink()
     path.symlink_to(victim)
@@ -343,7 +345,7 @@ def test_of_a_payload_that_is_a_link_only_the_link_goes(root: Path, state: str) 
         "../store/checkpoints/00000001-default.keras",
     ],
 )
-def test_a_path_that_no_checkpoint_may_be_shown_at_is_not_replaced(root: Path, path: str) -> None:
+def test_a_path_where_nothing_may_be_published_is_not_replaced(root: Path, path: str) -> None:
     before, payloads, locks = outside(root), files(root / "checkpoints"), files(root / "locks")
     sql(root, "UPDATE published SET path = ?, pending = 1", path.format(outside=root.parent))
     with CheckpointStore(root) as store:
@@ -378,7 +380,7 @@ def test_names_that_the_api_would_refuse_are_just_text(root: Path, name: str) ->
 
 
 @pytest.mark.parametrize("name", ["../../x", "/tmp/x", "a/b", "..", "a\0b", "a\\b", "x\n", ".lock", "store"])
-def test_no_name_leads_out_of_a_store(root: Path, name: str) -> None:
+def test_no_name_leads_outside_a_store(root: Path, name: str) -> None:
     before = outside(root)
     with CheckpointStore(root) as store:
         contents = files(root)
@@ -432,7 +434,7 @@ def test_a_lock_that_is_a_link_is_refused(root: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o027, 0o077])
-def test_modes_are_those_of_the_umask(tmp_path: Path, umask: int) -> None:
+def test_file_modes_follow_the_umask(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
         with CheckpointStore(tmp_path / "store") as store:

@@ -31,7 +31,7 @@ def model(*more: keras.Layer) -> keras.Model:
 
 
 def with_its_row(store: CheckpointStore, checkpoint: Checkpoint) -> Checkpoint:
-    """Forge the row of a payload that was exchanged, so that size and digest are right."""
+    """Forge the row of a replaced payload, so that size and digest are right."""
     facts = (digest_file(checkpoint.path), checkpoint.path.stat().st_size, checkpoint.version)
     sql(store.path, "UPDATE checkpoints SET digest = ?, nbytes = ? WHERE version = ?", *facts)
     return store.get(checkpoint.version)
@@ -39,7 +39,7 @@ def with_its_row(store: CheckpointStore, checkpoint: Checkpoint) -> Checkpoint:
 
 @pytest.mark.parametrize("hostile", HOSTILE, ids=lambda hostile: hostile.__name__)
 @pytest.mark.parametrize("format", ["keras", "weights", "h5"])
-def test_an_array_that_lies_elsewhere_or_nowhere_is_not_loaded(
+def test_an_array_outside_the_file_is_not_loaded(
     tmp_path: Path, format: Format, hostile: Callable[..., None]
 ) -> None:
     live = model()
@@ -82,7 +82,7 @@ def test_a_model_that_unpacks_to_much_is_not_loaded(tmp_path: Path, document: st
 
 
 @pytest.mark.parametrize("format", ["keras", "h5"])
-def test_code_in_a_model_is_not_run_unless_the_caller_says_so(tmp_path: Path, format: Format) -> None:
+def test_code_in_a_model_is_not_run_unless_the_caller_allows_it(tmp_path: Path, format: Format) -> None:
     with CheckpointStore(tmp_path / "store") as store:
         checkpoint = store.save(model(keras.layers.Lambda(lambda values: values * 2)), epoch=0, format=format)
         for options in ({}, {"safe_mode": True}, {"compile": False}):

@@ -1,4 +1,4 @@
-"""The archive that is written in one pass is what `zipfile` would write, byte for byte, and reads everywhere."""
+"""Tests that an archive written in one pass is byte for byte what `zipfile` would write."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def ours(documents: Mapping[str, bytes], weights: bytes) -> bytes:
 
 
 class Stream(io.BytesIO):
-    """What `zipfile` cannot go back in, as a payload's sink."""
+    """A file that cannot seek, like a payload's sink."""
 
     def seekable(self) -> bool:
         return False
@@ -49,7 +49,7 @@ def theirs(documents: Mapping[str, bytes], weights: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("limit", [None, 700, 20], ids=["plain", "weights of 64 bits", "all of 64 bits"])
-def test_it_is_what_zipfile_writes(limit: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_archive_is_what_zipfile_writes(limit: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     if limit is not None:
         # Stands for the two gigabytes from which on fields have 64 bits.
         monkeypatch.setattr(zipfile, "ZIP64_LIMIT", limit)
@@ -59,12 +59,12 @@ def test_it_is_what_zipfile_writes(limit: int | None, monkeypatch: pytest.Monkey
     assert len(written) == archive_nbytes(DOCUMENTS, len(WEIGHT_BYTES))
 
 
-def test_it_is_what_zipfile_writes_with_very_many_members() -> None:
+def test_the_archive_is_what_zipfile_writes_with_very_many_members() -> None:
     documents = {f"assets/{number}": b"" for number in range(66_000)}
     assert ours(documents, b"hdf") == theirs(documents, b"hdf")
 
 
-def test_all_members_pass_the_tests_of_zipfile() -> None:
+def test_all_members_pass_the_checks_of_zipfile() -> None:
     with zipfile.ZipFile(io.BytesIO(ours(DOCUMENTS, WEIGHT_BYTES))) as archive:
         assert archive.testzip() is None
         assert archive.read(WEIGHTS) == WEIGHT_BYTES
@@ -76,6 +76,6 @@ def test_weights_of_another_size_than_announced_are_refused() -> None:
 
 
 @given(st.binary(max_size=500), st.integers(0, 2**32 - 1))
-def test_sums_are_those_of_zlib(data: bytes, start: int) -> None:
+def test_checksums_are_those_of_zlib(data: bytes, start: int) -> None:
     assert crc32(data, start) == zlib.crc32(data, start)
     assert crc32(memoryview(np.frombuffer(data, np.uint8)), start) == zlib.crc32(data, start)

@@ -1,4 +1,4 @@
-"""Models of every sort, taken apart and put together: to the bit, or not at all."""
+"""Tests of the Keras adapter: models of every sort are saved and restored bit for bit, or not at all."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ FORMATS: tuple[Format, ...] = ("keras", "weights", "h5")
 
 
 def stored(model: Any, folder: Path, *, format: Format = "keras", **how: Any) -> Checkpoint:
-    """Save a model as a payload, and return its record, without a store around it."""
+    """Save a model as a payload without a store, and return its record."""
     snapshot = adapter.snapshots().take(model, format=format, **how)
     encoded = payload.encode(snapshot, {"epoch": 0})
     path = folder / f"{len(list(folder.iterdir())):08d}-run{SUFFIXES[format]}"
@@ -73,7 +73,7 @@ def weights_of(model: Any) -> list[Any]:
 
 
 def datasets(path: Path) -> tuple[dict[str, np.ndarray], dict[str, dict[str, str]]]:
-    """Every array and every group's attributes in a weights file."""
+    """Return every array, and every group's attributes, of a weights file."""
     arrays: dict[str, np.ndarray] = {}
     attributes: dict[str, dict[str, str]] = {}
 
@@ -89,7 +89,7 @@ def datasets(path: Path) -> tuple[dict[str, np.ndarray], dict[str, dict[str, str
 
 
 @pytest.mark.parametrize("name", zoo.WHOLE)
-def test_the_capture_is_what_keras_writes(name: str, tmp_path: Path) -> None:
+def test_the_capture_equals_what_keras_writes(name: str, tmp_path: Path) -> None:
     model = zoo.WHOLE[name]()
     captured = private.capture_model(model)
     model.save_weights(tmp_path / "keras.weights.h5")
@@ -104,7 +104,7 @@ def test_the_capture_is_what_keras_writes(name: str, tmp_path: Path) -> None:
     assert captured.exact
 
 
-def test_nothing_is_copied_for_the_capture() -> None:
+def test_the_capture_copies_nothing() -> None:
     model = zoo.dense()
     captured = private.capture_model(model)
     saved = captured.saved_ids()
@@ -121,12 +121,12 @@ def test_arrays_of_torch_variables_are_views() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Explicitly requested dtype")
-def test_a_dtype_is_what_the_backend_made_of_it() -> None:
+def test_dtypes_are_those_of_the_backend() -> None:
     variable = keras.Variable(np.ones(2), dtype="float64")  # JAX keeps it in float32 unless told otherwise
     assert shape_and_dtype(variable) == ((2,), host_array(variable).dtype)
 
 
-def test_optimizers_are_as_before_after_the_capture() -> None:
+def test_the_capture_leaves_optimizers_unchanged() -> None:
     model = zoo.WHOLE["mixed_float16"]()
     before = [dict(vars(one)) for one in (model.optimizer, model.optimizer.inner_optimizer)]
     private.capture_model(model)
@@ -135,7 +135,7 @@ def test_optimizers_are_as_before_after_the_capture() -> None:
 
 @pytest.mark.parametrize("name", ["dense", "several_ends", "vocabulary", "bfloat16", "own_way"])
 @pytest.mark.parametrize("documents", [False, True])
-def test_public_saving_says_the_same_as_the_walk(name: str, documents: bool) -> None:
+def test_the_fallback_captures_the_same(name: str, documents: bool) -> None:
     model = zoo.WHOLE[name]()
     walked = private.capture_model(model, documents=documents)
     fallen_back = fallback.capture(model, None, documents)
@@ -152,13 +152,13 @@ def test_public_saving_says_the_same_as_the_walk(name: str, documents: bool) -> 
 
 
 def old_keras(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    """Make this Keras one whose saving looks another way."""
+    """Turn this Keras into one whose saving is different."""
     if how == "moved":
         monkeypatch.setattr(modules, "saving_lib", None)
     else:
 
         def changed(model: Any, store: Any) -> None:
-            """Other arguments than those we know."""
+            """Has other arguments than those that we use."""
 
         monkeypatch.setattr(modules.saving_lib, "_save_state", changed)
     saving._warn_of_fallback.cache_clear()
@@ -166,7 +166,7 @@ def old_keras(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["moved", "changed"])
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_keras_with_another_private_side_is_saved_all_the_same(
+def test_a_keras_with_other_private_interfaces_is_saved_by_the_fallback(
     how: str, format: Format, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = zoo.dense()
@@ -184,12 +184,12 @@ def test_a_keras_with_another_private_side_is_saved_all_the_same(
         old_keras(monkeypatch, how)
         undone = getattr(modules.saving_lib, public)
 
-        def with_the_real_walk(*args: Any) -> Any:
+        def with_the_real_save_state(*args: Any) -> Any:
             with pytest.MonkeyPatch.context() as inner:
                 inner.setattr(modules.saving_lib, "_save_state", real)
                 return undone(*args)
 
-        monkeypatch.setattr(modules.saving_lib, public, with_the_real_walk)
+        monkeypatch.setattr(modules.saving_lib, public, with_the_real_save_state)
         with pytest.warns(RuntimeWarning, match="into memory instead"):
             checkpoint = stored(model, tmp_path, format=format)
         monkeypatch.undo()
@@ -201,7 +201,7 @@ def test_a_keras_with_another_private_side_is_saved_all_the_same(
 
 
 @pytest.mark.parametrize("name", zoo.WHOLE)
-def test_a_model_comes_back_to_the_bit(name: str, tmp_path: Path) -> None:
+def test_a_model_is_restored_bit_for_bit(name: str, tmp_path: Path) -> None:
     model, fresh = zoo.WHOLE[name](), zoo.WHOLE[name]()
     before, weights = zoo.state_of(model), weights_of(model)
     for format in FORMATS:
@@ -220,7 +220,7 @@ def test_a_model_comes_back_to_the_bit(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(zoo.BACKEND != "torch", reason="other backends are given arrays")
 @pytest.mark.parametrize("name", zoo.WHOLE)
-def test_what_keras_is_given_as_tensors_comes_back_too(
+def test_values_that_keras_gets_as_tensors_are_restored(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[Any] = []
@@ -247,7 +247,7 @@ def test_what_keras_is_given_as_tensors_comes_back_too(
 
 @pytest.mark.skipif(zoo.BACKEND != "torch", reason="other backends are given arrays")
 @pytest.mark.parametrize("how", ["a kind of variable of the user's own", "within a scope that keeps it"])
-def test_no_variable_goes_on_with_the_memory_of_a_payload(
+def test_no_variable_keeps_the_memory_of_a_payload(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = zoo.dense()
@@ -278,7 +278,7 @@ def test_no_variable_goes_on_with_the_memory_of_a_payload(
 
 
 @pytest.mark.skipif(zoo.BACKEND != "torch", reason="other backends are given arrays")
-def test_nothing_is_copied_twice_on_its_way_into_a_large_variable(tmp_path: Path) -> None:
+def test_large_values_are_copied_only_once(tmp_path: Path) -> None:
     model = keras.Sequential([keras.Input((2048,)), keras.layers.Dense(2048)])
     model.compile("sgd", "mse")
     before = zoo.state_of(model)
@@ -325,7 +325,7 @@ def test_plain_keras_loads_the_weights(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", zoo.OPTIMIZERS)
-def test_optimizers_of_all_kinds_come_back(name: str, tmp_path: Path) -> None:
+def test_optimizers_of_all_kinds_are_restored(name: str, tmp_path: Path) -> None:
     model = zoo.dense(zoo.OPTIMIZERS[name]())
     before = zoo.state_of(model)
     for format in FORMATS:
@@ -343,7 +343,7 @@ def test_optimizers_of_all_kinds_come_back(name: str, tmp_path: Path) -> None:
         assert zoo.state_of(fresh) == before
 
 
-def test_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+def test_training_continues_as_if_it_had_not_stopped(tmp_path: Path) -> None:
     model = zoo.dense()
     checkpoint = stored(model, tmp_path)
     x, y = zoo.data()
@@ -368,7 +368,7 @@ def _torch_state() -> Any:
     return torch.get_rng_state()
 
 
-def test_metrics_come_back(tmp_path: Path) -> None:
+def test_metrics_are_restored(tmp_path: Path) -> None:
     model = zoo.dense()
     metrics = [zoo.bits(variable) for variable in model.metrics_variables]
     checkpoint = stored(model, tmp_path)
@@ -378,7 +378,7 @@ def test_metrics_come_back(tmp_path: Path) -> None:
     assert [zoo.bits(variable) for variable in model.metrics_variables] == metrics
 
 
-def test_a_resume_walks_over_the_model_once_unless_it_has_changed(
+def test_a_resume_captures_the_model_once_unless_it_has_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = zoo.dense()
@@ -405,14 +405,14 @@ def test_a_resume_walks_over_the_model_once_unless_it_has_changed(
     assert len(walks) == 2
 
 
-def test_metrics_that_are_not_built_yet_are_no_hindrance(tmp_path: Path) -> None:
+def test_metrics_that_are_not_built_yet_are_left_out(tmp_path: Path) -> None:
     checkpoint = stored(zoo.dense(), tmp_path)
     fresh = zoo.stack(keras.layers.Dense(5, activation="relu"), keras.layers.Dropout(0.3))
     fresh.compile("adam", "mse", metrics=["mae", "accuracy"])
     adapter.restore(fresh, checkpoint)
 
 
-def test_assets_come_back_into_a_live_model(tmp_path: Path) -> None:
+def test_assets_are_restored_into_a_live_model(tmp_path: Path) -> None:
     model = zoo.vocabulary()
     checkpoint = stored(model, tmp_path)
     model.layers[0].words = ["cow"]
@@ -442,7 +442,7 @@ def test_a_loop_written_by_hand_has_its_own_optimizer(format: Format, tmp_path: 
     assert zoo.state_of(model, unbuilt) == before
 
 
-def test_a_compiled_optimizer_may_be_named_too(tmp_path: Path) -> None:
+def test_a_compiled_optimizer_may_be_given_too(tmp_path: Path) -> None:
     model = zoo.dense()
     checkpoint = stored(model, tmp_path, optimizer=model.optimizer)
     adapter.restore(model, checkpoint, optimizer=model.optimizer)
@@ -451,7 +451,7 @@ def test_a_compiled_optimizer_may_be_named_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format", ["keras", "weights"])
-def test_weights_only_leaves_the_rest_out(format: Format, tmp_path: Path) -> None:
+def test_weights_only_saves_nothing_else(format: Format, tmp_path: Path) -> None:
     for model in (zoo.dense(), zoo.stack(keras.layers.Dropout(0.5))):
         checkpoint = stored(model, tmp_path, format=format, weights_only=True)
         assert not any(path.startswith("optimizer") for path in payload.read_layout(checkpoint.path))
@@ -462,7 +462,7 @@ def test_weights_only_leaves_the_rest_out(format: Format, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_save_that_is_no_resume_point_leaves_the_training_state_out(format: Format, tmp_path: Path) -> None:
+def test_a_save_that_is_not_a_resume_point_has_no_training_state(format: Format, tmp_path: Path) -> None:
     model = zoo.dense()
     with CheckpointStore(tmp_path) as store:
         saved = store.save(model, epoch=0, format=format)
@@ -477,7 +477,7 @@ def test_a_save_that_is_no_resume_point_leaves_the_training_state_out(format: Fo
         assert store.resume(model) == saved
 
 
-def test_an_optimizer_that_saw_no_step_is_saved_whole(
+def test_an_optimizer_that_made_no_step_is_saved_completely(
     tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     model = zoo.stack(keras.layers.Dense(4))
@@ -541,7 +541,7 @@ def test_a_model_without_a_configuration_can_save_weights_only(format: Format, t
 
 @pytest.fixture
 def untouched() -> Iterator[keras.Model]:
-    """A model that must not change, whatever is tried on it."""
+    """Yield a model that must not change in the test."""
     model = zoo.dense(units=8)
     before = zoo.state_of(model)
     yield model
@@ -565,7 +565,7 @@ def test_another_shape_is_named_with_both_sides(untouched: keras.Model, tmp_path
         adapter.restore(untouched, checkpoint)
 
 
-def test_another_dtype_does_not_fit_but_its_weights_do(tmp_path: Path) -> None:
+def test_another_dtype_is_a_mismatch_but_its_weights_load(tmp_path: Path) -> None:
     checkpoint = stored(zoo.WHOLE["float16"](), tmp_path)
     model = zoo.trained(zoo.stack(keras.layers.Dense(5)))
     with pytest.raises(ModelMismatchError, match=r"\(6, 5\) float16 in the checkpoint and \(6, 5\) float32"):
@@ -577,7 +577,7 @@ def test_another_dtype_does_not_fit_but_its_weights_do(tmp_path: Path) -> None:
         )
 
 
-def test_a_layer_too_many_or_too_few(tmp_path: Path) -> None:
+def test_a_layer_too_many_or_too_few_is_a_mismatch(tmp_path: Path) -> None:
     small, large = (zoo.trained(zoo.stack(*[keras.layers.Dense(4) for _ in range(n)])) for n in (1, 2))
     for saved, live in ((small, large), (large, small)):
         for format in FORMATS:
@@ -585,7 +585,7 @@ def test_a_layer_too_many_or_too_few(tmp_path: Path) -> None:
                 adapter.restore(live, stored(saved, tmp_path, format=format))
 
 
-def test_another_optimizer_does_not_fit(tmp_path: Path) -> None:
+def test_another_optimizer_is_a_mismatch(tmp_path: Path) -> None:
     for saved, live, message in (
         (
             "adam",
@@ -621,7 +621,7 @@ def test_a_checkpoint_of_weights_is_not_enough_for_an_optimizer(tmp_path: Path) 
         adapter.restore(model, checkpoint)
 
 
-def test_a_dropout_layer_more_is_found(tmp_path: Path) -> None:
+def test_an_additional_dropout_layer_is_a_mismatch(tmp_path: Path) -> None:
     checkpoint = stored(zoo.trained(zoo.stack(keras.layers.Dense(4))), tmp_path)
     model = zoo.trained(zoo.stack(keras.layers.Dense(4), keras.layers.Dropout(0.5)))
     with pytest.raises(ModelMismatchError, match="seed_generator_state is nothing in the checkpoint"):
@@ -629,7 +629,7 @@ def test_a_dropout_layer_more_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_damaged_payload_is_not_looked_into(format: Format, untouched: keras.Model, tmp_path: Path) -> None:
+def test_a_damaged_payload_is_not_loaded(format: Format, untouched: keras.Model, tmp_path: Path) -> None:
     checkpoint = stored(untouched, tmp_path, format=format)
     whole = checkpoint.path.read_bytes()
     checkpoint.path.chmod(0o644)
@@ -654,7 +654,7 @@ def test_a_damaged_payload_is_not_looked_into(format: Format, untouched: keras.M
                 adapter.load_model(checkpoint)
 
 
-def test_what_a_layer_refuses_halfway_is_put_back(tmp_path: Path) -> None:
+def test_a_model_is_restored_when_a_layer_refuses_halfway(tmp_path: Path) -> None:
     model = zoo.own_way()
     layer = model.layers[0]
     layer.count.assign(-1)
@@ -667,7 +667,7 @@ def test_what_a_layer_refuses_halfway_is_put_back(tmp_path: Path) -> None:
     assert zoo.state_of(model) == before
 
 
-def test_a_file_of_weights_is_no_model(tmp_path: Path) -> None:
+def test_a_file_of_weights_is_not_a_model(tmp_path: Path) -> None:
     checkpoint = stored(zoo.dense(), tmp_path, format="weights")
     with pytest.raises(InvalidArgumentError, match="holds weights only"):
         adapter.load_model(checkpoint)
@@ -681,8 +681,8 @@ def test_load_model_passes_its_arguments_on(tmp_path: Path) -> None:
     assert adapter.load_model(checkpoint).compiled
 
 
-def test_weights_leave_an_optimizer_of_another_kind_as_it_is(tmp_path: Path) -> None:
-    """Adam and Adamax have variables of the same shapes, which mean different things."""
+def test_loading_weights_leaves_an_optimizer_of_another_kind_unchanged(tmp_path: Path) -> None:
+    """Adam and Adamax have variables of the same shapes but with different meanings."""
     with CheckpointStore(tmp_path) as store:
         checkpoint = store.save(zoo.dense("adam"), epoch=np.int64(0), batch=np.int32(1), step=np.int64(2))
     assert (checkpoint.epoch, checkpoint.batch, checkpoint.step) == (0, 1, 2)

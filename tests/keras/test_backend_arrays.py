@@ -1,4 +1,4 @@
-"""Tensors, variables and generators of the backend in use, as plain state and back."""
+"""Tests of tensors, variables and generators of the present backend as plain state, and back."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def there_and_back(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_tensors_come_back_as_arrays(dtype: str) -> None:
+def test_tensors_are_restored_as_arrays(dtype: str) -> None:
     values = np.array([[0, 1, 2], [1, 0, 3]]).astype(getattr(ml_dtypes, dtype, dtype))
     tensor = keras.ops.convert_to_tensor(values.astype("float32"))
     tensor = keras.ops.cast(tensor, dtype)
@@ -36,7 +36,7 @@ def test_tensors_come_back_as_arrays(dtype: str) -> None:
     assert (found.dtype, found.shape, found.tobytes()) == (values.dtype, values.shape, values.tobytes())
 
 
-def test_variables_and_scalars_come_back_as_arrays() -> None:
+def test_variables_and_scalars_are_restored_as_arrays() -> None:
     variable = keras.Variable(np.arange(6, dtype="float32").reshape(2, 3), name="v")
     found = there_and_back([variable, keras.ops.sum(variable)])
     assert found[0].tolist() == [[0, 1, 2], [3, 4, 5]]
@@ -56,7 +56,7 @@ def test_a_seed_generator_is_set_in_place() -> None:
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="is torch's")
-def test_torch() -> None:
+def test_kinds_of_torch_tensors() -> None:
     import torch
 
     generator = torch.Generator().manual_seed(3)
@@ -80,7 +80,7 @@ def test_torch() -> None:
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="is JAX's")
-def test_jax() -> None:
+def test_kinds_of_jax_arrays() -> None:
     import jax
 
     key = jax.random.key(3)
@@ -97,5 +97,5 @@ def test_jax() -> None:
     jax.jit(traced)(1.0)
 
 
-def test_other_values_are_none_of_a_backend_s() -> None:
+def test_other_values_belong_to_no_backend() -> None:
     assert as_numpy(3) is None and as_numpy([1]) is None and as_numpy(object()) is None

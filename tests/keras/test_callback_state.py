@@ -1,4 +1,4 @@
-"""What callbacks have learned goes on where it was, in Keras' own, in ours and in a user's."""
+"""Tests that callbacks continue with their states: Keras' own, ours, and a user's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = [
 
 
 def stored(some: list[Any]) -> dict[str, Any]:
-    """The state of callbacks, through JSON and back, in memory that becomes something else."""
+    """Return the states of callbacks through JSON and back, from memory that is overwritten afterwards."""
     document, arrays = pack(get_states(some), "callbacks")
     copies = {name: array.copy() for name, array in arrays.items()}
     found: dict[str, Any] = unpack(json.loads(json.dumps(document, allow_nan=False)), copies, "callbacks")
@@ -56,7 +56,7 @@ LOSSES = [5.0, 4.0, 4.5, 4.2, 3.0, 3.5, 3.6, 3.7, 3.8, 3.9, 3.95]
 
 
 class OwnStopping(callbacks.EarlyStopping):
-    """A subclass is as good as its base."""
+    """A subclass has the state of its base."""
 
 
 MAKE: dict[str, Callable[[], Any]] = {
@@ -83,7 +83,7 @@ def run(callback: Any, model: keras.Model, epochs: range, trace: list[Any]) -> N
 
 @pytest.mark.parametrize("stop", range(1, len(LOSSES)))
 @pytest.mark.parametrize("kind", MAKE)
-def test_keras_own_go_on_as_if_nothing_had_happened(kind: str, stop: int) -> None:
+def test_keras_own_callbacks_continue_as_if_nothing_had_happened(kind: str, stop: int) -> None:
     expected: list[Any] = []
     model = model_of()
     whole = begin(MAKE[kind](), model)
@@ -115,7 +115,7 @@ def test_settings_come_from_the_code() -> None:
     assert (again.patience, again.min_delta, again.wait, again.best) == (7, 0.5, 1, 3.0)
 
 
-def test_best_weights_are_not_copied_to_be_saved_and_are_the_callback_s_own_afterwards() -> None:
+def test_best_weights_are_saved_without_a_copy_and_restored_as_a_copy() -> None:
     first = begin(callbacks.EarlyStopping("loss", restore_best_weights=True), model_of())
     first.on_epoch_end(0, {"loss": 3.0})
     _, arrays = pack(get_states([first]), "callbacks")
@@ -133,7 +133,7 @@ def test_best_weights_are_not_copied_to_be_saved_and_are_the_callback_s_own_afte
 
 
 @pytest.mark.parametrize("best", [np.float32(3.1), keras.ops.convert_to_tensor(3.1), np.array(3.1), 3.1])
-def test_a_best_that_is_no_python_number_compares_as_before(best: Any) -> None:
+def test_a_best_that_is_not_a_python_number_compares_as_before(best: Any) -> None:
     first = begin(callbacks.EarlyStopping("loss", patience=3), model_of())
     first.on_epoch_end(0, {"loss": best})
     again = begin(callbacks.EarlyStopping("loss", patience=3), model_of())
@@ -154,7 +154,7 @@ def test_averaged_weights_that_are_in_the_model() -> None:
     assert again._ema_weights_in_model is True
 
 
-def test_keras_own_model_checkpoint_saves_after_as_many_batches(tmp_path: Path) -> None:
+def test_keras_own_model_checkpoint_saves_after_the_same_batches(tmp_path: Path) -> None:
     def checkpoint(saves: list[Any], model: keras.Model) -> Any:
         made = callbacks.ModelCheckpoint(tmp_path / "{epoch}-{batch}.keras", save_freq=5)
         made._save_model = lambda epoch, batch, logs: saves.append((epoch, batch))
@@ -181,7 +181,7 @@ def test_keras_own_model_checkpoint_saves_after_as_many_batches(tmp_path: Path) 
         assert saves == expected
 
 
-def test_tensorboard_counts_on_and_has_a_clock(tmp_path: Path) -> None:
+def test_tensorboard_keeps_its_counts_and_has_a_start_time(tmp_path: Path) -> None:
     first = callbacks.TensorBoard(tmp_path, write_steps_per_second=True)
     first._global_train_batch, first._global_test_batch = 7, 3
     first._previous_epoch_iterations = keras.ops.convert_to_tensor(4, "float32")
@@ -193,7 +193,7 @@ def test_tensorboard_counts_on_and_has_a_clock(tmp_path: Path) -> None:
     assert np.isfinite(float(again._compute_steps_per_second()))
 
 
-def test_those_that_keep_nothing() -> None:
+def test_callbacks_without_state_have_no_entry() -> None:
     some = [
         callbacks.LearningRateScheduler(lambda epoch: 0.1),
         callbacks.TerminateOnNaN(),
@@ -207,7 +207,7 @@ def test_those_that_keep_nothing() -> None:
     assert set_states(some, {}) == []
 
 
-def test_an_attribute_that_keras_no_longer_has_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_callback_whose_attribute_keras_no_longer_has_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     first = begin(callbacks.EarlyStopping("loss"), model_of())
     first.wait = 2
     del first.best_epoch
@@ -216,13 +216,13 @@ def test_an_attribute_that_keras_no_longer_has_is_told(monkeypatch: pytest.Monke
     assert again.wait == 2
 
 
-def test_one_that_was_not_there_at_the_save_is_told() -> None:
+def test_a_callback_that_was_not_there_at_the_save_is_reported() -> None:
     assert set_states([begin(callbacks.EarlyStopping("loss"), model_of())], {}) == ["EarlyStopping:0"]
 
 
 @pytest.mark.parametrize("kind", [*MAKE, "SwapEMAWeights", "ModelCheckpoint"])
 def test_this_keras_has_the_attributes(kind: str, tmp_path: Path) -> None:
-    """After a real fit, all of them are there."""
+    """After a real fit, all of the attributes exist."""
     make = {
         **MAKE,
         "SwapEMAWeights": callbacks.SwapEMAWeights,
@@ -254,7 +254,7 @@ class Own(callbacks.Callback):
         self.array = state["array"]
 
 
-def test_a_user_s_callback_takes_part_by_two_methods() -> None:
+def test_a_users_callback_takes_part_with_two_methods() -> None:
     first = Own()
     first.on_epoch_end(3)
     saved = stored([first])
@@ -268,7 +268,7 @@ def test_a_user_s_callback_takes_part_by_two_methods() -> None:
     assert another.seen == [(3, np.float32(0.5))] and another.array[0] == 0
 
 
-def test_a_subclass_of_keras_with_its_own_state_has_both() -> None:
+def test_a_subclass_with_its_own_state_has_that_of_its_base_too() -> None:
     class Both(callbacks.EarlyStopping):
         extra = 0
 
@@ -289,7 +289,7 @@ def test_a_subclass_of_keras_with_its_own_state_has_both() -> None:
     assert (again.extra, again.best) == (1, 2.0)
 
 
-def test_one_that_says_it_has_no_state_is_left_out() -> None:
+def test_a_callback_without_state_by_its_own_account_is_left_out() -> None:
     class Without(Own):
         def get_state(self) -> Any:
             raise NotImplementedError
@@ -297,7 +297,7 @@ def test_one_that_says_it_has_no_state_is_left_out() -> None:
     assert get_states([Without()]) == {}
 
 
-def test_the_error_names_callback_and_place() -> None:
+def test_the_error_names_the_callback_and_the_place() -> None:
     own = Own()
     own.seen = [1, 2, object()]
     with pytest.raises(ckptstore.InvalidArgumentError, match=r"^callbacks/Own:0/state/seen\[2\]='object'"):
@@ -370,13 +370,13 @@ class NoHooks(callbacks.Callback):
 
 
 @pytest.mark.parametrize("make", [Assigns, Counts, Collects, Inherits, lambda: OfKeras("loss")])
-def test_those_that_seem_to_have_state_are_told(make: Callable[[], Any]) -> None:
+def test_callbacks_that_seem_to_have_state_are_reported(make: Callable[[], Any]) -> None:
     callback = begin(make(), model_of())
     assert set_states([callback], stored([callback])) == callback_keys([callback])
 
 
 @pytest.mark.parametrize("make", [lambda: Settings(3, []), NoHooks, lambda: Restarts("loss"), Own])
-def test_those_that_do_not_are_not(make: Callable[[], Any]) -> None:
+def test_callbacks_that_seem_to_have_no_state_are_not_reported(make: Callable[[], Any]) -> None:
     callback = begin(make(), model_of())
     assert set_states([callback], stored([callback])) == []
 
@@ -396,7 +396,7 @@ def saved_positions(store: Path) -> list[tuple[int, int | None, int | None]]:
 
 
 @pytest.mark.parametrize("save_freq", [3, "epoch"])
-def test_ours_goes_on_counting_from_any_batch(tmp_path: Path, save_freq: Any) -> None:
+def test_our_callback_continues_counting_from_any_batch(tmp_path: Path, save_freq: Any) -> None:
     positions = [(epoch, batch) for epoch in range(EPOCHS) for batch in range(STEPS)]
 
     def make(directory: str) -> Any:
@@ -430,7 +430,7 @@ def test_ours_goes_on_counting_from_any_batch(tmp_path: Path, save_freq: Any) ->
 
 
 class Resumed(callbacks.Callback):
-    """Stands for what resumes a fit in mid-epoch: it leaves out for another callback what that one saw already."""
+    """Resumes a fit within an epoch, and hides from another callback the batches that it saw before."""
 
     def __init__(
         self,
@@ -475,7 +475,9 @@ class Resumed(callbacks.Callback):
 
 @pytest.mark.parametrize("kill_at", [(0, 0), (1, 1), (1, 3)])
 @pytest.mark.parametrize("save_freq", [3, "epoch"])
-def test_ours_goes_on_in_a_real_fit(tmp_path: Path, kill_at: tuple[int, int], save_freq: Any) -> None:
+def test_our_callback_continues_in_a_real_fit(
+    tmp_path: Path, kill_at: tuple[int, int], save_freq: Any
+) -> None:
     x, y = np.ones((STEPS * 2, 3), "float32"), np.ones((STEPS * 2, 2), "float32")
 
     def fit(directory: str, initial_epoch: int = 0, **resumed: Any) -> Any:

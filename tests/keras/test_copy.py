@@ -1,4 +1,4 @@
-"""Variables of every kind and size are copied as they are, again and again, into more than one place."""
+"""Tests of repeated copies of variables of every kind and size into several lists of targets."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def places(variables: list[Any]) -> list[np.ndarray]:
 
 
 def be_computed(one: Any, step: Callable[[Any], Any]) -> None:
-    """Give a variable a value that is not there yet when this returns, also if the machine halts meanwhile."""
+    """Give a variable a value that is still being computed when this returns, even if the machine halts meanwhile."""
     import jax
 
     compute = jax.jit(lambda x, steps: jax.lax.fori_loop(0, steps, lambda _, y: step(y), x))
@@ -64,7 +64,7 @@ def assert_equal(targets: list[np.ndarray], variables: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("make", [places, shared_targets])
-def test_all_values_of_the_moment_are_copied_into_each_place(make: Any) -> None:
+def test_all_present_values_are_copied_into_each_list_of_targets(make: Any) -> None:
     variables = [*(variable(shape) for shape in SHAPES), *(variable((5, 7), dtype) for dtype in DTYPES)]
     variables += [variable((900, 1000), dtype) for dtype in DTYPES]
     copier = Copier(variables)
@@ -80,7 +80,7 @@ def test_all_values_of_the_moment_are_copied_into_each_place(make: Any) -> None:
     assert_equal(one, variables)
 
 
-def test_what_is_no_variable_is_copied_too() -> None:
+def test_values_that_are_not_variables_are_copied_too() -> None:
     values = [np.arange(3.0), variable((2,)), keras.ops.ones((1 << 19,))]
     targets = [np.zeros(3), np.zeros(2, "float32"), np.zeros(1 << 19, "float32")]
     Copier(values)(targets)
@@ -98,7 +98,7 @@ def test_plain_numbers_are_copied_too() -> None:
 
 @keras.saving.register_keras_serializable("tests")
 class Counting(keras.layers.Layer):  # type: ignore[misc]
-    """Saves a plain number beside its weight."""
+    """Saves a plain number with its weight."""
 
     def build(self, shape: Any) -> None:
         self.weight = self.add_weight(shape=(2,))
@@ -116,7 +116,7 @@ class Counting(keras.layers.Layer):  # type: ignore[misc]
         self.count = int(np.array(store["count"]))
 
 
-def test_a_layer_that_saves_a_number_is_saved_beside_the_training(tmp_path: Path) -> None:
+def test_a_layer_that_saves_a_number_is_saved_in_the_background(tmp_path: Path) -> None:
     model = keras.Sequential([keras.Input((2,)), Counting()])
     model.compile("sgd", "mse")
     x = np.ones((4, 2), "float32")
@@ -157,7 +157,7 @@ def test_a_value_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="is JAX's")
-def test_an_array_that_is_no_buffer_is_copied_all_the_same() -> None:
+def test_an_array_without_a_buffer_is_copied_too() -> None:
     import jax
     from jax.experimental import layout
 
@@ -197,7 +197,7 @@ class Many:
         assert self.plan._shared is not None
 
     def assert_copied(self) -> None:
-        """Copy, and compare."""
+        """Copy and compare."""
         self.copier(self.targets)
         assert_equal(self.targets, self.values)
         # It was not given up.
@@ -247,7 +247,7 @@ MB = 1 << 20
         (50 * MB, 100 * MB, 4, 1),
     ],
 )
-def test_all_threads_end_at_once(small: int, large: int, threads: int, calls: int) -> None:
+def test_all_threads_end_together(small: int, large: int, threads: int, calls: int) -> None:
     shared, found = copy_jax._share(small, large=large, threads=threads)
     assert found == calls
     if found:
@@ -275,7 +275,7 @@ def test_each_helper_has_one_call(sizes: list[int], threads: int, calls: int, pi
 
 @pytest.mark.skipif(BACKEND != "jax", reason="is JAX's")
 @pytest.mark.parametrize("place", [0, 1, 300, 799])
-def test_one_that_is_no_buffer_among_many_is_alone_left_to_numpy(place: int) -> None:
+def test_only_the_array_without_a_buffer_is_copied_by_numpy(place: int) -> None:
     values = many_small()
     # As an array of several devices, or of a device that has memory of its own.
     values[place] = np.asfortranarray(np.random.default_rng(0).random((200, 60), np.float32))
@@ -287,7 +287,7 @@ def test_one_that_is_no_buffer_among_many_is_alone_left_to_numpy(place: int) -> 
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="is JAX's")
-def test_one_that_is_being_computed_among_many_is_waited_for() -> None:
+def test_a_value_among_many_that_is_being_computed_is_waited_for() -> None:
     import jax
 
     many = Many(many_small())
@@ -296,7 +296,7 @@ def test_one_that_is_being_computed_among_many_is_waited_for() -> None:
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="is JAX's")
-def test_one_whose_memory_is_gone_among_many_is_refused() -> None:
+def test_a_deleted_array_among_many_is_refused() -> None:
     many = Many(many_small())
     gone = many.values[many.plan._shared.places[5]]
     gone._value.delete()
@@ -308,10 +308,10 @@ def test_one_whose_memory_is_gone_among_many_is_refused() -> None:
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="is JAX's")
-def test_what_several_threads_copy_of_a_fit_is_what_it_was_after_each_batch(
+def test_several_threads_copy_the_state_of_a_fit_as_it_was_after_each_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its steps are given the memory of the arrays that were copied, and write into it."""
+    """Its steps reuse the memory of the arrays that were copied, and write into it."""
     monkeypatch.setattr(parallel_copy, "MIN_BYTES_PER_THREAD", 1)
     monkeypatch.setattr(parallel_copy, "usable_cores", lambda: 2)
     monkeypatch.setattr(copy_jax, "MIN_BYTES_PER_THREAD", 1)
@@ -369,12 +369,12 @@ print("copied")
 
 @needs_the_number
 @pytest.mark.skipif(BACKEND != "jax", reason="is JAX's")
-def test_where_the_kernel_may_not_copy_the_loop_does() -> None:
+def test_the_loop_copies_if_the_kernel_may_not() -> None:
     assert output_of(FORBIDDEN) == "copied\n"
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="is JAX's")
-def test_an_array_whose_memory_is_gone_is_refused() -> None:
+def test_a_deleted_array_is_refused() -> None:
     one = variable((3, 4))
     copier, targets = Copier([one]), shared_targets([one])
     copier(targets)
@@ -395,7 +395,7 @@ def test_a_small_array_that_is_being_computed_is_waited_for() -> None:
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="torch casts what it copies")
-def test_a_tensor_that_has_become_one_of_another_dtype_is_refused() -> None:
+def test_a_tensor_whose_dtype_has_changed_is_refused() -> None:
     ones = variable((4,))
     copier, places = Copier([ones]), [np.zeros(4, "float32")]
     copier(places)
@@ -412,7 +412,7 @@ def _become(one: Any, value: Any) -> None:
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="is torch's")
-def test_no_thread_makes_gradients_of_what_it_copies() -> None:
+def test_copies_in_threads_record_no_gradients() -> None:
     variables = [keras.Variable(np.ones((200, 100), "float32"), name="v") for _ in range(800)]
     targets = places(variables)
     copier = Copier(variables)
@@ -423,7 +423,7 @@ def test_no_thread_makes_gradients_of_what_it_copies() -> None:
     assert_equal(targets, variables)
 
 
-def test_all_values_together_are_those_of_each() -> None:
+def test_values_read_together_equal_those_read_one_by_one() -> None:
     values = [*(variable(shape) for shape in SHAPES[:6]), *(variable((5, 7), dtype) for dtype in DTYPES)]
     values += [np.arange(6.0).reshape(2, 3).T, keras.Variable([1.0, 2.0], trainable=True)]
     found = list(host_arrays(values))
@@ -436,7 +436,7 @@ def test_all_values_together_are_those_of_each() -> None:
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="is torch's")
-def test_tensors_that_lie_otherwise_are_read_as_they_are() -> None:
+def test_tensors_with_other_strides_are_read_correctly() -> None:
     import torch
 
     plain = torch.arange(6.0).reshape(2, 3)

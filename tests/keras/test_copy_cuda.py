@@ -1,4 +1,4 @@
-"""Tensors of a GPU are all asked for before any is waited for, into memory that is locked; on torch.
+"""Tests that all copies from a GPU are started before one is waited for, into locked memory; on torch.
 
 No machine of the tests has a GPU: a stand-in says of its tensors that they lie on one, and copies as a GPU does, some
 time after it was asked, and at latest when it is waited for.
@@ -26,7 +26,7 @@ SHAPES = [(), (3,), (2, 3), (300, 400), *[(20, 60)] * 30]
 
 
 class Device:
-    """A GPU that copies when it is waited for; `asked` counts the copies that it has not made."""
+    """A GPU that copies when it is waited for; `asked` counts the copies that are pending."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         import torch
@@ -53,7 +53,7 @@ class Device:
         self.asked.clear()
 
     def tensor(self, host: Any) -> Any:
-        """Return a tensor that says it lies on this device."""
+        """Return a tensor that claims to be on this device."""
         return _tensor_class()(host, self)
 
 
@@ -133,9 +133,7 @@ def test_all_copies_are_in_flight_before_one_is_waited_for(
     assert device.blocking == 0
 
 
-def test_the_memory_is_locked_once_and_as_long_as_it_is_there(
-    monkeypatch: pytest.MonkeyPatch, driver: Driver
-) -> None:
+def test_the_memory_is_locked_once_for_its_lifetime(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
     device, host = Device(monkeypatch), hosts(2)
     values = [device.tensor(one) for one in host]
     one, other = places(host), places(host)
@@ -169,7 +167,7 @@ def test_nothing_is_locked_for_a_device_with_another_driver(monkeypatch: pytest.
     assert [target.tolist() for target in targets] == [one.tolist() for one in host]
 
 
-def test_where_it_cannot_be_locked_the_values_come_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_are_copied_if_the_memory_cannot_be_locked(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = installed(monkeypatch, Driver(refuses=OUT_OF_MEMORY))
     device, host = Device(monkeypatch), hosts(3)
     copier, targets = Copier([device.tensor(one) for one in host]), places(host)
@@ -180,7 +178,7 @@ def test_where_it_cannot_be_locked_the_values_come_all_the_same(monkeypatch: pyt
     assert not driver.locked
 
 
-def test_values_in_host_memory_lock_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_in_host_memory_need_no_locked_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def none() -> Any:
         raise AssertionError("the driver is not asked")
 
@@ -191,7 +189,7 @@ def test_values_in_host_memory_lock_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     assert [target.tolist() for target in targets] == [one.tolist() for one in host]
 
 
-def test_values_of_both_kinds_of_memory_come_together(
+def test_values_in_both_kinds_of_memory_are_copied_together(
     monkeypatch: pytest.MonkeyPatch, driver: Driver
 ) -> None:
     device, host = Device(monkeypatch), hosts(5)
@@ -201,9 +199,7 @@ def test_values_of_both_kinds_of_memory_come_together(
     assert [target.tolist() for target in targets] == [one.tolist() for one in host]
 
 
-def test_nothing_is_on_its_way_once_a_copy_has_failed(
-    monkeypatch: pytest.MonkeyPatch, driver: Driver
-) -> None:
+def test_no_copy_is_in_flight_after_one_has_failed(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
     device, host = Device(monkeypatch), hosts(6)
     values = [device.tensor(one) for one in host]
     copier, targets = Copier(values), places(host)

@@ -1,4 +1,4 @@
-"""What Keras' train step on JAX has in hand is put into the variables, as Keras itself would do it."""
+"""Tests that the state of Keras' train step on JAX reaches the variables as if Keras had written it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _values(model: keras.Model) -> list[np.ndarray]:
 
 
 class _Look(keras.callbacks.Callback):
-    """Compares with a fit in which Keras does it; never asks for its model before."""
+    """Compares with a fit in which Keras does it; never accesses its model before."""
 
     def __init__(self, *, ours: bool) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ def test_the_variables_are_what_keras_would_have_made_them(eagerly: bool) -> Non
 
 
 class _Narrow(_Look):
-    """Makes the step's state one of another dtype."""
+    """Changes the dtype of the step's state."""
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         state = self.inner._jax_state
@@ -86,7 +86,7 @@ class _Narrow(_Look):
         super().on_train_batch_end(batch, logs)
 
 
-def test_what_does_not_fit_is_left_to_keras() -> None:
+def test_values_that_do_not_match_are_left_to_keras() -> None:
     look = _Narrow(ours=True)
     _fit(_model(), look)
     assert look.synced == [False] * 6
@@ -94,7 +94,7 @@ def test_what_does_not_fit_is_left_to_keras() -> None:
 
 
 class _Leave(_Look):
-    """Looks at what the block leaves behind, at the second batch."""
+    """Records the state after the block, at the second batch."""
 
     def __init__(self, *, keep: bool, error: type[Exception] | None = None) -> None:
         super().__init__(ours=True)
@@ -130,7 +130,7 @@ def test_the_next_step_begins_with_what_keras_holds_unless_the_fit_ends(
 
 
 class _Behind(keras.callbacks.Callback):
-    """Assigns to a variable behind Keras' back, which takes no notice of it while nobody asks for the model."""
+    """Assigns to a variable directly, which Keras ignores while nobody accesses the model."""
 
     def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
@@ -142,7 +142,7 @@ class _Behind(keras.callbacks.Callback):
         assert batch == 0 or float(self.rate.value) == 0.5
 
 
-def test_a_save_makes_no_difference_to_what_others_do_to_the_model(tmp_path: Path) -> None:
+def test_a_save_does_not_affect_what_others_do_to_the_model(tmp_path: Path) -> None:
     found = []
     for ours in (False, True):
         model = _model()

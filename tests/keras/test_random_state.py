@@ -1,4 +1,4 @@
-"""The global random generators come back to the bit, and a resumed loop draws what an uninterrupted one would have."""
+"""Tests that global random generators are restored bit for bit, and a resumed loop draws the same numbers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture(autouse=True)
 def kept() -> Iterator[None]:
-    """Leave the generators of the other tests alone."""
+    """Restore the generators for the other tests."""
     before = random_state.capture()
     yield
     random_state.restore(before)
@@ -55,7 +55,7 @@ def test_what_is_drawn_next_is_the_same(odd: bool) -> None:
     assert first[0] != first[1]
 
 
-def test_taking_the_states_draws_nothing() -> None:
+def test_reading_the_states_draws_nothing() -> None:
     _draws()
     one, two = random_state.capture(), random_state.capture()
     assert one.document == two.document
@@ -63,7 +63,7 @@ def test_taking_the_states_draws_nothing() -> None:
     assert all(np.array_equal(array, two.arrays[name]) for name, array in one.arrays.items())
 
 
-def test_it_is_json_and_arrays() -> None:
+def test_the_states_are_json_and_arrays() -> None:
     saved = random_state.capture()
     again = random_state.GlobalGenerators(
         json.loads(json.dumps(saved.document, allow_nan=False)),
@@ -77,7 +77,7 @@ def test_it_is_json_and_arrays() -> None:
     assert _draws() == first
 
 
-def test_a_generator_of_another_kind() -> None:
+def test_a_bit_generator_of_another_kind_is_restored() -> None:
     before = np.random.get_bit_generator()
     try:
         np.random.set_bit_generator(np.random.PCG64(5))
@@ -90,7 +90,7 @@ def test_a_generator_of_another_kind() -> None:
         np.random.set_bit_generator(before)
 
 
-def test_what_cannot_be_set_is_named() -> None:
+def test_generators_that_cannot_be_restored_are_named() -> None:
     saved = random_state.capture()
     saved.arrays["keras"] = np.zeros(5, "int8")
     saved.arrays["torch-cuda/99"] = np.zeros(5, "uint8")
@@ -109,7 +109,7 @@ def _model() -> keras.Model:
 
 
 def _train(model: keras.Model, epochs: range, store: ckptstore.CheckpointStore | None = None) -> list[float]:
-    """A loop by hand that shuffles with numpy and augments with Python and Keras."""
+    """Train in a loop written by hand that shuffles with numpy and augments with Python and Keras."""
     losses = []
     x = np.arange(48, dtype="float32").reshape(12, 4) / 48
     for epoch in epochs:
@@ -128,7 +128,7 @@ def _bits(model: keras.Model) -> list[bytes]:
 
 
 @pytest.mark.parametrize("stop", [1, 3])
-def test_a_loop_that_is_resumed_goes_on_to_the_bit(tmp_path: Path, stop: int) -> None:
+def test_a_resumed_loop_continues_bit_for_bit(tmp_path: Path, stop: int) -> None:
     whole = _model()
     expected = _train(whole, range(5))
     with ckptstore.CheckpointStore(tmp_path) as store:
@@ -149,7 +149,7 @@ def test_a_loop_that_is_resumed_goes_on_to_the_bit(tmp_path: Path, stop: int) ->
     assert _bits(again) == _bits(whole)
 
 
-def test_restoring_a_checkpoint_to_look_at_it_leaves_the_generators_alone(tmp_path: Path) -> None:
+def test_restoring_a_checkpoint_leaves_the_generators_alone(tmp_path: Path) -> None:
     model = _model()
     with ckptstore.CheckpointStore(tmp_path) as store:
         store.save(model, epoch=0)
@@ -161,8 +161,8 @@ def test_restoring_a_checkpoint_to_look_at_it_leaves_the_generators_alone(tmp_pa
         assert _draws() == expected
 
 
-def test_a_global_seed_that_was_not_made_yet_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is drawn from Python's generator at its first use, and so it must be again."""
+def test_a_global_seed_that_did_not_exist_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is drawn from Python's generator at its first use, and must be again after the restore."""
     from keras.src.backend.common import global_state
 
     monkeypatch.setattr(global_state.GLOBAL_STATE_TRACKER, "global_seed_generator", None, raising=False)
@@ -196,7 +196,7 @@ def test_the_global_generator_of_tensorflow(monkeypatch: pytest.MonkeyPatch, rem
     assert first[0] != first[1]
 
 
-def test_a_generator_of_tensorflow_without_tensorflow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_generator_of_tensorflow_is_named_without_tensorflow(monkeypatch: pytest.MonkeyPatch) -> None:
     saved = random_state.capture()
     saved.arrays["tensorflow"] = np.zeros(3, np.int64)
     saved.document["tensorflow"] = {"algorithm": 1}

@@ -1,4 +1,4 @@
-"""State of any plain kind becomes JSON and arrays, and comes back to the bit."""
+"""Tests that plain state of any kind becomes JSON and arrays, and is restored bit for bit."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ SHAPES = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
 
 @st.composite
 def bits(draw: st.DrawFn) -> np.ndarray:
-    """Arrays of ml_dtypes of any bits at all."""
+    """Return arrays of ml_dtypes with any bits."""
     raw = draw(hnp.arrays(np.uint8, SHAPES))
     dtype = draw(st.sampled_from(EXTENDED))
     return np.resize(raw, (*raw.shape, dtype.itemsize)).astype(np.uint8).view(dtype).reshape(raw.shape)
@@ -90,14 +90,14 @@ TREES = st.recursive(
 )
 
 
-def there_and_back(value: Any) -> Any:
+def round_trip(value: Any) -> Any:
     document, arrays = pack(value, "state")
     assert all(name.startswith("state/") for name in arrays)
     return unpack(json.loads(json.dumps(document, allow_nan=False)), arrays, "state")
 
 
 def exact(value: Any) -> Any:
-    """A form of a value that is equal only to that of one that is the same to the bit."""
+    """Return a form of a value that equals another one only if both values are the same bit for bit."""
     kind = type(value)
     if isinstance(value, np.ndarray | np.generic):
         array = np.asarray(value)
@@ -114,13 +114,13 @@ def exact(value: Any) -> Any:
 
 
 @given(TREES)
-def test_everything_comes_back_to_the_bit(value: Any) -> None:
-    assert exact(there_and_back(value)) == exact(value)
+def test_any_state_is_restored_bit_for_bit(value: Any) -> None:
+    assert exact(round_trip(value)) == exact(value)
 
 
 @given(ARRAYS)
-def test_arrays_of_every_dtype_come_back_and_can_be_written_to(array: np.ndarray) -> None:
-    found = there_and_back([array, array.T])
+def test_arrays_of_every_dtype_are_restored_and_writable(array: np.ndarray) -> None:
+    found = round_trip([array, array.T])
     assert exact(found) == exact([array, array.T])
     assert all(one.flags.writeable and not np.shares_memory(one, array) for one in found)
 
@@ -144,17 +144,17 @@ AT_HAND = [
 
 
 @pytest.mark.parametrize("value", AT_HAND, ids=range(len(AT_HAND)))
-def test_what_hypothesis_seldom_meets(value: Any) -> None:
-    assert exact(there_and_back(value)) == exact(value)
+def test_values_that_hypothesis_rarely_generates(value: Any) -> None:
+    assert exact(round_trip(value)) == exact(value)
 
 
 def test_a_defaultdict_keeps_its_default() -> None:
-    found = there_and_back(defaultdict(list, a=[1]))
+    found = round_trip(defaultdict(list, a=[1]))
     found["b"].append(2)
     assert found == {"a": [1], "b": [2]}
 
 
-def test_many_numbers_are_one_array() -> None:
+def test_many_numbers_become_one_array() -> None:
     document, arrays = pack({"order": list(range(10_000)), "losses": [0.5] * 100}, "data")
     assert {name: (array.dtype, len(array)) for name, array in arrays.items()} == {
         "data/0": (np.int64, 10_000),
@@ -186,7 +186,7 @@ def test_the_document_does_not_depend_on_hashes() -> None:
     assert len(seen) == 1
 
 
-def test_a_payload_holds_it(tmp_path: Path) -> None:
+def test_a_payload_can_hold_it(tmp_path: Path) -> None:
     value = {"all": AT_HAND, "bits": [np.arange(16, dtype=np.uint8).view(dtype) for dtype in EXTENDED]}
     document, arrays = pack(value, "callbacks/ä:0")
     state = TrainingState(document={"callbacks": document}, arrays=arrays)
@@ -223,26 +223,26 @@ def test_generators_are_set_in_place(kind: str) -> None:
     draws(generator)
     if not isinstance(generator, np.random.RandomState | random.Random):
         generator.integers(5, dtype=np.uint32)  # half a word is left
-    saved = there_and_back({"g": generator})["g"]
+    saved = round_trip({"g": generator})["g"]
     assert isinstance(saved, GeneratorState)
     expected = [draws(generator), draws(generator)]
     again = GENERATORS[kind]()
     saved.apply(again)
     assert [draws(again), draws(again)] == expected
-    there_and_back(saved).apply(generator)
+    round_trip(saved).apply(generator)
     assert [draws(generator), draws(generator)] == expected
 
 
 def test_a_bit_generator() -> None:
     one = np.random.PCG64(3)
-    saved = there_and_back(one)
+    saved = round_trip(one)
     expected = one.random_raw(3).tolist()
     saved.apply(one)
     assert one.random_raw(3).tolist() == expected
 
 
 def test_a_generator_of_another_kind_is_refused() -> None:
-    saved = there_and_back(np.random.default_rng(1))
+    saved = round_trip(np.random.default_rng(1))
     other = np.random.Generator(np.random.Philox(1))
     before = other.bit_generator.state["state"]["counter"].tolist()
     with pytest.raises(InvalidArgumentError, match=r"Generator/Philox'.*is one of numpy\.Generator/PCG64"):
@@ -296,7 +296,7 @@ def test_the_error_says_where_and_what(value: Any, place: str, named: str) -> No
     "document",
     [{"new": 1}, {"array": 7}, {}, {"int": "x"}, {"scalar": ["<f4", "AAAAAAA="]}, {"scalar": ["no", ""]}],
 )
-def test_what_cannot_be_read_is_an_error_of_ours(document: Any) -> None:
+def test_an_unreadable_document_raises_our_error(document: Any) -> None:
     with pytest.raises(InvalidArgumentError, match="no state that this ckptstore can read"):
         unpack([document], {}, "x")
 

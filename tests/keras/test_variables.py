@@ -1,4 +1,4 @@
-"""What a save looks for of a model, in one walk or none, is what Keras and a fresh look would find."""
+"""Tests that a save finds the variables and configuration that Keras and a new capture would find."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 class _NamesOnlyOthers(keras.Model):  # type: ignore[misc]
-    """Tells in a way of its own what it trains, and not what it does not train: one layer is in neither list."""
+    """Overrides the list of its trained variables only: one layer is in neither list."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class _NamesOnlyOthers(keras.Model):  # type: ignore[misc]
 
 
 class _OwnAnswer(_NamesOnlyOthers):
-    """Trains one of its layers alone, whatever the flags say, and names the other as one that it does not train."""
+    """Trains only one of its layers, whatever the flags say, and lists the other one as not trained."""
 
     @property
     def non_trainable_variables(self) -> list[Any]:
@@ -83,7 +83,7 @@ def _own_answer() -> keras.Model:
 
 
 @pytest.mark.parametrize("make", [_plain, _frozen_layer, _frozen, _frozen_outside, _own_answer])
-def test_variables_are_those_that_keras_names_in_its_order(make: Any) -> None:
+def test_variables_are_those_of_keras_in_its_order(make: Any) -> None:
     model = make()
     found = variables_by_kind(model)
     expected = model.trainable_variables, model.non_trainable_variables, model.metrics_variables
@@ -91,21 +91,21 @@ def test_variables_are_those_that_keras_names_in_its_order(make: Any) -> None:
     assert found[1]
 
 
-def test_values_are_those_of_variables_and_what_is_none_itself() -> None:
+def test_values_of_variables_are_read_and_others_returned_unchanged() -> None:
     variable = keras.Variable([1.0, 2.0])
     found = raw_values([variable, 5])
     assert found[0] is variable.value
     assert found[1] == 5
 
 
-def test_a_variable_that_has_no_value_yet_is_asked_for_it() -> None:
+def test_a_variable_without_a_value_yet_is_initialized() -> None:
     with keras.StatelessScope():
         later = keras.Variable("ones", shape=(2,))
         assert later._value is None
         assert keras.ops.convert_to_numpy(raw_values([later])[0]).tolist() == [1.0, 1.0]
 
 
-def test_what_optimizers_train_follows_what_is_frozen_and_thawed() -> None:
+def test_trained_variables_follow_freezing_and_unfreezing() -> None:
     model = _plain()
     assert optimizers.trained_indices(model) == [list(range(len(model.trainable_variables)))]
 
@@ -121,7 +121,7 @@ def test_what_optimizers_train_follows_what_is_frozen_and_thawed() -> None:
 
 
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="on JAX a step trains with one optimizer")
-def test_of_two_optimizers_each_trains_its_own() -> None:
+def test_two_optimizers_train_their_own_variables() -> None:
     model = unusual_models.gan()
     model.fit(np.ones((8, unusual_models.FEATURES)), np.ones(8), verbose=0)
     found = optimizers.trained_indices(model)
@@ -135,7 +135,7 @@ def test_of_two_optimizers_each_trains_its_own() -> None:
     assert not generator & critic
 
 
-def test_a_configuration_that_changes_with_what_is_trained_is_saved_anew(tmp_path: Path) -> None:
+def test_a_configuration_that_changes_with_the_trained_variables_is_saved_again(tmp_path: Path) -> None:
     # One whose variables keep their order when others of them are trained.
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
@@ -161,7 +161,7 @@ def config_of(snapshot: Any) -> Any:
     return json.loads(snapshot.documents["config.json"])["config"]
 
 
-def test_a_configuration_that_changes_is_saved_anew_when_an_epoch_ends_without_another_walk(
+def test_a_changed_configuration_is_saved_at_the_epochs_end_without_another_capture(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # However short the epochs are.
@@ -192,7 +192,7 @@ def test_a_configuration_that_changes_is_saved_anew_when_an_epoch_ends_without_a
     assert len(walks) == 2
 
 
-def test_a_configuration_that_cannot_be_made_any_more_is_said_when_an_epoch_ends(
+def test_a_configuration_that_can_no_longer_be_made_is_reported_at_the_epochs_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(keras_snapshots, "_DOCUMENTS_SHARE", 1e9)
@@ -212,7 +212,7 @@ def test_a_configuration_that_cannot_be_made_any_more_is_said_when_an_epoch_ends
 
 @keras.saving.register_keras_serializable("tests")
 class _LearnsWords(keras.layers.Layer):  # type: ignore[misc]
-    """Keeps a file once it has something to keep."""
+    """Saves a file once it has words."""
 
     words = ""
 
@@ -225,8 +225,8 @@ class _LearnsWords(keras.layers.Layer):  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("in_epoch", [False, True])
-def test_what_a_layer_keeps_in_files_is_that_of_the_moment(in_epoch: bool) -> None:
-    """Or a resume would go on with what it had learned some batches before."""
+def test_files_of_layers_are_current(in_epoch: bool) -> None:
+    """Otherwise a resume would continue with the words of some batches before."""
     model = keras.Sequential([keras.Input((4,)), _LearnsWords(), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
     snapshots = adapter_for(model).snapshots()
@@ -237,7 +237,7 @@ def test_what_a_layer_keeps_in_files_is_that_of_the_moment(in_epoch: bool) -> No
         assert words.encode() in documents.values()
 
 
-def test_a_step_in_the_middle_of_an_epoch_waits_for_no_configuration(
+def test_a_save_within_an_epoch_makes_no_configuration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keras_snapshots, "_DOCUMENTS_SHARE", 1e9)
@@ -255,7 +255,7 @@ def test_a_step_in_the_middle_of_an_epoch_waits_for_no_configuration(
     assert len(made) == 1
 
 
-def test_a_variable_that_a_model_counts_nowhere_is_looked_for_at_each_save() -> None:
+def test_a_variable_in_no_list_of_the_model_is_found_at_each_save() -> None:
     model = _NamesOnlyOthers()
     model(keras.ops.ones((2, 4)))
     model.compile("sgd", "mse")
@@ -273,7 +273,7 @@ def test_a_variable_that_a_model_counts_nowhere_is_looked_for_at_each_save() -> 
     assert any((array == 7.0).all() for array in taken.values() if array.shape == (4, 2))
 
 
-def test_flags_of_layers_are_told_where_the_model_as_a_whole_is_frozen() -> None:
+def test_flags_of_layers_are_saved_if_the_whole_model_is_frozen() -> None:
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
     model.trainable = False

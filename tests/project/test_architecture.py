@@ -219,7 +219,7 @@ def is_inside_keras(name: str) -> bool:
 def reaches_into_keras(module: str) -> list[str]:
     """Return where a module uses a private name that neither it nor a module that it imports defines.
 
-    A name that `ckptstore.keras.private` uses as one of Keras' is so wherever it stands, unless it is an attribute of `self`.
+    A name that `keras.private` uses as one of Keras' is so everywhere, unless it is an attribute of `self`.
     """
     near = {module, *imported_modules(MODULES[module])} & set(MODULES)
     # A class may inherit its methods through more than one module.

@@ -1,4 +1,4 @@
-"""Payloads and manifests as a hostile hand would make them."""
+"""Payloads and manifests as an attacker would make them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def absurd(file: h5py.File, name: str, elsewhere: Path) -> None:
 
 
 def inflated(file: h5py.File, name: str, elsewhere: Path) -> None:
-    """A gibibyte of ones that takes no room."""
+    """Create a gibibyte of ones that takes no space."""
     file.create_dataset(
         name, (1 << 14, 1 << 14), "f4", chunks=(1 << 10, 1 << 10), compression="gzip", fillvalue=1
     )
@@ -49,7 +49,7 @@ HOSTILE = (external_link, soft_link, external_storage, virtual, absurd, inflated
 
 
 def exchange(path: Path, hostile: Callable[..., None], elsewhere: Path) -> None:
-    """Replace the first array of a payload by what `hostile` makes."""
+    """Replace the first array of a payload with what `hostile` makes."""
     with h5py.File(elsewhere, "w") as file:
         file["values"] = np.full((4, 3), 7, "f4")
     path.chmod(0o644)
@@ -75,7 +75,7 @@ def exchange(path: Path, hostile: Callable[..., None], elsewhere: Path) -> None:
 
 @contextmanager
 def little_memory() -> Iterator[None]:
-    """Check that the block allocates next to nothing; numpy tells `tracemalloc` of its arrays."""
+    """Check that the block allocates almost nothing; numpy reports its arrays to `tracemalloc`."""
     tracemalloc.start()
     try:
         yield
@@ -85,6 +85,6 @@ def little_memory() -> Iterator[None]:
 
 
 def sql(root: Path, statement: str, *values: object) -> None:
-    """Change a manifest as a hostile hand would."""
+    """Change a manifest as an attacker would."""
     with closing(sqlite3.connect(root / "manifest.sqlite")) as connection, connection:
         connection.execute(statement, values)

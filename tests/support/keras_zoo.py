@@ -1,4 +1,4 @@
-"""Small Keras models of every sort that checkpoints must hold, each trained a little."""
+"""Small Keras models of every sort that checkpoints must support, each trained a little."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def trained(model: keras.Model, optimizer: Any = "adam", epochs: int = 1) -> ker
 
 @contextmanager
 def only_built() -> Iterator[None]:
-    """Have models compiled and built, with their optimizers, and not trained, which takes longest."""
+    """Make models that are compiled and built with their optimizers, but not trained, which takes longest."""
     _untrained.append(True)
     try:
         yield
@@ -76,7 +76,7 @@ def policy(name: str) -> Callable[[], keras.Model]:
 
 @contextmanager
 def under(name: str) -> Iterator[None]:
-    """Keras' global policy of that name, if it is one: loading asks it whether to scale the loss."""
+    """Set Keras' global policy of that name, if there is one: loading reads it to decide on loss scaling."""
     before = keras.config.dtype_policy()
     if "float16" in name or name == "float64":
         keras.config.set_dtype_policy(name)
@@ -275,7 +275,7 @@ OPTIMIZERS |= {
 
 
 def bits(value: Any) -> tuple[tuple[int, ...], str, bytes]:
-    """What a variable or array is, to the bit."""
+    """Return a variable or array bit for bit."""
     from ckptstore.keras.state.arrays import host_array
 
     array = host_array(value)
@@ -283,14 +283,14 @@ def bits(value: Any) -> tuple[tuple[int, ...], str, bytes]:
 
 
 def state_of(model: keras.Model, optimizer: Any = None) -> list[tuple[tuple[int, ...], str, bytes]]:
-    """Every variable of a model, seeds and the optimizer's included, to the bit."""
+    """Return every variable of a model bit for bit, including seeds and the optimizer's."""
     optimizer = optimizer or getattr(model, "optimizer", None)
     variables = [*model.variables, *(optimizer.variables if optimizer else [])]
     return [bits(variable) for variable in variables]
 
 
 def scrambled(model: keras.Model, optimizer: Any = None) -> keras.Model:
-    """The model with every number in it changed."""
+    """Change every number in a model; return it."""
     optimizer = optimizer or getattr(model, "optimizer", None)
     for variable in [*model.variables, *(optimizer.variables if optimizer else [])]:
         value = np.array(keras.ops.convert_to_numpy(variable))

@@ -1,4 +1,4 @@
-"""Small real stores, one for each revision of the schema, and how the newest was made.
+"""Small real stores, one for each revision of the schema, and the program that makes the newest.
 
     KERAS_BACKEND=jax python tests/support/past_stores.py
 
@@ -19,7 +19,7 @@ RUN = "digits"
 
 
 def model_of_the_stores() -> Any:
-    """The model whose checkpoints all of them hold: Dropout's generator and an optimizer with slots."""
+    """Return the model of all checkpoints in these stores, with Dropout's generator and an optimizer with slots."""
     import keras
 
     model = keras.Sequential(
@@ -43,7 +43,7 @@ def fill(model: Any, seed: int) -> None:
 
 
 def value_of(variable: Any, number: int, seed: int) -> Any:
-    """What `fill` gives the variable of this number."""
+    """Return the value that `fill` assigns to the variable of this number."""
     values = seed * 1000 + number * 10 + np.arange(np.prod(variable.shape, dtype=int)) / 8
     return values.reshape(variable.shape).astype(variable.dtype)
 

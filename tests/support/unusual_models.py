@@ -19,7 +19,7 @@ def plain(kind: Any = keras.Model, optimizer: Any = None, **compiled: Any) -> An
 
 
 class OwnStep(keras.Model):  # type: ignore[misc]
-    """Computes gradients by itself; each backend has its own way."""
+    """A model that computes gradients itself, in the way of each backend."""
 
     def train_step(self, *arguments: Any) -> Any:
         return {"jax": self.on_jax, "torch": self.on_torch, "tensorflow": self.on_tensorflow}[BACKEND](
