@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ckptstore.version import __version__
 
 if TYPE_CHECKING:
+    from ckptstore.commit.retention.prune import Pruned
     from ckptstore.errors import (
         CheckpointNotFoundError,
         CheckpointStoreError,
@@ -59,7 +60,6 @@ if TYPE_CHECKING:
     from ckptstore.storage.layout import find_store
     from ckptstore.store.diff import Difference, VariableChange
     from ckptstore.store.history import History, RunSummary
-    from ckptstore.store.prune import Pruned
     from ckptstore.store.store import CheckpointStore
     from ckptstore.system.stop_signals import TrainingInterrupted
     from ckptstore.training.backup_and_restore import BackupAndRestore
@@ -138,7 +138,7 @@ _HOMES = {
     "Checkpoint": "records",
     "Problem": "records",
     "Policy": "retention",
-    "Pruned": "store.prune",
+    "Pruned": "commit.retention.prune",
     "History": "store.history",
     "RunSummary": "store.history",
     "Copied": "transfer.copy",

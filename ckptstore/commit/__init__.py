@@ -1,7 +1,8 @@
-"""The commit protocol and recovery: in which order a checkpoint comes into being, and how it goes.
+"""The commit protocol and recovery: the order in which a checkpoint comes into being, and in which it is removed.
 
-Main doors: `committer.Committer` (payload, rename, transaction), `open` and `recovery` (what a crash left),
-`orphans`, `quarantine`, `deletion`, `retention`, and `run_ownership` (who may write a run).
+Main doors: `committer.Committer` (payload, rename, transaction), `open` and `recovery` (finish or undo what a crash
+left), `orphans` (payloads without a row), `quarantine` (damaged payloads), `retention` (policies applied to a store,
+and deletion), and `run_ownership` (which process may write a run).
 
 May import: manifest, formats, retention, storage, system and the words (errors, records, validation, metrics).
 """

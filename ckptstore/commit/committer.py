@@ -14,9 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ckptstore.commit.deletion import unlink_marked
 from ckptstore.commit.request import SaveRequest
-from ckptstore.commit.retention import Marking, Retention
+from ckptstore.commit.retention.deferred_mark import DeferredMark
+from ckptstore.commit.retention.deletion import unlink_marked
+from ckptstore.commit.retention.runner import RetentionRunner
 from ckptstore.errors import (
     CheckpointStoreError,
     DiskFullError,
@@ -58,7 +59,7 @@ class Committer:
     def __init__(self, layout: Layout, manifest: Manifest) -> None:
         self._layout = layout
         self._manifest = manifest
-        self._retention = Retention(layout, manifest)
+        self._retention = RetentionRunner(layout, manifest)
         self._lease: Lease | None = None
         self._pid = os.getpid()
         self._busy = threading.Lock()
@@ -89,22 +90,22 @@ class Committer:
             StoreLockedError: The store's lock was not free in time; nothing changed.
         """
         with self._alone():
-            marking = self._marking(request)
+            mark = self._deferred_mark(request)
             try:
-                checkpoint = self._save(snapshot, request, marking)
+                checkpoint = self._save(snapshot, request, mark)
             except DiskFullError:
                 if not self._make_room(request):
                     raise
-                marking = self._marking(request)
-                checkpoint = self._save(snapshot, request, marking)
+                mark = self._deferred_mark(request)
+                checkpoint = self._save(snapshot, request, mark)
             if request.publish is not None:
                 self._finish(
                     checkpoint,
                     f"showing it at {request.publish}",
-                    partial(self._show, checkpoint, request.publish, marking),
+                    partial(self._show, checkpoint, request.publish, mark),
                 )
             if request.keep is not None:
-                choose = partial(self._chosen, request.run, request.keep, marking)
+                choose = partial(self._chosen, request.run, request.keep, mark)
                 self._marked += self._finish(checkpoint, _REMOVING, choose)
             self._saved = checkpoint
             if removing:
@@ -126,17 +127,17 @@ class Committer:
         if self._saved is not None:
             self._finish(self._saved, _REMOVING, self._unlink)
 
-    def _marking(self, request: SaveRequest) -> Marking | None:
+    def _deferred_mark(self, request: SaveRequest) -> DeferredMark | None:
         """Return what marks in the transaction of the save's last step before: a transaction costs four syncs."""
-        return None if request.keep is None else self._retention.marking(request.run, request.keep)
+        return None if request.keep is None else self._retention.deferred_mark(request.run, request.keep)
 
-    def _save(self, snapshot: Snapshot, request: SaveRequest, marking: Marking | None) -> Checkpoint:
+    def _save(self, snapshot: Snapshot, request: SaveRequest, mark: DeferredMark | None) -> Checkpoint:
         version = self._begin()
         assert self._lease is not None
         temporary = self._lease.new_path(SUFFIXES[snapshot.format])
         try:
             written = self._write(snapshot, version, request, temporary)
-            check = None if marking is None or request.publish is not None else marking.check
+            check = None if mark is None or request.publish is not None else mark.check
             return self._insert(snapshot, version, request, written, temporary, check=check)
         except BaseException:
             if os.path.lexists(temporary):
@@ -303,14 +304,14 @@ class Committer:
             return False
         return True
 
-    def _show(self, checkpoint: Checkpoint, target: Path, marking: Marking | None) -> None:
+    def _show(self, checkpoint: Checkpoint, target: Path, mark: DeferredMark | None) -> None:
         path = relative_to_store(self._layout.root, target)
         # Recovery finishes pending paths under this lock; two at once would be in each other's way.
         with self._locked():
             shown = self._manifest.published.at(path)
             if shown is not None and shown.version == checkpoint.version and shown.pending:
                 publish(checkpoint.path, target)
-                check = None if marking is None else marking.check
+                check = None if mark is None else mark.check
                 confirm = partial(self._manifest.published.confirm, path, run=checkpoint.run, retention=check)
                 release_and_retry(self._layout.reserve, confirm)
 
@@ -330,10 +331,10 @@ class Committer:
         deferred_unlink.wait()
         return [checkpoint.version for checkpoint in gone]
 
-    def _chosen(self, run: str, policy: Policy, marking: Marking | None = None) -> Sequence[Checkpoint]:
+    def _chosen(self, run: str, policy: Policy, mark: DeferredMark | None = None) -> Sequence[Checkpoint]:
         """Return what a policy lets go, marked."""
-        if marking is not None and marking.tried:
-            return marking.result()
+        if mark is not None and mark.tried:
+            return mark.result()
         return release_and_retry(self._layout.reserve, partial(self._mark, run, policy))
 
     def _unlink(self) -> None:

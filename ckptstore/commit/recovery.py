@@ -12,9 +12,9 @@ import warnings
 from contextlib import nullcontext
 from pathlib import Path
 
-from ckptstore.commit.deletion import finish_marked
 from ckptstore.commit.orphans import take_in
 from ckptstore.commit.quarantine import quarantine_stray
+from ckptstore.commit.retention.deletion import finish_marked
 from ckptstore.errors import CorruptManifestError, InvalidArgumentError, StorageError
 from ckptstore.manifest.manifest import Manifest
 from ckptstore.records import SUFFIXES, Published, State

@@ -25,8 +25,8 @@ from ckptstore.report.table import (
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from ckptstore.commit.retention.prune import Pruned
     from ckptstore.store.history import History, RunSummary
-    from ckptstore.store.prune import Pruned
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 # The priority of the columns of metrics.

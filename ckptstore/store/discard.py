@@ -9,7 +9,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from ckptstore.commit.deletion import finish_marked
+from ckptstore.commit.retention.deletion import finish_marked
 from ckptstore.errors import StorageError
 from ckptstore.manifest.manifest import Manifest
 from ckptstore.storage.files import fsync_directory, remove_directory, unlink

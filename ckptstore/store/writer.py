@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from ckptstore.background.save_queue import Backpressure, SaveQueue
     from ckptstore.commit.committer import Committer
     from ckptstore.commit.request import SaveRequest
+    from ckptstore.commit.retention.prune import Pruned
     from ckptstore.commit.run_ownership import RunOwnership
     from ckptstore.formats.snapshot import FitState, Snapshot
     from ckptstore.retention.policy import KeepFunction, Policy
     from ckptstore.store.model_adapter import Snapshots
-    from ckptstore.store.prune import Pruned
 
 
 class SaveOptions(TypedDict, total=False):
@@ -316,7 +316,7 @@ class StoreWriter(StoreReader):
             ...     store.prune(keep_last(3) | keep_best("val_loss", 2), dry_run=True).removed
             []
         """
-        from ckptstore.store.prune import prune
+        from ckptstore.commit.retention.prune import prune
 
         if not dry_run:
             self._check_writable("prune")

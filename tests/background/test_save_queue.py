@@ -26,8 +26,8 @@ from ckptstore.background.process import can_start
 from ckptstore.background.save_queue import WRITER_VARIABLE, SaveQueue
 from ckptstore.background.worker import COMMIT_INTERVAL_S
 from ckptstore.commit import committer
-from ckptstore.commit.deletion import unlink_marked
 from ckptstore.commit.request import SaveRequest
+from ckptstore.commit.retention.deletion import unlink_marked
 from ckptstore.storage.layout import Layout
 from ckptstore.storage.locks import store_lock
 from crash.invariants import violations

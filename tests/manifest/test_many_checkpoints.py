@@ -132,7 +132,7 @@ def test_all_are_verified_page_by_page(tmp_path: Path) -> None:
 def test_a_runs_checkpoints_are_removed_some_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ckptstore.commit.deletion._AT_ONCE", 2)
+    monkeypatch.setattr("ckptstore.commit.retention.deletion._BATCH", 2)
     with CheckpointStore(_filled(tmp_path / "store")) as store:
         store._manifest.checkpoints.set_state([4], "missing")
         remove_checkpoints(store._layout, store._manifest, ["a"])

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ckptstore.commit.retention import Retention
+from ckptstore.commit.retention.plan import plan_run
+from ckptstore.commit.retention.runner import RetentionRunner
 from ckptstore.errors import InvalidArgumentError
 from ckptstore.manifest.manifest import Manifest
 from ckptstore.manifest.retention.lookups import NEAR
@@ -63,7 +64,7 @@ class Small:
         self.layout = Layout(root)
         self.layout.make()
         self.manifest = Manifest.open(self.layout.manifest)
-        self.retention = Retention(self.layout, self.manifest)
+        self.retention = RetentionRunner(self.layout, self.manifest)
 
     def save(self, run: str = "a", **fields: Any) -> int:
         version = self.manifest.reserve_version()
@@ -77,7 +78,7 @@ class Small:
 
     def apply(self, policy: Policy, run: str = "a") -> set[int]:
         """Apply a policy, and compare what goes with what a look at everything finds."""
-        expected = {one.version for one in self.retention.plan(run, policy).expired}
+        expected = {one.version for one in plan_run(self.layout, self.manifest, run, policy).expired}
         going = self.retention.mark(run, policy)
         assert {one.version for one in going} == expected, policy
         for one in going:
@@ -427,7 +428,7 @@ def test_a_first_turn_removes_so_many_and_later_ones_the_rest(
             metrics={"loss": float(number * 7 % 11), "score": float(number * 5 % 13)},
             created_at=START + timedelta(minutes=25 * number), tags=(f"t{number}",) if number % 5 == 0 else (),
         )  # fmt: skip
-    expected = {one.version for one in small.retention.plan("a", policy).expired}
+    expected = {one.version for one in plan_run(small.layout, small.manifest, "a", policy).expired}
     turns: list[set[int]] = []
     while len(turns) < 12:
         turns.append({one.version for one in small.retention.mark("a", policy)})

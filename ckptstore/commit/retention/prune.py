@@ -1,4 +1,4 @@
-"""Removes what a policy does not keep, on demand; or tells what would go, and why the rest stays."""
+"""`prune`: removes what a policy does not keep, on demand; or reports what it would remove, and why the rest stays."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ckptstore.commit.deletion import finish_deletions
-from ckptstore.commit.retention import Plan, Retention, check_for_prune
+from ckptstore.commit.retention.deletion import finish_deletions
+from ckptstore.commit.retention.plan import Plan, check_for_prune, plan_run
 from ckptstore.errors import RunNotFoundError
 from ckptstore.manifest.manifest import Manifest
 from ckptstore.manifest.retention.packed_checkpoints import PackedCheckpoints, PackedRows, Place
@@ -22,14 +22,14 @@ from ckptstore.storage.reserve import release_and_retry
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pruned:
-    """What `ckptstore.CheckpointStore.prune` removed, or would remove.
+    """Result of `ckptstore.CheckpointStore.prune`.
 
     Attributes:
-        removed: Checkpoints that went, or would go, oldest first within a run.
+        removed: Checkpoints that were removed, or would be, oldest first within a run.
         kept: Checkpoints that stay.
-        reasons: Why each version stays: the rules' names, ``"best METRIC"``, ``"newest two"``, ``"to resume from"``,
-            ``"resumed from"``, ``"pinned"``, ``"shown"``, or that it is not whole.
-        dry_run: True where nothing was removed.
+        reasons: The reasons for which each version stays: the rules' names, ``"best METRIC"``, ``"newest two"``,
+            ``"to resume from"``, ``"resumed from"``, ``"pinned"``, ``"shown"``, or that it is not whole.
+        dry_run: True if nothing was removed.
     """
 
     removed: PackedCheckpoints
@@ -39,7 +39,7 @@ class Pruned:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what is removed."""
+        """Bytes of the removed checkpoints."""
         return self.removed.rows.nbytes(self.removed.positions)
 
     def to_json(self) -> dict[str, Any]:
@@ -48,7 +48,7 @@ class Pruned:
         return {**document, "removed": list(document["removed"]), "kept": list(document["kept"])}
 
     def documents(self) -> dict[str, Any]:
-        """Return what `to_json` does, with iterators in the place of its lists: there may be very many."""
+        """Return what `to_json` returns, with iterators in place of its lists: there may be very many."""
         return {
             "dry_run": self.dry_run,
             "removed": (checkpoint.to_json() for checkpoint in self.removed),
@@ -59,13 +59,13 @@ class Pruned:
         }
 
     def places(self) -> Iterator[tuple[Place, bool]]:
-        """Yield what can be told at little cost of each checkpoint, lowest version first, and whether it goes."""
+        """Yield each checkpoint's cheap facts, lowest version first, and True if it is removed."""
         rows = self.removed.rows
-        goes = bytearray(len(rows))
+        is_removed = bytearray(len(rows))
         for at in self.removed.positions:
-            goes[at] = True
+            is_removed[at] = True
         order = rows.by_version()
-        return zip(rows.places(order), (bool(goes[at]) for at in order), strict=True)
+        return zip(rows.places(order), (bool(is_removed[at]) for at in order), strict=True)
 
 
 def prune(
@@ -76,14 +76,14 @@ def prune(
     run: str | None,
     dry_run: bool,
 ) -> Pruned:
-    """Apply a policy to a run, or to each run; `ckptstore.CheckpointStore.prune` says how."""
+    """Apply a policy to a run, or to each run; see `ckptstore.CheckpointStore.prune`."""
     policy = as_policy(policy)
     runs = _runs(layout, manifest, run)
     rows = PackedRows(layout.root)
     if dry_run:
         return _pruned(rows, list(_plans(layout, manifest, policy, runs, rows)), dry_run=True)
     locked = partial(store_lock, layout.locks)
-    # What goes is chosen and marked under one lock: nobody pins or tags it in between.
+    # Chosen and marked under one lock: nobody pins or tags in between what is about to be removed.
     with locked():
         plans = list(_plans(layout, manifest, policy, runs, rows))
         for plan in plans:
@@ -110,9 +110,8 @@ def _runs(layout: Layout, manifest: Manifest, run: str | None) -> tuple[str, ...
 def _plans(
     layout: Layout, manifest: Manifest, policy: Policy, runs: Sequence[str], rows: PackedRows
 ) -> Iterator[Plan]:
-    retention = Retention(layout, manifest)
     for run in runs:
-        plan = retention.plan(run, policy, rows)
+        plan = plan_run(layout, manifest, run, policy, rows)
         check_for_prune(plan, policy, manifest.metrics.names(run), layout)
         yield plan
 

@@ -1,4 +1,4 @@
-"""The second half of a removal: what is marked in the manifest goes from the disk, and then from the manifest."""
+"""Deletes checkpoints that are marked ``deleting``: the files first, durably, then the rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from ckptstore.manifest.manifest import Manifest
 from ckptstore.records import Checkpoint, State
 from ckptstore.storage.files import fsync_directory, unlink
 
-_AT_ONCE = 1000
+# Checkpoints deleted at a time.
+_BATCH = 1000
 _MARKED: tuple[State, ...] = ("deleting",)
 
 
@@ -31,13 +32,13 @@ def finish_deletions(
 def finish_marked(
     manifest: Manifest, locked: Callable[[], AbstractContextManager[None]], run: str | None = None
 ) -> None:
-    """Finish the deletions of a run, or of all, some at a time: there may be very many."""
-    while marked := list(islice(manifest.checkpoints.iterate(run, states=_MARKED), _AT_ONCE)):
+    """Finish the deletions of a run, or of all runs, in batches: there may be very many."""
+    while marked := list(islice(manifest.checkpoints.iterate(run, states=_MARKED), _BATCH)):
         finish_deletions(manifest, marked, locked)
 
 
 def unlink_marked(checkpoints: Sequence[Checkpoint], unlink: Callable[[Path], None] = unlink) -> None:
-    """Unlink the payloads of rows marked ``deleting``; that they are gone is durable when this returns.
+    """Unlink the payloads of rows marked ``deleting``; durable when this returns.
 
     Args:
         checkpoints: The rows.
