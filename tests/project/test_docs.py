@@ -163,6 +163,14 @@ def test_files_that_are_named_are_there(document: str) -> None:
         assert (ROOT / name.rstrip("/.")).exists(), name
 
 
+def test_names_that_contributing_mentions_are_in_the_code() -> None:
+    files = [path for folder in ("ckptstore", "tests", "tools") for path in (ROOT / folder).rglob("*.py")]
+    known = set(re.findall(r"\w+", "\n".join(path.read_text(encoding="utf-8") for path in files)))
+    for name in re.findall(r"`@?([A-Za-z_]\w*(?:\.\w+)*)`", prose_of("CONTRIBUTING")):
+        parts = set(name.removesuffix(".py").split("."))
+        assert parts <= known or any(path.name == name for path in files), name
+
+
 def anchors(text: str) -> set[str]:
     headings = re.findall(r"^##* (.*)$", BLOCK.sub("", text), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
