@@ -147,6 +147,10 @@ def test_every_promise_names_a_test() -> None:
     assert len(rows) > 10
     for row in rows[2:]:
         assert NODE.search(row), f"no test proves: {row}"
+    promised = re.split(r"^- ", section(text_of("background"), "What is promised"), flags=re.MULTILINE)[1:]
+    assert len(promised) > 5
+    for promise in promised:
+        assert NODE.search(promise), f"no test proves: {promise}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

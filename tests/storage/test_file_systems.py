@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from ckptstore.errors import ReadOnlyError, RunLockedError, StorageError
+from ckptstore.errors import ReadOnlyError, RunLockedError, StorageError, UnsafeFileSystemError
 from ckptstore.retention import keep_last
 from ckptstore.storage.files import io_hook
 from ckptstore.storage.locks import WITHOUT_LOCKS
@@ -303,6 +303,20 @@ def test_a_path_on_another_file_system_holds_a_complete_copy_at_every_instant() 
         for at in (30, 40, 50, 60):
             assert dies_at(at, _die_while_saving, root, shown)
             assert broken(root, shown) == []
+
+
+def test_a_store_spread_over_two_disks_is_refused_and_can_be_read() -> None:
+    with tempfile.TemporaryDirectory(prefix="disk-") as parent:
+        root = Path(parent) / "store"
+        with CheckpointStore(root) as store:
+            saved = save(store, 1)
+        with mounted(root / "quarantine", "-t", "tmpfs", "tmpfs"):
+            with pytest.raises(UnsafeFileSystemError, match="different file systems"):
+                CheckpointStore(root)
+            with CheckpointStore(root, read_only=True) as store:
+                assert store.latest() == saved
+        with CheckpointStore(root) as store:
+            assert store.verify() == []
 
 
 # --- file systems that cannot be written --------------------------------------------------------------
