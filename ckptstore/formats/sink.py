@@ -21,7 +21,7 @@ _BYTE = np.dtype(np.uint8)
 
 
 class Sink(Protocol):
-    """Anything that bytes can be written to in order: a `ckptstore.storage.durable_writer.PayloadWriter`, a file."""
+    """Anything that bytes can be written to in order: a `ckptstore.storage.durable_writer.DurableWriter`, a file."""
 
     def write(self, data: Any, /) -> Any:
         """Write the bytes of a buffer; the buffer must not change until the sink is finished."""

@@ -1,4 +1,4 @@
-"""Trainers and writers that are killed: what was handed over is saved once, and nothing is left behind."""
+"""Trainers and workers that are killed: each submitted snapshot is saved once, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ pytestmark = pytest.mark.skipif(not can_start(), reason="this platform has no me
 
 @pytest.mark.slow
 def test_a_worker_killed_at_any_call_is_replaced_and_nothing_is_lost_or_saved_twice() -> None:
-    """Every kind of call, and one in so many; `tools/crash writers` kills at all of them."""
+    """Kills at every kind of system call, and at one in 40 calls; `tools/crash writers` kills at all of them."""
     if not available():
-        pytest.skip("strace is not to be had here, or may not attach")
+        pytest.skip("strace is not available here, or may not attach")
     result = kill_writer.kill_at_calls(stride=40)
     assert result.violations == ()
     assert result.kills >= 12

@@ -1,4 +1,4 @@
-"""A snapshot crosses to another process byte for byte, through memory that is used again and again."""
+"""A snapshot reaches another process byte for byte, through memory that is reused."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def snapshot(
     )
 
 
-def there(memory: SharedMemory) -> SharedMemory:
-    """The same memory as another process sees it."""
+def other_side(memory: SharedMemory) -> SharedMemory:
+    """Return the same memory as another process sees it."""
     assert memory.descriptor is not None
     return SharedMemory(os.dup(memory.descriptor))
 
@@ -84,18 +84,18 @@ def test_a_message_is_read_as_it_was_written(shapes: list[tuple[tuple[int, ...],
         run="digits", epoch=3, metrics={"loss": 1.5}, keep=keep_last(2), publish=Path("/a/b")
     )
     MessageWriter().write(memory, snapshot(values, {"seed": 1}), request, 7)
-    message = MessageReader(there(memory)).read()
+    message = MessageReader(other_side(memory)).read()
     assert message.number == 7
     assert message.request.blocked_s is not None
     assert message.request.created_at == request.created_at
     assert (message.request.run, message.request.epoch) == ("digits", 3)
     assert repr(message.request.keep) == "keep_last(2)"
-    assert [one.path for one in message.snapshot.variables] == list(values)
-    for one in message.snapshot.variables:
-        read = one.read()
-        assert (one.shape, one.dtype) == (values[one.path].shape, values[one.path].dtype)
-        assert read.dtype == one.dtype
-        assert read.tobytes() == values[one.path].tobytes()
+    assert [variable.path for variable in message.snapshot.variables] == list(values)
+    for variable in message.snapshot.variables:
+        read, value = variable.read(), values[variable.path]
+        assert (variable.shape, variable.dtype) == (value.shape, value.dtype)
+        assert read.dtype == variable.dtype
+        assert read.tobytes() == value.tobytes()
     assert message.snapshot.documents == {"config.json": b'{"a": 1}', "metadata.json": b""}
     assert message.snapshot.attributes == {"layers/dense/vars": {"name": "dense"}}
     assert message.snapshot.state is not None
@@ -109,28 +109,28 @@ def test_a_message_holds_the_values_at_the_time_of_writing() -> None:
     memory = SharedMemory()
     MessageWriter().write(memory, snapshot({"v": live}), SaveRequest(run="r", epoch=0), 1)
     live[:] = 2
-    (variable,) = MessageReader(there(memory)).read().snapshot.variables
+    (variable,) = MessageReader(other_side(memory)).read().snapshot.variables
     assert np.array_equal(variable.read(), np.ones((3, 3), "float32"))
 
 
 def test_messages_of_different_structures_follow_each_other_in_one_slot() -> None:
-    """A model may be built further, or unfrozen: what a reader remembers of the last message is outdated then."""
+    """A model may be built further, or unfrozen: the reader must not use the structure of the last message."""
     memory, writer = SharedMemory(), MessageWriter()
-    reader = MessageReader(there(memory))
+    reader = MessageReader(other_side(memory))
     rows = [3, 3, 100_000, 2, 400_000]
     for number, size in enumerate(rows, start=1):
         values = {f"v/{i}": array(number + i, (size,), "float32") for i in range(1 + size % 3)}
         writer.write(memory, snapshot(values, {"n": number}), SaveRequest(run="r", epoch=number), number)
         message = reader.read()
         assert message.number == message.request.epoch == number
-        assert {one.path: one.read().tobytes() for one in message.snapshot.variables} == {
+        assert {variable.path: variable.read().tobytes() for variable in message.snapshot.variables} == {
             path: value.tobytes() for path, value in values.items()
         }
 
 
 def test_the_structure_is_worked_out_once_while_it_stays_the_same() -> None:
     memory, writer = SharedMemory(), MessageWriter()
-    reader = MessageReader(there(memory))
+    reader = MessageReader(other_side(memory))
     live = np.zeros(3, "float32")
     first = snapshot({"v": live}, {"n": 0})
     messages = []
@@ -152,7 +152,7 @@ def test_memory_is_used_again_and_grows_when_it_must() -> None:
     size = memory.nbytes
     assert not memory.reserve(size)
     assert memory.nbytes == size
-    other = there(memory)
+    other = other_side(memory)
     assert other.refresh()
     assert not other.refresh()
     memory.put(0, b"before")
@@ -167,7 +167,7 @@ def test_memory_is_used_again_and_grows_when_it_must() -> None:
 
 
 class Copies:
-    """Copies one array, and remembers what it was told to prepare for."""
+    """Copies one array, and records the arrays that it prepared for."""
 
     def __init__(self, value: np.ndarray) -> None:
         self.value = value
@@ -179,7 +179,7 @@ class Copies:
         self.threads.append(threading.current_thread().name)
 
     def __call__(self, targets: Sequence[np.ndarray]) -> None:
-        assert [id(one) for one in self.prepared] == [id(targets)]
+        assert [id(prepared) for prepared in self.prepared] == [id(targets)]
         np.copyto(targets[0], self.value, casting="no")
 
 
@@ -196,20 +196,20 @@ def test_arrays_prepared_for_another_structure_are_not_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     memory, writer = SharedMemory(), MessageWriter()
-    go_on = threading.Event()
+    structure_changed = threading.Event()
     prefault, prefault_here = memory.prefault, memory._prefault
 
     def late() -> None:
         if threading.current_thread() is not threading.main_thread():
-            go_on.wait()
+            structure_changed.wait()
         prefault_here()
 
-    def behind_a_look_at_the_new_structure() -> None:
-        go_on.set()
+    def after_the_structure_changed() -> None:
+        structure_changed.set()
         prefault()
 
     monkeypatch.setattr(memory, "_prefault", late)
-    monkeypatch.setattr(memory, "prefault", behind_a_look_at_the_new_structure)
+    monkeypatch.setattr(memory, "prefault", after_the_structure_changed)
     before = replace(snapshot({"v": np.ones(3)}), copy=Copies(np.ones(3)))
     writer.prepare(memory, before)
     writer.write(memory, snapshot({"v": np.zeros((2, 2), "int32")}), SaveRequest(run="r", epoch=0), 1)
@@ -220,19 +220,21 @@ def test_arrays_prepared_for_another_structure_are_not_used(
 
 @pytest.mark.parametrize("closed", [True, False])
 def test_memory_is_released(closed: bool) -> None:
-    def kept() -> set[str]:
-        found = Path("/proc/self/fd").iterdir()
-        return {str(one) for one in found if one.is_symlink() and "ckptstore-snapshot" in str(one.readlink())}
+    def open_memories() -> set[str]:
+        paths = Path("/proc/self/fd").iterdir()
+        return {
+            str(path) for path in paths if path.is_symlink() and "ckptstore-snapshot" in str(path.readlink())
+        }
 
     gc.collect()
-    before = kept()
+    before = open_memories()
     memory = SharedMemory()
     memory.reserve(1 << 20)
-    assert kept() > before
+    assert open_memories() > before
     if closed:
         memory.close()
     del memory
-    assert kept() == before
+    assert open_memories() == before
 
 
 @pytest.mark.parametrize("kind", [EventfdHandoff, LocalHandoff])
@@ -250,7 +252,7 @@ def test_the_time_of_a_save_is_when_it_was_requested() -> None:
     request = SaveRequest(run="r", epoch=0)
     memory = SharedMemory()
     MessageWriter().write(memory, snapshot({}), request, 1)
-    message = MessageReader(there(memory)).read()
+    message = MessageReader(other_side(memory)).read()
     assert message.request.began == request.began
     assert message.request.created_at <= datetime.now(UTC)
     assert message.request.blocked_s is not None

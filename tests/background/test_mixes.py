@@ -1,4 +1,4 @@
-"""Whatever is handed over, in whatever mix: all that may not be left out is committed, in order, and is whole."""
+"""Random mixes of saves: all that may not be dropped are committed, complete and in order."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ SEEDS = range(6)
 
 
 class Mix:
-    """Hands over saves of all kinds, at any pace, and keeps account of what must be there in the end.
+    """Submits saves of all kinds at random intervals, and records what must be saved in the end.
 
     Attributes:
-        due: Epochs by the numbers of messages that were handed over, less those that newer ones replaced.
-        heard: What was told of them.
+        due: The epochs by the numbers of submitted messages, without those that were replaced.
+        outcomes: The outcomes so far.
     """
 
     def __init__(self, queue: SaveQueue, chosen: random.Random, backpressure: Backpressure) -> None:
@@ -36,36 +36,36 @@ class Mix:
         self.pace_s = chosen.choice([0.0, 0.0005, 0.002, 0.01])
         self.due: dict[int, int] = {}
         self.kinds: dict[int, tuple[bool, bool]] = {}
-        self.heard: list[Outcome] = []
+        self.outcomes: list[Outcome] = []
 
     def submit(self, epoch: int) -> None:
         droppable, best = self.chosen.random() < 0.7, self.chosen.random() < 0.15
         request = SaveRequest(run="default", epoch=epoch, metrics={})
-        handed = self.queue.submit(snapshot_of(epoch), request, droppable=droppable, best=best)
-        if handed is None:
-            assert droppable and not best, "only what may be left out, and is not the best, is refused"
+        submitted = self.queue.submit(snapshot_of(epoch), request, droppable=droppable, best=best)
+        if submitted is None:
+            assert droppable and not best, "only a droppable save that is not the best is refused"
             return
-        self.kinds[handed.number] = droppable, best
-        self.due[handed.number] = epoch
-        if handed.dropped is not None:
-            was_droppable, was_best = self.kinds[handed.dropped]
+        self.kinds[submitted.number] = droppable, best
+        self.due[submitted.number] = epoch
+        if submitted.dropped is not None:
+            was_droppable, was_best = self.kinds[submitted.dropped]
             assert self.backpressure == "replace" and was_droppable
-            assert best or not was_best, "the best makes way for a better one alone"
-            del self.due[handed.dropped]
+            assert best or not was_best, "the best is replaced only by a better one"
+            del self.due[submitted.dropped]
 
-    def look_around(self) -> None:
+    def poll(self) -> None:
         time.sleep(2 * self.pace_s * self.chosen.random())
         drawn = self.chosen.random()
         if drawn < 0.03:
             self.queue.drain()
         elif drawn < 0.3:
-            self.heard += self.queue.outcomes()
+            self.outcomes += self.queue.outcomes()
 
     def end(self) -> None:
         self.queue.drain()
-        self.heard += self.queue.outcomes()
+        self.outcomes += self.queue.outcomes()
         self.queue.close()
-        self.heard += self.queue.outcomes()
+        self.outcomes += self.queue.outcomes()
 
 
 def kill_writers(root: Path) -> None:
@@ -84,18 +84,19 @@ def kill_writers(root: Path) -> None:
 def test_all_required_saves_are_committed_complete_and_in_order(
     kind: str, backpressure: Backpressure, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where the process that saves is killed, twice, and others go on with what it had."""
+    """Also where the worker process is killed twice, and others take over its messages."""
     monkeypatch.setenv(WRITER_VARIABLE, "thread" if kind == "thread" else "process")
     chosen = random.Random(seed)
     with CheckpointStore(tmp_path) as store:
         mix = Mix(store.saving_beside("default", backpressure=backpressure), chosen, backpressure)
         for epoch in range(60):
             mix.submit(epoch)
-            mix.look_around()
+            mix.poll()
             if kind == "killed" and epoch in (20, 40):
                 kill_writers(tmp_path)
         mix.end()
-        assert [one.error for one in mix.heard if one.error is not None] == []
-        assert [one.number for one in mix.heard] == sorted(mix.due)
-        assert [one.epoch for one in store.checkpoints()] == list(mix.due.values())
-        assert all(is_seed(one.path, one.epoch) for one in store.checkpoints())
+        checkpoints = store.checkpoints()
+        assert [outcome.error for outcome in mix.outcomes if outcome.error is not None] == []
+        assert [outcome.number for outcome in mix.outcomes] == sorted(mix.due)
+        assert [checkpoint.epoch for checkpoint in checkpoints] == list(mix.due.values())
+        assert all(is_seed(checkpoint.path, checkpoint.epoch) for checkpoint in checkpoints)

@@ -1,4 +1,4 @@
-"""Snapshots that are handed over are committed in order, within bounds, whatever happens to what saves them."""
+"""Submitted snapshots are committed in order, within bounds, whatever happens to the worker."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ KINDS = ["process", "thread"]
 
 
 def may_lower_priority() -> bool:
-    """Return whether a process of its own may choose how it is scheduled."""
+    """Return True if a process may choose its own scheduling class."""
     script = "import os; os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))"
     return subprocess.run([sys.executable, "-c", script], capture_output=True, check=False).returncode == 0
 
@@ -78,9 +78,10 @@ def submit(
 
 
 def epochs(store: CheckpointStore) -> list[int]:
-    for one in store.checkpoints():
-        assert is_seed(one.path, one.epoch)
-    return [one.epoch for one in store.checkpoints()]
+    checkpoints = store.checkpoints()
+    for checkpoint in checkpoints:
+        assert is_seed(checkpoint.path, checkpoint.epoch)
+    return [checkpoint.epoch for checkpoint in checkpoints]
 
 
 # --- order -------------------------------------------------------------------------------------
@@ -90,33 +91,33 @@ def test_snapshots_are_committed_and_reported_in_order(queue: SaveQueue, store: 
     numbers = [submit(queue, seed).number for seed in range(6)]
     queue.drain()
     outcomes = queue.outcomes()
-    assert [one.number for one in outcomes] == numbers
-    assert [one.checkpoint.epoch for one in outcomes if one.checkpoint] == list(range(6))
+    assert [outcome.number for outcome in outcomes] == numbers
+    assert [outcome.checkpoint.epoch for outcome in outcomes if outcome.checkpoint] == list(range(6))
     assert epochs(store) == list(range(6))
     assert queue.pending == 0
     assert queue.outcomes() == []
 
 
 def test_the_cost_of_a_save_is_in_the_manifest(queue: SaveQueue, store: CheckpointStore) -> None:
-    handed = submit(queue, 0)
+    submitted = submit(queue, 0)
     queue.drain()
-    (one,) = store.checkpoints()
-    assert one.blocked_s is not None
-    assert one.total_s is not None
-    assert 0 < one.blocked_s <= handed.blocked_s
-    assert one.blocked_s < one.total_s
+    (checkpoint,) = store.checkpoints()
+    assert checkpoint.blocked_s is not None
+    assert checkpoint.total_s is not None
+    assert 0 < checkpoint.blocked_s <= submitted.blocked_s
+    assert checkpoint.blocked_s < checkpoint.total_s
 
 
 def test_the_start_time_of_the_process_is_reported_once(process_queue: SaveQueue) -> None:
     for seed in range(3):
         submit(process_queue, seed)
     process_queue.drain()
-    first, *others = (one.start_s for one in process_queue.outcomes())
+    first, *others = (outcome.start_s for outcome in process_queue.outcomes())
     assert 0.01 < first < 60
     assert others == [0.0, 0.0]
 
 
-# --- what goes -----------------------------------------------------------------------------------
+# --- removal -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -130,21 +131,25 @@ def thread_queue(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> Ite
 def test_a_save_is_reported_before_expired_checkpoints_are_removed(
     thread_queue: SaveQueue, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heard = threading.Event()
+    reported = threading.Event()
 
-    def remove(gone: Any, unlink: Any) -> None:
-        assert heard.wait(60)
-        unlink_marked(gone, unlink)
+    def remove(expired: Any, unlink: Any) -> None:
+        assert reported.wait(60)
+        unlink_marked(expired, unlink)
 
     monkeypatch.setattr(committer, "unlink_marked", remove)
     for seed in range(3):
         submit(thread_queue, seed, keep=keep_last(1))
         thread_queue.drain()
-    assert [(one.number, one.error) for one in thread_queue.outcomes()] == [(1, None), (2, None), (3, None)]
+    assert [(outcome.number, outcome.error) for outcome in thread_queue.outcomes()] == [
+        (1, None),
+        (2, None),
+        (3, None),
+    ]
     assert epochs(store) == [1, 2]
     payloads = store.path / "checkpoints"
     assert len(list(payloads.iterdir())) == 3
-    heard.set()
+    reported.set()
     thread_queue.close()
     assert thread_queue.outcomes() == []
     assert len(list(payloads.iterdir())) == 2
@@ -153,8 +158,8 @@ def test_a_save_is_reported_before_expired_checkpoints_are_removed(
 def test_a_failed_removal_is_reported_after_its_save(
     thread_queue: SaveQueue, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def remove(gone: Any, unlink: Any) -> None:
-        raise StorageError(operation="unlink", path=gone[0].path, error=OSError(errno.EIO, "I/O error"))
+    def remove(expired: Any, unlink: Any) -> None:
+        raise StorageError(operation="unlink", path=expired[0].path, error=OSError(errno.EIO, "I/O error"))
 
     monkeypatch.setattr(committer, "unlink_marked", remove)
     for seed in range(3):
@@ -162,8 +167,8 @@ def test_a_failed_removal_is_reported_after_its_save(
     thread_queue.drain()
     thread_queue.close()
     outcomes = thread_queue.outcomes()
-    assert [one.number for one in outcomes] == [1, 2, 3, 3]
-    assert [one.error for one in outcomes[:3]] == [None, None, None]
+    assert [outcome.number for outcome in outcomes] == [1, 2, 3, 3]
+    assert [outcome.error for outcome in outcomes[:3]] == [None, None, None]
     error = outcomes[3].error
     assert isinstance(error, UnfinishedSaveError)
     assert error.checkpoint.version == 3
@@ -180,19 +185,21 @@ def test_the_next_save_finishes_a_removal_that_failed(
 ) -> None:
     failed = threading.Event()
 
-    def remove(gone: Any, unlink: Any) -> None:
+    def remove(expired: Any, unlink: Any) -> None:
         if not failed.is_set():
             failed.set()
-            raise StorageError(operation="unlink", path=gone[0].path, error=OSError(errno.EIO, "I/O error"))
-        unlink_marked(gone, unlink)
+            raise StorageError(
+                operation="unlink", path=expired[0].path, error=OSError(errno.EIO, "I/O error")
+            )
+        unlink_marked(expired, unlink)
 
     monkeypatch.setattr(committer, "unlink_marked", remove)
     for seed in range(4):
-        # Each is saved: the removal behind it may come late, and its failure with it.
+        # Each is saved: the removal after it, and its failure, may come late.
         submit(thread_queue, seed, keep=keep_last(1) if seed < 3 else None)
     thread_queue.drain()
     thread_queue.close()
-    assert [one.number for one in thread_queue.outcomes()] == [1, 2, 3, 3, 4]
+    assert [outcome.number for outcome in thread_queue.outcomes()] == [1, 2, 3, 3, 4]
     assert epochs(store) == [1, 2, 3]
     assert len(list((store.path / "checkpoints").iterdir())) == 3
 
@@ -201,7 +208,7 @@ def test_the_next_save_finishes_a_removal_that_failed(
 
 
 def test_the_waiting_snapshot_is_replaced_by_a_newer_one(queue: SaveQueue, store: CheckpointStore) -> None:
-    # Whoever has this lock keeps the disk from everybody else.
+    # While this lock is held, nothing can be committed.
     with store_lock(Layout(store.path).locks):
         first = submit(queue, 0, droppable=True)
         wait_until_begun(queue)
@@ -212,25 +219,25 @@ def test_the_waiting_snapshot_is_replaced_by_a_newer_one(queue: SaveQueue, store
         assert (third.dropped, fourth.dropped) == (second.number, third.number)
         assert queue.pending == 2
     queue.drain()
-    assert [one.number for one in queue.outcomes()] == [first.number, fourth.number]
+    assert [outcome.number for outcome in queue.outcomes()] == [first.number, fourth.number]
     assert epochs(store) == [0, 3]
 
 
 @pytest.mark.timeout(60)
 def test_none_overtakes_one_that_is_older(queue: SaveQueue, store: CheckpointStore) -> None:
-    """However often the one that waits was replaced, in either slot."""
-    heard: list[int] = []
+    """However often the waiting one was replaced, in either slot."""
+    reported: list[int] = []
     count = 0
-    while len(heard) < 8:
+    while len(reported) < 8:
         count += 1
         submit(queue, 0, droppable=True, metrics={"loss": float(count)})
-        time.sleep(0.002)  # as in a step of the training, a thread may look whether there is something to do
-        heard += [one.number for one in queue.outcomes()]
+        time.sleep(0.002)  # as in a training step, so that a worker thread can run
+        reported += [outcome.number for outcome in queue.outcomes()]
     queue.drain()
-    heard += [one.number for one in queue.outcomes()]
-    assert heard == sorted(heard)
-    assert heard[-1] == count
-    assert [one.metrics["loss"] for one in store.checkpoints()] == heard
+    reported += [outcome.number for outcome in queue.outcomes()]
+    assert reported == sorted(reported)
+    assert reported[-1] == count
+    assert [checkpoint.metrics["loss"] for checkpoint in store.checkpoints()] == reported
 
 
 def test_the_best_and_the_last_are_never_replaced(queue: SaveQueue, store: CheckpointStore) -> None:
@@ -242,7 +249,7 @@ def test_the_best_and_the_last_are_never_replaced(queue: SaveQueue, store: Check
         waiting = threading.Thread(target=submit, args=(queue, 2), kwargs={"droppable": True})
         waiting.start()
         waiting.join(0.2)
-        assert waiting.is_alive()  # it waits for the disk
+        assert waiting.is_alive()  # it waits for a slot
     waiting.join()
     queue.drain()
     assert epochs(store) == [0, 1, 2]
@@ -255,7 +262,7 @@ def test_the_best_is_replaced_only_by_a_better_one(queue: SaveQueue, store: Chec
         best = submit(queue, 1, droppable=True, best=True)
         better = submit(queue, 2, droppable=True, best=True)
         assert better.dropped == best.number
-        # No step waits for what need not be saved; what must be, waits for a slot.
+        # A step does not wait for a save that may be dropped; one that may not be dropped waits for a slot.
         assert submit(queue, 3, droppable=True) is None
         waiting = threading.Thread(target=submit, args=(queue, 4))
         waiting.start()
@@ -282,23 +289,23 @@ def test_the_step_waits_with_backpressure_wait(store: CheckpointStore) -> None:
 
 
 def wait_until_begun(queue: SaveQueue) -> None:
-    """Wait until the first message is no longer the trainer's to take back."""
+    """Wait until the trainer can no longer withdraw the first message."""
     (message,) = queue._in_flight
     handoff = queue._slots[message.slot].handoff
-    # Looked at and not taken: a thread that found it taken would not look again.
+    # Checked and not taken: a thread that found it taken would not check again.
     while handoff.is_pending():
         time.sleep(0.001)
 
 
 @needs_process
 def test_no_more_than_two_snapshots_are_in_memory(process_queue: SaveQueue, store: CheckpointStore) -> None:
-    kept = set()
+    counts = set()
     with store_lock(Layout(store.path).locks):
         for seed in range(8):
             submit(process_queue, seed, droppable=True)
-            kept.add(sum(slot.memory.nbytes > 0 for slot in process_queue._slots))
+            counts.add(sum(slot.memory.nbytes > 0 for slot in process_queue._slots))
     process_queue.drain()
-    assert max(kept) == 2
+    assert max(counts) == 2
     assert len(process_queue._slots) == 2
 
 
@@ -308,7 +315,7 @@ def test_no_more_than_two_snapshots_are_in_memory(process_queue: SaveQueue, stor
 def test_the_worker_pauses_between_droppable_saves_unless_somebody_waits(
     queue: SaveQueue, store: CheckpointStore
 ) -> None:
-    """A commit takes processor time from the training: of saves every few milliseconds ten a second are enough."""
+    """A commit takes processor time from the training: ten commits a second are enough."""
     began = time.monotonic()
     for seed in range(3):
         submit(queue, seed, droppable=True)
@@ -319,14 +326,14 @@ def test_the_worker_pauses_between_droppable_saves_unless_somebody_waits(
     submit(queue, 4, droppable=True)
     queue._worker.flush_up_to(5)  # type: ignore[union-attr]
     queue.drain()
-    moments = [one.created_at for one in store.checkpoints()]
-    assert epochs(store) == [0, 1, 2, 3, 4] and moments == sorted(moments)
+    times = [checkpoint.created_at for checkpoint in store.checkpoints()]
+    assert epochs(store) == [0, 1, 2, 3, 4] and times == sorted(times)
 
 
 def test_a_save_that_may_not_be_dropped_is_saved_at_once(
     queue: SaveQueue, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker that rested for its whole time would never come to its end here."""
+    """A worker that paused for the whole interval would not finish within the time limit."""
     monkeypatch.setattr(worker, "COMMIT_INTERVAL_S", 1000.0)
     submit(queue, 0, droppable=True)
     for seed in (1, 2, 3):
@@ -336,16 +343,16 @@ def test_a_save_that_may_not_be_dropped_is_saved_at_once(
 
 
 def test_the_worker_is_not_polled_at_every_batch(queue: SaveQueue, store: CheckpointStore) -> None:
-    """A batch may take a millisecond, and a question of a process some tens of microseconds."""
+    """A batch may take a millisecond, and asking a process takes some tens of microseconds."""
     with store_lock(Layout(store.path).locks):
         submit(queue, 1)
         assert queue._worker is not None
-        asked: list[float] = []
+        polls: list[float] = []
         outcomes = queue._worker.outcomes
-        queue._worker.outcomes = lambda timeout_s: asked.append(time.monotonic()) or outcomes(timeout_s)  # type: ignore
-        while len(asked) < 3:
+        queue._worker.outcomes = lambda timeout_s: polls.append(time.monotonic()) or outcomes(timeout_s)  # type: ignore
+        while len(polls) < 3:
             assert queue.outcomes() == []
-        assert all(later - earlier >= 0.02 for earlier, later in pairwise(asked))
+        assert all(later - earlier >= 0.02 for earlier, later in pairwise(polls))
     queue.drain()
     (outcome,) = queue.outcomes()
     assert outcome.checkpoint is not None and outcome.checkpoint.epoch == 1
@@ -416,7 +423,7 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(
         submit(process_queue, 1)
         os.kill(process_queue._worker.pid, signal.SIGKILL)  # type: ignore[union-attr]
     process_queue.drain()
-    assert [one.error for one in process_queue.outcomes()] == [None, None]
+    assert [outcome.error for outcome in process_queue.outcomes()] == [None, None]
     assert epochs(store) == [0, 1]
     assert "has ended with -9; another one takes over" in capfd.readouterr().err
     process_queue.close()
@@ -464,9 +471,11 @@ def test_a_thread_saves_with_one_warning_where_no_process_can_be_started(
     queue.drain()
     queue.close()
     assert epochs(store) == [0, 1, 2]
-    said = [str(one.message) for one in recwarn if "no process could be started" in str(one.message)]
-    assert len(said) == 1
-    assert "/nowhere/python" in said[0]
+    warned = [
+        str(warning.message) for warning in recwarn if "no process could be started" in str(warning.message)
+    ]
+    assert len(warned) == 1
+    assert "/nowhere/python" in warned[0]
 
 
 def test_no_process_is_left_at_the_end(process_queue: SaveQueue, store: CheckpointStore) -> None:
@@ -479,21 +488,21 @@ def test_no_process_is_left_at_the_end(process_queue: SaveQueue, store: Checkpoi
 
 
 def test_a_collected_queue_lets_its_process_finish(store: CheckpointStore) -> None:
-    """In a circle, as the traceback of what ended a fit makes one: Python then takes all of it apart, in any order."""
+    """In a reference cycle, such as a traceback makes: Python then finalizes its objects in any order."""
     if not can_start():
         pytest.skip("this platform has no memfd or pidfd")
-    circle: list[Any] = [store.saving_beside("default")]
-    circle.append(circle)
+    cycle: list[Any] = [store.saving_beside("default")]
+    cycle.append(cycle)
     with store_lock(Layout(store.path).locks):
-        submit(circle[0], 0)
-        wait_until_begun(circle[0])
-        writer = weakref.ref(circle[0]._worker.process)
-        del circle
+        submit(cycle[0], 0)
+        wait_until_begun(cycle[0])
+        process_ref = weakref.ref(cycle[0]._worker.process)
+        del cycle
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             gc.collect()
-        assert [str(one.message) for one in warned] == []
-        process = writer()
+        assert [str(warning.message) for warning in warned] == []
+        process = process_ref()
         assert process is not None
     process.wait()
     assert epochs(store) == [0]
@@ -502,7 +511,7 @@ def test_a_collected_queue_lets_its_process_finish(store: CheckpointStore) -> No
 def test_the_run_belongs_to_the_worker_until_its_saves_are_done(
     process_queue: SaveQueue, store: CheckpointStore, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Also when the trainer lets go of it meanwhile, as one does that is killed: the next one waits, and says so."""
+    """Also when the trainer releases it meanwhile, as a killed one does: the next trainer waits, and reports that."""
     with CheckpointStore(store.path) as other:
         claiming = threading.Thread(target=other.claim, args=("default",))
         with store_lock(Layout(store.path).locks):
@@ -511,16 +520,16 @@ def test_the_run_belongs_to_the_worker_until_its_saves_are_done(
             process_queue.close()
             store._ownership._locks.pop("default").release()
             claiming.start()
-            said = ""
-            while "has ended" not in said and claiming.is_alive():
+            printed = ""
+            while "has ended" not in printed and claiming.is_alive():
                 claiming.join(0.01)
-                said += capfd.readouterr().err
+                printed += capfd.readouterr().err
             assert claiming.is_alive()
         claiming.join()
         assert other.latest() is not None
         save(other, 1)
     assert epochs(store) == [0, 1]
-    assert f"process {os.getpid()}, which trained run 'default', has ended; waiting" in said
+    assert f"process {os.getpid()}, which trained run 'default', has ended; waiting" in printed
 
 
 def test_a_worker_ignores_signals_meant_for_the_trainer(
@@ -537,7 +546,7 @@ def test_a_worker_ignores_signals_meant_for_the_trainer(
     assert epochs(store) == [0, 1]
 
 
-def nicer() -> int:
+def worker_nice() -> int:
     return min(19, os.getpriority(os.PRIO_PROCESS, 0) + 5)
 
 
@@ -546,13 +555,13 @@ def test_a_worker_runs_at_lower_priority_than_the_training(process_queue: SaveQu
     submit(process_queue, 0)
     process_queue.drain()
     pid = process_queue._worker.pid  # type: ignore[union-attr]
-    assert os.getpriority(os.PRIO_PROCESS, pid) == nicer()
-    # It takes no core from a step when it wakes up.
-    ours = os.sched_getscheduler(0)
-    assert os.sched_getscheduler(pid) == (os.SCHED_BATCH if ours == os.SCHED_OTHER else ours)
+    assert os.getpriority(os.PRIO_PROCESS, pid) == worker_nice()
+    # A batch task does not preempt a training step when it wakes up.
+    own = os.sched_getscheduler(0)
+    assert os.sched_getscheduler(pid) == (os.SCHED_BATCH if own == os.SCHED_OTHER else own)
 
 
-STEPPING_BACK = """
+LOWER_PRIORITY = """
 import os
 from ckptstore.background import __main__ as program
 from forbidden_calls import forbid
@@ -566,14 +575,14 @@ print(os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0))
 @needs_the_number
 @needs_process
 def test_a_worker_only_has_a_nice_value_where_scheduling_is_forbidden() -> None:
-    script = STEPPING_BACK.format(before='forbid("sched_setscheduler")')
-    assert output_of(script) == f"{nicer()} {os.sched_getscheduler(0)}\n"
+    script = LOWER_PRIORITY.format(before='forbid("sched_setscheduler")')
+    assert output_of(script) == f"{worker_nice()} {os.sched_getscheduler(0)}\n"
 
 
 @needs_process
 def test_a_worker_keeps_a_lower_scheduling_class_of_the_training() -> None:
-    script = STEPPING_BACK.format(before="os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))")
-    assert output_of(script) == f"{nicer()} {os.SCHED_IDLE}\n"
+    script = LOWER_PRIORITY.format(before="os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))")
+    assert output_of(script) == f"{worker_nice()} {os.SCHED_IDLE}\n"
 
 
 def test_a_worker_imports_neither_keras_nor_a_backend(process_queue: SaveQueue) -> None:
@@ -607,7 +616,7 @@ def test_a_forked_child_neither_waits_for_the_writer_nor_ends_it(
 def test_exit_waits_for_saves_that_a_script_did_not_wait_for(
     kind: str, collected: bool, tmp_path: Path
 ) -> None:
-    """No end of a fit, no `close`, and no main guard: the interpreter's end drains."""
+    """No end of a fit, no `close`, and no main guard: the queue is drained when the interpreter exits."""
     script = tmp_path / "script.py"
     script.write_text(
         textwrap.dedent(f"""
@@ -636,10 +645,10 @@ def test_exit_waits_for_saves_that_a_script_did_not_wait_for(
 
 
 def test_a_long_wait_at_the_end_is_reported(queue: SaveQueue, store: CheckpointStore) -> None:
-    said: list[str] = []
+    lines: list[str] = []
 
-    def let_go(text: str) -> None:
-        said.append(text)
+    def release(text: str) -> None:
+        lines.append(text)
         lock.release()
 
     lock = threading.Lock()
@@ -655,10 +664,10 @@ def test_a_long_wait_at_the_end_is_reported(queue: SaveQueue, store: CheckpointS
     holder.start()
     held.wait()
     submit(queue, 0)
-    queue.drain(let_go)
+    queue.drain(release)
     holder.join()
-    assert len(said) == 1
-    assert said[0].startswith("waiting for 1 checkpoint of up to ")
+    assert len(lines) == 1
+    assert lines[0].startswith("waiting for 1 checkpoint of up to ")
     assert epochs(store) == [0]
 
 

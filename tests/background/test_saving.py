@@ -1,4 +1,4 @@
-"""Saving beside the training: what is saved is one instant's, what is promised is kept however the training ends."""
+"""Background saves of a fit: each is of one instant, and what was submitted is saved however the training ends."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from ckptstore.storage.locks import store_lock
 from ckptstore.training.saving.overhead_budget import SaveBudget
 from crash.kill_writer import writers
 
-# What Keras' own code does on torch.
+# Issued by Keras' own code on torch.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
 )
@@ -46,7 +46,7 @@ def kind(request: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(WRITER_VARIABLE, getattr(request, "param", "process"))
 
 
-# Where a thread does the work, what it is asked is the same; how that ends may differ.
+# For tests whose result must be the same with a worker in a thread.
 in_a_thread_too = pytest.mark.parametrize(
     "kind", [pytest.param("process", marks=needs_process), "thread"], indirect=True
 )
@@ -90,12 +90,12 @@ def state_of(trained: Any) -> str:
 
 
 def weights_of(trained: Any) -> str:
-    """Of what Keras itself loads: no seed generators."""
+    """Return the digest of what Keras itself loads: no seed generators."""
     return digest([*trained.weights, *trained.optimizer.variables])
 
 
-class Noting(keras.callbacks.Callback):  # type: ignore[misc]
-    """Notes the state after each batch, by the number of the step."""
+class StateRecorder(keras.callbacks.Callback):  # type: ignore[misc]
+    """Records the state after each batch, by the number of the step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,21 +105,21 @@ class Noting(keras.callbacks.Callback):  # type: ignore[misc]
         self.states[len(self.states) + 1] = state_of(self.model)
 
 
-class Doing(keras.callbacks.Callback):  # type: ignore[misc]
-    """Does something at a batch."""
+class AtBatch(keras.callbacks.Callback):  # type: ignore[misc]
+    """Calls a function at the end of a batch."""
 
-    def __init__(self, batch: int, what: Callable[[], object]) -> None:
+    def __init__(self, batch: int, action: Callable[[], object]) -> None:
         super().__init__()
         self.batch = batch
-        self.what = what
+        self.action = action
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if batch == self.batch:
-            self.what()
+            self.action()
 
 
-class EndingAfter(keras.callbacks.Callback):  # type: ignore[misc]
-    """Ends the training once so many checkpoints from the middle of its epoch are durable."""
+class StopAfter(keras.callbacks.Callback):  # type: ignore[misc]
+    """Stops the training once so many checkpoints from the middle of its epoch are durable."""
 
     def __init__(self, path: Path, saver: ckptstore.StoreCheckpoint, *, saves: int) -> None:
         super().__init__()
@@ -138,34 +138,34 @@ class EndingAfter(keras.callbacks.Callback):  # type: ignore[misc]
 
 @in_a_thread_too
 def test_a_snapshot_is_of_one_instant_while_training_continues(tmp_path: Path) -> None:
-    """What is written while the next steps run is the state at the save, to the bit, of every variable."""
-    noting = Noting()
+    """A checkpoint written while the next steps run holds every variable as it was at the save, to the bit."""
+    recorder = StateRecorder()
     callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", save_freq=1, backpressure="wait")
-    fit(model(256), callback, noting)
-    saved = [one for one in checkpoints(tmp_path) if one.batch is not None]
-    assert [one.step for one in saved] == list(range(1, 2 * ROWS // 4 + 1))
+    fit(model(256), callback, recorder)
+    saved = [checkpoint for checkpoint in checkpoints(tmp_path) if checkpoint.batch is not None]
+    assert [checkpoint.step for checkpoint in saved] == list(range(1, 2 * ROWS // 4 + 1))
     other = model(256)
     with ckptstore.CheckpointStore(tmp_path, read_only=True) as store:
-        for one in saved:
-            store.restore(one.version, other)
-            assert state_of(other) == noting.states[one.step], one
+        for checkpoint in saved:
+            store.restore(checkpoint.version, other)
+            assert state_of(other) == recorder.states[checkpoint.step], checkpoint
 
 
 @in_a_thread_too
 @pytest.mark.timeout(120)
 def test_saves_that_are_not_replaced_are_complete_and_in_order(tmp_path: Path) -> None:
-    noting = Noting()
+    recorder = StateRecorder()
     callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", save_freq=1)
-    fit(model(256), callback, noting, batch_size=1, epochs=8)
-    saved = [one for one in checkpoints(tmp_path) if one.batch is not None]
-    steps = [one.step for one in saved]
+    fit(model(256), callback, recorder, batch_size=1, epochs=8)
+    saved = [checkpoint for checkpoint in checkpoints(tmp_path) if checkpoint.batch is not None]
+    steps = [checkpoint.step for checkpoint in saved]
     assert steps == sorted(steps)
     assert 3 < len(steps) < 8 * ROWS / 2
     other = model(256)
     with ckptstore.CheckpointStore(tmp_path, read_only=True) as store:
-        for one in saved:
-            store.restore(one.version, other)
-            assert state_of(other) == noting.states[one.step], one
+        for checkpoint in saved:
+            store.restore(checkpoint.version, other)
+            assert state_of(other) == recorder.states[checkpoint.step], checkpoint
 
 
 def test_a_run_with_background_saves_equals_one_without_to_the_bit(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_a_run_with_background_saves_equals_one_without_to_the_bit(tmp_path: Pat
 def test_everything_is_saved_when_fit_returns_and_no_process_is_left(tmp_path: Path) -> None:
     callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", save_freq=5, backpressure="wait")
     fit(model(), callback)
-    assert [(one.epoch, one.batch) for one in checkpoints(tmp_path)] == [
+    assert [(checkpoint.epoch, checkpoint.batch) for checkpoint in checkpoints(tmp_path)] == [
         (0, 4), (0, 9), (1, 2), (1, 7), (1, None),
     ]  # fmt: skip
     assert callback.last is not None
@@ -200,20 +200,20 @@ def test_wait_returns_when_the_saves_so_far_are_durable(tmp_path: Path) -> None:
     seen = []
     callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", save_freq=3, backpressure="wait")
 
-    def look() -> None:
+    def list_steps() -> None:
         callback.wait()
-        seen.append([one.step for one in checkpoints(tmp_path)])
+        seen.append([checkpoint.step for checkpoint in checkpoints(tmp_path)])
 
-    fit(model(), callback, Doing(8, look), epochs=1)
+    fit(model(), callback, AtBatch(8, list_steps), epochs=1)
     assert seen == [[3, 6, 9]] or seen == [[3, 6]]
 
 
 def test_blocked_and_total_time_are_in_the_manifest(tmp_path: Path) -> None:
     fit(model(), ckptstore.StoreCheckpoint(tmp_path, monitor="loss", save_freq=6))
-    for one in checkpoints(tmp_path):
-        assert one.blocked_s is not None
-        assert one.total_s is not None
-        assert 0 < one.blocked_s < one.total_s
+    for checkpoint in checkpoints(tmp_path):
+        assert checkpoint.blocked_s is not None
+        assert checkpoint.total_s is not None
+        assert 0 < checkpoint.blocked_s < checkpoint.total_s
 
 
 def test_a_fit_ended_by_a_callback_has_saved_what_was_submitted(tmp_path: Path) -> None:
@@ -222,8 +222,8 @@ def test_a_fit_ended_by_a_callback_has_saved_what_was_submitted(tmp_path: Path) 
 
     callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", save_freq=2, backpressure="wait")
     with pytest.raises(ZeroDivisionError):
-        fit(model(), callback, Doing(4, fail))
-    assert [one.step for one in checkpoints(tmp_path)] == [2, 4, 5]
+        fit(model(), callback, AtBatch(4, fail))
+    assert [checkpoint.step for checkpoint in checkpoints(tmp_path)] == [2, 4, 5]
     assert writers(tmp_path) == []
 
 
@@ -251,32 +251,32 @@ def test_a_signal_during_the_wait_for_the_last_saves_takes_effect_after_them(tmp
     with pytest.raises(ckptstore.TrainingInterrupted):
         fit(model(), callback, AtTheEnd(), epochs=1)
     holder.join()
-    assert [(one.epoch, one.batch) for one in checkpoints(tmp_path)] == [(0, None)]
+    assert [(checkpoint.epoch, checkpoint.batch) for checkpoint in checkpoints(tmp_path)] == [(0, None)]
 
 
 @needs_process
 def test_saves_of_a_killed_trainer_are_finished_and_a_restart_waits_for_them(tmp_path: Path) -> None:
-    """The script has no main guard; it dies with two snapshots on their way, and the next start has both."""
+    """The script has no main guard. It dies with two snapshots in flight, and the next start has both."""
     script = textwrap.dedent(f"""
         import os, signal, sys
         sys.path[:0] = {sys.path!r}
         import keras
         from pathlib import Path
-        from test_saving import Doing, fit, model
+        from test_saving import AtBatch, fit, model
         import ckptstore
         from ckptstore.storage.layout import Layout
         from ckptstore.storage.locks import store_lock
 
         keras.utils.set_random_seed(1)
         callback = ckptstore.StoreCheckpoint({str(tmp_path)!r}, monitor="loss", save_freq=3, backpressure="wait")
-        # Until it is dead nothing can be committed.
+        # Nothing can be committed until this process is dead.
         lock = store_lock(Layout(Path({str(tmp_path)!r})).locks)
-        dying = Doing(1, lock.__enter__), Doing(7, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        dying = AtBatch(1, lock.__enter__), AtBatch(7, lambda: os.kill(os.getpid(), signal.SIGKILL))
         fit(model(), callback, *(dying if "die" in sys.argv else ()))
         print("resumed from", callback.resumed_from.step)
         """)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    # From the standard input: there is no file that a child could run again.
+    # From standard input: there is no file that a child process could run again.
     runs = [
         subprocess.run(
             [sys.executable, "-", *words],
@@ -291,7 +291,7 @@ def test_saves_of_a_killed_trainer_are_finished_and_a_restart_waits_for_them(tmp
     assert runs[0].returncode == -signal.SIGKILL, runs[0].stderr
     assert runs[1].returncode == 0, runs[1].stderr
     assert "resumed from 6" in runs[1].stdout
-    steps = [one.step for one in checkpoints(tmp_path)]
+    steps = [checkpoint.step for checkpoint in checkpoints(tmp_path)]
     assert steps == [*range(3, 25, 3), 24]
     assert writers(tmp_path) == []
 
@@ -299,20 +299,20 @@ def test_saves_of_a_killed_trainer_are_finished_and_a_restart_waits_for_them(tmp
 # --- failures ----------------------------------------------------------------------------------
 
 
-class NoRoom(keras.callbacks.Callback):  # type: ignore[misc]
-    """Takes the folder for temporary files away at a batch, and brings it back at another."""
+class NoTemporaryFolder(keras.callbacks.Callback):  # type: ignore[misc]
+    """Renames the folder for temporary files at a batch, and restores it at another."""
 
-    def __init__(self, callback: Any, gone: int, back: int) -> None:
+    def __init__(self, callback: Any, rename_at: int, restore_at: int) -> None:
         super().__init__()
         self.callback = callback
         self.folder = Layout(callback.store_path).tmp
-        self.gone, self.back = gone, back
+        self.rename_at, self.restore_at = rename_at, restore_at
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if batch == self.gone:
+        if batch == self.rename_at:
             self.callback.wait()
             self.folder.rename(self.folder.with_name("away"))
-        if batch == self.back:
+        if batch == self.restore_at:
             self.folder.with_name("away").rename(self.folder)
 
     def on_train_end(self, logs: Any = None) -> None:
@@ -324,10 +324,10 @@ class NoRoom(keras.callbacks.Callback):  # type: ignore[misc]
 @in_a_thread_too
 def test_a_failed_save_is_a_warning_and_training_continues(tmp_path: Path) -> None:
     callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", save_freq=4, backpressure="wait")
-    waiting = [Doing(batch, callback.wait) for batch in (5, 9)]
+    waiting = [AtBatch(batch, callback.wait) for batch in (5, 9)]
     with pytest.warns(UserWarning, match="training goes on without"):
-        fit(model(), callback, NoRoom(callback, 4, 10), *waiting, epochs=1)
-    steps = [one.step for one in checkpoints(tmp_path)]
+        fit(model(), callback, NoTemporaryFolder(callback, 4, 10), *waiting, epochs=1)
+    steps = [checkpoint.step for checkpoint in checkpoints(tmp_path)]
     assert 4 in steps
     assert 8 not in steps
     assert steps[-1] == ROWS // 4
@@ -337,11 +337,11 @@ def test_a_failed_save_ends_the_training_if_the_user_asks_for_it(tmp_path: Path)
     callback = ckptstore.StoreCheckpoint(
         tmp_path, monitor="loss", save_freq=4, backpressure="wait", on_save_error="raise"
     )
-    away = NoRoom(callback, 4, 99)
+    away = NoTemporaryFolder(callback, 4, 99)
     with pytest.raises(ckptstore.StorageError):
-        fit(model(), callback, away, Doing(9, callback.wait), epochs=1)
+        fit(model(), callback, away, AtBatch(9, callback.wait), epochs=1)
     away.on_train_end()
-    assert [one.step for one in checkpoints(tmp_path)] == [4]
+    assert [checkpoint.step for checkpoint in checkpoints(tmp_path)] == [4]
     assert writers(tmp_path) == []
 
 
@@ -363,7 +363,7 @@ def test_a_failure_of_the_last_save_is_raised_by_fit(tmp_path: Path) -> None:
 
 def test_saves_that_come_too_fast_are_left_out_but_not_the_best_or_the_last(tmp_path: Path) -> None:
     class Holding(keras.callbacks.Callback):  # type: ignore[misc]
-        """Keeps the disk away while an epoch goes on."""
+        """Holds the store's lock during each epoch, so that nothing is committed."""
 
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
             callback.wait()
@@ -386,24 +386,25 @@ def test_saves_that_come_too_fast_are_left_out_but_not_the_best_or_the_last(tmp_
     per_epoch = 9
     assert len(saved) < 3 * per_epoch
     assert saved[-1].step == 3 * per_epoch
-    best = min((one for one in saved if "val_loss" in one.metrics), key=lambda one: one.metrics["val_loss"])
-    assert best.metrics["val_loss"] == callback.best
+    validated = [checkpoint for checkpoint in saved if "val_loss" in checkpoint.metrics]
+    best = min(checkpoint.metrics["val_loss"] for checkpoint in validated)
+    assert best == callback.best
 
 
 def test_auto_chooses_an_interval_and_records_it(tmp_path: Path) -> None:
     callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", save_freq="auto", max_overhead=0.9)
-    # More than are trained with: it ends when what is looked for has come, however slow the disk is.
+    # More rows than needed: the training stops after two saves, however slow the disk is.
     rows = {name: np.tile(values, (4000, 1)) for name, values in data().items() if name in ("x", "y")}
-    ending = EndingAfter(tmp_path, callback, saves=2)
+    ending = StopAfter(tmp_path, callback, saves=2)
     fit(model(), callback, ending, epochs=1, **rows)
     saved = checkpoints(tmp_path)
-    assert len([one for one in saved if one.batch is not None]) >= 2
+    assert len([checkpoint for checkpoint in saved if checkpoint.batch is not None]) >= 2
     assert saved[-1].batch is None
     assert saved[-1].step == ending.batches < 4000 * ROWS // 4
     with ckptstore.CheckpointStore(tmp_path, read_only=True) as store:
         events = store._manifest.events.find(kind="interval")
     assert events
-    versions = {one.version for one in saved}
+    versions = {checkpoint.version for checkpoint in saved}
     for event in events:
         assert event.version in versions
         assert event.detail is not None
@@ -416,31 +417,31 @@ def test_auto_chooses_an_interval_and_records_it(tmp_path: Path) -> None:
 def test_auto_counts_the_cost_of_starting_but_not_of_loading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heard: list[str] = []
-    monkeypatch.setattr(SaveBudget, "owe", noting(heard, "owe", SaveBudget.owe))
+    calls: list[str] = []
+    monkeypatch.setattr(SaveBudget, "owe", recording(calls, "owe", SaveBudget.owe))
     callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", save_freq="auto")
     fit(model(), callback, epochs=1)
-    assert len(heard) == 2  # the fit's beginning, and the epoch's
+    assert len(calls) == 2  # the beginning of the fit, and of the epoch
     fit(model(), callback, epochs=2)
     assert callback.resumed_from is not None
-    assert len(heard) == 2
+    assert len(calls) == 2
 
 
 def test_auto_tells_one_time_preparation_from_the_cost_of_each_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heard: list[bool] = []
+    calls: list[bool] = []
     hook_ends = SaveBudget.hook_ends
 
-    def noted(budget: SaveBudget, *, once: bool = False) -> None:
-        heard.append(once)
+    def recorded(budget: SaveBudget, *, once: bool = False) -> None:
+        calls.append(once)
         hook_ends(budget, once=once)
 
-    monkeypatch.setattr(SaveBudget, "hook_ends", noted)
+    monkeypatch.setattr(SaveBudget, "hook_ends", recorded)
     callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", save_freq="auto")
     fit(model(), callback, epochs=2)
-    assert heard == [True] + [False] * (len(heard) - 1)
-    assert len(heard) > 2
+    assert calls == [True] + [False] * (len(calls) - 1)
+    assert len(calls) > 2
 
 
 def test_a_time_interval_is_kept_while_auto_only_counts(
@@ -451,7 +452,7 @@ def test_a_time_interval_is_kept_while_auto_only_counts(
         tmp_path, monitor="loss", save_freq="auto", save_interval=1e-9, background=False
     )
     fit(model(), callback, epochs=1)
-    batches = [one.batch for one in checkpoints(tmp_path) if one.batch is not None]
+    batches = [checkpoint.batch for checkpoint in checkpoints(tmp_path) if checkpoint.batch is not None]
     assert len(batches) > 2
     assert batches == list(range(len(batches)))
 
@@ -459,28 +460,28 @@ def test_a_time_interval_is_kept_while_auto_only_counts(
 def test_auto_is_told_of_foreground_saves_and_failures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heard: list[str] = []
+    calls: list[str] = []
     for name in ("saved", "not_saved"):
-        monkeypatch.setattr(SaveBudget, name, noting(heard, name, getattr(SaveBudget, name)))
+        monkeypatch.setattr(SaveBudget, name, recording(calls, name, getattr(SaveBudget, name)))
     callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", save_freq="auto", background=False)
     tmp = Layout(tmp_path).tmp
     away = tmp.with_name("away")
 
-    def no_folder() -> None:
+    def replace_folder_by_a_file() -> None:
         tmp.rename(away)
         tmp.touch()
 
     with pytest.warns(UserWarning, match="training goes on without"):
-        fit(model(), callback, Doing(0, no_folder), epochs=1)
-    # The last one is never left out.
-    assert set(heard) == {"not_saved"}
+        fit(model(), callback, AtBatch(0, replace_folder_by_a_file), epochs=1)
+    # The last save is never left out.
+    assert set(calls) == {"not_saved"}
     tmp.unlink()
     away.rename(tmp)
     fit(model(), callback, epochs=2)
-    assert heard[-1] == "saved"
+    assert calls[-1] == "saved"
 
 
-def noting(calls: list[str], name: str, method: Any) -> Any:
+def recording(calls: list[str], name: str, method: Any) -> Any:
     def called(self: Any, *arguments: Any) -> None:
         calls.append(name)
         method(self, *arguments)
@@ -514,9 +515,9 @@ def test_the_drop_in_publishes_each_file_when_it_is_durable(
     assert sorted(path.name for path in tmp_path.glob("*.keras")) == ["1.keras", "2.keras", "3.keras"]
     loaded = keras.saving.load_model(tmp_path / "3.keras")
     assert weights_of(loaded) == weights_of(trained)
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for epoch in (1, 2, 3):
-        assert f"Epoch {epoch}: finished saving model to {tmp_path}/{epoch}.keras" in said
+        assert f"Epoch {epoch}: finished saving model to {tmp_path}/{epoch}.keras" in printed
     assert callback.last is not None
     assert callback.last.epoch == 2
     assert writers(tmp_path) == []
@@ -524,19 +525,21 @@ def test_the_drop_in_publishes_each_file_when_it_is_durable(
 
 def test_the_drop_in_keeps_the_best(tmp_path: Path) -> None:
     path = tmp_path / "best.keras"
-    noted: list[float] = []
-    note = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: noted.append(logs["val_loss"]))
+    losses: list[float] = []
+    recorder = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: losses.append(logs["val_loss"])
+    )
     callback = ckptstore.ModelCheckpoint(path, save_best_only=True, background=True)
-    fit(model(), callback, note, epochs=6, validation_split=0.25)
-    assert callback.best == min(noted)
+    fit(model(), callback, recorder, epochs=6, validation_split=0.25)
+    assert callback.best == min(losses)
     with ckptstore.CheckpointStore(tmp_path, read_only=True) as store:
         best = store.best("val_loss", mode="min")
         assert best is not None
-        assert best.metrics["val_loss"] == min(noted)
+        assert best.metrics["val_loss"] == min(losses)
     again = ckptstore.ModelCheckpoint(path, save_best_only=True, background=True)
     fit(model(), again, epochs=1, validation_split=0.25)
     assert again.best is not None
-    assert again.best <= min(noted)
+    assert again.best <= min(losses)
 
 
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
@@ -552,18 +555,18 @@ def test_the_h5_format_is_saved_in_the_foreground(tmp_path: Path) -> None:
 
 @in_a_thread_too
 def test_a_fit_ended_by_an_exception_releases_the_run(tmp_path: Path) -> None:
-    """The drop-in is not told of the end; another callback, or the same, takes the run over after its saves."""
+    """The drop-in's `on_train_end` is not called; another callback, or the same, takes over the run after its saves."""
 
     def fail() -> None:
         raise ZeroDivisionError
 
     path = tmp_path / "{epoch}-{batch}.keras"
     for _ in range(2):
-        # As in Keras, batches since the last save go on to count from fit to fit.
+        # As in Keras, the count of batches since the last save continues from fit to fit.
         callback = ckptstore.ModelCheckpoint(path, monitor="loss", save_freq=4, background=True)
         for _ in range(2):
             with pytest.raises(ZeroDivisionError):
-                fit(model(), callback, Doing(5, fail))
+                fit(model(), callback, AtBatch(5, fail))
     fit(model(), callback, epochs=1)
     assert len(checkpoints(tmp_path)) == 2 * 3 + 3
     assert writers(tmp_path) == []
@@ -577,7 +580,7 @@ def test_a_fit_resumes_from_backups_made_in_the_background(tmp_path: Path) -> No
     fit(plain)
     keras.utils.set_random_seed(1)
     with pytest.raises(ZeroDivisionError):
-        fit(model(), ckptstore.BackupAndRestore(tmp_path, save_freq=5, background=True), Doing(7, fail))
+        fit(model(), ckptstore.BackupAndRestore(tmp_path, save_freq=5, background=True), AtBatch(7, fail))
     keras.utils.set_random_seed(1)
     resumed = model()
     fit(resumed, ckptstore.BackupAndRestore(tmp_path, save_freq=5, background=True))
@@ -593,16 +596,16 @@ def checkpoints_left(path: Path) -> int:
 
 
 def test_a_user_policy_is_applied(tmp_path: Path) -> None:
-    asked = []
+    pids = []
 
     def only_even(saved: Any) -> set[int]:
-        asked.append(os.getpid())
-        return {one.version for one in saved if one.epoch % 2 == 0}
+        pids.append(os.getpid())
+        return {checkpoint.version for checkpoint in saved if checkpoint.epoch % 2 == 0}
 
     callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", keep=only_even, backpressure="wait")
     fit(model(), callback, epochs=7)
-    assert set(asked) == {os.getpid()}
-    left = [one.epoch for one in checkpoints(tmp_path)]
+    assert set(pids) == {os.getpid()}
+    left = [checkpoint.epoch for checkpoint in checkpoints(tmp_path)]
     assert {0, 2, 4, 6} <= set(left)
     assert 1 not in left
     assert 3 not in left
@@ -624,16 +627,16 @@ def test_a_user_policy_that_fails_ends_the_training_but_the_checkpoint_is_saved(
     callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", keep=broken, backpressure="wait")
     with pytest.raises(ckptstore.UnfinishedSaveError, match="removing what the policy does not keep"):
         fit(model(), callback, epochs=1)
-    assert [one.epoch for one in checkpoints(tmp_path)] == [0]
+    assert [checkpoint.epoch for checkpoint in checkpoints(tmp_path)] == [0]
 
 
 @pytest.mark.parametrize("kind", ["thread"], indirect=True)
-@pytest.mark.parametrize("epochs", [3, 4], ids=["behind the last save", "behind one before"])
+@pytest.mark.parametrize("epochs", [3, 4], ids=["after the last save", "after an earlier save"])
 def test_a_failed_removal_is_reported_and_loses_nothing(
     epochs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def remove(gone: Any, *_: Any) -> None:
-        raise ckptstore.StorageError(operation="unlink", path=gone[0].path, error=OSError("broken"))
+    def remove(expired: Any, *_: Any) -> None:
+        raise ckptstore.StorageError(operation="unlink", path=expired[0].path, error=OSError("broken"))
 
     monkeypatch.setattr(committer, "unlink_marked", remove)
     keep = ckptstore.keep_last(1)
@@ -641,9 +644,9 @@ def test_a_failed_removal_is_reported_and_loses_nothing(
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         fit(model(), callback, epochs=epochs)
-    told = [str(one.message) for one in warned if "SAVING FAILED" in str(one.message)]
-    assert len(told) == epochs - 2
-    assert "version 3 is saved, but removing what the policy does not keep failed" in told[0]
+    failures = [str(warning.message) for warning in warned if "SAVING FAILED" in str(warning.message)]
+    assert len(failures) == epochs - 2
+    assert "version 3 is saved, but removing what the policy does not keep failed" in failures[0]
     assert checkpoints(tmp_path)[-1].epoch == epochs - 1
 
 
@@ -671,14 +674,14 @@ def test_fits_in_two_threads_can_save_at_once(tmp_path: Path) -> None:
     steps = [4, 8, 12, 16, 20, 24, 24]
     with ckptstore.CheckpointStore(tmp_path, read_only=True) as store:
         for run in ("a", "b"):
-            assert [one.step for one in store.checkpoints(run)] == steps
+            assert [checkpoint.step for checkpoint in store.checkpoints(run)] == steps
         assert store.verify() == []
 
 
 def test_a_copy_of_a_callback_begins_its_own_saves(tmp_path: Path) -> None:
     callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", save_freq=4, backpressure="wait")
     copies = []
-    fit(model(), callback, Doing(5, lambda: copies.append(copy.copy(callback))), epochs=1)
+    fit(model(), callback, AtBatch(5, lambda: copies.append(copy.copy(callback))), epochs=1)
     (copied,) = copies
     assert copied.background
     fit(model(), copied, epochs=2)
@@ -686,7 +689,7 @@ def test_a_copy_of_a_callback_begins_its_own_saves(tmp_path: Path) -> None:
 
 
 class Squares:
-    """A data set of torch's kind, which a spawned process can have."""
+    """A data set of torch's kind that can be sent to a spawned process."""
 
     def __len__(self) -> int:
         return 16
@@ -705,15 +708,15 @@ def test_loaders_with_processes_of_their_own_do_no_harm(context: str, tmp_path: 
     trained = model()
     before = set(multiprocessing.active_children())
     trained.fit(loader, epochs=2, verbose=0, shuffle=False, callbacks=[callback])
-    # Keras makes an iterator more than it uses, and it ends with the fit.
+    # Keras makes one iterator more than it uses, which ends with the fit.
     assert set(multiprocessing.active_children()) <= before
-    assert [one.step for one in checkpoints(tmp_path)] == [2, 4, 6, 8, 8]
+    assert [checkpoint.step for checkpoint in checkpoints(tmp_path)] == [2, 4, 6, 8, 8]
     assert writers(tmp_path) == []
 
 
 def test_memory_is_that_of_two_snapshots_and_is_released(tmp_path: Path) -> None:
     sizes: list[int] = []
-    gc.collect()  # what fits of earlier tests have left, in circles, is not this one's
+    gc.collect()  # reference cycles of earlier fits hold memory too
 
     class Looking(keras.callbacks.Callback):  # type: ignore[misc]
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:

@@ -141,16 +141,16 @@ def test_the_memory_is_locked_once_for_its_lifetime(monkeypatch: pytest.MonkeyPa
     copier.prepare(one)
     memory = one[0].base
     assert isinstance(memory, PinnablePages)
-    assert driver.locked == {np.frombuffer(memory, np.uint8).ctypes.data: len(memory)}
+    assert driver.pinned == {np.frombuffer(memory, np.uint8).ctypes.data: len(memory)}
     for _ in range(2):
         copier(one)
         copier(other)
     # One of a model whose variables have to be looked for at each save.
     Copier(values)(one)
-    assert len(driver.locked) == len(driver.contexts) == 2
+    assert len(driver.pinned) == len(driver.contexts) == 2
     del copier, one, other, memory
     gc.collect()
-    assert not driver.locked
+    assert not driver.pinned
 
 
 def test_nothing_is_locked_for_a_device_with_another_driver(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +175,7 @@ def test_values_are_copied_if_the_memory_cannot_be_locked(monkeypatch: pytest.Mo
         copier(targets)
     copier(targets)
     assert [target.tolist() for target in targets] == [one.tolist() for one in host]
-    assert not driver.locked
+    assert not driver.pinned
 
 
 def test_values_in_host_memory_need_no_locked_memory(monkeypatch: pytest.MonkeyPatch) -> None:

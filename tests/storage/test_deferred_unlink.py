@@ -1,4 +1,4 @@
-"""Large files lose their name at once, and their blocks a little later; nobody finds the disk fuller for that."""
+"""Large files lose their names at once and their blocks a little later, and saves still find the freed space."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from crash.sample_stores import committer_of
 from crash.steps import dies_at
 from mounts import mounted
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="looks into Linux' /proc")
+pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="reads Linux' /proc")
 LARGE = 8 << 20
 
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Blocks are given back once it is set: as on a slow device, but not for chance to say when."""
+    """Blocks are freed once this event is set, as on a slow device, but at a chosen time."""
     opened = threading.Event()
     close = deferred_unlink._Held.close
 
@@ -48,7 +48,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 
 
 def large(path: Path) -> Path:
-    """Make a file whose blocks are its own, also where a file system would keep zeros as nothing."""
+    """Create a file that owns its blocks, also on a file system that stores no zeros."""
     path.write_bytes(os.urandom(LARGE))
     with path.open("rb") as file:
         os.fsync(file.fileno())
@@ -59,19 +59,19 @@ def open_files() -> list[str]:
     """Return the names of the large files that this process holds open."""
     names = []
     for path in Path("/proc/self/fd").iterdir():
-        # One of them is of this listing; others are closed by threads meanwhile.
+        # One descriptor belongs to this listing; threads may close others meanwhile.
         with suppress(FileNotFoundError):
             names.append(path.readlink().name)
     return [name for name in names if "large" in name]
 
 
 def removed_files() -> list[str]:
-    """Return those that have no name any more."""
+    """Return the large files among them that have no name any more."""
     return [name for name in open_files() if name.endswith("(deleted)")]
 
 
 def found_by_a_child() -> list[str]:
-    """Return what a forked child holds open of them."""
+    """Return the names of the large files that a forked child holds open."""
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
@@ -102,10 +102,10 @@ def test_the_name_is_removed_at_once_and_the_blocks_are_free_after_wait(
 def test_small_files_and_those_with_another_name_are_not_held(tmp_path: Path, gate: threading.Event) -> None:
     small = tmp_path / "large by its name alone"
     small.write_bytes(b"x")
-    one, other = large(tmp_path / "large"), tmp_path / "another name"
-    content = one.read_bytes()
-    link(one, other)
-    for path in (small, one, tmp_path / "large, but not there"):
+    first, other = large(tmp_path / "large"), tmp_path / "another name"
+    content = first.read_bytes()
+    link(first, other)
+    for path in (small, first, tmp_path / "large, but not there"):
         deferred_unlink.unlink(path)
     assert removed_files() == []
     assert deferred_unlink._held == set()
@@ -127,7 +127,7 @@ def test_a_removal_that_fails_holds_nothing(tmp_path: Path) -> None:
 
 
 def test_no_file_is_held_again_where_an_open_file_keeps_a_name(tmp_path: Path, gate: threading.Event) -> None:
-    """As on NFS, which gives a file that is open another name."""
+    """As on NFS, which gives an open file another name."""
     first, second = large(tmp_path / "large 1"), large(tmp_path / "large 2")
 
     def rename(operation: str, path: Path, phase: str) -> None:
@@ -160,7 +160,7 @@ def test_a_forked_child_keeps_no_blocks(tmp_path: Path, gate: threading.Event) -
     other = os.open(large(tmp_path / "large and open"), os.O_RDONLY)
     (tmp_path / "large and open").unlink()
     assert found_by_a_child() == ["large and open (deleted)"]
-    # The parent's own are as they were.
+    # The parent's descriptors are unchanged.
     assert len(removed_files()) == 2
     os.close(other)
     gate.set()
@@ -185,7 +185,7 @@ def test_a_child_forked_before_the_unlink_keeps_no_blocks(tmp_path: Path, gate: 
 def test_a_child_does_not_close_another_file_with_the_same_descriptor_number(
     tmp_path: Path, gate: threading.Event
 ) -> None:
-    """A thread closes a descriptor, and is about to say so, when another opens a file and forks."""
+    """A thread has closed a descriptor, and not yet recorded that, when another thread opens a file and forks."""
     deferred_unlink.unlink(large(tmp_path / "large"))
     (held,) = deferred_unlink._held
     other = os.open(large(tmp_path / "large and open"), os.O_RDONLY)
@@ -259,7 +259,7 @@ def test_a_signal_handler_that_waits_while_its_thread_closes_does_not_wait_for_i
     handled: list[int] = []
 
     def interrupted(held: deferred_unlink._Held) -> None:
-        # A handler runs between two steps of its thread; this one closes a store, say.
+        # A handler runs between two steps of its thread; this one may close a store, for example.
         if not handled:
             handled.append(1)
             deferred_unlink.wait()
@@ -274,12 +274,12 @@ def test_a_signal_handler_that_waits_while_its_thread_closes_does_not_wait_for_i
     assert removed_files() == []
 
 
-# --- what stores do with it --------------------------------------------------------------------
+# --- in stores ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def waited(gate: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks are given back only when somebody waits for them."""
+    """Blocks are freed only when somebody waits for them."""
     wait = deferred_unlink.wait
 
     def waiting() -> None:
@@ -292,7 +292,7 @@ def waited(gate: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """There is room for three checkpoints, and for no fourth."""
+    """A disk with room for three checkpoints, and not for a fourth."""
     with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=31m", "tmpfs") as disk:
         yield disk
 
@@ -311,18 +311,18 @@ def test_a_save_can_use_the_space_that_the_save_before_has_freed(disk: Path, wai
         for epoch in range(6):
             save(store, epoch, keep=2)
             held.add(len(deferred_unlink._held))
-        assert [one.epoch for one in store.checkpoints()] == [4, 5]
+        assert [checkpoint.epoch for checkpoint in store.checkpoints()] == [4, 5]
     assert held == {0, 1}
     assert deferred_unlink._held == set()
 
 
 def test_a_save_can_use_the_space_that_another_store_has_freed(disk: Path, waited: None) -> None:
-    with CheckpointStore(disk / "one") as one, CheckpointStore(disk / "other") as other:
+    with CheckpointStore(disk / "first") as first, CheckpointStore(disk / "other") as other:
         for epoch in range(3):
-            save(one, epoch, keep=1)
+            save(first, epoch, keep=1)
         assert len(deferred_unlink._held) == 1
         save(other, 0, keep=1)
-        assert [len(store.checkpoints()) for store in (one, other)] == [2, 1]
+        assert [len(store.checkpoints()) for store in (first, other)] == [2, 1]
 
 
 def _save_next(root: Path) -> None:
@@ -361,25 +361,25 @@ def test_retain_returns_when_the_space_is_free(disk: Path, waited: None) -> None
 def test_blocks_are_freed_after_the_directory_is_synced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a device is asked to write meanwhile may wait for that."""
+    """Other writes to the device may wait while blocks are freed."""
     steps: list[str] = []
     close = deferred_unlink._Held.close
 
-    def noted(held: deferred_unlink._Held) -> None:
+    def recorded(held: deferred_unlink._Held) -> None:
         steps.append("close")
         close(held)
 
-    monkeypatch.setattr(deferred_unlink._Held, "close", noted)
+    monkeypatch.setattr(deferred_unlink._Held, "close", recorded)
     with CheckpointStore(tmp_path / "store") as store:
         for epoch in range(2):
             save(store, epoch, keep=1)
         with io_hook(lambda operation, path, phase: steps.append(operation)):
             save(store, 2, keep=1)
-            # Begun, and not left to whoever waits.
+            # Begun here, and not left to the next wait.
             for thread in threading.enumerate():
                 if thread.name == "ckptstore-free":
                     thread.join()
-        behind = steps[steps.index("unlink") :]
-    assert behind.count("close") == 1
-    assert behind[-1] == "close"
-    assert "fsync" in behind
+        after_unlink = steps[steps.index("unlink") :]
+    assert after_unlink.count("close") == 1
+    assert after_unlink[-1] == "close"
+    assert "fsync" in after_unlink

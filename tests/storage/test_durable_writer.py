@@ -1,4 +1,4 @@
-"""A new file: reserved, digested, synced, read-only; or gone."""
+"""A new file is reserved, digested, synced and read-only; or removed."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from ckptstore.storage import durable_writer
 from ckptstore.storage.durable_writer import DurableWriter
 from ckptstore.storage.files import io_hook
 
-needs_direct = pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="this platform has no such way")
+needs_direct = pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="this platform has no O_DIRECT")
 
 
 def is_memory(path: Path) -> bool:
-    """Tell whether a file lies in memory alone."""
+    """Return True if a file is on a file system in memory."""
     mounts = [line.split() for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines()]
     here = max((mount for mount in mounts if path.is_relative_to(mount[1])), key=lambda mount: len(mount[1]))
     return here[2] in ("tmpfs", "ramfs")
@@ -62,13 +62,13 @@ def test_buffers_of_any_shape_are_written(tmp_path: Path) -> None:
 
 
 def content_of(path: Path, sizes: Iterable[int]) -> tuple[bytes, str]:
-    """Write parts of so many bytes into a file; returns what they are, and the digest that the writer says."""
+    """Write random parts of these sizes to a file; returns the bytes, and the digest that the writer returns."""
     parts = [os.urandom(size) for size in sizes]
     writer = DurableWriter(path, reserve=0)
     for part in parts:
         given = bytearray(part)
         writer.write(given)
-        given[:] = bytes(len(given))  # it is copied
+        given[:] = bytes(len(given))  # the writer has copied it
     return b"".join(parts), writer.finish().digest
 
 
@@ -101,7 +101,7 @@ def test_a_file_is_the_same_where_direct_writes_are_not_available(
 def test_a_file_is_the_same_where_a_direct_write_fails(
     failing: int, sizes: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Some file systems want other multiples; and what is left of a write that was cut short is no multiple."""
+    """Some file systems require other multiples, and the rest of a partial write is no multiple."""
     calls = 0
     write = os.write
 
@@ -126,14 +126,14 @@ def test_nothing_of_the_file_stays_in_the_page_cache(tmp_path: Path) -> None:
     path = tmp_path / "file"
     content, _ = content_of(path, (5 << 20, 17))
     if is_memory(path):
-        pytest.skip("this file system is its cache")
+        pytest.skip("this file system is in memory")
     library = ctypes.CDLL(None)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
         pages = -(-len(content) // mmap.PAGESIZE)
         resident = (ctypes.c_ubyte * pages)()
         address = np.frombuffer(mapped, np.uint8).ctypes.data
         assert library.mincore(ctypes.c_void_p(address), ctypes.c_size_t(len(mapped)), resident) == 0
-        assert sum(one & 1 for one in resident) <= 1  # the cut at the end looks at the last one
+        assert sum(page & 1 for page in resident) <= 1  # cutting the file to length reads the last page
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o444), (0o077, 0o400), (0o000, 0o444)])
@@ -216,7 +216,7 @@ def test_a_full_disk_is_an_error_at_reservation_or_write(tmp_path: Path) -> None
 
 
 def test_a_write_that_is_interrupted_at_any_call_can_be_aborted(tmp_path: Path) -> None:
-    """Python's own queues and conditions may keep their lock when they are interrupted: the next one waits for ever."""
+    """An interrupt may leave the lock of a Python queue held, and the next caller would wait for ever."""
     for at in itertools.count(1):
         writer = DurableWriter(tmp_path / "file", reserve=0)
         left = at

@@ -1,4 +1,4 @@
-"""What a file system cannot give is found out by trying: it is done without where that is safe, and else refused."""
+"""A store tries what a file system supports, works without it where that is safe, and refuses the rest."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def is_whole(checkpoint: Any) -> bool:
 
 
 def broken(root: Path, shown: Path) -> list[str]:
-    """Return what is wrong with a store that a dead process left, and that is used again."""
+    """Return what is wrong with a store that a dead process left and that is used again."""
     return violations(
         root,
         published=PublishedFile(path=shown),
@@ -50,13 +50,13 @@ def broken(root: Path, shown: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def needs_strace() -> None:
     if not available():
-        pytest.skip("strace is not to be had here, or may not attach")
+        pytest.skip("strace is not available here, or may not attach")
 
 
 def use(root: Path, shown: Path, report: Path, environment: dict[str, str]) -> None:
-    """Save, open again, save and verify, in a process of its own; what happens goes into `report`."""
+    """Save, open again, save and verify, in a process of its own; writes the result to `report`."""
     os.environ.update(environment)
-    said: dict[str, Any] = {"error": None, "hint": "", "problems": []}
+    result: dict[str, Any] = {"error": None, "hint": "", "problems": []}
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         try:
@@ -66,18 +66,18 @@ def use(root: Path, shown: Path, report: Path, environment: dict[str, str]) -> N
                         save(store, seed, publish=shown, keep=keep_last(2))
                     point = store.resume_point()
                     assert point is not None and is_seed(point.path, first + 2) and is_seed(shown, first + 2)
-                    said["problems"] += [problem.detail for problem in store.verify()]
+                    result["problems"] += [problem.detail for problem in store.verify()]
         except StorageError as error:
-            said |= {"error": type(error).__name__, "hint": error.hint, "path": error.path.name}
-    said["warnings"] = [str(warning.message) for warning in warned]
-    report.write_text(json.dumps(said))
+            result |= {"error": type(error).__name__, "hint": error.hint, "path": error.path.name}
+    result["warnings"] = [str(warning.message) for warning in warned]
+    report.write_text(json.dumps(result))
 
 
 WORKS = {"error": None, "hint": "", "problems": [], "warnings": []}
 
 
 def use_where(folder: Path, call: str, code: str, *, only: str | None = None, **environment: str) -> Any:
-    """Run `use` on a store where a system call gives an error; returns its report and how many calls got it."""
+    """Run `use` on a store where a system call fails; returns its result, and how many calls failed."""
     root, log = folder / "store", folder / "log"
     options = [] if only is None else ["-P", str(root / only)]
     options += ["-e", f"trace={call}", "-e", f"inject={call}:{code}"]
@@ -88,7 +88,7 @@ def use_where(folder: Path, call: str, code: str, *, only: str | None = None, **
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with a store that is used already, and a path that shows its newest checkpoint."""
+    """A folder with a store that has been used, and a path at which its newest checkpoint is published."""
     with CheckpointStore(tmp_path / "store") as store:
         save(store, 0, publish=tmp_path / "shown.keras")
     return tmp_path
@@ -100,23 +100,23 @@ def test_a_store_is_refused_and_unchanged_where_locks_are_missing_or_always_gran
     folder: Path, code: str
 ) -> None:
     before = files(folder / "store")
-    said, refused = use_where(folder, "flock", code)
-    assert refused and said["error"] == "UnsafeFileSystemError" and f"{WITHOUT_LOCKS}=1" in said["hint"]
+    result, refused = use_where(folder, "flock", code)
+    assert refused and result["error"] == "UnsafeFileSystemError" and f"{WITHOUT_LOCKS}=1" in result["hint"]
     assert files(folder / "store") == before
     assert broken(folder / "store", folder / "shown.keras") == []
 
 
 @pytest.mark.usefixtures("needs_strace")
 def test_only_directories_and_a_lock_file_are_made_where_there_are_no_locks(tmp_path: Path) -> None:
-    said, _ = use_where(tmp_path, "flock", "error=ENOLCK")
-    assert said["error"] == "UnsafeFileSystemError"
+    result, _ = use_where(tmp_path, "flock", "error=ENOLCK")
+    assert result["error"] == "UnsafeFileSystemError"
     assert files(tmp_path / "store") == {"locks/store.lock": b""}
 
 
 @pytest.mark.usefixtures("needs_strace")
 def test_a_run_whose_lock_does_not_work_is_not_written(folder: Path) -> None:
-    said, refused = use_where(folder, "flock", "error=ENOLCK", only="locks/default.lock")
-    assert refused and (said["error"], said["path"]) == ("UnsafeFileSystemError", "default.lock")
+    result, refused = use_where(folder, "flock", "error=ENOLCK", only="locks/default.lock")
+    assert refused and (result["error"], result["path"]) == ("UnsafeFileSystemError", "default.lock")
     assert broken(folder / "store", folder / "shown.keras") == []
 
 
@@ -127,8 +127,8 @@ def test_a_run_whose_lock_does_not_work_is_not_written(folder: Path) -> None:
 def test_one_process_alone_may_work_without_locks_if_the_user_disables_them(
     folder: Path, call: str, only: str | None
 ) -> None:
-    said, asked_for_locks = use_where(folder, call, "error=ENOLCK", only=only, **{WITHOUT_LOCKS: "1"})
-    assert said == WORKS
+    result, asked_for_locks = use_where(folder, call, "error=ENOLCK", only=only, **{WITHOUT_LOCKS: "1"})
+    assert result == WORKS
     assert asked_for_locks == 0
     assert broken(folder / "store", folder / "shown.keras") == []
 
@@ -136,16 +136,16 @@ def test_one_process_alone_may_work_without_locks_if_the_user_disables_them(
 @pytest.mark.usefixtures("needs_strace")
 def test_a_store_is_refused_where_sqlite_has_no_locks(folder: Path) -> None:
     before = files(folder / "store")
-    said, refused = use_where(folder, "fcntl", "error=ENOSYS", only="manifest.sqlite")
-    assert refused and said["error"] == "UnsafeFileSystemError" and f"{WITHOUT_LOCKS}=1" in said["hint"]
+    result, refused = use_where(folder, "fcntl", "error=ENOSYS", only="manifest.sqlite")
+    assert refused and result["error"] == "UnsafeFileSystemError" and f"{WITHOUT_LOCKS}=1" in result["hint"]
     assert files(folder / "store") == before
 
 
 @pytest.mark.usefixtures("needs_strace")
 @pytest.mark.parametrize("code", ["EPERM", "EMLINK", "ENOSYS"])
 def test_a_copy_is_published_where_there_are_no_hard_links(folder: Path, code: str) -> None:
-    said, refused = use_where(folder, "?link,linkat", f"error={code}")
-    assert said == WORKS
+    result, refused = use_where(folder, "?link,linkat", f"error={code}")
+    assert result == WORKS
     assert refused >= 6
     assert (folder / "shown.keras").stat().st_nlink == 1
     assert sorted(path.name for path in folder.iterdir()) == ["log", "report", "shown.keras", "store"]
@@ -159,18 +159,18 @@ def test_a_directory_that_cannot_be_synced_is_a_warning_and_all_works(
     folder: Path, directory: str, code: str
 ) -> None:
     only = str(folder) if directory == ".." else directory
-    said, refused = use_where(folder, "fsync", f"error={code}", only=only)
+    result, refused = use_where(folder, "fsync", f"error={code}", only=only)
     assert refused >= 6
-    assert said["warnings"] and all("cannot sync a directory" in line for line in said["warnings"])
-    assert said | {"warnings": []} == WORKS
+    assert result["warnings"] and all("cannot sync a directory" in line for line in result["warnings"])
+    assert result | {"warnings": []} == WORKS
     assert broken(folder / "store", folder / "shown.keras") == []
 
 
 @pytest.mark.usefixtures("needs_strace")
 @pytest.mark.parametrize("code", ["EOPNOTSUPP", "ENOSYS", "EINVAL"])
 def test_a_save_works_where_blocks_cannot_be_reserved(folder: Path, code: str) -> None:
-    said, refused = use_where(folder, "fallocate", f"error={code}")
-    assert said == WORKS
+    result, refused = use_where(folder, "fallocate", f"error={code}")
+    assert result == WORKS
     assert refused >= 6
     assert broken(folder / "store", folder / "shown.keras") == []
 
@@ -180,7 +180,7 @@ def test_a_save_works_where_blocks_cannot_be_reserved(folder: Path, code: str) -
 
 @contextmanager
 def image(folder: Path, make: tuple[str, ...]) -> Iterator[Path]:
-    """Give a loop device with a file system on it."""
+    """Yield a loop device with a file system on it."""
     if shutil.which(make[0]) is None:
         pytest.skip(f"{make[0]} is not installed")
     file = folder / "image"
@@ -190,7 +190,7 @@ def image(folder: Path, make: tuple[str, ...]) -> Iterator[Path]:
     try:
         device = run_or_fail("losetup", "--find", "--show", file)
     except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"no loop device is to be had here: {error}")
+        pytest.skip(f"no loop device is available here: {error}")
     try:
         yield Path(device)
     finally:
@@ -229,7 +229,7 @@ def _fuse(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _overlay(folder: Path) -> Iterator[Path]:
-    """Layers: a store lies in the lower one, and all that is changed goes into the upper one."""
+    """An overlay: the store is in the lower layer, and all changes go into the upper one."""
     lower = folder / "lower"
     with CheckpointStore(lower / "store") as store:
         save(store, 0, publish=lower / "shown.keras")
@@ -256,7 +256,7 @@ DISKS: dict[str, Callable[[Path], Any]] = {
 
 @pytest.fixture(params=DISKS)
 def disk(request: pytest.FixtureRequest) -> Iterator[Path]:
-    # Not in tmp_path, whose removal would meet what could not be unmounted.
+    # Not in tmp_path: its removal would fail on a mount that is still there.
     with tempfile.TemporaryDirectory(prefix="disk-") as folder, DISKS[request.param](Path(folder)) as disk:
         yield disk
 
@@ -279,8 +279,8 @@ def test_a_store_works_and_recovers_on_this_file_system(disk: Path) -> None:
         assert broken(root, shown) == []
     with CheckpointStore(root, read_only=True) as store:
         assert store.verify() == [] and len(store.checkpoints()) >= 3
-    with CheckpointStore(root) as one, CheckpointStore(root) as other:
-        save(one, 20, run="a")
+    with CheckpointStore(root) as first, CheckpointStore(root) as other:
+        save(first, 20, run="a")
         with pytest.raises(RunLockedError):
             other.claim("a")
 
@@ -341,7 +341,7 @@ READ_ONLY_DISKS = {name: DISKS[name] for name in ("tmpfs", "ext4 without a journ
 
 @pytest.fixture(params=READ_ONLY_DISKS)
 def used(request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A disk with a store on it, of which a save was cut short."""
+    """A disk with a store on it, in which a save was cut short."""
     with (
         tempfile.TemporaryDirectory(prefix="disk-") as folder,
         READ_ONLY_DISKS[request.param](Path(folder)) as disk,
@@ -359,7 +359,7 @@ def test_a_store_that_cannot_be_written_can_be_read(used: Path) -> None:
         before, contents = _times(root), files(root)
         with CheckpointStore(root, read_only=True) as store:
             assert store.get("kept").version == store.best("loss", mode="max").version == 2  # type: ignore[union-attr]
-            assert [one.epoch for one in store.checkpoints()][:2] == [1, 2]
+            assert [checkpoint.epoch for checkpoint in store.checkpoints()][:2] == [1, 2]
             assert {problem.kind for problem in store.verify()} <= {"orphan"}
             with pytest.raises(ReadOnlyError):
                 store.tag(1, "other")

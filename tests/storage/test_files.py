@@ -1,4 +1,4 @@
-"""The steps of the file system: what each does, and how it fails."""
+"""The steps that change the file system, and their errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a store lies, and what is not one."""
+"""The paths of a store, and paths that are none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Locks hold between processes, end with them, and are not inherited."""
+"""Locks exclude other processes, end with their process, and are not inherited."""
 
 from __future__ import annotations
 
@@ -73,21 +73,21 @@ def test_files_of_dead_writers_are_removed_and_nothing_else(tmp_path: Path) -> N
     assert run_in_child(_leave_a_lease, tmp_path) == 0
     assert len(list(tmp_path.iterdir())) == 2
     alive = Lease(tmp_path)
-    mine = alive.new_path(".keras")
-    mine.write_bytes(b"mine")
+    writing = alive.new_path(".keras")
+    writing.write_bytes(b"half")
     (tmp_path / "README").write_text("a person's")
     (tmp_path / f"{'0' * 32}.4.h5").write_text("without a lease")
     removed = remove_stale_files(tmp_path)
     assert len(removed) == 4
-    assert {path.name for path in tmp_path.iterdir()} == {"README", mine.name, f"{alive.id}.lease"}
+    assert {path.name for path in tmp_path.iterdir()} == {"README", writing.name, f"{alive.id}.lease"}
     assert remove_stale_files(tmp_path) == []
-    mine.unlink()
+    writing.unlink()
     alive.release()
     assert [path.name for path in tmp_path.iterdir()] == ["README"]
 
 
 def test_a_forked_child_does_not_keep_a_lock_of_its_dead_parent(tmp_path: Path) -> None:
-    """Data loader workers outlive a killed trainer for a moment; the run must be free at once."""
+    """Data loader workers outlive a killed trainer for a moment, and the run must be free at once."""
     assert run_in_child(_fork_and_die, tmp_path) == 0
     grandchild = int((tmp_path / "pid").read_text())
     os.kill(grandchild, 0)

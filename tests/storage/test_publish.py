@@ -1,4 +1,4 @@
-"""A published path is at every instant a complete file."""
+"""A published path is a complete file at every instant."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ def test_other_errors_leave_the_old_file(tmp_path: Path, payloads: tuple[Path, P
 
 
 def test_a_temporary_name_left_by_a_crash_does_no_harm(tmp_path: Path, payloads: tuple[Path, Path]) -> None:
-    target, beside = tmp_path / "best", tmp_path / ".best.ckptstore"
-    beside.write_text("half")
+    target, temporary = tmp_path / "best", tmp_path / ".best.ckptstore"
+    temporary.write_text("half")
     publish(payloads[0], target)
     assert target.samefile(payloads[0])
-    beside.write_text("half")
+    temporary.write_text("half")
     remove_leftover(target)
     remove_leftover(target)
-    assert not beside.exists()
+    assert not temporary.exists()
 
 
 def test_copy_returns_the_digest(tmp_path: Path, payloads: tuple[Path, Path]) -> None:

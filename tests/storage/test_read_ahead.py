@@ -1,4 +1,4 @@
-"""Bytes that a thread reads ahead are those of the file, in order; the thread ends with whoever looks at them."""
+"""Bytes that a thread reads ahead are those of the file, in order; the thread ends with the reading."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ALONE, AHEAD = 256 << 10, 1 << 20
 
 
 def readers() -> list[threading.Thread]:
-    return [one for one in threading.enumerate() if one.name == "ckptstore-read"]
+    return [thread for thread in threading.enumerate() if thread.name == "ckptstore-read"]
 
 
 @pytest.fixture(params=[1, 2], ids=["one core", "two cores"], autouse=True)
@@ -43,16 +43,16 @@ def test_a_digest_is_of_all_bytes_in_their_order(nbytes: int, tmp_path: Path) ->
 
 
 def test_another_thread_reads_the_next_part(cores: int) -> None:
-    asked: list[tuple[int, str]] = []
+    reads: list[tuple[int, str]] = []
 
     def read_into(offset: int, buffer: memoryview) -> None:
-        asked.append((offset, threading.current_thread().name))
+        reads.append((offset, threading.current_thread().name))
         buffer[:4] = (offset // len(buffer)).to_bytes(4, "little")
 
     with closing(read_ahead.parts(read_into, LARGE)) as parts:
         numbers = [int.from_bytes(part[:4], "little") for part in parts]
     assert numbers == list(range(len(numbers)))
-    assert {name == "ckptstore-read" for _, name in asked} == {cores > 1}
+    assert {name == "ckptstore-read" for _, name in reads} == {cores > 1}
 
 
 def test_an_error_of_a_read_is_raised_where_its_part_is_asked_for() -> None:
@@ -88,13 +88,13 @@ def test_an_interrupt_while_the_thread_starts_leaves_none(monkeypatch: pytest.Mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        # What a thread's start waits for.
+        # The start of a thread waits for such an event.
         patch.setattr(threading.Event, "wait", interrupted)
         parts = read_ahead.parts(read_into, LARGE)
         if read_ahead.usable_cores() > 1:
             with pytest.raises(KeyboardInterrupt):
                 next(parts)
-    # It cannot be joined: nobody was told that it has started.
+    # It cannot be joined: Python has not recorded that it has started.
     until = time.monotonic() + 10.0
     while readers() and time.monotonic() < until:
         time.sleep(0.001)

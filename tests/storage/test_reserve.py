@@ -1,4 +1,4 @@
-"""On a full disk a small file is given up, so that a deletion can be recorded, and frees the rest."""
+"""On a full disk the reserve is removed, so that a deletion can be recorded, which then frees more space."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ def is_whole(checkpoint: Checkpoint) -> bool:
 
 
 def works_again(root: Path) -> None:
-    """Check that once there is room all is well, and the file is there again, with blocks of its own."""
+    """Check that the store is intact once there is room, and that the reserve is there again, with its blocks."""
     make_room(root)
     assert violations(root, is_whole=is_whole, save_again=lambda store: save(store, 50)) == []
     status = (root / "reserve").stat()
     assert status.st_size == reserve.NBYTES and status.st_blocks * 512 >= reserve.NBYTES
 
 
-# --- what a full disk must still allow ----------------------------------------------------------------
+# --- a full disk --------------------------------------------------------------------------------------
 
 
 def test_checkpoints_can_be_removed_from_a_full_disk(root: Path) -> None:
@@ -81,7 +81,7 @@ def test_checkpoints_can_be_removed_from_a_full_disk(root: Path) -> None:
 
 
 def test_without_the_reserve_nothing_can_be_removed_from_a_full_disk(root: Path) -> None:
-    """The disk of these tests is really full: it is the file that makes the difference."""
+    """The disk of these tests is really full: the reserve makes the difference."""
     with CheckpointStore(root) as store:
         (root / "reserve").unlink()
         fill(root)
@@ -114,14 +114,16 @@ def test_a_kill_at_any_step_of_a_removal_from_a_full_disk_loses_nothing(root: Pa
     fill(root)
     seen = set()
     for at in range(2, 60, 3):
-        # Each time from what the last death left, with two rows more to remove.
+        # Each time from the state that the last kill left.
         with CheckpointStore(root) as store:
-            before = [one.version for one in store.checkpoints()]
+            before = [checkpoint.version for checkpoint in store.checkpoints()]
         if len(before) < 3:
             break
         seen.add(dies_at(at, _retain, root))
         with CheckpointStore(root) as store:
-            assert store.verify() == [] and {5, 6} <= {one.version for one in store.checkpoints()}
+            assert store.verify() == [] and {5, 6} <= {
+                checkpoint.version for checkpoint in store.checkpoints()
+            }
     assert True in seen
     assert versions(root) == [5, 6]
     works_again(root)
@@ -162,7 +164,7 @@ def test_a_store_on_a_full_disk_opens_without_the_file_and_leaves_no_part_of_it(
     works_again(root)
 
 
-# --- the file ------------------------------------------------------------------------------------------
+# --- the reserve itself --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("nbytes", [None, 0, 1, reserve.NBYTES - 1, reserve.NBYTES, reserve.NBYTES + 1])

@@ -1,4 +1,4 @@
-"""A stand-in for the CUDA driver, whose rules it keeps: no machine of the tests has one."""
+"""A stand-in for the CUDA driver, with the rules of the real one, for machines without a GPU."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ INVALID_CONTEXT, OUT_OF_MEMORY, ALREADY_REGISTERED, NOT_REGISTERED = 201, 2, 712
 
 
 class Driver:
-    """What of the CUDA driver is used: contexts by device, and locked ranges.
+    """The functions of the CUDA driver that are used: contexts by device, and pinned ranges.
 
     Args:
-        refuses: The code that locking is answered with; 0 to lock.
+        refuses: The error code of registering memory; 0 to register it.
     """
 
     def __init__(self, refuses: int = 0) -> None:
         self.refuses = refuses
         self.retained: dict[int, int] = {}
         self.current: list[int] = []
-        self.locked: dict[int, int] = {}
+        self.pinned: dict[int, int] = {}
         self.contexts: list[int] = []
 
     def cuDeviceGet(self, number: Any, ordinal: int) -> int:
@@ -52,20 +52,20 @@ class Driver:
             return INVALID_CONTEXT
         if self.refuses:
             return self.refuses
-        if begin.value in self.locked:
+        if begin.value in self.pinned:
             return ALREADY_REGISTERED
         assert flags == 1
         self.contexts.append(self.current[-1])
-        self.locked[begin.value] = nbytes.value
+        self.pinned[begin.value] = nbytes.value
         return 0
 
     def cuMemHostUnregister(self, begin: Any) -> int:
         if not self.current:
             return INVALID_CONTEXT
-        nbytes = self.locked.pop(begin.value, None)
+        nbytes = self.pinned.pop(begin.value, None)
         if nbytes is None:
             return NOT_REGISTERED
-        # The memory is still there: to read what is not would end the process.
+        # The memory must still be mapped: reading it would else end the process.
         ctypes.string_at(begin.value, nbytes)
         return 0
 

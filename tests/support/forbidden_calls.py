@@ -1,4 +1,4 @@
-"""Forbids a process a call of the kernel, as a container's rules do: it fails with EPERM from then on."""
+"""Forbids a system call in this process, as the rules of a container do: it fails with EPERM from then on."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _FAIL_WITH_EPERM, _ALLOW = 0x50001, 0x7FFF0000
 
 
 needs_the_number = pytest.mark.skipif(
-    platform.machine() not in ("x86_64", "aarch64"), reason="the numbers of calls are not known"
+    platform.machine() not in ("x86_64", "aarch64"), reason="the numbers of system calls are unknown here"
 )
 
 
 def output_of(script: str) -> str:
-    """Run a script in a process of its own, which may call `forbid`, and return what it prints."""
+    """Run a script, which may call `forbid`, in a process of its own; returns its output."""
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=Path(__file__).parent,
@@ -40,10 +40,10 @@ def output_of(script: str) -> str:
 
 
 def forbid(call: str) -> None:
-    """Forbid this process a call, for good.
+    """Forbid a system call in this process for the rest of its life.
 
     Raises:
-        OSError: That cannot be forbidden here.
+        OSError: System calls cannot be forbidden here.
     """
     steps = (
         (_LOAD, 0, 0, 0),

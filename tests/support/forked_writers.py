@@ -1,7 +1,7 @@
-"""Forks the processes that save from one that has imported what they need, instead of starting each as a program.
+"""Forks worker processes from a server that has imported what they need, instead of starting each as a program.
 
-The work is the program's own from `main` on; the descriptors, the session and the environment are what it would get.
-How the program is started, and what becomes of it, is what `test_background_*` are about: they start it.
+From `main` on, the worker runs its own code; descriptors, session and environment are those that the program would get.
+How the program is started, and how it ends, is tested in tests/background, which starts it.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-_HIGH = 500  # above every descriptor that a writer is to find under its own number
-_MOST = 64
+_HIGH = 500  # above the number of every descriptor that a worker inherits
+_MAX_DESCRIPTORS = 64
 
 
 class Server:
-    """The process that writers are forked from; it ends with the last process that could ask it for one."""
+    """The process that workers are forked from; it ends with the last process that holds a connection to it."""
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -44,54 +44,54 @@ class Server:
         self._connection = ours
 
     def close(self) -> None:
-        """Let it end."""
+        """End the server."""
         self._connection.close()
         self._process.wait()
 
     def start(
         self, command: Sequence[str], *, stderr: int, pass_fds: Sequence[int], env: dict[str, str], **_: Any
-    ) -> Writer:
-        """Do as `subprocess.Popen` would with the writer's program."""
-        listens, speaks = os.pipe()
+    ) -> ForkedWorker:
+        """Start a worker, as `subprocess.Popen` would start its program."""
+        reader, writer = os.pipe()
         try:
-            facts = {"arguments": command[-1], "descriptors": list(pass_fds), "environment": env}
-            socket.send_fds(self._connection, [json.dumps(facts).encode()], [speaks, stderr, *pass_fds])
+            request = {"arguments": command[-1], "descriptors": list(pass_fds), "environment": env}
+            socket.send_fds(self._connection, [json.dumps(request).encode()], [writer, stderr, *pass_fds])
         finally:
-            os.close(speaks)
-        return Writer(listens)
+            os.close(writer)
+        return ForkedWorker(reader)
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Start writers of this process, and of its forks, in this way."""
-        ours = SimpleNamespace(Popen=self.start, DEVNULL=subprocess.DEVNULL)
-        with mock.patch("ckptstore.background.process.subprocess", ours):
+        """Start the workers of this process, and of its forks, from the server within the block."""
+        stand_in = SimpleNamespace(Popen=self.start, DEVNULL=subprocess.DEVNULL)
+        with mock.patch("ckptstore.background.process.subprocess", stand_in):
             yield
 
 
-class Writer:
-    """A writer as its trainer sees it: no child, but a pipe that says its number, and closes when it is gone."""
+class ForkedWorker:
+    """The trainer's handle of a worker: not a child, but a pipe that delivers its pid, and closes when it is gone."""
 
     returncode: int | None = None
 
-    def __init__(self, listens: int) -> None:
-        self._listens = listens
-        self.pid = int.from_bytes(os.read(listens, 8), "big")
+    def __init__(self, pipe: int) -> None:
+        self._pipe = pipe
+        self.pid = int.from_bytes(os.read(pipe, 8), "big")
 
     def poll(self) -> int | None:
-        """Return 0 where it has ended; how, it cannot tell."""
-        if self.returncode is None and select.select([self._listens], [], [], 0)[0]:
+        """Return 0 if it has ended, and else None; the true exit code is unknown."""
+        if self.returncode is None and select.select([self._pipe], [], [], 0)[0]:
             self.wait()
         return self.returncode
 
     def wait(self) -> int:
-        """Return when it has ended."""
+        """Wait until it has ended."""
         if self.returncode is None:
-            assert os.read(self._listens, 1) == b""
+            assert os.read(self._pipe, 1) == b""
             self.returncode = 0
         return self.returncode
 
     def __del__(self) -> None:
-        os.close(self._listens)
+        os.close(self._pipe)
 
 
 # --- in the server -------------------------------------------------------------------------------
@@ -104,34 +104,34 @@ def _serve(connection: socket.socket) -> None:
     precompile.warm_up()
     gc.collect()
     gc.freeze()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the workers
     while True:
-        asked, found, *_ = socket.recv_fds(connection, 1 << 20, _MOST)
-        if not asked:
+        request, received, *_ = socket.recv_fds(connection, 1 << 20, _MAX_DESCRIPTORS)
+        if not request:
             return
         if os.fork() == 0:
             connection.close()
-            _write(json.loads(asked), found)
-        for descriptor in found:
+            _work(json.loads(request), received)
+        for descriptor in received:
             os.close(descriptor)
 
 
-def _write(facts: dict[str, Any], found: list[int]) -> None:
+def _work(request: dict[str, Any], received: list[int]) -> None:
     from ckptstore.background.__main__ import main
 
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    high = [fcntl.fcntl(one, fcntl.F_DUPFD_CLOEXEC, _HIGH) for one in found]
-    for one in found:
-        os.close(one)
-    speaks, stderr, *passed = high
-    for one, number in zip((stderr, *passed), (2, *facts["descriptors"]), strict=True):
-        os.dup2(one, number)
-        os.close(one)
+    high = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _HIGH) for descriptor in received]
+    for descriptor in received:
+        os.close(descriptor)
+    writer, stderr, *passed = high
+    for descriptor, number in zip((stderr, *passed), (2, *request["descriptors"]), strict=True):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
     os.setsid()
     os.environ.clear()
-    os.environ.update(facts["environment"])
-    sys.argv = ["", facts["arguments"]]
-    os.write(speaks, os.getpid().to_bytes(8, "big"))
+    os.environ.update(request["environment"])
+    sys.argv = ["", request["arguments"]]
+    os.write(writer, os.getpid().to_bytes(8, "big"))
     try:
         main()
     finally:

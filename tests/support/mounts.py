@@ -1,4 +1,4 @@
-"""File systems that are mounted for a test."""
+"""Mounts file systems for tests."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import pytest
 
 
 @contextmanager
-def mounted(place: Path, *options: object, by: str = "mount") -> Iterator[Path]:
-    """Mount something for the block, or skip the test where that is not to be had."""
-    place.mkdir(parents=True, exist_ok=True)
+def mounted(directory: Path, *options: object, by: str = "mount") -> Iterator[Path]:
+    """Mount a file system for the block, or skip the test where mounting is not possible."""
+    directory.mkdir(parents=True, exist_ok=True)
     try:
-        run_or_fail(by, *options, place)
+        run_or_fail(by, *options, directory)
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"cannot mount this here: {getattr(error, 'stderr', None) or error}")
     try:
-        yield place
+        yield directory
     finally:
-        run_or_fail("umount", place)
+        run_or_fail("umount", directory)
 
 
 def run_or_fail(*command: object) -> str:

@@ -1,4 +1,4 @@
-"""Slots for snapshots, as a background save has them."""
+"""The arrays that a background save copies variables into."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ckptstore.system.shared_memory import SharedMemory, aligned
 
 
 def shared_targets(variables: list[Any]) -> list[np.ndarray]:
-    """Return places as a save beside the training has them."""
-    kinds = [shape_and_dtype(one) for one in variables]
+    """Return an array in shared memory for each variable, as in a slot of a background save."""
+    kinds = [shape_and_dtype(variable) for variable in variables]
     sizes = [aligned(max(1, int(np.prod(shape)) * dtype.itemsize)) for shape, dtype in kinds]
     memory = SharedMemory()
     memory.reserve(sum(sizes))

@@ -12,7 +12,7 @@ needs_process = pytest.mark.skipif(not can_start(), reason="this platform has no
 
 
 def writers(root: Path) -> list[int]:
-    """Processes that save into a store."""
+    """Return the pids of the worker processes of a store."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:

@@ -1,4 +1,4 @@
-"""Several threads copy what one would, all of it, and are gone when that is done."""
+"""Several threads copy the same bytes as one would, and have ended when the copy is done."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_each_job_is_done_once_and_by_more_than_one_thread() -> None:
 
     def job(number: int) -> None:
         if number < 2:
-            both.wait()  # passes only where two are at work
+            both.wait()  # passes only if two threads are working
         done.append((number, threading.get_ident()))
 
     ParallelCopy(2)([partial(job, number) for number in range(50)], nbytes=MANY)
@@ -67,7 +67,7 @@ def test_few_bytes_are_copied_without_another_thread() -> None:
 
 def test_an_error_of_a_job_in_another_thread_is_raised_and_no_job_follows() -> None:
     caller, both = threading.get_ident(), threading.Barrier(2, timeout=30)
-    followed = []
+    later = []
 
     def job() -> None:
         both.wait()
@@ -77,9 +77,9 @@ def test_an_error_of_a_job_in_another_thread_is_raised_and_no_job_follows() -> N
             thread.join(30)
 
     with pytest.raises(ZeroDivisionError, match="in a thread"):
-        ParallelCopy(2)([job, job, lambda: followed.append(1)], nbytes=MANY)
+        ParallelCopy(2)([job, job, lambda: later.append(1)], nbytes=MANY)
 
-    assert not followed
+    assert not later
 
 
 def test_all_jobs_are_done_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +106,7 @@ def test_other_threads_begin_while_the_caller_does_its_own_job_and_makes_more() 
 
     def jobs() -> Any:
         yield partial(job, 0)
-        # Not even the second is made, and another thread has done the first.
+        # The second job is not made yet, and another thread has done the first.
         assert others[0].wait(30)
         yield partial(job, 1)
 
@@ -134,15 +134,15 @@ def test_the_own_job_is_done_without_other_jobs_and_its_error_is_raised() -> Non
 
 
 def test_after_an_interrupt_no_thread_is_working() -> None:
-    at_work, parallel_copy = threading.Event(), ParallelCopy(2)
+    working, parallel_copy = threading.Event(), ParallelCopy(2)
     done = []
 
     def job() -> None:
         if threading.current_thread() is threading.main_thread():
-            assert at_work.wait(30)
+            assert working.wait(30)
             signal.raise_signal(signal.SIGINT)
-        at_work.set()
-        # Is still at it when the interrupt has come, and a while longer.
+        working.set()
+        # It is still running when the interrupt has come, and a while longer.
         until = time.monotonic() + 30
         while parallel_copy._left and time.monotonic() < until:
             time.sleep(0.001)
@@ -194,7 +194,7 @@ def test_an_interrupt_while_a_thread_starts_leaves_none_working(monkeypatch: pyt
 
 
 def test_a_thread_whose_start_was_interrupted_is_waited_for() -> None:
-    """As after an interrupt in the very start of it."""
+    """As after an interrupt while it starts."""
     parallel_copy = ParallelCopy(2)
     begun, may_end, ended = threading.Event(), threading.Event(), []
 

@@ -1,4 +1,4 @@
-"""Pages are locked for as long as they are mapped, in the device's own context; where they cannot be, it is said."""
+"""Pages are pinned while they are mapped, in the device's primary context; a warning says if they cannot be."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def test_all_pages_are_pinned_once_and_while_they_are_mapped(monkeypatch: pytest
     pages = PinnablePages(-1, 3 * mmap.PAGESIZE)
     pages.pin(2)
     pages.pin(2)
-    assert driver.locked == {address(pages): len(pages)}
+    assert driver.pinned == {address(pages): len(pages)}
     assert driver.contexts == [1002]
     driver.assert_left_alone()
 
     view = np.frombuffer(pages, np.uint8)
     del pages
-    assert driver.locked
+    assert driver.pinned
     del view
-    assert not driver.locked
+    assert not driver.pinned
     driver.assert_left_alone()
 
 
@@ -49,12 +49,12 @@ def test_pages_that_cannot_be_pinned_are_a_warning_once(monkeypatch: pytest.Monk
 
 
 def test_an_old_registration_of_the_same_address_is_removed_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else the device would write where the memory was that was at this address."""
+    """Otherwise the device would write to the memory that was at this address before."""
     driver = installed(monkeypatch, Driver())
     pages = PinnablePages(-1, 1 << 20)
-    driver.locked[address(pages)] = mmap.PAGESIZE
+    driver.pinned[address(pages)] = mmap.PAGESIZE
     pages.pin(0)
-    assert driver.locked == {address(pages): len(pages)}
+    assert driver.pinned == {address(pages): len(pages)}
     driver.assert_left_alone()
 
 
@@ -70,14 +70,14 @@ def test_an_interrupt_right_after_pinning_leaves_nothing_pinned(monkeypatch: pyt
     pages = PinnablePages(-1, 1 << 20)
     with pytest.raises(KeyboardInterrupt) as error:
         pages.pin(0)
-    assert driver.locked
+    assert driver.pinned
     del pages, error
     gc.collect()
-    assert not driver.locked
+    assert not driver.pinned
     driver.assert_left_alone()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="is Linux's name of the driver")
+@pytest.mark.skipif(sys.platform != "linux", reason="the name of the driver is Linux's")
 @pytest.mark.parametrize("name", ["libno-such-driver.so.1", "libc.so.6"])
 def test_a_machine_without_the_driver_copies_unpinned(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(pinned_memory, "_DRIVER", name)
@@ -91,7 +91,7 @@ def test_a_machine_without_the_driver_copies_unpinned(monkeypatch: pytest.Monkey
         pinned_memory._driver.cache_clear()
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="has no fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
 def test_a_forked_process_leaves_pages_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = installed(monkeypatch, Driver())
     kept = [PinnablePages(-1, 1 << 20)]
@@ -102,6 +102,6 @@ def test_a_forked_process_leaves_pages_pinned(monkeypatch: pytest.MonkeyPatch) -
     if not child:
         kept.clear()
         gc.collect()
-        os._exit(0 if driver.locked else 1)
+        os._exit(0 if driver.pinned else 1)
     assert os.waitpid(child, 0)[1] == 0
-    assert driver.locked
+    assert driver.pinned

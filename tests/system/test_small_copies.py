@@ -1,4 +1,4 @@
-"""Many buffers arrive whole in one memory, whoever copies them; what is none is refused, and all are let go."""
+"""Many buffers are copied completely into one memory, by any threads; unsuitable ones are refused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from forbidden_calls import needs_the_number, output_of
 
 pytestmark = pytest.mark.skipif(not can_copy_buffers(), reason="the kernel has no process_vm_readv")
 MANY = 1 << 40
-# More than one call takes, by their number and by their bytes; calls end in the middle of a kind, too.
+# More pieces, and more bytes, than one call takes; a call may end in the middle of equal sizes.
 SIZES = [1, 4096, 17, *[512] * 1500, 5 << 20, 9 << 20, 3, *[70_000] * 400, 1]
 
 
@@ -26,7 +26,7 @@ def parts_of(sizes: list[int], gap: int = 5) -> list[slice]:
 
 
 def buffers_of(sizes: list[int], seed: int) -> list[bytes]:
-    return [np.random.default_rng((seed, place)).bytes(size) for place, size in enumerate(sizes)]
+    return [np.random.default_rng((seed, index)).bytes(size) for index, size in enumerate(sizes)]
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
@@ -110,7 +110,7 @@ def test_an_unsuitable_buffer_is_refused_and_the_others_are_released(wrong: obje
         list(jobs)
     before.clear()
     behind.clear()
-    # It can be used again.
+    # The object can be used again.
     with copies.jobs([b"one more", b"time", b"after it"]) as jobs:
         for job in jobs:
             job()
@@ -118,7 +118,7 @@ def test_an_unsuitable_buffer_is_refused_and_the_others_are_released(wrong: obje
 
 
 def test_memory_that_is_gone_is_an_error_and_no_crash(tmp_path: Path) -> None:
-    """As that of a file that is cut short: to look at it would end the process."""
+    """As the memory of a file that was cut short: reading it directly would end the process."""
     path = tmp_path / "cut"
     path.write_bytes(b"x" * 3 * mmap.PAGESIZE)
     with path.open("r+b") as file:
@@ -162,5 +162,5 @@ except PermissionError as error:
 
 @needs_the_number
 def test_a_forbidden_system_call_is_an_error() -> None:
-    """As in a container that lets no process look into memory."""
+    """As in a container that forbids reading the memory of processes."""
     assert output_of(FORBIDDEN) == "refused: [Errno 1] process_vm_readv has copied -1 of 3 bytes\n"

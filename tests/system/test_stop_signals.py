@@ -1,4 +1,4 @@
-"""Stop requests by signal, in real processes with real signals: noted, delivered, and left to whom they belong."""
+"""Stop requests by signal, in real processes with real signals: recorded, delivered, and passed on to old handlers."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ ENDED = {
     "SIGINT": "KeyboardInterrupt",
 }
 
-# `sig` is the signal of the test, `other` another one; `send` delivers a real one to this very thread.
+# `sig` is the signal of the test, `other` another one; `send` delivers a real signal to this thread.
 PRELUDE = """
 import gc, os, signal, sys, threading
 from ckptstore.system.stop_signals import StopRequest, TrainingInterrupted
 sig, other = signal.{sig}, signal.{other}
 send = signal.raise_signal
 
-def say(*what):
+def echo(*what):
     print(*what, flush=True)
 
-def note(number, frame):
-    say("old", signal.Signals(number).name, frame is not None)
+def old_handler(number, frame):
+    echo("old", signal.Signals(number).name, frame is not None)
 
 def deliver(stop):
     try:
         stop.deliver()
     except KeyboardInterrupt:
-        say("KeyboardInterrupt")
+        echo("KeyboardInterrupt")
     except TrainingInterrupted as error:
-        say("TrainingInterrupted", error.code)
+        echo("TrainingInterrupted", error.code)
 """
 OTHER = {"SIGTERM": "SIGUSR1", "SIGUSR1": "SIGINT", "SIGINT": "SIGTERM"}
 
 
 class Ran:
-    """What a script printed, and how it ended."""
+    """A script that has run: its output, and its exit code."""
 
     def __init__(self, script: str, sig: str = "SIGTERM", *, first: str = "") -> None:
         prelude = first + PRELUDE.format(sig=sig, other=OTHER[sig])
@@ -59,11 +59,11 @@ class Ran:
             check=False,
         )
         self.code = done.returncode
-        self.said = done.stdout.splitlines()
+        self.lines = done.stdout.splitlines()
         self.err = done.stderr
 
     def ended_by(self, name: str) -> bool:
-        """Whether the signal ended it as if nobody had looked for it."""
+        """Return True if the signal ended it as if there had been no stop request."""
         if name == "SIGINT":
             return self.err.rstrip().endswith("KeyboardInterrupt")
         return self.code == -getattr(signal, name)
@@ -85,15 +85,15 @@ def test_a_signal_is_recorded_and_takes_effect_on_delivery(sig: str) -> None:
         stop.install()
         assert stop.installed
         send(sig)
-        say(stop.received.name)
+        echo(stop.received.name)
         deliver(stop)
-        say(stop.received)
+        echo(stop.received)
         stop.deliver()
         """,
         sig,
     )
     assert (ran.code, ran.err) == (0, "")
-    assert ran.said == [sig, ENDED[sig], "None"]
+    assert ran.lines == [sig, ENDED[sig], "None"]
 
 
 @pytest.mark.parametrize(("sig", "code"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGINT", -signal.SIGINT)])
@@ -105,11 +105,11 @@ def test_a_script_that_does_not_catch_it_ends_with_its_code_after_finally(sig: s
                 send(sig)
                 stop.deliver()
         finally:
-            say("finally")
+            echo("finally")
         """,
         sig,
     )
-    assert (ran.code, ran.said) == (code, ["finally"])
+    assert (ran.code, ran.lines) == (code, ["finally"])
     assert (ran.err == "") == (sig != "SIGINT")
 
 
@@ -122,9 +122,9 @@ def test_a_signal_from_another_process_is_received() -> None:
     script = """
     import time
     with StopRequest() as stop:
-        say("ready")
+        echo("ready")
         while stop.received is None:
-            time.sleep(0.01)  # not pause(): that would sleep on behind a signal that came just before
+            time.sleep(0.01)  # not pause(), which would sleep on after a signal that came just before
         stop.deliver()
     """
     program = PRELUDE.format(sig="SIGTERM", other="SIGINT") + textwrap.dedent(script)
@@ -142,13 +142,13 @@ def test_a_second_signal_stops_at_once(sig: str) -> None:
         stop = StopRequest()
         stop.install()
         send(other)
-        say(stop.received.name)
+        echo(stop.received.name)
         send(sig)
-        say("not reached")
+        echo("not reached")
         """,
         sig,
     )
-    assert ran.said == [OTHER[sig]]
+    assert ran.lines == [OTHER[sig]]
     assert ran.ended_by(sig)
 
 
@@ -161,13 +161,13 @@ def test_ctrl_c_twice_stops_at_once_and_restores_the_old_handlers() -> None:
         try:
             send(sig)
         except KeyboardInterrupt:
-            say("interrupted", stop.installed, signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)
+            echo("interrupted", stop.installed, signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)
         stop.install()
-        say(stop.received)
+        echo(stop.received)
         """,
         "SIGINT",
     )
-    assert ran.said == ["interrupted False True", "None"]
+    assert ran.lines == ["interrupted False True", "None"]
 
 
 @pytest.mark.parametrize("sig", ["SIGTERM", "SIGUSR1"])
@@ -181,13 +181,13 @@ def test_the_same_signal_twice_within_an_instant_is_one_request(sig: str) -> Non
         with StopRequest() as stop:
             send(sig)
             send(sig)
-            say(stop.received.name)
+            echo(stop.received.name)
             signal_handlers.time.monotonic = lambda: now + 4
             send(sig)
         """,
         sig,
     )
-    assert ran.said == [sig]
+    assert ran.lines == [sig]
     assert ran.code == -getattr(signal, sig)
 
 
@@ -198,33 +198,33 @@ def test_the_same_signal_twice_within_an_instant_is_one_request(sig: str) -> Non
 def test_an_old_handler_is_called_when_the_signal_is_delivered(sig: str) -> None:
     ran = Ran(
         """
-        signal.signal(sig, note)
+        signal.signal(sig, old_handler)
         with StopRequest() as stop:
             send(sig)
-            say("noted")
+            echo("recorded")
             deliver(stop)
-        say(signal.getsignal(sig) is note)
+        echo(signal.getsignal(sig) is old_handler)
         send(sig)
         """,
         sig,
     )
-    assert ran.said == ["noted", f"old {sig} True", ENDED[sig], "True", f"old {sig} True"]
+    assert ran.lines == ["recorded", f"old {sig} True", ENDED[sig], "True", f"old {sig} True"]
 
 
 @each
 def test_an_old_handler_receives_the_second_signal(sig: str) -> None:
     ran = Ran(
         """
-        signal.signal(sig, note)
+        signal.signal(sig, old_handler)
         stop = StopRequest()
         stop.install()
         send(other)
         send(sig)
-        say(signal.getsignal(sig) is note, stop.installed)
+        echo(signal.getsignal(sig) is old_handler, stop.installed)
         """,
         sig,
     )
-    assert ran.said == [f"old {sig} True", "True False"]
+    assert ran.lines == [f"old {sig} True", "True False"]
 
 
 @each
@@ -235,13 +235,13 @@ def test_a_signal_that_was_ignored_still_asks_for_a_stop(sig: str) -> None:
         with StopRequest() as stop:
             send(sig)
             deliver(stop)
-        say(signal.getsignal(sig) == signal.SIG_IGN)
+        echo(signal.getsignal(sig) == signal.SIG_IGN)
         send(sig)
-        say("still here")
+        echo("still here")
         """,
         sig,
     )
-    assert ran.said == [ENDED[sig], "True", "still here"]
+    assert ran.lines == [ENDED[sig], "True", "still here"]
 
 
 @each
@@ -258,12 +258,12 @@ def test_uninstalling_puts_the_old_handlers_back(sig: str) -> None:
             stop.uninstall()
             stop.uninstall()
             assert [signal.getsignal(one) for one in (sig, other)] == before
-        say(stop.installed)
+        echo(stop.installed)
         send(sig)
         """,
         sig,
     )
-    assert ran.said == ["False"]
+    assert ran.lines == ["False"]
     assert ran.ended_by(sig)
 
 
@@ -271,22 +271,22 @@ def test_uninstalling_puts_the_old_handlers_back(sig: str) -> None:
 def test_a_signal_at_the_last_moment_is_still_there_after_uninstalling(sig: str) -> None:
     ran = Ran(
         """
-        signal.signal(sig, note)
+        signal.signal(sig, old_handler)
         with StopRequest() as stop:
             send(sig)
-        say(stop.received.name)
+        echo(stop.received.name)
         deliver(stop)
         with stop:
-            say(stop.received)
+            echo(stop.received)
         """,
         sig,
     )
-    assert ran.said == [sig, f"old {sig} True", ENDED[sig], "None"]
+    assert ran.lines == [sig, f"old {sig} True", ENDED[sig], "None"]
 
 
 ON_TOP = """
-def theirs(number, frame):
-    say("theirs")
+def handler_on_top(number, frame):
+    echo("on top")
     below(number, frame)
 """
 
@@ -296,20 +296,20 @@ def test_a_handler_installed_on_top_of_ours_stays_and_calls_ours(sig: str) -> No
     ran = Ran(
         ON_TOP
         + textwrap.dedent("""
-        signal.signal(sig, note)
+        signal.signal(sig, old_handler)
         stop = StopRequest()
         stop.install()
-        below = signal.signal(sig, theirs)
+        below = signal.signal(sig, handler_on_top)
         send(sig)
-        say(stop.received.name)
+        echo(stop.received.name)
         deliver(stop)
         stop.uninstall()
-        say(signal.getsignal(sig) is theirs)
+        echo(signal.getsignal(sig) is handler_on_top)
         send(sig)
         """),
         sig,
     )
-    assert ran.said == ["theirs", sig, f"old {sig} True", ENDED[sig], "True", "theirs", f"old {sig} True"]
+    assert ran.lines == ["on top", sig, f"old {sig} True", ENDED[sig], "True", "on top", f"old {sig} True"]
 
 
 @each
@@ -319,14 +319,14 @@ def test_the_default_action_happens_through_a_handler_on_top(sig: str) -> None:
         + textwrap.dedent("""
         stop = StopRequest()
         stop.install()
-        below = signal.signal(sig, theirs)
+        below = signal.signal(sig, handler_on_top)
         stop.uninstall()
         send(sig)
-        say("not reached")
+        echo("not reached")
         """),
         sig,
     )
-    assert ran.said == ["theirs"]
+    assert ran.lines == ["on top"]
     assert ran.ended_by(sig)
 
 
@@ -334,56 +334,58 @@ def test_a_second_signal_through_a_handler_on_top_reaches_the_old_handler_once()
     ran = Ran(
         ON_TOP
         + textwrap.dedent("""
-        signal.signal(sig, note)
+        signal.signal(sig, old_handler)
         stop = StopRequest()
         stop.install()
-        below = signal.signal(sig, theirs)
+        below = signal.signal(sig, handler_on_top)
         send(other)
         send(sig)
         """)
     )
-    assert ran.said == ["theirs", "old SIGTERM True"]
+    assert ran.lines == ["on top", "old SIGTERM True"]
 
 
 def test_a_new_request_over_a_handler_that_calls_an_uninstalled_one() -> None:
     ran = Ran(
         ON_TOP
         + textwrap.dedent("""
-        signal.signal(sig, note)
+        signal.signal(sig, old_handler)
         first = StopRequest()
         first.install()
-        below = signal.signal(sig, theirs)
+        below = signal.signal(sig, handler_on_top)
         first.uninstall()
         with StopRequest() as stop:
             send(sig)
-            say(stop.received.name)
+            echo(stop.received.name)
             deliver(stop)
         """)
     )
-    assert ran.said == ["SIGTERM", "theirs", "old SIGTERM True", "TrainingInterrupted 75"]
+    assert ran.lines == ["SIGTERM", "on top", "old SIGTERM True", "TrainingInterrupted 75"]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of handlers from outside Python")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists handlers from outside Python")
 def test_a_handler_from_outside_python_is_left_alone() -> None:
     ran = Ran(
         """
         import faulthandler
         faulthandler.register(signal.SIGUSR1, chain=False)
         with StopRequest() as stop:
-            say(*[one.name for one in stop.skipped], stop.installed)
+            echo(*[one.name for one in stop.skipped], stop.installed)
             send(signal.SIGUSR1)
-            say(stop.received)
+            echo(stop.received)
             send(signal.SIGTERM)
-            say(stop.received.name)
+            echo(stop.received.name)
         """
     )
-    assert ran.said == ["SIGUSR1 True", "None", "SIGTERM"]
+    assert ran.lines == ["SIGUSR1 True", "None", "SIGTERM"]
     assert "most recent call first" in ran.err
 
 
 def test_a_handler_that_python_does_not_know_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     known = signal.getsignal
-    monkeypatch.setattr(signal, "getsignal", lambda one: None if one == signal.SIGUSR1 else known(one))
+    monkeypatch.setattr(
+        signal, "getsignal", lambda number: None if number == signal.SIGUSR1 else known(number)
+    )
     with StopRequest([signal.SIGUSR1]) as stop:
         assert stop.skipped == (signal.SIGUSR1,)
     monkeypatch.undo()
@@ -397,34 +399,34 @@ def test_a_handler_that_python_does_not_know_is_left_alone(monkeypatch: pytest.M
 def test_nested_requests_share_handlers_and_each_sees_the_signal(sig: str) -> None:
     ran = Ran(
         """
-        signal.signal(sig, note)
+        signal.signal(sig, old_handler)
         outer, inner = StopRequest(), StopRequest()
         outer.install()
         handler = signal.getsignal(sig)
         inner.install()
         assert signal.getsignal(sig) == handler
         send(sig)
-        say(outer.received.name, inner.received.name)
+        echo(outer.received.name, inner.received.name)
         deliver(inner)
         inner.uninstall()
         assert signal.getsignal(sig) == handler
-        say(inner.received, outer.received.name)
+        echo(inner.received, outer.received.name)
         deliver(outer)
         outer.uninstall()
-        say(signal.getsignal(sig) is note)
+        echo(signal.getsignal(sig) is old_handler)
         """,
         sig,
     )
-    assert ran.said == [f"{sig} {sig}", f"old {sig} True", ENDED[sig], f"None {sig}", ENDED[sig], "True"]
+    assert ran.lines == [f"{sig} {sig}", f"old {sig} True", ENDED[sig], f"None {sig}", ENDED[sig], "True"]
 
 
 @each
 def test_a_request_installed_after_the_signal_sees_it(sig: str) -> None:
     ran = Ran(
-        "with StopRequest():\n    send(sig)\n    with StopRequest() as inner:\n        say(inner.received.name)",
+        "with StopRequest():\n    send(sig)\n    with StopRequest() as inner:\n        echo(inner.received.name)",
         sig,
     )
-    assert ran.said == [sig]
+    assert ran.lines == [sig]
 
 
 def test_each_request_receives_only_its_own_signals() -> None:
@@ -435,14 +437,14 @@ def test_each_request_receives_only_its_own_signals() -> None:
         one.install()
         two.install()
         send(other)
-        say(one.received, two.received.name)
+        echo(one.received, two.received.name)
         two.uninstall()
-        say(signal.getsignal(other) == signal.SIG_DFL, signal.getsignal(sig) == signal.SIG_DFL)
+        echo(signal.getsignal(other) == signal.SIG_DFL, signal.getsignal(sig) == signal.SIG_DFL)
         two.install()
-        say(signal.getsignal(other) == signal.SIG_DFL)
+        echo(signal.getsignal(other) == signal.SIG_DFL)
         """
     )
-    assert ran.said == ["None SIGUSR1", "True False", "False"]
+    assert ran.lines == ["None SIGUSR1", "True False", "False"]
 
 
 @each
@@ -454,11 +456,11 @@ def test_a_collected_request_swallows_no_signal(sig: str) -> None:
         del stop
         gc.collect()
         send(sig)
-        say("not reached")
+        echo("not reached")
         """,
         sig,
     )
-    assert ran.said == []
+    assert ran.lines == []
     assert ran.ended_by(sig)
 
 
@@ -470,13 +472,13 @@ def test_a_new_request_after_a_collected_one_has_the_original_handler() -> None:
         with StopRequest() as stop:
             send(sig)
             deliver(stop)
-        say(signal.getsignal(sig) == signal.SIG_DFL)
+        echo(signal.getsignal(sig) == signal.SIG_DFL)
         """
     )
-    assert ran.said == ["TrainingInterrupted 75", "True"]
+    assert ran.lines == ["TrainingInterrupted 75", "True"]
 
 
-# --- where it is not for us ----------------------------------------------------------------------
+# --- threads, interpreters and forks -------------------------------------------------------------
 
 
 def test_in_another_thread_nothing_is_installed() -> None:
@@ -502,13 +504,13 @@ def test_uninstalled_in_another_thread_it_steps_aside_at_the_next_signal(sig: st
         thread = threading.Thread(target=stop.uninstall)
         thread.start()
         thread.join()
-        say(stop.installed)
+        echo(stop.installed)
         send(sig)
-        say("not reached")
+        echo("not reached")
         """,
         sig,
     )
-    assert ran.said == ["False"]
+    assert ran.lines == ["False"]
     assert ran.ended_by(sig)
 
 
@@ -524,7 +526,7 @@ def test_in_another_interpreter_nothing_is_installed() -> None:
         ''')
         """
     )
-    assert ran.said == ["False None"], ran.err
+    assert ran.lines == ["False None"], ran.err
 
 
 @each
@@ -542,14 +544,14 @@ def test_a_forked_child_ends_as_it_would_have(sig: str) -> None:
             except KeyboardInterrupt:
                 os._exit(130)
             os._exit(0)
-        say(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-        say(stop.installed, stop.received)
+        echo(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        echo(stop.installed, stop.received)
         send(sig)
-        say(stop.received.name)
+        echo(stop.received.name)
         """,
         sig,
     )
-    assert ran.said == [str(130 if sig == "SIGINT" else -getattr(signal, sig)), "True None", sig]
+    assert ran.lines == [str(130 if sig == "SIGINT" else -getattr(signal, sig)), "True None", sig]
 
 
 @each
@@ -566,16 +568,16 @@ def test_a_child_forked_by_c_code_ends_on_a_signal(sig: str) -> None:
             except KeyboardInterrupt:
                 os._exit(130)
             os._exit(0)
-        say(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        echo(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         """,
         sig,
     )
-    assert ran.said == [str(130 if sig == "SIGINT" else -getattr(signal, sig))]
+    assert ran.lines == [str(130 if sig == "SIGINT" else -getattr(signal, sig))]
 
 
 @each
 def test_a_signal_is_blocked_until_the_child_is_ready(sig: str) -> None:
-    """Python forgets what reaches a child before it has run its own part of the fork."""
+    """Python loses signals that reach a child before it has run its own part of the fork."""
     ran = Ran(
         """
         stop = StopRequest()
@@ -584,14 +586,14 @@ def test_a_signal_is_blocked_until_the_child_is_ready(sig: str) -> None:
         if child == 0:
             os._exit(0)
         os.waitpid(child, 0)
-        say(sig in masks[0], sig in signal.pthread_sigmask(signal.SIG_BLOCK, []))
+        echo(sig in masks[0], sig in signal.pthread_sigmask(signal.SIG_BLOCK, []))
         """,
         sig,
-        # Such hooks run in reverse order: this one after ours.
+        # Hooks before a fork run in reverse order: this one runs after ours.
         first="import os, signal\nmasks = []\n"
         "os.register_at_fork(before=lambda: masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, [])))\n",
     )
-    assert ran.said == ["True False"]
+    assert ran.lines == ["True False"]
 
 
 def test_workers_of_multiprocessing_can_be_terminated() -> None:
@@ -605,10 +607,10 @@ def test_workers_of_multiprocessing_can_be_terminated() -> None:
         worker.start()
         worker.terminate()
         worker.join(30)
-        say(worker.exitcode, stop.received)
+        echo(worker.exitcode, stop.received)
         """
     )
-    assert ran.said == [f"{-signal.SIGTERM} None"]
+    assert ran.lines == [f"{-signal.SIGTERM} None"]
 
 
 def test_a_forked_child_may_install_a_request_of_its_own() -> None:
@@ -620,15 +622,15 @@ def test_a_forked_child_may_install_a_request_of_its_own() -> None:
         child = os.fork()
         if child == 0:
             with StopRequest() as own:
-                say(own.received)
+                echo(own.received)
                 send(other)
-                say(own.received.name)
-            say(signal.getsignal(sig) == signal.SIG_DFL)
+                echo(own.received.name)
+            echo(signal.getsignal(sig) == signal.SIG_DFL)
             os._exit(0)
         os.waitpid(child, 0)
         """
     )
-    assert ran.said == ["None", "SIGUSR1", "True"]
+    assert ran.lines == ["None", "SIGUSR1", "True"]
 
 
 def test_unknown_signals_are_left_out_and_impossible_ones_refused() -> None:
@@ -646,7 +648,7 @@ def test_the_exception_says_what_happened_and_pickles(code: int) -> None:
     error = ckptstore.TrainingInterrupted(signal.SIGUSR1, exit_code=code)
     assert isinstance(error, SystemExit) and not isinstance(error, Exception)
     twin = pickle.loads(pickle.dumps(error))
-    for one in (error, twin):
-        assert type(one) is TrainingInterrupted
-        assert (one.code, one.signal, str(one)) == (code, signal.SIGUSR1, one.message)
-        assert one.message.startswith("stopped by SIGUSR1; ") and "\n" not in one.message
+    for copy in (error, twin):
+        assert type(copy) is TrainingInterrupted
+        assert (copy.code, copy.signal, str(copy)) == (code, signal.SIGUSR1, copy.message)
+        assert copy.message.startswith("stopped by SIGUSR1; ") and "\n" not in copy.message
