@@ -11,7 +11,7 @@ from pathlib import Path
 from ckptstore.background.message import MessageReader, SaveMessage
 from ckptstore.commit.committer import Committer
 from ckptstore.commit.open import open_for_writing
-from ckptstore.commit.retry import tried_again
+from ckptstore.commit.retry import with_retries
 from ckptstore.manifest.manifest import Manifest
 from ckptstore.records import Checkpoint
 from ckptstore.storage.layout import Layout
@@ -79,7 +79,7 @@ class Worker:
             message = self._readers[slot].read()
             number = message.number
             self.idle_until = time.monotonic() + (COMMIT_INTERVAL_S if message.may_wait else 0.0)
-            checkpoint = tried_again(partial(self._commit, message, maybe_committed))
+            checkpoint = with_retries(partial(self._commit, message, maybe_committed))
         except Exception as error:
             return _failure(number, error)
         self._number = number

@@ -1,7 +1,7 @@
-"""The commit protocol: payload, rename, manifest row, published path, retention; in this order and never another.
+"""The commit protocol: payload, rename, manifest row, published path, retention; in this order and no other.
 
-A checkpoint exists from the instant that its manifest transaction is committed. What a crash leaves before that is
-swept or adopted when the store is next opened for writing, and what it leaves after that is finished there.
+A checkpoint exists from the instant its manifest transaction is committed. Files that a crash leaves before that are
+swept or adopted when the store is next opened for writing; steps that it leaves undone after that are finished then.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from ckptstore.formats.snapshot import Snapshot
 
 # Version of the description inside payloads.
-DESCRIPTION = 1
+_DESCRIPTION_VERSION = 1
 _REMOVING = "removing what the policy does not keep"
 _Result = TypeVar("_Result")
 
@@ -52,8 +52,8 @@ class Committer:
     """Writes checkpoints into one store, one at a time.
 
     Args:
-        layout: Where the store lies.
-        manifest: Its manifest, open for writing.
+        layout: The store's paths.
+        manifest: The store's manifest, open for writing.
     """
 
     def __init__(self, layout: Layout, manifest: Manifest) -> None:
@@ -62,34 +62,34 @@ class Committer:
         self._retention = RetentionRunner(layout, manifest)
         self._lease: Lease | None = None
         self._pid = os.getpid()
-        self._busy = threading.Lock()
-        self._by: int | None = None
+        self._mutex = threading.Lock()
+        self._owner_thread: int | None = None
         self._leftovers: list[Path] = []
-        # Versions whose payload is gone, and whose row goes with the next transaction.
+        # Versions whose payload is deleted, and whose row is dropped in the next transaction.
         self._dropped: list[int] = []
-        # Those whose payload is still to be removed, and the save that is told of it where that fails.
+        # Checkpoints whose payload is still to be deleted, and the save that a failure of that is reported for.
         self._marked: list[Checkpoint] = []
         self._saved: Checkpoint | None = None
 
     def commit(self, snapshot: Snapshot, request: SaveRequest, *, removing: bool = True) -> Checkpoint:
         """Save a snapshot; when this returns, the checkpoint is durable, indexed and shown.
 
-        A crash before the manifest's COMMIT leaves no checkpoint, or the whole one; a crash after it leaves the
-        whole one.
+        A crash before the manifest's COMMIT leaves no checkpoint, or the complete one; a crash after it leaves the
+        complete one.
 
         Args:
-            snapshot: The model.
-            request: What is to be done with it.
-            removing: False to leave the payloads that `request.keep` lets go where they are, until `remove` is called:
-                the disk may take as long for that as for the save. They are no checkpoints any more.
+            snapshot: The snapshot of the model.
+            request: The save to make of it.
+            removing: False to leave the payloads that `request.keep` lets expire in place until `remove` is called:
+                deleting them may take the disk as long as the save. They are no checkpoints any more.
 
         Raises:
-            DiskFullError: There is no room, even after what `request.keep` lets go was removed; nothing else changed.
-            UnfinishedSaveError: It is saved, but could not be shown, or retention failed.
+            DiskFullError: The disk is full, even after removing what `request.keep` lets expire; nothing else changed.
+            UnfinishedSaveError: The checkpoint is saved, but could not be shown, or retention failed.
             StorageError: The disk failed; older checkpoints are as they were.
             StoreLockedError: The store's lock was not free in time; nothing changed.
         """
-        with self._alone():
+        with self._exclusive():
             mark = self._deferred_mark(request)
             try:
                 checkpoint = self._save(snapshot, request, mark)
@@ -99,36 +99,36 @@ class Committer:
                 mark = self._deferred_mark(request)
                 checkpoint = self._save(snapshot, request, mark)
             if request.publish is not None:
-                self._finish(
+                self._after_commit(
                     checkpoint,
                     f"showing it at {request.publish}",
-                    partial(self._show, checkpoint, request.publish, mark),
+                    partial(self._publish, checkpoint, request.publish, mark),
                 )
             if request.keep is not None:
-                choose = partial(self._chosen, request.run, request.keep, mark)
-                self._marked += self._finish(checkpoint, _REMOVING, choose)
+                choose = partial(self._expired, request.run, request.keep, mark)
+                self._marked += self._after_commit(checkpoint, _REMOVING, choose)
             self._saved = checkpoint
             if removing:
                 self._remove()
             return checkpoint
 
     def remove(self) -> None:
-        """Remove what the last commit let go; does nothing where that is done.
+        """Delete what expired in the last commit; does nothing if that is done.
 
-        A crash before or meanwhile leaves marked rows; the next opening for writing finishes.
+        A crash before or during that leaves marked rows; the next opening for writing finishes.
 
         Raises:
-            UnfinishedSaveError: Something could not be removed; its checkpoint is the one of that commit.
+            UnfinishedSaveError: A payload could not be deleted; the error's checkpoint is the one of that commit.
         """
-        with self._alone():
+        with self._exclusive():
             self._remove()
 
     def _remove(self) -> None:
         if self._saved is not None:
-            self._finish(self._saved, _REMOVING, self._unlink)
+            self._after_commit(self._saved, _REMOVING, self._unlink)
 
     def _deferred_mark(self, request: SaveRequest) -> DeferredMark | None:
-        """Return what marks in the transaction of the save's last step before: a transaction costs four syncs."""
+        """Return the mark for the save's own last transaction: one of its own would cost four syncs."""
         return None if request.keep is None else self._retention.deferred_mark(request.run, request.keep)
 
     def _save(self, snapshot: Snapshot, request: SaveRequest, mark: DeferredMark | None) -> Checkpoint:
@@ -145,24 +145,24 @@ class Committer:
             raise
 
     def _make_room(self, request: SaveRequest) -> bool:
-        """Remove what the policy would let go after the save anyway; returns whether anything went."""
+        """Remove now what the policy would remove after the save; returns True if anything was removed."""
         if request.keep is None:
             return False
         try:
-            return bool(self._retained(request.run, request.keep))
+            return bool(self._remove_expired(request.run, request.keep))
         except DiskFullError:
             return False
 
-    def _finish(self, checkpoint: Checkpoint, what: str, work: Callable[[], _Result]) -> _Result:
-        """Do what comes after the COMMIT: if it fails, the caller is told that the checkpoint exists."""
+    def _after_commit(self, checkpoint: Checkpoint, what: str, work: Callable[[], _Result]) -> _Result:
+        """Do a step that follows the COMMIT: if it fails, the error says that the checkpoint exists."""
         try:
             return work()
         except Exception as error:
-            # Whatever it is, also of a policy that the user wrote.
+            # Any error, since the user may have written the policy.
             raise UnfinishedSaveError(checkpoint=checkpoint, undone=what, error=error) from error
 
     def close(self) -> None:
-        """End this writer's lease, and drop the rows of what retention has removed.
+        """End this writer's lease, and drop the rows of deleted payloads.
 
         A crash before that leaves rows marked ``deleting``; the next opening for writing drops them.
         """
@@ -175,7 +175,7 @@ class Committer:
                 if lease is not None:
                     lease.release()
                 if self._dropped:
-                    # Where that fails now, the next opening does it; all that was saved is there.
+                    # If this fails, the next opening does it; no saved checkpoint depends on it.
                     with suppress(StorageError, StoreLockedError):
                         release_and_retry(
                             self._layout.reserve, partial(self._manifest.checkpoints.remove, self._dropped)
@@ -183,8 +183,8 @@ class Committer:
                     self._dropped = []
 
     def _begin(self) -> int:
-        """Take a version, and a lease when this process has none."""
-        # The room that earlier saves have freed is this one's.
+        """Reserve a version, and take a lease if this process has none."""
+        # This save can use the space that earlier ones have freed.
         deferred_unlink.wait()
         with self._locked():
             if self._lease is None:
@@ -195,7 +195,7 @@ class Committer:
             return version
 
     def _write(self, snapshot: Snapshot, version: int, request: SaveRequest, path: Path) -> Written:
-        from ckptstore.formats import payload  # numpy and h5py, which a query can do without
+        from ckptstore.formats import payload  # imports numpy and h5py, which queries do not need
 
         encoded = payload.encode(snapshot, self._description(snapshot, version, request))
         writer = DurableWriter(path, reserve=encoded.nbytes)
@@ -208,7 +208,7 @@ class Committer:
 
     def _description(self, snapshot: Snapshot, version: int, request: SaveRequest) -> dict[str, Any]:
         return {
-            "ckptstore": DESCRIPTION,
+            "ckptstore": _DESCRIPTION_VERSION,
             "store": self._manifest.uuid,
             "version": version,
             "run": request.run,
@@ -237,7 +237,7 @@ class Committer:
     ) -> Checkpoint:
         file = payload_file(version, request.run, snapshot.format)
         path = self._layout.root / file
-        # Rename and row under one lock: nobody who holds it ever sees the payload of a living writer without its row.
+        # Rename and row under one lock: whoever holds it never sees the payload of a living writer without its row.
         with self._locked():
             try:
                 rename_to_new(temporary, path)
@@ -252,15 +252,15 @@ class Committer:
                     retention=check,
                 )
             except BaseException:
-                # Still under the lock: later, somebody else may have taken the payload in.
+                # Still under the lock: after it, another process may adopt the payload.
                 if not os.path.lexists(temporary):
-                    self._take_back(version, path)
+                    self._undo_rename(version, path)
                 raise
 
-    def _take_back(self, version: int, path: Path) -> None:
+    def _undo_rename(self, version: int, path: Path) -> None:
         """Remove the payload of a save that failed, unless its row may have become durable all the same.
 
-        What cannot be told, or not removed, is left to the next opening, which takes it in.
+        If that cannot be determined, or the payload not removed, the next opening adopts it.
         """
         with suppress(CheckpointStoreError):
             if self._manifest.checkpoints.get(version) is None:
@@ -293,7 +293,7 @@ class Committer:
         return None if request.publish is None else relative_to_store(self._layout.root, request.publish)
 
     def _discard(self, path: Path) -> None:
-        """Remove a temporary file of a failed save; what cannot be removed now is tried again at the next save."""
+        """Remove a temporary file of a failed save; if that fails, the next save tries again."""
         if not self._removed(path):
             self._leftovers.append(path)
 
@@ -304,9 +304,9 @@ class Committer:
             return False
         return True
 
-    def _show(self, checkpoint: Checkpoint, target: Path, mark: DeferredMark | None) -> None:
+    def _publish(self, checkpoint: Checkpoint, target: Path, mark: DeferredMark | None) -> None:
         path = relative_to_store(self._layout.root, target)
-        # Recovery finishes pending paths under this lock; two at once would be in each other's way.
+        # Recovery finishes pending paths under this lock; two at once would interfere.
         with self._locked():
             shown = self._manifest.published.at(path)
             if shown is not None and shown.version == checkpoint.version and shown.pending:
@@ -318,27 +318,27 @@ class Committer:
     def retain(self, run: str, policy: Policy) -> list[int]:
         """Remove a run's checkpoints that neither `policy` nor the store's own rules keep; returns their versions.
 
-        The rows are marked and committed first, then the files go; the rows go with the next save, or when this writer
-        ends: a crash in between leaves marked rows, and the next opening for writing finishes.
+        The rows are marked and committed first, then the files are deleted; the rows are dropped with the next save, or
+        when this writer closes: a crash in between leaves marked rows, and the next opening for writing finishes.
         """
-        with self._alone():
-            return self._retained(run, policy)
+        with self._exclusive():
+            return self._remove_expired(run, policy)
 
-    def _retained(self, run: str, policy: Policy) -> list[int]:
-        gone = self._chosen(run, policy)
-        self._marked += gone
+    def _remove_expired(self, run: str, policy: Policy) -> list[int]:
+        expired = self._expired(run, policy)
+        self._marked += expired
         self._unlink()
         deferred_unlink.wait()
-        return [checkpoint.version for checkpoint in gone]
+        return [checkpoint.version for checkpoint in expired]
 
-    def _chosen(self, run: str, policy: Policy, mark: DeferredMark | None = None) -> Sequence[Checkpoint]:
-        """Return what a policy lets go, marked."""
+    def _expired(self, run: str, policy: Policy, mark: DeferredMark | None = None) -> Sequence[Checkpoint]:
+        """Mark what a policy lets expire, unless the save's transaction has done so, and return it."""
         if mark is not None and mark.tried:
             return mark.result()
         return release_and_retry(self._layout.reserve, partial(self._mark, run, policy))
 
     def _unlink(self) -> None:
-        """Remove what is marked, also what could not be removed before."""
+        """Delete the payloads that are marked, including those that could not be deleted before."""
         if self._marked:
             try:
                 unlink_marked(self._marked, deferred_unlink.unlink)
@@ -348,28 +348,28 @@ class Committer:
             self._marked = []
 
     def _mark(self, run: str, policy: Policy) -> Sequence[Checkpoint]:
-        # Chosen and marked under one lock: nobody pins or shows meanwhile what is about to go.
+        # Chosen and marked under one lock: nobody pins or publishes meanwhile what is about to be removed.
         with self._locked():
             return self._retention.mark(run, policy)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keep other threads out; a forked child starts with a lock of its own, which no lost thread holds.
+    def _exclusive(self) -> Iterator[None]:
+        """Keep other threads out; a forked child starts with its own mutex, which no lost thread holds.
 
-        A signal's handler runs inside whatever this thread is doing: one that saves would wait for itself.
+        A signal handler runs inside whatever its thread is doing: one that saves would wait for itself.
         """
         if self._pid != os.getpid():
-            self._busy, self._lease, self._pid = threading.Lock(), None, os.getpid()
+            self._mutex, self._lease, self._pid = threading.Lock(), None, os.getpid()
             self._leftovers, self._dropped, self._marked = [], [], []
-            self._saved = self._by = None
-        if self._by == threading.get_ident():
+            self._saved = self._owner_thread = None
+        if self._owner_thread == threading.get_ident():
             raise SaveInProgressError(store=self._layout.root)
-        with self._busy:
-            self._by = threading.get_ident()
+        with self._mutex:
+            self._owner_thread = threading.get_ident()
             try:
                 yield
             finally:
-                self._by = None
+                self._owner_thread = None
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Opens a store's manifest: for reading, without a trace; for writing, after making disk and manifest agree."""
+"""Opens a store's manifest: for reading without changing anything, for writing after recovery."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def open_for_reading(layout: Layout) -> Manifest:
     """Open a manifest and change nothing.
 
     Raises:
-        CheckpointStoreError: As `ckptstore.CheckpointStore` says.
+        CheckpointStoreError: As `ckptstore.CheckpointStore` documents.
     """
     if not os.path.lexists(layout.manifest):
         raise CorruptManifestError(path=layout.manifest, reason="it is missing, though there are payloads")
@@ -24,7 +24,7 @@ def open_for_reading(layout: Layout) -> Manifest:
 
 
 def _check_one_disk(layout: Layout) -> None:
-    """Refuse a store that is spread over file systems: its renames would not be atomic, or not be possible."""
+    """Refuse a store that spans file systems: renames across them are not atomic, or not possible."""
     disks = {path: path.stat().st_dev for path in (layout.checkpoints, layout.tmp, layout.quarantine)}
     if len(set(disks.values())) > 1:
         raise UnsafeFileSystemError(
@@ -36,16 +36,16 @@ def _check_one_disk(layout: Layout) -> None:
 
 
 def open_for_writing(layout: Layout) -> Manifest:
-    """Open a manifest, making or upgrading it, and finish or undo what a dead writer left.
+    """Open a manifest, make or upgrade it, and finish or undo what a dead writer left.
 
-    What the file system cannot give is found out here: see `ckptstore.storage.locks.probe_locks`.
+    A file system that lacks what a store needs is refused here: see `ckptstore.storage.locks.probe_locks`.
 
     Raises:
-        CheckpointStoreError: As `ckptstore.CheckpointStore` says.
+        CheckpointStoreError: As `ckptstore.CheckpointStore` documents.
     """
     if os.path.lexists(layout.manifest):
         Manifest.check(layout.manifest)
-    from ckptstore.commit.recovery import reconcile  # reads payloads; a query can do without
+    from ckptstore.commit.recovery import reconcile  # reads payloads; queries do not need it
 
     layout.make()
     _check_one_disk(layout)

@@ -1,4 +1,4 @@
-"""Takes in payloads that have no row: complete files that a crash left unlisted, or the whole of a lost manifest."""
+"""Adopts payloads that have no manifest row: those that a crash left, and all of a lost manifest."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from ckptstore.validation import check_extra, check_metrics, check_position, che
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """A payload as it describes itself, every part of it checked.
+    """The description inside a payload, every part of it checked.
 
     Attributes:
-        new: Its row.
+        new: The manifest row of the payload.
         store: The id of the store that it was written for.
-        published: Where it was to be shown, relative to its store, or None.
-        attempt: At its run; 1 in payloads that do not say it.
+        published: The path that was to show it, relative to its store, or None.
+        attempt: Number of the attempt at its run; 1 in payloads that do not have it.
     """
 
     new: NewCheckpoint
@@ -34,18 +34,18 @@ class Described:
     attempt: int
 
 
-def take_in(layout: Layout, manifest: Manifest, name: str) -> str | None:
-    """Give a payload without a row its row, or put it aside; the caller holds the store's lock.
+def adopt(layout: Layout, manifest: Manifest, name: str) -> str | None:
+    """Insert the row of a payload that has none, or quarantine the payload; the caller holds the store's lock.
 
-    It is verified byte by byte. A crash leaves it as it was, or listed.
+    The payload is verified byte by byte. A crash leaves it as it was, or with its row.
 
     Args:
-        layout: Where the store lies.
-        manifest: Its manifest.
+        layout: The store's paths.
+        manifest: The store's manifest.
         name: The payload's name in `checkpoints`.
 
     Returns:
-        None when it was adopted, else why it was put aside.
+        None if it was adopted, else the reason for its quarantine.
     """
     path = layout.checkpoints / name
     if is_listed(manifest, name):
@@ -67,37 +67,37 @@ def take_in(layout: Layout, manifest: Manifest, name: str) -> str | None:
 
 
 def _is_free(manifest: Manifest, tag: str, version: int) -> bool:
-    """Whether a tag may go to a version that comes late: a later one may have been given it meanwhile."""
+    """Return True if a tag may go to a version adopted late: a newer one may have been given it meanwhile."""
     other = manifest.tags.checkpoint(tag)
     return other is None or other.version < version
 
 
 def is_listed(manifest: Manifest, name: str) -> bool:
-    """Look again, now under the lock: its writer may have committed the row since it was seen without one."""
+    """Return True if a payload has a row: its writer may have committed it just before the caller took the lock."""
     row = manifest.checkpoints.get(parse_payload_name(name)[0])
     return row is not None and row.path.name == name
 
 
 def _published_path(manifest: Manifest, found: Described) -> str | None:
-    """Where the orphan was to be shown.
+    """Return the path that was to show an orphan, or None.
 
-    A path that this manifest never heard of is not believed, and one that shows a later version by now stays.
+    A path that this manifest does not know is not trusted, and one that shows a newer version stays.
     """
     shown = None if found.published is None else manifest.published.at(found.published)
     return shown.path if shown is not None and shown.version < found.new.version else None
 
 
 def describe(path: Path, *, name: str | None = None) -> Described:
-    """Return what a payload says of itself, after verifying it byte by byte.
+    """Return the description inside a payload, after verifying the payload byte by byte.
 
     Args:
-        path: Where it lies.
+        path: The payload.
         name: The name that it ought to have; None for the one that it has.
 
     Raises:
-        CorruptPayloadError: It is damaged, says that it is another checkpoint than its name does, or says what
-            ckptstore would not have written.
-        StorageError: It cannot be read, which does not say that it is damaged.
+        CorruptPayloadError: It is damaged, describes another checkpoint than its name does, or holds values that
+            ckptstore does not write.
+        StorageError: It cannot be read, which does not mean that it is damaged.
     """
     description = payload.read_description(path)
     version, run, format = parse_payload_name(name or path.name)

@@ -1,4 +1,4 @@
-"""Puts damaged payloads aside: moved, never deleted, and noted."""
+"""Quarantines damaged payloads: moves them, never deletes them, and records the reason."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ckptstore.storage.files import move_durably
 from ckptstore.storage.layout import Layout
 
 
-def set_aside(layout: Layout, path: Path) -> Path:
+def move_to_quarantine(layout: Layout, path: Path) -> Path:
     """Move a file of the store into `quarantine`, durably, under an unused name, which is returned.
 
     A crash leaves it in one place or the other.
@@ -29,19 +29,19 @@ def set_aside(layout: Layout, path: Path) -> Path:
 
 
 def quarantine_stray(layout: Layout, manifest: Manifest, path: Path, reason: str) -> None:
-    """Move a payload that belongs to no row aside, and note why; the caller holds the store's lock."""
-    target = set_aside(layout, path)
+    """Quarantine a payload that belongs to no row, and record the reason; the caller holds the store's lock."""
+    target = move_to_quarantine(layout, path)
     manifest.events.add("quarantined", detail={"file": path.name, "to": target.name, "reason": reason})
 
 
 def withdraw(layout: Layout, manifest: Manifest, checkpoint: Checkpoint, reason: str) -> None:
-    """Mark a checkpoint as damaged, note why, and move its payload aside; the row stays.
+    """Mark a checkpoint as damaged, record the reason, and quarantine its payload; the row stays.
 
-    The caller holds the store's lock. The row is marked first: a crash leaves a marked row whose payload still lies
-    in its place, and the next opening for writing looks at it again.
+    The caller holds the store's lock. The row is marked first: a crash leaves a marked row whose payload is still in
+    its place, and the next opening for writing checks it again.
 
     Raises:
-        StorageError: The mark could not be made, or the file not moved.
+        StorageError: The row could not be marked, or the file not moved.
     """
     manifest.checkpoints.set_state(
         [checkpoint.version], "damaged", event="damaged", detail={"reason": reason}

@@ -1,8 +1,8 @@
-"""Makes disk and manifest agree again when a store is opened for writing, whatever the last writer died of.
+"""Makes disk and manifest agree when a store is opened for writing, whatever ended the last writer.
 
-Runs under the store's lock; every step may be repeated, so that a crash here is mended by the next opening. It compares
-names; the bytes of a payload are read only when it has no row, which a crash leaves at most one of for each writer,
-or when it lies in its place though its row says that it is damaged.
+Runs under the store's lock; every step may be repeated, so that the next opening repairs a crash here. It compares
+names; the bytes of a payload are read only if it has no row, of which a crash leaves at most one for each writer, or if
+it is in its place though its row is marked as damaged.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import warnings
 from contextlib import nullcontext
 from pathlib import Path
 
-from ckptstore.commit.orphans import take_in
+from ckptstore.commit.orphans import adopt
 from ckptstore.commit.quarantine import quarantine_stray
 from ckptstore.commit.retention.deletion import finish_marked
 from ckptstore.errors import CorruptManifestError, InvalidArgumentError, StorageError
@@ -37,7 +37,7 @@ def reconcile(layout: Layout, manifest: Manifest) -> None:
     """Finish or undo what a dead writer left; the caller holds the store's lock.
 
     Raises:
-        StorageError: The disk cannot be read (which is not taken for absence), or a step failed.
+        StorageError: The disk cannot be read, which does not mean that files are missing; or a step failed.
     """
     remove_stale_files(layout.tmp)
     finish_marked(manifest, nullcontext)
@@ -45,26 +45,26 @@ def reconcile(layout: Layout, manifest: Manifest) -> None:
     complete, missing, damaged = (_names(manifest, state) for state in ("complete", "missing", "damaged"))
     _mark_missing(manifest, complete - present)
     if not present.isdisjoint(missing) or not present.isdisjoint(damaged):
-        _look_again(layout, manifest)
+        _recheck_lost(layout, manifest)
     unlisted = present - complete
     for name in sorted(unlisted - missing - damaged):
         if is_payload_name(name):
-            _take_in(layout, manifest, name)
-    _never_give_out_again(layout, manifest)
+            _adopt(layout, manifest, name)
+    _skip_quarantined_versions(layout, manifest)
     finish_publishing(layout, manifest)
 
 
-def _never_give_out_again(layout: Layout, manifest: Manifest) -> None:
-    """Count on behind the versions in quarantine: an older manifest that was put back does not know of them."""
+def _skip_quarantined_versions(layout: Layout, manifest: Manifest) -> None:
+    """Number new versions after those in quarantine, which an older manifest that was put back does not know."""
     highest = max(map(leading_version, os.listdir(layout.quarantine)), default=0)
     if highest >= manifest.next_version:
         manifest.raise_next_version(highest + 1)
 
 
-def _take_in(layout: Layout, manifest: Manifest, name: str) -> None:
-    """Take in an orphan; one that cannot be read stays where it is, for nobody was told of it."""
+def _adopt(layout: Layout, manifest: Manifest, name: str) -> None:
+    """Adopt an orphan; one that cannot be read stays where it is, since it was never reported as saved."""
     try:
-        take_in(layout, manifest, name)
+        adopt(layout, manifest, name)
     except StorageError as error:
         if error.operation != "read" or error.path.name != name:
             raise
@@ -82,10 +82,10 @@ def _names(manifest: Manifest, state: State) -> set[str]:
     return {file.removeprefix(_FOLDER) for file in manifest.checkpoints.files(state)}
 
 
-def _mark_missing(manifest: Manifest, gone: set[str]) -> None:
-    """Mark rows whose file is gone; the rows stay."""
-    if gone:
-        versions = sorted(_version(manifest, name) for name in gone)
+def _mark_missing(manifest: Manifest, names: set[str]) -> None:
+    """Mark rows whose file is missing; the rows stay."""
+    if names:
+        versions = sorted(_version(manifest, name) for name in names)
         manifest.checkpoints.set_state(versions, "missing", event="missing")
 
 
@@ -94,31 +94,31 @@ def _version(manifest: Manifest, name: str) -> int:
         return parse_payload_name(name)[0]
     except ValueError as error:
         raise CorruptManifestError(
-            path=manifest.path, reason=f"it lists {name!r}, which no payload is called"
+            path=manifest.path, reason=f"it lists {name!r}, which is not the name of a payload"
         ) from error
 
 
-def _look_again(layout: Layout, manifest: Manifest) -> None:
-    """Unmark what is back and whole; put aside what lies, still damaged, in the place of a damaged one."""
+def _recheck_lost(layout: Layout, manifest: Manifest) -> None:
+    """Unmark payloads that are back and intact; quarantine those that are still damaged and in their place."""
     back: list[int] = []
     for checkpoint in (*manifest.checkpoints.in_state("missing"), *manifest.checkpoints.in_state("damaged")):
         if digest_matches(checkpoint):
             back.append(checkpoint.version)
         elif checkpoint.state == "damaged" and os.path.lexists(checkpoint.path):
-            # A crash came between the mark and the move; or somebody put a wrong file there.
+            # A crash came between the mark and the move, or somebody put a wrong file there.
             quarantine_stray(layout, manifest, checkpoint.path, "its row says that it is damaged")
     if back:
         manifest.checkpoints.set_state(back, "complete", event="found")
 
 
 def finish_publishing(layout: Layout, manifest: Manifest) -> None:
-    """Switch published paths that a crash left pending; a path that was confirmed is the user's to remove.
+    """Switch published paths that a crash left pending; the user may have removed one that was confirmed.
 
-    The path is the user's, not the store's: where it cannot be switched now, that is said, and the next opening tries
-    again; the store opens all the same.
+    The path is the user's, not the store's: if it cannot be switched now, a warning says so, the store opens all the
+    same, and the next opening tries again.
     """
     for published in manifest.published.pending():
-        target = _showable(layout, published)
+        target = _publishable(layout, published)
         checkpoint = manifest.checkpoints.get(published.version)
         if target is None or checkpoint is None:
             manifest.published.forget(published.path)
@@ -135,10 +135,10 @@ def finish_publishing(layout: Layout, manifest: Manifest) -> None:
             manifest.published.confirm(published.path)
 
 
-def _showable(layout: Layout, published: Published) -> Path | None:
-    """Return where a path leads, or None where no writer of ours would have shown a checkpoint.
+def _publishable(layout: Layout, published: Published) -> Path | None:
+    """Return the target of a published path, or None if ckptstore would not have published a checkpoint there.
 
-    A manifest from elsewhere must not make us replace the store's own files, or what is no model.
+    A manifest from elsewhere must not cause the store's own files, or files that are no models, to be replaced.
     """
     if "\0" in published.path or not published.path.endswith(tuple(SUFFIXES.values())):
         return None

@@ -1,4 +1,4 @@
-"""What is to be saved beside the model itself: position, metrics, names, and what is done with it after."""
+"""`SaveRequest`: the options of one save: position, metrics, tags, and the steps that follow the commit."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from ckptstore.validation import check_extra, check_metrics, check_position, che
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SaveRequest:
-    """What is to be saved, checked before: position, metrics and names.
+    """The checked options of one save; the names are those of `ckptstore.CheckpointStore.save`.
 
     Attributes:
-        notes: Events that belong to it, by their kinds.
+        notes: Events to record with the checkpoint, by kind.
+        created_at: Time of the save; aware, UTC.
         began: `time.perf_counter()` when the caller began to wait; the same clock in all processes of a machine.
-        blocked_s: Seconds that the caller waited, where it did not wait for the end.
-        total_s: Seconds that it took, where that is not the time since `began`: what was saved before, elsewhere.
+        blocked_s: Seconds that the caller waited, if it did not wait for the end.
+        total_s: Seconds that the save took, if that is not the time since `began`, as for a copied checkpoint.
     """
 
     run: str
@@ -64,10 +65,10 @@ def checked_request(
     monitor: tuple[str, Mode] | None,
     notes: Mapping[str, Mapping[str, Any]],
 ) -> SaveRequest:
-    """Return what a caller asks for, every part of it checked; `position` is epoch, batch and step.
+    """Return a request from a caller's arguments, each of them checked; `position` is epoch, batch and step.
 
     Raises:
-        InvalidArgumentError: A part of it cannot be used.
+        InvalidArgumentError: An argument cannot be used.
     """
     if format not in SUFFIXES:
         raise InvalidArgumentError(

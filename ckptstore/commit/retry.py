@@ -1,4 +1,4 @@
-"""How often a save is tried again when the disk, or another process's lock, refused it."""
+"""Retries a save that failed because of the disk, or of another process's lock."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ DELAYS_S = (0.1, 1.0)
 _Result = TypeVar("_Result")
 
 
-def tried_again(save: Callable[[], _Result]) -> _Result:
-    """Save, trying again after each of `DELAYS_S`; what another try would meet again is raised as it is.
+def with_retries(save: Callable[[], _Result]) -> _Result:
+    """Save, and retry after each of `DELAYS_S`; an error that a retry would meet again is raised at once.
 
     Raises:
         StorageError: The last try failed too.

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
-from ckptstore.commit.orphans import is_listed, take_in
+from ckptstore.commit.orphans import adopt, is_listed
 from ckptstore.commit.quarantine import withdraw
 from ckptstore.errors import StorageError
 from ckptstore.manifest.manifest import Manifest
@@ -93,7 +93,7 @@ def _act(layout: Layout, manifest: Manifest, problem: Problem) -> str | None:
     if problem.kind == "orphan" and problem.path is not None:
         if not problem.path.exists() or is_listed(manifest, problem.path.name):
             return "gone by itself"
-        reason = take_in(layout, manifest, problem.path.name)
+        reason = adopt(layout, manifest, problem.path.name)
         return "adopted" if reason is None else f"put aside in quarantine: {reason}"
     if problem.version is None or problem.kind == "unreadable":
         return None

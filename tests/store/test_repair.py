@@ -14,7 +14,7 @@ from unittest import mock
 
 import pytest
 
-from ckptstore.commit.orphans import take_in
+from ckptstore.commit.orphans import adopt
 from ckptstore.errors import CorruptManifestError, RunLockedError, StorageError
 from ckptstore.manifest.schema import HEAD
 from ckptstore.records import Checkpoint, json_number
@@ -354,9 +354,9 @@ def test_a_payload_whose_row_came_meanwhile_is_no_orphan(tmp_path: Path) -> None
     """`verify` may see a payload between another writer's rename and COMMIT."""
     with CheckpointStore(tmp_path) as store:
         checkpoint = save(store, 1)
-        assert take_in(store._layout, store._manifest, checkpoint.path.name) is None
+        assert adopt(store._layout, store._manifest, checkpoint.path.name) is None
         store._manifest.checkpoints.set_state([1], "deleting")
-        assert take_in(store._layout, store._manifest, checkpoint.path.name) is None
+        assert adopt(store._layout, store._manifest, checkpoint.path.name) is None
         store._manifest.checkpoints.set_state([1], "complete")
         assert store.verify() == [] and checkpoint.path.exists()
     assert os.listdir(tmp_path / "quarantine") == []

@@ -90,7 +90,7 @@ def _removed_before_marked() -> None:
 
 
 def _no_adoption() -> None:
-    _replace_everywhere(orphans.take_in, lambda layout, manifest, name: None)
+    _replace_everywhere(orphans.adopt, lambda layout, manifest, name: None)
 
 
 def _no_publishing_after_a_crash() -> None:

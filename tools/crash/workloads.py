@@ -159,7 +159,7 @@ def _leftovers(folder: Path) -> Claims:
     """Leave what dead writers leave: a row marked for deletion, a path not switched, orphans, temporary files."""
     claims = _two(folder)
     with CheckpointStore(folder / "store") as store:
-        with mock.patch.object(store._committer, "_show"):
+        with mock.patch.object(store._committer, "_publish"):
             third = save(store, 3, publish=folder / PUBLISHED)
         _orphan(third, version=9)
         store._manifest.checkpoints.set_state([1], "deleting")

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from typing import Literal
 
-from ckptstore.commit.retry import tried_again
+from ckptstore.commit.retry import with_retries
 from ckptstore.errors import (
     InvalidArgumentError,
     LockedError,
@@ -71,7 +71,7 @@ class SaveFailures:
             StoreLockedError: Likewise.
         """
         try:
-            return self.heard(tried_again(save), None)
+            return self.heard(with_retries(save), None)
         except (RunLockedError, SaveInProgressError):
             raise
         except (StorageError, LockedError) as error:
