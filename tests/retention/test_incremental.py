@@ -418,8 +418,8 @@ def test_a_first_turn_removes_so_many_and_later_ones_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: Policy
 ) -> None:
     monkeypatch.setattr("ckptstore.retention.incremental.MAX_EXPIRED", 3)
-    monkeypatch.setattr("ckptstore.manifest.retention.run_rows._SEEN_AT_ONCE", 4)
-    monkeypatch.setattr("ckptstore.manifest.retention.run_rows._JUDGED_AT_ONCE", 2)
+    monkeypatch.setattr("ckptstore.manifest.retention.run_rows._KEYS_PER_PAGE", 4)
+    monkeypatch.setattr("ckptstore.manifest.retention.run_rows._CHECKPOINTS_PER_PAGE", 2)
     small = Small(tmp_path / "store")
     for number in range(25):
         # Twice over the same epochs, as where a run was begun anew.

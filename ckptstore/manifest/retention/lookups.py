@@ -1,6 +1,6 @@
-"""The statements by which retention looks at a run, each built once: building one takes longer than executing it.
+"""The statements by which retention looks up a run, each built once: building one takes longer than executing it.
 
-All take a ``run_id``, but `STANDING`, which takes a run's name, and those about tags and published paths.
+All take a ``run_id``, except `RECORD`, which takes a run's name, and those about tags and published paths.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ckptstore.manifest.tables import CHECKPOINTS, COMPLETE, EVENTS, PUBLISHED, 
 
 Scale = Literal["epochs", "steps", "microseconds"]
 
-# So many of the newest are read at once.
+# How many of the newest checkpoints are read at once.
 NEAR = 16
 
 _OF_RUN = EVENTS.run_id == bindparam("run_id")
@@ -22,9 +22,9 @@ _HERE = (CHECKPOINTS.run_id == bindparam("run_id"), CHECKPOINTS.state == COMPLET
 _LIMIT: BindParameter[int] = bindparam("limit", type_=Integer)
 _LOW, _HIGH = bindparam("low", type_=Integer), bindparam("high", type_=Integer)
 
-# --- since the last time -----------------------------------------------------------------------------
+# --- since the last check ----------------------------------------------------------------------------
 
-# What the run was resumed from last, before it was judged.
+# The version that the run was resumed from last, before its last check.
 _RESUMED_BEFORE = (
     select(EVENTS.version)
     .where(EVENTS.kind == "resumed", EVENTS.run_id == id_of_run(RUN), EVENTS.id <= RETENTION.event_id)
@@ -32,8 +32,8 @@ _RESUMED_BEFORE = (
     .limit(1)
     .scalar_subquery()
 )
-# Where a run stands. Of the store's one row, so that there is one also of a run that is not there.
-STANDING = select(
+# The record of a run's last check. Selected from the store's one row, so that there is a row for any name.
+RECORD = select(
     id_of_run(RUN).label("run_id"),
     RETENTION.policy,
     RETENTION.event_id,
@@ -42,17 +42,17 @@ STANDING = select(
     select(func.max(EVENTS.id)).scalar_subquery().label("last_event"),
     _RESUMED_BEFORE.label("resumed_before"),
 ).join_from(STORE.table, RETENTION.table, RETENTION.run_id == id_of_run(RUN), isouter=True)
-_BEHIND = (EVENTS.id > bindparam("event_id"), _OF_RUN)
-NEWS = select(EVENTS.kind, EVENTS.version).where(*_BEHIND).order_by(EVENTS.id)
-EVENTS_BEHIND = select(EVENTS.kind, EVENTS.version, EVENTS.detail).where(*_BEHIND).order_by(EVENTS.id)
+_AFTER = (EVENTS.id > bindparam("event_id"), _OF_RUN)
+VERSIONS_BY_KIND = select(EVENTS.kind, EVENTS.version).where(*_AFTER).order_by(EVENTS.id)
+EVENTS_AFTER = select(EVENTS.kind, EVENTS.version, EVENTS.detail).where(*_AFTER).order_by(EVENTS.id)
 RESUMED = select(EVENTS.version).where(EVENTS.kind == "resumed", _OF_RUN).order_by(EVENTS.id)
 TOTAL = select(func.sum(CHECKPOINTS.nbytes)).where(*_HERE)
 
 # --- the newest --------------------------------------------------------------------------------------
 
 _VERSIONS = select(CHECKPOINTS.version).where(*_HERE)
-_PLACES = select(CHECKPOINTS.version, CHECKPOINTS.file, CHECKPOINTS.nbytes).where(*_HERE)
-NEWEST = _PLACES.order_by(CHECKPOINTS.version.desc())
+_FILES = select(CHECKPOINTS.version, CHECKPOINTS.file, CHECKPOINTS.nbytes).where(*_HERE)
+NEWEST = _FILES.order_by(CHECKPOINTS.version.desc())
 NEWEST_RESUMABLE = NEWEST.where(CHECKPOINTS.resumable)
 BELOW = NEWEST.where(CHECKPOINTS.version < bindparam("before"))
 NEAREST = NEWEST.add_columns(CHECKPOINTS.resumable).limit(NEAR)
@@ -67,9 +67,9 @@ NEWEST_AT = (
 
 _FINISHED = CHECKPOINTS.epoch + case((CHECKPOINTS.batch.is_(None), 1), else_=0)
 _SAVED_IN = (CHECKPOINTS.created_at >= bindparam("low"), CHECKPOINTS.created_at < bindparam("high"))
-_LOWEST = _PLACES.order_by(CHECKPOINTS.version)
+_LOWEST = _FILES.order_by(CHECKPOINTS.version)
 FIRST_IN: dict[Scale, Executable] = {
-    # All conditions: the first two are what an index can do.
+    # The first two conditions are redundant, but an index can use them.
     "epochs": _LOWEST.where(
         CHECKPOINTS.epoch >= _LOW - 1, CHECKPOINTS.epoch < _HIGH, _FINISHED >= _LOW, _FINISHED < _HIGH
     ),
@@ -87,7 +87,7 @@ GREATEST = {
 }
 SAVED_BETWEEN = _VERSIONS.where(*_SAVED_IN)
 
-# --- many, and what stands elsewhere -----------------------------------------------------------------
+# --- many checkpoints, tags and published paths -------------------------------------------------------
 
 OLDEST = (
     _VERSIONS.where(text("NOT checkpoints.pinned"), CHECKPOINTS.version > bindparam("after"))

@@ -1,4 +1,4 @@
-"""Very many checkpoints in memory, in a tenth of what `Checkpoint` objects take: rows packed by the thousand."""
+"""Very many checkpoints in memory, in a tenth of what `Checkpoint` objects take: rows compressed a page at a time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ckptstore.records import Checkpoint
 
 
 class Place(NamedTuple):
-    """What of a checkpoint can be told without unpacking it."""
+    """The facts about a packed checkpoint that are known without unpacking it."""
 
     version: int
     run: str
@@ -26,14 +26,14 @@ class Place(NamedTuple):
 
 
 class PackedRows:
-    """Rows, added a page at a time; each has a position, counted from 0.
+    """Compressed rows, added a page at a time; each has a position, counted from 0.
 
     Args:
         store: The store's directory.
 
     Attributes:
-        store: Likewise.
-        versions: Of each position.
+        store: The store's directory.
+        versions: The version at each position.
     """
 
     def __init__(self, store: Path) -> None:
@@ -48,26 +48,26 @@ class PackedRows:
         return len(self.versions)
 
     def append(self, page: Sequence[CheckpointRow]) -> None:
-        """Add rows."""
-        self.versions.extend(one.version for one in page)
-        self._run.extend(self._runs.setdefault(one.run, len(self._runs)) for one in page)
-        self._epoch.extend(one.epoch for one in page)
-        self._batch.extend(-1 if one.batch is None else one.batch for one in page)
-        self._nbytes.extend(one.nbytes for one in page)
-        # Side by side what is alike, which packs better; level 1 does as well as any with digests and metrics.
+        """Add a page of rows."""
+        self.versions.extend(row.version for row in page)
+        self._run.extend(self._runs.setdefault(row.run, len(self._runs)) for row in page)
+        self._epoch.extend(row.epoch for row in page)
+        self._batch.extend(-1 if row.batch is None else row.batch for row in page)
+        self._nbytes.extend(row.nbytes for row in page)
+        # Column by column, which compresses better; level 1 does as well as any with digests and metrics.
         columns = tuple(zip(*page, strict=True))
         self._pages.append(zlib.compress(pickle.dumps(columns, protocol=5), 1))
         self._ends.append(len(self.versions))
 
-    def page(self, at: int) -> tuple[range, list[CheckpointRow]]:
-        """Return the rows of the page that a position is on, and its positions."""
-        number = bisect_right(self._ends, at)
+    def page(self, position: int) -> tuple[range, list[CheckpointRow]]:
+        """Return the positions of the page that a position is on, and its rows."""
+        number = bisect_right(self._ends, position)
         columns = pickle.loads(zlib.decompress(self._pages[number]))
         begin = self._ends[number - 1] if number else 0
         return range(begin, self._ends[number]), list(starmap(CheckpointRow, zip(*columns, strict=True)))
 
     def places(self, positions: Sequence[int]) -> Iterator[Place]:
-        """Yield what is known without unpacking."""
+        """Yield what is known of some rows without unpacking them."""
         runs = list(self._runs)
         return map(
             Place,
@@ -79,7 +79,7 @@ class PackedRows:
         )
 
     def nbytes(self, positions: Iterable[int]) -> int:
-        """Return how many bytes they have."""
+        """Return the bytes of the payloads at some positions."""
         return sum(map(self._nbytes.__getitem__, positions))
 
     def by_version(self) -> Sequence[int]:
@@ -90,11 +90,11 @@ class PackedRows:
 
 
 class PackedCheckpoints(Sequence[Checkpoint]):
-    """Some of the packed checkpoints, as a list that cannot be changed; each is made when it is asked for.
+    """An immutable sequence of packed checkpoints; each is unpacked when it is accessed.
 
     Args:
-        rows: All.
-        positions: Which.
+        rows: The packed rows.
+        positions: The positions of the checkpoints in them.
     """
 
     __hash__ = None  # type: ignore[assignment]
@@ -138,7 +138,7 @@ class PackedCheckpoints(Sequence[Checkpoint]):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence) or isinstance(other, str | bytes):
             return NotImplemented
-        return len(self) == len(other) and all(one == two for one, two in zip(self, other, strict=True))
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
 
     def __repr__(self) -> str:
         return repr(list(self))
