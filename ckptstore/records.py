@@ -252,7 +252,7 @@ class Epoch:
 
 
 class RowKey(NamedTuple):
-    """What retention sees of a checkpoint when it looks at very many."""
+    """The facts about a checkpoint that retention reads when it scans very many."""
 
     version: int
     epoch: int
@@ -264,13 +264,13 @@ class RowKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetentionProgress:
-    """How far retention has come with a run.
+    """How far retention has come with a run, recorded after each check.
 
     Attributes:
-        policy: The policy that everything there was judged by.
-        event_id: The newest event that was taken into account.
-        newest_at: When the newest checkpoint was saved; aware, UTC; None where there is none.
-        nbytes: Bytes of what was left.
+        policy: The policy by which the whole run was checked.
+        event_id: The newest event that the check saw.
+        newest_at: Time of the newest save; aware, UTC; None where there is none.
+        nbytes: Bytes of the checkpoints that it kept.
     """
 
     policy: str

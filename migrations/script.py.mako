@@ -1,6 +1,6 @@
 """${message}
 
-Carries its own, frozen tables and never imports `ckptstore.models`, which will have changed by the next revision.
+Carries its own, frozen tables and never imports `ckptstore.manifest.tables`, which will have changed by the next revision.
 """
 
 from __future__ import annotations
@@ -19,4 +19,4 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    raise NotImplementedError("a manifest is not taken back: use the backup that the upgrade made beside it")
+    raise NotImplementedError("put back the backup that was made beside the manifest")

@@ -55,7 +55,7 @@ _RUN_AND_NEXT_VERSION = select(RUN_ID.scalar_subquery(), NEXT_VERSION.scalar_sub
 _ADD, _ADD_METRICS = insert(CHECKPOINTS.table), insert(METRICS.table)
 _CHANGE = update(CHECKPOINTS.table).where(CHECKPOINTS.version == WHICH)
 _CHANGE_METRICS = update(METRICS.table).where(METRICS.version == WHICH)
-# In an order in which nothing refers to what is gone.
+# In an order in which no row refers to one that is gone.
 _DROP = tuple(
     delete(table).where(table.c["version"] == WHICH)
     for table in (TAGS.table, PUBLISHED.table, METRICS.table, CHECKPOINTS.table)
@@ -63,7 +63,7 @@ _DROP = tuple(
 
 
 def insert_checkpoint(connection: Connection, new: NewCheckpoint) -> int:
-    """Insert a checkpoint with its metrics and tags; no later version is lower than it. Returns its run's id."""
+    """Insert a checkpoint with its metrics and tags, raise the next version above it, and return its run's id."""
     found, next_version = connection.execute(_RUN_AND_NEXT_VERSION, {"run": new.run}).one()
     run = new_run(connection, new.run) if found is None else found
     connection.execute(_ADD, _row(new, run))
@@ -127,16 +127,16 @@ _POINT = CHECKPOINTS.table.alias("point")
 
 
 def latest_version(run: str | None) -> Select[Any]:
-    """Return the statement for the newest complete checkpoint's version."""
+    """Return the statement for the version of the newest complete checkpoint."""
     newest = select(func.max(CHECKPOINTS.version)).where(CHECKPOINTS.state == COMPLETE)
     return newest if run is None else newest.where(CHECKPOINTS.run_id == id_of_run(run))
 
 
 def resume_version(run: str | None, before: int | None) -> Select[Any]:
-    """Return the statement for the newest resume point's version, or the newest below version `before`.
+    """Return the statement for the version of the newest resume point, or of the newest below version `before`.
 
-    What was saved before its run was begun anew is none. Of all runs, it is nearly always the newest with training
-    state; where that one's run was begun anew since, each run is asked for its own.
+    Checkpoints of earlier attempts at a run are left out. Of all runs, it is nearly always the newest with training
+    state; if a new attempt at its run has begun since, each run is asked for its own.
     """
     if run is not None:
         return select(_newest_resumable(before, of_run=id_of_run(run)))
@@ -152,7 +152,7 @@ def resume_version(run: str | None, before: int | None) -> Select[Any]:
 def _newest_resumable(
     before: int | None, *, of_run: ColumnElement[int] | ScalarSelect[int] | None = None
 ) -> ScalarSelect[int]:
-    """Return the newest version with training state, of whatever attempt, or of a run's newest attempt."""
+    """Return the newest version with training state: of any attempt, or of a run's newest attempt."""
     newest = select(func.max(CHECKPOINTS.version)).where(CHECKPOINTS.state == COMPLETE, CHECKPOINTS.resumable)
     if of_run is not None:
         newest = newest.where(
@@ -316,7 +316,7 @@ class Checkpoints(Repository):
         """
         with self._transactions.writing("set_state") as connection:
             if state == "deleting":
-                # What retention recorded of a run holds no longer when others remove something of it.
+                # What retention recorded of a run is invalid once others remove something of it.
                 forget_progress_of(connection, versions)
             change_state(connection, versions, state)
             for version in versions if event else ():

@@ -1,11 +1,11 @@
-"""Conditions on checkpoints, as text: read by a grammar of their own into records, and never part of any SQL.
+"""Conditions on checkpoints, as text: parsed by Python's own grammar into records; the text is never part of any SQL.
 
     val_loss < 0.3 and epoch >= 5
     (accuracy > 0.9 or not pinned) and "production" in tags
     metric["odd name"] >= 1e-3 and run in ("a", "b") and created_at >= "2026-05-01" and batch is None
 
 A bare name is a field of the checkpoint, or else a metric. A checkpoint that lacks a metric, or whose value is NaN,
-meets no comparison of it, nor the opposite.
+meets neither a comparison of it nor the opposite comparison.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ FIELDS: dict[str, Kind] = {
     "pinned": "flag",
     "resumable": "flag",
 }
-_LONGEST = 2000
-_LARGEST = 2**63 - 1
+_MAX_CHARACTERS = 2000
+_MAX_INTEGER = 2**63 - 1
 _OPERATORS: dict[type[ast.cmpop], Operator] = {
     ast.Lt: "<",
     ast.LtE: "<=",
@@ -60,7 +60,7 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A metric."""
+    """A metric of the checkpoint."""
 
     name: str
 
@@ -69,8 +69,8 @@ Term = Field | Metric
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
-    """Two things compared."""
+class Comparison:
+    """A comparison of a field or metric with another, or with a value."""
 
     left: Term
     operator: Operator
@@ -79,7 +79,7 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class OneOf:
-    """Something that is one of several values."""
+    """A field or metric that is one of several values."""
 
     term: Term
     values: tuple[Value, ...]
@@ -87,7 +87,7 @@ class OneOf:
 
 @dataclass(frozen=True, slots=True)
 class Absent:
-    """Something that a checkpoint does not have."""
+    """A field or metric that a checkpoint does not have."""
 
     term: Term
 
@@ -101,106 +101,109 @@ class Tagged:
 
 @dataclass(frozen=True, slots=True)
 class Not:
-    """The opposite."""
+    """The opposite of a condition."""
 
     part: Condition
 
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """Several conditions: all of them, or any."""
+    """Several conditions: all of them must hold, or any."""
 
     parts: tuple[Condition, ...]
     every: bool
 
 
-Condition = Compared | OneOf | Absent | Tagged | Not | Joined
+Condition = Comparison | OneOf | Absent | Tagged | Not | Joined
 
 
 def parse(text: str) -> Condition:
-    """Return what a text says.
+    """Parse a condition.
 
     Raises:
-        InvalidArgumentError: It says nothing that can be asked, and what about it.
+        InvalidArgumentError: It is not a condition on checkpoints; the message says which part is not.
 
     Example:
         >>> parse("val_loss < 0.3")
-        Compared(left=Metric(name='val_loss'), operator='<', right=0.3)
+        Comparison(left=Metric(name='val_loss'), operator='<', right=0.3)
     """
     if not isinstance(text, str) or not text.strip():
         raise InvalidArgumentError(
             argument="where", value=text, reason="must be a condition as text", hint=_HINT
         )
-    if len(text) > _LONGEST:
+    if len(text) > _MAX_CHARACTERS:
         raise InvalidArgumentError(
-            argument="where", value=text, reason=f"is longer than {_LONGEST} characters"
+            argument="where", value=text, reason=f"is longer than {_MAX_CHARACTERS} characters"
         )
-    reader = _Reader(text)
+    parser = _Parser(text)
     try:
-        return reader.condition(ast.parse(text.strip(), mode="eval").body)
+        return parser.condition(ast.parse(text.strip(), mode="eval").body)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         if isinstance(error, InvalidArgumentError):
             raise
-        raise reader.refusal(f"is no condition ({getattr(error, 'msg', None) or error})") from error
+        raise parser.refusal(f"is no condition ({getattr(error, 'msg', None) or error})") from error
 
 
 def parse_order(text: str) -> tuple[Term, bool]:
-    """Return what a text says to sort by, and whether the greatest comes first: a field or metric, with ``-`` before.
+    """Parse a sort order: a field or metric, with ``-`` before it if the greatest comes first.
+
+    Returns:
+        The field or metric, and True if the greatest comes first.
 
     Raises:
-        InvalidArgumentError: It says something else.
+        InvalidArgumentError: It is something else.
 
     Example:
         >>> parse_order("-val_accuracy")
         (Metric(name='val_accuracy'), True)
     """
-    reader = _Reader(text if isinstance(text, str) else repr(text), argument="order_by")
+    parser = _Parser(text if isinstance(text, str) else repr(text), argument="order_by")
     try:
         node = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError, AttributeError, TypeError) as error:
-        raise reader.refusal("is neither a field nor a metric") from error
+        raise parser.refusal("is neither a field nor a metric") from error
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        return reader.term(node.operand), True
-    return reader.term(node), False
+        return parser.term(node.operand), True
+    return parser.term(node), False
 
 
 _HINT = 'such as: val_loss < 0.3 and epoch >= 5; a metric of any name is metric["name"]'
 _HINTS = {"where": _HINT, "order_by": 'such as: val_loss, -val_accuracy, epoch, metric["odd name"]'}
 
 
-class _Reader:
-    """Reads one text."""
+class _Parser:
+    """Parses one text."""
 
     def __init__(self, text: str, argument: str = "where") -> None:
         self._text = text
         self._argument = argument
 
     def refusal(self, reason: str) -> InvalidArgumentError:
-        """Return the error that says what is wrong with the text."""
+        """Return the error for a text with something wrong in it."""
         return InvalidArgumentError(
             argument=self._argument, value=self._text, reason=reason, hint=_HINTS[self._argument]
         )
 
     def condition(self, node: ast.expr) -> Condition:
-        """Return the condition that a part of the text is."""
+        """Return the condition of a part of the text."""
         match node:
-            case ast.BoolOp(op=joint, values=values):
-                return Joined(tuple(map(self.condition, values)), every=isinstance(joint, ast.And))
+            case ast.BoolOp(op=operator, values=values):
+                return Joined(tuple(map(self.condition, values)), every=isinstance(operator, ast.And))
             case ast.UnaryOp(op=ast.Not(), operand=operand):
                 return Not(self.condition(operand))
             case ast.Compare(left=left, ops=ops, comparators=others):
                 sides = [left, *others]
                 pairs = zip(sides, ops, sides[1:], strict=False)
-                parts = tuple(self._comparison(one, op, other) for one, op, other in pairs)
+                parts = tuple(self._comparison(*pair) for pair in pairs)
                 return parts[0] if len(parts) == 1 else Joined(parts, every=True)
             case ast.Name(id=name) if FIELDS.get(name) == "flag":
-                return Compared(Field(name), "==", True)
-        raise self.refusal(f"{self._shown(node)} is no comparison")
+                return Comparison(Field(name), "==", True)
+        raise self.refusal(f"{self._source(node)} is no comparison")
 
     def _comparison(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> Condition:
         match op, right:
             case ast.In() | ast.NotIn(), ast.Name(id="tags"):
-                found: Condition = Tagged(self._text_of(left))
+                found: Condition = Tagged(self._quoted_text(left))
                 return Not(found) if isinstance(op, ast.NotIn) else found
             case ast.In() | ast.NotIn(), ast.Tuple(elts=items) | ast.List(elts=items):
                 term = self.term(left)
@@ -211,22 +214,22 @@ class _Reader:
                 return Not(found) if isinstance(op, ast.IsNot | ast.NotEq) else found
         operator = _OPERATORS.get(type(op))
         if operator is None:
-            raise self.refusal(f"{self._shown(left)} and {self._shown(right)} cannot be compared like that")
-        return self._compared(left, operator, right)
+            raise self.refusal(f"{self._source(left)} and {self._source(right)} cannot be compared like that")
+        return self._compare(left, operator, right)
 
-    def _compared(self, left: ast.expr, operator: Operator, right: ast.expr) -> Compared:
+    def _compare(self, left: ast.expr, operator: Operator, right: ast.expr) -> Comparison:
         if not _is_term(left):
             if not _is_term(right):
-                raise self.refusal(f"{self._shown(left)} is neither a field nor a metric")
+                raise self.refusal(f"{self._source(left)} is neither a field nor a metric")
             swapped: dict[Operator, Operator] = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
-            return self._compared(right, swapped.get(operator, operator), left)
+            return self._compare(right, swapped.get(operator, operator), left)
         term = self.term(left)
         if _is_term(right):
             other = self.term(right)
             if _kind(other) != _kind(term):
-                raise self.refusal(f"{self._shown(left)} and {self._shown(right)} are of different kinds")
-            return Compared(term, operator, other)
-        return Compared(term, operator, self._value(right, term))
+                raise self.refusal(f"{self._source(left)} and {self._source(right)} are of different kinds")
+            return Comparison(term, operator, other)
+        return Comparison(term, operator, self._value(right, term))
 
     def term(self, node: ast.expr) -> Term:
         """Return the field or metric that a part of the text names."""
@@ -237,12 +240,12 @@ class _Reader:
                 return Field(name) if name in FIELDS else Metric(name)
             case ast.Subscript(value=ast.Name(id="metric"), slice=ast.Constant(value=str(name))):
                 return Metric(name)
-        raise self.refusal(f"{self._shown(node)} is neither a field nor a metric")
+        raise self.refusal(f"{self._source(node)} is neither a field nor a metric")
 
-    def _text_of(self, node: ast.expr) -> str:
+    def _quoted_text(self, node: ast.expr) -> str:
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             return node.value
-        raise self.refusal(f"{self._shown(node)} is no text in quotation marks")
+        raise self.refusal(f"{self._source(node)} is no text in quotation marks")
 
     def _value(self, node: ast.expr, term: Term) -> Value:
         sign = 1
@@ -251,7 +254,7 @@ class _Reader:
         value = node.value if isinstance(node, ast.Constant) else None
         kind = _kind(term)
         if kind == "number" and isinstance(value, int | float) and not isinstance(value, bool):
-            if isinstance(value, int) and value > _LARGEST:
+            if isinstance(value, int) and value > _MAX_INTEGER:
                 return math.inf * sign
             return value * sign
         if kind == "flag" and isinstance(value, bool):
@@ -260,7 +263,7 @@ class _Reader:
             return value
         if kind == "time" and isinstance(value, str):
             return self._time(value)
-        raise self.refusal(f"{term.name} is compared with {self._shown(node)}, which is no {kind}")
+        raise self.refusal(f"{term.name} is compared with {self._source(node)}, which is no {kind}")
 
     def _time(self, text: str) -> datetime:
         try:
@@ -271,7 +274,7 @@ class _Reader:
         return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
     @staticmethod
-    def _shown(node: ast.expr) -> str:
+    def _source(node: ast.expr) -> str:
         return ast.unparse(node)[:80]
 
 
@@ -291,7 +294,7 @@ def metrics_in(condition: Condition) -> Iterator[str]:
                 yield from metrics_in(part)
         case Not(part=part):
             yield from metrics_in(part)
-        case Compared(left=left, right=right):
+        case Comparison(left=left, right=right):
             yield from (term.name for term in (left, right) if isinstance(term, Metric))
         case OneOf(term=Metric(name=name)) | Absent(term=Metric(name=name)):
             yield name

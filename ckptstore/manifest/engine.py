@@ -1,4 +1,4 @@
-"""Connections to SQLite: how the file is opened, and which settings hold on every connection.
+"""Connections to SQLite: how the file is opened, and the settings of every connection.
 
 The database file is never opened, copied or renamed by anything but SQLite: closing any other descriptor on
 it would drop SQLite's locks. The journal is TRUNCATE and never WAL, and each commit is synced (FULL): that
@@ -45,16 +45,15 @@ _DURABLE: tuple[Pragma, ...] = (
 )
 READER_PRAGMAS: tuple[Pragma, ...] = (*_ALWAYS, ("foreign_keys", "ON", 1), ("query_only", "ON", 1))
 WRITER_PRAGMAS: tuple[Pragma, ...] = (*_ALWAYS, *_DURABLE, ("foreign_keys", "ON", 1))
-# Foreign keys can only be switched outside a transaction, and must not be in force while a table is made
-# anew.
+# Foreign keys can only be switched outside a transaction, and must be off while a table is made again.
 MIGRATION_PRAGMAS: tuple[Pragma, ...] = (*_ALWAYS, *_DURABLE, ("foreign_keys", "OFF", 0))
 
 
 class _Connection(sqlite3.Connection):
-    """A connection that takes its cursors along when it is closed.
+    """A connection that closes its cursors when it is closed.
 
-    SQLite keeps a connection, and its locks, for as long as a statement of it is halfway through; and after an
-    interrupt, whoever holds the traceback holds the cursor.
+    SQLite keeps a connection, and its locks, as long as one of its statements is unfinished; and after an interrupt,
+    the traceback keeps the cursor alive.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -73,7 +72,7 @@ class _Connection(sqlite3.Connection):
 
 
 def connect(path: Path, access: Access) -> sqlite3.Connection:
-    """Open a connection, without settings of ours, that begins and ends no transaction by itself.
+    """Open a connection, without our settings, that begins and ends no transaction by itself.
 
     Args:
         path: The database file.
@@ -82,7 +81,7 @@ def connect(path: Path, access: Access) -> sqlite3.Connection:
     Raises:
         sqlite3.Error: It cannot be opened. (That it is damaged shows only when it is read.)
     """
-    # SQLite's own locks are left out where the user has said that there are none.
+    # SQLite's own locks are left out where the user has disabled locks.
     locks = "&vfs=unix-none" if locks_disabled() else ""
     return sqlite3.connect(
         f"{uri_of(path)}?mode={access}{locks}",
@@ -95,7 +94,7 @@ def connect(path: Path, access: Access) -> sqlite3.Connection:
 
 
 def uri_of(path: Path) -> str:
-    """Return the URI by which SQLite opens a path, whatever bytes it is made of.
+    """Return the URI by which SQLite opens a path, whatever bytes it contains.
 
     Example:
         >>> uri_of(Path("/runs/50% #1?/m.sqlite"))
@@ -104,8 +103,10 @@ def uri_of(path: Path) -> str:
     return f"file://{quote(os.fsencode(path.absolute()))}"
 
 
-def settle(connection: sqlite3.Connection, path: Path, pragmas: tuple[Pragma, ...]) -> sqlite3.Connection:
-    """Set each PRAGMA and fetch it again; one that is not in force is an error, since safety rests on them.
+def apply_pragmas(
+    connection: sqlite3.Connection, path: Path, pragmas: tuple[Pragma, ...]
+) -> sqlite3.Connection:
+    """Set each PRAGMA and read it back; one that is not in force is an error, since safety depends on them.
 
     Returns:
         The connection; it is closed when a setting is refused.
@@ -136,20 +137,20 @@ def engine_for(path: Path, *, read_only: bool) -> Engine:
     engine = create_engine(
         "sqlite://", creator=partial(_connect_for_pool, path, read_only), poolclass=QueuePool, max_overflow=-1
     )
-    begin_by_itself(engine)
+    begin_explicitly(engine)
     fork_safety.reset_in_child(engine)
     return engine
 
 
-def begin_by_itself(engine: Engine) -> None:
-    """Have transactions begun by SQLAlchemy, since the driver's own would leave out DDL and reading."""
+def begin_explicitly(engine: Engine) -> None:
+    """Have SQLAlchemy begin transactions explicitly: the driver's own would leave out DDL and reading."""
     event.listen(engine, "begin", _begin)
 
 
 def _connect_for_pool(path: Path, read_only: bool) -> sqlite3.Connection:
     if read_only:
-        return settle(connect(path, "ro"), path, READER_PRAGMAS)
-    return settle(connect(path, "rw"), path, WRITER_PRAGMAS)
+        return apply_pragmas(connect(path, "ro"), path, READER_PRAGMAS)
+    return apply_pragmas(connect(path, "rw"), path, WRITER_PRAGMAS)
 
 
 def _begin(connection: Connection) -> None:
@@ -158,9 +159,9 @@ def _begin(connection: Connection) -> None:
 
 
 def roll_back_hot_journal(path: Path) -> None:
-    """Let SQLite undo the commit in which a writer died, which a read-only connection may not do.
+    """Let SQLite undo a commit during which a writer died, which a read-only connection may not do.
 
-    Opening read-write and reading is all that it takes; nothing else is changed. A crash meanwhile leaves the
+    It takes no more than opening read-write and reading; nothing else is changed. A crash meanwhile leaves the
     journal where it was.
 
     Raises:

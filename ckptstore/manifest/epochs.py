@@ -1,7 +1,7 @@
-"""The metrics of a run's epochs, which stay when its checkpoints go.
+"""Epochs: the metrics of a run's epochs, which stay when its checkpoints are removed.
 
-Of an epoch's checkpoints that of its end counts, and while there is none the newest; after a restart that trains an
-epoch again, the newer one; of a run that was begun anew, the newest attempt's.
+An epoch is represented by the checkpoint of its end, or, while there is none, by the newest; if a resumed run trains an
+epoch again, by the newer one; if there are several attempts at a run, by the newest attempt's.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from ckptstore.records import Epoch, NewCheckpoint
 _PAGE_SIZE = 2000
 
 _HERE = (EPOCHS.run_id == bindparam("run_id"), EPOCHS.epoch == bindparam("epoch"))
-_NOTED = select(EPOCHS.version, EPOCHS.batch, first_version_of_attempt(EPOCHS.run_id).label("attempt")).where(
-    *_HERE
-)
-_FORGET_METRICS = delete(EPOCH_METRICS.table).where(
+_RECORDED = select(
+    EPOCHS.version, EPOCHS.batch, first_version_of_attempt(EPOCHS.run_id).label("attempt")
+).where(*_HERE)
+_DELETE_METRICS = delete(EPOCH_METRICS.table).where(
     EPOCH_METRICS.run_id == bindparam("run_id"), EPOCH_METRICS.epoch == bindparam("epoch")
 )
-_FORGET = delete(EPOCHS.table).where(*_HERE)
-_NOTE, _NOTE_METRICS = insert(EPOCHS.table), insert(EPOCH_METRICS.table)
+_DELETE = delete(EPOCHS.table).where(*_HERE)
+_ADD, _ADD_METRICS = insert(EPOCHS.table), insert(EPOCH_METRICS.table)
 
 
 def record_epoch(
     connection: Connection, run_id: int, new: NewCheckpoint, values: Mapping[int, float]
 ) -> None:
-    """Let a new checkpoint tell of its epoch, unless an older one tells better.
+    """Let a new checkpoint represent its epoch, unless an older one represents it better.
 
     Args:
         connection: In the transaction that inserts the checkpoint.
@@ -43,24 +43,29 @@ def record_epoch(
         values: Its metrics, by their ids.
     """
     here = {"run_id": run_id, "epoch": new.epoch}
-    noted = connection.execute(_NOTED, here).one_or_none()
-    if noted is not None:
-        if not _tells_better(new, noted.version, noted.batch, noted.attempt):
+    recorded = connection.execute(_RECORDED, here).one_or_none()
+    if recorded is not None:
+        if not _is_better(new, recorded.version, recorded.batch, recorded.attempt):
             return
-        connection.execute(_FORGET_METRICS, here)
-        connection.execute(_FORGET, here)
-    told = {"version": new.version, "batch": new.batch, "step": new.step, "created_at": new.created_at}
-    connection.execute(_NOTE, {**here, **told})
+        connection.execute(_DELETE_METRICS, here)
+        connection.execute(_DELETE, here)
+    values_of_checkpoint = {
+        "version": new.version,
+        "batch": new.batch,
+        "step": new.step,
+        "created_at": new.created_at,
+    }
+    connection.execute(_ADD, {**here, **values_of_checkpoint})
     rows = [
         {**here, "metric_id": metric, "value": None if math.isnan(value) else float(value)}
         for metric, value in values.items()
     ]
     if rows:
-        connection.execute(_NOTE_METRICS, rows)
+        connection.execute(_ADD_METRICS, rows)
 
 
-def _tells_better(new: NewCheckpoint, version: int, batch: int | None, attempt: int) -> bool:
-    """Tell whether a checkpoint tells more of its epoch than the one that is noted."""
+def _is_better(new: NewCheckpoint, version: int, batch: int | None, attempt: int) -> bool:
+    """Return True if a checkpoint represents its epoch better than the recorded one."""
     if (new.version >= attempt) != (version >= attempt):
         return new.version >= attempt
     if (new.batch is None) != (batch is None):

@@ -26,7 +26,7 @@ def add_event(
     version: int | None = None,
     detail: Mapping[str, Any] | None = None,
 ) -> None:
-    """Append an event; where no run is named, it is that of the checkpoint, if it is there."""
+    """Append an event; without a run, it belongs to the run of its checkpoint, if that is there."""
     id_: int | None = None
     if run is not None:
         id_ = run_id(connection, run)

@@ -30,13 +30,26 @@ from ckptstore.records import Checkpoint, Mode, NewCheckpoint
 class Manifest:
     """A store's manifest, for many threads at once; a child may use it after a fork.
 
-    Each method is one transaction. Those that change something return when it is durable; a crash before
-    leaves everything as it was. Callers hold the store's lock for them. Where a COMMIT fails
-    (`StorageError`), the change may have become durable all the same: the next call sees what is on disk.
+    It has an object for each noun, and itself the methods that span several. Each method, here and there, is one
+    transaction. Those that change something return when it is durable; a crash before leaves everything as it was.
+    Callers hold the store's lock for them. Where a COMMIT fails (`StorageError`), the change may be durable all the
+    same: the next call sees what is on disk.
 
     Every method may raise `StorageError`, `CorruptManifestError`, `StoreLockedError` (another process was in
     a transaction for over half a minute) and `SchemaTooNewError` (another process upgraded the manifest);
     those that change something also `ReadOnlyError` and `DiskFullError`.
+
+    Attributes:
+        path: The manifest file.
+        checkpoints: Its checkpoints, with their states.
+        runs: Its runs: names, writers, monitored metrics.
+        attempts: The attempts at its runs.
+        epochs: The epochs of its runs, which outlive their checkpoints.
+        events: Its events.
+        metrics: The names of metrics.
+        tags: Its tags.
+        published: Its published paths.
+        retention: Checks by a policy, and marks for deletion.
 
     Example:
         >>> import tempfile

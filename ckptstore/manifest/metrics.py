@@ -51,9 +51,9 @@ def metric_names(connection: Connection, run: str | None) -> tuple[str, ...]:
 
 
 def best_version(metric: str, mode: Mode, run: str | None) -> Select[Any]:
-    """Return the statement for the best complete checkpoint's version: the lowest that has the extreme value.
+    """Return the statement for the version of the best complete checkpoint: the lowest that has the extreme value.
 
-    Both steps are one look at the end of an index. NaN is NULL there, and so neither least nor greatest.
+    Both steps are one look at the end of an index. NaN is NULL there, so it is neither least nor greatest.
     """
     ranked: list[ColumnElement[bool]] = [METRICS.metric_id == id_of_metric(metric), METRICS.state == COMPLETE]
     if run is not None:
@@ -101,7 +101,7 @@ _OF_ALL, _OF_RUN = _ranking(of_run=False), _ranking(of_run=True)
 
 
 def ranked_versions(connection: Connection, metric: str, mode: Mode, run: str | None) -> Iterator[int]:
-    """Yield the versions of complete checkpoints, best first, of equals the lowest first; NaN is none.
+    """Yield the versions of complete checkpoints, best first, of equals the lowest first; NaN is left out.
 
     Each costs a step along an index, however many there are.
     """
@@ -120,7 +120,7 @@ def ranked_files(
         return
     some = list(raw_rows(connection, ranking.downwards, which))
     while some:
-        # An index that is read backwards gives equals the wrong way round; of the last of these there may be many.
+        # An index read backwards gives equals in the wrong order, and there may be many equals of the last value.
         last = some[-1][0]
         better = sorted((-value, *place) for value, *place in some if value > last)
         yield from ((version, file, nbytes) for _, version, file, nbytes in better)

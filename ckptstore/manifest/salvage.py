@@ -1,4 +1,4 @@
-"""Reads from a damaged manifest what only a manifest knows, as far as SQLite still can."""
+"""Reads from a damaged manifest what no payload knows, as far as SQLite still can."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _BEGINNINGS = (
 
 @dataclass(slots=True)
 class Salvaged:
-    """What was still there; empty where nothing was.
+    """The facts that could be read from a damaged manifest; empty where nothing could.
 
     Attributes:
         uuid: The store's id, or None.
         next_version: The number of the next version; 1 where unknown.
-        pinned: Versions that retention must leave.
+        pinned: Versions that are pinned.
         tags: Versions by tag.
         costs: `blocked_s` and `total_s` by version.
         monitors: Run, metric and better direction.
-        attempts: Least versions of the attempts that were begun, by run and number.
+        attempts: First versions of the attempts, by run and number.
     """
 
     uuid: str | None = None
@@ -48,15 +48,15 @@ class Salvaged:
 
 
 def salvage(path: Path) -> Salvaged:
-    """Return what a damaged manifest still says.
+    """Read what is left of a damaged manifest.
 
-    Each table is read for itself, so that one bad page costs no more than the rows behind it.
+    Each table is read separately, so that one bad page costs no more than the rows behind it.
     """
     found = Salvaged()
     if not path.is_file():
         return found
     with suppress(CorruptManifestError):
-        # A commit in which a writer died is undone, as any opening would; a damaged file is left as it is.
+        # As any opening would, this undoes a commit during which a writer died; a damaged file is left as it is.
         roll_back_hot_journal(path)
     for uuid, next_version in _rows(path, "SELECT uuid, next_version FROM store"):
         if isinstance(uuid, str) and isinstance(next_version, int) and 0 < next_version < 10**18:
@@ -110,11 +110,11 @@ def _rows(path: Path, query: str) -> list[tuple[object, ...]]:
     """Return the rows that come before the first error."""
     rows: list[tuple[object, ...]] = []
     try:
-        # Immutable: neither a journal is rolled back nor a log read, and nothing is written beside it.
+        # Immutable: no journal is rolled back, no log is read, and nothing is written beside it.
         with closing(sqlite3.connect(f"{uri_of(path)}?mode=ro&immutable=1", uri=True)) as connection:
             for row in connection.execute(query):
                 rows.append(row)
     except sqlite3.Error:
-        # That is what it was called for: the rest cannot be read.
+        # Expected of a damaged manifest: the rest cannot be read.
         return rows
     return rows

@@ -1,10 +1,10 @@
-"""Which schema a manifest has, and how one is made or upgraded.
+"""Creates a manifest, tells which schema it has, and upgrades it.
 
-An older one is upgraded by running the revisions in `migrations/`; a new one is made from ``migrations/schema.sql``,
-which holds what all of them together make (`tools/write_schema.py` writes it, and a test compares). A new store, and
-each upgrade, is one transaction: killed at any instant it leaves what was there before, and the next opening for
-writing does it again. alembic is imported only when there are revisions to run, or when a revision is met that this
-code does not write: that takes a third of a second.
+An older manifest is upgraded by running the revisions in `migrations/`; a new one is created from
+``migrations/schema.sql``, the result of all revisions together, which `tools/write_schema.py` writes and a test
+compares. A creation and each upgrade are one transaction: killed at any instant it leaves what was there before, and
+the next opening for writing does it again. alembic is imported only when there are revisions to run, or when a manifest
+has a revision that this code does not write: importing it takes a third of a second.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from ckptstore.manifest.engine import (
     APPLICATION_ID,
     MIGRATION_PRAGMAS,
     WRITES,
-    begin_by_itself,
+    apply_pragmas,
+    begin_explicitly,
     connect,
     engine_for,
     roll_back_hot_journal,
-    settle,
     uri_of,
 )
 from ckptstore.manifest.sqlite_errors import FOREIGN_ERRORS, needs_rollback_of_hot_journal, translated
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 # The newest revision: what this code reads and writes.
 HEAD = "0003"
 
-# All revisions at once, beside them; its first line names the last.
+# The result of all revisions, beside them; its first line names the last.
 SCHEMA = "schema.sql"
 
 # Where the revisions lie: in the installed package, or beside it in a checkout.
@@ -67,7 +67,7 @@ _migrating = threading.Lock()
 def open_manifest(path: Path, *, read_only: bool) -> Engine:
     """Return an engine on the manifest at `path`, which has schema `HEAD` when this returns.
 
-    For writing, a missing manifest is made and an older one upgraded, after a backup beside it; the caller
+    For writing, a missing manifest is created and an older one upgraded, after a backup beside it; the caller
     holds the store's lock. A crash meanwhile leaves no store, or the older schema as it was, and perhaps the
     backup.
 
@@ -89,9 +89,9 @@ def open_manifest(path: Path, *, read_only: bool) -> Engine:
     if found is None:
         if read_only:
             raise StoreNotFoundError(path=path.parent)
-        make(path)
+        create(path)
     else:
-        error = refusal(path, found)
+        error = schema_error(path, found)
         if read_only or isinstance(error, SchemaTooNewError):
             raise error
         back_up(path, found)
@@ -112,7 +112,7 @@ def check_manifest(path: Path) -> None:
     """
     found = schema_of(path)
     if found is not None and found != HEAD:
-        error = refusal(path, found)
+        error = schema_error(path, found)
         if isinstance(error, SchemaTooNewError):
             raise error
 
@@ -120,8 +120,8 @@ def check_manifest(path: Path) -> None:
 def schema_of(path: Path) -> str | None:
     """Return the revision of the manifest at `path`, or None where there is none yet; changes nothing.
 
-    A file without a table is what a crash during the first creation leaves, and counts as none, as long as
-    there are no payloads beside it.
+    A file without a table is what a crash during the creation leaves; it counts as none if there are no payloads beside
+    it.
 
     Raises:
         NotAStoreError: The file is somebody else's database, or a directory.
@@ -163,8 +163,8 @@ def _read_revision(path: Path) -> str | None:
         return str(rows[0][0])
 
 
-def refusal(path: Path, found: str) -> SchemaError:
-    """Return the error for a manifest whose revision is not `HEAD`: too old if known, else too new."""
+def schema_error(path: Path, found: str) -> SchemaError:
+    """Return the error for a manifest whose revision is not `HEAD`: too old if it is known, else too new."""
     from alembic.script import ScriptDirectory
 
     known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
@@ -172,8 +172,8 @@ def refusal(path: Path, found: str) -> SchemaError:
     return kind(path=path, found=found, known=HEAD)
 
 
-def make(path: Path) -> None:
-    """Make a new manifest of schema `HEAD`, in one transaction; one that somebody else has made by then stays.
+def create(path: Path) -> None:
+    """Create a manifest of schema `HEAD`, in one transaction; one that another process has created by then stays.
 
     Raises:
         StorageError: The disk failed; whether the COMMIT became durable shows at the next opening.
@@ -194,7 +194,7 @@ def make(path: Path) -> None:
 
 
 def upgrade(path: Path) -> None:
-    """Make the manifest, or bring it to `HEAD`, in one transaction.
+    """Create the manifest, or bring it to `HEAD`, in one transaction.
 
     Raises:
         SchemaError: The revisions do not lead there.
@@ -217,18 +217,17 @@ def upgrade(path: Path) -> None:
 def migration(path: Path) -> Iterator[Connection]:
     """Open the one transaction in which revisions run, and commit it when the block ends well.
 
-    Foreign keys are off in it, so that a table can be made anew under its name, and are checked before the
-    COMMIT.
+    Foreign keys are off in it, so that a table can be made again under its name, and are checked before the COMMIT.
 
     Args:
-        path: The manifest file; made if there is none.
+        path: The manifest file; created if there is none.
 
     Raises:
         CorruptManifestError: Rows refer to what is not there; nothing was changed.
         StorageError: The disk failed.
     """
     engine = create_engine("sqlite://", creator=partial(_connect_for_migration, path), poolclass=NullPool)
-    begin_by_itself(engine)
+    begin_explicitly(engine)
     try:
         with (
             fork_safety.no_fork(),
@@ -249,7 +248,7 @@ def migration(path: Path) -> Iterator[Connection]:
 
 
 def _connect_for_migration(path: Path) -> sqlite3.Connection:
-    return settle(connect(path, "rwc"), path, MIGRATION_PRAGMAS)
+    return apply_pragmas(connect(path, "rwc"), path, MIGRATION_PRAGMAS)
 
 
 def back_up(path: Path, revision: str) -> Path:

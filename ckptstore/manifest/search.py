@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Select, and_, exists, false, not_, or_, se
 
 from ckptstore.manifest.conditions import (
     Absent,
-    Compared,
+    Comparison,
     Condition,
     Field,
     Joined,
@@ -46,11 +46,11 @@ def search_statement(
 
     Args:
         run: The run; None for all.
-        states: Which states; None for all.
+        states: The states; None for all.
         where: A condition; None for none.
-        order: What to sort by, and whether the greatest comes first; what lacks it comes last, and of equals the
-            lower version first. None for the lowest version first.
-        limit: At most so many.
+        order: What to sort by, and True if the greatest comes first; checkpoints that lack it come last, and of equals
+            the lower version comes first. None for the lowest version first.
+        limit: The most versions; None for all.
     """
     chosen = select(CHECKPOINTS.version)
     if run is not None:
@@ -58,7 +58,7 @@ def search_statement(
     if states is not None:
         chosen = chosen.where(CHECKPOINTS.state.in_(sorted(states)))
     if where is not None:
-        chosen = chosen.where(_met(where))
+        chosen = chosen.where(_matches(where))
     if order is not None:
         term, descending = order
         if term == Field("version"):
@@ -70,19 +70,19 @@ def search_statement(
     return chosen.order_by(CHECKPOINTS.version).limit(limit)
 
 
-def _met(condition: Condition) -> ColumnElement[bool]:
+def _matches(condition: Condition) -> ColumnElement[bool]:
     match condition:
         case Joined(parts=parts, every=every):
-            return (and_ if every else or_)(*map(_met, parts))
+            return (and_ if every else or_)(*map(_matches, parts))
         case Not(part=part):
-            return not_(_met(part))
+            return not_(_matches(part))
         case Tagged(name=name):
             return exists().where(TAGS.version == CHECKPOINTS.version, TAGS.name == name)
         case Absent(term=term):
             return _column(term).is_(None)
         case OneOf(term=term, values=values):
             return _column(term).in_(list(values)) if values else false()
-        case Compared(left=left, operator=sign, right=right):
+        case Comparison(left=left, operator=sign, right=right):
             other = _column(right) if isinstance(right, Field | Metric) else right
             return _COMPARE[sign](_column(left), other)
 

@@ -1,4 +1,4 @@
-"""What SQLite's error codes mean to somebody with a store."""
+"""Translates SQLite's errors into ours."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ckptstore.storage.locks import unsafe_file_system
 # Seconds that a statement waits for another process's transaction.
 BUSY_TIMEOUT_S = 30.0
 
-# What SQLAlchemy and the driver raise; the last two come straight from binding a value.
+# Errors that SQLAlchemy and the driver raise; the last two come from binding a value.
 FOREIGN_ERRORS = (SQLAlchemyError, sqlite3.Error, OverflowError, UnicodeEncodeError)
 
 _UNREADABLE = ("no such table", "no such column", "Could not decode")
@@ -51,15 +51,15 @@ def code_of(error: BaseException) -> int | None:
 
 
 def needs_rollback_of_hot_journal(error: BaseException) -> bool:
-    """Return True when a read-only connection met the journal of a writer that died in mid-commit."""
+    """Return True when a read-only connection found the journal of a writer that died in mid-commit."""
     return code_of(error) == sqlite3.SQLITE_READONLY_ROLLBACK
 
 
 def translated(error: Exception, path: Path) -> CheckpointStoreError:
-    """Return the error of ours that stands for one of `FOREIGN_ERRORS`, to be raised from it.
+    """Return our error for one of `FOREIGN_ERRORS`, to be raised from it.
 
     Args:
-        error: What was raised.
+        error: The error that was raised.
         path: The manifest.
 
     Example:

@@ -4,8 +4,7 @@ Core tables rather than mapped classes: rows leave the manifest as frozen record
 follow the database, and importing `sqlalchemy.orm` would add a quarter to the start of every command.
 
 Each table is the one instance of a class, `CHECKPOINTS.version` say, so that type checkers know what a column
-holds. Nothing here makes a table: that is what the revisions in `migrations/` do, and a test holds both
-together.
+holds. Nothing here creates a table: the revisions in `migrations/` do, and a test compares both.
 """
 
 from __future__ import annotations
@@ -91,7 +90,7 @@ metadata = MetaData(
 )
 
 
-# A literal in every statement: whether a partial index fits must not hang on the value of a bound parameter.
+# A literal in every statement: whether a partial index applies must not depend on a bound parameter.
 COMPLETE = literal_column("'complete'", Text)
 UNPINNED = text("state = 'complete' AND NOT pinned")
 
@@ -148,7 +147,7 @@ RUNS = RunsTable()
 
 
 class CheckpointsTable:
-    """One row for each payload."""
+    """One row for each checkpoint."""
 
     version: Column[int] = Column("version", Integer, primary_key=True, autoincrement=False)
     run_id: Column[int] = Column("run_id", Integer, ForeignKey("runs.id"), nullable=False)
@@ -291,7 +290,7 @@ TAGS = TagsTable()
 
 
 class MonitorsTable:
-    """Which way a run's callback takes a metric to be better."""
+    """The metrics that a run's callback monitors, each with its better direction."""
 
     run_id: Column[int] = Column("run_id", Integer, ForeignKey("runs.id"), primary_key=True)
     metric_id: Column[int] = Column("metric_id", Integer, ForeignKey("metric_names.id"), primary_key=True)
@@ -311,7 +310,7 @@ MONITORS = MonitorsTable()
 
 
 class PublishedTable:
-    """Which checkpoint each of the user's paths shows; `pending` from the commit to the path's switch."""
+    """The checkpoint that each of the user's paths shows; `pending` from the commit until the path is switched."""
 
     path: Column[str] = Column("path", Text, primary_key=True)
     run_id: Column[int] = Column("run_id", Integer, ForeignKey("runs.id"), nullable=False)
@@ -334,9 +333,9 @@ PUBLISHED = PublishedTable()
 
 
 class EpochsTable:
-    """The checkpoint that tells of each epoch of a run: that of its end, of several the newest.
+    """The checkpoint that represents each epoch of a run: that of the epoch's end, or else the newest.
 
-    Rows outlive their checkpoint, so `version` refers to none.
+    Rows outlive their checkpoint, so `version` is no foreign key.
     """
 
     run_id: Column[int] = Column("run_id", Integer, ForeignKey("runs.id"), primary_key=True)
@@ -354,7 +353,7 @@ EPOCHS = EpochsTable()
 
 
 class EpochMetricsTable:
-    """What the epochs' metrics were; NULL is NaN."""
+    """The metrics of the epochs; NULL is NaN."""
 
     run_id: Column[int] = Column("run_id", Integer, primary_key=True, autoincrement=False)
     epoch: Column[int] = Column("epoch", BigInteger, primary_key=True, autoincrement=False)
@@ -376,7 +375,7 @@ EPOCH_METRICS = EpochMetricsTable()
 
 
 class RetentionTable:
-    """Which policy each run's checkpoints were last judged by, up to which event, and the bytes of what it left."""
+    """The last check of each run by retention: its policy, the newest event it saw, and the bytes of what it kept."""
 
     run_id: Column[int] = Column("run_id", Integer, ForeignKey("runs.id"), primary_key=True)
     policy: Column[str] = Column("policy", Text, nullable=False)
@@ -390,7 +389,7 @@ RETENTION = RetentionTable()
 
 
 class EventsTable:
-    """What happened, in order; `version` may name a checkpoint that is gone, so it refers to none."""
+    """Events in order; `version` may name a checkpoint that is gone, so it is no foreign key."""
 
     id: Column[int] = Column("id", Integer, primary_key=True)
     at: Column[datetime] = Column("at", UtcTime, nullable=False)

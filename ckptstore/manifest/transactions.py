@@ -1,4 +1,4 @@
-"""Transactions on a manifest: begun explicitly, checked, their errors translated, never left open."""
+"""Transactions on a manifest: begun explicitly, with their errors translated, and never left open."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ckptstore.system.fork_safety import no_fork
 
 
 class Transactions:
-    """Opens transactions on one manifest, for any number of threads, and for children after a fork.
+    """Transactions on one manifest, for any number of threads, and for children after a fork.
 
     Args:
         path: The manifest file.
@@ -78,11 +78,11 @@ class Transactions:
     def writing(self, operation: str) -> Iterator[Connection]:
         """Open a transaction for writing, alone among all processes, and COMMIT it when the block ends well.
 
-        When the block fails, nothing has changed. When COMMIT itself fails, it may have become durable all
-        the same: the connections are closed, and the next transaction, on a new one, sees what is on disk.
+        When the block fails, nothing has changed. When COMMIT itself fails, the change may be durable all the same: the
+        connections are closed, and the next transaction, on a new one, sees what is on disk.
 
         Args:
-            operation: What is being done, for the error on a manifest that is open for reading.
+            operation: A name for the change, used in the error on a manifest that is open for reading.
 
         Raises:
             ReadOnlyError: The manifest is open for reading.
@@ -110,7 +110,7 @@ class Transactions:
 
     @contextmanager
     def _begun(self, *, writes: bool) -> Iterator[Connection]:
-        """Give a connection whose transaction has begun; it ends with the block, and with it every lock."""
+        """Yield a connection whose transaction has begun; it ends with the block, and with it every lock."""
         if not self._closing.alive:
             raise InvalidArgumentError(argument="store", value=str(self.store), reason="it is closed")
         connection = self._engine.connect().execution_options(**{WRITES: writes})
@@ -126,7 +126,7 @@ class Transactions:
             yield connection
             connection.close()
         except BaseException:
-            # An interrupt may have come anywhere, also in a rollback: nothing of this connection is used again.
+            # An interrupt may have come anywhere, even in a rollback: this connection is never used again.
             with suppress(ResourceClosedError):
                 connection.invalidate()
             raise
@@ -136,7 +136,7 @@ class Transactions:
         # This read takes the lock; and a newer ckptstore may have upgraded the manifest since it was opened.
         found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
         if found != schema.HEAD:
-            raise schema.refusal(self.path, str(found))
+            raise schema.schema_error(self.path, str(found))
 
     @contextmanager
     def _translating(self) -> Iterator[None]:

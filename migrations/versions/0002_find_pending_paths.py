@@ -1,4 +1,4 @@
-"""Find the paths that are still to be switched without reading all that were ever shown."""
+"""Index the published paths that are still pending, so that recovery need not read all of them."""
 
 from __future__ import annotations
 
@@ -19,4 +19,4 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    raise NotImplementedError("put the backup back that was made beside the manifest")
+    raise NotImplementedError("put back the backup that was made beside the manifest")

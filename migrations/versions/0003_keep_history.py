@@ -1,4 +1,4 @@
-"""Keep each run's metrics by epoch when its checkpoints go, and let retention and queries look up what they need."""
+"""Keep each run's metrics by epoch when its checkpoints are removed, and add indexes for retention and queries."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ down_revision = "0002"
 branch_labels = None
 depends_on = None
 
-# Of an epoch's checkpoints, that of its end, and the newest, of the run's newest attempt.
+# For each epoch its last checkpoint: of the newest attempt if there is one, then of the epoch's end, then the newest.
 FILL_EPOCHS = """
 INSERT INTO epochs (run_id, epoch, version, batch, step, created_at)
 SELECT run_id, epoch, version, batch, step, created_at FROM (
@@ -77,7 +77,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    raise NotImplementedError("put the backup back that was made beside the manifest")
+    raise NotImplementedError("put back the backup that was made beside the manifest")
 
 
 def _create_history() -> None:

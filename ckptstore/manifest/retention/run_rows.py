@@ -205,14 +205,16 @@ class RunRows:
         if near is not None:
             return near
         newest = lookups.NEWEST_RESUMABLE if resumable else lookups.NEWEST
-        return self._cached("newest", limit, lambda: self._whole(self._execute(newest), limit), resumable)
+        return self._cached(
+            "newest", limit, lambda: self._first_whole(self._execute(newest), limit), resumable
+        )
 
     def below(self, version: int, limit: int) -> list[int]:
         """Return the next versions below one whose checkpoints are intact, newest first."""
         near = self._near(limit, below=version)
         if near is not None:
             return near
-        return self._whole(self._execute(lookups.BELOW, before=version), limit)
+        return self._first_whole(self._execute(lookups.BELOW, before=version), limit)
 
     def _near(self, limit: int, *, resumable: bool = False, below: int | None = None) -> list[int] | None:
         """Return what `newest` or `below` would, if the newest few suffice; else None."""
@@ -263,7 +265,7 @@ class RunRows:
         span: tuple[object, object] = (low, high)
         if scale == "microseconds":
             span = _UNIX_EPOCH + timedelta(microseconds=low), _UNIX_EPOCH + timedelta(microseconds=high)
-        return self._whole(self._execute(lookups.FIRST_IN[scale], low=span[0], high=span[1]), limit)
+        return self._first_whole(self._execute(lookups.FIRST_IN[scale], low=span[0], high=span[1]), limit)
 
     def greatest(self, scale: Scale, upto: int) -> int | None:
         """Return an upper bound of the positions on a scale of the versions up to one; None if there are none."""
@@ -368,7 +370,8 @@ class RunRows:
         rows = self._execute(lookups.ALL_SHOWN)
         return {version for version, path, pending in rows if self._is_shown(path, pending)}
 
-    def _whole(self, chosen: CursorResult[*tuple[Any, ...]], limit: int) -> list[int]:
+    def _first_whole(self, chosen: CursorResult[*tuple[Any, ...]], limit: int) -> list[int]:
+        """Return the versions of the first intact checkpoints of a result, and close it."""
         found: list[int] = []
         with chosen as rows:
             for version, file, nbytes in rows:
