@@ -83,7 +83,7 @@ class KeepBest(Rule):
 
     def candidates(self, view: RunView) -> Sequence[int]:
         """Return those that new checkpoints have pushed below rank `n`."""
-        return view.ranked(self.metric, self.mode, self.n + len(view.fresh))[self.n :]
+        return view.ranked(self.metric, self.mode, self.n + len(view.added))[self.n :]
 
     def keeps(self, view: RunView, checkpoint: Checkpoint) -> bool:
         """Return True if it is one of the `n` best."""

@@ -112,11 +112,11 @@ def expired(policy: Policy, view: RetentionView) -> tuple[list[Checkpoint], bool
         view.already_expired, is_complete = _expired_by(view, first)
         if not is_complete:
             return list(view.already_expired), False
-        limit = None if view.is_judged else MAX_EXPIRED - len(view.already_expired)
+        limit = None if view.was_checked else MAX_EXPIRED - len(view.already_expired)
         over_budget, is_complete = _at_most(budget.over_budget(view), limit)
         return _oldest_first([*view.already_expired, *over_budget]), is_complete
     simple = as_rule(policy)
-    if isinstance(simple, MaxBytes) and not view.is_judged:
+    if isinstance(simple, MaxBytes) and not view.was_checked:
         over_budget, is_complete = _at_most(simple.over_budget(view), MAX_EXPIRED)
         return _oldest_first(over_budget), is_complete
     return _expired_by(view, simple)
@@ -137,7 +137,7 @@ def _expired_by(view: RetentionView, rule: Rule) -> tuple[list[Checkpoint], bool
         # The rule mostly knows its answer by now; `is_free` asks the disk.
         return not rule.keeps(view, checkpoint) and view.is_free(checkpoint)
 
-    if not view.is_judged and isinstance(rule, AnyOf) and (budget := _budget_in(rule)) is not None:
+    if not view.was_checked and isinstance(rule, AnyOf) and (budget := _budget_in(rule)) is not None:
         # The rest is scanned in the budget's order, and only as far as enough have expired.
         others = [as_rule(part) for part in rule.parts if part.kept is not budget]
         left = (
@@ -147,12 +147,12 @@ def _expired_by(view: RetentionView, rule: Rule) -> tuple[list[Checkpoint], bool
         )
         found, is_complete = _at_most(left, MAX_EXPIRED)
         return _oldest_first(found), is_complete
-    if not view.is_judged:
+    if not view.was_checked:
         found, is_complete = _at_most(filter(is_expired, _first_scan(view, rule)), MAX_EXPIRED)
         view.scanned_to = 0 if is_complete else found[-1].version
         return _oldest_first(found), is_complete
-    fresh = (checkpoint.version for checkpoint in view.fresh)
-    candidates = {*rule.candidates(view), *_no_longer_protected(view), *view.released, *fresh} - view.always
+    added = (checkpoint.version for checkpoint in view.added)
+    candidates = {*rule.candidates(view), *_no_longer_protected(view), *view.released, *added} - view.always
     return list(filter(is_expired, view.get(candidates, without_metrics=True))), True
 
 
@@ -170,7 +170,7 @@ def _first_scan(view: RetentionView, rule: Rule) -> Iterator[Checkpoint]:
 
 def _no_longer_protected(view: RetentionView) -> set[int]:
     """Return the versions that may have stayed only because they were always kept, and are not any longer."""
-    more = len(view.fresh)
+    more = len(view.added)
     best = (view.ranked(metric, mode, 1 + more) for metric, mode in view.monitors.items())
     return {
         *(version for versions in best for version in versions),

@@ -141,7 +141,7 @@ class MaxBytes(Rule):
 
     def candidates(self, view: RunView) -> Collection[int]:
         """Return what does not fit any more; without, perhaps, what did not fit before and other rules keep."""
-        return view.remember(self, lambda: {checkpoint.version for checkpoint in self.over_budget(view)})
+        return view.cached(self, lambda: {checkpoint.version for checkpoint in self.over_budget(view)})
 
     def keeps(self, view: RunView, checkpoint: Checkpoint) -> bool:
         """Return True if it fits."""

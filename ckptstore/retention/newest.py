@@ -64,7 +64,7 @@ class KeepLast(Rule):
     def candidates(self, view: RunView) -> Sequence[int]:
         """Return those that new checkpoints have pushed out of the newest `n`."""
         last = view.nth_newest(self.n)
-        return () if last is None else view.below(last, len(view.fresh))
+        return () if last is None else view.below(last, len(view.added))
 
     def keeps(self, view: RunView, checkpoint: Checkpoint) -> bool:
         """Return True if it is not older than the `n`-th newest."""

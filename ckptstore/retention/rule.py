@@ -87,12 +87,12 @@ class RunView(Protocol):
     budgets: BudgetProgress
 
     @property
-    def is_judged(self) -> bool:
+    def was_checked(self) -> bool:
         """True if the same rules have checked the whole run before; else everything is checked."""
         ...
 
     @property
-    def fresh(self) -> Sequence[Checkpoint]:
+    def added(self) -> Sequence[Checkpoint]:
         """Checkpoints added since the last check."""
         ...
 
@@ -106,7 +106,7 @@ class RunView(Protocol):
         """Bytes of all payloads."""
         ...
 
-    def remember(self, what: object, find: Callable[[], Collection[int]]) -> Collection[int]:
+    def cached(self, what: object, find: Callable[[], Collection[int]]) -> Collection[int]:
         """Return the result stored under a key, or compute and store it."""
         ...
 

@@ -12,7 +12,7 @@ from ckptstore.commit.retention.deletion import finish_deletions
 from ckptstore.commit.retention.plan import Plan, check_for_prune, plan_run
 from ckptstore.errors import RunNotFoundError
 from ckptstore.manifest.manifest import Manifest
-from ckptstore.manifest.retention.packed_checkpoints import PackedCheckpoints, PackedRows, Place
+from ckptstore.manifest.retention.packed_checkpoints import PackedCheckpoints, PackedRows, Summary
 from ckptstore.retention.policy import KeepFunction, Policy, as_policy
 from ckptstore.retention.reasons import SharedReasons
 from ckptstore.storage.layout import Layout
@@ -58,14 +58,14 @@ class Pruned:
             ),
         }
 
-    def places(self) -> Iterator[tuple[Place, bool]]:
+    def places(self) -> Iterator[tuple[Summary, bool]]:
         """Yield each checkpoint's cheap facts, lowest version first, and True if it is removed."""
         rows = self.removed.rows
         is_removed = bytearray(len(rows))
         for at in self.removed.positions:
             is_removed[at] = True
         order = rows.by_version()
-        return zip(rows.places(order), (bool(is_removed[at]) for at in order), strict=True)
+        return zip(rows.summaries(order), (bool(is_removed[at]) for at in order), strict=True)
 
 
 def prune(

@@ -92,7 +92,7 @@ class RetentionRunner:
         if self._lacks_a_metric(run, policy, view.metric_names, view.latest):
             return None
         name = f"{policy!r} {json.dumps(view.monitors, sort_keys=True)}"
-        view.was_judged_by(name)
+        view.was_checked_by(name)
         view.always = frozenset(always_kept_versions(view))
         for budget in budgets_of(policy):
             best = (view.ranked(metric, mode, 1) for metric, mode in view.monitors.items())
@@ -108,8 +108,8 @@ class RetentionRunner:
             self._progress[run, name] = _progress(policy, view, to_remove, is_complete)
         if not is_complete:
             return Decision(expired=to_remove, progress=None)
-        are_many = len(view.fresh) + len(view.released) >= _UNRECORDED
-        if not (to_remove or are_many or not view.is_judged):
+        are_many = len(view.added) + len(view.released) >= _UNRECORDED
+        if not (to_remove or are_many or not view.was_checked):
             return None
         progress = RetentionProgress(
             policy=name,
@@ -123,14 +123,14 @@ class RetentionRunner:
         """Let budgets continue from the last check, if only saves came in between."""
         view.budgets = BudgetProgress({})
         before = self._progress.pop((run, name), None)
-        if before is None or before.is_recorded != view.is_judged:
+        if before is None or before.is_recorded != view.was_checked:
             return
-        saved = before.saved_since(view.events_behind(before.event_id))
+        saved = before.saved_since(view.events_after(before.event_id))
         if saved is None:
             return
         view.budgets = BudgetProgress(before.still_reached(view.always))
         if before.nbytes is not None:
-            view.counted = (before.nbytes, saved)
+            view.known_bytes = (before.nbytes, saved)
 
     def _lacks_a_metric(
         self,

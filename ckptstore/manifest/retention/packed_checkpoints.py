@@ -15,7 +15,7 @@ from ckptstore.manifest.checkpoint_rows import CheckpointRow
 from ckptstore.records import Checkpoint
 
 
-class Place(NamedTuple):
+class Summary(NamedTuple):
     """The facts about a packed checkpoint that are known without unpacking it."""
 
     version: int
@@ -66,11 +66,11 @@ class PackedRows:
         begin = self._ends[number - 1] if number else 0
         return range(begin, self._ends[number]), list(starmap(CheckpointRow, zip(*columns, strict=True)))
 
-    def places(self, positions: Sequence[int]) -> Iterator[Place]:
+    def summaries(self, positions: Sequence[int]) -> Iterator[Summary]:
         """Yield what is known of some rows without unpacking them."""
         runs = list(self._runs)
         return map(
-            Place,
+            Summary,
             map(self.versions.__getitem__, positions),
             map(runs.__getitem__, map(self._run.__getitem__, positions)),
             map(self._epoch.__getitem__, positions),

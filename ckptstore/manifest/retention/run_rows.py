@@ -63,10 +63,10 @@ class RunRows:
         run_id: The run's id; None where there is no such run.
         already_expired: Checkpoints that earlier rules of this check let expire.
         always: Versions that always stay.
-        is_judged: True if the same policy has checked the whole run before.
+        was_checked: True if the same policy has checked the whole run before.
         scanned_to: The version up to which a first check has come.
         budgets: How far budgets have come, kept by the retention that continues the check.
-        counted: Bytes at the end of the previous check, and the versions saved since; None where that is not known.
+        known_bytes: Bytes at the end of the previous check, and the versions saved since; None where that is not known.
     """
 
     def __init__(
@@ -88,10 +88,10 @@ class RunRows:
         self.run_id: int | None = self._record.run_id
         self.already_expired: Sequence[Checkpoint] = ()
         self.always: frozenset[int] = frozenset()
-        self.is_judged = False
+        self.was_checked = False
         self.scanned_to = 0
         self.budgets: Any = None
-        self.counted: tuple[int, list[int]] | None = None
+        self.known_bytes: tuple[int, list[int]] | None = None
         self._results: dict[object, Collection[int]] = {}
         self._lookups: dict[tuple[object, ...], tuple[list[int], bool]] = {}
         self._known: dict[int, Checkpoint] = {} if known is None else {known.version: known}
@@ -114,11 +114,11 @@ class RunRows:
         """The newest event."""
         return int(self._record.last_event or 0)
 
-    def was_judged_by(self, policy: str) -> bool:
+    def was_checked_by(self, policy: str) -> bool:
         """Return True if this policy has checked the whole run before, and no event calls for another full check."""
         last = self._last_check
-        self.is_judged = last is not None and last.policy == policy and not self._since(_DISRUPTING)
-        return self.is_judged
+        self.was_checked = last is not None and last.policy == policy and not self._since(_DISRUPTING)
+        return self.was_checked
 
     def _since(self, kinds: Sequence[str]) -> list[int]:
         return [version for kind in kinds for version in self._versions_by_kind.get(kind, ())]
@@ -132,19 +132,19 @@ class RunRows:
                 found.setdefault(kind, []).append(version)
         return found
 
-    def events_behind(self, event_id: int) -> list[tuple[str, int | None, Any]]:
+    def events_after(self, event_id: int) -> list[tuple[str, int | None, Any]]:
         """Return kinds, versions and details of the events after one, in order."""
         return [tuple(row) for row in self._execute(lookups.EVENTS_AFTER, event_id=event_id)]
 
     @cached_property
-    def fresh(self) -> list[Checkpoint]:
+    def added(self) -> list[Checkpoint]:
         """Checkpoints added since the last check."""
-        return self.get(self._since(_ADDING)) if self.is_judged else []
+        return self.get(self._since(_ADDING)) if self.was_checked else []
 
     @cached_property
     def released(self) -> list[int]:
         """Versions that lost a tag, a pin or a published path since the last check."""
-        return self._since(_RELEASING) if self.is_judged else []
+        return self._since(_RELEASING) if self.was_checked else []
 
     @property
     def before(self) -> datetime | None:
@@ -155,12 +155,12 @@ class RunRows:
     @cached_property
     def nbytes(self) -> int:
         """Bytes of all payloads."""
-        if not self.is_judged and self.counted is not None:
-            at_last_check, saved = self.counted
+        if not self.was_checked and self.known_bytes is not None:
+            at_last_check, saved = self.known_bytes
             return at_last_check + sum(checkpoint.nbytes for checkpoint in self.get(saved))
-        if not self.is_judged:
+        if not self.was_checked:
             return int(self._execute(lookups.TOTAL).scalar() or 0)
-        return int(self._last_check.nbytes) + sum(checkpoint.nbytes for checkpoint in self.fresh)
+        return int(self._last_check.nbytes) + sum(checkpoint.nbytes for checkpoint in self.added)
 
     @cached_property
     def resumed(self) -> list[int]:
@@ -196,7 +196,7 @@ class RunRows:
         if n <= _RANKS_CHECKED_ON_DISK:
             whole = self.newest(n)
             return whole[n - 1] if len(whole) == n else None
-        found = self._cached("nth", 1, lambda: list(self._execute(lookups.NTH, skip=n - 1).scalars()), n)
+        found = self._first_of("nth", 1, lambda: list(self._execute(lookups.NTH, skip=n - 1).scalars()), n)
         return next(iter(found), None)
 
     def newest(self, limit: int, *, resumable: bool = False) -> list[int]:
@@ -205,7 +205,7 @@ class RunRows:
         if near is not None:
             return near
         newest = lookups.NEWEST_RESUMABLE if resumable else lookups.NEWEST
-        return self._cached(
+        return self._first_of(
             "newest", limit, lambda: self._first_whole(self._execute(newest), limit), resumable
         )
 
@@ -244,9 +244,9 @@ class RunRows:
     def ranked(self, metric: str, mode: Mode, limit: int) -> list[int]:
         """Return the versions of the best intact checkpoints, best first, of equals the earlier; NaN is never best."""
         # With as many more as are new: the next question is mostly for those that the new ones displaced.
-        more = len(self.fresh) if self.is_judged else 0
+        more = len(self.added) if self.was_checked else 0
         some = max(limit, 1 + more)
-        return self._cached("ranked", limit, lambda: self._ranked(metric, mode, some), metric, mode)
+        return self._first_of("ranked", limit, lambda: self._ranked(metric, mode, some), metric, mode)
 
     def _ranked(self, metric: str, mode: Mode, limit: int) -> list[int]:
         found: list[int] = []
@@ -259,7 +259,7 @@ class RunRows:
 
     def first_in(self, scale: Scale, low: int, high: int, limit: int) -> list[int]:
         """Return the lowest intact versions whose position on a scale lies in a half-open range."""
-        return self._cached("first", limit, lambda: self._first_in(scale, low, high, limit), scale, low)
+        return self._first_of("first", limit, lambda: self._first_in(scale, low, high, limit), scale, low)
 
     def _first_in(self, scale: Scale, low: int, high: int, limit: int) -> list[int]:
         span: tuple[object, object] = (low, high)
@@ -351,7 +351,7 @@ class RunRows:
         return self._is_whole(checkpoint.path, checkpoint.nbytes)
 
     def _shown(self, version: int) -> bool:
-        if not self.is_judged:
+        if not self.was_checked:
             return version in self._all_shown
         if version not in self._paths:
             self._look_up_paths([version])
@@ -359,7 +359,7 @@ class RunRows:
 
     def _look_up_paths(self, versions: Sequence[int]) -> None:
         """Look up the published paths of some versions in one query; `is_shown` then asks the disk for each."""
-        if not self.is_judged:
+        if not self.was_checked:
             return  # then `_all_shown` has them
         self._paths = {version: [] for version in versions}
         for version, path, pending in self._execute(lookups.SHOWN, versions=versions):
@@ -381,13 +381,13 @@ class RunRows:
                     break
         return found
 
-    def remember(self, what: object, find: Callable[[], Collection[int]]) -> Collection[int]:
+    def cached(self, what: object, find: Callable[[], Collection[int]]) -> Collection[int]:
         """Return the result stored under a key, or compute and store it."""
         if what not in self._results:
             self._results[what] = find()
         return self._results[what]
 
-    def _cached(self, what: str, limit: int, find: Callable[[], list[int]], *which: object) -> list[int]:
+    def _first_of(self, what: str, limit: int, find: Callable[[], list[int]], *which: object) -> list[int]:
         """Return the first results of a look-up, from an earlier call if that asked for at least as many."""
         key = (what, *which)
         found, is_complete = self._lookups.get(key, ([], False))
