@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Snapshots(Protocol):
-    """Takes models of a framework apart."""
+    """Snapshots of a framework's models."""
 
     def take(
         self,
@@ -29,7 +29,7 @@ class Snapshots(Protocol):
         resumable: bool = True,
         in_epoch: bool = False,
     ) -> Snapshot:
-        """Take the model apart; nothing is written.
+        """Take a snapshot of a model; nothing is written.
 
         Args:
             model: A built model.
@@ -49,7 +49,7 @@ class ModelAdapter(Protocol):
     """What the store asks of a framework."""
 
     def snapshots(self) -> Snapshots:
-        """Return what takes models apart; one for all saves of a fit works out once what stays the same."""
+        """Return a `Snapshots`; one object for all saves of a fit computes only once what stays the same."""
 
     def restore(
         self, model: Any, checkpoint: Checkpoint, *, optimizer: Any = None, generators: bool = False

@@ -88,7 +88,7 @@ def same_bits(one: np.ndarray, other: np.ndarray) -> bool:
 def test_datatype_messages_are_what_h5py_writes(name: str) -> None:
     kind = stored_type(np.dtype(name))
     assert kind is not None
-    # The encoded form has two bytes in front that say what it is.
+    # The encoded form begins with two bytes for its kind.
     assert kind.message == h5py.h5t.py_create(np.dtype(name), logical=True).encode()[2:]
     assert read_type(kind.message + b"\0\0\0\0", None) == kind
 
@@ -109,7 +109,7 @@ def test_h5py_reads_every_bit(name: str) -> None:
     with h5py.File(io.BytesIO(file_of({"group/values": array}))) as file:
         found = file["group/values"][()]
         assert found.dtype == array.dtype
-        # h5py gives fixed text without its padding; numpy compares it so too.
+        # h5py returns fixed text without its padding; numpy ignores it, too.
         assert np.array_equal(found, array) if name[0] == "S" else same_bits(found, array)
 
 
@@ -360,7 +360,7 @@ def test_the_reader_lists_what_h5py_wrote(arrays: dict[str, np.ndarray]) -> None
     assert all(same_bits(read_array(source, found[path]), array) for path, array in arrays.items())
 
 
-# --- files that are refused ------------------------------------------------------------------------
+# --- refused files ---------------------------------------------------------------------------------
 
 
 def refused(image: bytes) -> str:

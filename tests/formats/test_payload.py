@@ -356,7 +356,7 @@ def test_variables_are_read_one_at_a_time_and_not_copied(tmp_path: Path) -> None
             encoded.write(file)
             _, peak = tracemalloc.get_traced_memory()
             tracemalloc.stop()
-        # One variable of 4 MiB, and the one before while it is given away.
+        # One variable of 4 MiB, and the previous one while it is written.
         assert most <= 2 and not alive
         assert peak < 3 * 4 * elements
         most = 0
@@ -411,7 +411,7 @@ def test_an_archive_of_more_than_four_gigabytes(tmp_path: Path) -> None:
     path.unlink()
 
 
-# --- what cannot be saved --------------------------------------------------------------------------
+# --- refused snapshots -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["variables", "documents", "state", "structure", "description"])
@@ -484,7 +484,7 @@ def test_a_variable_that_differs_from_the_snapshot_is_refused(values: np.ndarray
         encoded.write(io.BytesIO())
 
 
-# --- what is not a payload of ours -----------------------------------------------------------------
+# --- files of other kinds --------------------------------------------------------------------------
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_every_flipped_byte_is_found(tmp_path: Path, format: Format, start: int)
                 bookkeeping -= set(range(begin, begin + member.file_size))
     else:
         bookkeeping.clear()
-    # Parallel tests take turns; a file of libhdf5 is larger, and has long empty stretches.
+    # Parallel tests share the work; a file of libhdf5 is larger, and has long empty ranges.
     for position in range(start, len(image), 4 * (1 if format != "h5" else 5)):
         damaged = bytearray(image)
         damaged[position] ^= 1 << (position % 8)
@@ -209,7 +209,7 @@ def test_a_description_that_is_not_text(tmp_path: Path) -> None:
             payload.read_description(path)
 
 
-# --- archives that are made to do harm -------------------------------------------------------------
+# --- hostile archives ------------------------------------------------------------------------------
 
 
 def archive(directory: Path, build: Callable[[zipfile.ZipFile], object]) -> Path:

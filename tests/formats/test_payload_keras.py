@@ -19,7 +19,7 @@ from ckptstore.formats import payload
 from ckptstore.formats.snapshot import Snapshot, TrainingState, Variable
 from ckptstore.records import SUFFIXES, Format
 
-# Keras' variables as numpy 2 sees them.
+# Warnings of numpy 2 about Keras' variables.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
 )
@@ -152,7 +152,7 @@ def test_quantised_models(tmp_path: Path, mode: str) -> None:
     model.save(tmp_path / "theirs.keras")
     ours = rewritten(tmp_path / "theirs.keras", "keras")
     loaded = keras.saving.load_model(ours)
-    # In float8 layers the order of the variables is another after loading.
+    # In float8 layers the order of the variables differs after loading.
     assert sorted(bits_of(loaded)) == sorted(bits_of(model))
     assert bits_of(loaded) == bits_of(keras.saving.load_model(tmp_path / "theirs.keras"))
 
@@ -258,7 +258,7 @@ def test_floats_keep_every_bit(tmp_path: Path, kind: str) -> None:
         assert held.tobytes() == array.tobytes()
 
 
-# Before 3.11, Keras handed the dataset itself to the backend, which asks h5py for a type it does not know.
+# Before 3.11, Keras passed the dataset itself to the backend, which asks h5py for a type that it does not know.
 KERAS_READS = tuple(map(int, keras.__version__.split(".")[:2])) >= (3, 11)
 
 
@@ -277,7 +277,7 @@ def test_float8_variables_that_keras_itself_cannot_save(tmp_path: Path, kind: st
     path = saved(tmp_path, array)
     model.load_weights(path)
     held = np.asarray(keras.ops.convert_to_numpy(layer.held))
-    # What the backend's own cast makes of a NaN's payload is all that may differ.
+    # Only a NaN's payload may differ, by the backend's own cast.
     numbers = ~np.isnan(array.astype(np.float16))
     assert held.dtype == array.dtype
     assert np.array_equal(held.view(np.uint8)[numbers], every[numbers])

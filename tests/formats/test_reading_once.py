@@ -25,12 +25,12 @@ from ckptstore.storage import random_access
 from ckptstore.storage.random_access import open_random_access
 
 pytestmark = [
-    pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what was read"),
+    pytest.mark.skipif(sys.platform != "linux", reason="/proc counts reads"),
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
 ]
 WIDTH = 512
 _PART = 1 << 18
-# Files of the system, of the manifest, and of modules imported late.
+# Reads of system files, the manifest, and late imports.
 SLACK = 1 << 20
 
 
@@ -85,7 +85,7 @@ def test_a_payload_is_read_twice_at_most_and_from_the_disk_once(
     asked, from_disk = counted("rchar"), counted("read_bytes")
     read(tmp_path, model)
     asked, from_disk = counted("rchar") - asked, counted("read_bytes") - from_disk
-    # On torch the second look is at what the first one has left in the system's memory, and is no read at all.
+    # On torch the second access is a view of the system's memory, and not a read at all.
     times = 1 if zoo.BACKEND == "torch" else 2
     assert nbytes <= asked <= times * nbytes + SLACK
     assert from_disk <= nbytes + SLACK
@@ -166,7 +166,7 @@ def test_a_load_that_fails_is_retried_once(
     load, loads = private.load_variables, list[str]()
 
     def counted_load(*arguments: Any, **options: Any) -> None:
-        # Keras itself tries again, within one load: all of that is to fail.
+        # Keras itself retries within one load: all of these must fail.
         failing = interrupted(model.layers[3].kernel, MemoryError("none left"), times=99)
         with nullcontext() if loads else failing:
             loads.append("")
@@ -258,7 +258,7 @@ def test_arrays_that_a_layer_keeps_have_their_own_memory(tmp_path: Path) -> None
     assert model.layers[0].scale.numpy().tolist() == [1.0] * WIDTH
 
 
-# --- looking at bytes --------------------------------------------------------------------------
+# --- views of bytes ----------------------------------------------------------------------------
 
 
 def test_a_view_has_the_bytes_of_a_read(tmp_path: Path) -> None:

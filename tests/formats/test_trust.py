@@ -89,7 +89,7 @@ def test_no_data_is_run_as_code() -> None:
     imported = {
         name.split(".")[0]
         for file, tree in SOURCES.items()
-        # Two processes of one user hand pickles to each other, and one packs rows, in memory that has no name.
+        # Two processes of one user exchange pickles, and one packs rows, in memory without a name.
         if "background" not in file and file != "ckptstore/manifest/packed_rows.py"
         for node in ast.walk(tree)
         if isinstance(node, ast.Import | ast.ImportFrom)
@@ -126,7 +126,7 @@ def test_values_reach_sql_as_parameters() -> None:
     assert made and [sql for _, sql in made if not sql.startswith(("f'PRAGMA ", 'f"PRAGMA '))] == []
 
 
-# --- payloads that describe themselves falsely ----------------------------------------------------------
+# --- payloads with false descriptions -------------------------------------------------------------------
 
 
 def uuid_of(root: Path) -> str:
@@ -226,7 +226,7 @@ def test_a_payload_copied_from_another_store_is_not_adopted(root: Path, tmp_path
     put_aside(root, copy)
 
 
-# --- payloads that lead out of themselves, or claim what is not there -----------------------------------
+# --- payloads with links to elsewhere, or false sizes ---------------------------------------------------
 
 
 @pytest.mark.parametrize("hostile", HOSTILE, ids=lambda hostile: hostile.__name__)
@@ -376,7 +376,7 @@ def test_names_that_the_api_would_refuse_are_just_text(root: Path, name: str) ->
     assert {path.name for path in (root / "locks").iterdir()} == {"store.lock", "default.lock"}
 
 
-# --- names that a caller gives --------------------------------------------------------------------------
+# --- names from a caller --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["../../x", "/tmp/x", "a/b", "..", "a\0b", "a\\b", "x\n", ".lock", "store"])
@@ -448,7 +448,7 @@ def test_file_modes_follow_the_umask(tmp_path: Path, umask: int) -> None:
     for path, mode in found.items():
         full = 0o777 if path.is_dir() else 0o444 if path.suffix == ".keras" else 0o666
         if path.name.startswith("manifest.sqlite"):
-            full = 0o644  # what SQLite gives to a new file
+            full = 0o644  # SQLite's mode of a new file
         assert mode == full & ~umask, path
 
 

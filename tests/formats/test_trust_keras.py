@@ -1,6 +1,4 @@
-"""What is forged in a payload is not handed to Keras: a row's digest says that it is the file that is listed, not who
-made it.
-"""
+"""Tests that Keras never gets a forged payload: a digest in the manifest proves which file it is, not who made it."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ from ckptstore.storage.files import digest_file
 from ckptstore.store.store import CheckpointStore
 from hostile_payloads import HOSTILE, MIB, exchange, little_memory, sql
 
-# numpy 2 about Keras' own variables, on the way through Keras' own code.
+# Warnings of numpy 2 about Keras' variables, from Keras' own code.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
 )

@@ -51,7 +51,7 @@ def theirs(documents: Mapping[str, bytes], weights: bytes) -> bytes:
 @pytest.mark.parametrize("limit", [None, 700, 20], ids=["plain", "weights of 64 bits", "all of 64 bits"])
 def test_the_archive_is_what_zipfile_writes(limit: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     if limit is not None:
-        # Stands for the two gigabytes from which on fields have 64 bits.
+        # In place of the two gigabytes from which on fields have 64 bits.
         monkeypatch.setattr(zipfile, "ZIP64_LIMIT", limit)
         monkeypatch.setattr(zip_writer, "_LIMIT_64", limit)
     written = ours(DOCUMENTS, WEIGHT_BYTES)

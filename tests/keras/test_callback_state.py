@@ -50,7 +50,7 @@ def test_keys_count_within_a_class() -> None:
     assert callback_keys(some) == ["EarlyStopping:0", "History:0", "EarlyStopping:1"]
 
 
-# --- Keras' own ------------------------------------------------------------------------------------
+# --- Keras' own callbacks --------------------------------------------------------------------------
 
 LOSSES = [5.0, 4.0, 4.5, 4.2, 3.0, 3.5, 3.6, 3.7, 3.8, 3.9, 3.95]
 
@@ -71,7 +71,7 @@ def run(callback: Any, model: keras.Model, epochs: range, trace: list[Any]) -> N
     for epoch in epochs:
         callback.on_epoch_begin(epoch)
         model.layers[0].bias.assign(np.full(2, epoch, "float32"))
-        # Keras' callbacks add to the logs of those behind them.
+        # Keras' callbacks add to the logs of the callbacks after them.
         callback.on_epoch_end(epoch, {"loss": LOSSES[epoch]})
         rate = float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
         facts = [
@@ -235,7 +235,7 @@ def test_this_keras_has_the_attributes(kind: str, tmp_path: Path) -> None:
     assert names and set(names) <= set(vars(callback))
 
 
-# --- a user's --------------------------------------------------------------------------------------
+# --- a user's callbacks ----------------------------------------------------------------------------
 
 
 class Own(callbacks.Callback):
@@ -304,7 +304,7 @@ def test_the_error_names_the_callback_and_the_place() -> None:
         pack(get_states([own]), "callbacks")
 
 
-# --- those of which nothing is known -------------------------------------------------------------
+# --- callbacks with unknown state ----------------------------------------------------------------
 
 
 class Assigns(callbacks.Callback):

@@ -20,12 +20,12 @@ from ckptstore.system.small_copies import SmallCopies
 from forbidden_calls import needs_the_number, output_of
 from shared_targets import shared_targets
 
-# What Keras' own code does.
+# Warnings from Keras' own code.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
 )
 BACKEND = keras.backend.backend()
-# On torch enough small ones for more than one thread.
+# Enough small arrays for more than one thread on torch.
 SHAPES = [(), (0,), (3,), (2, 3), (700, 800), (513, 1025), *[(200, 60)] * 800]
 DTYPES = ["float32", "float16", "bfloat16", "int32", "uint8", "bool"]
 
@@ -142,7 +142,7 @@ def test_a_value_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
     target = np.zeros(shape, "float32")
     with pytest.raises((ValueError, RuntimeError)):
         Copier([variable((3, *shape))])([target])
-    # One that numpy and torch would repeat.
+    # A shape that numpy and torch would broadcast.
     ones = variable(shape)
     copier = Copier([ones])
     copier([target])
@@ -163,7 +163,7 @@ def test_an_array_without_a_buffer_is_copied_too() -> None:
 
     plain = np.arange(12, dtype="float32").reshape(3, 4)
     odd = [np.asfortranarray(plain)]
-    # JAX's CPU knew no other layouts before that.
+    # JAX's CPU backend had no other layouts before that.
     if hasattr(layout, "Format"):
         one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         odd.append(jax.device_put(plain, layout.Format(layout.Layout((1, 0)), one)))
@@ -200,7 +200,7 @@ class Many:
         """Copy and compare."""
         self.copier(self.targets)
         assert_equal(self.targets, self.values)
-        # It was not given up.
+        # Sharing was not given up.
         assert self.plan._shared is not None
 
 
@@ -216,7 +216,7 @@ def test_enough_small_arrays_are_copied_by_more_than_one_thread(threads: int) ->
     sizes = [target.nbytes for target in many.targets]
     small = sum(size for size in sizes if size < 1 << 20)
     large, helpers = sum(sizes) - small, threads - 1
-    # By as much slower as the kernel is, the helpers are done when the loop is.
+    # The kernel is slower by this factor, so that helpers and loop end together.
     assert abs((large + 1.35 * shared.nbytes) / helpers - (small - shared.nbytes)) < 1 << 17
     assert 1 <= len(shared.copies._groups) <= helpers
     assert sorted([*own.places, *shared.places]) == [
@@ -238,7 +238,7 @@ MB = 1 << 20
     [
         (40 * MB, 0, 2, 1),
         (100 * MB, 0, 4, 3),
-        # One helper is what there is enough to copy for.
+        # There is enough to copy for one helper.
         (20 * MB, 0, 4, 1),
         (18 * MB, 0, 2, 0),
         (40 * MB, 0, 1, 0),
@@ -262,7 +262,7 @@ def test_all_threads_end_together(small: int, large: int, threads: int, calls: i
         # No call takes more than 1,024 pieces, and between two of its own a thread would wait.
         ([10_000] * 8_000, 2, 1, 1024),
         ([10_000] * 8_000, 3, 2, 2048),
-        # Of those that are smaller than a page the loop copies all; what is left is worth one thread.
+        # The loop copies all that are smaller than a page; the rest is worth one thread.
         ([4_000] * 12_000 + [60_000] * 200, 4, 1, 200),
     ],
 )
@@ -277,7 +277,7 @@ def test_each_helper_has_one_call(sizes: list[int], threads: int, calls: int, pi
 @pytest.mark.parametrize("place", [0, 1, 300, 799])
 def test_only_the_array_without_a_buffer_is_copied_by_numpy(place: int) -> None:
     values = many_small()
-    # As an array of several devices, or of a device that has memory of its own.
+    # Like an array of several devices, or of a device with its own memory.
     values[place] = np.asfortranarray(np.random.default_rng(0).random((200, 60), np.float32))
     many = Many(values)
     for seed in (1, 2):
@@ -302,7 +302,7 @@ def test_a_deleted_array_among_many_is_refused() -> None:
     gone._value.delete()
     with pytest.raises(RuntimeError, match="deleted"):
         many.copier(many.targets)
-    # That one copy could not be made changes nothing for the others.
+    # One failed copy does not affect the others.
     change(gone, 1)
     many.assert_copied()
 

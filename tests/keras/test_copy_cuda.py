@@ -1,7 +1,7 @@
 """Tests that all copies from a GPU are started before one is waited for, into locked memory; on torch.
 
-No machine of the tests has a GPU: a stand-in says of its tensors that they lie on one, and copies as a GPU does, some
-time after it was asked, and at latest when it is waited for.
+No test machine has a GPU. A fake device claims that its tensors are on a GPU, and copies like one: some time after the
+request, and at the latest when it is waited for.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def hosts(seed: int) -> list[Any]:
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
     yield installed(monkeypatch, Driver())
-    gc.collect()  # what a test has locked is unlocked by the one that has locked it
+    gc.collect()  # memory is unlocked by the driver that locked it
 
 
 @pytest.mark.parametrize("together", [True, False])
@@ -145,7 +145,7 @@ def test_the_memory_is_locked_once_for_its_lifetime(monkeypatch: pytest.MonkeyPa
     for _ in range(2):
         copier(one)
         copier(other)
-    # One of a model whose variables have to be looked for at each save.
+    # A copier of a model that is captured at each save.
     Copier(values)(one)
     assert len(driver.pinned) == len(driver.contexts) == 2
     del copier, one, other, memory

@@ -15,7 +15,7 @@ from ckptstore.keras.private import synced_train_state
 
 pytestmark = [
     pytest.mark.skipif(keras.backend.backend() != "jax", reason="is JAX's"),
-    # What Keras' own code does.
+    # Warnings from Keras' own code.
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
 ]
 

@@ -100,7 +100,7 @@ def test_generators_that_cannot_be_restored_are_named() -> None:
 
 def _model() -> keras.Model:
     keras.utils.set_random_seed(11)
-    reset_global_seed()  # not every Keras does that itself then
+    reset_global_seed()  # not every Keras does so itself
     model = keras.Sequential(
         [keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dropout(0.5), keras.layers.Dense(1)]
     )
@@ -136,7 +136,7 @@ def test_a_resumed_loop_continues_bit_for_bit(tmp_path: Path, stop: int) -> None
         assert store.resume(first, "a") is None
         losses = _train(first, range(stop))
         store.save(first, epoch=stop - 1, run="a")
-        _train(first, range(stop, 5))  # what a crash threw away
+        _train(first, range(stop, 5))  # lost in the crash
     random.seed(99)
     np.random.seed(99)
     with ckptstore.CheckpointStore(tmp_path) as store:
@@ -181,7 +181,7 @@ def test_the_global_generator_of_tensorflow(monkeypatch: pytest.MonkeyPatch, rem
 
     monkeypatch.setattr(stateful_random_ops, "global_generator", None)
     assert "tensorflow" not in random_state.capture().arrays
-    assert stateful_random_ops.global_generator is None  # looking makes none
+    assert stateful_random_ops.global_generator is None  # reading creates none
     tf.random.set_global_generator(tf.random.Generator.from_seed(5, alg="philox"))
     draw = tf.function(lambda: tf.random.get_global_generator().normal((3,)))
     draw()

@@ -222,7 +222,7 @@ def test_generators_are_set_in_place(kind: str) -> None:
     generator = GENERATORS[kind]()
     draws(generator)
     if not isinstance(generator, np.random.RandomState | random.Random):
-        generator.integers(5, dtype=np.uint32)  # half a word is left
+        generator.integers(5, dtype=np.uint32)  # leaves half a word
     saved = round_trip({"g": generator})["g"]
     assert isinstance(saved, GeneratorState)
     expected = [draws(generator), draws(generator)]
@@ -252,7 +252,7 @@ def test_a_generator_of_another_kind_is_refused() -> None:
         saved.apply([])
 
 
-# --- what cannot be kept ---------------------------------------------------------------------------
+# --- refused values --------------------------------------------------------------------------------
 
 
 class Colour(enum.IntEnum):

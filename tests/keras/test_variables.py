@@ -20,7 +20,7 @@ from ckptstore.keras.private import optimizers_of, raw_values, variables_by_kind
 from ckptstore.keras.state import optimizers
 from ckptstore.store.model_adapter import adapter_for
 
-# What Keras' own code does.
+# Warnings from Keras' own code.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
 )
@@ -136,7 +136,7 @@ def test_two_optimizers_train_their_own_variables() -> None:
 
 
 def test_a_configuration_that_changes_with_the_trained_variables_is_saved_again(tmp_path: Path) -> None:
-    # One whose variables keep their order when others of them are trained.
+    # A model whose variables keep their order when others of them are trained.
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
     snapshots = adapter_for(model).snapshots()
@@ -164,7 +164,7 @@ def config_of(snapshot: Any) -> Any:
 def test_a_changed_configuration_is_saved_at_the_epochs_end_without_another_capture(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # However short the epochs are.
+    # Even if epochs are short.
     monkeypatch.setattr(keras_snapshots, "_DOCUMENTS_SHARE", 1e9)
     walks: list[Any] = []
     walk = private.capture_model
@@ -179,11 +179,11 @@ def test_a_changed_configuration_is_saved_at_the_epochs_end_without_another_capt
 
     assert rate(in_epoch=True) == 0.5
     model.layers[0].rate = 0.25
-    # A step of the training waits for no configuration.
+    # A training step never waits for a configuration.
     assert rate(in_epoch=True) == 0.5
     assert rate(in_epoch=False) == rate(in_epoch=True) == 0.25
     assert len(walks) == 1
-    # Variables that are others by now are not described by what was made before.
+    # An earlier configuration does not describe new variables.
     model.pop()
     model.add(keras.layers.Dense(2))
     model.build((None, 4))
@@ -251,7 +251,7 @@ def test_a_save_within_an_epoch_makes_no_configuration(
     model.fit(x, x[:, :1], batch_size=2, epochs=2, verbose=0, callbacks=[callback])
     with CheckpointStore(tmp_path) as store:
         assert len(store.checkpoints()) > 12
-    # At the end of the training; epochs that do not end with a save of their own have none.
+    # At the end of training; epochs that do not end with a save have none.
     assert len(made) == 1
 
 

@@ -2,8 +2,8 @@
 
     KERAS_BACKEND=jax python tests/support/past_stores.py
 
-makes ``tests/stores/<revision>`` for the revision that the code writes, if there is none yet. Run it before a new
-revision is added: what is there is never made again, since only that revision's own code makes it as it was.
+makes ``tests/manifest/stores/<revision>`` for the revision that the code writes, if there is none yet. Run it before a
+new revision is added: an existing store is never made again, since only that revision's own code makes it as it was.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class OwnStep(keras.Model):  # type: ignore[misc]
         loss.backward()
         variables = self.trainable_weights
         with torch.no_grad():
-            self.optimizer.apply([one.value.grad for one in variables], variables)
+            self.optimizer.apply([variable.value.grad for variable in variables], variables)
         return {"loss": loss.detach()}
 
     def on_tensorflow(self, data: Any) -> Any:
@@ -117,7 +117,7 @@ class Gan(keras.Model):  # type: ignore[misc]
         loss = loss_of(x)
         loss.backward()
         with torch.no_grad():
-            optimizer.apply([one.value.grad for one in variables], variables)
+            optimizer.apply([variable.value.grad for variable in variables], variables)
         return loss.detach()
 
     def step_on_tensorflow(self, x: Any, loss_of: Any, optimizer: Any, variables: Any) -> Any:
