@@ -127,8 +127,8 @@ __all__ = [
     "max_bytes",
 ]
 
-# Where each name lives; what is not listed is an error.
-_HOMES = {
+# The module of each public name; a name that is not listed is in `errors`.
+_MODULES = {
     "CheckpointStore": "store.store",
     "find_store": "storage.layout",
     "BackupAndRestore": "training.backup_and_restore",
@@ -162,7 +162,7 @@ def __getattr__(name: str) -> Any:
     """Import a public name's module on first use, and keep the name here."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
+    value = getattr(import_module(f"{__name__}.{_MODULES.get(name, 'errors')}"), name)
     globals()[name] = value
     return value
 

@@ -1,7 +1,7 @@
-"""The frameworks whose models can be saved, and the module that adapts each.
+"""Frameworks whose models can be saved, and the adapter module of each.
 
-An adapter is found by name and imported on first use: asking the manifest costs no framework's import, and another
-framework joins with one line here.
+An adapter is found by name and imported on first use, so that a query does not import a framework. Another framework is
+added with one line here.
 """
 
 from __future__ import annotations

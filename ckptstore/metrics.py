@@ -1,4 +1,4 @@
-"""Metrics as numbers: which way is better, whether a value beats the best, what of the logs is a scalar."""
+"""Metrics as numbers: the better direction of each, comparison with the best, and scalars among the logs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ckptstore.validation import check_metric_name
 if TYPE_CHECKING:
     from ckptstore.records import Mode
 
-# Names, or endings after "_", of what Keras and its users call their metrics.
+# Common names of metrics; a longer name may end in "_" and one of them.
 _HIGHER = (
     "accuracy", "acc", "auc", "precision", "recall", "f1", "f1_score", "fbeta_score", "fscore", "iou", "mean_iou",
     "dice", "map", "r2", "r2_score", "bleu", "psnr", "ssim", "ndcg", "mrr", "hits", "kappa", "mcc", "correlation",
@@ -28,7 +28,7 @@ _LOWER = (
 
 
 def mode_of(metric: str) -> Mode | None:
-    """Return ``"min"``, ``"max"``, or None where the name does not tell.
+    """Return the better direction of a metric, ``"min"`` or ``"max"``; None where the name does not tell.
 
     A leading ``val_`` and a trailing number (``auc_1``) do not count; the end of the name decides, so that the
     metrics of several outputs (``left_accuracy``) are known too.
@@ -53,7 +53,7 @@ def _ends_with(name: str, words: tuple[str, ...]) -> bool:
 
 
 def is_better(value: float, best: float | None, mode: Mode) -> bool:
-    """Return whether a value is better than the best; NaN never is, and anything else is better than none.
+    """Return True if a value is better than the best; NaN never is, and any other value is better than None.
 
     Example:
         >>> is_better(0.4, 0.5, "min"), is_better(0.5, 0.5, "max"), is_better(float("inf"), None, "min")
@@ -66,15 +66,15 @@ def is_better(value: float, best: float | None, mode: Mode) -> bool:
     return value < best if mode == "min" else value > best
 
 
-def better_of(one: float | None, other: float | None, mode: Mode) -> float | None:
+def better_of(first: float | None, second: float | None, mode: Mode) -> float | None:
     """Return the better of two values, either of which may be missing."""
-    if one is None or other is None:
-        return other if one is None else one
-    return one if is_better(one, other, mode) else other
+    if first is None or second is None:
+        return second if first is None else first
+    return first if is_better(first, second, mode) else second
 
 
 def scalar(value: Any) -> float | None:
-    """Return a log's value as a float, or None if it is not one number.
+    """Return a value of the logs as a float, or None if it is not one number.
 
     Example:
         >>> scalar(1), scalar([1, 2]), scalar("a")
@@ -89,7 +89,7 @@ def scalar(value: Any) -> float | None:
 
 
 def scalars(logs: Mapping[str, Any]) -> tuple[dict[str, float], list[str]]:
-    """Return what of the logs can be recorded as metrics, and the names of what cannot.
+    """Return the logs that can be recorded as metrics, and the names of those that cannot.
 
     Example:
         >>> scalars({"loss": 0.5, "confusion": [[1, 2], [3, 4]]})

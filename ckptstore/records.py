@@ -1,4 +1,4 @@
-"""The records that cross layers: frozen, typed, without I/O."""
+"""Records that the rooms exchange: frozen, typed, without I/O."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SUFFIXES: dict[Format, str] = {"keras": ".keras", "weights": ".weights.h5", "h5"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """One immutable payload file and what the manifest knows of it.
+    """One immutable payload file, and what the manifest records about it.
 
     Attributes:
         version: Id within the store; increases, is never reused.
@@ -35,11 +35,11 @@ class Checkpoint:
         digest: ``"xxh3_128:<32 hex digits>"`` of the whole payload.
         created_at: When the save began; aware, UTC.
         tags: Names given to it, sorted.
-        pinned: True when retention must leave it.
+        pinned: True when retention must not remove it.
         format: ``"keras"`` (whole model), ``"weights"`` or ``"h5"`` (Keras' older whole-model file).
         state: ``"complete"``; ``"missing"`` or ``"damaged"`` when its file was found so; ``"deleting"``.
-        resumable: True when the payload carries training state, so that a run can go on from it.
-        extra: What the writer stored beside it (JSON), or None.
+        resumable: True when the payload carries training state, so that a run can resume from it.
+        extra: JSON that the writer stored with it, or None.
         blocked_s: Seconds that training waited for this save, up to the commit.
         total_s: Seconds from the call to the commit.
     """
@@ -122,13 +122,13 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """One thing that `verify`, `repair` or `rebuild` found wrong.
+    """One problem that `verify`, `repair` or `rebuild` found.
 
     Attributes:
         kind: ``"missing"``, ``"size"``, ``"digest"``, ``"identity"`` (the file is another
-            checkpoint's), ``"damaged"`` (found so before, and put aside),
+            checkpoint's), ``"damaged"`` (found so before, and quarantined),
             ``"found"`` (marked as missing or damaged, and there again), ``"unreadable"`` (the disk refuses to read it,
-            which does not say that it is damaged), ``"orphan"`` (a payload without a row) or ``"manifest"``.
+            which does not mean that it is damaged), ``"orphan"`` (a payload without a row) or ``"manifest"``.
         detail: One line for a person.
         version: The checkpoint concerned, or None.
         path: The file concerned, absolute, or None.
@@ -154,7 +154,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewCheckpoint:
-    """A payload that lies under its final name and waits for its manifest row."""
+    """A payload that has its final name and is about to get its manifest row."""
 
     version: int
     run: str
@@ -177,11 +177,11 @@ class NewCheckpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """Which checkpoint a user's path shows; `pending` until the path has been switched to it.
+    """The checkpoint that a user's path shows; `pending` until the path has been switched to it.
 
     Attributes:
-        path: Where it is shown, relative to the store's directory where possible, else absolute.
-        version: The checkpoint that it shows, or will.
+        path: The published path, relative to the store's directory where possible, else absolute.
+        version: The checkpoint that it shows, or is about to show.
         pending: True between the commit and the switch.
     """
 
@@ -193,7 +193,7 @@ class Published:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
-    """Who writes, or last wrote, a run."""
+    """The process that writes, or last wrote, a run."""
 
     host: str
     pid: int
@@ -208,8 +208,8 @@ class Event:
         at: When it was recorded; aware, UTC.
         kind: What happened, such as ``"saved"``.
         run: The run concerned, or None.
-        version: The checkpoint concerned, which may be gone by now, or None.
-        detail: What more there is to say (JSON), or None.
+        version: The checkpoint concerned, which may have been removed, or None.
+        detail: Further facts (JSON), or None.
     """
 
     at: datetime
@@ -221,13 +221,13 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Epoch:
-    """What a run's metrics were in one epoch, whether its checkpoints are still there or not.
+    """A run's metrics in one epoch, also where its checkpoints have been removed.
 
     Attributes:
         epoch: Zero-based index of the epoch.
-        batch: None where the epoch was finished; else the zero-based batch up to which the metrics tell of it.
+        batch: None where the epoch was finished; else the zero-based batch that the metrics go up to.
         step: Finished train batches of the run, or None where the writer did not count.
-        version: The checkpoint that told of it, which may be gone.
+        version: The checkpoint that recorded them, which may have been removed.
         created_at: When that was saved; aware, UTC.
         metrics: Every metric known then; values may be NaN or infinite.
     """
@@ -290,11 +290,11 @@ class RetentionProgress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resumed:
-    """A run that was started again: when, and where it went on.
+    """A resume of a run: when, and from which checkpoint.
 
     Attributes:
-        at: When it was started again; aware, UTC.
-        version: The checkpoint that it went on from, which may be gone.
+        at: When the run was started again; aware, UTC.
+        version: The checkpoint that it resumed from, which may have been removed.
         epoch: Zero-based epoch of that checkpoint.
         batch: Zero-based index of its last finished batch, or None at the epoch's end.
     """
@@ -310,7 +310,7 @@ class Resumed:
 
 
 def json_number(value: float) -> float | str:
-    """Return a float as JSON can hold it.
+    """Return a float in a form that JSON can hold.
 
     Example:
         >>> json_number(0.5), json_number(float("nan")), json_number(float("-inf"))
@@ -323,11 +323,11 @@ def json_number(value: float) -> float | str:
     return value
 
 
-def json_time(moment: datetime) -> str:
+def json_time(time: datetime) -> str:
     """Return an aware time as ISO 8601 in UTC, with microseconds.
 
     Example:
         >>> json_time(datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC))
         '2026-01-02T03:04:05.000000+00:00'
     """
-    return moment.astimezone(UTC).isoformat(timespec="microseconds")
+    return time.astimezone(UTC).isoformat(timespec="microseconds")

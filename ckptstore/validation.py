@@ -1,4 +1,4 @@
-"""Checks of everything that a caller names or counts: runs, tags, metrics, positions."""
+"""Checks of names and numbers that callers pass: runs, tags, metrics, positions, extra data."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 from ckptstore.errors import InvalidArgumentError
 
 _RUN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=+@-]*")
-_RUN_LENGTH = 100
-_TAG_LENGTH = 200
-_METRIC_LENGTH = 200
+_MAX_RUN_LENGTH = 100
+_MAX_TAG_LENGTH = 200
+_MAX_METRIC_LENGTH = 200
 _RESERVED_TAGS = frozenset({"latest", "resume-point", "best"})
 # "store" would share its lock file, locks/store.lock, with the store itself.
 _RESERVED_RUNS = frozenset({"store"})
-# What an INTEGER column holds, in SQLite as in PostgreSQL.
-_LARGEST = 2**63 - 1
+# The largest value of an INTEGER column, in SQLite as in PostgreSQL.
+_MAX_INTEGER = 2**63 - 1
 
 
 def check_run(run: object) -> str:
@@ -39,11 +39,11 @@ def check_run(run: object) -> str:
     """
     if not isinstance(run, str):
         raise InvalidArgumentError(argument="run", value=run, reason="must be a string")
-    if len(run) > _RUN_LENGTH:
+    if len(run) > _MAX_RUN_LENGTH:
         raise InvalidArgumentError(
             argument="run",
             value=run,
-            reason=f"is {len(run)} characters long; at most {_RUN_LENGTH} fit a file name",
+            reason=f"is {len(run)} characters long; at most {_MAX_RUN_LENGTH} fit a file name",
         )
     if not _RUN.fullmatch(run) or ".." in run or run.endswith(".weights"):
         raise InvalidArgumentError(
@@ -53,7 +53,7 @@ def check_run(run: object) -> str:
             "and does not end in '.weights'",
         )
     if run.lower() in _RESERVED_RUNS:
-        raise InvalidArgumentError(argument="run", value=run, reason="is kept for the store's own lock")
+        raise InvalidArgumentError(argument="run", value=run, reason="is reserved for the store's own lock")
     return run
 
 
@@ -69,7 +69,7 @@ def check_tag(tag: object) -> str:
     """
     if not isinstance(tag, str):
         raise InvalidArgumentError(argument="tag", value=tag, reason="must be a string")
-    _check_text("tag", tag, _TAG_LENGTH)
+    _check_text("tag", tag, _MAX_TAG_LENGTH)
     if tag.isdecimal() or tag in _RESERVED_TAGS or tag.startswith("best:"):
         raise InvalidArgumentError(
             argument="tag",
@@ -82,7 +82,7 @@ def check_tag(tag: object) -> str:
 def check_metrics(metrics: Mapping[str, Any] | None) -> dict[str, float]:
     """Return metrics as plain floats.
 
-    Any scalar will do: Python and numpy numbers, bools, 0-d tensors of any backend, arrays of one element.
+    Any scalar is accepted: Python and numpy numbers, bools, 0-d tensors of any backend, arrays of one element.
     NaN and infinities are kept.
 
     Raises:
@@ -105,15 +105,15 @@ def check_metric_name(name: object, argument: str = "metric") -> str:
     """Return `name` if it can name a metric: any text of 1 to 200 characters without control characters.
 
     Args:
-        name: What the caller gave.
-        argument: What the caller calls it, for the error.
+        name: The value that the caller passed.
+        argument: The name of the caller's argument, for the error.
 
     Raises:
         InvalidArgumentError: It cannot.
     """
     if not isinstance(name, str):
         raise InvalidArgumentError(argument=argument, value=name, reason="must be a string")
-    _check_text(argument, name, _METRIC_LENGTH)
+    _check_text(argument, name, _MAX_METRIC_LENGTH)
     return name
 
 
@@ -128,7 +128,7 @@ def check_position(epoch: object, batch: object = None, step: object = None) -> 
             continue
         if isinstance(value, bool) or not hasattr(value, "__index__"):
             raise InvalidArgumentError(argument=argument, value=value, reason="must be an integer")
-        if not 0 <= value.__index__() <= _LARGEST:
+        if not 0 <= value.__index__() <= _MAX_INTEGER:
             raise InvalidArgumentError(argument=argument, value=value, reason="must be 0 or more, in 63 bits")
 
 
@@ -149,14 +149,14 @@ def check_extra(extra: object) -> dict[str, Any] | None:
     return loaded
 
 
-def _check_text(argument: str, text: str, longest: int) -> None:
+def _check_text(argument: str, text: str, max_length: int) -> None:
     if not text or text != text.strip() or not text.isprintable():
         raise InvalidArgumentError(
             argument=argument, value=text, reason="must be printable text without spaces at its ends"
         )
-    if len(text) > longest:
+    if len(text) > max_length:
         raise InvalidArgumentError(
-            argument=argument, value=text, reason=f"is longer than {longest} characters"
+            argument=argument, value=text, reason=f"is longer than {max_length} characters"
         )
 
 

@@ -1,4 +1,4 @@
-"""Every error that ckptstore raises: facts as attributes, a message derived from them, a hint for what to do next.
+"""All errors of ckptstore: facts as attributes, a message derived from them, and a hint what to do next.
 
 The branches follow what a caller would do: look elsewhere (`NotFoundError`), wait (`LockedError`), fall
 back to an older checkpoint (`CorruptError`), upgrade (`SchemaError`), change the model (`ModelMismatchError`),
@@ -76,5 +76,5 @@ __all__ = [
 ]
 
 for _name in __all__:
-    # Tracebacks show where users import an error from.
+    # So that tracebacks show the module from which users import the error.
     globals()[_name].__module__ = __name__

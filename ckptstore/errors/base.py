@@ -1,4 +1,4 @@
-"""The base of every error: facts as attributes, a message derived from them, a hint; all of it pickles."""
+"""The base of all errors: facts as attributes, a message derived from them, a hint; all of it pickles."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any
 
 
 class CheckpointStoreError(Exception):
-    """Base of every error raised by ckptstore.
+    """Base of all errors raised by ckptstore.
 
     Attributes:
-        message: One line that says what happened and where.
-        hint: What to do next; often a command. Empty where there is nothing useful to say.
-        facts: The keyword arguments that the error was built from, also attributes of their own.
+        message: One line: what happened, and where.
+        hint: What to do next, often a command; empty where there is no useful hint.
+        facts: The keyword arguments that the error was created from; each is also an attribute.
 
     Example:
         >>> from ckptstore.errors import InvalidArgumentError
@@ -44,7 +44,7 @@ class CheckpointStoreError(Exception):
 def _rebuild(
     kind: type[CheckpointStoreError], facts: dict[str, Any], message: str, hint: str
 ) -> CheckpointStoreError:
-    """Make an unpickled error without running the subclass's own constructor."""
+    """Create an unpickled error without calling the constructor of its class."""
     error = kind.__new__(kind)
     CheckpointStoreError.__init__(error, message, hint=hint, **facts)
     return error

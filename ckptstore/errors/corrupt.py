@@ -1,4 +1,4 @@
-"""What lies on disk is not what was written, or not what this code knows."""
+"""Errors of damaged payloads and manifests, and of unknown schema versions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class CorruptPayloadError(CorruptError):
     def __init__(self, *, path: Path, reason: str) -> None:
         super().__init__(
             f"{path}: damaged payload: {reason}",
-            hint="the other checkpoints are not touched by this; ckptstore verify tells which are whole",
+            hint="other checkpoints are not affected; ckptstore verify shows which are intact",
             path=path,
             reason=reason,
         )
@@ -35,18 +35,18 @@ class CorruptManifestError(CorruptError):
     def __init__(self, *, path: Path, reason: str) -> None:
         super().__init__(
             f"{path}: damaged manifest: {reason}",
-            hint=f"nothing was changed; to make it again from the payloads: ckptstore repair {path.parent}",
+            hint=f"nothing was changed; to rebuild it from the payloads: ckptstore repair {path.parent}",
             path=path,
             reason=reason,
         )
 
 
 class SchemaError(CheckpointStoreError, ValueError):
-    """The manifest has a schema that this ckptstore does not work with as it is."""
+    """The manifest has a schema that this ckptstore cannot use as it is."""
 
 
 class SchemaTooOldError(SchemaError):
-    """The manifest's schema is older, and this open may not upgrade it."""
+    """The manifest's schema is older, and a store that is open for reading does not upgrade it."""
 
     path: Path
     found: str
@@ -54,7 +54,7 @@ class SchemaTooOldError(SchemaError):
 
     def __init__(self, *, path: Path, found: str, known: str) -> None:
         super().__init__(
-            f"{path}: schema {found} is older than {known}, and a read-only open does not change it",
+            f"{path}: schema {found} is older than {known}, and opening for reading does not upgrade it",
             hint=f"run: ckptstore upgrade {path.parent}",
             path=path,
             found=found,
@@ -63,7 +63,7 @@ class SchemaTooOldError(SchemaError):
 
 
 class SchemaTooNewError(SchemaError):
-    """The manifest was written by a newer ckptstore."""
+    """The manifest has the schema of a newer ckptstore."""
 
     path: Path
     found: str
@@ -80,7 +80,7 @@ class SchemaTooNewError(SchemaError):
 
 
 class NoUsableCheckpointError(CorruptError):
-    """A run has resume points, and none of them can be loaded."""
+    """A run has resume points, but none of them can be loaded."""
 
     run: str | None
     store: Path
@@ -90,8 +90,8 @@ class NoUsableCheckpointError(CorruptError):
         which = "the store" if run is None else f"run {run!r}"
         shown = ", ".join(map(str, versions[:8])) + (" ..." if len(versions) > 8 else "")
         super().__init__(
-            f"{store}: {which} has no resume point that is whole (damaged or missing: version {shown})",
-            hint=f"look at them, then run: ckptstore repair {store}; after that the run begins anew",
+            f"{store}: {which} has no intact resume point (damaged or missing: version {shown})",
+            hint=f"inspect them, then run: ckptstore repair {store}; after that the run starts from the beginning",
             run=run,
             store=store,
             versions=versions,

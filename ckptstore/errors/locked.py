@@ -1,4 +1,4 @@
-"""Somebody else holds what is needed."""
+"""Errors of locks that another process or save holds."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from ckptstore.errors.base import CheckpointStoreError
 
 
 class LockedError(CheckpointStoreError, TimeoutError):
-    """Somebody else holds the lock that is needed."""
+    """Another process or save holds a lock that is needed."""
 
 
 class StoreLockedError(LockedError):
-    """The store's commit lock was not free within the time allowed."""
+    """The store's commit lock did not become free in time."""
 
     path: Path
     waited_s: float
@@ -21,27 +21,27 @@ class StoreLockedError(LockedError):
     def __init__(self, *, path: Path, waited_s: float) -> None:
         super().__init__(
             f"{path}: another process has held the store's lock for over {waited_s:g} s",
-            hint=f"see who has it open: lsof {path}",
+            hint=f"find out who has it open: lsof {path}",
             path=path,
             waited_s=waited_s,
         )
 
 
 class SaveInProgressError(LockedError):
-    """A save was called inside a save of the same thread, as from a signal's handler."""
+    """A save was started inside a save of the same thread, as from a signal handler."""
 
     store: Path
 
     def __init__(self, *, store: Path) -> None:
         super().__init__(
-            f"{store}: save was called while this thread is saving already",
-            hint="in a signal's handler set a flag, and save when the next batch has ended",
+            f"{store}: save was called while this thread is already saving",
+            hint="in a signal handler set a flag, and save at the end of the next batch",
             store=store,
         )
 
 
 class RunLockedError(LockedError):
-    """Another writer has this run; `host`, `pid` and `started_at` name it (None where unknown)."""
+    """Another writer owns this run; `host`, `pid` and `started_at` identify it (None where unknown)."""
 
     run: str
     store: Path

@@ -1,4 +1,4 @@
-"""What was asked for is not there."""
+"""Errors of stores, checkpoints, runs and metrics that do not exist."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ckptstore.errors.base import CheckpointStoreError
 
 
 class NotFoundError(CheckpointStoreError, LookupError):
-    """What was asked for is not in the store, or the store is not there."""
+    """Something is not in the store, or there is no store."""
 
 
 class StoreNotFoundError(NotFoundError):
@@ -19,13 +19,13 @@ class StoreNotFoundError(NotFoundError):
     def __init__(self, *, path: Path) -> None:
         super().__init__(
             f"{path}: no store here (neither manifest.sqlite nor payloads)",
-            hint="a store is made when it is first opened for writing; check the path",
+            hint="a store is created when it is first opened for writing; check the path",
             path=path,
         )
 
 
 class CheckpointNotFoundError(NotFoundError):
-    """No checkpoint answers to this ref."""
+    """No checkpoint has this ref."""
 
     ref: str
     store: Path
@@ -33,7 +33,7 @@ class CheckpointNotFoundError(NotFoundError):
     def __init__(self, *, ref: object, store: Path) -> None:
         super().__init__(
             f"{store}: no checkpoint {str(ref)!r}",
-            hint=f"list what there is: ckptstore ls {store}",
+            hint=f"to list the checkpoints: ckptstore ls {store}",
             ref=str(ref),
             store=store,
         )
@@ -73,8 +73,8 @@ class MetricNotFoundError(NotFoundError):
         )
 
 
-def _listed(names: tuple[str, ...], most: int = 12) -> str:
+def _listed(names: tuple[str, ...], max_shown: int = 12) -> str:
     if not names:
         return "none"
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
+    rest = f" and {len(names) - max_shown} more" if len(names) > max_shown else ""
+    return ", ".join(names[:max_shown]) + rest

@@ -1,4 +1,4 @@
-"""The operating system refused, or the disk failed."""
+"""Errors of the operating system and of disks."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 _HINTS = {
     _errno.EROFS: "the file system is mounted read-only; to query: read_only=True",
-    _errno.EACCES: "this user may not do that there; to query: read_only=True",
+    _errno.EACCES: "this user lacks the permission; to query: read_only=True",
 }
-_UNTOUCHED = "older checkpoints are not touched by this"
-_UNREAD = "if that stays so, move the file out of the store: `resume` then goes back to the one before"
+_UNAFFECTED = "older checkpoints are not affected"
+_UNREADABLE = "if this persists, move the file out of the store: `resume` then steps back to the one before"
 
 
 class StorageError(CheckpointStoreError, OSError):
@@ -33,7 +33,7 @@ class StorageError(CheckpointStoreError, OSError):
     errno: int | None
 
     def __init__(self, *, operation: str, path: Path, error: OSError, hint: str = "") -> None:
-        usual = _UNREAD if operation == "read" and error.errno == _errno.EIO else _UNTOUCHED
+        usual = _UNREADABLE if operation == "read" and error.errno == _errno.EIO else _UNAFFECTED
         super().__init__(
             f"{path}: {operation} failed: {error.strerror or error}",
             hint=hint or _HINTS.get(error.errno or 0, usual),
@@ -44,12 +44,12 @@ class StorageError(CheckpointStoreError, OSError):
 
 
 class DiskFullError(StorageError):
-    """There is no room on the disk, or no more of the user's quota.
+    """The disk is full, or the user's quota is used up.
 
     Attributes:
-        needed: Bytes that were needed, or None where only a directory entry or the like was.
-        free: Bytes that were free, or None where unknown.
-        disk: Where the file system is mounted, or None where unknown.
+        needed: Bytes needed, or None where only something like a directory entry was needed.
+        free: Bytes free, or None where unknown.
+        disk: The mount point of the file system, or None where unknown.
     """
 
     needed: int | None
@@ -65,13 +65,13 @@ class DiskFullError(StorageError):
         disk: Path | None = None,
         code: int = _errno.ENOSPC,
     ) -> None:
-        what = "the quota is used up" if code == _errno.EDQUOT else "the disk is full"
+        problem = "the quota is used up" if code == _errno.EDQUOT else "the disk is full"
         where = "" if disk is None else f" ({disk})"
         needed_text = "" if needed is None else f": {needed:,} bytes needed"
         free_text = "" if free is None else f", {free:,} bytes free"
         CheckpointStoreError.__init__(
             self,
-            f"{path}: {what}{where}{needed_text}{free_text}",
+            f"{path}: {problem}{where}{needed_text}{free_text}",
             hint="free some space; saving then works again",
             operation="write",
             path=path,
@@ -83,11 +83,11 @@ class DiskFullError(StorageError):
 
 
 class UnfinishedSaveError(StorageError):
-    """A checkpoint is saved, durable and listed, but what comes after that failed.
+    """A checkpoint is saved, durable and listed, but a step after its commit failed.
 
     Attributes:
         checkpoint: The checkpoint.
-        undone: What was not done, such as ``"showing it at models/best.keras"``.
+        undone: The step that failed, such as ``"showing it at models/best.keras"``.
     """
 
     checkpoint: Checkpoint
@@ -100,9 +100,9 @@ class UnfinishedSaveError(StorageError):
         CheckpointStoreError.__init__(
             self,
             f"version {checkpoint.version} is saved, but {undone} failed: {reason}",
-            hint="the next save, or the next opening of the store, finishes it"
+            hint="the next save, or the next opening of the store, completes it"
             if isinstance(error, CheckpointStoreError)
-            else "the checkpoint is there all the same; correct what raised it",
+            else "the checkpoint exists all the same; fix the cause",
             checkpoint=checkpoint,
             undone=undone,
             operation=getattr(error, "operation", "finish"),
@@ -112,10 +112,10 @@ class UnfinishedSaveError(StorageError):
 
 
 class UnsafeFileSystemError(StorageError):
-    """The file system lacks something that a store's safety rests on.
+    """The file system lacks a feature that the safety of a store depends on.
 
     Attributes:
-        lacks: What it lacks.
+        lacks: The missing feature.
     """
 
     lacks: str

@@ -1,4 +1,4 @@
-"""The call, the model or the path cannot be used like that; nothing was changed, but where an error says so."""
+"""Errors of calls, models and paths that cannot be used; nothing was changed, unless an error says so."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ckptstore.errors.base import CheckpointStoreError
 
 
 class ModelMismatchError(CheckpointStoreError, ValueError):
-    """The checkpoint does not fit the model; nothing was changed, but where a `RefusedByLayerError` says so.
+    """The checkpoint does not fit the model; nothing was changed, unless a `RefusedByLayerError` says so.
 
     Attributes:
         where: Path of the first variable that differs, as in the payload.
@@ -27,7 +27,7 @@ class ModelMismatchError(CheckpointStoreError, ValueError):
         super().__init__(
             f"the checkpoint does not fit the model: {where} is {in_checkpoint} in the checkpoint "
             f"and {in_model} in the model",
-            hint=hint or "the model was left as it was; build and compile it as it was when it was saved",
+            hint=hint or "the model is unchanged; build and compile it as it was when it was saved",
             where=where,
             in_checkpoint=in_checkpoint,
             in_model=in_model,
@@ -36,11 +36,11 @@ class ModelMismatchError(CheckpointStoreError, ValueError):
 
 
 class RefusedByLayerError(ModelMismatchError):
-    """The checkpoint is whole and fits the model, and a layer could not load it all the same.
+    """The checkpoint is intact and fits the model, but a layer could not load it.
 
     Attributes:
-        put_back: True where the layer's own code refused it: the model is as it was. False where Keras' code could not
-            load it, for want of memory or since the disk failed meanwhile, twice: the model is changed in part.
+        put_back: True where the layer's own code refused it: the model is unchanged. False where Keras' code failed
+            twice, from lack of memory or because the disk failed meanwhile: the model is changed in part.
     """
 
     put_back: bool
@@ -50,7 +50,7 @@ class RefusedByLayerError(ModelMismatchError):
             where="a layer's own state",
             in_checkpoint="there",
             in_model=f"refused by the layer ({reason})",
-            hint="the model's variables were put back as they were"
+            hint="the model's variables were restored to their earlier values"
             if put_back
             else "the model is changed in part: do not use it before a restore has succeeded",
             put_back=put_back,
@@ -58,7 +58,7 @@ class RefusedByLayerError(ModelMismatchError):
 
 
 class ModelNotReadyError(CheckpointStoreError, ValueError):
-    """The model is not built, or not compiled, and so cannot be saved or restored as asked."""
+    """The model is not built or not compiled, and so cannot be saved or restored."""
 
     model: str
     missing: str
@@ -68,7 +68,7 @@ class ModelNotReadyError(CheckpointStoreError, ValueError):
 
 
 class NotAStoreError(CheckpointStoreError, ValueError):
-    """The path holds something that is not a store and must not be written to."""
+    """The path holds something other than a store, which must not be written to."""
 
     path: Path
     reason: str
@@ -83,7 +83,7 @@ class NotAStoreError(CheckpointStoreError, ValueError):
 
 
 class InvalidArgumentError(CheckpointStoreError, ValueError):
-    """An argument has a value that cannot be used; nothing was changed."""
+    """An argument has an invalid value; nothing was changed."""
 
     argument: str
     value: object
@@ -99,7 +99,7 @@ class InvalidArgumentError(CheckpointStoreError, ValueError):
 
 
 class ReadOnlyError(CheckpointStoreError, PermissionError):
-    """A change was asked of a store that is open for reading only."""
+    """A store that is open for reading cannot be changed."""
 
     store: Path
     operation: str
@@ -114,7 +114,7 @@ class ReadOnlyError(CheckpointStoreError, PermissionError):
 
 
 class MissingPackageError(CheckpointStoreError, ImportError):
-    """A package is needed for this that is not installed."""
+    """An optional package that is needed is not installed."""
 
     package: str
     needed_for: str

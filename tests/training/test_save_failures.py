@@ -140,5 +140,5 @@ def test_a_policy_that_raises_ends_the_training_at_once() -> None:
 
     unfinished = UnfinishedSaveError(checkpoint=CHECKPOINT, undone="retention", error=KeyError("policy"))
     unfinished.__cause__ = KeyError("policy")
-    with pytest.raises(UnfinishedSaveError, match="correct what raised it"):
+    with pytest.raises(UnfinishedSaveError, match="fix the cause"):
         SaveFailures("warn", 3).attempt(Saving([unfinished]))
