@@ -1,25 +1,22 @@
-"""`BackupAndRestore`: Keras' callback of that name, with backups that survive any crash and go back to the batch."""
+"""`BackupAndRestore`: Keras' callback of that name, with backups that survive any crash and resume at the batch."""
 
 from __future__ import annotations
 
-import math
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ckptstore.background.save_queue import Backpressure
-from ckptstore.errors import InvalidArgumentError
-from ckptstore.metrics import scalar, scalars
-from ckptstore.records import Checkpoint
 from ckptstore.retention import keep_last
 from ckptstore.storage.layout import Layout, absolute
-from ckptstore.store.store import CheckpointStore
 from ckptstore.system.stop_signals import STOP_SIGNALS
 from ckptstore.training.resuming_callback import ResumingCallback
-from ckptstore.training.saving.failures import OnSaveError, SaveFailures, check_on_save_error
-from ckptstore.training.session.save_point import Moment
+from ckptstore.training.saving.arguments import OnSaveError, check_backup_arguments, check_on_save_error
+from ckptstore.training.saving.failures import SaveFailures
+from ckptstore.training.saving.saves import SaveSettings
+from ckptstore.training.saving.schedule import SaveSchedule, every
 
 _RUN = "backup"
 
@@ -78,7 +75,7 @@ class BackupAndRestore(ResumingCallback):
         on_save_error: OnSaveError = "warn",
         max_save_failures: int = 3,
     ) -> None:
-        _check(backup_dir, save_freq)
+        check_backup_arguments(backup_dir, save_freq)
         check_on_save_error(on_save_error, max_save_failures)
         super().__init__(
             absolute(backup_dir),
@@ -94,80 +91,27 @@ class BackupAndRestore(ResumingCallback):
         self.save_freq = save_freq
         self.double_checkpoint = double_checkpoint
         self.delete_checkpoint = delete_checkpoint
-        self.last: Checkpoint | None = None
-        self._batches_seen_since_last_saving = 0
-        self._last_batch_seen = 0
-        self._current_epoch = 0
-        self._loss: float | None = None
 
-    # --- when --------------------------------------------------------------------------------------
-
-    def fit_begins(self, store: CheckpointStore) -> None:
-        """Begin to count anew."""
-        self._batches_seen_since_last_saving = 0
-
-    def due_after(self, batches: int) -> bool:
-        """Return whether enough batches have passed since the last backup."""
-        self._batches_seen_since_last_saving += batches
-        if self.save_freq == "epoch" or self.save_freq is False:
-            return False
-        return self._batches_seen_since_last_saving >= self.save_freq
-
-    def due_at_epoch_end(self, logs: Mapping[str, Any], *, last: bool) -> bool:
-        """Return whether each epoch's end is backed up; the last one's is, unless the backups are to go."""
-        return self.save_freq == "epoch" or (last and not self.delete_checkpoint)
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Note the batch."""
-        self._last_batch_seen = batch
-        super().on_train_batch_end(batch, logs)
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Note the epoch."""
-        self._current_epoch, self._last_batch_seen = epoch + 1, 0
-        self._loss = scalar((logs or {}).get("loss"))
-        super().on_epoch_end(epoch, logs)
-
-    # --- saving ------------------------------------------------------------------------------------
-
-    def save_at(self, moment: Moment) -> bool:
-        """Back up, or hand over to the process that does; returns whether that was done. The two newest stay."""
-        metrics, _ = scalars(moment.logs)
-        before, self._batches_seen_since_last_saving = self._batches_seen_since_last_saving, 0
-        return self._saves.save(
-            self.model,
-            before,
-            droppable=moment.droppable,
-            epoch=moment.epoch,
-            batch=moment.batch,
-            step=moment.step,
-            metrics=metrics,
-            keep=keep_last(2),
-            fit=moment.fit,
-            resumable=moment.resumable,
-            **self.save_options(),
+    def _begin_fit(self) -> SaveSchedule:
+        self._saves.settings = SaveSettings(
+            format="weights", keep=keep_last(2), discard_at_end=self.delete_checkpoint
         )
+        # The last epoch's end is backed up unless the backups are removed right after.
+        at_end = not self.delete_checkpoint
+        if self.save_freq is False:
+            return SaveSchedule(at_end=at_end)
+        return every(self.save_freq, at_end=at_end)
 
-    def save_options(self) -> dict[str, Any]:
-        """Return what is the same for all backups."""
-        return {"format": "weights"}
+    # --- what Keras' class has, too ----------------------------------------------------------------
 
-    def settled(self, note: int, checkpoint: Checkpoint | None) -> None:
-        """Take what is saved as the last; what could not be saved is due again."""
-        if checkpoint is None:
-            self._batches_seen_since_last_saving += note
-        else:
-            self.last = checkpoint
+    @property
+    def _current_epoch(self) -> int:
+        return 0 if self._session is None else self._session.position.next_epoch
 
-    def fit_ended(self, *, complete: bool) -> None:
-        """Remove the backups, if they are not wanted and the fit is really at its end.
-
-        A crash meanwhile leaves all of them, or none.
-        """
-        if self.delete_checkpoint and complete and (self._loss is None or math.isfinite(self._loss)):
-            CheckpointStore.discard(self.store_path, run=self.run)
-
-    # --- where Keras' class has its files ----------------------------------------------------------
+    @property
+    def _last_batch_seen(self) -> int:
+        position = None if self._session is None else self._session.position
+        return 0 if position is None or position.ended else max(position.batch, 0)
 
     @property
     def _weights_path(self) -> str:
@@ -187,18 +131,3 @@ class BackupAndRestore(ResumingCallback):
         layout = Layout(self.store_path)
         names = layout.payload_names()
         return layout.checkpoints / (names[-newest] if newest <= len(names) else "none")
-
-
-def _check(backup_dir: object, save_freq: object) -> None:
-    if not backup_dir:
-        raise InvalidArgumentError(
-            argument="backup_dir", value=backup_dir, reason="Empty `backup_dir` argument passed"
-        )
-    is_count = isinstance(save_freq, int) and not isinstance(save_freq, bool) and save_freq > 0
-    if save_freq != "epoch" and save_freq is not False and not is_count:
-        raise InvalidArgumentError(
-            argument="save_freq",
-            value=save_freq,
-            reason=f"Invalid value for argument `save_freq`. Received: save_freq={save_freq}. "
-            "Expected either 'epoch' or an integer value.",
-        )

@@ -4,48 +4,36 @@ from __future__ import annotations
 
 import os
 import threading
-import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import keras
 
 from ckptstore.background.save_queue import Backpressure
 from ckptstore.errors import InvalidArgumentError
-from ckptstore.keras.private import print_message, synced_train_state
-from ckptstore.metrics import better_of, is_better, scalars
-from ckptstore.records import Checkpoint, Mode
+from ckptstore.keras.private import unsynced_model
 from ckptstore.retention import Policy, keep_last
-from ckptstore.store.store import CheckpointStore
-from ckptstore.training.saving import monitor as monitoring
 from ckptstore.training.saving.arguments import (
+    OnSaveError,
+    check_background,
     check_keep,
+    check_on_save_error,
     check_save_freq,
     refuse_directory,
-    refuse_unwritable,
 )
-from ckptstore.training.saving.failures import OnSaveError, SaveFailures, check_on_save_error
+from ckptstore.training.saving.failures import SaveFailures
+from ckptstore.training.saving.file_saves import FileSaves
 from ckptstore.training.saving.file_template import CheckpointPath
-from ckptstore.training.saving.monitor import Verdict
-from ckptstore.training.saving.run_writer import RunWriter
-from ckptstore.training.saving.saves import Saves, check_background
-from ckptstore.training.session.position import BatchCount
+from ckptstore.training.saving.monitor import MonitoredMetric
+from ckptstore.training.saving.save_point import SavePoint
+from ckptstore.training.saving.saves import SaveSettings
+from ckptstore.training.saving.schedule import every
+from ckptstore.training.saving_callback import SavingCallback
+from ckptstore.training.session.position import BatchPosition
 from ckptstore.validation import check_run
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Note:
-    """What is remembered of a save: the epoch, the file as the user named it, and the value, where it is the best."""
-
-    epoch: int
-    filled: str
-    value: float | None
-
-
-class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
+class ModelCheckpoint(SavingCallback, keras.callbacks.ModelCheckpoint):
     """Save the model while it trains; `keras.callbacks.ModelCheckpoint` with a safe store behind it.
 
     The first eight arguments are Keras'. Each checkpoint is written to the store ``.ckptstore`` beside the file, made
@@ -104,8 +92,6 @@ class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
         'best'
     """
 
-    best: float | None
-
     def __init__(  # noqa: PLR0917 - Keras' order
         self,
         filepath: str | os.PathLike[str],
@@ -129,6 +115,15 @@ class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
         check_keep(keep)
         check_on_save_error(on_save_error, max_save_failures)
         check_background(background, backpressure)
+        self.run = self._path.run if run is None else check_run(run)
+        self._saves: FileSaves = FileSaves(
+            self._path,
+            self.run,
+            SaveFailures(on_save_error, max_save_failures),
+            background=background,
+            backpressure=backpressure,
+        )
+        self._saves.monitored = MonitoredMetric(monitor)
         super().__init__(
             filepath,
             monitor=monitor,
@@ -141,45 +136,41 @@ class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
         )
         # Not every Keras keeps it.
         self.mode = mode if mode in ("min", "max") else "auto"
-        self.run = self._path.run if run is None else check_run(run)
         self.keep = keep
-        self._failures = SaveFailures(on_save_error, max_save_failures)
-        self._saves: Saves[_Note] = Saves(
-            self._failures, self._settled, background=background, backpressure=backpressure
-        )
-        self._writer = RunWriter(self.store_path, self.run)
         self.initial_value_threshold = initial_value_threshold
-        self.best = self._best_saved = initial_value_threshold
-        self.last: Checkpoint | None = None
-        self._mode: Mode | None = None
-        self._count = BatchCount()
-        self._dropped_logs: set[str] = set()
+        self._position = BatchPosition()
+        self._schedule = every(save_freq)
         self._thread: int | None = None
+        self._set_up_saves()
+
+    def _set_up_saves(self) -> None:
+        keep = self.keep
+        if keep is None and not self._path.has_placeholders:
+            keep = keep_last(2)
+        self._saves.settings = SaveSettings(
+            format=self._path.format, keep=None if keep == "all" else keep, verbose=self.verbose
+        )
+        self._saves.best_only = self.save_best_only
+        self._saves.monitored = MonitoredMetric(
+            self.monitor,
+            self.mode,
+            threshold=self.initial_value_threshold,
+            callback=type(self).__name__,
+        )
 
     @property
-    def store_path(self) -> Path:
-        """The directory of the store, absolute."""
-        return self._path.store
+    def best(self) -> float | None:
+        """The best value so far, or None."""
+        return self._saves.monitored.best
 
-    @property
-    def background(self) -> bool:
-        """Whether saves are made beside the training."""
-        return self._saves.background
-
-    def wait(self) -> None:
-        """Wait until every save so far is durable, in the manifest and shown; an interrupt ends the waiting alone.
-
-        What `keep` lets go with the last one may be removed from the disk a moment later.
-
-        Raises:
-            CheckpointStoreError: One failed, and `on_save_error` says to raise.
-        """
-        self._saves.drain()
+    @best.setter
+    def best(self, best: float | None) -> None:
+        self._saves.monitored.begin(best)
 
     # --- Keras' hooks ------------------------------------------------------------------------------
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Open the store, finishing what a crash left; take the run; look up its best.
+        """Open the store, finish what a crash left, take the run, and look up its best.
 
         Raises:
             InvalidArgumentError: Nothing tells the direction of `monitor`; or two callbacks of this fit write
@@ -187,67 +178,67 @@ class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
             RunLockedError: Another process writes the run.
             StorageError: `filepath` is a directory, or its folder cannot be written.
         """
-        self._mode = self._resolved()
+        self._set_up_saves()
+        self._saves.monitored.resolve(self.model)
         if not self._path.has_placeholders:
             refuse_directory(self._path.absolute(self._path.fill(epoch=0, batch=None, logs={})))
         steps = (self.params or {}).get("steps")
-        self._count.begin(None if steps is None else int(steps))
+        self._position = BatchPosition(per_epoch=None if steps is None else int(steps))
+        # As in Keras, the batches since the last save continue to count.
+        since_save, self._schedule = self._schedule.since_save, every(self.save_freq)
+        self._schedule.since_save = since_save
         self._thread = threading.get_ident()
-        store = self._open()
-        shown = monitoring.best_shown(store, self.run, self.monitor, self._mode)
-        self.best = better_of(self.initial_value_threshold, shown, self._mode)
-        self._best_saved = self.best
+        store = self._saves.open(self.params)
+        self._saves.begin(self.model)
+        self._saves.monitored.begin_with_published(store, self.run)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Note where training is."""
-        self._count.begin_epoch(epoch, self._steps_before)
+        """Note the position."""
+        is_first = self._position.steps_before is None
+        self._position.begin_epoch(epoch)
+        if is_first:
+            self._position.steps_before = self._steps_before(epoch)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Save, if enough batches have passed; with ``steps_per_execution`` several pass at once."""
-        self._count.batch_done(batch)
-        self._look_after_saves()
-        if self.save_freq != "epoch":
+        position, saves = self._position, self._saves
+        before = position.counted
+        position.batch_done(batch)
+        due = self._schedule.due_after(position.counted - before)
+        saves.settle()
+        if self.save_freq != "epoch" or saves.needs_preparation:
             self._refuse_another_thread()
-            if self._count.is_due(self.save_freq):
-                self._consider(self._count.epoch, batch, logs or {})
+        if saves.needs_preparation:
+            saves.prepare(self.model)
+        if due:
+            self._schedule.save_begins()
+            self._save(position.epoch, batch, logs or {})
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Save, unless `save_freq` counts batches."""
         self._saves.settle()
         if self.save_freq == "epoch":
-            self._consider(epoch, None, logs or {})
+            self._save(epoch, None, logs or {})
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Wait for what is still being saved, and let go of the run and the store."""
-        self._writer.close_for_another()
+        """Wait for what is still being saved, and release the run and the store."""
+        self._saves.close_for_another()
 
-    # --- a fit that is resumed by another callback ---------------------------------------------------
-
-    def get_state(self) -> dict[str, Any]:
-        """Return where training is, as this callback counts it; `best` is not part of it, the store knows that."""
-        return self._count.state()
-
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from where training was; called after `on_train_begin`, in the middle of an epoch or at its end.
-
-        Args:
-            state: What `get_state` returned, perhaps in another process.
-        """
-        self._count.set_state(state)
-
-    # --- what to save ------------------------------------------------------------------------------
-
-    def _consider(self, epoch: int, batch: int | None, logs: dict[str, Any]) -> None:
-        filled = self._path.fill(epoch=epoch, batch=batch, logs=logs)
-        target = self._path.absolute(filled)
-        if not self._is_wanted(epoch, logs, filled, target):
-            return
-        self._save(epoch, batch, logs, target, filled)
+    def _save(self, epoch: int, batch: int | None, logs: dict[str, Any]) -> None:
+        position = self._position
+        point = SavePoint(
+            epoch=epoch,
+            batch=None if batch is None else position.batch,
+            step=position.step,
+            logs=logs,
+            droppable=not self._path.has_placeholders,
+        )
+        self._saves.save_if_wanted(unsynced_model(self), point, batch=batch, fit=self.params)
 
     def _refuse_another_thread(self) -> None:
         """Refuse to read a model that is being trained meanwhile.
 
-        Given one callback that is not in a list, Keras calls its batch hooks from another thread and goes on.
+        Given one callback that is not in a list, Keras calls its batch hooks from another thread and trains on.
         """
         if self._thread not in (None, threading.get_ident()):
             raise InvalidArgumentError(
@@ -257,149 +248,34 @@ class ModelCheckpoint(keras.callbacks.ModelCheckpoint):
                 hint="pass a list: fit(..., callbacks=[callback])",
             )
 
-    def _is_wanted(self, epoch: int, logs: dict[str, Any], filled: str, target: Path) -> bool:
-        if not self.save_best_only:
-            self._say(epoch, f"saving model to {filled}")
-            return True
-        value: Any = logs.get(self.monitor)
-        verdict = monitoring.judge(value, self.best, self._direction())
-        if verdict in (Verdict.MISSING, Verdict.NOT_SCALAR, Verdict.NAN):
-            return self._is_wanted_all_the_same(verdict, value, epoch, target)
-        best = "None" if self.best is None else f"{self.best:.5f}"
-        if verdict is Verdict.NOT_BETTER:
-            self._say(epoch, f"{self.monitor} did not improve from {best}")
-            return False
-        self._say(
-            epoch, f"{self.monitor} improved from {best} to {float(value):.5f}, saving model to {filled}"
-        )
-        return True
-
-    def _is_wanted_all_the_same(self, verdict: Verdict, value: Any, epoch: int, target: Path) -> bool:
-        """Decide without a usable metric: what replaces nothing is saved, with Keras' warning."""
-        if verdict is Verdict.NOT_SCALAR:
-            text = f"Can save best model only when `monitor` is a scalar value. Received: {value}."
-        else:
-            text = f"Can save best model only with {self.monitor} available."
-            text += " Received: NaN." if verdict is Verdict.NAN else ""
-        self._saves.drain()  # what is there can only be told once everything is
-        wanted = not os.path.lexists(target) and (verdict is not Verdict.NAN or self._has_nothing())
-        rest = (
-            "it is saved, since there is no file yet"
-            if wanted
-            else "it is not saved, to replace no better one"
-        )
-        warnings.warn(f"{text} Epoch {epoch + 1}: {rest}.", UserWarning, stacklevel=2)
-        return wanted
-
-    def _has_nothing(self) -> bool:
-        """Return True when no checkpoint of the run has been seen that NaN might be worse than."""
-        if self.best is not None or not self._path.has_placeholders:
-            return self.best is None
-        return (self._writer.store or self._open()).latest(self.run) is None
-
-    def _say(self, epoch: int, text: str) -> None:
-        if self.verbose > 0:
-            print_message(f"\nEpoch {epoch + 1}: {text}")
-
-    # --- saving ------------------------------------------------------------------------------------
-
-    def _save(self, epoch: int, batch: int | None, logs: dict[str, Any], target: Path, filled: str) -> None:
-        refuse_directory(target)
-        if self._writer.store is None:
-            self._open()
-        metrics = self._metrics(logs)
-        value = metrics.get(self.monitor)
-        better = value is not None and is_better(value, self.best, self._direction())
-        note = _Note(epoch=epoch, filled=filled, value=value if better else None)
-        with synced_train_state(self):
-            self._saves.save(
-                self.model,
-                note,
-                droppable=not self._path.has_placeholders,
-                best=better,
-                epoch=epoch,
-                batch=None if batch is None else self._count.finished(batch + 1) - 1,
-                step=self._count.step,
-                metrics=metrics,
-                publish=target,
-                keep=self._policy(),
-                monitor=None if self._mode is None else (self.monitor, self._mode),
-                **self._save_options(),
-            )
-        if better and self._saves.waiting:
-            self.best = value  # the next one is compared with it, whether it is on the disk by then or not
-
-    def _save_options(self) -> dict[str, Any]:
-        return {"format": self._path.format}
-
-    def _look_after_saves(self) -> None:
-        self._saves.settle()
-        if self._saves.to_prepare:
-            self._refuse_another_thread()
-            self._saves.prepare(self.model, epoch=0, **self._save_options())
-
-    def _settled(self, note: _Note, checkpoint: Checkpoint | None) -> None:
-        """Take what is saved as the last, and perhaps as the best: what could not be saved is no best."""
-        if checkpoint is None:
-            self.best = self._best_saved
-            return
-        self.last = checkpoint
-        if note.value is not None:
-            self._best_saved = note.value
-            self.best = better_of(self.best, note.value, self._direction())
-        if self._failures.in_a_row == 0:
-            self._say(note.epoch, f"finished saving model to {note.filled}")
-
-    def _metrics(self, logs: dict[str, Any]) -> dict[str, float]:
-        metrics, dropped = scalars(logs)
-        new = [name for name in dropped if name not in self._dropped_logs]
-        if new:
-            self._dropped_logs.update(new)
-            warnings.warn(
-                f"Logs that are not single numbers are not recorded as metrics: {', '.join(new)}",
-                UserWarning,
-                stacklevel=2,
-            )
-        return metrics
-
-    def _policy(self) -> Policy | None:
-        if self.keep == "all":
-            return None
-        if self.keep is None:
-            return None if self._path.has_placeholders else keep_last(2)
-        return self.keep
-
-    def _direction(self) -> Mode:
-        if self._mode is None:
-            self._mode = self._resolved()
-        return self._mode
-
-    def _resolved(self) -> Mode:
-        return monitoring.resolve_mode(self.monitor, self.mode, self.model, callback=type(self).__name__)
-
-    # --- the store ---------------------------------------------------------------------------------
-
-    def _open(self) -> CheckpointStore:
-        """Open the store and become the run's writer, in place of one whose fit an exception ended."""
-        store = self._writer.open(
-            self.params,
-            ready=partial(refuse_unwritable, self._path.directory),
-            before=self._saves.end,
-        )
-        self._saves.begin(store, self.run, self.model)
-        return store
-
     def _steps_before(self, epoch: int) -> int:
-        """Return how many batches the run had finished when it last came to the beginning of an epoch."""
-        store = self._writer.store
+        """Return how many batches the run had finished when it last reached the beginning of an epoch."""
+        store = self._saves.store
         if epoch == 0 or store is None:
             return 0
         before = f"epoch < {epoch} and not step is None"
         earlier = store.checkpoints(self.run, where=before, order_by="-version", limit=1)
         return earlier[0].step or 0 if earlier else 0
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Be a copy that begins a fit of its own: another process may have it, or this one beside the original."""
-        self.__dict__.update(state)
-        self._writer = RunWriter(self.store_path, self.run)
-        self._saves = self._saves.anew(self._failures, self._settled)
+    # --- a fit that another callback resumes ---------------------------------------------------------
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the position as this callback counts it; `best` is not part of it, since the store knows it."""
+        return {
+            "epoch": self._position.epoch,
+            "batches_in_epoch": self._position.counted,
+            "batches_since_save": self._schedule.since_save,
+            "steps_before_epoch": self._position.steps_before,
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from a position; called after `on_train_begin`, in the middle of an epoch or at its end.
+
+        Args:
+            state: What `get_state` returned, perhaps in another process.
+        """
+        position = self._position
+        position.epoch, position.steps_before = state["epoch"], state["steps_before_epoch"]
+        position.counted = position.batches = 0
+        position.batch_done(state["batches_in_epoch"] - 1)
+        self._schedule.since_save = state["batches_since_save"]

@@ -1,28 +1,26 @@
-"""What the callbacks that resume have in common: Keras' hooks, handed to the session of the fit that is running."""
+"""Base of the callbacks that resume: forwards Keras' hooks to the session of the running fit."""
 
 from __future__ import annotations
 
 import signal
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 
 from ckptstore.background.save_queue import Backpressure
-from ckptstore.records import Checkpoint
-from ckptstore.store.store import CheckpointStore
 from ckptstore.system.stop_signals import StopRequest
+from ckptstore.training.saving.arguments import Resume, check_background
 from ckptstore.training.saving.failures import SaveFailures
-from ckptstore.training.saving.run_writer import RunWriter
-from ckptstore.training.saving.saves import Saves, check_background
-from ckptstore.training.session.save_point import Moment
-from ckptstore.training.session.session import FitSession, Resume
+from ckptstore.training.saving.saves import Saves
+from ckptstore.training.saving.schedule import SaveSchedule
+from ckptstore.training.saving_callback import SavingCallback
+from ckptstore.training.session.session import FitSession
 
 
-class ResumingCallback(keras.callbacks.Callback):
-    """A callback that saves a fit and goes on with it in another process; see `ckptstore.training.session.session`.
+class ResumingCallback(SavingCallback, keras.callbacks.Callback):
+    """A callback that saves a fit, and resumes it in another process; see `ckptstore.training.session.session`.
 
     Args:
         path: The store's directory, absolute.
@@ -30,8 +28,8 @@ class ResumingCallback(keras.callbacks.Callback):
         resume: What to do with a resume point, see `FitSession`.
         signals: Signals at which to save and stop.
         save_on_exception: Whether to save when an exception ends the fit.
-        failures: What is done when a save fails.
-        background: Whether to save beside the training.
+        failures: Handles failed saves.
+        background: Whether to save in the background.
         backpressure: What to do when saves come faster than the disk takes them.
     """
 
@@ -50,92 +48,21 @@ class ResumingCallback(keras.callbacks.Callback):
         super().__init__()
         check_background(background, backpressure)
         self.run = run
-        self.store_path = path
         self._resume: Resume = resume
         self._signals = tuple(signals)
         self._save_on_exception = save_on_exception
-        self._writer = RunWriter(path, run)
-        self._failures = failures
-        self._saves: Saves[Any] = Saves(
-            failures, self.settled, background=background, backpressure=backpressure
-        )
+        self._saves = Saves(path, run, failures, background=background, backpressure=backpressure)
         self._session: FitSession | None = None
         self._stop: StopRequest | None = None
 
-    # --- what a callback decides -------------------------------------------------------------------
-
-    def fit_begins(self, store: CheckpointStore) -> None:
-        """Prepare for a fit; nothing is loaded or saved yet."""
-
-    def due_after(self, batches: int) -> bool:
-        """Return whether to save, now that so many more batches are finished."""
+    def _begin_fit(self) -> SaveSchedule:
+        """Set what the saves of a fit have in common; returns when to save."""
         raise NotImplementedError
-
-    def due_at_epoch_end(self, logs: Mapping[str, Any], *, last: bool) -> bool:
-        """Return whether to save at an epoch's end; `last` where training ends with it."""
-        raise NotImplementedError
-
-    def save_at(self, moment: Moment) -> bool:
-        """Save, or hand over to whoever saves beside the training; returns whether that was done."""
-        raise NotImplementedError
-
-    def settled(self, note: Any, checkpoint: Checkpoint | None) -> None:
-        """Hear what became of a save: the checkpoint, or None where it failed and training goes on."""
-        raise NotImplementedError
-
-    def save_options(self) -> dict[str, Any]:
-        """Return what is the same for all saves."""
-        raise NotImplementedError
-
-    def fit_ended(self, *, complete: bool) -> None:
-        """Hear that the fit ended by itself; `complete` where it reached its last epoch."""
-
-    def progress(self, logs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what of this callback itself a fit needs that is resumed from what is about to be saved."""
-        return {}
-
-    def set_progress(self, saved: Mapping[str, Any]) -> None:
-        """Take over what `progress` returned."""
-
-    # --- saving beside the training ----------------------------------------------------------------
-
-    @property
-    def background(self) -> bool:
-        """Whether saves are made beside the training."""
-        return self._saves.background
-
-    def wait(self) -> None:
-        """Wait until every save so far is durable and in the manifest; an interrupt ends the waiting alone.
-
-        What `keep` lets go with the last one may be removed from the disk a moment later.
-
-        Raises:
-            CheckpointStoreError: One failed, and `on_save_error` says to raise.
-        """
-        self._saves.drain()
-
-    def saves_begin(self, store: CheckpointStore) -> None:
-        """Get ready to save."""
-        self._saves.begin(store, self.run, self.model)
-
-    def look_after_saves(self) -> None:
-        """Hear of saves that are done, and make ready for the first one."""
-        self._saves.settle()
-        # On JAX, asking for the model has Keras put its state into it: once, and not at every batch.
-        if self._saves.to_prepare:
-            self._saves.prepare(self.model, epoch=0, **self.save_options())
-
-    def has_waited(self, seconds: float) -> None:
-        """Hear for how long the training has waited for what is no save."""
-
-    def saves_end(self, error: BaseException | None) -> None:
-        """Wait for what is on its way; failures are raised, or are notes on the error that ends the fit."""
-        self._saves.end(error)
 
     # --- Keras' hooks ------------------------------------------------------------------------------
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Open the store, finishing what a crash left; take the run; go on from its resume point.
+        """Open the store, finish what a crash left, take the run, and resume it from its resume point.
 
         Raises:
             CheckpointStoreError: As `CheckpointStore` and its `resume` say; nothing of the model was changed.
@@ -143,37 +70,33 @@ class ResumingCallback(keras.callbacks.Callback):
         if self._session is not None:
             self._session.end()
         self._session = FitSession(
-            self,
-            self._writer,
+            self._begin_fit(),
+            self._saves,
             resume=self._resume,
             stop=self._stop_request(),
             save_on_exception=self._save_on_exception,
         )
-        # Work alone: a lock that is waited for, or a disk, is no cost of saving.
-        began = time.thread_time()
-        self._session.begin()
-        if self._session.resumed is None:
-            self.has_waited(time.thread_time() - began)
+        self._session.begin(self)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Note where training is, in a loop that is not Keras' own."""
+        """Tell the session."""
         if self._session is not None:
-            self._session.epoch_begins_elsewhere(epoch)
+            self._session.on_epoch_begin(epoch)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Save if it is time, in a loop that is not Keras' own."""
+        """Save if a save is due."""
         if self._session is not None:
-            self._session.batch_ends_elsewhere(batch, logs)
+            self._session.on_train_batch_end(batch, logs)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Save if it is time."""
+        """Save if a save is due."""
         if self._session is not None:
-            self._session.note_epoch_logs(epoch, logs)
+            self._session.on_epoch_end(epoch, logs)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Let go of the run and the store, in a loop that is not Keras' own."""
+        """Release the run and the store."""
         if self._session is not None:
-            self._session.train_ends_elsewhere()
+            self._session.on_train_end()
 
     # Outside of a fit there is nothing to save, and a signal that has come ends the loop.
 
@@ -183,7 +106,7 @@ class ResumingCallback(keras.callbacks.Callback):
 
     def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Stop if a signal has come."""
-        self._obey()
+        self._stop_if_asked()
 
     def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
         """Stop listening."""
@@ -195,7 +118,7 @@ class ResumingCallback(keras.callbacks.Callback):
 
     def on_predict_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Stop if a signal has come."""
-        self._obey()
+        self._stop_if_asked()
 
     def on_predict_end(self, logs: dict[str, Any] | None = None) -> None:
         """Stop listening."""
@@ -209,7 +132,7 @@ class ResumingCallback(keras.callbacks.Callback):
             self._stop = self._stop_request()
             self._stop.install()
 
-    def _obey(self) -> None:
+    def _stop_if_asked(self) -> None:
         stop = self._stop
         if stop is not None and stop.received is not None:
             self._stop_listening()
@@ -221,11 +144,5 @@ class ResumingCallback(keras.callbacks.Callback):
             stop.uninstall()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the running fit out: a copy begins its own."""
-        return {**self.__dict__, "_session": None, "_stop": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Begin with a writer and saves of its own."""
-        self.__dict__.update(state)
-        self._writer = RunWriter(self.store_path, self.run)
-        self._saves = self._saves.anew(self._failures, self.settled)
+        """Leave the running fit out: a copy begins its own, in another process or beside the original."""
+        return {**super().__getstate__(), "_session": None, "_stop": None}

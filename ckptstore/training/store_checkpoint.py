@@ -1,42 +1,39 @@
-"""`StoreCheckpoint`: saves a fit into a store, and goes on with it when the script is started again."""
+"""`StoreCheckpoint`: saves a fit into a store, and resumes it when the script is started again."""
 
 from __future__ import annotations
 
 import os
 import signal
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any, Literal
+from functools import partial
+from typing import Literal
 
 from ckptstore.background.save_queue import Backpressure
-from ckptstore.errors import InvalidArgumentError, MetricNotFoundError
-from ckptstore.keras.private import print_message, wait_for_step
+from ckptstore.errors import InvalidArgumentError
+from ckptstore.keras.private import unsynced_model, wait_for_step
 from ckptstore.keras.state.arrays import state_nbytes
-from ckptstore.metrics import better_of, scalars
-from ckptstore.records import Checkpoint, Mode
+from ckptstore.records import Checkpoint
 from ckptstore.retention import Policy, keep_last
 from ckptstore.storage.layout import absolute
-from ckptstore.store.store import CheckpointStore
 from ckptstore.system.stop_signals import STOP_SIGNALS
 from ckptstore.training.resuming_callback import ResumingCallback
-from ckptstore.training.saving import monitor as monitoring
-from ckptstore.training.saving.arguments import check_keep, check_save_freq
-from ckptstore.training.saving.failures import OnSaveError, SaveFailures, check_on_save_error
-from ckptstore.training.saving.monitor import Verdict
-from ckptstore.training.saving.overhead_budget import MAX_OVERHEAD, SaveBudget
-from ckptstore.training.session.save_point import Moment
-from ckptstore.training.session.session import Resume
+from ckptstore.training.saving.arguments import (
+    OnSaveError,
+    Resume,
+    check_keep,
+    check_max_overhead,
+    check_on_save_error,
+    check_resume,
+    check_save_freq,
+    interval_s,
+)
+from ckptstore.training.saving.failures import SaveFailures
+from ckptstore.training.saving.monitor import MonitoredMetric
+from ckptstore.training.saving.overhead_budget import MAX_OVERHEAD
+from ckptstore.training.saving.saves import SaveSettings
+from ckptstore.training.saving.schedule import AnyOf, EveryInterval, SaveSchedule, WithinOverhead, every
 from ckptstore.validation import check_metric_name, check_run
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Note:
-    """What is remembered of a save: the value, where it is the best so far, and the batches since the one before."""
-
-    value: float | None
-    batches: int
 
 
 class StoreCheckpoint(ResumingCallback):
@@ -144,255 +141,55 @@ class StoreCheckpoint(ResumingCallback):
         self.keep = keep
         self.max_overhead = max_overhead
         self.save_interval_s = interval_s(save_interval)
-        self.best: float | None = initial_value_threshold
-        self.last: Checkpoint | None = None
-        self._best_saved = initial_value_threshold
-        self._mode: Mode | None = None
-        self._batches_since_save = 0
-        self._saved_at = 0.0
-        self._budget: SaveBudget | None = None
-        self._was_saving = False
+        self._saves.monitored = self._monitored()
+
+    @property
+    def best(self) -> float | None:
+        """The best value of `monitor` so far, or None."""
+        return None if self._saves.monitored is None else self._saves.monitored.best
 
     @property
     def resumed_from(self) -> Checkpoint | None:
-        """The checkpoint that the fit went on from, or None."""
+        """The checkpoint that the fit was resumed from, or None."""
         resumed = None if self._session is None else self._session.resumed
         return None if resumed is None else resumed.checkpoint
 
-    # --- when --------------------------------------------------------------------------------------
-
-    def fit_begins(self, store: CheckpointStore) -> None:
-        """Resolve the direction of `monitor`.
+    def _begin_fit(self) -> SaveSchedule:
+        """Set what the saves of a fit have in common; returns when to save.
 
         Raises:
-            InvalidArgumentError: Only the best is wanted, and nothing tells the direction.
+            InvalidArgumentError: Only the best is wanted, and nothing tells the direction of `monitor`.
         """
-        self._mode = self._direction()
-        self.best = self._best_saved = self.initial_value_threshold
-        self._batches_since_save = 0
-        self._saved_at = time.monotonic()
-        self._budget = None
-        if self.save_freq == "auto":
-            self._budget = SaveBudget(self.max_overhead, nbytes=state_nbytes(self.model))
-
-    def look_after_saves(self) -> None:
-        """Hear of saves that are done, and make ready for the first one."""
-        preparing = self._saves.to_prepare
-        if preparing or self._saves.waiting:
-            super().look_after_saves()
-        if self._budget is not None:
-            self._budget.hook_ends(once=preparing)
-
-    def has_waited(self, seconds: float) -> None:
-        """Take it out of what saves may cost."""
-        if self._budget is not None:
-            self._budget.owe(seconds)
-
-    def _direction(self) -> Mode | None:
+        self._saves.settings = SaveSettings(
+            format="weights" if self.save_weights_only else "keras",
+            keep=keep_last(1) if self.save_best_only and self.keep is None else self.keep,
+            verbose=self.verbose,
+        )
+        self._saves.monitored = self._monitored()
         try:
-            return monitoring.resolve_mode(self.monitor, self.mode, self.model, callback=type(self).__name__)
+            self._saves.monitored.resolve(self.model)
         except InvalidArgumentError:
             if self.save_best_only:
                 raise
-            return None  # a fit without this metric has no best, and is saved all the same
-
-    def due_after(self, batches: int) -> bool:
-        """Return whether `save_freq` or `save_interval` asks for a save."""
-        self._batches_since_save += batches
-        if self._budget is not None:
-            return self._is_due_by_budget(self._budget, batches)
-        counted = isinstance(self.save_freq, int) and self._batches_since_save >= self.save_freq
-        return counted or self._is_time()
-
-    def _is_due_by_budget(self, budget: SaveBudget, batches: int) -> bool:
-        quiet = not self._was_saving and not self._saves.waiting and budget.is_quiet(batches)
-        # A device may be some steps behind: times are taken where it has caught up, and that not at every batch.
-        looking = not quiet and budget.wants_a_look(saving=self._was_saving)
-        if looking:
-            wait_for_step(self)
-        if not quiet:
-            budget.batches_done(batches, saving=self._was_saving, computed=looking)
-            self._was_saving = self._saves.waiting
-        due = (not quiet and not self._was_saving and budget.is_due()) or self._is_time()
-        if due and not looking:
-            wait_for_step(self)
-            budget.batches_done(0, saving=False)
-        return due
-
-    def due_at_epoch_end(self, logs: Mapping[str, Any], *, last: bool) -> bool:
-        """Return whether to save at an epoch's end; `last` where training ends with it."""
-        due = last or self.save_freq == "epoch" or self._is_time()
-        if self._budget is not None:
-            self._budget.pause()
-            early = self._judge(scalars(logs)[0])
-            due = due or (not self._saves.waiting and self._budget.is_due(early=early))
-        return due
-
-    def _is_time(self) -> bool:
-        return self.save_interval_s is not None and time.monotonic() - self._saved_at >= self.save_interval_s
-
-    def progress(self, logs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the best value so far, with that of the logs."""
-        best = logs[self.monitor] if self._judge(logs) else self.best
-        return {"best": best, "monitor": self.monitor, "mode": self._mode}
-
-    def set_progress(self, saved: Mapping[str, Any]) -> None:
-        """Take over what `progress` returned; of another measure than that one the store knows the best."""
-        live = {"monitor": self.monitor, "mode": self._mode}
-        same = all(saved.get(name, value) == value for name, value in live.items())
-        self.best = self._best_saved = saved.get("best", self.best) if same else self._best_in_store()
-
-    def _best_in_store(self) -> float | None:
-        store, best = self._writer.store, self.initial_value_threshold
-        if store is None or self._mode is None:
-            return best
-        try:
-            found = store.best(self.monitor, mode=self._mode, run=self.run)
-        except MetricNotFoundError:
-            return best
-        return best if found is None else better_of(best, found.metrics[self.monitor], self._mode)
-
-    # --- saving ------------------------------------------------------------------------------------
-
-    def save_at(self, moment: Moment) -> bool:
-        """Save, or hand over to the process that does; returns whether that was done."""
-        metrics, _ = scalars(moment.logs)
-        better = self._judge(metrics)
-        note = _Note(value=metrics[self.monitor] if better else None, batches=self._batches_since_save)
-        self._batches_since_save = 0
-        if better:
-            self.best = note.value
-        handed = self._saves.save(
-            self.model,
-            note,
-            droppable=moment.droppable,
-            best=better,
-            epoch=moment.epoch,
-            batch=moment.batch,
-            step=moment.step,
-            metrics=metrics,
-            keep=self._policy(),
-            monitor=None if self._mode is None else (self.monitor, self._mode),
-            fit=moment.fit,
-            resumable=moment.resumable,
-            notes=self._notes(),
-            **self.save_options(),
-        )
-        if not handed:
-            if self._budget is not None:
-                self._budget.not_saved()
-            if not self._batches_since_save:
-                # Left out, since the best so far waits for the disk: due again after half the time.
-                self._batches_since_save = note.batches // 2
-                self._saved_at = time.monotonic() - (self.save_interval_s or 0.0) / 2
-            return False
-        self._saved_at = time.monotonic()
-        if self._budget is not None:
-            self._budget.saved()
-            self._was_saving = self._saves.waiting
-        return True
-
-    def _notes(self) -> dict[str, dict[str, Any]]:
-        news = None if self._budget is None else self._budget.news()
-        return {} if news is None else {"interval": news.detail()}
-
-    def save_options(self) -> dict[str, Any]:
-        """Return what is the same for all saves."""
-        return {"format": "weights" if self.save_weights_only else "keras"}
-
-    def settled(self, note: _Note, checkpoint: Checkpoint | None) -> None:
-        """Take what is saved as the last, and perhaps as the best; what could not be saved is due again."""
-        self._was_saving = self._saves.waiting
-        if checkpoint is None:
-            self._batches_since_save += note.batches
-            self.best = self._best_saved
-            if self._budget is not None:
-                self._budget.failed()
-            return
-        self.last = checkpoint
-        if self._budget is not None and checkpoint.total_s is not None:
-            self._budget.settled(checkpoint.total_s)
-            self._budget.owe_processor_time(self._saves.new_start_s())
-        if note.value is not None and self._mode is not None:
-            self._best_saved = note.value
-            self.best = better_of(self.best, note.value, self._mode)
-        self._say(checkpoint, note.value)
-
-    def _judge(self, metrics: Mapping[str, float]) -> bool:
-        if self._mode is None:
-            return False
-        return monitoring.judge(metrics.get(self.monitor), self.best, self._mode) is Verdict.BETTER
-
-    def _policy(self) -> Policy | None:
-        if self.save_best_only:
-            return keep_last(1) if self.keep is None else self.keep
-        return self.keep
-
-    def _say(self, saved: Checkpoint, best_value: float | None) -> None:
-        if self.verbose > 0:
-            best = "" if best_value is None else f", the best {self.monitor} so far: {best_value:.5f}"
-            where = "" if saved.batch is None else f", batch {saved.batch + 1}"
-            print_message(f"\nEpoch {saved.epoch + 1}{where}: saved as version {saved.version}{best}")
-
-
-def check_resume(resume: object) -> None:
-    """Check the argument of a callback.
-
-    Raises:
-        InvalidArgumentError: It is not one of the three.
-
-    Example:
-        >>> check_resume("always")
-        Traceback (most recent call last):
-        ...
-        ckptstore.errors.InvalidArgumentError: resume='always': must be 'auto', 'must' or 'never'
-    """
-    if resume not in ("auto", "must", "never"):
-        raise InvalidArgumentError(
-            argument="resume", value=resume, reason="must be 'auto', 'must' or 'never'"
+            # A fit without this metric has no best, and is saved all the same.
+        schedule = self._by_save_freq()
+        return (
+            schedule if self.save_interval_s is None else AnyOf(EveryInterval(self.save_interval_s), schedule)
         )
 
-
-def check_max_overhead(max_overhead: object) -> None:
-    """Check the argument of a callback.
-
-    Raises:
-        InvalidArgumentError: It is no share.
-
-    Example:
-        >>> check_max_overhead(3.5)
-        Traceback (most recent call last):
-        ...
-        ckptstore.errors.InvalidArgumentError: max_overhead=3.5: must be a share of the run, above 0 and below 1
-    """
-    if not isinstance(max_overhead, (int, float)) or not 0 < max_overhead < 1:
-        raise InvalidArgumentError(
-            argument="max_overhead",
-            value=max_overhead,
-            reason="must be a share of the run, above 0 and below 1",
+    def _by_save_freq(self) -> SaveSchedule:
+        if self.save_freq != "auto":
+            return every(self.save_freq)
+        return WithinOverhead(
+            self.max_overhead,
+            nbytes=state_nbytes(self.model),
+            wait_for_device=partial(wait_for_step, unsynced_model(self)),
         )
 
-
-def interval_s(interval: float | timedelta | None) -> float | None:
-    """Return an interval in seconds.
-
-    Raises:
-        InvalidArgumentError: It is not a positive time.
-
-    Example:
-        >>> interval_s(timedelta(minutes=10)), interval_s(30), interval_s(None)
-        (600.0, 30.0, None)
-    """
-    if interval is None:
-        return None
-    try:
-        seconds = interval.total_seconds() if isinstance(interval, timedelta) else float(interval)
-    except (TypeError, ValueError):
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise InvalidArgumentError(
-            argument="save_interval",
-            value=interval,
-            reason="must be a time in seconds, or a timedelta, above zero",
+    def _monitored(self) -> MonitoredMetric:
+        return MonitoredMetric(
+            self.monitor,
+            self.mode,
+            threshold=self.initial_value_threshold,
+            callback=type(self).__name__,
         )
-    return seconds

@@ -28,7 +28,7 @@ from ckptstore.background.save_queue import WRITER_VARIABLE
 from ckptstore.commit import committer
 from ckptstore.storage.layout import Layout
 from ckptstore.storage.locks import store_lock
-from ckptstore.training.saving.overhead_budget import SaveBudget
+from ckptstore.training.saving.overhead_budget import OverheadBudget
 from crash.kill_writer import writers
 
 # Issued by Keras' own code on torch.
@@ -325,7 +325,7 @@ class NoTemporaryFolder(keras.callbacks.Callback):  # type: ignore[misc]
 def test_a_failed_save_is_a_warning_and_training_continues(tmp_path: Path) -> None:
     callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", save_freq=4, backpressure="wait")
     waiting = [AtBatch(batch, callback.wait) for batch in (5, 9)]
-    with pytest.warns(UserWarning, match="training goes on without"):
+    with pytest.warns(UserWarning, match="training continues without"):
         fit(model(), callback, NoTemporaryFolder(callback, 4, 10), *waiting, epochs=1)
     steps = [checkpoint.step for checkpoint in checkpoints(tmp_path)]
     assert 4 in steps
@@ -418,7 +418,7 @@ def test_auto_counts_the_cost_of_starting_but_not_of_loading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
-    monkeypatch.setattr(SaveBudget, "owe", recording(calls, "owe", SaveBudget.owe))
+    monkeypatch.setattr(OverheadBudget, "charge", recording(calls, "charge", OverheadBudget.charge))
     callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", save_freq="auto")
     fit(model(), callback, epochs=1)
     assert len(calls) == 2  # the beginning of the fit, and of the epoch
@@ -431,13 +431,13 @@ def test_auto_tells_one_time_preparation_from_the_cost_of_each_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[bool] = []
-    hook_ends = SaveBudget.hook_ends
+    hook_ends = OverheadBudget.hook_ends
 
-    def recorded(budget: SaveBudget, *, once: bool = False) -> None:
+    def recorded(budget: OverheadBudget, *, once: bool = False) -> None:
         calls.append(once)
         hook_ends(budget, once=once)
 
-    monkeypatch.setattr(SaveBudget, "hook_ends", recorded)
+    monkeypatch.setattr(OverheadBudget, "hook_ends", recorded)
     callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", save_freq="auto")
     fit(model(), callback, epochs=2)
     assert calls == [True] + [False] * (len(calls) - 1)
@@ -447,7 +447,7 @@ def test_auto_tells_one_time_preparation_from_the_cost_of_each_batch(
 def test_a_time_interval_is_kept_while_auto_only_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(SaveBudget, "is_quiet", lambda budget, batches: True)
+    monkeypatch.setattr(OverheadBudget, "is_quiet", lambda budget, batches: True)
     callback = ckptstore.StoreCheckpoint(
         tmp_path, monitor="loss", save_freq="auto", save_interval=1e-9, background=False
     )
@@ -462,7 +462,7 @@ def test_auto_is_told_of_foreground_saves_and_failures(
 ) -> None:
     calls: list[str] = []
     for name in ("saved", "not_saved"):
-        monkeypatch.setattr(SaveBudget, name, recording(calls, name, getattr(SaveBudget, name)))
+        monkeypatch.setattr(OverheadBudget, name, recording(calls, name, getattr(OverheadBudget, name)))
     callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", save_freq="auto", background=False)
     tmp = Layout(tmp_path).tmp
     away = tmp.with_name("away")
@@ -471,7 +471,7 @@ def test_auto_is_told_of_foreground_saves_and_failures(
         tmp.rename(away)
         tmp.touch()
 
-    with pytest.warns(UserWarning, match="training goes on without"):
+    with pytest.warns(UserWarning, match="training continues without"):
         fit(model(), callback, AtBatch(0, replace_folder_by_a_file), epochs=1)
     # The last save is never left out.
     assert set(calls) == {"not_saved"}

@@ -55,7 +55,7 @@ class _Look(keras.callbacks.Callback):
         if not self.ours:
             self.seen.append(_values(self.model))
             return
-        with synced_train_state(self):
+        with synced_train_state(self.inner):
             self.synced.append(self.inner._jax_state_synced)
             self.seen.append(_values(self.model))
 
@@ -104,7 +104,7 @@ class _Leave(_Look):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if batch != 1:
             return
-        with contextlib.suppress(ZeroDivisionError), synced_train_state(self, keep=self.keep):
+        with contextlib.suppress(ZeroDivisionError), synced_train_state(self.inner, keep=self.keep):
             assert self.inner._jax_state_synced
             if self.error is not None:
                 raise self.error

@@ -622,7 +622,7 @@ def test_callbacks_copy_and_pickle(model: keras.Model, tmp_path: Path) -> None:
     assert callback.best == 2.0
     begin(callback, model)
     copied = copy.copy(callback)
-    assert copied._writer.store is None
+    assert copied._saves.store is None
     callback.on_train_end()
 
 

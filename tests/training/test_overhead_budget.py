@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptstore.training.saving.overhead_budget import SaveBudget
+from ckptstore.training.saving.overhead_budget import OverheadBudget
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Run:
     quiet: int = 0
 
     def __post_init__(self) -> None:
-        self.budget = SaveBudget(self.share, nbytes=0, clock=lambda: self.now)
+        self.budget = OverheadBudget(self.share, nbytes=0, clock=lambda: self.now)
         self.until: float | None = None
 
     def train(self, batches: int, first: int = 0) -> Run:
@@ -171,9 +171,14 @@ def test_most_batches_are_only_counted_and_are_known_all_the_same() -> None:
 
 @pytest.mark.parametrize(
     "ends",
-    [SaveBudget.pause, SaveBudget.saved, SaveBudget.not_saved, lambda budget: budget.settled(0.02)],
+    [
+        OverheadBudget.pause,
+        OverheadBudget.saved,
+        OverheadBudget.not_saved,
+        lambda budget: budget.settled(0.02),
+    ],
 )
-def test_what_changes_when_a_save_is_due_ends_the_quiet(ends: Callable[[SaveBudget], object]) -> None:
+def test_what_changes_when_a_save_is_due_ends_the_quiet(ends: Callable[[OverheadBudget], object]) -> None:
     run = Run(step_s=0.002, blocked_s=0.005, write_s=0.02, asks=True).train(20_000)
     for batch in range(20_000, 20_500):
         if run.budget.is_quiet(0):
@@ -218,7 +223,7 @@ def test_hooks_are_paid_by_what_is_earned_and_leave_a_tenth_of_it() -> None:
 
 def test_what_is_owed_is_paid_and_does_not_keep_the_first_save_waiting() -> None:
     run = Run(step_s=0.01, blocked_s=0.005, write_s=0.02)
-    run.budget.owe(0.5)
+    run.budget.charge(0.5)
     run.train(20_000)
     one = run.blocked_s + run.write_s
     assert 0.8 * 0.035 * run.now <= run.cost_s + 0.5 <= 0.035 * run.now + one
@@ -233,9 +238,9 @@ def test_what_is_owed_is_paid_and_does_not_keep_the_first_save_waiting() -> None
     ("busy", "cores", "lost"), [(2.0, 2, 1.0), (1.5, 2, 0.5), (1.0, 2, 0.0), (1.2, 16, 0.0), (7.0, 4, 1.0)]
 )
 def test_another_process_takes_what_no_idle_core_has(busy: float, cores: int, lost: float) -> None:
-    def first_save(owe: Callable[[SaveBudget], None]) -> float:
+    def first_save(owe: Callable[[OverheadBudget], None]) -> float:
         now = [0.0]
-        budget = SaveBudget(
+        budget = OverheadBudget(
             0.5,
             nbytes=10_000_000_000,
             clock=lambda: now[0],
@@ -250,15 +255,15 @@ def test_another_process_takes_what_no_idle_core_has(busy: float, cores: int, lo
             now[0] += 0.125
         return now[0]
 
-    seen = first_save(lambda budget: budget.owe_processor_time(4.0))
-    assert seen == first_save(lambda budget: budget.owe(4.0 * lost))
+    seen = first_save(lambda budget: budget.charge_processor_time(4.0))
+    assert seen == first_save(lambda budget: budget.charge(4.0 * lost))
 
 
 @dataclass
 class Device:
     """Batches that take so long on a device that nobody waits for, but in a look; saves slow it down."""
 
-    budget: SaveBudget
+    budget: OverheadBudget
     clock: list[float]
     step_s: float = 0.01
     slower: float = 0.5
@@ -270,7 +275,7 @@ class Device:
 
     @classmethod
     def made(cls, clock: list[float], share: float = 0.5) -> Device:
-        return cls(SaveBudget(share, nbytes=0, clock=lambda: clock[0]), clock)
+        return cls(OverheadBudget(share, nbytes=0, clock=lambda: clock[0]), clock)
 
     def batch(self) -> None:
         self.clock[0] += 1e-4
@@ -456,7 +461,7 @@ def test_the_interval_is_in_batches_however_many_a_hook_is_called_for(each: int)
 
 
 def test_nothing_is_due_before_a_step_is_known() -> None:
-    budget = SaveBudget(0.5, nbytes=0, clock=iter(range(100)).__next__)
+    budget = OverheadBudget(0.5, nbytes=0, clock=iter(range(100)).__next__)
     assert not budget.is_due()
     budget.batches_done(1, saving=False)
     assert not budget.is_due()
@@ -466,7 +471,7 @@ def test_a_large_state_is_not_saved_before_time_for_it_is_earned() -> None:
     seconds = {}
     for nbytes in (1_000, 10_000_000_000):
         run = Run(step_s=0.1, blocked_s=1.0, write_s=1.0)
-        run.budget = SaveBudget(0.035, nbytes=nbytes, clock=lambda run=run: run.now)
+        run.budget = OverheadBudget(0.035, nbytes=nbytes, clock=lambda run=run: run.now)
         seconds[nbytes] = run.train(10_000).saves[0] * 0.1
     assert seconds[1_000] < 1
     assert seconds[10_000_000_000] == pytest.approx(10 / 0.035, rel=0.2)

@@ -19,7 +19,8 @@ from ckptstore.errors import (
     StoreLockedError,
     UnfinishedSaveError,
 )
-from ckptstore.training.saving.failures import SaveFailures, check_on_save_error
+from ckptstore.training.saving.arguments import check_on_save_error
+from ckptstore.training.saving.failures import SaveFailures
 
 FULL = DiskFullError(path=Path("/runs/x"), needed=10, free=1)
 BROKEN = StorageError(operation="fsync", path=Path("/runs/x"), error=OSError(errno.EIO, "Input/output error"))
@@ -119,12 +120,12 @@ def test_removals_that_fail_behind_their_saves_are_failures_in_a_row() -> None:
     unfinished = UnfinishedSaveError(checkpoint=CHECKPOINT, undone="removing", error=BROKEN)
     unfinished.__cause__ = BROKEN
     failures = SaveFailures("warn", 2)
-    failures.heard(CHECKPOINT, None)
+    failures.count(CHECKPOINT, None)
     with pytest.warns(UserWarning, match="1 in a row"):
-        failures.heard_behind(unfinished)
-    failures.heard(CHECKPOINT, None)
+        failures.count_removal(unfinished)
+    failures.count(CHECKPOINT, None)
     with pytest.raises(UnfinishedSaveError):
-        failures.heard_behind(unfinished)
+        failures.count_removal(unfinished)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import keras
 import ckptstore
 from bench import process_cost, workloads
 from bench.workloads import Workload
+from ckptstore.training.saving.schedule import EveryBatches, SaveSchedule
 
 WARM = 3
 
@@ -34,7 +35,7 @@ def prepare(workload: Workload, files: Path) -> dict[str, Any]:
     """Write the files to load."""
     model = workloads.build(workload)
     files.mkdir()
-    workloads.fit(model, workload, [_saves_inside_an_epoch(files / "fit")], batches=3)
+    workloads.fit(model, workload, [saves_inside_an_epoch(files / "fit")], batches=3)
     _restore(model, files / "fit")  # all subjects load the same
     for format in ("keras", "weights"):
         with ckptstore.CheckpointStore(files / f"store-{format}") as store:
@@ -45,15 +46,17 @@ def prepare(workload: Workload, files: Path) -> dict[str, Any]:
     return {"digest": workloads.digest(workloads.host_arrays(model))}
 
 
-def _saves_inside_an_epoch(folder: Path) -> Any:
+def saves_inside_an_epoch(folder: Path, **options: Any) -> Any:
+    """Return a callback that saves every second batch, and leaves the middle of an epoch as the newest checkpoint."""
+
     class SavesInside(ckptstore.StoreCheckpoint):
-        """Leaves a checkpoint from the middle of an epoch as the newest."""
+        """Saves after batches only."""
 
-        def due_at_epoch_end(self, logs: Mapping[str, Any], *, last: bool) -> bool:
-            """Return False, to save after batches only."""
-            return False
+        def _begin_fit(self) -> SaveSchedule:
+            super()._begin_fit()
+            return EveryBatches(2, at_end=False)
 
-    return SavesInside(folder, monitor="loss", save_freq=2)
+    return SavesInside(folder, monitor="loss", **options)
 
 
 def measure(workload: Workload, name: str, files: Path) -> dict[str, Any]:

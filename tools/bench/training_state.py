@@ -28,7 +28,7 @@ from ckptstore.training.session import resumed_run, session
 # Functions of a whole save or load, and those among them that serve the training state alone.
 SAVE = ((session.FitSession, "_save"),)
 CAPTURE = ((session.FitSession, "_state"), (training_state, "collect"))
-LOAD = ((session, "load_resume_point"), (session.FitSession, "_put_back"))
+LOAD = ((session, "load_resume_point"), (session.FitSession, "_restore"))
 APPLY = (
     (OpenPayload, "state"),
     (training_state, "fit_values"),
@@ -37,7 +37,7 @@ APPLY = (
     (adapter, "assign_atomically"),
     (KerasAdapter, "track_assignments"),
     (resumed_run, "first_not_finite"),
-    (session.FitSession, "_put_back"),
+    (session.FitSession, "_restore"),
 )
 LOADS = 4
 
@@ -102,8 +102,8 @@ def measure(workload: Workload, folder: Path) -> dict[str, Any]:
                 saves.append((whole.seconds, part.seconds))
             whole.seconds = part.seconds = 0.0
 
-    callback = ckptstore.StoreCheckpoint(folder / "fit", monitor="loss", save_freq=2, background=False)
-    with watched(SAVE) as whole, watched(CAPTURE) as part, _no_save_at_the_end(callback):
+    callback = loading.saves_inside_an_epoch(folder / "fit", background=False)
+    with watched(SAVE) as whole, watched(CAPTURE) as part:
         workloads.fit(model, workload, [callback, *siblings(), Each()], batches=2 * workload.saves + 1)
     for _ in range(LOADS):
         os.sync()
@@ -119,12 +119,6 @@ def measure(workload: Workload, folder: Path) -> dict[str, Any]:
             workloads.fit(model, workload, callbacks, batches=2 * workload.saves + 3)
         loads.append((whole.seconds, part.seconds))
     return {"capture": _medians(saves[1:]), "apply": _medians(loads[1:])}
-
-
-@contextlib.contextmanager
-def _no_save_at_the_end(callback: Any) -> Iterator[None]:
-    callback.due_at_epoch_end = lambda logs, *, last: False
-    yield
 
 
 def _medians(found: list[tuple[float, float]]) -> dict[str, float]:

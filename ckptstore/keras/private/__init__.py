@@ -79,7 +79,12 @@ from ckptstore.keras.private.epoch_data import (
 )
 from ckptstore.keras.private.fit_loop import FitLoop, running_fit, start_at_epoch
 from ckptstore.keras.private.global_seed import global_seed, reset_global_seed
-from ckptstore.keras.private.jax_train_state import synced_train_state, wait_for_step
+from ckptstore.keras.private.jax_train_state import (
+    synced,
+    synced_train_state,
+    unsynced_model,
+    wait_for_step,
+)
 from ckptstore.keras.private.legacy_h5 import save_legacy_h5
 from ckptstore.keras.private.loading import load_variables
 from ckptstore.keras.private.messages import print_message
@@ -110,7 +115,9 @@ __all__ = [
     "set_attribute",
     "start_at_epoch",
     "start_epoch_clock",
+    "synced",
     "synced_train_state",
+    "unsynced_model",
     "uses_trainable_flags",
     "validation_iterator_count",
     "validation_leaves_batches",

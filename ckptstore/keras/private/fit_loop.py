@@ -37,6 +37,7 @@ class FitLoop:
     """A call of ``fit`` that is running.
 
     Attributes:
+        callback: The callback of ours that Keras calls.
         model: The model that is trained.
         callbacks: Keras' list of all callbacks of this fit.
         data: The training data as Keras iterates over it.
@@ -46,7 +47,8 @@ class FitLoop:
         validation_source: The caller's validation data, or None.
     """
 
-    def __init__(self, model: Any, names: dict[str, Any], code: CodeType) -> None:
+    def __init__(self, callback: Any, model: Any, names: dict[str, Any], code: CodeType) -> None:
+        self.callback = callback
         self.model = model
         self.callbacks: Any = names["callbacks"]
         self.epochs: int = names["epochs"]
@@ -79,14 +81,25 @@ class FitLoop:
 
     # --- callbacks ---------------------------------------------------------------------------------
 
-    def schedule_hooks_without(self, callback: Any) -> None:
-        """Have Keras call batch hooks as if `callback` were not there.
+    @property
+    def others(self) -> list[Any]:
+        """All callbacks of the fit but ours, in order."""
+        return [other for other in self.callbacks.callbacks if other is not self.callback]
+
+    @property
+    def callbacks_after(self) -> list[Any]:
+        """The callbacks that Keras calls after ours."""
+        found = [other is self.callback for other in self.callbacks.callbacks]
+        return list(self.callbacks.callbacks[found.index(True) + 1 :])
+
+    def schedule_hooks_without(self) -> None:
+        """Have Keras call batch hooks as if our callback were not there.
 
         If a callback has batch hooks, Keras waits for each batch's result, and on JAX no longer prepares the next batch
         meanwhile. If no other callback has such hooks, Keras is made to call them in another thread.
         """
         kept = (
-            callback,
+            self.callback,
             getattr(self.callbacks, "_progbar", None),
             getattr(self.callbacks, "_history", None),
         )
@@ -113,11 +126,6 @@ class FitLoop:
         wait(waiting)
         for future in waiting:
             future.result()
-
-    def callbacks_after(self, callback: Any) -> list[Any]:
-        """Return the callbacks that Keras calls after `callback`."""
-        found = [other is callback for other in self.callbacks.callbacks]
-        return list(self.callbacks.callbacks[found.index(True) + 1 :])
 
     def call_remaining(self, hook: str, number: int, error: BaseException) -> None:
         """Call the hook of the callbacks after the one that raised an error, so that all have seen the same batches.
@@ -205,7 +213,7 @@ def running_fit(callback: Any) -> FitLoop | None:
         if frame.f_code.co_name == "fit":
             names = frame.f_locals
             if _is_fit_of(callback, names):
-                return FitLoop(names["self"], names, frame.f_code)
+                return FitLoop(callback, names["self"], names, frame.f_code)
         frame = frame.f_back
     return None
 

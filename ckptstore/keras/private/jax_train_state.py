@@ -20,17 +20,33 @@ _OPTIMIZER = "optimizer_variables"
 _GROUPS = frozenset((_OPTIMIZER, *_VARIABLES))
 
 
-def wait_for_step(callback: Any) -> None:
+def unsynced_model(callback: Any) -> Any:
+    """Return a callback's model as it is; ``callback.model`` writes the state of the last step to its variables first.
+
+    In a Keras without ``Callback._model`` that happens here too, which is slower.
+    """
+    model = getattr(callback, "_model", None)
+    return model if hasattr(model, "jax_state_sync") else callback.model
+
+
+def synced(model: Any) -> Any:
+    """Return a model with the state of the last step in its variables; Keras writes it there."""
+    if hasattr(model, "jax_state_sync"):
+        model.jax_state_sync()
+    return model
+
+
+def wait_for_step(model: Any) -> None:
     """Wait until the last train step is computed; a device may be a few steps late.
 
     Args:
-        callback: A callback of the running fit; its `model` is not accessed.
+        model: The model of the running fit.
     """
     backend = keras.backend.backend()
     if backend == "jax":
         import jax
 
-        state = getattr(getattr(callback, "_model", None), "_jax_state", None) or {}
+        state = getattr(model, "_jax_state", None) or {}
         # One computation makes all of them: asking a thousand one by one takes almost a millisecond.
         jax.block_until_ready([values[-1] for values in state.values() if values])
     elif backend == "torch":
@@ -41,29 +57,28 @@ def wait_for_step(callback: Any) -> None:
 
 
 @contextmanager
-def synced_train_state(callback: Any, *, keep: bool = False) -> Iterator[VariableKinds | None]:
-    """Write the state of the last step to the variables of a callback's model for the block, quickly.
+def synced_train_state(model: Any, *, keep: bool = False) -> Iterator[VariableKinds | None]:
+    """Write the state of the last step to the variables of a model for the block, quickly.
 
     Keras does so when a callback accesses its model: it assigns to one variable after the other with all checks, and
     reads all variables again before the next step. With a thousand variables each takes some milliseconds, in which
     training waits. A value with the shape and dtype of its variable needs no checks; and if the block changes nothing,
-    the next step begins with the state that Keras still holds. In a Keras without one of ``Callback._model``,
-    ``Model._jax_state``, ``_jax_state_synced``, ``Variable._value`` and ``Variable._direct_assign``, or if a value does
-    not match its variable, nothing is done here and Keras does it. If the block raises, variables keep their values.
+    the next step begins with the state that Keras still holds. In a Keras without one of ``Model._jax_state``,
+    ``_jax_state_synced``, ``Variable._value`` and ``Variable._direct_assign``, or if a value does not match its
+    variable, nothing is done here, and `synced` has Keras do it. If the block raises, variables keep their values.
 
     Args:
-        callback: A callback of the running fit; its `model` is not accessed.
+        model: The model of the running fit.
         keep: True to leave the values in the variables, for the code after the fit.
 
     Yields:
         The model's variables of each kind, if they had to be collected.
     """
-    model: Any = getattr(callback, "_model", None)
     state = getattr(model, "_jax_state", None)
-    synced = _sync(model, state)
-    yield synced.kinds if synced else None
-    if synced and not keep and model._jax_state is state and model._jax_state_synced:
-        for variable, value in zip(synced.variables, synced.before, strict=True):
+    done = _sync(model, state)
+    yield done.kinds if done else None
+    if done and not keep and model._jax_state is state and model._jax_state_synced:
+        for variable, value in zip(done.variables, done.before, strict=True):
             variable._value = value
         model._jax_state_synced = False
 

@@ -1,22 +1,26 @@
-"""What callbacks refuse before training: arguments and places that cannot work, in Keras' words."""
+"""Checks of the callbacks' arguments, and of the places they write to; errors use Keras' words where Keras has some."""
 
 from __future__ import annotations
 
 import errno
 import os
+from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 from ckptstore.errors import InvalidArgumentError, StorageError
 
+OnSaveError = Literal["warn", "raise"]
+Resume = Literal["auto", "must", "never"]
+
 
 def check_save_freq(save_freq: object, *, auto: bool = False) -> None:
-    """Refuse what is neither ``"epoch"`` nor a number of batches, nor ``"auto"`` where that is known, in Keras' words.
+    """Check ``save_freq``: ``"epoch"``, a number of batches or, if `auto`, ``"auto"``.
 
     Raises:
-        InvalidArgumentError: It is neither.
+        InvalidArgumentError: It is something else, in Keras' words.
     """
-    is_count = isinstance(save_freq, int) and not isinstance(save_freq, bool) and save_freq > 0
-    if save_freq != "epoch" and not is_count and not (auto and save_freq == "auto"):
+    if save_freq != "epoch" and not _is_count(save_freq) and not (auto and save_freq == "auto"):
         raise InvalidArgumentError(
             argument="save_freq",
             value=save_freq,
@@ -25,8 +29,27 @@ def check_save_freq(save_freq: object, *, auto: bool = False) -> None:
         )
 
 
+def check_backup_arguments(backup_dir: object, save_freq: object) -> None:
+    """Check the arguments of `ckptstore.BackupAndRestore` that Keras has too.
+
+    Raises:
+        InvalidArgumentError: One cannot be used, in Keras' words.
+    """
+    if not backup_dir:
+        raise InvalidArgumentError(
+            argument="backup_dir", value=backup_dir, reason="Empty `backup_dir` argument passed"
+        )
+    if save_freq != "epoch" and save_freq is not False and not _is_count(save_freq):
+        raise InvalidArgumentError(
+            argument="save_freq",
+            value=save_freq,
+            reason=f"Invalid value for argument `save_freq`. Received: save_freq={save_freq}. "
+            "Expected either 'epoch' or an integer value.",
+        )
+
+
 def check_keep(keep: object) -> None:
-    """Refuse what is neither a retention policy nor ``"all"`` nor None.
+    """Check ``keep``: a retention policy, ``"all"`` or None.
 
     Raises:
         InvalidArgumentError: It is something else.
@@ -39,11 +62,116 @@ def check_keep(keep: object) -> None:
         )
 
 
-def refuse_a_second(callback: object, is_resumed: bool) -> None:
-    """Refuse a callback in a fit that another one resumes.
+def check_resume(resume: object) -> None:
+    """Check ``resume``.
 
     Raises:
-        InvalidArgumentError: There is one.
+        InvalidArgumentError: It is not one of the three values.
+
+    Example:
+        >>> check_resume("always")
+        Traceback (most recent call last):
+        ...
+        ckptstore.errors.InvalidArgumentError: resume='always': must be 'auto', 'must' or 'never'
+    """
+    if resume not in ("auto", "must", "never"):
+        raise InvalidArgumentError(
+            argument="resume", value=resume, reason="must be 'auto', 'must' or 'never'"
+        )
+
+
+def check_background(background: object, backpressure: object) -> None:
+    """Check ``background`` and ``backpressure``.
+
+    Raises:
+        InvalidArgumentError: One cannot be used.
+
+    Example:
+        >>> check_background(True, "drop")
+        Traceback (most recent call last):
+        ...
+        ckptstore.errors.InvalidArgumentError: backpressure='drop': must be 'replace' or 'wait'
+    """
+    if not isinstance(background, bool):
+        raise InvalidArgumentError(argument="background", value=background, reason="must be True or False")
+    if backpressure not in ("replace", "wait"):
+        raise InvalidArgumentError(
+            argument="backpressure", value=backpressure, reason="must be 'replace' or 'wait'"
+        )
+
+
+def check_on_save_error(on_save_error: object, max_save_failures: object) -> None:
+    """Check ``on_save_error`` and ``max_save_failures``.
+
+    Raises:
+        InvalidArgumentError: One cannot be used.
+
+    Example:
+        >>> check_on_save_error("ignore", 3)
+        Traceback (most recent call last):
+        ...
+        ckptstore.errors.InvalidArgumentError: on_save_error='ignore': must be 'warn' or 'raise'
+    """
+    if on_save_error not in ("warn", "raise"):
+        raise InvalidArgumentError(
+            argument="on_save_error", value=on_save_error, reason="must be 'warn' or 'raise'"
+        )
+    if not _is_count(max_save_failures):
+        raise InvalidArgumentError(
+            argument="max_save_failures", value=max_save_failures, reason="must be an integer, 1 or more"
+        )
+
+
+def check_max_overhead(max_overhead: object) -> None:
+    """Check ``max_overhead``.
+
+    Raises:
+        InvalidArgumentError: It is not a share of the run.
+
+    Example:
+        >>> check_max_overhead(3.5)
+        Traceback (most recent call last):
+        ...
+        ckptstore.errors.InvalidArgumentError: max_overhead=3.5: must be a share of the run, above 0 and below 1
+    """
+    if not isinstance(max_overhead, (int, float)) or not 0 < max_overhead < 1:
+        raise InvalidArgumentError(
+            argument="max_overhead",
+            value=max_overhead,
+            reason="must be a share of the run, above 0 and below 1",
+        )
+
+
+def interval_s(interval: float | timedelta | None) -> float | None:
+    """Return ``save_interval`` in seconds.
+
+    Raises:
+        InvalidArgumentError: It is not a positive time.
+
+    Example:
+        >>> interval_s(timedelta(minutes=10)), interval_s(30), interval_s(None)
+        (600.0, 30.0, None)
+    """
+    if interval is None:
+        return None
+    try:
+        seconds = interval.total_seconds() if isinstance(interval, timedelta) else float(interval)
+    except (TypeError, ValueError):
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise InvalidArgumentError(
+            argument="save_interval",
+            value=interval,
+            reason="must be a time in seconds, or a timedelta, above zero",
+        )
+    return seconds
+
+
+def refuse_second_resume(callback: object, *, is_resumed: bool) -> None:
+    """Refuse a callback in a fit that another callback resumes.
+
+    Raises:
+        InvalidArgumentError: There is another one.
     """
     if is_resumed:
         raise InvalidArgumentError(
@@ -55,10 +183,10 @@ def refuse_a_second(callback: object, is_resumed: bool) -> None:
 
 
 def refuse_directory(target: Path) -> None:
-    """Refuse a directory where a file is to appear, in Keras' words.
+    """Refuse a directory where a file is to appear.
 
     Raises:
-        StorageError: (an OSError) There is a directory.
+        StorageError: (an OSError) There is a directory, in Keras' words.
     """
     if target.is_dir():
         text = (
@@ -69,11 +197,15 @@ def refuse_directory(target: Path) -> None:
 
 
 def refuse_unwritable(directory: Path) -> None:
-    """Refuse a directory that files cannot be put into.
+    """Refuse a directory that no file can be written into.
 
     Raises:
-        StorageError: They cannot.
+        StorageError: It is not writable.
     """
     if not os.access(directory, os.W_OK | os.X_OK):
         error = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         raise StorageError(operation="writing", path=directory, error=error, hint="choose another folder")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

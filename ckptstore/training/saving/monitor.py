@@ -1,4 +1,4 @@
-"""The quantity that a callback watches: which way is better, and whether a value beats the best so far."""
+"""The monitored metric: which direction is better, whether a value is the best so far, and the best itself."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Mapping
 from enum import Enum, auto
 from typing import Any
 
-from ckptstore.errors import InvalidArgumentError
+from ckptstore.errors import InvalidArgumentError, MetricNotFoundError
 from ckptstore.keras.private import metric_directions
-from ckptstore.metrics import is_better, mode_of, scalar
+from ckptstore.metrics import better_of, is_better, mode_of, scalar
 from ckptstore.records import Mode
 from ckptstore.store.store import CheckpointStore
 
 
 class Verdict(Enum):
-    """What a new value is, against the best."""
+    """A new value, compared with the best so far."""
 
     BETTER = auto()
     NOT_BETTER = auto()
@@ -26,9 +26,9 @@ class Verdict(Enum):
 
 
 def resolve_mode(monitor: str, mode: str, model: Any, *, callback: str) -> Mode:
-    """Return whether lower or higher is better, before the first batch.
+    """Return ``"min"`` or ``"max"``, before the first batch.
 
-    ``"auto"`` asks, in this order: the class of the compiled metric of that name, as Keras does; the name.
+    ``"auto"`` looks, in this order, at the class of the compiled metric of that name, as Keras does, and at the name.
 
     Args:
         monitor: Name of the log, with or without ``val_``.
@@ -37,7 +37,7 @@ def resolve_mode(monitor: str, mode: str, model: Any, *, callback: str) -> Mode:
         callback: Name of the callback, for the message.
 
     Raises:
-        InvalidArgumentError: Nothing tells, in Keras' words.
+        InvalidArgumentError: Neither tells the direction; in Keras' words.
     """
     if mode in ("min", "max"):
         return "min" if mode == "min" else "max"
@@ -69,7 +69,7 @@ def _direction(name: str, known: Mapping[str, str]) -> str | None:
 
 
 def judge(value: Any, best: float | None, mode: Mode) -> Verdict:
-    """Say what a log's value is against the best so far.
+    """Compare a log's value with the best so far.
 
     Args:
         value: The log: a number, a backend scalar, anything, or None where there is no such log.
@@ -90,10 +90,138 @@ def judge(value: Any, best: float | None, mode: Mode) -> Verdict:
     return Verdict.BETTER if is_better(number, best, mode) else Verdict.NOT_BETTER
 
 
-def best_shown(store: CheckpointStore, run: str, monitor: str, mode: Mode) -> float | None:
-    """Return the value that must be beaten: that of the best checkpoint which a file of the run still shows.
+class MonitoredMetric:
+    """The metric that a callback monitors, and its best value so far.
 
-    Without placeholders that is the one checkpoint at the path. A file that the user removed voids its value.
+    A value counts as the best from the moment that its save is handed over, so that the next one is compared with it.
+    If that save fails, the best is again that of the last save that succeeded.
+
+    Args:
+        name: Name of the log.
+        mode: ``"auto"``, ``"min"`` or ``"max"``.
+        threshold: The best to begin with, or None.
+        callback: Name of the callback, for messages.
+
+    Attributes:
+        name: Name of the log.
+        mode: ``"min"`` or ``"max"``; None until `resolve`, and where nothing tells the direction.
+        best: The best value so far, or None.
+
+    Example:
+        >>> import keras
+        >>> metric = MonitoredMetric("val_loss", threshold=0.5)
+        >>> metric.resolve(keras.Model())
+        'min'
+        >>> metric.improvement({"val_loss": 0.6}), metric.improvement({"val_loss": 0.4})
+        (None, 0.4)
+        >>> metric.begin_save(0.4)
+        >>> metric.best
+        0.4
+        >>> metric.settle(0.4, saved=False)
+        >>> metric.best
+        0.5
+    """
+
+    def __init__(
+        self,
+        name: str,
+        mode: str = "auto",
+        *,
+        threshold: float | None = None,
+        callback: str = "StoreCheckpoint",
+    ) -> None:
+        self.name = name
+        self.mode: Mode | None = None
+        self._option = mode
+        self._threshold = threshold
+        self._callback = callback
+        self.best = self._saved = threshold
+
+    def resolve(self, model: Any) -> Mode:
+        """Find out the direction, see `resolve_mode`.
+
+        Raises:
+            InvalidArgumentError: Nothing tells the direction.
+        """
+        self.mode = resolve_mode(self.name, self._option, model, callback=self._callback)
+        return self.mode
+
+    @property
+    def with_mode(self) -> tuple[str, Mode] | None:
+        """The metric's name and direction, as the store wants them; None where the direction is not known."""
+        return None if self.mode is None else (self.name, self.mode)
+
+    def begin(self, best: float | None) -> None:
+        """Begin with a best value, such as one in the store."""
+        self.best = self._saved = best
+
+    def begin_with_published(self, store: CheckpointStore, run: str) -> None:
+        """Begin with the best value that a published file of the run shows, or the threshold if that is better."""
+        assert self.mode is not None
+        self.begin(better_of(self._threshold, best_shown(store, run, self.name, self.mode), self.mode))
+
+    # --- values ------------------------------------------------------------------------------------
+
+    def judge(self, value: Any) -> Verdict:
+        """Compare a log's value with the best so far; the direction must be known."""
+        assert self.mode is not None
+        return judge(value, self.best, self.mode)
+
+    def improvement(self, metrics: Mapping[str, Any]) -> float | None:
+        """Return the metric's value if it is the best so far, else None."""
+        if self.mode is None:
+            return None
+        value = metrics.get(self.name)
+        return scalar(value) if self.judge(value) is Verdict.BETTER else None
+
+    def begin_save(self, value: float | None) -> None:
+        """Take a value whose save is on its way as the best; None for a save that is not the best."""
+        if value is not None:
+            self.best = value
+
+    def settle(self, value: float | None, *, saved: bool) -> None:
+        """Take note of the outcome of a save that was the best with this value, or that was not the best (None)."""
+        if not saved:
+            self.best = self._saved
+        elif value is not None and self.mode is not None:
+            self._saved = value
+            self.best = better_of(self.best, value, self.mode)
+
+    # --- a fit that is resumed -----------------------------------------------------------------------
+
+    def state(self, logs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the best value so far, that of the logs included, as training state."""
+        value = self.improvement(logs)
+        return {
+            "best": self.best if value is None else logs[self.name],
+            "monitor": self.name,
+            "mode": self.mode,
+        }
+
+    def set_state(self, saved: Mapping[str, Any], store: CheckpointStore, run: str) -> None:
+        """Continue with the value that `state` returned; where that is of another metric, with the store's best."""
+        live = {"monitor": self.name, "mode": self.mode}
+        same = all(saved.get(name, value) == value for name, value in live.items())
+        self.begin(saved.get("best", self.best) if same else self._best_in(store, run))
+
+    def _best_in(self, store: CheckpointStore, run: str) -> float | None:
+        if self.mode is None:
+            return self._threshold
+        try:
+            found = store.best(self.name, mode=self.mode, run=run)
+        except MetricNotFoundError:
+            return self._threshold
+        return (
+            self._threshold
+            if found is None
+            else better_of(self._threshold, found.metrics[self.name], self.mode)
+        )
+
+
+def best_shown(store: CheckpointStore, run: str, monitor: str, mode: Mode) -> float | None:
+    """Return the best value among the checkpoints that the run's published files show, or None.
+
+    Without placeholders that is the one checkpoint at the path. The value of a file that the user removed is void.
     """
     values: list[float] = []
     for path, version in store.published(run).items():

@@ -77,7 +77,7 @@ class Interval:
         }
 
 
-class SaveBudget:
+class OverheadBudget:
     """The account of one fit.
 
     Args:
@@ -89,7 +89,7 @@ class SaveBudget:
 
     Example:
         >>> seconds = iter(range(1000))
-        >>> budget = SaveBudget(0.1, nbytes=0, clock=lambda: next(seconds))
+        >>> budget = OverheadBudget(0.1, nbytes=0, clock=lambda: next(seconds))
         >>> for _ in range(5):
         ...     budget.batches_done(1, saving=False)
         >>> budget.saved()  # a second after the batch
@@ -290,11 +290,11 @@ class SaveBudget:
         self._seen.append(took)
         self._quiet_s = max(_HOOK_S, statistics.median(self._seen))
 
-    def owe(self, seconds: float) -> None:
+    def charge(self, seconds: float) -> None:
         """Note seconds that the training has waited for what is no save, such as the beginning."""
         self._debt_s += seconds
 
-    def owe_processor_time(self, seconds: float) -> None:
+    def charge_processor_time(self, seconds: float) -> None:
         """Note seconds of processor time that another process has used for what is no save, such as its start.
 
         The training has lost as much of it as there was no idle core for.

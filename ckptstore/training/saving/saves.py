@@ -1,225 +1,363 @@
-"""The saves of one callback: each waited for, or handed over to what saves beside the training and heard of later."""
+"""Saves of one run: a snapshot of the model is committed at once, or handed to the background and settled later."""
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from ckptstore.background.save_queue import Backpressure, SaveQueue
 from ckptstore.background.worker import Outcome
-from ckptstore.errors import InvalidArgumentError, UnfinishedSaveError
+from ckptstore.errors import UnfinishedSaveError
 from ckptstore.formats.payload import is_streamable
-from ckptstore.records import Checkpoint
+from ckptstore.keras.private import print_message
+from ckptstore.metrics import scalars
+from ckptstore.records import Checkpoint, Format
 from ckptstore.retention import Policy
 from ckptstore.store.model_adapter import Snapshots, adapter_for
 from ckptstore.store.store import CheckpointStore
 from ckptstore.training.saving.failures import SaveFailures
+from ckptstore.training.saving.monitor import MonitoredMetric
+from ckptstore.training.saving.run_writer import RunWriter
+from ckptstore.training.saving.save_point import SavePoint
+from ckptstore.training.saving.schedule import SaveSchedule
 
-# What a callback wants to remember of a save until it hears of it.
-Note = TypeVar("Note")
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaveSettings:
+    """What a callback asks of all its saves.
+
+    Attributes:
+        format: The payload's format.
+        keep: The retention policy; None keeps everything.
+        verbose: 1 to print a line for each checkpoint, 0 for none.
+        discard_at_end: Whether to remove the run from the store when the fit is complete.
+    """
+
+    format: Format = "keras"
+    keep: Policy | None = None
+    verbose: int = 0
+    discard_at_end: bool = False
 
 
-class Saves(Generic[Note]):
-    """Saves a model into a store, from the beginning of a fit to its end.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pending:
+    """A save whose outcome is not known yet.
+
+    Attributes:
+        batches: The batches since the save before, for the schedule.
+        best: The monitored value if it is the best so far, else None.
+        policy: The user's own retention policy, which another process does not know; None for ours.
+        name: The published path as the user spelled it.
+    """
+
+    batches: int
+    best: float | None
+    policy: Policy | None
+    name: str
+
+
+class Saves:
+    """Saves a model into one run of a store, fit after fit.
+
+    It takes snapshots, finds out which are the best, applies retention, and reports outcomes: to the schedule, to the
+    user, and in `last`.
 
     Args:
-        failures: What is done when a save fails.
-        settled: Told of each save, in order: the callback's note, and the checkpoint or None where there is none.
-        background: Whether to save beside the training.
+        path: The store's directory, absolute.
+        run: The run.
+        failures: Handles failed saves.
+        background: Whether to save in the background.
         backpressure: See `ckptstore.background.save_queue.SaveQueue`.
 
     Attributes:
-        background: Whether to save beside the training.
+        background: Whether to save in the background.
         backpressure: See `ckptstore.background.save_queue.SaveQueue`.
+        settings: What the callback asks of all saves; set before a fit begins.
+        monitored: The monitored metric, or None; set before a fit begins.
+        needs_preparation: True until `prepare` is called, in a fit that saves in the background.
+        last: The checkpoint that was saved last, or None.
     """
 
     def __init__(
         self,
+        path: Path,
+        run: str,
         failures: SaveFailures,
-        settled: Callable[[Note, Checkpoint | None], None],
         *,
         background: bool,
         backpressure: Backpressure,
     ) -> None:
         self.background = background
-        self._failures = failures
-        self._settled = settled
         self.backpressure: Backpressure = backpressure
-        self._store: CheckpointStore | None = None
-        self._run = ""
+        self.settings = SaveSettings()
+        self.monitored: MonitoredMetric | None = None
+        self.last: Checkpoint | None = None
+        self._failures = failures
+        self._writer = RunWriter(path, run)
+        self._schedule = SaveSchedule()
         self._snapshots: Snapshots | None = None
         self._queue: SaveQueue | None = None
-        self._prepared = False
+        self.needs_preparation = False
         self._start_s = 0.0
-        self._notes: dict[int, tuple[Note, Policy | None]] = {}
-
-    def anew(self, failures: SaveFailures, settled: Callable[[Note, Checkpoint | None], None]) -> Saves[Note]:
-        """Return such saves for a copy of the callback, which begins a fit of its own."""
-        return Saves(failures, settled, background=self.background, backpressure=self.backpressure)
+        self._pending: dict[int, _Pending] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the running fit and the callback out; `anew` makes of the rest what a copy needs."""
-        return {"background": self.background, "backpressure": self.backpressure}
+        """Leave the running fit out: a copy begins its own."""
+        return {
+            **self.__dict__,
+            "monitored": copy.copy(self.monitored),
+            "_failures": copy.copy(self._failures),
+            "_writer": copy.copy(self._writer),
+            "_schedule": SaveSchedule(),
+            "_snapshots": None,
+            "_queue": None,
+            "_pending": {},
+            "needs_preparation": False,
+        }
 
-    def begin(self, store: CheckpointStore, run: str, model: Any) -> None:
-        """Get ready for a fit: the process that saves starts by itself meanwhile."""
-        self._store, self._run, self._snapshots = store, run, adapter_for(model).snapshots()
-        self._prepared, self._notes, self._start_s = False, {}, 0.0
+    @property
+    def path(self) -> Path:
+        """The store's directory, absolute."""
+        return self._writer.path
+
+    @property
+    def run(self) -> str:
+        """The run."""
+        return self._writer.run
+
+    @property
+    def store(self) -> CheckpointStore | None:
+        """The store while it is open, else None."""
+        return self._writer.store
+
+    # --- a fit -------------------------------------------------------------------------------------
+
+    def open(self, fit: object, *, ready: Callable[[], None] | None = None) -> CheckpointStore:
+        """Open the store, finish what a crash left, and take the run; see `RunWriter.open`."""
+        return self._writer.open(fit, ready=ready, before=self.end)
+
+    def begin(self, model: Any, schedule: SaveSchedule | None = None) -> None:
+        """Prepare for the saves of a fit; the process that saves starts meanwhile.
+
+        Args:
+            model: The model.
+            schedule: Is told of each save and its outcome.
+        """
+        store = self._writer.store
+        assert store is not None
+        self._schedule = SaveSchedule() if schedule is None else schedule
+        self._snapshots = adapter_for(model).snapshots()
+        self._pending, self._start_s = {}, 0.0
+        self.needs_preparation = self.background
         if self.background:
-            self._queue = store.saving_beside(run, backpressure=self.backpressure)
+            self._queue = store.saving_beside(self.run, backpressure=self.backpressure)
             self._queue.start()
 
-    @property
-    def waiting(self) -> bool:
-        """Whether saves are on their way."""
-        return bool(self._notes)
-
-    def new_start_s(self) -> float:
-        """Return the seconds of processor time that other processes took to start, heard of since the last call."""
-        new, self._start_s = self._start_s, 0.0
-        return new
-
-    # --- saving --------------------------------------------------------------------------------------
-
-    def save(
-        self, model: Any, note: Note, *, droppable: bool = False, best: bool = False, **options: Any
-    ) -> bool:
-        """Save, or hand over; returns whether that was done.
-
-        A crash after this returns leaves the checkpoint saved; beside the training, by the process that has it.
-
-        Args:
-            model: The model; it may change as soon as this returns.
-            note: Comes back with the checkpoint.
-            droppable: True where a newer one may take its place while it waits for the disk.
-            best: True where it is the best so far; then only a better one may.
-            **options: As for `CheckpointStore.save`.
-
-        Raises:
-            CheckpointStoreError: As `CheckpointStore.save`, as far as `SaveFailures` lets it pass.
-        """
-        assert self._store is not None
-        snapshots = self._snapshots or adapter_for(model).snapshots()
-        snapshot, request = self._store.prepare(model, run=self._run, snapshots=snapshots, **options)
-        if self._queue is None or not is_streamable(snapshot):
-            # What only h5py can write is not copied, and comes after what is on its way.
-            self.drain()
-            store = self._store
-            saved = self._failures.attempt(lambda: store.commit(snapshot, request))
-            self._settled(note, saved)
-            return saved is not None
-        # A user's own function is not known to another process.
-        mine = None if request.keep is None or getattr(request.keep, "is_builtin", False) else request.keep
-        if mine is not None:
-            request = replace(request, keep=None)
-        handed = self._queue.submit(snapshot, request, droppable=droppable, best=best)
-        if handed is None:
-            return False
-        if handed.dropped is not None:
-            self._notes.pop(handed.dropped, None)
-        self._notes[handed.number] = note, mine
-        return True
-
-    @property
-    def to_prepare(self) -> bool:
-        """Whether `prepare` has something to do, and was not called yet."""
-        return self._queue is not None and not self._prepared
-
-    def prepare(self, model: Any, **options: Any) -> None:
-        """Do early what the first save would wait for."""
-        self._prepared = True
-        if self._queue is None:
-            return
-        assert self._store is not None
-        snapshot, _ = self._store.prepare(model, run=self._run, snapshots=self._snapshots, **options)
-        if is_streamable(snapshot):
-            self._queue.prepare(snapshot)
-
-    # --- hearing of them -----------------------------------------------------------------------------
-
-    def settle(self) -> None:
-        """Tell the callback of what is saved by now; waits for nothing.
-
-        Raises:
-            CheckpointStoreError: A save failed, and `SaveFailures` says to raise.
-        """
-        if self._notes and self._queue is not None:
-            self._hear(self._queue.outcomes())
-
-    def drain(self) -> None:
-        """Wait until nothing is on its way; a line says so where it takes long.
-
-        Raises:
-            CheckpointStoreError: As `settle`.
-        """
-        if self._queue is not None and self._notes:
-            self._queue.drain()
-            self.settle()
-
     def end(self, error: BaseException | None = None) -> None:
-        """Wait for what is on its way and let go of the store; may be repeated.
+        """Wait for saves that are not finished and end the process that saves; may be repeated.
 
         Args:
-            error: What ends the fit; failures of saves are then notes on it.
+            error: What ends the fit; failures of saves then become notes on it.
 
         Raises:
-            CheckpointStoreError: As `settle`; everything is let go of all the same.
+            CheckpointStoreError: As `settle`; everything is released all the same.
         """
         queue = self._queue
         try:
             self.drain()
             if queue is not None:
                 queue.close()
-                self._hear(queue.outcomes())
+                self._settle_all(queue.outcomes())
         except Exception as failure:
             if error is None:
                 raise
-            error.add_note(f"a save before that failed too: {failure}")
+            error.add_note(f"an earlier save failed too: {failure}")
         finally:
-            self._queue = self._store = self._snapshots = None
-            self._notes = {}
+            self._queue = self._snapshots = None
+            self._pending, self.needs_preparation = {}, False
             if queue is not None:
                 queue.close()
 
-    def _hear(self, outcomes: list[Outcome]) -> None:
+    def close(self, error: BaseException | None = None) -> None:
+        """Release the run and the store; after an `error` the start counts as one without progress."""
+        self._writer.close(error)
+
+    def close_for_another(self) -> None:
+        """Wait for saves that are not finished, then release the run and the store."""
+        self._writer.close_for_another()
+
+    def fit_ended(self, *, complete: bool) -> None:
+        """Discard the run if that is wanted and the fit is complete; a crash meanwhile leaves all of it, or nothing."""
+        if complete and self.settings.discard_at_end:
+            CheckpointStore.discard(self.path, run=self.run)
+
+    # --- saving ------------------------------------------------------------------------------------
+
+    @property
+    def is_saving(self) -> bool:
+        """True while a save in the background is not settled."""
+        return bool(self._pending)
+
+    def prepare(self, model: Any) -> None:
+        """Do early what the first save would otherwise wait for."""
+        self.needs_preparation = False
+        if self._queue is None or self.store is None:
+            return
+        snapshot, _ = self.store.prepare(
+            model, run=self.run, snapshots=self._snapshots, epoch=0, format=self.settings.format
+        )
+        if is_streamable(snapshot):
+            self._queue.prepare(snapshot)
+
+    def save(self, model: Any, point: SavePoint, *, name: str = "") -> bool:
+        """Save, or hand over to the background; returns False if the save failed or was left out.
+
+        A crash after this returns leaves the checkpoint saved: in the background, by the process that has it.
+
+        Args:
+            model: The model; it may change as soon as this returns.
+            point: The position, with its logs and state.
+            name: The published path as the user spelled it.
+
+        Raises:
+            CheckpointStoreError: As `CheckpointStore.save`, unless `SaveFailures` lets training continue.
+        """
+        store, monitored, schedule = self.store, self.monitored, self._schedule
+        assert store is not None
+        metrics = self._metrics(point.logs)
+        best = None if monitored is None else monitored.improvement(metrics)
+        batches = schedule.save_begins()
+        snapshot, request = store.prepare(
+            model,
+            run=self.run,
+            snapshots=self._snapshots or adapter_for(model).snapshots(),
+            epoch=point.epoch,
+            batch=point.batch,
+            step=point.step,
+            metrics=metrics,
+            keep=self.settings.keep,
+            monitor=None if monitored is None else monitored.with_mode,
+            publish=point.publish,
+            format=self.settings.format,
+            fit=point.fit,
+            resumable=point.resumable,
+            notes=schedule.events(),
+        )
+        # Another process does not know a user's own function.
+        policy = None if request.keep is None or getattr(request.keep, "is_builtin", False) else request.keep
+        pending = _Pending(batches=batches, best=best, policy=policy, name=name)
+        if self._queue is None or not is_streamable(snapshot):
+            # What only h5py can write is not copied, and comes after the saves in the background.
+            self.drain()
+            saved = self._failures.attempt(lambda: store.commit(snapshot, request))
+            self._settle(pending, saved)
+            if saved is None:
+                schedule.not_saved()
+                return False
+        else:
+            if policy is not None:
+                request = replace(request, keep=None)
+            handed = self._queue.submit(snapshot, request, droppable=point.droppable, best=best is not None)
+            if handed is None:
+                schedule.left_out(batches)
+                return False
+            if handed.dropped is not None:
+                self._pending.pop(handed.dropped, None)
+            self._pending[handed.number] = pending
+            if monitored is not None:
+                monitored.begin_save(best)
+        schedule.handed_over(saving=self.is_saving)
+        return True
+
+    def _metrics(self, logs: Mapping[str, Any]) -> dict[str, float]:
+        """Return the logs that are numbers."""
+        return scalars(logs)[0]
+
+    def is_best(self, logs: Mapping[str, Any]) -> bool:
+        """Return True if the monitored metric in the logs is the best so far."""
+        return self.monitored is not None and self.monitored.improvement(self._metrics(logs)) is not None
+
+    # --- outcomes ----------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Report the saves that have finished in the background; waits for nothing.
+
+        Raises:
+            CheckpointStoreError: A save failed, and `SaveFailures` asks for an error.
+        """
+        if self._pending and self._queue is not None:
+            self._settle_all(self._queue.outcomes())
+
+    def drain(self) -> None:
+        """Wait until all saves are finished, and report them; a line is printed if that takes long.
+
+        Raises:
+            CheckpointStoreError: As `settle`.
+        """
+        if self._queue is not None and self._pending:
+            self._queue.drain()
+            self.settle()
+
+    def _settle_all(self, outcomes: list[Outcome]) -> None:
         for position, outcome in enumerate(outcomes):
             try:
-                self._hear_one(outcome)
+                self._settle_outcome(outcome)
             except BaseException:
-                self._hear_rest(outcomes[position + 1 :])
+                # An error ends the training; what was saved after it is taken note of all the same.
+                for later in outcomes[position + 1 :]:
+                    if later.number in self._pending:
+                        self._settle(self._pending.pop(later.number), later.checkpoint)
                 raise
-        # At the end, since a filter may make an exception of it.
+        # At the end, since a filter may turn a warning into an exception.
         for text in [text for outcome in outcomes for text in outcome.warnings]:
             warnings.warn(text, UserWarning, stacklevel=2)
 
-    def _hear_one(self, outcome: Outcome) -> None:
+    def _settle_outcome(self, outcome: Outcome) -> None:
         error = outcome.error
         if error is not None:
             error.__cause__ = outcome.cause
         self._start_s += outcome.start_s
-        noted = self._notes.pop(outcome.number, None)
-        if noted is None:
-            # Of a removal behind the save; or of a save whose note an interrupt has prevented.
+        pending = self._pending.pop(outcome.number, None)
+        if pending is None:
+            # Of a removal after the save; or an interrupt came before the save was noted as pending.
             if isinstance(error, UnfinishedSaveError):
-                self._failures.heard_behind(error)
+                self._failures.count_removal(error)
             return
-        note, mine = noted
         saved = None
         try:
-            if error is None and outcome.checkpoint is not None and mine is not None:
-                error = self._retain(outcome.checkpoint, mine)
-            saved = self._failures.heard(outcome.checkpoint, error)
+            if error is None and outcome.checkpoint is not None and pending.policy is not None:
+                error = self._retain(outcome.checkpoint, pending.policy)
+            saved = self._failures.count(outcome.checkpoint, error)
         finally:
-            self._settled(note, saved)
+            self._settle(pending, saved)
+
+    def _settle(self, pending: _Pending, saved: Checkpoint | None) -> None:
+        if self.monitored is not None:
+            self.monitored.settle(pending.best, saved=saved is not None)
+        self._schedule.settled(saved, pending.batches, saving=self.is_saving, start_s=self._start_s)
+        if saved is None:
+            return
+        self._start_s = 0.0
+        self.last = saved
+        if self.settings.verbose > 0:
+            self._print_saved(saved, pending.best, pending.name)
+
+    def _print_saved(self, saved: Checkpoint, best: float | None, name: str) -> None:
+        metric = "" if self.monitored is None else self.monitored.name
+        suffix = "" if best is None else f", the best {metric} so far: {best:.5f}"
+        batch = "" if saved.batch is None else f", batch {saved.batch + 1}"
+        print_message(f"\nEpoch {saved.epoch + 1}{batch}: saved as version {saved.version}{suffix}")
 
     def _retain(self, saved: Checkpoint, policy: Policy) -> UnfinishedSaveError | None:
-        assert self._store is not None
+        assert self.store is not None
         try:
-            self._store.retain(self._run, policy)
+            self.store.retain(self.run, policy)
         except Exception as error:
-            # Whatever it is: it comes from what the user wrote.
+            # Any error of the user's own code.
             unfinished = UnfinishedSaveError(
                 checkpoint=saved, undone="removing what the policy does not keep", error=error
             )
@@ -227,29 +365,13 @@ class Saves(Generic[Note]):
             return unfinished
         return None
 
-    def _hear_rest(self, outcomes: list[Outcome]) -> None:
-        """Note what is saved behind a save whose failure ends the training."""
-        for outcome in outcomes:
-            if outcome.number in self._notes:
-                note, _ = self._notes.pop(outcome.number)
-                self._settled(note, outcome.checkpoint)
+    # --- a fit that is resumed -----------------------------------------------------------------------
 
+    def state(self, logs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the training state of the saves themselves, if `logs` were saved now."""
+        return {} if self.monitored is None else self.monitored.state(logs)
 
-def check_background(background: object, backpressure: object) -> None:
-    """Check the two arguments of a callback.
-
-    Raises:
-        InvalidArgumentError: One cannot be used.
-
-    Example:
-        >>> check_background(True, "drop")
-        Traceback (most recent call last):
-        ...
-        ckptstore.errors.InvalidArgumentError: backpressure='drop': must be 'replace' or 'wait'
-    """
-    if not isinstance(background, bool):
-        raise InvalidArgumentError(argument="background", value=background, reason="must be True or False")
-    if backpressure not in ("replace", "wait"):
-        raise InvalidArgumentError(
-            argument="backpressure", value=backpressure, reason="must be 'replace' or 'wait'"
-        )
+    def set_state(self, saved: Mapping[str, Any]) -> None:
+        """Continue with what `state` returned."""
+        if self.monitored is not None and self.store is not None:
+            self.monitored.set_state(saved, self.store, self.run)

@@ -1,61 +1,122 @@
-"""What is saved of a fit beside its model: where callbacks and data stand, and what an optimizer does not tell."""
+"""State of a fit that is saved with the model: callbacks, data, learning rates, logs, random generators.
+
+Two copies of it are taken early. A validation changes metrics and generators, so that a save in the middle of one needs
+them as they were before. And a callback that raises in ``on_epoch_begin``, or before the first batch, ends the fit when
+others, and perhaps the data, have seen the epoch begin: what can be resumed from is the end of the epoch before.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import numpy as np
 
 from ckptstore.formats.snapshot import FitState, VariableKinds
-from ckptstore.keras.state import callbacks, optimizers
+from ckptstore.keras.state import callbacks, optimizers, random_state
+from ckptstore.keras.state.arrays import host_array, independent_copies
+from ckptstore.keras.state.random_state import GlobalGenerators
 from ckptstore.metrics import scalar
 from ckptstore.training.data.replay import Iteration
-from ckptstore.training.session.position import FitPosition
-from ckptstore.training.session.save_point import Moment, Saver
+from ckptstore.training.session.position import BatchPosition
 
 
 def values_of(
-    saver: Saver,
-    siblings: Sequence[Any],
+    model: Any,
+    others: Sequence[Any],
     iteration: Iteration,
-    logs: Mapping[str, Any],
     *,
     in_epoch: bool,
     kinds: VariableKinds | None = None,
 ) -> dict[str, Any]:
-    """Return where the parts of a fit stand.
+    """Return the state of the parts of a fit.
 
     Args:
-        saver: The callback that saves.
-        siblings: The others of the fit.
+        model: The model.
+        others: The callbacks of the fit but the one that saves.
         iteration: Of its data.
-        logs: The logs of the last batch, or of the epoch.
         in_epoch: False at an epoch's end.
-        kinds: The model's variables, where these were just looked for.
+        kinds: The model's variables, if they were just looked up.
     """
-    model = saver.model
     return {
-        "saver": saver.progress(logs),
         "stopped": bool(model.stop_training),
         "epochs": iteration.epochs,
-        "callbacks": callbacks.get_states(siblings),
+        "callbacks": callbacks.get_states(others),
         "data": iteration.position(in_epoch=in_epoch),
         optimizers.RATES: optimizers.learning_rates(model),
         optimizers.TRAINED: optimizers.trained_indices(model, kinds and kinds[0]),
     }
 
 
-def moment_of(
-    position: FitPosition, batch: int | None, logs: Mapping[str, Any], fit: FitState, *, last: bool
-) -> Moment:
-    """Return a moment to be saved; after a loss that is not finite it is none to go on from."""
-    loss = scalar(logs.get("loss"))
-    return Moment(
-        epoch=position.epoch,
-        batch=batch,
-        step=position.step,
-        logs=logs,
-        fit=fit,
-        resumable=loss is None or math.isfinite(loss),
-        last=last,
-    )
+def plain_logs(logs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return logs as numbers, and as arrays where they are not single numbers."""
+    numbers = {}
+    for name, value in logs.items():
+        number = scalar(value)
+        numbers[str(name)] = (
+            np.array(host_array(value)) if number is None and hasattr(value, "shape") else number
+        )
+    return numbers
+
+
+@dataclass(frozen=True, slots=True)
+class BeforeValidation:
+    """Copies of what a validation changes, taken before it.
+
+    Attributes:
+        values: Copies of metrics and seed generators as the backend has them, by the variables' ids.
+        generators: The global random generators; None for the present ones.
+    """
+
+    values: Mapping[int, Any] = field(default_factory=dict)
+    generators: GlobalGenerators | None = None
+
+    @classmethod
+    def of(cls, model: Any) -> Self:
+        """Copy what a validation of the model is about to change."""
+        weights = {id(variable) for variable in model.weights}
+        everything = [*model.variables, *model.metrics_variables]
+        left_out = {id(variable): variable for variable in everything if id(variable) not in weights}
+        copies = independent_copies(list(left_out.values()))
+        return cls(dict(zip(left_out, copies, strict=True)), random_state.capture())
+
+    def state(self, values: Mapping[str, Any], kinds: VariableKinds | None) -> FitState:
+        """Return the state of a fit with the copies in the place of the present values.
+
+        Args:
+            values: The state of the fit's parts.
+            kinds: The model's variables, if they were just looked up.
+        """
+        arrays = {key: host_array(value) for key, value in self.values.items()}
+        return FitState(values=values, overrides=arrays, generators=self.generators, variables=kinds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochEnd:
+    """The state of a fit at an epoch's end, before any callback has seen the next epoch begin.
+
+    Attributes:
+        position: The epoch and its batches.
+        values: The state of the other callbacks, and the position in the data.
+        generators: The global random generators.
+        rates: The learning rates, which schedulers set when an epoch begins.
+    """
+
+    position: BatchPosition
+    values: Mapping[str, Any]
+    generators: GlobalGenerators
+    rates: list[float | None]
+
+    @classmethod
+    def of(cls, model: Any, position: BatchPosition, others: list[Any], iteration: Iteration) -> Self | None:
+        """Return the state of a fit, or None if it has not trained yet."""
+        if not position.step:
+            return None
+        values = {"callbacks": callbacks.get_states(others), "data": iteration.position(in_epoch=False)}
+        return cls(
+            position=replace(position),
+            values=values,
+            generators=random_state.capture(),
+            rates=optimizers.learning_rates(model),
+        )

@@ -1,4 +1,4 @@
-"""What is said of a resume: one line on what was resumed, and a warning for what may not be exact."""
+"""Messages about a resume: one line that tells what was resumed, and a warning for what may not be exact."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ckptstore.training.data.replay import Arrival
 from ckptstore.training.session.resumed_run import ResumedRun
 
 
-def say_resumed(resumed: ResumedRun, *, finished: bool, epochs: int) -> None:
-    """Say what a fit goes on from, and its age; warn of what differs from what it was saved with."""
+def print_resumed(resumed: ResumedRun, *, finished: bool, epochs: int) -> None:
+    """Print what a fit resumes from, and its age; warn of what differs from the fit that saved it."""
     checkpoint = resumed.checkpoint
     where = f"epoch {checkpoint.epoch + 1}"
     where += "" if checkpoint.batch is None else f", batch {checkpoint.batch + 1}"
@@ -26,12 +26,12 @@ def say_resumed(resumed: ResumedRun, *, finished: bool, epochs: int) -> None:
     print_message(line)
     if resumed.drift:
         _warn(
-            f"the run goes on with other settings or versions than it was saved with: {'; '.join(resumed.drift)}"
+            f"the run continues with other settings or versions than it was saved with: {'; '.join(resumed.drift)}"
         )
     if resumed.not_finite is not None:
         _warn(
             f"version {checkpoint.version} holds weights that are not finite ({resumed.not_finite}), though the loss "
-            "was: training cannot recover from them; restore an older version, and begin anew from it (resume='never')"
+            "was: training cannot recover from them; restore an older version, and start again from it (resume='never')"
         )
     if "data" not in resumed.values:
         _warn(
@@ -48,11 +48,11 @@ def _age(resumed: ResumedRun) -> str:
     return f"{seconds:.0f} s"
 
 
-def say_arrived(arrival: Arrival) -> None:
-    """Say what replaying the data cost; warn of generators that make it inexact."""
+def print_arrived(arrival: Arrival) -> None:
+    """Print what the replay of the data has cost; warn of generators that make it inexact."""
     if arrival.batches:
         print_message(
-            f"\nckptstore: {arrival.batches} batches passed over in {arrival.seconds:.2f} s, training goes on"
+            f"\nckptstore: {arrival.batches} batches skipped in {arrival.seconds:.2f} s, training continues"
         )
     if arrival.inexact:
         _warn(
@@ -61,34 +61,34 @@ def say_arrived(arrival: Arrival) -> None:
         )
 
 
-def say_doubts(reasons: list[str]) -> None:
+def warn_inexact(reasons: list[str]) -> None:
     """Warn of what may keep the run from being exact."""
     for reason in reasons:
         _warn(f"the run may not be exact: {reason}")
 
 
-def say_left_out(keys: list[str]) -> None:
-    """Warn of callbacks that begin anew."""
+def warn_not_restored(keys: list[str]) -> None:
+    """Warn of callbacks whose state could not be restored."""
     if keys:
         names = ", ".join(key.rpartition(":")[0] for key in keys)
-        _warn(f"callbacks without get_state() and set_state(state) begin anew: {names}")
+        _warn(f"callbacks without get_state() and set_state(state) start again without their state: {names}")
 
 
-def say_without_loop(resumed: ResumedRun | None, model: Any) -> None:
-    """Warn that only the epoch can be gone on with, in a loop that is not Keras' own; begin there."""
+def begin_without_loop(resumed: ResumedRun | None, model: Any) -> None:
+    """Begin at the resumed epoch in a loop that is not Keras' own; warn that only the epoch is resumed there."""
     text = "this training loop is not Keras' own: other callbacks and the position in the data are not saved"
     if resumed is None:
         _warn(text)
         return
     start_at_epoch(model, resumed.next_epoch)
     again = f"; {resumed.batches} batches of the epoch are trained on again" if resumed.batches else ""
-    _warn(f"{text}; going on at the beginning of epoch {resumed.next_epoch + 1}{again}")
+    _warn(f"{text}; continuing at the beginning of epoch {resumed.next_epoch + 1}{again}")
 
 
-def say_stopped(received: signal.Signals, path: Path) -> None:
-    """Say that a signal ends the fit, and where it goes on from."""
+def print_stopped(received: signal.Signals, path: Path) -> None:
+    """Print that a signal ends the fit, and where it resumes from."""
     print_message(
-        f"\nckptstore: {received.name} received, training stops; started again, it goes on from {path}"
+        f"\nckptstore: {received.name} received, training stops; started again, it resumes from {path}"
     )
 
 

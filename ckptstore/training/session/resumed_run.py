@@ -122,11 +122,11 @@ class ResumedRun:
         adapter.restore_state(model, self.state, metrics=True)
         behind_last_epoch()
 
-    def put_back_callbacks(self, callbacks: Sequence[Any]) -> list[str]:
+    def restore_callbacks(self, callbacks: Sequence[Any]) -> list[str]:
         """Give the other callbacks their state; returns those of which none is known."""
         return callback_state.set_states(callbacks, self.values.get("callbacks", {}))
 
-    def put_back_generators(self) -> None:
+    def restore_generators(self) -> None:
         """Set the global random generators to where they were at the save."""
         training_state.restore_generators(self.state)
 

@@ -1,0 +1,35 @@
+"""A position of a fit at which it is saved, with its logs and its state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ckptstore.formats.snapshot import FitState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavePoint:
+    """A position at which a fit is saved.
+
+    Attributes:
+        epoch: Zero-based index of the epoch.
+        batch: Zero-based index of its last finished batch, or None at its end.
+        step: Finished batches of the run.
+        logs: Keras' logs.
+        fit: State of the fit; None for a checkpoint that holds none.
+        resumable: False after a loss that is not finite: such a checkpoint is no resume point.
+        droppable: True if a newer save may replace this one while it waits for the disk.
+        publish: The path at which the file appears, or None.
+    """
+
+    epoch: int
+    batch: int | None
+    step: int
+    logs: Mapping[str, Any]
+    fit: FitState | None = None
+    resumable: bool = True
+    droppable: bool = False
+    publish: Path | None = None
