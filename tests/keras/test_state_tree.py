@@ -297,7 +297,7 @@ def test_the_error_says_where_and_what(value: Any, place: str, named: str) -> No
     [{"new": 1}, {"array": 7}, {}, {"int": "x"}, {"scalar": ["<f4", "AAAAAAA="]}, {"scalar": ["no", ""]}],
 )
 def test_an_unreadable_document_raises_our_error(document: Any) -> None:
-    with pytest.raises(InvalidArgumentError, match="no state that this ckptstore can read"):
+    with pytest.raises(InvalidArgumentError, match="not a state that this ckptstore can read"):
         unpack([document], {}, "x")
 
 
