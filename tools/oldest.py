@@ -1,7 +1,7 @@
-"""Prints constraints that hold every dependency at the lower bound that pyproject.toml states for it.
+"""Prints constraints that pin every dependency to its lower bound in pyproject.toml.
 
-What pyproject.toml does not bound (test tools, say) stays at the release in constraints.txt, unless that
-could not be installed beside the old ones: `[tool.ckptstore.oldest]` in pyproject.toml says which then.
+A package without a bound (such as test tools) keeps its release in constraints.txt, unless that is incompatible with
+the old ones: `[tool.ckptstore.oldest]` in pyproject.toml then names another release.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ BOUND = re.compile(r"^([A-Za-z0-9_.-]+)>=([0-9][0-9a-z.]*)(?:;.*)?$")
 
 
 def normal(name: str) -> str:
-    """Return a package's name as package indexes compare it."""
+    """Return a package's normalized name."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def lower_bounds(project: dict[str, object]) -> dict[str, str]:
-    """Return the lower bound of each dependency of a parsed pyproject.toml, the backends' included."""
+    """Return the lower bound of each dependency in a parsed pyproject.toml, including those of backends."""
     table = project["project"]
     assert isinstance(table, dict)
     requirements = [*table["dependencies"], *table["optional-dependencies"]["jax"]]
@@ -36,7 +36,7 @@ def tested() -> dict[str, str]:
 
 
 def main() -> None:
-    """Print one ``name==release`` a line."""
+    """Print one ``name==release`` on each line."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     special = {normal(name): release for name, release in project["tool"]["ckptstore"]["oldest"].items()}
     for name, release in sorted((tested() | lower_bounds(project) | special).items()):

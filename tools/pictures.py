@@ -1,7 +1,7 @@
-"""Makes the pictures of the README: runs that were compared, one of them killed and gone on with, and what saves cost.
+"""Makes the pictures of the documentation: runs compared, one of them killed and resumed; and the cost of saves.
 
-tools/pictures.py                   trains on real digits, about a minute, and draws pictures/runs.png
-tools/pictures.py figures.json      draws pictures/saves.png too, of what `tools/bench --json figures.json` found
+tools/pictures.py                   trains on real digits for about a minute, and draws pictures/runs.png
+tools/pictures.py figures.json      also draws pictures/saves.png, from the output of `tools/bench --json figures.json`
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ PICTURES = Path(__file__).with_name("pictures")
 # Learning rates; the second run is killed in the middle of these epochs.
 RATES = (0.004, 0.001, 0.0002)
 KILLED = (2, 5)
-PATIENCE_S = 120.0
+MAX_WAIT_S = 120.0
 METRICS = ("loss", "val_loss", "accuracy", "val_accuracy")
 
 
 def train(folder: Path, rate: float) -> None:
-    """Train a run of this learning rate, or go on with it."""
+    """Train a run with this learning rate, or resume it."""
     import keras
 
     def begin(logs: object) -> None:
-        # Of a resumed run the rate comes from the checkpoint, after this.
+        # A resumed run gets its rate from the checkpoint, after this.
         callback.model.optimizer.learning_rate = rate
 
     callback = keras.callbacks.LambdaCallback(on_train_begin=begin)
@@ -45,20 +45,20 @@ def train(folder: Path, rate: float) -> None:
 
 
 def train_and_kill(folder: Path, rate: float, epoch: int) -> None:
-    """Train, with SIGKILL in the middle of an epoch."""
+    """Train, and kill the training in the middle of an epoch."""
     command = [sys.executable, __file__, "--train", str(folder), str(rate)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as training:
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + MAX_WAIT_S
         while not in_the_middle(folder, rate, epoch):
             if training.poll() is not None or time.monotonic() > deadline:
                 training.kill()
-                raise SystemExit("the training was over before it could be killed")
+                raise SystemExit("the training ended before it could be killed")
             time.sleep(0.005)
         training.kill()
 
 
 def in_the_middle(folder: Path, rate: float, epoch: int) -> bool:
-    """Tell whether the newest checkpoint is of the middle of an epoch, this one or a later."""
+    """Return True if the newest checkpoint is from the middle of this epoch or of a later one."""
     try:
         with ckptstore.CheckpointStore(folder, read_only=True) as store:
             newest = store.resume_point(f"rate-{rate:g}")
@@ -68,7 +68,7 @@ def in_the_middle(folder: Path, rate: float, epoch: int) -> bool:
 
 
 def draw_runs(target: Path) -> None:
-    """Train all runs, and draw them as `ckptstore plot` does."""
+    """Train all runs, and plot them as `ckptstore plot` does."""
     with tempfile.TemporaryDirectory(prefix="ckptstore-pictures-") as made:
         store = Path(made) / "digits"
         for rate in RATES:
@@ -83,7 +83,7 @@ def draw_runs(target: Path) -> None:
 
 
 def make_small(picture: Path) -> None:
-    """Keep the colours that a picture needs: it is in every checkout."""
+    """Reduce a picture to few colours, since it is part of every checkout."""
     from PIL import Image
 
     with Image.open(picture) as opened:
@@ -92,9 +92,9 @@ def make_small(picture: Path) -> None:
 
 
 def main() -> None:
-    """Draw."""
+    """Draw the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("figures", nargs="?", type=Path, help="what bench.py found")
+    parser.add_argument("figures", nargs="?", type=Path, help="the JSON output of tools/bench")
     parser.add_argument("--train", nargs=2, metavar=("STORE", "RATE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.train:

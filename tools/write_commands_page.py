@@ -57,11 +57,11 @@ def text() -> str:
 
 
 def described(name: str, command: click.Command) -> str:
-    """Return the part of one command."""
+    """Return the section of one command."""
     arguments = [shown(one) for one in command.params if isinstance(one, click.Argument)]
     usage = " ".join(["ckptstore", name, "[OPTIONS]", *arguments])
     parts = [f"## {name}\n", f"    {usage}\n", paragraphs(command.help)]
-    # What every command takes stands above.
+    # The options of all commands are described above.
     options = [one for one in command.params if isinstance(one, click.Option) and one.opts != ["--json"]]
     if options:
         rows = [f"| {option_names(one)} | {cell(meaning(one))} |" for one in options]
@@ -70,7 +70,7 @@ def described(name: str, command: click.Command) -> str:
 
 
 def shown(argument: click.Argument) -> str:
-    """Return an argument as the usage line has it."""
+    """Return an argument as in the usage line."""
     name = argument.metavar or choices(argument) or (argument.name or "").upper()
     if argument.nargs == -1 and not name.endswith("..."):
         name += "..."
@@ -78,30 +78,30 @@ def shown(argument: click.Argument) -> str:
 
 
 def choices(parameter: click.Parameter) -> str:
-    """Return what a parameter may be, where that is a choice of few."""
+    """Return the values of an option that is a choice; an empty text for others."""
     few = isinstance(parameter.type, click.Choice) and isinstance(parameter, click.Option)
     return "|".join(map(str, parameter.type.choices)) if few else ""  # type: ignore[attr-defined]
 
 
 def option_names(option: click.Option) -> str:
-    """Return an option's names, and what follows them."""
+    """Return an option's names, and its value."""
     value = "" if option.is_flag else option.metavar or choices(option) or (option.name or "").upper()
     return cell(f"`{', '.join(option.opts)}{' ' * bool(value)}{value}`")
 
 
 def meaning(option: click.Option) -> str:
-    """Return what an option means, and its default where that is shown."""
+    """Return the help of an option, with its default where that is shown."""
     said = " ".join((option.help or "").split())
     return f"{said} Default: {option.default}." if option.show_default else said
 
 
 def cell(content: str) -> str:
-    """Return text that may stand in a table."""
+    """Return text escaped for a table."""
     return content.replace("|", "\\|")
 
 
 def first_line(command: click.Command) -> str:
-    """Return what a command does, in a line."""
+    """Return the summary of a command, one line."""
     return inspect.cleandoc(command.help or "").partition("\n")[0]
 
 

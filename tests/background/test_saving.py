@@ -14,7 +14,7 @@ import sys
 import textwrap
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,12 @@ from ckptstore.storage.layout import Layout
 from ckptstore.storage.locks import store_lock
 from ckptstore.training.saving.overhead_budget import OverheadBudget
 from crash.kill_writer import writers
+from small_fits import ROWS, AtBatch, data, fit, model
 
 # Issued by Keras' own code on torch.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
 )
-ROWS = 48
 needs_process = pytest.mark.skipif(not can_start(), reason="this platform has no memfd or pidfd")
 only_torch = pytest.mark.skipif(keras.backend.backend() != "torch", reason="a loader of torch")
 
@@ -50,27 +50,6 @@ def kind(request: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 in_a_thread_too = pytest.mark.parametrize(
     "kind", [pytest.param("process", marks=needs_process), "thread"], indirect=True
 )
-
-
-def data() -> dict[str, Any]:
-    draw = np.random.default_rng(0)
-    return {
-        "x": draw.normal(size=(ROWS, 3)).astype("float32"),
-        "y": draw.normal(size=(ROWS, 1)).astype("float32"),
-        "batch_size": 4,
-    }
-
-
-def model(units: int = 16) -> Any:
-    made = keras.Sequential(
-        [keras.Input((3,)), keras.layers.Dense(units), keras.layers.Dropout(0.1), keras.layers.Dense(1)]
-    )
-    made.compile("adam", "mse")
-    return made
-
-
-def fit(trained: Any, *callbacks: Any, **options: Any) -> Any:
-    return trained.fit(**{**data(), "epochs": 2, "verbose": 0, **options}, callbacks=list(callbacks))
 
 
 def checkpoints(path: Path) -> list[ckptstore.Checkpoint]:
@@ -103,19 +82,6 @@ class StateRecorder(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self.states[len(self.states) + 1] = state_of(self.model)
-
-
-class AtBatch(keras.callbacks.Callback):  # type: ignore[misc]
-    """Calls a function at the end of a batch."""
-
-    def __init__(self, batch: int, action: Callable[[], object]) -> None:
-        super().__init__()
-        self.batch = batch
-        self.action = action
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if batch == self.batch:
-            self.action()
 
 
 class StopAfter(keras.callbacks.Callback):  # type: ignore[misc]
@@ -262,7 +228,7 @@ def test_saves_of_a_killed_trainer_are_finished_and_a_restart_waits_for_them(tmp
         sys.path[:0] = {sys.path!r}
         import keras
         from pathlib import Path
-        from test_saving import AtBatch, fit, model
+        from small_fits import AtBatch, fit, model
         import ckptstore
         from ckptstore.storage.layout import Layout
         from ckptstore.storage.locks import store_lock

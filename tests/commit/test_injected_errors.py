@@ -27,9 +27,9 @@ def test_a_call_that_fails_loses_nothing_and_saving_works_again() -> None:
 @pytest.mark.parametrize(
     ("fault", "calls", "found"),
     [
-        ("leaves what it wrote", "write", "are left behind"),
-        ("ignores sync errors", "fsync", "the error was passed over"),
-        ("tries a sync again", "fsync", "the error was passed over"),
+        ("leaves temporary files", "write", "are left behind"),
+        ("ignores sync errors", "fsync", "the error was ignored"),
+        ("retries a sync", "fsync", "the error was ignored"),
     ],
 )
 def test_a_planted_fault_is_found(fault: str, calls: str, found: str) -> None:

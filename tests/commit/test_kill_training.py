@@ -61,7 +61,7 @@ def test_the_thread_that_writes_a_payload_is_killed_by_its_own_calls(tmp_path: P
     ("fault", "calls", "found"),
     [
         ("row before rename", RENAMES, "missing: the payload is not there"),
-        ("no switch after a crash", "?link,linkat", "does not show the newest"),
+        ("no publishing after a crash", "?link,linkat", "does not show the newest"),
     ],
 )
 @pytest.mark.slow

@@ -28,7 +28,7 @@ def test_writers_readers_and_openers_do_not_hurt_each_other() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "found"), [("no store lock", "Error"), ("sweeps the living", "No such file or directory")]
+    ("fault", "found"), [("no store lock", "Error"), ("removes files in use", "No such file or directory")]
 )
 def test_a_planted_fault_is_found(fault: str, found: str) -> None:
     result = many_processes.many_processes(seconds=2, writers=4, readers=1, fault=fault)

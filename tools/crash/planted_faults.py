@@ -167,13 +167,13 @@ FAULTS: dict[str, Callable[[], None]] = {
     "row before rename": _row_before_rename,
     "removed before marked": _removed_before_marked,
     "no adoption": _no_adoption,
-    "no switch after a crash": _no_publishing_after_a_crash,
+    "no publishing after a crash": _no_publishing_after_a_crash,
     "written in place": _written_in_place,
-    "leaves what it wrote": _leaves_temporary_files,
+    "leaves temporary files": _leaves_temporary_files,
     "ignores sync errors": _ignores_sync_errors,
-    "tries a sync again": _retries_a_sync,
+    "retries a sync": _retries_a_sync,
     "no store lock": _no_store_lock,
-    "sweeps the living": _removes_files_in_use,
+    "removes files in use": _removes_files_in_use,
 }
 
 

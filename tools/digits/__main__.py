@@ -1,11 +1,11 @@
-"""The demonstration: a training on real digits is killed twice, goes on each time, and ends as if nothing had been.
+"""The demonstration: a training on real digits is killed twice, resumes each time, and ends as if nothing had happened.
 
 `tools/digits/training.py` trains a small convolutional net on scikit-learn's 1,797 handwritten digits, with Dropout,
-shuffling, EarlyStopping and ReduceLROnPlateau. It gets SIGKILL from outside in the middle of an epoch; the very same
-command is started again; that gets SIGKILL in the middle of a save, and is started once more. Where exactly that is
-differs from run to run. The first kill is of the training alone, and the process that saves beside it ends its work;
-the second is of both. What came of it is compared, to the bit, with the same script uninterrupted and without
-ckptstore. Then the store is asked with the `ckptstore` command, and plain Keras loads the best checkpoint.
+shuffling, EarlyStopping and ReduceLROnPlateau. It gets SIGKILL from outside in the middle of an epoch, and the same
+command is started again; that gets SIGKILL in the middle of a save, and is started once more. The exact times differ
+from run to run. The first kill hits the training alone, and the process that saves in the background finishes its work;
+the second hits both. The result is compared, to the bit, with the same script uninterrupted and without ckptstore. Then
+the store is queried with the `ckptstore` command, and plain Keras loads the best checkpoint.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if not __package__:  # started as `python tools/digits`: the package lies in the
 import ckptstore
 from digits import training
 
-PATIENCE_S = 120.0
+MAX_WAIT_S = 120.0
 
 
 # --- processes -------------------------------------------------------------------------------------------
@@ -42,12 +42,12 @@ def command(folder: Path, *options: str) -> list[str]:
 
 
 def train_and_kill(folder: Path, is_time: Callable[[], bool], *, whole: bool) -> None:
-    """Start the training, kill it from outside as soon as it is time, and say what it left.
+    """Start the training, kill it from outside as soon as it is time, and print what it left.
 
-    With `whole`, what it has started goes too, as when a machine goes down.
+    With `whole`, its child processes are killed too, as when a machine fails.
     """
     with subprocess.Popen(command(folder)) as training:
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + MAX_WAIT_S
         while not (is_time() and (not whole or stopped_in_a_save(folder, training.pid))):
             if training.poll() is not None:
                 raise SystemExit(
@@ -55,12 +55,12 @@ def train_and_kill(folder: Path, is_time: Callable[[], bool], *, whole: bool) ->
                 )
             if time.monotonic() > deadline:
                 training.kill()
-                raise SystemExit(f"the moment to kill the training did not come within {PATIENCE_S:.0f} s")
+                raise SystemExit(f"the time to kill the training did not come within {MAX_WAIT_S:.0f} s")
         for pid in children(training.pid) if whole else ():
             os.kill(pid, signal.SIGKILL)
         training.kill()
     if training.returncode >= 0:
-        raise SystemExit("the training was done before the signal reached it")
+        raise SystemExit("the training ended before the signal reached it")
     if whole:
         cut = being_written(folder)
         how = f"with all its processes, {'in the middle of a save' if cut else 'between two saves'}"
@@ -70,19 +70,19 @@ def train_and_kill(folder: Path, is_time: Callable[[], bool], *, whole: bool) ->
 
 
 def stopped_in_a_save(folder: Path, pid: int) -> bool:
-    """Stop a training and what it has started; lets them go on again where the save is over by then."""
+    """Stop a training and its children, and return True; let them continue where the save has ended meanwhile."""
     processes = [*children(pid), pid]
-    for one in processes:
-        os.kill(one, signal.SIGSTOP)
+    for process in processes:
+        os.kill(process, signal.SIGSTOP)
     if being_written(folder):
         return True
-    for one in processes:
-        os.kill(one, signal.SIGCONT)
+    for process in processes:
+        os.kill(process, signal.SIGCONT)
     return False
 
 
 def children(pid: int) -> list[int]:
-    """Return the processes that a process has started and that are still there."""
+    """Return the running child processes of a process."""
     found = Path(f"/proc/{pid}/task").glob("*/children")
     return [int(child) for listed in found for child in listed.read_text(encoding="ascii").split()]
 
@@ -91,7 +91,7 @@ def children(pid: int) -> list[int]:
 
 
 def inside_an_epoch(folder: Path, epoch: int) -> Callable[[], bool]:
-    """Return whether by now the newest checkpoint is of the middle of an epoch, `epoch` or later."""
+    """Return a check that is true once the newest checkpoint is from the middle of `epoch` or of a later one."""
 
     def is_time() -> bool:
         time.sleep(0.002)
@@ -102,7 +102,7 @@ def inside_an_epoch(folder: Path, epoch: int) -> Callable[[], bool]:
 
 
 def inside_a_save(folder: Path, saves: int) -> Callable[[], bool]:
-    """Return whether so many saves are finished, and another is being written at this instant."""
+    """Return a check that is true once some saves are finished and another is being written."""
     before = newest_version(folder)
 
     def is_time() -> bool:
@@ -112,18 +112,18 @@ def inside_a_save(folder: Path, saves: int) -> Callable[[], bool]:
 
 
 def newest_version(folder: Path) -> int:
-    """Return the version of the newest checkpoint's file: its name begins with it."""
+    """Return the version of the newest checkpoint, which its file name begins with."""
     names = (path.name for path in (folder / "checkpoints").glob("*.keras"))
     return max((int(name.partition("-")[0]) for name in names), default=0)
 
 
 def being_written(folder: Path) -> list[Path]:
-    """Return the payloads that are being written at this instant, or were when their writer died."""
+    """Return the payloads that are being written, or were when their writer died."""
     return [path for path in (folder / "tmp").glob("*") if path.suffix != ".lease"]
 
 
 def resume_point(folder: Path) -> ckptstore.Checkpoint | None:
-    """Return the checkpoint to go on from."""
+    """Return the checkpoint to resume from, or None."""
     try:
         with ckptstore.CheckpointStore(folder, read_only=True) as store:
             return store.resume_point()
@@ -132,7 +132,7 @@ def resume_point(folder: Path) -> ckptstore.Checkpoint | None:
 
 
 def where(folder: Path) -> str:
-    """Return where training goes on."""
+    """Return the position from which training resumes."""
     newest = resume_point(folder)
     if newest is None:
         return "nothing"
@@ -141,7 +141,7 @@ def where(folder: Path) -> str:
     )
 
 
-# --- what came of it -------------------------------------------------------------------------------------
+# --- the result -------------------------------------------------------------------------------------
 
 
 def shown_result(title: str, folder: Path) -> tuple[str, str]:
@@ -156,7 +156,7 @@ def shown_result(title: str, folder: Path) -> tuple[str, str]:
 
 
 def shown(folder: Path, *arguments: str) -> str:
-    """Run the real command, show it as one would type it, and return what it printed."""
+    """Run the command, print it with its output, and return the output."""
     print(f"\n$ ckptstore {' '.join(arguments)}", flush=True)
     run = [sys.executable, "-m", "ckptstore.cli", *arguments]
     done = subprocess.run(run, cwd=folder, stdout=subprocess.PIPE, text=True, encoding="utf-8", check=True)
@@ -208,7 +208,7 @@ def demonstrate(folder: Path) -> None:
 def main() -> None:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("folder", nargs="?", type=Path, help="where to train; a temporary folder by itself")
+    parser.add_argument("folder", nargs="?", type=Path, help="where to train; a temporary folder by default")
     folder: Path | None = parser.parse_args().folder
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)

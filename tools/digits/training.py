@@ -1,7 +1,7 @@
-"""The training of the demonstration, as its user would write it: one callback, and no branch for a restart.
+"""The training of the demonstration, as a user would write it: one callback, and no branch for a restart.
 
-`python tools/digits/training.py FOLDER` leaves the store and, when training is done, ``result.json`` in a folder. With
-``--without-ckptstore`` it is the same script without that one callback.
+`python tools/digits/training.py FOLDER` writes the store and, at the end of the training, ``result.json`` into a
+folder. With ``--without-ckptstore`` it is the same script without that callback.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 SEED = 20
-# The last so many digits are used neither for training nor for choosing the best checkpoint.
+# The last digits, used neither for training nor for choosing the best checkpoint.
 HELD_OUT = 297
 
 
 def digits() -> tuple[Any, Any]:
-    """Return the images, 8 by 8 with one channel and values from 0 to 1, and what digits they are."""
+    """Return the images, 8 by 8 with one channel and values from 0 to 1, and their digits."""
     import numpy as np
     from sklearn.datasets import load_digits
 
@@ -29,7 +29,7 @@ def digits() -> tuple[Any, Any]:
 
 
 def train(callbacks: list[Any]) -> Any:
-    """Train a small convolutional net; returns the model and its History."""
+    """Train a small convolutional net; return the model and its History."""
     import keras
 
     keras.utils.set_random_seed(SEED)
@@ -73,7 +73,7 @@ def digest(model: Any) -> str:
 
 
 def main() -> None:
-    """Train, and note what came of it."""
+    """Train, and write the result."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--without-ckptstore", action="store_true")
@@ -82,8 +82,8 @@ def main() -> None:
     if not options.without_ckptstore:
         import ckptstore
 
-        # Saves at the end of each epoch and every 50 ms within it; keeps the newest and the best. Nobody needs as many,
-        # and so short a training must wait for the disk, not to be over before it can be killed.
+        # Saves at the end of each epoch and every 50 ms within it; keeps the newest and the best. That is more often
+        # than anybody needs, and waits for the disk, so that so short a training can be killed before it ends.
         keep = ckptstore.keep_last(6)
         callbacks = [
             ckptstore.StoreCheckpoint(
