@@ -1,4 +1,4 @@
-"""What all tests share: a backend kept apart from the developer's settings, and which tests depend on it."""
+"""Setup of all tests: a backend independent of the developer's settings, and the tests that depend on it."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("KERAS_TORCH_DEVICE", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["KERAS_HOME"] = str(Path(tempfile.gettempdir(), f"ckptstore-tests-{os.getuid()}"))
-# Terminals differ; tests that look at a terminal make one of their own.
+# Terminals differ; tests of terminal output create their own.
 for name in ("COLUMNS", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
     os.environ.pop(name, None)
 
-# What a shell starts in the background ignores these, and so would all that the tests start and stop.
+# A shell makes background jobs ignore these signals, and so would the processes that tests start and stop.
 for kind in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
     if signal.getsignal(kind) is signal.SIG_IGN:
         signal.signal(kind, signal.default_int_handler if kind == signal.SIGINT else signal.SIG_DFL)
@@ -37,24 +37,24 @@ for kind in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
 
-# Statements are compiled once in a worker, and not once per store.
+# Compile SQL statements once per test process, not once per store.
 precompile.share_compiled()
 
 TESTS = Path(__file__).parent
 COMPILED = "JAX_COMPILATION_CACHE_DIR"
-# With 0.4.38, programs that come from there corrupt the process's memory. This one was seen to keep them well.
+# In 0.4.38, programs from the cache corrupt the memory of the process; this version was seen to work.
 COMPILED_SINCE = (0, 10)
-# JAX keeps nothing that compiled quickly, unless told to.
+# By default JAX does not cache programs that compile quickly.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-# Backends that are installed under one of several names.
+# Backends that may be installed under several names.
 RELEASED_AS = {"tensorflow": ["tensorflow", "tensorflow-cpu"]}
 USES_KERAS = re.compile(r"^\s*(import|from) keras\b|ckptstore\.ModelCheckpoint\(", re.MULTILINE)
 MARKED = re.compile(r"\bpytest\.mark\.backend\b")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Have JAX compile what many tests, and their children, train only once in this run; workers inherit it."""
+    """Let all tests of this run, and their children, share the programs that JAX compiles; workers inherit it."""
     jax = _version("jax")
     if COMPILED not in os.environ and jax and tuple(map(int, jax.split(".")[:2])) >= COMPILED_SINCE:
         os.environ[COMPILED] = made = tempfile.mkdtemp(prefix="ckptstore-compiled-")
@@ -62,9 +62,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Look for doctests in the package only: what helps the tests is not imported before it is asked for.
+    """Collect doctests from the package only: helpers of tests are not imported before they are needed.
 
-    Nor are files imported in which nothing depends on the backend, where only what does was asked for.
+    With ``-m backend``, files without tests that depend on the backend are not imported either.
     """
     if collection_path.suffix != ".py":
         return None
@@ -77,12 +77,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @functools.cache
 def imports_keras(path: Path) -> bool:
-    """Return whether a test file, or what it starts, imports Keras."""
+    """Return True if a test file, or a program that it starts, imports Keras."""
     return bool(USES_KERAS.search(path.read_text(encoding="utf-8")))
 
 
 def depends_on_the_backend(path: Path) -> bool:
-    """Return whether there may be a test in a file that is run on each backend."""
+    """Return True if a file may have tests that run on each backend."""
     return imports_keras(path) or bool(MARKED.search(path.read_text(encoding="utf-8")))
 
 
@@ -93,7 +93,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Leave what was imported out of all collections to come: of a backend that is half a million objects."""
+    """Exclude imported objects from garbage collection: a backend has half a million."""
     gc.collect()
     gc.freeze()
 
@@ -109,7 +109,7 @@ def writers() -> Iterator[Any]:
 
 @pytest.fixture
 def forked_writers(writers: Any) -> Iterator[None]:
-    """Have what saves beside a training forked, and not started as a program that first imports what it needs."""
+    """Fork the processes that save in the background, instead of starting programs that first import everything."""
     with writers.used():
         yield
 

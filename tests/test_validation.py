@@ -1,4 +1,4 @@
-"""Names, metrics and positions that can be used, and those that cannot."""
+"""Valid and invalid names, metrics and positions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ckptstore.metrics import mode_of
 
 
 @pytest.mark.parametrize("run", ["a", "digits", "lr=0.1", "2026-11-24_a+b@c", "_x", "x" * 100])
-def test_runs_that_can_be_file_names(run: str) -> None:
+def test_valid_names_of_runs(run: str) -> None:
     assert validation.check_run(run) == run
 
 
@@ -40,7 +40,7 @@ def test_runs_that_can_be_file_names(run: str) -> None:
         b"a",
     ],
 )
-def test_runs_that_cannot(run: object) -> None:
+def test_invalid_names_of_runs(run: object) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         validation.check_run(run)
     assert caught.value.argument == "run" and caught.value.value == run
@@ -55,7 +55,7 @@ def test_tags(tag: str) -> None:
 @pytest.mark.parametrize(
     "tag", ["", " a", "12", "٣", "latest", "resume-point", "best", "best:loss", "a\0", "x" * 201, 1]
 )
-def test_tags_that_read_as_something_else(tag: object) -> None:
+def test_tags_that_look_like_another_ref(tag: object) -> None:
     with pytest.raises(InvalidArgumentError):
         validation.check_tag(tag)
 
@@ -111,7 +111,7 @@ def test_positions(position: tuple[object, ...]) -> None:
 @pytest.mark.parametrize(
     "position", [(-1,), (1.0,), ("1",), (None,), (True,), (0, -1), (0, 1.5), (0, 0, -2), (2**63,)]
 )
-def test_positions_that_are_none(position: tuple[object, ...]) -> None:
+def test_invalid_positions(position: tuple[object, ...]) -> None:
     with pytest.raises(InvalidArgumentError):
         validation.check_position(*position)
 

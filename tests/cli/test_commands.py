@@ -1,4 +1,4 @@
-"""The command line: what each command prints and returns, for people and as JSON, and how it fails."""
+"""The command line: text, JSON and exit code of each command, and how each fails."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ READING = [["ls"], ["show"], ["best", "--metric", "loss"], ["latest"], ["resume-
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with two runs, odd metrics, a tag and a pin; not to be changed."""
+    """A store with two runs, odd metrics, a tag and a pin, which tests must not change."""
     root = tmp_path_factory.mktemp("cli") / "models"
     with CheckpointStore(root) as store:
         save(store, 0, run="day", step=45, metrics={"loss": 0.9, "val_loss": 1.0})
@@ -49,7 +49,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def store(made: Path, tmp_path: Path) -> Path:
-    """A copy of it that may be changed."""
+    """A copy of it that tests may change."""
     return Path(shutil.copytree(made, tmp_path / "models"))
 
 
@@ -61,7 +61,7 @@ def empty(tmp_path: Path) -> Path:
 
 
 def on_a_terminal(*arguments: object, columns: int) -> tuple[int, str, str]:
-    """Run a command with a terminal for its output; returns exit code, output and what it said on stderr."""
+    """Run a command with a terminal as stdout; return exit code, output and stderr."""
     ours, theirs = pty.openpty()
     with subprocess.Popen(
         [sys.executable, "-m", "ckptstore.cli", *map(str, arguments)],
@@ -77,7 +77,7 @@ def on_a_terminal(*arguments: object, columns: int) -> tuple[int, str, str]:
 
 
 class Ran:
-    """What one call of the command printed and returned."""
+    """Output and exit code of one call of the command."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str], *arguments: object) -> None:
         self.code = main([str(argument) for argument in arguments])
@@ -123,7 +123,7 @@ def test_ls_lists_every_checkpoint_oldest_first(run: Any, made: Path) -> None:
     assert all(line == line.rstrip() for line in lines)
 
 
-def test_ls_as_json_is_the_list_of_records(run: Any, made: Path) -> None:
+def test_ls_as_json_is_a_list_of_checkpoints(run: Any, made: Path) -> None:
     ran = run("ls", made, "--json")
     assert (ran.code, ran.err) == (0, "")
     documents = ran.json
@@ -141,7 +141,7 @@ def test_ls_as_json_is_the_list_of_records(run: Any, made: Path) -> None:
         assert datetime.fromisoformat(document["created_at"]).utcoffset().total_seconds() == 0  # type: ignore[union-attr]
 
 
-def test_ls_of_one_run_and_of_the_newest(run: Any, made: Path) -> None:
+def test_ls_of_one_run_and_with_a_limit(run: Any, made: Path) -> None:
     assert [document["version"] for document in run("ls", made, "--run", "day", "--json").json] == [1, 2, 3]
     assert [document["version"] for document in run("ls", made, "--limit", "2", "--json").json] == [3, 4]
     assert [document["version"] for document in run("ls", made, "--limit", "99", "--json").json] == [
@@ -159,7 +159,7 @@ def test_ls_of_a_store_without_checkpoints(run: Any, empty: Path) -> None:
     assert run("ls", empty, "--json").json == []
 
 
-def test_ls_shows_what_is_missing(run: Any, store: Path) -> None:
+def test_ls_shows_missing_checkpoints(run: Any, store: Path) -> None:
     next((store / "checkpoints").glob("00000001-*")).unlink()
     with CheckpointStore(store):
         pass
@@ -169,7 +169,7 @@ def test_ls_shows_what_is_missing(run: Any, store: Path) -> None:
 
 
 @pytest.mark.parametrize("columns", [1, 20, 40, 60, 80, 120])
-def test_ls_gives_up_columns_on_a_narrow_terminal(made: Path, columns: int) -> None:
+def test_ls_leaves_out_columns_on_a_narrow_terminal(made: Path, columns: int) -> None:
     from rich.cells import cell_len
 
     code, out, said = on_a_terminal("ls", made, columns=columns)
@@ -177,7 +177,7 @@ def test_ls_gives_up_columns_on_a_narrow_terminal(made: Path, columns: int) -> N
     assert code == 0
     if columns < 20:
         return
-    assert len(lines) == 5, "no row is broken"
+    assert len(lines) == 5, "no row is wrapped"
     assert max(map(cell_len, lines)) <= columns
     assert lines[0].split()[0] == "version"
     left_out = re.fullmatch(r"no room for: (.*) \(--json has all\)\n", said)
@@ -197,7 +197,7 @@ def test_ls_keeps_validation_metrics_longest(tmp_path: Path) -> None:
     assert "metric_29" in said
 
 
-def test_names_cannot_play_with_the_terminal(run: Any, tmp_path: Path) -> None:
+def test_names_cannot_control_the_terminal(run: Any, tmp_path: Path) -> None:
     with CheckpointStore(tmp_path / "odd") as store:
         save(
             store,
@@ -216,7 +216,7 @@ def test_names_cannot_play_with_the_terminal(run: Any, tmp_path: Path) -> None:
 # --- one checkpoint ------------------------------------------------------------------------------
 
 
-def test_show_tells_everything(run: Any, made: Path) -> None:
+def test_show_prints_everything_known(run: Any, made: Path) -> None:
     ran = run("show", made, 2)
     assert (ran.code, ran.err) == (0, "")
     told, _, layers = ran.out.partition("\n\n")
@@ -274,7 +274,7 @@ def test_one_checkpoint_is_printed_file_first(
     assert (document["version"], document["path"]) == (version, file)
 
 
-def test_a_drop_ins_folder_stands_for_its_store(run: Any, made: Path, tmp_path: Path) -> None:
+def test_the_folder_of_a_drop_in_is_accepted_for_its_store(run: Any, made: Path, tmp_path: Path) -> None:
     shutil.copytree(made, tmp_path / "folder" / ".ckptstore")
     assert run("latest", tmp_path / "folder", "--json").json["version"] == 4
 
@@ -282,7 +282,7 @@ def test_a_drop_ins_folder_stands_for_its_store(run: Any, made: Path, tmp_path: 
 # --- verify and upgrade --------------------------------------------------------------------------
 
 
-def test_verify_of_a_whole_store(run: Any, made: Path) -> None:
+def test_verify_of_an_intact_store(run: Any, made: Path) -> None:
     assert (run("verify", made).code, run("verify", made).out) == (0, "4 checkpoints, all intact\n")
     assert run("verify", made, "--json").json == {"ok": True, "checked": 4, "problems": []}
 
@@ -334,7 +334,7 @@ def test_upgrade_of_a_store_that_is_up_to_date(run: Any, store: Path) -> None:
 
 
 def fails(ran: Ran, code: int, *said: str) -> None:
-    """Check that a call failed as it should: one line on stderr, nothing on stdout."""
+    """Check that a call failed with one line on stderr and nothing on stdout."""
     assert ran.code == code
     assert ran.out == ""
     assert ran.err.startswith("ckptstore: ") and ran.err.count("\n") == 1
@@ -348,10 +348,10 @@ def test_no_store_is_exit_code_3(run: Any, tmp_path: Path, arguments: list[str],
     command, *options = arguments
     ref = ["1"] if command == "show" else []
     fails(run(command, tmp_path / "none", *ref, *options, *as_json), 3, "none", "no store here")
-    assert list(tmp_path.iterdir()) == [], "nothing was made"
+    assert list(tmp_path.iterdir()) == [], "nothing was created"
 
 
-def test_upgrade_makes_no_store(run: Any, tmp_path: Path) -> None:
+def test_upgrade_creates_no_store(run: Any, tmp_path: Path) -> None:
     fails(run("upgrade", tmp_path / "none"), 3, "no store here")
     assert list(tmp_path.iterdir()) == []
 
@@ -371,7 +371,7 @@ def test_upgrade_makes_no_store(run: Any, tmp_path: Path) -> None:
         (["resume-point", "--run", "night"], "no checkpoint 'resume-point'"),
     ],
 )
-def test_what_is_not_there_is_exit_code_3(run: Any, made: Path, arguments: list[str], said: str) -> None:
+def test_what_does_not_exist_is_exit_code_3(run: Any, made: Path, arguments: list[str], said: str) -> None:
     command, *options = arguments
     fails(run(command, made, *options), 3, said)
 
@@ -382,7 +382,7 @@ def test_an_empty_store_has_no_checkpoint_to_print(run: Any, empty: Path, argume
     fails(run(command, empty, *options, "--json"), 3, "no checkpoint")
 
 
-def test_a_direction_that_cannot_be_guessed_is_a_usage_error(run: Any, made: Path) -> None:
+def test_an_unknown_direction_is_a_usage_error(run: Any, made: Path) -> None:
     fails(run("best", made, "--metric", ODD), 2, "--mode")
 
 
@@ -410,10 +410,10 @@ def test_a_held_lock_is_exit_code_4(run: Any, store: Path, monkeypatch: pytest.M
     monkeypatch.setitem(store_lock.__wrapped__.__kwdefaults__, wait.name, 0.05)  # type: ignore[attr-defined]
     with store_lock(store / "locks"):
         fails(run("upgrade", store), 4, "lock")
-        assert run("ls", store).code == 0, "reading waits for nobody"
+        assert run("ls", store).code == 0, "reading does not wait"
 
 
-def test_reading_needs_no_runs_lock(run: Any, store: Path) -> None:
+def test_reading_does_not_need_the_lock_of_a_run(run: Any, store: Path) -> None:
     lock = RunLock(store / "locks", "day")
     try:
         assert run("ls", store).code == run("verify", store).code == 0
@@ -465,7 +465,7 @@ def test_every_error_has_one_exit_code() -> None:
     assert len({kind for kind, _ in EXIT_CODES}) == len(EXIT_CODES)
 
 
-def test_repair_mends_what_verify_finds(run: Any, store: Path) -> None:
+def test_repair_repairs_what_verify_finds(run: Any, store: Path) -> None:
     one, two, three, _ = sorted((store / "checkpoints").iterdir())
     one.unlink()
     two.chmod(0o644)
@@ -482,7 +482,7 @@ def test_repair_mends_what_verify_finds(run: Any, store: Path) -> None:
         (None, "orphan"): "put aside in quarantine",
         (1, "missing"): "marked as missing",
         (2, "digest"): "put aside in quarantine, and marked as damaged",
-        # The orphan was version 3 under a wrong name, and goes back into its place.
+        # The orphan was version 3 under a wrong name, and gets its place back.
         (3, "missing"): "put back from quarantine",
     }
     assert run("verify", store, "--json").json == {"ok": True, "checked": 4, "problems": [], "lost": 2}
@@ -494,7 +494,7 @@ def test_repair_mends_what_verify_finds(run: Any, store: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["lost", "not a database", "cut in half"])
-def test_repair_makes_a_manifest_again(run: Any, store: Path, damage: str) -> None:
+def test_repair_rebuilds_a_manifest(run: Any, store: Path, damage: str) -> None:
     before = run("ls", store, "--json").json
     manifest = store / "manifest.sqlite"
     content = manifest.read_bytes()
@@ -508,7 +508,7 @@ def test_repair_makes_a_manifest_again(run: Any, store: Path, damage: str) -> No
     assert (mended.code, mended.json["checked"]) == (0, 4)
     assert "made again from 4 payloads" in mended.json["problems"][0]["action"]
     after = run("ls", store, "--json").json
-    # What a payload cannot know of itself: that it was pinned later, and what it cost.
+    # A payload does not hold later pins, or the cost of its save.
     for one in (*before, *after):
         del one["pinned"], one["blocked_s"], one["total_s"]
     assert after == before
@@ -541,7 +541,7 @@ def test_help_states_the_exit_codes(run: Any, command: str) -> None:
         assert ("STORE" in ran.out) == (command != "guide")
 
 
-def test_the_version_is_told(run: Any) -> None:
+def test_the_version_is_printed(run: Any) -> None:
     from ckptstore import __version__
 
     assert run("--version").out == f"ckptstore {__version__}\n"
@@ -550,7 +550,7 @@ def test_the_version_is_told(run: Any) -> None:
 # --- processes -----------------------------------------------------------------------------------
 
 
-def test_a_reader_that_leaves_early_is_no_error(made: Path, tmp_path: Path) -> None:
+def test_an_output_that_is_closed_early_is_not_an_error(made: Path, tmp_path: Path) -> None:
     with CheckpointStore(tmp_path / "long") as store:
         for seed in range(3):
             save(store, seed, metrics={f"metric_{n}": 0.5 for n in range(4000)})
@@ -558,7 +558,7 @@ def test_a_reader_that_leaves_early_is_no_error(made: Path, tmp_path: Path) -> N
     assert (done.stdout, done.stderr) == ("[\n0 0\n", "")
 
 
-def test_a_closed_or_full_output_does_not_trace_back(made: Path) -> None:
+def test_a_closed_or_full_output_gives_no_traceback(made: Path) -> None:
     assert in_a_shell(f"ckptstore ls {made} >&-", made).returncode == 0
     assert in_a_shell(f"ckptstore ls {made} 2>&-", made).returncode == 0
     full = in_a_shell(f"ckptstore ls {made} > /dev/full", made)
@@ -567,14 +567,14 @@ def test_a_closed_or_full_output_does_not_trace_back(made: Path) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
-def test_an_output_that_knows_few_characters_is_no_error(made: Path, encoding: str) -> None:
+def test_an_output_with_few_characters_is_not_an_error(made: Path, encoding: str) -> None:
     for command in (f"ls {made}", f"show {made} 3", f"latest {made} --run day", f"ls {made} --json"):
         done = in_a_shell(f"ckptstore {command}", made, PYTHONIOENCODING=encoding, LC_ALL="C", PYTHONUTF8="0")
         assert (done.returncode, done.stderr) == (0, "")
         assert ("损失" if encoding == "utf-8" else r"\u635f\u5931") in done.stdout
 
 
-def test_colours_are_for_terminals(made: Path) -> None:
+def test_only_a_terminal_gets_colours(made: Path) -> None:
     assert "\x1b" not in in_a_shell(f"ckptstore ls {made}; ckptstore show {made} 1", made).stdout
 
 
@@ -600,10 +600,10 @@ def test_listing_loads_neither_keras_nor_what_it_does_not_need(made: Path) -> No
     }
 
 
-# --- what stays -----------------------------------------------------------------------------------
+# --- retention -----------------------------------------------------------------------------------
 
 
-def test_prune_tells_what_would_go_and_why_the_rest_stays(run: Any, store: Path) -> None:
+def test_prune_shows_what_would_be_removed_and_why_the_rest_stays(run: Any, store: Path) -> None:
     with CheckpointStore(store) as opened:
         for seed in range(8, 12):
             save(opened, seed, run="day", metrics={"loss": float(seed), "val_loss": 1.0 + seed})
@@ -647,7 +647,7 @@ def test_prune_tells_what_would_go_and_why_the_rest_stays(run: Any, store: Path)
     ],
 )
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
-def test_a_prune_that_cannot_be_meant_removes_nothing(
+def test_an_unreasonable_prune_removes_nothing(
     run: Any, store: Path, arguments: list[str], code: int, said: str, dry: list[str]
 ) -> None:
     before = {path.name for path in (store / "checkpoints").iterdir()}
@@ -657,7 +657,7 @@ def test_a_prune_that_cannot_be_meant_removes_nothing(
     assert {path.name for path in (store / "checkpoints").iterdir()} == before
 
 
-def test_names_and_pins(run: Any, store: Path) -> None:
+def test_tags_and_pins(run: Any, store: Path) -> None:
     assert run("tag", store, "latest", "production").out == "version 4 is production\n"
     ran = run("tag", store, "1", "production")
     assert (ran.out, ran.err) == ("version 1 is production\n", "production was version 4 before\n")
@@ -671,7 +671,7 @@ def test_names_and_pins(run: Any, store: Path) -> None:
     assert run("show", store, "1", "--json").json["pinned"] is False
 
 
-# --- what is asked of many ------------------------------------------------------------------------
+# --- queries ------------------------------------------------------------------------
 
 
 def test_ls_takes_conditions_and_orders(run: Any, made: Path) -> None:
@@ -690,7 +690,7 @@ def test_ls_takes_conditions_and_orders(run: Any, made: Path) -> None:
     assert ran.code == 2 and ran.err.count("\n") == 1
 
 
-def test_the_best_few(run: Any, made: Path) -> None:
+def test_the_k_best(run: Any, made: Path) -> None:
     ran = run("best", made, "--metric", "loss", "-k", 2)
     assert [line.split()[0] for line in ran.out.splitlines()] == ["version", "4", "3"]
     found = run("best", made, "--metric", "loss", "--mode", "max", "-k", 3, "--json").json
@@ -720,7 +720,7 @@ def test_history_and_compare(run: Any, made: Path, empty: Path) -> None:
     assert run("compare", empty, "--json").json == []
 
 
-def test_a_document_of_very_many_is_printed_a_line_each(
+def test_a_long_list_is_printed_one_item_a_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ckptstore.cli.output import print_json

@@ -1,4 +1,4 @@
-"""A shell completes commands, options and refs; progress is shown on a terminal, of all that reads payloads."""
+"""Shell completion of commands, options and refs; progress bars of commands that read payloads."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ckptstore.store.store import CheckpointStore
 from crash.sample_stores import save
 from terminals import AT_ONCE, all_of
 
-# A command that is never slow: it may be, on a machine that does much else.
-PATIENT = AT_ONCE.replace("PROGRESS_DELAY_S = 0.0", "PROGRESS_DELAY_S = 3600.0")
+# A command that never shows progress, however slow a loaded machine makes it.
+NEVER_SHOWN = AT_ONCE.replace("PROGRESS_DELAY_S = 0.0", "PROGRESS_DELAY_S = 3600.0")
 RUN = "import sys; from ckptstore.cli.main import main; sys.exit(main([]))"
 
 
@@ -30,7 +30,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def completed(*words: object) -> list[str]:
-    """Return what bash is offered for the last of these words."""
+    """Return the completions that bash gets for the last of these words."""
     environment = {
         **os.environ,
         "_CKPTSTORE_COMPLETE": "bash_complete",
@@ -85,11 +85,11 @@ def test_progress_is_shown_on_a_terminal(store: Path, tmp_path: Path, command: s
     assert b"kB" not in done.stdout
 
 
-def test_what_is_over_before_patience_is_shows_no_progress(store: Path) -> None:
+def test_short_work_shows_no_progress(store: Path) -> None:
     assert output.PROGRESS_DELAY_S == 1.0
     ours, theirs = pty.openpty()
     subprocess.run(
-        [sys.executable, "-c", PATIENT, "verify", str(store)],
+        [sys.executable, "-c", NEVER_SHOWN, "verify", str(store)],
         stdout=subprocess.PIPE, stderr=theirs, env={**os.environ, "TERM": "xterm"}, timeout=60, check=True,
     )  # fmt: skip
     os.write(theirs, b"end")

@@ -1,4 +1,4 @@
-"""`ckptstore run`: what is started again and what is not, on real commands that save, fail, crash and are killed."""
+"""`ckptstore run`: restarts of real commands that save, fail, crash and are killed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from crash.sample_stores import save
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
-# Does what its arguments say, one of them for each start: `save`, `exit N`, `kill N`, joined by commas.
+# Executes one argument at each start: steps such as `save`, `exit N` and `kill N`, joined by commas.
 COMMAND = """
 import os, sys
 from pathlib import Path
@@ -41,7 +41,7 @@ for step in sys.argv[1:][min(start, len(sys.argv) - 2)].split(","):
         sys.exit(int(number))
 """
 
-# A training that waits, saves when it is asked to stop, and ends as one that was interrupted.
+# A training that waits, saves when it is asked to stop, and ends as an interrupted one.
 STOPPABLE = """
 import os, sys, time
 from pathlib import Path
@@ -50,13 +50,13 @@ Path("starts").write_text("x")
 with StopRequest() as stop:
     print("ready", os.getpid(), flush=True)
     while not stop.received:
-        time.sleep(0.01)  # not pause(): that would sleep on behind a signal that came just before
+        time.sleep(0.01)  # not pause(), which would miss a signal that came just before it
     Path("saved").write_text(stop.received.name)
     stop.deliver()
 """
-# Long enough for a child to tell of its second signal before it is killed, on a busy machine too.
+# Long enough for a child to report its second signal before it is killed, also on a busy machine.
 GRACE_S = 3
-# One that does not end, whatever it is told.
+# A command that ignores all signals to stop.
 STUBBORN = """
 import os, signal, time
 for one in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
@@ -76,7 +76,7 @@ def command_line(*arguments: object) -> list[str]:
 
 
 class Ran:
-    """What one run of the command did."""
+    """Result of one run of the command."""
 
     def __init__(self, folder: Path, *arguments: object) -> None:
         done = subprocess.run(
@@ -98,19 +98,19 @@ class Ran:
 
 
 def steps(folder: Path, *plan: str, options: tuple[object, ...] = ()) -> Ran:
-    """Run a command that does one of `plan` at each start, the last one from then on."""
+    """Run a command that executes one item of `plan` at each start, and then repeats the last one."""
     return Ran(folder, "store", "--pause", 0, *options, "--", sys.executable, "-c", COMMAND, *plan)
 
 
-# --- what is started again -----------------------------------------------------------------------
+# --- restarts -----------------------------------------------------------------------
 
 
-def test_what_ends_well_is_started_once(tmp_path: Path) -> None:
+def test_a_command_that_ends_well_is_started_once(tmp_path: Path) -> None:
     ran = steps(tmp_path, "say hello,exit 0")
     assert (ran.code, ran.out, ran.err, ran.starts) == (0, "said hello\n", "", 1)
 
 
-def test_a_crash_is_started_again_from_what_was_saved(tmp_path: Path) -> None:
+def test_a_crash_is_restarted_from_the_last_checkpoint(tmp_path: Path) -> None:
     ran = steps(tmp_path, "kill 9", "save,kill 11", "save,exit 75", "exit 0")
     assert (ran.code, ran.starts) == (0, 4)
     first, second, third = ran.err.splitlines()
@@ -132,13 +132,13 @@ def test_without_progress_it_gives_up_after_some_starts(tmp_path: Path, step: st
     assert ran.err.splitlines()[-1].endswith("not restarted: 5 starts in a row without a new checkpoint")
 
 
-def test_progress_lets_the_count_of_idle_starts_begin_anew(tmp_path: Path) -> None:
+def test_progress_resets_the_count_of_starts_without_progress(tmp_path: Path) -> None:
     plan = ["kill 9", "save,kill 9", "kill 9", "save,kill 9", "kill 9"]
     ran = steps(tmp_path, *plan, options=("--max-without-progress", 2))
     assert ran.starts == 6
 
 
-def test_another_failure_is_started_again_only_after_progress(tmp_path: Path) -> None:
+def test_another_failure_is_restarted_only_after_progress(tmp_path: Path) -> None:
     ran = steps(tmp_path, "save,exit 3", "save,exit 3", "exit 4")
     assert (ran.code, ran.starts) == (4, 3)
     assert ran.err.splitlines()[-1] == (
@@ -147,7 +147,7 @@ def test_another_failure_is_started_again_only_after_progress(tmp_path: Path) ->
     )
 
 
-def test_checkpoints_from_before_are_no_progress(tmp_path: Path) -> None:
+def test_earlier_checkpoints_are_no_progress(tmp_path: Path) -> None:
     with CheckpointStore(tmp_path / "store") as store:
         save(store, 5)
     ran = steps(tmp_path, "exit 3")
@@ -167,7 +167,7 @@ def test_the_number_of_restarts_can_be_limited(tmp_path: Path, most: int) -> Non
     assert f"not restarted: {most} restarts are the limit" in ran.err
 
 
-def test_pauses_grow_and_are_told(tmp_path: Path) -> None:
+def test_pauses_grow_and_are_reported(tmp_path: Path) -> None:
     options = ("--pause", 0.01, "--max-without-progress", 4)
     ran = steps(tmp_path, "kill 9", options=options)
     assert [line.partition(", in ")[2].partition(",")[0] for line in ran.err.splitlines()] == [
@@ -175,7 +175,7 @@ def test_pauses_grow_and_are_told(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-# --- what it prints ------------------------------------------------------------------------------
+# --- output ------------------------------------------------------------------------------
 
 
 def test_json_is_the_only_thing_on_stdout(tmp_path: Path) -> None:
@@ -199,23 +199,23 @@ def test_json_without_a_store(tmp_path: Path) -> None:
     assert not (tmp_path / "store").exists()
 
 
-# --- what cannot be run --------------------------------------------------------------------------
+# --- commands that cannot be run --------------------------------------------------------------------------
 
 
-def test_a_command_that_is_not_there_is_127(tmp_path: Path) -> None:
+def test_a_command_that_does_not_exist_is_127(tmp_path: Path) -> None:
     ran = Ran(tmp_path, "store", "--", "no-such-command", "--flag")
     assert (ran.code, ran.out) == (127, "")
     assert ran.err == "ckptstore run: no-such-command: No such file or directory\n"
 
 
-def test_a_command_that_may_not_be_run_is_126(tmp_path: Path) -> None:
+def test_a_command_that_is_not_executable_is_126(tmp_path: Path) -> None:
     (tmp_path / "script").write_text("not for running")
     ran = Ran(tmp_path, "store", "--", "./script")
     assert (ran.code, ran.err) == (126, "ckptstore run: ./script: Permission denied\n")
 
 
 @pytest.mark.parametrize("place", ["file", "file/store"])
-def test_a_store_that_cannot_be_made_is_a_usage_error(tmp_path: Path, place: str) -> None:
+def test_a_store_that_cannot_be_created_is_a_usage_error(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").touch()
     ran = Ran(tmp_path, place, "--", sys.executable, "-c", COMMAND, "exit 0")
     assert (ran.code, ran.starts) == (2, 0)
@@ -226,7 +226,7 @@ def test_a_command_is_needed(tmp_path: Path) -> None:
     assert Ran(tmp_path, "store").code == 2
 
 
-def test_a_store_that_cannot_be_read_is_said_and_is_no_progress(tmp_path: Path) -> None:
+def test_an_unreadable_store_is_reported_and_is_no_progress(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "manifest.sqlite").write_bytes(b"no database at all " * 1000)
     ran = steps(tmp_path, "exit 3")
@@ -238,7 +238,7 @@ def test_a_store_that_cannot_be_read_is_said_and_is_no_progress(tmp_path: Path) 
 
 
 class Running:
-    """The command under way, with a child that has said that it is ready."""
+    """A running command, whose child has reported that it is ready."""
 
     def __init__(self, folder: Path, script: str, *options: object, **settings: Any) -> None:
         arguments = ["store", "--pause", 0, *options, "--", sys.executable, "-c", script]
@@ -259,12 +259,12 @@ class Running:
         return self.process.stdout.readline()
 
     def end(self) -> tuple[int, str]:
-        """Wait for the end; returns the exit code and what was said."""
+        """Wait for the end; return the exit code and stderr."""
         _, said = self.process.communicate(timeout=60)
         return self.process.returncode, said
 
     def clean_up(self) -> None:
-        """Leave no process behind, also when a test has failed."""
+        """Kill all processes, also when a test has failed."""
         for process in (self.process.pid, self.child):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
@@ -299,7 +299,7 @@ def test_a_signal_is_passed_on_once_and_ends_it_without_a_restart(
 
 
 def test_a_signal_to_every_process_of_a_job_stops_it_once(tmp_path: Path, start: Start) -> None:
-    """As systemd and SLURM send it: the child has it directly, and from us."""
+    """As systemd and SLURM send it: the child gets it directly, and from us."""
     running = start(STOPPABLE)
     for process in (running.child, running.process.pid):
         os.kill(process, signal.SIGTERM)
@@ -310,7 +310,7 @@ def test_a_signal_to_every_process_of_a_job_stops_it_once(tmp_path: Path, start:
 def test_ctrl_c_reaches_the_child_once(start: Start) -> None:
     """A terminal sends SIGINT to its foreground process group."""
     running = start(STUBBORN, "--grace", GRACE_S, process_group=0)
-    assert os.getpgid(running.child) == running.child, "it is in no group that a terminal would tell"
+    assert os.getpgid(running.child) == running.child, "it is not in the group that a terminal signals"
     os.killpg(running.process.pid, signal.SIGINT)
     assert running.line() == f"told {int(signal.SIGINT)}\n"
     running.process.terminate()
@@ -318,7 +318,7 @@ def test_ctrl_c_reaches_the_child_once(start: Start) -> None:
     assert running.end()[0] == 128 + signal.SIGKILL
 
 
-def test_a_second_signal_is_passed_on_and_then_it_is_killed(start: Start) -> None:
+def test_a_second_signal_is_passed_on_before_the_kill(start: Start) -> None:
     running = start(STUBBORN, "--grace", GRACE_S)
     running.process.send_signal(signal.SIGTERM)
     assert running.line() == f"told {int(signal.SIGTERM)}\n"
@@ -327,7 +327,7 @@ def test_a_second_signal_is_passed_on_and_then_it_is_killed(start: Start) -> Non
     assert running.end()[0] == 128 + signal.SIGKILL
 
 
-def test_a_signal_during_a_pause_asks_to_be_started_again_later(start: Start) -> None:
+def test_a_signal_during_a_pause_ends_with_75(start: Start) -> None:
     script = "import os\nprint('ready', os.getpid(), flush=True)\nos.kill(os.getpid(), 9)"
     running = start(script, "--pause", 60)
     assert running.process.stderr is not None
@@ -345,12 +345,12 @@ def test_a_child_whose_supervisor_is_killed_saves_and_ends(tmp_path: Path, start
     assert running.end()[0] == -signal.SIGKILL
 
 
-def test_what_was_ignored_from_the_beginning_stays_ignored(start: Start) -> None:
-    """As SIGINT is for what a script has started in the background."""
+def test_a_signal_ignored_from_the_start_stays_ignored(start: Start) -> None:
+    """As SIGINT is in commands that a script starts in the background."""
     ignoring = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
     running = start(STUBBORN, "--grace", GRACE_S, **ignoring)
-    for one in (signal.SIGINT, signal.SIGTERM):
-        running.process.send_signal(one)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        running.process.send_signal(number)
     assert running.line() == f"told {int(signal.SIGTERM)}\n"
     running.process.send_signal(signal.SIGUSR1)
     assert running.line() == f"told {int(signal.SIGUSR1)}\n"

@@ -1,4 +1,4 @@
-"""Errors keep their facts, read as one line, pickle, and are what a Python programmer would catch."""
+"""Errors: facts, one-line messages, pickling, and the built-in exceptions that they also are."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_the_text_is_one_line_with_a_hint(error: errors.CheckpointStoreError) ->
 
 
 @pytest.mark.parametrize("kind", BUILT_IN, ids=lambda kind: kind.__name__)
-def test_branches_are_built_ins_too(kind: type[errors.CheckpointStoreError]) -> None:
+def test_errors_are_also_built_in_exceptions(kind: type[errors.CheckpointStoreError]) -> None:
     assert issubclass(kind, BUILT_IN[kind])
     assert issubclass(kind, errors.CheckpointStoreError)
 

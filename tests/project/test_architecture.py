@@ -1,6 +1,6 @@
-"""The shape of the code: rooms and their imports, who may change files, what is used of Keras, how long a file may be.
+"""The structure of the code: imports of rooms, modules that change files, private interfaces of Keras, file lengths.
 
-Who may import whom stands in pyproject.toml as contracts; here is what these cannot say.
+The allowed imports are contracts in pyproject.toml; here are the rules that these cannot express.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ MUTATING = {
     "write_bytes", "write_text", "touch", "symlink_to", "hardlink_to", "rmtree", "copyfile", "copy2",
     "copytree", "move",
 }  # fmt: skip
-# Methods of `str`, `dict` and `list` that have the same names.
+# Names that `str`, `dict` and `list` have as methods too.
 HARMLESS_AS_METHODS = {"replace", "remove", "copy", "move", "link"}
 MAY_MUTATE = {"ckptstore.storage.files", "ckptstore.storage.durable_writer"}
-# Keras' layers load assets (vocabularies, say) from files: made in a temporary directory, not in a store.
-# A memfd has no place in any file system.
+# Layers of Keras load assets (such as vocabularies) from files, which are created in a temporary directory, not in a
+# store. A memfd is not part of any file system.
 SCRATCH = {
     "ckptstore.keras.private.assets": {"mkdir", "write_bytes"},
     "ckptstore.system.shared_memory": {"ftruncate"},
 }
 
-# The only place for what Keras does not promise. Private names of other packages that are used elsewhere.
+# The only place for private interfaces of Keras; then private names of other packages that are used elsewhere.
 KERAS_PRIVATE = "ckptstore.keras.private"
 OTHERS_PRIVATE = {"_asdict", "_exit", "_foreach_copy_", "_getframe", "_version"}
 
 
 @functools.cache
 def imports(path: Path) -> frozenset[str]:
-    """Return the full names of everything that a file imports when it runs, early or late."""
+    """Return the full names of everything that a file imports at run time, early or late."""
     found: set[str] = set()
 
     class Visitor(ast.NodeVisitor):
@@ -109,7 +109,7 @@ def test_the_contracts_of_the_rooms_hold() -> None:
         ("somewhere/__init__.py", ""),
     ],
 )
-def test_the_contracts_notice_a_wrong_import(tmp_path: Path, module: str, line: str) -> None:
+def test_the_contracts_find_a_wrong_import(tmp_path: Path, module: str, line: str) -> None:
     shutil.copytree(PACKAGE, tmp_path / "ckptstore", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     changed = tmp_path / "ckptstore" / module
@@ -128,7 +128,7 @@ def test_each_room_says_what_it_is_for(room: str) -> None:
 
 
 @pytest.mark.parametrize("room", sorted(ROOMS))
-def test_a_room_holds_more_than_one_module_and_no_more_than_one_can_see(room: str) -> None:
+def test_a_room_has_more_than_one_module_and_not_too_many(room: str) -> None:
     modules = [path.name for path in ROOMS[room].glob("*.py") if path.stem not in ("__init__", "__main__")]
     rooms = [path.parent.name for path in ROOMS[room].glob("*/__init__.py")]
     assert 1 < len(modules + rooms) <= 22, sorted(modules + rooms)
@@ -188,7 +188,7 @@ NAMING = {
 
 
 def private_uses(tree: ast.AST) -> list[tuple[int, str, bool]]:
-    """Return (line, name, of `self`) of all that may reach into a package's inside."""
+    """Return (line, name, of `self`) of all uses of names that may be private to a package."""
     found: list[tuple[int, str, bool]] = []
     for node in ast.walk(tree):
         match node:
@@ -269,7 +269,7 @@ def test_reaching_into_keras_is_noticed(line: str) -> None:
     assert private_uses(ast.parse(line))
 
 
-def test_the_package_tells_of_each_private_interface() -> None:
+def test_each_private_interface_of_keras_is_documented() -> None:
     text = MODULES[KERAS_PRIVATE].read_text(encoding="utf-8")
     told = set(re.findall(r"\b_[a-z]\w+", text))
     # Attributes of callbacks stand in a table of their own.
@@ -311,7 +311,7 @@ def body_start(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return body[0].lineno
 
 
-def test_there_is_no_drawer_for_odds_and_ends() -> None:
+def test_there_is_no_module_for_odds_and_ends() -> None:
     names = {path.stem for path in MODULES.values()}
     assert not names & {"utils", "util", "helpers", "common", "misc"}
 
@@ -345,7 +345,7 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert not loaded & {"keras", "jax", "torch", "numpy", "sqlalchemy", "alembic", "h5py", "rich", "click"}
 
 
-def test_every_public_name_is_there() -> None:
+def test_every_public_name_exists() -> None:
     import ckptstore
 
     for name in ckptstore.__all__:

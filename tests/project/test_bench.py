@@ -1,4 +1,4 @@
-"""The benchmark: it runs, what it reports has its shape and can be true; what it measures is never judged here."""
+"""The benchmark runs, and its report is complete and plausible; the figures are not judged here."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(BACKEND == "tensorflow", reason="the benchmark r
 
 
 def bench(folder: Path, *arguments: str) -> tuple[dict[str, Any], str]:
-    """Run the command with sizes that take no time; returns its document and its text."""
+    """Run the benchmark with tiny sizes; return its document and its text."""
     path = folder / "figures.json"
     command = [sys.executable, ROOT / "tools" / "bench", "--quick", "--repeats", "1", "--json", path]
     done = subprocess.run(
@@ -74,7 +74,7 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert row["overhead_s"] == pytest.approx(row["run_s"] - row["plain_s"])
 
 
-def test_what_the_training_state_costs(tmp_path: Path) -> None:
+def test_the_cost_of_the_training_state(tmp_path: Path) -> None:
     document, text = bench(tmp_path, "--work", "small", "--work", "state", "--part", "state")
     for row in document["backends"][BACKEND]["state"]["small"]:
         assert 0 < row["state_s"] < row["whole_s"] and 0 < row["share"] < 1
@@ -89,7 +89,7 @@ def test_many_checkpoints(tmp_path: Path) -> None:
     assert "20 checkpoints" in text
 
 
-def test_a_wrong_name_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_workload_is_refused(tmp_path: Path) -> None:
     command = [sys.executable, ROOT / "tools" / "bench", "--work", "nonsense"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
@@ -97,7 +97,7 @@ def test_a_wrong_name_is_refused(tmp_path: Path) -> None:
 
 
 def save(wait_s: float, **figures: float) -> dict[str, Any]:
-    """Return the result of a process whose saves all cost the same, but for the first."""
+    """Return the result of a process whose saves all cost the same, except the first."""
     one = {"wait_s": wait_s, "durable_s": 2 * wait_s, "cpu_s": 0.1, "extra_bytes": 50, "written_bytes": 100}
     first = one | {"wait_s": 10 * wait_s}
     facts = {"state_bytes": 100, "variables": 3, "idle_s": [0.001], "added_s": [0.2], "checked": True}
@@ -119,7 +119,7 @@ def test_targets_are_met_missed_or_not_measured() -> None:
     assert found["background save: extra memory, copies of the state (none waiting)"]["figure"] == 0.5
 
 
-def test_a_load_that_brings_back_something_else_has_no_figures() -> None:
+def test_a_load_of_other_values_has_no_figures() -> None:
     result = {"cold_s": 1.0, "warm_s": 1.0, "cpu_s": 1.0, "extra_bytes": 1, "state_bytes": 1, "file_bytes": 1}
     row = table.load_row("ours restore .keras", [result | {"digests": ["other"]}], "expected")
     assert "FAILED" in row["unavailable"]
@@ -127,7 +127,7 @@ def test_a_load_that_brings_back_something_else_has_no_figures() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of living children")
-def test_what_a_living_child_takes_counts_its_ended_threads_too() -> None:
+def test_the_cost_of_a_living_child_includes_its_ended_threads() -> None:
     program = """
 import threading, time
 def spin():

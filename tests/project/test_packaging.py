@@ -1,4 +1,4 @@
-"""What users install: the wheel in an environment of its own, and the checkout as it lies there."""
+"""What users install: the wheel in a separate environment, and the bare checkout."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import ckptstore
 ROOT = Path(__file__).resolve().parent.parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
-# Makes a store, and says where everything came from. Names nothing of this machine.
+# Creates a store, and prints where everything came from; independent of this machine.
 PROGRAM = """
 import json, sys
 from pathlib import Path
@@ -34,7 +34,7 @@ print(json.dumps(found))
 
 
 def call(*command: str | Path, cwd: Path, **environment: str) -> str:
-    """Run a command; returns what it printed. No setting of the caller's reaches it."""
+    """Run a command without the caller's Python settings; return its output."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(
         [str(part) for part in command],
@@ -62,7 +62,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh environment with the wheel, and the dependencies that are here; its folder of programs."""
+    """A new environment with the wheel and the dependencies of this one; the folder of its programs."""
     folder = tmp_path_factory.mktemp("installed") / "venv"
     venv.create(folder, with_pip=False, symlinks=True)
     site = Path(sysconfig.get_path("purelib", scheme="venv", vars={"base": str(folder)}))
@@ -71,7 +71,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install", "--quiet", "--no-deps",
         "--no-index", wheel, cwd=folder,
     )  # fmt: skip
-    # After the wheel, so that the present installation does not come first; its own .pth files are not run.
+    # After the wheel, so that the present installation does not come first; its .pth files are not processed.
     (site / "with.pth").write_text("\n".join(sorted(dependencies)) + "\n")
     return folder / "bin"
 
@@ -98,11 +98,11 @@ def test_the_wheel_holds_what_it_should(wheel: Path) -> None:
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
-def test_the_version_stands_in_one_way_everywhere() -> None:
+def test_the_version_is_the_same_everywhere() -> None:
     assert PROJECT["version"] == ckptstore.__version__
 
 
-def test_the_installed_wheel_makes_a_store_elsewhere(installed: Path, tmp_path: Path) -> None:
+def test_the_installed_wheel_creates_a_store_elsewhere(installed: Path, tmp_path: Path) -> None:
     found = json.loads(call(installed / "python", "-c", PROGRAM, cwd=tmp_path))
     assert Path(found["from"]).is_relative_to(installed.parent.resolve())
     assert found["latest"] is None
@@ -118,7 +118,7 @@ def test_the_installed_command_runs(installed: Path, tmp_path: Path) -> None:
     assert call(installed / "ckptstore", "guide", "words", cwd=tmp_path) == page
 
 
-def test_a_bare_checkout_makes_a_store(tmp_path: Path) -> None:
+def test_a_bare_checkout_creates_a_store(tmp_path: Path) -> None:
     found = json.loads(call(sys.executable, "-c", PROGRAM, cwd=tmp_path, PYTHONPATH=str(ROOT)))
     assert found["from"] == str(ROOT / "ckptstore")
     assert found["schema"] == found["head"]

@@ -1,4 +1,4 @@
-"""The page about runs: all of it in one file that loads nothing, and whatever a name is, it stays text."""
+"""The HTML report: one file that loads nothing, in which hostile names stay text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VOID = {"meta", "img"}
 
 
 class Page(HTMLParser):
-    """Tags, attributes and text of a page; fails where tags do not match."""
+    """Tags, attributes and texts of a page; its tags must match."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ def written(store: CheckpointStore, file: Path, *options: str) -> Page:
     return Page(file.read_text(encoding="utf-8"))
 
 
-def test_everything_stands_in_one_file_that_loads_nothing(store: CheckpointStore, tmp_path: Path) -> None:
+def test_the_report_is_one_file_that_loads_nothing(store: CheckpointStore, tmp_path: Path) -> None:
     page = written(store, tmp_path / "a.html")
     sources = [value for _, name, value in page.attributes if name in ("src", "href", "action", "data")]
     assert len(sources) == 1
@@ -93,7 +93,7 @@ def test_all_parts_are_there(store: CheckpointStore, tmp_path: Path) -> None:
     assert "Run default" not in "\n".join(one.texts)
 
 
-def test_names_are_text_whatever_they_are(store: CheckpointStore, tmp_path: Path) -> None:
+def test_hostile_names_stay_text(store: CheckpointStore, tmp_path: Path) -> None:
     page = written(store, tmp_path / "a.html")
     assert "script" not in page.tags and page.tags.count("img") == 1
     assert HOSTILE in page.texts
@@ -101,7 +101,7 @@ def test_names_are_text_whatever_they_are(store: CheckpointStore, tmp_path: Path
     assert any("st<o>re" in text for text in page.texts)
 
 
-def test_a_damaged_payload_costs_the_configuration_alone(
+def test_a_damaged_payload_only_removes_the_configuration(
     store: CheckpointStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store.get(2).path.unlink()

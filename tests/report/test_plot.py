@@ -1,4 +1,4 @@
-"""Pictures of runs: what is drawn where, of whatever names and values; files that are there stay."""
+"""Plots of runs: what is drawn where, odd names and values, and existing files."""
 
 from __future__ import annotations
 
@@ -37,17 +37,21 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> CheckpointStore:
         yield store
 
 
-def of(store: CheckpointStore, *runs: str) -> list[PlottedRun]:
+def runs_of(store: CheckpointStore, *runs: str) -> list[PlottedRun]:
     return plotted_runs(store, runs)
 
 
-def test_a_metric_and_that_of_the_validation_share_a_panel(store: CheckpointStore) -> None:
-    assert panels_of(of(store, "day")) == {"loss": ["loss", "val_loss"], "accuracy": ["accuracy"], ODD: [ODD]}
-    assert panels_of(of(store), ["val_loss"]) == {"loss": ["val_loss"]}
+def test_a_metric_and_its_validation_metric_share_a_panel(store: CheckpointStore) -> None:
+    assert panels_of(runs_of(store, "day")) == {
+        "loss": ["loss", "val_loss"],
+        "accuracy": ["accuracy"],
+        ODD: [ODD],
+    }
+    assert panels_of(runs_of(store), ["val_loss"]) == {"loss": ["val_loss"]}
 
 
-def test_places_on_the_axis(store: CheckpointStore) -> None:
-    [run] = of(store, "day")
+def test_positions_on_the_axis(store: CheckpointStore) -> None:
+    [run] = runs_of(store, "day")
     assert [run.x(0, None), run.x(3, None), run.x(3, 4), run.x(3, 9)] == [0, 3, 2.5, 3]
     assert run.best["val_loss"].epoch == 3
     assert run.resume_point == store.latest("day")
@@ -61,7 +65,7 @@ def test_what_is_drawn(store: CheckpointStore) -> None:
     from ckptstore.report import plot
 
     with plot._matplotlib():
-        figure = plot._figure(of(store, "day"), "title", {"loss": ["loss", "val_loss"]})
+        figure = plot._figure(runs_of(store, "day"), "title", {"loss": ["loss", "val_loss"]})
     [axis] = figure.axes
     drawn = lines_of(axis)
     assert ("*", [3.0]) in drawn, "the best"
@@ -76,16 +80,16 @@ def test_what_is_drawn(store: CheckpointStore) -> None:
     assert any(one.startswith("resume point: version 12 (epoch 5, end") for one in told)
 
 
-def test_what_the_font_cannot_draw_is_a_number(store: CheckpointStore) -> None:
+def test_characters_that_the_font_lacks_are_escaped(store: CheckpointStore) -> None:
     from ckptstore.report import plot
 
     with plot._matplotlib():
-        figure = plot._figure(of(store, "day"), "größer 损", {ODD: [ODD]})
+        figure = plot._figure(runs_of(store, "day"), "größer 损", {ODD: [ODD]})
     assert figure.axes[0].get_ylabel() == "$x_1$ <b> \\u635f\\u5931"
     assert figure.get_suptitle() == "größer \\u635f"
 
 
-def test_interruptions_are_lines(tmp_path: Path) -> None:
+def test_interruptions_are_dotted_lines(tmp_path: Path) -> None:
     from ckptstore.report import plot
     from ckptstore.store.store import CheckpointStore
 
@@ -95,7 +99,7 @@ def test_interruptions_are_lines(tmp_path: Path) -> None:
     with CheckpointStore(tmp_path / "s") as store:
         store.load_newest_resume_point(lambda checkpoint: None, "default")
         save(store, 1, step=20)
-        [run] = of(store)
+        [run] = runs_of(store)
     assert [(one.epoch, one.batch) for one in run.history.resumes] == [(1, 4)]
     with plot._matplotlib():
         figure = plot._figure([run], "title", {"loss": ["loss"]})
@@ -108,7 +112,7 @@ def test_runs_have_colours_of_their_own_and_large_ranges_a_logarithmic_axis(stor
     from ckptstore.report import plot
 
     with plot._matplotlib():
-        figure = plot._figure(of(store, "day", "_night"), "title", {"loss": ["loss"]})
+        figure = plot._figure(runs_of(store, "day", "_night"), "title", {"loss": ["loss"]})
     [axis] = figure.axes
     assert axis.get_yscale() == "log"
     figure.draw_without_rendering()
@@ -125,17 +129,19 @@ def test_runs_have_colours_of_their_own_and_large_ranges_a_logarithmic_axis(stor
 
 @pytest.mark.parametrize("runs", [(), ("day",), ("_night",)])
 def test_both_formats(store: CheckpointStore, runs: tuple[str, ...], tmp_path: Path) -> None:
-    image, left_out = draw(of(store, *runs), "a $\\frac{$ <&", "png")
+    image, left_out = draw(runs_of(store, *runs), "a $\\frac{$ <&", "png")
     assert left_out == ()
     (tmp_path / "a.png").write_bytes(image)
     with Image.open(tmp_path / "a.png") as opened:
         assert opened.size[0] >= 1200 and len(opened.convert("RGB").getcolors(1 << 24)) > 5
-    vector, _ = draw(of(store, *runs), "a $\\frac{$ <&", "svg")
+    vector, _ = draw(runs_of(store, *runs), "a $\\frac{$ <&", "svg")
     root = ET.fromstring(vector)
     assert root.tag.endswith("svg")
     links = [value for node in root.iter() for name, value in node.attrib.items() if name.endswith("href")]
     assert all(link.startswith("#") for link in links)
-    assert draw(of(store, *runs), "a $\\frac{$ <&", "svg")[0] == vector, "the same again is the same file"
+    assert draw(runs_of(store, *runs), "a $\\frac{$ <&", "svg")[0] == vector, (
+        "the same again is the same file"
+    )
 
 
 def test_the_command(store: CheckpointStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,9 +178,9 @@ def test_what_cannot_be_drawn(
     assert not file.exists()
 
 
-def test_without_matplotlib_it_says_what_to_install(
+def test_without_matplotlib_the_error_says_what_to_install(
     store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingPackageError, match=r"pip install 'ckptstore\[plot\]'"):
-        draw(of(store, "day"), "title", "png")
+        draw(runs_of(store, "day"), "title", "png")
