@@ -1,4 +1,4 @@
-"""Checkpoints as a pandas table, a row for each, where pandas is installed."""
+"""Checkpoints as a pandas table, if pandas is installed: a row for each."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _FIELDS = {
 def dataframe_of(checkpoints: Iterable[Checkpoint]) -> DataFrame:
     """Return a table of checkpoints: their fields, then a column for each metric.
 
-    A metric that is called as a field is has ``metric.`` in front.
+    A metric with the name of a field gets the prefix ``metric.``.
 
     Raises:
         MissingPackageError: pandas is not installed.

@@ -1,4 +1,4 @@
-"""Compares two checkpoints: metrics, and how far each variable moved, one of each in memory at a time."""
+"""Compares two checkpoints: their metrics, and how far each variable moved; one variable of each is in memory."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from ckptstore.records import Checkpoint, json_number
 from ckptstore.system.arrays import Array
 
 Progress = Callable[[int], object]
-# Values that are compared at once, in double precision.
+# Values compared at a time, in double precision.
 _PART = 1 << 18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VariableChange:
-    """How far one variable has moved from the first checkpoint to the second.
+    """Change of one variable from the first checkpoint to the second.
 
     Attributes:
-        path: Where it lies in the payload.
+        path: Its path in the payload.
         shape: Its shape.
         dtype: Its dtype's name.
         norm: Euclidean norm of its values in the first.
-        change_norm: The same of the difference.
+        change_norm: Euclidean norm of the difference.
         change_max: The largest absolute difference of a value.
         changed_share: Share of the values whose bits differ, from 0 to 1.
     """
@@ -55,13 +55,13 @@ class VariableChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """What differs between two checkpoints.
+    """Differences between two checkpoints.
 
     Attributes:
-        first: The one.
-        second: The other.
-        variables: Of each variable that both have in the same shape and dtype, how far it has moved.
-        unlike: Of each that both have otherwise, shape and dtype in the first and in the second.
+        first: The first checkpoint.
+        second: The second checkpoint.
+        variables: The change of each variable that both have with the same shape and dtype.
+        unlike: Shape and dtype, in the first and in the second, of each variable for which they differ.
         only_first: Variables that only the first has.
         only_second: Variables that only the second has.
     """
@@ -81,8 +81,8 @@ class Difference:
 
     @property
     def changed(self) -> list[VariableChange]:
-        """The variables that are not the same, bit by bit."""
-        return [one for one in self.variables if one.changed_share]
+        """The variables that differ in any bit."""
+        return [variable for variable in self.variables if variable.changed_share]
 
     def to_json(self) -> dict[str, Any]:
         """Return it as a JSON object."""
@@ -93,7 +93,7 @@ class Difference:
         return {
             "versions": [self.first.version, self.second.version],
             "metrics": metrics,
-            "variables": [one.to_json() for one in self.variables],
+            "variables": [variable.to_json() for variable in self.variables],
             "unlike": {name: list(pair) for name, pair in self.unlike.items()},
             "only_first": list(self.only_first),
             "only_second": list(self.only_second),
@@ -104,27 +104,27 @@ def difference(first: Checkpoint, second: Checkpoint, progress: Progress | None 
     """Compare two checkpoints.
 
     Args:
-        first: The one.
-        second: The other.
-        progress: Called with numbers of bytes as they are read, up to twice what both payloads have.
+        first: The first.
+        second: The second.
+        progress: Called with numbers of bytes as they are read, up to twice the size of both payloads.
 
     Raises:
         CorruptPayloadError: One is damaged.
-        StorageError: One cannot be read, which does not say that it is damaged.
+        StorageError: One cannot be read, which does not mean that it is damaged.
     """
     with (
         payload.open_verified(
             first.path, nbytes=first.nbytes, digest=first.digest, progress=progress
-        ) as ours,
+        ) as old_payload,
         payload.open_verified(
             second.path, nbytes=second.nbytes, digest=second.digest, progress=progress
-        ) as theirs,
+        ) as new_payload,
     ):
-        one, two = ours.layout(), theirs.layout()
-        both = [name for name in one if name in two]
-        before, after = ours.variables(), theirs.variables()
+        old_layout, new_layout = old_payload.layout(), new_payload.layout()
+        both = [name for name in old_layout if name in new_layout]
+        before, after = old_payload.variables(), new_payload.variables()
         changes = []
-        for name in (name for name in both if one[name] == two[name]):
+        for name in (name for name in both if old_layout[name] == new_layout[name]):
             old = before[name]
             changes.append(_change(name, old, after[name]))
             if progress is not None:
@@ -133,9 +133,13 @@ def difference(first: Checkpoint, second: Checkpoint, progress: Progress | None 
             first=first,
             second=second,
             variables=tuple(changes),
-            unlike={name: (_shown(one[name]), _shown(two[name])) for name in both if one[name] != two[name]},
-            only_first=tuple(name for name in one if name not in two),
-            only_second=tuple(name for name in two if name not in one),
+            unlike={
+                name: (_shown(old_layout[name]), _shown(new_layout[name]))
+                for name in both
+                if old_layout[name] != new_layout[name]
+            },
+            only_first=tuple(name for name in old_layout if name not in new_layout),
+            only_second=tuple(name for name in new_layout if name not in old_layout),
         )
 
 
@@ -153,7 +157,7 @@ def _change(name: str, before: Array, after: Array) -> VariableChange:
         old_square, moved_square, most = _moved(old, new)
         squares += old_square
         moved += moved_square
-        # NaN is larger than anything here: it must not be passed over.
+        # NaN counts as the largest.
         largest = most if math.isnan(most) or most > largest else largest
     return VariableChange(
         path=name,
@@ -170,7 +174,7 @@ def _count_changed(old: Array, new: Array) -> int:
     if old.dtype.kind == "O":
         return int(np.count_nonzero(old != new))
     size = old.dtype.itemsize
-    bits = (np.ascontiguousarray(one).view(np.uint8).reshape(-1, size) for one in (old, new))
+    bits = (np.ascontiguousarray(values).view(np.uint8).reshape(-1, size) for values in (old, new))
     return int(np.count_nonzero(np.any(np.not_equal(*bits), axis=1)))
 
 
@@ -181,7 +185,7 @@ def _moved(old: Array, new: Array) -> tuple[float, float, float]:
     wide = np.complex128 if old.dtype.kind == "c" else np.float64
     with np.errstate(all="ignore"):
         values, moved = old.astype(wide), new.astype(wide)
-        # Where the bits are the same nothing has moved, be it an infinity or NaN.
+        # Equal values have not moved, including infinities and NaN.
         moved = np.where(_same(values, moved), 0, moved - values)
         sizes = np.abs(moved)
         return float(np.sum(np.abs(values) ** 2)), float(np.sum(sizes**2)), float(np.max(sizes, initial=0.0))
@@ -193,5 +197,5 @@ def _same(one: Array, other: Array) -> Array:
 
 
 def _is_number(dtype: np.dtype[Any]) -> bool:
-    """Whether a dtype that numpy calls opaque is one of ml_dtypes' numbers."""
+    """Return True if a dtype that numpy calls opaque is one of ml_dtypes' numbers."""
     return dtype.kind == "V" and dtype.type.__module__ == "ml_dtypes"

@@ -1,4 +1,4 @@
-"""Removes a store whose run has come to its end and is not wanted any more, and nothing that is not the store's."""
+"""Removes a store that is not needed any more, and nothing that does not belong to it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BACKUPS = "manifest-*.backup.sqlite"
 def remove_checkpoints(layout: Layout, manifest: Manifest, runs: Collection[str]) -> None:
     """Remove all checkpoints of some runs; the caller holds their locks.
 
-    A crash leaves them all, or rows marked for deletion, which the next opening finishes.
+    A crash leaves them all, or rows marked for deletion, which the next opening for writing finishes.
     """
     locked = partial(store_lock, layout.locks)
     with locked():
@@ -34,10 +34,10 @@ def remove_checkpoints(layout: Layout, manifest: Manifest, runs: Collection[str]
 
 
 def remove_empty_store(layout: Layout) -> bool:
-    """Remove what is left of a store without checkpoints, and its directory; returns whether that is gone.
+    """Remove a store without checkpoints, and its directory; returns True if the directory is removed.
 
-    The caller holds the locks of all its runs. Whatever else lies there stays, and so does what is in quarantine. A
-    crash leaves some of it: an empty store.
+    The caller holds the locks of all its runs. Other files stay, and so do payloads in quarantine. A crash leaves an
+    empty store.
     """
     with store_lock(layout.locks):
         if layout.holds_payloads():

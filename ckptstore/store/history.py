@@ -1,4 +1,4 @@
-"""What runs went through: each metric by epoch, across restarts, and several runs side by side."""
+"""A run's metrics by epoch, across restarts, and the comparison of several runs."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ from ckptstore.records import Checkpoint, Epoch, Mode, Resumed, json_number, jso
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
-    """A run's metrics by epoch, as far as checkpoints told of them, also of those that are gone by now.
+    """A run's metrics by epoch, as its checkpoints recorded them, including checkpoints that were removed.
 
-    Of an epoch that was trained twice, as after a crash, the later time counts; of a run that was begun anew, the
-    newest attempt.
+    Of an epoch trained twice, as after a crash, the later record counts; of a run started over, the newest attempt.
 
     Attributes:
         run: The run.
-        epochs: What is known of each epoch, in order.
-        resumes: Where the run was gone on with after it had been interrupted, in order.
+        epochs: The record of each epoch, in order.
+        resumes: The positions from which the run was resumed after an interruption, in order.
     """
 
     run: str
@@ -53,17 +52,17 @@ class History:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary:
-    """One run beside others.
+    """Summary of one run, for a comparison.
 
     Attributes:
         run: The run.
-        checkpoints: How many it has.
-        epochs: How many epochs it has told of.
-        resumes: How often it was gone on with.
+        checkpoints: Number of its checkpoints.
+        epochs: Number of epochs that it has recorded.
+        resumes: Number of times it was resumed.
         latest: Its newest checkpoint, or None.
-        first_at: When its first epoch was saved; aware, UTC; None where it saved none.
-        best: By metric, its best checkpoint, where the direction is known.
-        modes: By metric, the direction.
+        first_at: Time of its first recorded save; aware, UTC; None if it saved nothing.
+        best: Its best checkpoint by each metric whose better direction is known.
+        modes: The better direction of each of these metrics.
     """
 
     run: str
@@ -76,7 +75,7 @@ class RunSummary:
     modes: Mapping[str, Mode]
 
     def best_value(self, metric: str) -> float:
-        """Return the best value of a metric; NaN where there is none."""
+        """Return the best value of a metric; NaN if there is none."""
         checkpoint = self.best.get(metric)
         return math.nan if checkpoint is None else checkpoint.metrics[metric]
 
@@ -85,10 +84,10 @@ class RunSummary:
         best = {
             metric: {
                 "mode": self.modes[metric],
-                "value": json_number(one.metrics[metric]),
-                "version": one.version,
+                "value": json_number(checkpoint.metrics[metric]),
+                "version": checkpoint.version,
             }
-            for metric, one in self.best.items()
+            for metric, checkpoint in self.best.items()
         }
         return {
             "run": self.run,
@@ -116,7 +115,7 @@ def history_of(manifest: Manifest, store: Path, run: str) -> History:
 def compare(
     manifest: Manifest, store: Path, runs: Collection[str], metrics: Collection[str] | None
 ) -> list[RunSummary]:
-    """Return runs side by side; `ckptstore.CheckpointStore.compare` says how.
+    """Return a summary of each run; see `ckptstore.CheckpointStore.compare`.
 
     Raises:
         RunNotFoundError: There is no such run.
@@ -130,14 +129,16 @@ def compare(
         if metric not in known:
             raise MetricNotFoundError(metric=metric, store=store, known=tuple(known))
     wanted = known if metrics is None else list(dict.fromkeys(metrics))
-    return [_summary(manifest, run, [one for one in wanted if one in recorded[run]]) for run in chosen]
+    return [
+        _summary(manifest, run, [metric for metric in wanted if metric in recorded[run]]) for run in chosen
+    ]
 
 
 def _summary(manifest: Manifest, run: str, metrics: Sequence[str]) -> RunSummary:
     watched = manifest.runs.monitors(run)
     modes = {metric: mode for metric in metrics if (mode := watched.get(metric) or mode_of(metric))}
     found = {metric: manifest.checkpoints.best(metric, mode, run) for metric, mode in modes.items()}
-    best = {metric: one for metric, one in found.items() if one is not None}
+    best = {metric: checkpoint for metric, checkpoint in found.items() if checkpoint is not None}
     epochs, first_at = manifest.epochs.count_and_start(run)
     return RunSummary(
         run=run,

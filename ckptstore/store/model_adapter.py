@@ -33,12 +33,12 @@ class Snapshots(Protocol):
 
         Args:
             model: A built model.
-            format: The payload that is wanted.
-            optimizer: The optimizer of a training loop written by hand, for a model that is not compiled.
+            format: The format of the payload.
+            optimizer: The optimizer of a custom training loop, for a model that is not compiled.
             weights_only: True to leave out optimizer and training state.
-            fit: What joins the training state: where the running fit stands.
-            resumable: False to leave out the training state alone.
-            in_epoch: True in the middle of an epoch, where a configuration that was made before will do.
+            fit: State of the running fit, which joins the training state.
+            resumable: False to leave out only the training state.
+            in_epoch: True in the middle of an epoch, where the configuration of an earlier snapshot may be reused.
 
         Raises:
             ModelNotReadyError: It is not built; or not compiled, with neither `optimizer` nor `weights_only`.
@@ -46,7 +46,7 @@ class Snapshots(Protocol):
 
 
 class ModelAdapter(Protocol):
-    """What the store asks of a framework."""
+    """The interface that the store uses of a framework."""
 
     def snapshots(self) -> Snapshots:
         """Return a `Snapshots`; one object for all saves of a fit computes only once what stays the same."""
@@ -54,9 +54,9 @@ class ModelAdapter(Protocol):
     def restore(
         self, model: Any, checkpoint: Checkpoint, *, optimizer: Any = None, generators: bool = False
     ) -> TrainingState | None:
-        """Verify the payload, check that it fits, then bring back weights, optimizer and training state.
+        """Verify the payload, check that it fits, then restore weights, optimizer and training state.
 
-        With `generators` the process' global random generators too. Returns the training state.
+        Returns the training state. `generators` is True to restore the process' global random generators too.
 
         Raises:
             CorruptPayloadError: The payload is damaged; the model is unchanged.

@@ -1,8 +1,8 @@
-"""Makes a manifest again from the payloads, when it was lost or cannot be read.
+"""Rebuilds a manifest from the payloads when it was lost or cannot be read.
 
-All that a payload says of itself comes back: version, run, position, metrics, tags, format, training state. What only
-the manifest knew (pins, later tags, costs, which way metrics are better, the number of the next version) is read from
-the damaged one as far as SQLite still can.
+All that a payload's description holds comes back: version, run, position, metrics, tags, format, training state. What
+only the manifest held (pins, later tags, costs, the better directions of metrics, the next version) is read from the
+damaged one as far as SQLite still can.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from ckptstore.storage.locks import store_lock
 from ckptstore.storage.run_lock import all_run_locks
 
 Progress = Callable[[int], object]
-# What SQLite keeps beside a database: ours has a journal; other tools may have switched it to a write-ahead log.
+# Files of SQLite beside a database: ours has a journal; other tools may have switched it to a write-ahead log.
 _BESIDE = ("-journal", "-wal", "-shm")
 # A name in quarantine, with the number that makes it unique.
 _ASIDE = re.compile(r"(.*?\.(?:keras|h5))(\.\d+)?")
 
 
 def rebuild_at(path: str | os.PathLike[str], *, progress: Progress | None = None) -> list[Problem]:
-    """Make the manifest of the store at `path` again; `ckptstore.CheckpointStore.rebuild` says how."""
+    """Rebuild the manifest of the store at `path`; see `ckptstore.CheckpointStore.rebuild`."""
     layout = Layout(find_store(path))
     layout.make_directories()
     with store_lock(layout.locks), all_run_locks(layout.locks):
@@ -69,18 +69,18 @@ def _is_sound(layout: Layout) -> bool:
 
 
 def rebuild(layout: Layout, *, progress: Progress | None = None) -> list[Problem]:
-    """Put a new manifest, made from the payloads, in the place of the one that is there; that one is kept.
+    """Replace the manifest by a new one made from the payloads; the old one is kept.
 
-    The new one is complete and durable under another name before it takes the place, in one rename; the old one is then
-    in `quarantine`. A crash before that leaves everything as it was, but for damaged payloads, which are put aside, and
-    whole ones in quarantine, which are put back. Run it again.
+    The new one is complete and durable under another name before one rename puts it in place; the old one is then in
+    `quarantine`. A crash before that leaves everything as it was, except that damaged payloads are in quarantine, and
+    intact ones that were there are put back. Run it again.
 
     Args:
-        layout: Where the store lies; the caller holds its lock, and nobody has the manifest open.
+        layout: The store's paths; the caller holds the store's lock, and nobody has the manifest open.
         progress: Called with the number of bytes of payloads that were read since the last call.
 
     Returns:
-        What could not be taken in, with what was done about it; first of all the manifest itself.
+        The payloads that could not be adopted, with what was done about each; first of all the manifest itself.
 
     Raises:
         StorageError: None of the payloads can be read, or the disk failed.
@@ -114,7 +114,7 @@ def _first(layout: Layout, action: str, kept: Path | None) -> Problem:
 
 
 def _was_finished(layout: Layout, fresh: Path) -> bool:
-    """Whether a rebuild died after its manifest was complete, and after the old one had left its place."""
+    """Return True if a rebuild died after its manifest was complete, and after the old one was moved away."""
     if os.path.lexists(layout.manifest) or not fresh.is_file():
         return False
     try:
@@ -128,7 +128,7 @@ def _was_finished(layout: Layout, fresh: Path) -> bool:
 
 
 def _return_from_quarantine(layout: Layout, uuid: str | None) -> None:
-    """Put whole payloads that lie in quarantine back: without a manifest, nothing says any more why they are there."""
+    """Put intact payloads in quarantine back: without a manifest, the reason for their quarantine is lost."""
     stores = _stores(layout) if uuid is None else {uuid}
     for name in sorted(os.listdir(layout.quarantine)):
         match = _ASIDE.fullmatch(name)
@@ -141,13 +141,13 @@ def _return_from_quarantine(layout: Layout, uuid: str | None) -> None:
         try:
             found = describe(path, name=match[1])
         except (CorruptPayloadError, StorageError):
-            continue  # damaged, or not to be read: it stays where it is
+            continue  # damaged or unreadable: it stays where it is
         if found.store in stores or not stores:
             move_durably(path, target)
 
 
 def _stores(layout: Layout) -> set[str]:
-    """Return the ids of stores that the payloads in their place name, as far as they can be read."""
+    """Return the ids of stores that the payloads in `checkpoints` name, as far as they can be read."""
     found = set()
     for name in layout.payload_names():
         with suppress(CorruptPayloadError, StorageError):
@@ -169,27 +169,28 @@ def _read_payloads(
         except CorruptPayloadError as error:
             strays.append((path, error.reason))
         except StorageError as error:
-            # It stays where it is, and the next opening that can read it takes it in.
+            # It stays where it is; the next opening that can read it adopts it.
             detail, action = f"it cannot be read: {error.__cause__}", "left alone"
             unread.append(Problem(kind="unreadable", detail=detail, path=path, action=action))
             failure = error
         if progress is not None:
             progress(path.stat().st_size)
     if failure is not None and not found:
-        raise failure  # the disk is away, rather than bad in places
-    # The old manifest says which store this is, or else most of them: a copy may have come from elsewhere.
-    counted = Counter(one.store for one in found)
+        raise failure  # the whole disk is unavailable, rather than single files damaged
+    # The old manifest says which store this is, or else most payloads do: a copy may have come from elsewhere.
+    counted = Counter(described.store for described in found)
     store = uuid if uuid in counted else next((name for name, _ in counted.most_common(1)), None)
     own: list[Described] = []
     versions: set[int] = set()
-    for one in found:
-        if one.store != store:
-            strays.append((layout.root / one.new.file, "it is another store's"))
-        elif one.new.version in versions:
-            strays.append((layout.root / one.new.file, f"version {one.new.version} is another's here"))
+    for described in found:
+        new = described.new
+        if described.store != store:
+            strays.append((layout.root / new.file, "it is another store's"))
+        elif new.version in versions:
+            strays.append((layout.root / new.file, f"version {new.version} is another's here"))
         else:
-            versions.add(one.new.version)
-            own.append(one)
+            versions.add(new.version)
+            own.append(described)
     problems = [
         Problem(kind="orphan", detail=reason, path=path, action="put aside in quarantine")
         for path, reason in strays
@@ -199,9 +200,9 @@ def _read_payloads(
 
 def _fill(layout: Layout, manifest: Manifest, found: list[Described], saved: Salvaged) -> None:
     highest = max((leading_version(name) for name in _all_names(layout)), default=0)
-    uuid = next((one.store for one in found), saved.uuid)
+    uuid = next((described.store for described in found), saved.uuid)
     manifest.rebuild_from(
-        ((_row(one.new, saved), _shown(layout, one)) for one in found),
+        ((_row(described.new, saved), _shown(layout, described)) for described in found),
         uuid=uuid or manifest.uuid,
         next_version=max(highest + 1, saved.next_version),
         tags=saved.tags,
@@ -211,16 +212,16 @@ def _fill(layout: Layout, manifest: Manifest, found: list[Described], saved: Sal
 
 
 def _attempts(found: list[Described], saved: Salvaged) -> list[tuple[str, int, int]]:
-    """Return run, number and least version of each attempt that was begun anew.
+    """Return run, number and first version of each attempt after a run's first.
 
-    What the payloads tell stands above what a damaged manifest does; only that knows one that has saved nothing yet.
+    Payloads are trusted more than a damaged manifest; only the manifest knows an attempt that has saved nothing yet.
     """
-    told: dict[tuple[str, int], int] = {}
-    for one in found:
-        key = (one.new.run, one.attempt)
-        if one.attempt > 1:
-            told[key] = min(told.get(key, one.new.version), one.new.version)
-    known = saved.attempts | told
+    described_attempts: dict[tuple[str, int], int] = {}
+    for described in found:
+        key, version = (described.new.run, described.attempt), described.new.version
+        if described.attempt > 1:
+            described_attempts[key] = min(described_attempts.get(key, version), version)
+    known = saved.attempts | described_attempts
     return [(run, number, known[run, number]) for run, number in sorted(known)]
 
 
@@ -230,7 +231,7 @@ def _row(new: NewCheckpoint, saved: Salvaged) -> NewCheckpoint:
 
 
 def _shown(layout: Layout, found: Described) -> str | None:
-    """Return the path that shows a payload now; what only was to show it is not believed."""
+    """Return the path that shows a payload now, or None; a path that only was to show it is not trusted."""
     if found.published is None:
         return None
     target = published_path(layout.root, found.published)
@@ -238,7 +239,7 @@ def _shown(layout: Layout, found: Described) -> str | None:
 
 
 def _is_copy(target: Path, path: Path, new: NewCheckpoint) -> bool:
-    """Whether a path shows a payload: as a link, or as a copy where there are no links."""
+    """Return True if a path shows a payload: as a link, or as a copy where there are no links."""
     if is_same_file(target, path):
         return True
     return target.is_file() and target.stat().st_size == new.nbytes and digest_file(target) == new.digest
@@ -249,14 +250,14 @@ def _all_names(layout: Layout) -> list[str]:
 
 
 def _exchange(layout: Layout, fresh: Path) -> Path | None:
-    """Put the new manifest in the place of the old one, which is kept in quarantine; returns where.
+    """Put the new manifest in the place of the old one, which is kept in quarantine; returns its path there.
 
-    What SQLite keeps beside the old one leaves first, since it would be taken for the new one's; a journal that could
-    still be rolled back was before. Then one rename exchanges them. Where there are no hard links it takes two, and a
-    crash between them leaves no manifest, which is no empty store: the next repair finishes.
+    SQLite's files beside the old one are moved first, since they would count as the new one's; a journal that could
+    still be rolled back was rolled back before. Then one rename replaces the old one. Without hard links it takes two,
+    and a crash between them leaves a store without a manifest: the next repair finishes.
     """
-    moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-    kept = layout.quarantine / f"manifest-{moment}.sqlite"
+    timestamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+    kept = layout.quarantine / f"manifest-{timestamp}.sqlite"
     for suffix in _BESIDE:
         unlink(fresh.with_name(fresh.name + suffix))
         path = layout.manifest.with_name(layout.manifest.name + suffix)

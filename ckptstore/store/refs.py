@@ -1,4 +1,4 @@
-"""What a ref names: a version, "latest", "best:METRIC", "resume-point", a tag."""
+"""Resolves refs: a version, "latest", "best:METRIC", "resume-point" or a tag."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ RESUME_POINT = "resume-point"
 
 
 def look_up(manifest: Manifest, store: Path, ref: str | int) -> Checkpoint | None:
-    """Return the checkpoint that a ref names, or None where there is none, or retention is removing it.
+    """Return the checkpoint that a ref names, or None if there is none, or if it is being removed.
 
     Raises:
-        InvalidArgumentError: It is no ref.
-        MetricNotFoundError: It asks for the best by a metric that no checkpoint has.
+        InvalidArgumentError: It is not a ref.
+        MetricNotFoundError: It names the best by a metric that no checkpoint has.
     """
     found = _named(manifest, store, ref)
     return None if found is not None and found.state == "deleting" else found
@@ -30,7 +30,7 @@ def _named(manifest: Manifest, store: Path, ref: str | int) -> Checkpoint | None
     if isinstance(ref, bool) or not isinstance(ref, str | int):
         raise InvalidArgumentError(argument="ref", value=ref, reason="must be a string or an integer")
     if text.isdecimal():
-        # Versions have at most 18 digits; more would not fit the column that is asked.
+        # Versions have at most 18 digits; more would not fit the column.
         return manifest.checkpoints.get(int(text)) if len(text) <= 18 else None
     if text == "latest":
         return manifest.checkpoints.latest()
@@ -49,11 +49,11 @@ def resume_point(manifest: Manifest, run: str | None) -> Checkpoint | None:
 def best(
     manifest: Manifest, store: Path, metric: str, *, mode: Mode | None, run: str | None
 ) -> Checkpoint | None:
-    """Return the best checkpoint by a metric; `ckptstore.CheckpointStore.best` says how.
+    """Return the best checkpoint by a metric; see `ckptstore.CheckpointStore.best`.
 
     Raises:
         MetricNotFoundError: There are checkpoints, but none has this metric.
-        InvalidArgumentError: Nothing tells the direction.
+        InvalidArgumentError: The better direction is not known.
     """
     direction = direction_of(manifest, store, metric, mode=mode, run=run)
     return None if direction is None else manifest.checkpoints.best(metric, direction, run)
@@ -62,11 +62,11 @@ def best(
 def direction_of(
     manifest: Manifest, store: Path, metric: str, *, mode: Mode | None, run: str | None
 ) -> Mode | None:
-    """Return which way a metric is better: as is said, as a run watches it, as its name tells; None of an empty store.
+    """Return a metric's better direction: the given, the watched or the usual one of its name; None for an empty store.
 
     Raises:
         MetricNotFoundError: There are checkpoints, but none has this metric.
-        InvalidArgumentError: Nothing tells the direction.
+        InvalidArgumentError: The better direction is not known.
     """
     check_metric_name(metric)
     if mode not in ("min", "max", None):

@@ -1,4 +1,4 @@
-"""Acts on what `verify` reports: adopts, puts aside, puts back, marks. Deletes nothing."""
+"""Repairs the problems that `verify` reports: adopts, quarantines, puts back and marks. Deletes nothing."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ Locked = Callable[[], AbstractContextManager[None]]
 def repair(
     layout: Layout, manifest: Manifest, locked: Locked, *, progress: Progress | None = None
 ) -> list[Problem]:
-    """Verify a store byte by byte and mend what can be; returns the problems, each with what was done about it.
+    """Verify a store byte by byte and repair what can be; returns the problems, each with what was done about it.
 
-    A payload in quarantine that is, byte for byte, what a row lost is put back. What stays lost keeps its row, marked,
-    and is no problem any more; what cannot be read is left alone, and stays one. A crash leaves some problems acted on;
-    run it again.
+    A payload in quarantine that equals the one a row lost, byte for byte, is put back. A row that stays lost is marked
+    and is no problem any more; a payload that cannot be read is left alone, and stays one. A crash leaves some problems
+    repaired; run it again.
 
     Args:
-        layout: Where the store lies.
-        manifest: Its manifest, whole in SQLite's eyes.
-        locked: Gives the store's lock; held for one problem at a time, not while payloads are read.
+        layout: The store's paths.
+        manifest: The store's manifest, in which SQLite finds no damage.
+        locked: Takes the store's lock; held for one problem at a time, not while payloads are read.
         progress: As `verify` calls it.
 
     Raises:
@@ -45,15 +45,15 @@ def repair(
     for number, problem in enumerate(done):
         if problem.action is None:
             with locked():
-                done[number] = replace(problem, action=_act(layout, manifest, problem))
-    # Known losses too: a repair that died may have noted one and not come to this.
+                done[number] = replace(problem, action=_repair(layout, manifest, problem))
+    # Known losses too: a repair that died may have recorded one and not reached this step.
     for checkpoint in (*manifest.checkpoints.in_state("missing"), *manifest.checkpoints.in_state("damaged")):
         if _put_back(layout, manifest, locked, checkpoint):
-            done = _with_put_back(done, checkpoint)
+            done = _add_put_back(done, checkpoint)
     return done
 
 
-def _with_put_back(done: list[Problem], checkpoint: Checkpoint) -> list[Problem]:
+def _add_put_back(done: list[Problem], checkpoint: Checkpoint) -> list[Problem]:
     action = "put back from quarantine"
     if not any(problem.version == checkpoint.version for problem in done):
         detail = "its payload lay in quarantine"
@@ -66,7 +66,7 @@ def _with_put_back(done: list[Problem], checkpoint: Checkpoint) -> list[Problem]
 
 
 def _mark_lost(manifest: Manifest, problems: list[Problem]) -> list[Problem]:
-    """Note the loss of all checkpoints whose payload is not there, each state in one transaction."""
+    """Record the loss of all checkpoints whose payload is not there, each state in one transaction."""
     marked: dict[int, State] = {}
     states: tuple[State, ...] = ("missing", "damaged")
     for problem in problems:
@@ -76,7 +76,7 @@ def _mark_lost(manifest: Manifest, problems: list[Problem]) -> list[Problem]:
         if not os.path.lexists(checkpoint.path):
             marked[checkpoint.version] = "damaged" if checkpoint.state == "damaged" else "missing"
     for state in states:
-        versions = [version for version, its in marked.items() if its == state]
+        versions = [version for version, found in marked.items() if found == state]
         if versions:
             manifest.checkpoints.set_state(
                 versions, state, event="repaired", detail={"action": f"marked as {state}"}
@@ -89,7 +89,7 @@ def _mark_lost(manifest: Manifest, problems: list[Problem]) -> list[Problem]:
     ]
 
 
-def _act(layout: Layout, manifest: Manifest, problem: Problem) -> str | None:
+def _repair(layout: Layout, manifest: Manifest, problem: Problem) -> str | None:
     if problem.kind == "orphan" and problem.path is not None:
         if not problem.path.exists() or is_listed(manifest, problem.path.name):
             return "gone by itself"
@@ -114,7 +114,7 @@ def _act(layout: Layout, manifest: Manifest, problem: Problem) -> str | None:
 
 
 def _put_back(layout: Layout, manifest: Manifest, locked: Locked, checkpoint: Checkpoint) -> bool:
-    """Move the payload that a row lost back into its place, if it lies in quarantine."""
+    """Move the payload that a row lost back into its place, if it is in quarantine."""
     for path in _of_size(layout.quarantine, checkpoint.nbytes):
         if _digest(path) == checkpoint.digest:
             with locked():
@@ -127,7 +127,7 @@ def _put_back(layout: Layout, manifest: Manifest, locked: Locked, checkpoint: Ch
 
 
 def _digest(path: Path) -> str | None:
-    """Return a file's digest, or None where it cannot be read: then it is not what is looked for, for now."""
+    """Return a file's digest, or None if it cannot be read: then it does not match, for now."""
     try:
         return digest_file(path)
     except StorageError:

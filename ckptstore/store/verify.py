@@ -1,4 +1,4 @@
-"""Compares disk and manifest both ways, and every payload with its digest; changes nothing."""
+"""Compares disk and manifest in both directions, and every payload with its digest; changes nothing."""
 
 from __future__ import annotations
 
@@ -13,69 +13,75 @@ from ckptstore.storage.files import digest_file
 from ckptstore.storage.layout import Layout
 
 Progress = Callable[[int], object]
-_LOOKS = 4
-_BETWEEN_LOOKS_S = 0.05
+# Tries, and seconds between them, before a payload without a row counts as an orphan.
+_TRIES = 4
+_BETWEEN_TRIES_S = 0.05
 
 
 def verify(
     layout: Layout, manifest: Manifest, *, deep: bool = True, progress: Progress | None = None
 ) -> list[Problem]:
-    """Return all that is wrong with a store; an empty list when it is whole.
+    """Return all problems of a store; an empty list if it is intact.
 
-    A checkpoint that was found missing or damaged before stays a problem until a repair has noted the loss.
+    A checkpoint that was found missing or damaged before stays a problem until a repair has recorded the loss.
 
     Args:
-        layout: Where the store lies.
-        manifest: Its manifest.
+        layout: The store's paths.
+        manifest: The store's manifest.
         deep: Read and digest every payload; False compares names and sizes only.
-        progress: Called with the number of bytes that have been read, or passed over, since the last call.
+        progress: Called with the number of bytes that were read, or skipped, since the last call.
 
     Raises:
-        StorageError: A directory cannot be read, which does not say that anything is missing.
+        StorageError: A directory cannot be read, which does not mean that anything is missing.
     """
     problems = [
         Problem(kind="manifest", detail=detail, path=layout.manifest)
         for detail in manifest.integrity_problems()
     ]
     if problems:
-        # What it says of the payloads means little, and asking it may fail.
+        # Its rows cannot be trusted, and reading them may fail.
         return problems
     on_disk = set(layout.payload_names())
-    noted = manifest.events.acknowledged_losses()
+    acknowledged = manifest.events.acknowledged_losses()
     for checkpoint in manifest.checkpoints.iterate(states=None):
         on_disk.discard(checkpoint.path.name)
         if checkpoint.state != "deleting":
-            problems += _check(manifest, checkpoint, noted, deep=deep, progress=progress)
+            problems += _check(manifest, checkpoint, acknowledged, deep=deep, progress=progress)
     problems += _orphans(layout, manifest, on_disk)
     return problems
 
 
 def unacknowledged(manifest: Manifest) -> list[Checkpoint]:
-    """Return the checkpoints that are known to be missing or damaged, and whose loss no repair has noted yet."""
+    """Return the checkpoints marked as missing or damaged whose loss no repair has recorded yet."""
     lost = (*manifest.checkpoints.in_state("missing"), *manifest.checkpoints.in_state("damaged"))
-    noted = manifest.events.acknowledged_losses() if lost else set()
-    return [checkpoint for checkpoint in lost if checkpoint.version not in noted]
+    acknowledged = manifest.events.acknowledged_losses() if lost else set()
+    return [checkpoint for checkpoint in lost if checkpoint.version not in acknowledged]
 
 
 def _check(
-    manifest: Manifest, checkpoint: Checkpoint, noted: set[int], *, deep: bool, progress: Progress | None
+    manifest: Manifest,
+    checkpoint: Checkpoint,
+    acknowledged: set[int],
+    *,
+    deep: bool,
+    progress: Progress | None,
 ) -> list[Problem]:
-    def passed_over() -> list[Problem]:
+    def skipped() -> list[Problem]:
         if progress is not None:
             progress(checkpoint.nbytes)
         return []
 
     def problem(kind: str, detail: str) -> list[Problem]:
-        passed_over()
+        skipped()
         return [Problem(kind=kind, detail=detail, version=checkpoint.version, path=checkpoint.path)]
 
     try:
         size = checkpoint.path.stat().st_size
     except FileNotFoundError:
         now = manifest.checkpoints.get(checkpoint.version)
-        gone = now is None or now.state == "deleting"  # a writer's retention has come by since we listed it
-        if gone or (checkpoint.state != "complete" and checkpoint.version in noted):
-            return passed_over()
+        is_removed = now is None or now.state == "deleting"  # by a writer's retention, since it was listed
+        if is_removed or (checkpoint.state != "complete" and checkpoint.version in acknowledged):
+            return skipped()
         if checkpoint.state == "damaged":
             return problem("damaged", "the payload was found damaged and put aside")
         return problem("missing", "the payload is not there")
@@ -84,12 +90,12 @@ def _check(
     if size != checkpoint.nbytes:
         return problem("size", f"the payload has {size:,} bytes instead of {checkpoint.nbytes:,}")
     if not deep:
-        marked = f"marked as {checkpoint.state}; only reading it would tell whether it is whole"
-        return passed_over() if checkpoint.state == "complete" else problem("found", marked)
+        marked = f"marked as {checkpoint.state}; only reading it would show whether it is whole"
+        return skipped() if checkpoint.state == "complete" else problem("found", marked)
     try:
         found = digest_file(checkpoint.path, progress)
     except StorageError as error:
-        detail = f"the payload cannot be read, which does not say that it is damaged: {error.__cause__}"
+        detail = f"the payload cannot be read, which does not mean that it is damaged: {error.__cause__}"
         return [Problem(kind="unreadable", detail=detail, version=checkpoint.version, path=checkpoint.path)]
     if found == checkpoint.digest:
         if checkpoint.state == "complete":
@@ -102,7 +108,7 @@ def _check(
 
 
 def _locate(checkpoint: Checkpoint) -> tuple[str, str]:
-    """Say which part of a damaged payload differs, from the digests inside it, as far as it can still be read."""
+    """Return which part of a damaged payload differs, by the digests inside it, as far as it can still be read."""
     try:
         description = payload.read_description(checkpoint.path)
         if (description.get("version"), description.get("run")) != (checkpoint.version, checkpoint.run):
@@ -119,8 +125,8 @@ def _locate(checkpoint: Checkpoint) -> tuple[str, str]:
 
 
 def _orphans(layout: Layout, manifest: Manifest, names: set[str]) -> list[Problem]:
-    # A writer may have committed the row between our look at the directory and at the rows.
-    for _ in range(_LOOKS):
+    # A writer may have committed the row after the directory was listed and before the rows were read.
+    for _ in range(_TRIES):
         known = (
             {file.partition("/")[2] for file in manifest.checkpoints.files_by_version().values()}
             if names
@@ -130,11 +136,11 @@ def _orphans(layout: Layout, manifest: Manifest, names: set[str]) -> list[Proble
         if not names:
             return []
         # The rename and the row of a living writer are milliseconds apart.
-        time.sleep(_BETWEEN_LOOKS_S)
+        time.sleep(_BETWEEN_TRIES_S)
     return [
         Problem(
             kind="orphan",
-            detail="a payload without a manifest row; the next opening for writing takes it in",
+            detail="a payload without a manifest row; the next opening for writing adopts it",
             path=layout.checkpoints / name,
         )
         for name in sorted(names)

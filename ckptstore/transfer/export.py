@@ -1,8 +1,8 @@
-"""Hands one checkpoint out of a store: as a Keras file, as safetensors, or as a folder with a model card.
+"""Exports one checkpoint: as a Keras file, as safetensors, or as a folder with a model card.
 
-The new file is written in a hidden folder beside its place, checked against the digest on the way, synced, and only
-then given its name, which nobody may have: a crash leaves nothing there, or the whole, and may leave the hidden folder,
-which the next export to that place takes away.
+The new file is written in a hidden folder beside its final path, checked against the digest on the way, synced, and
+only then given its name, which must be unused: a crash leaves nothing there, or the complete file, and may leave the
+hidden folder, which the next export to that path removes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SUFFIXES: dict[str, ExportFormat] = {
     ".h5": "h5",
     ".safetensors": "safetensors",
 }
-# What each kind of checkpoint can become, beside a folder.
+# The formats that each kind of checkpoint can become, besides a folder.
 _FROM: dict[str, tuple[ExportFormat, ...]] = {
     "keras": ("keras", "weights", "safetensors"),
     "weights": ("weights", "safetensors"),
@@ -47,14 +47,14 @@ _OPTIMIZER = ("optimizer/", "optimizer_weights/")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
-    """What an export has made.
+    """Result of an export.
 
     Attributes:
-        version: The checkpoint.
+        version: The checkpoint's version.
         path: The new file or folder, absolute.
         format: ``"keras"``, ``"weights"``, ``"h5"``, ``"safetensors"`` or ``"folder"``.
         nbytes: Size of the file in bytes; of a folder, of the payload in it.
-        digest: ``"xxh3_128:<32 hex digits>"`` of the same.
+        digest: ``"xxh3_128:<32 hex digits>"`` of the same file.
     """
 
     version: int
@@ -77,10 +77,10 @@ class Exported:
 def export(
     root: Path, checkpoint: Checkpoint, path: str | os.PathLike[str], progress: Progress | None = None
 ) -> Exported:
-    """Export a checkpoint; `ckptstore.CheckpointStore.export` says how.
+    """Export a checkpoint; see `ckptstore.CheckpointStore.export`.
 
     Args:
-        root: The store.
+        root: The store's directory.
         checkpoint: The checkpoint.
         path: The file or folder to make.
         progress: Called with numbers of bytes as the payload is read; their sum is its size.
@@ -104,10 +104,10 @@ def export(
 
 
 def format_of(path: str | os.PathLike[str], checkpoint: Checkpoint) -> ExportFormat:
-    """Return what a path asks for.
+    """Return the format that a path asks for.
 
     Raises:
-        InvalidArgumentError: It is nothing that this checkpoint can become.
+        InvalidArgumentError: This checkpoint cannot become that.
     """
     name = os.fspath(path)
     found = next((format for suffix, format in _SUFFIXES.items() if name.endswith(suffix)), None)

@@ -1,4 +1,4 @@
-"""The page that goes with an exported checkpoint: what it is, how good, where from, and how to load it."""
+"""The model card of an exported checkpoint: what it is, how good it is, its origin, and how to load it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def card_of(checkpoint: Checkpoint, file: str, versions: Mapping[str, str]) -> s
     Args:
         checkpoint: The checkpoint.
         file: The name of its payload beside the card.
-        versions: What wrote it, by name.
+        versions: Versions of the packages that wrote it, by name.
     """
     facts = {
         "run": checkpoint.run,
@@ -58,7 +58,7 @@ def _table(head: tuple[str, str], rows: Mapping[str, str]) -> str:
 
 
 def _plain(text: str) -> str:
-    r"""Return text that Markdown shows as it is, in one line.
+    r"""Return text escaped so that Markdown shows it as it is, in one line.
 
     Example:
         >>> print(_plain("a|b *c* <script>\n`d` val_loss _e_"))

@@ -1,4 +1,4 @@
-"""Reads position and metrics back out of file names such as ``12-0.25.keras``, given how they were made."""
+"""Parses position and metrics from file names such as ``12-0.25.keras``, given the template that made them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _COUNTS = ("epoch", "batch")
 
 
 class NamePattern:
-    """A template of file names, as ModelCheckpoint takes it; only its last part counts.
+    """A template of file names, as for ModelCheckpoint; only its last path component counts.
 
     Args:
         template: Such as ``"{epoch:02d}-{val_loss:.2f}.keras"``; ``{epoch}`` and ``{batch}`` count from 1.
 
     Raises:
-        InvalidArgumentError: It is no template, or has a placeholder without a name.
+        InvalidArgumentError: It is not a template, or has a placeholder without a name.
 
     Example:
         >>> NamePattern("models/{epoch:02d}-{val_loss:.2f}.keras").read("12-0.25.keras")
@@ -51,7 +51,7 @@ class NamePattern:
         return f"{text}(?P<p{len(self._names) - 1}>{_shape(name, spec or '')})"
 
     def read(self, name: str) -> Mapping[str, float]:
-        """Return what a file's name tells, by placeholder.
+        """Return the values in a file's name, by placeholder.
 
         Raises:
             InvalidArgumentError: It was not made by this template.
