@@ -23,7 +23,7 @@ VariableKinds = tuple[Sequence[Any], Sequence[Any], Sequence[Any]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variable:
-    """One array of a payload. It is read when it is written, so that the state is not held twice.
+    """An array of a payload. It is read when it is written, so that the state is not held twice.
 
     Attributes:
         path: Its place in the HDF5 file, such as ``"layers/dense/vars/0"``.

@@ -41,7 +41,7 @@ _METADATA_MOST = 64 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredDataset:
-    """One dataset of a file.
+    """A dataset of a file.
 
     Attributes:
         path: Its path, without a leading slash.
@@ -83,7 +83,7 @@ class _Message(NamedTuple):
 
 
 class _DatasetReader:
-    """One pass over the tree of a file; remembers every address, so that it ends wherever the links lead."""
+    """A pass over the tree of a file; remembers every address, so that it ends wherever the links lead."""
 
     def __init__(self, source: RandomAccessFile) -> None:
         self.source = source

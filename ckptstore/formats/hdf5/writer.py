@@ -41,7 +41,7 @@ Attributes = tuple[tuple[str, str], ...]
 
 
 class Dataset(NamedTuple):
-    """One array of the file: path, shape, storage of its values, text attributes."""
+    """An array of the file: path, shape, storage of its values, text attributes."""
 
     path: str
     shape: tuple[int, ...]

@@ -164,7 +164,9 @@ class Snapshots:
             copier=Copier([entry.value for entry in captured.entries]),
             held=held,
         )
-        self._cached = found if captured.exact and all(one.is_variable for one in captured.entries) else None
+        self._cached = (
+            found if captured.exact and all(entry.is_variable for entry in captured.entries) else None
+        )
         return found, captured.documents
 
     def _cached_documents(

@@ -15,7 +15,7 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CapturedValue:
-    """One value that Keras would write.
+    """A value that Keras would write.
 
     Attributes:
         path: Its path in the HDF5 file.
