@@ -1,4 +1,4 @@
-"""The command that prints the guide's pages, which are shipped with the package."""
+"""The command guide: prints pages of the guide, which is shipped with the package."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Page:
 
     @property
     def description(self) -> str:
-        """The sentence behind the title: the question that the page answers."""
+        """The sentence after the title: the question that the page answers."""
         return self.text.split("\n\n")[1]
 
 
@@ -103,11 +103,11 @@ def guide(topic: str | None, as_json: bool) -> None:
 def _print_topics(pages: list[Page], as_json: bool) -> None:
     if as_json:
         print_json(
-            [{"topic": one.topic, "title": one.title, "description": one.description} for one in pages]
+            [{"topic": page.topic, "title": page.title, "description": page.description} for page in pages]
         )
         return
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
     lines = click.HelpFormatter(width=width)
-    lines.write_dl([(one.topic, one.description) for one in pages])
+    lines.write_dl([(page.topic, page.description) for page in pages])
     echo(lines.getvalue().rstrip("\n"))
     echo("\nckptstore guide TOPIC prints one.")

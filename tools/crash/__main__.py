@@ -96,9 +96,13 @@ def run(name: str, *, long: bool, options: Sequence[str] = ()) -> tuple[bool, fl
     print(f"\n== {name}: {part.description}", flush=True)
     examples = {"CKPTSTORE_MACHINE_EXAMPLES": "300"} if long else {}
     paths = [str(TOOLS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    module, *arguments = part.command
+    # Not `-m` for our own modules: children of the fork server, which has imported them, would import them again.
+    program = f"import sys; sys.argv[0] = 'crash {name}'; from {module} import main; main()"
+    start = ["-m", module] if module == "pytest" else ["-c", program]
     began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", *part.command, *(options or (part.long if long else part.short))],
+        [sys.executable, *start, *arguments, *(options or (part.long if long else part.short))],
         cwd=TOOLS.parent,
         env={**os.environ, **examples, "PYTHONPATH": os.pathsep.join(paths)},
         check=False,
