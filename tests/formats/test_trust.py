@@ -90,7 +90,7 @@ def test_no_data_is_run_as_code() -> None:
         name.split(".")[0]
         for file, tree in SOURCES.items()
         # Two processes of one user exchange pickles, and one packs rows, in memory without a name.
-        if "background" not in file and file != "ckptstore/manifest/packed_rows.py"
+        if "background" not in file and file != "ckptstore/manifest/retention/packed_checkpoints.py"
         for node in ast.walk(tree)
         if isinstance(node, ast.Import | ast.ImportFrom)
         for name in [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
