@@ -1,4 +1,4 @@
-"""A run begun anew never goes back to what it had, which stays: in the manifest, in the store, and after a loss."""
+"""A new attempt at a run never resumes from an earlier one, whose checkpoints stay; also after a rebuild."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def points(manifest: Manifest, run: str | None = "a") -> list[int]:
 # --- the manifest ------------------------------------------------------------------------------------
 
 
-def test_attempts_are_counted_from_what_was_there(manifest: Manifest) -> None:
+def test_a_runs_first_attempt_number_depends_on_whether_it_has_saved(manifest: Manifest) -> None:
     assert manifest.attempts.number("a") == manifest.attempts.first_version("a") == 1
     assert manifest.runs.names() == ()  # asking makes none
     assert manifest.attempts.begin("a") == 1
@@ -62,13 +62,13 @@ def test_attempts_are_counted_from_what_was_there(manifest: Manifest) -> None:
     ]
 
 
-def test_a_run_whose_checkpoints_are_gone_was_there_all_the_same(manifest: Manifest) -> None:
+def test_a_run_whose_checkpoints_were_removed_still_counts_as_an_attempt(manifest: Manifest) -> None:
     add(manifest)
     manifest.checkpoints.remove([1])
     assert manifest.attempts.begin("a") == 2
 
 
-def test_what_was_saved_before_is_no_resume_point(manifest: Manifest) -> None:
+def test_checkpoints_of_earlier_attempts_are_no_resume_points(manifest: Manifest) -> None:
     for run in "abab":
         add(manifest, run, metrics={"loss": 1.0})
     manifest.attempts.begin("a")
@@ -79,12 +79,12 @@ def test_what_was_saved_before_is_no_resume_point(manifest: Manifest) -> None:
     manifest.attempts.begin("b")
     assert points(manifest, None) == [5]
     # All else sees them as before.
-    assert [one.version for one in manifest.checkpoints.all("a")] == [1, 3, 5]
+    assert [checkpoint.version for checkpoint in manifest.checkpoints.all("a")] == [1, 3, 5]
     best = manifest.checkpoints.best("loss", "min")
     assert best is not None and best.version == 1
 
 
-def test_a_save_on_its_way_belongs_to_the_attempt_that_took_its_version(manifest: Manifest) -> None:
+def test_a_save_in_progress_belongs_to_the_attempt_that_reserved_its_version(manifest: Manifest) -> None:
     version = manifest.reserve_version()
     manifest.attempts.begin("a")
     manifest.attempts.begin("a")
@@ -103,7 +103,7 @@ def test_detail_must_be_json(manifest: Manifest) -> None:
 
 
 @pytest.mark.parametrize("detail", [None, "[]", "{}", '{"attempt": "2"}', '{"attempt": true}', "{"])
-def test_an_attempt_that_cannot_be_read_is_said(manifest: Manifest, detail: str | None) -> None:
+def test_an_unreadable_attempt_is_reported(manifest: Manifest, detail: str | None) -> None:
     manifest.attempts.begin("a")
     with closing(sqlite3.connect(manifest.path)) as database, database:
         database.execute("UPDATE events SET detail = ?", [detail])
@@ -112,7 +112,7 @@ def test_an_attempt_that_cannot_be_read_is_said(manifest: Manifest, detail: str 
             ask("a")
 
 
-def test_starts_of_earlier_attempts_do_not_count(manifest: Manifest) -> None:
+def test_resumes_of_earlier_attempts_do_not_count(manifest: Manifest) -> None:
     add(manifest)
     add(manifest, "b")
     for run, version in (("a", 1), ("a", 1), ("b", 2)):
@@ -130,7 +130,7 @@ STEPS = st.lists(
 
 @settings(max_examples=40)
 @given(steps=STEPS)
-def test_resume_points_equal_those_of_a_plain_model(
+def test_resume_points_equal_those_of_a_reference_model(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, str]]
 ) -> None:
     with closing(Manifest.open(tmp_path_factory.mktemp("store") / "manifest.sqlite")) as manifest:
@@ -145,11 +145,11 @@ def test_resume_points_equal_those_of_a_plain_model(
         for run in "abc":
             assert points(manifest, run) == expected[run][::-1]
         assert points(manifest, None) == sorted(
-            (one for ones in expected.values() for one in ones), reverse=True
+            (version for versions in expected.values() for version in versions), reverse=True
         )
 
 
-def test_the_work_of_a_look_up_does_not_grow_with_what_was_left_behind(tmp_path: Path) -> None:
+def test_the_cost_of_a_look_up_does_not_grow_with_earlier_attempts(tmp_path: Path) -> None:
     work: dict[int, list[int]] = {}
     for size in (100, 4000):
         (tmp_path / str(size)).mkdir()
@@ -189,18 +189,18 @@ def version_of(checkpoint: Checkpoint | None) -> int | None:
     return None if checkpoint is None else checkpoint.version
 
 
-def test_a_fresh_attempt_has_nothing_to_resume_from(store: CheckpointStore) -> None:
+def test_a_new_attempt_has_nothing_to_resume_from(store: CheckpointStore) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert walk(store) is walk(store, run=None) is store.resume_point("default") is None
         saved = save(store, 3)
         assert version_of(walk(store)) == version_of(walk(store, run=None)) == saved.version == 3
     assert version_of(store.resume_point()) == 3
-    assert [one.version for one in store.checkpoints("default")] == [1, 2, 3]
+    assert [checkpoint.version for checkpoint in store.checkpoints("default")] == [1, 2, 3]
     assert version_of(store.best("loss")) == 1
 
 
-def test_a_damaged_one_does_not_lead_back_into_the_attempt_before(store: CheckpointStore) -> None:
+def test_resuming_past_damage_stays_in_the_newest_attempt(store: CheckpointStore) -> None:
     damage(save(store, 3).path)
     with pytest.warns(UserWarning, match="put aside"), pytest.raises(NoUsableCheckpointError) as caught:
         walk(store)
@@ -211,7 +211,7 @@ def test_a_damaged_one_does_not_lead_back_into_the_attempt_before(store: Checkpo
     assert [store.get(version).state for version in (1, 2)] == ["complete", "complete"]
 
 
-def test_what_was_lost_of_the_attempt_before_does_not_matter(store: CheckpointStore) -> None:
+def test_losses_of_an_earlier_attempt_are_not_reported(store: CheckpointStore) -> None:
     for version in (1, 2):
         store.get(version).path.unlink()
     with CheckpointStore(store.path) as again, warnings.catch_warnings():
@@ -220,7 +220,7 @@ def test_what_was_lost_of_the_attempt_before_does_not_matter(store: CheckpointSt
         assert walk(again) is None
 
 
-def test_beginning_claims_the_run(store: CheckpointStore) -> None:
+def test_beginning_an_attempt_claims_the_run(store: CheckpointStore) -> None:
     with CheckpointStore(store.path) as other, pytest.raises(RunLockedError):
         other.begin("default")
     with CheckpointStore(store.path, read_only=True) as reader, pytest.raises(ReadOnlyError):
@@ -231,13 +231,13 @@ def test_beginning_claims_the_run(store: CheckpointStore) -> None:
 # --- after a loss ------------------------------------------------------------------------------------
 
 
-def test_a_payload_says_which_attempt_it_belongs_to(store: CheckpointStore) -> None:
+def test_a_payload_records_its_attempt(store: CheckpointStore) -> None:
     paths = [store.get(1).path, save(store, 3).path]
     assert [payload.read_description(path)["attempt"] for path in paths] == [1, 2]
 
 
 @pytest.mark.parametrize("lost", [True, False])
-def test_attempts_come_back_with_a_manifest_made_again(store: CheckpointStore, lost: bool) -> None:
+def test_a_rebuilt_manifest_has_the_attempts(store: CheckpointStore, lost: bool) -> None:
     save(store, 3)
     store.begin("default")
     for seed in (4, 5):
@@ -261,7 +261,7 @@ def test_attempts_come_back_with_a_manifest_made_again(store: CheckpointStore, l
         assert again.begin("default") == 4
 
 
-def test_an_attempt_that_saved_nothing_yet_comes_back_as_long_as_it_can_be_read(
+def test_a_rebuilt_manifest_has_an_attempt_that_saved_nothing_if_it_is_readable(
     store: CheckpointStore,
 ) -> None:
     store.close()
@@ -277,7 +277,7 @@ def test_an_attempt_that_saved_nothing_yet_comes_back_as_long_as_it_can_be_read(
 
 
 @pytest.mark.parametrize("detail", [None, 7, "[", "[1]", "{}", '{"attempt": "1"}', '{"attempt": -1}'])
-def test_attempts_that_cannot_be_read_are_left_out(store: CheckpointStore, detail: object) -> None:
+def test_unreadable_attempts_are_left_out_of_a_rebuild(store: CheckpointStore, detail: object) -> None:
     store.begin("other")
     store.close()
     path = store.path / "manifest.sqlite"
@@ -286,7 +286,7 @@ def test_attempts_that_cannot_be_read_are_left_out(store: CheckpointStore, detai
     assert salvage(path).attempts == {("other", 1): 3}
 
 
-def test_an_orphan_of_an_attempt_that_an_older_manifest_does_not_know(tmp_path: Path) -> None:
+def test_an_orphan_brings_its_attempt_to_an_older_manifest(tmp_path: Path) -> None:
     root = tmp_path / "store"
     with CheckpointStore(root) as store:
         save(store, 1)

@@ -1,4 +1,4 @@
-"""What the manifest answers, compared with a plain model, from many threads, processes and forks."""
+"""The manifest's answers, compared with a reference model, from many threads, processes and forks."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_nan_comes_back_as_nan(manifest: Manifest) -> None:
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
-def test_odd_names_are_just_names(manifest: Manifest, name: str) -> None:
+def test_unusual_names_are_stored_as_they_are(manifest: Manifest, name: str) -> None:
     add(manifest, name, metrics={name: 2.0}, tags=(name,), file="checkpoints/00000001-a.keras")
     found = manifest.checkpoints.best(name, "min", name)
     assert found is not None
@@ -134,7 +134,7 @@ def test_odd_names_are_just_names(manifest: Manifest, name: str) -> None:
         {"file": object()},
     ],
 )
-def test_what_cannot_be_stored_changes_nothing(manifest: Manifest, fields: dict[str, Any]) -> None:
+def test_a_value_that_cannot_be_stored_changes_nothing(manifest: Manifest, fields: dict[str, Any]) -> None:
     add(manifest, metrics={"loss": 1.0}, tags=("tag",))
     before = (
         manifest.checkpoints.all(),
@@ -159,7 +159,7 @@ def test_what_cannot_be_stored_changes_nothing(manifest: Manifest, fields: dict[
 
 def test_versions_are_never_reused(manifest: Manifest) -> None:
     assert [manifest.reserve_version() for _ in range(3)] == [1, 2, 3]
-    manifest.add_checkpoint(new(7))  # an orphan that is taken in
+    manifest.add_checkpoint(new(7))  # an adopted orphan
     assert manifest.reserve_version() == 8
     manifest.add_checkpoint(new(5))
     manifest.checkpoints.remove([5, 7])
@@ -168,7 +168,7 @@ def test_versions_are_never_reused(manifest: Manifest) -> None:
         assert again.reserve_version() == 10
 
 
-def test_tags_move_and_go_with_their_checkpoint(manifest: Manifest) -> None:
+def test_tags_move_and_are_removed_with_their_checkpoint(manifest: Manifest) -> None:
     for _ in range(3):
         add(manifest, tags=("newest",))
     assert version_of(manifest.tags.checkpoint("newest")) == 3
@@ -304,7 +304,7 @@ def test_of_equals_the_lower_version_is_best(manifest: Manifest, mode: Mode) -> 
     assert version_of(manifest.checkpoints.best("loss", mode)) == 3
 
 
-def test_what_nobody_recorded(manifest: Manifest) -> None:
+def test_a_metric_run_or_tag_that_does_not_exist(manifest: Manifest) -> None:
     add(manifest, metrics={"nan": math.nan, "inf": math.inf})
     assert (
         manifest.checkpoints.best("nan", "min")
@@ -346,7 +346,7 @@ def model_best(points: list[Checkpoint], metric: str, mode: Mode) -> int | None:
 
 @settings(max_examples=40)
 @given(history=HISTORY)
-def test_answers_equal_those_of_a_plain_model(
+def test_answers_equal_those_of_a_reference_model(
     tmp_path_factory: pytest.TempPathFactory, history: list[tuple[str, dict[str, float], State, bool]]
 ) -> None:
     with closing(Manifest.open(tmp_path_factory.mktemp("store") / "manifest.sqlite")) as manifest:
@@ -398,8 +398,8 @@ LOOK_UPS = {
 
 @pytest.mark.parametrize("analyzed", [False, True])
 @pytest.mark.parametrize("name", LOOK_UPS)
-def test_look_ups_are_ends_of_indexes(manifest: Manifest, name: str, analyzed: bool) -> None:
-    """Whatever somebody's ANALYZE has told the planner, no table is scanned and nothing is sorted."""
+def test_look_ups_read_only_the_end_of_an_index(manifest: Manifest, name: str, analyzed: bool) -> None:
+    """Whatever ANALYZE has told the planner, no table is scanned and nothing is sorted."""
     for number in range(30):
         add(manifest, "a" if number % 3 else "b", metrics={"x": float(number % 7), "y": 1.0})
     with manifest._transactions.writing("test") as connection:
@@ -411,7 +411,7 @@ def test_look_ups_are_ends_of_indexes(manifest: Manifest, name: str, analyzed: b
     steps = [step for step in plan if "SCALAR SUBQUERY" not in step and step != "SCAN CONSTANT ROW"]
     assert steps
     rows = [step for step in steps if "USING INTEGER PRIMARY KEY (rowid=?)" in step]
-    assert len(rows) <= 3 * ("resume" in name)  # of a point, and of where its run was begun anew
+    assert len(rows) <= 3 * ("resume" in name)  # of a point, and of the beginning of its attempt
     for step in (step for step in steps if step not in rows):
         assert step.startswith("SEARCH ")
         assert "INDEX" in step
@@ -424,7 +424,7 @@ def test_look_ups_are_ends_of_indexes(manifest: Manifest, name: str, analyzed: b
         assert all(condition in step for condition in conditions), step
 
 
-def test_the_work_of_a_look_up_does_not_grow(tmp_path: Path) -> None:
+def test_the_cost_of_a_look_up_does_not_grow(tmp_path: Path) -> None:
     """Also where the newest and best are NaN, missing, being deleted, or without training state."""
     work: dict[int, list[int]] = {}
     for size in (100, 4000):
@@ -451,7 +451,7 @@ def test_the_work_of_a_look_up_does_not_grow(tmp_path: Path) -> None:
         assert large <= 1.2 * small + 2
 
 
-def test_the_work_of_the_best_few_grows_with_these_alone(tmp_path: Path) -> None:
+def test_the_cost_of_the_best_few_grows_only_with_their_number(tmp_path: Path) -> None:
     work: dict[int, list[int]] = {}
     for size in (400, 4000):
         (tmp_path / str(size)).mkdir()
@@ -559,7 +559,7 @@ def work_hard(path: str, count: int, run: str) -> None:
 
 
 def test_processes_share_a_manifest(manifest: Manifest) -> None:
-    """Without the store's lock even: nothing is locked out, no version is given out twice."""
+    """Even without the store's lock no process is locked out, and no version is reserved twice."""
     context = multiprocessing.get_context("spawn")
     children = [context.Process(target=work_hard, args=(str(manifest.path), 25, f"run{n}")) for n in range(4)]
     for child in children:
@@ -592,7 +592,7 @@ def test_threads_share_a_manifest(manifest: Manifest) -> None:
     assert [point.version for point in manifest.checkpoints.all()] == list(range(1, 201))
 
 
-def test_a_forked_child_has_connections_of_its_own(manifest: Manifest) -> None:
+def test_a_forked_child_has_its_own_connections(manifest: Manifest) -> None:
     add(manifest)
     with manifest._transactions.reading() as connection:
         inherited = connection.connection.driver_connection
@@ -612,7 +612,7 @@ def test_a_forked_child_has_connections_of_its_own(manifest: Manifest) -> None:
 
 
 def test_forking_waits_for_open_transactions(manifest: Manifest) -> None:
-    """A child of an open transaction would inherit SQLite's notes of the locks, but not the locks."""
+    """A child of an open transaction would inherit SQLite's records of its locks, but not the locks."""
     inside, may_end = threading.Event(), threading.Event()
 
     def save() -> None:

@@ -1,4 +1,4 @@
-"""Very many checkpoints are gone over some at a time, and what is held of each is small."""
+"""Very many checkpoints are processed in batches, and little of each is kept in memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ODD = keep_every(steps=20)
 
 @pytest.fixture
 def by_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have pages of two, and all at once refused."""
+    """Make pages hold two checkpoints, and refuse to fetch all at once."""
 
     def refused(*arguments: object) -> None:
         raise AssertionError("all checkpoints at once")
@@ -46,7 +46,7 @@ def _filled(root: Path, count: int = 7) -> Path:
 
 
 def _peak(root: Path, count: int) -> int:
-    """Bytes that a dry run takes."""
+    """Return the bytes of memory that a dry run takes."""
     with CheckpointStore(root, read_only=True) as store:
         store.prune(keep_last(1), dry_run=True)
         tracemalloc.start()
@@ -61,7 +61,7 @@ def _peak(root: Path, count: int) -> int:
     return peak
 
 
-def test_what_a_prune_takes_of_each_is_little(tmp_path: Path) -> None:
+def test_a_prune_needs_little_memory_for_each_checkpoint(tmp_path: Path) -> None:
     peaks = {}
     for count in (1000, 7000):
         fill_manifest.fill(tmp_path / str(count), count)
@@ -71,15 +71,19 @@ def test_what_a_prune_takes_of_each_is_little(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("by_pages")
-def test_what_a_prune_found_is_there_without_the_store(tmp_path: Path) -> None:
+def test_the_result_of_a_prune_outlives_the_store(tmp_path: Path) -> None:
     with CheckpointStore(_filled(tmp_path / "store")) as store:
         before = list(store.iterate())
         told = store.prune(keep_last(1) | keep_every(steps=40), dry_run=True)
         pruned = store.prune(keep_last(1) | keep_every(steps=40))
         assert list(store.iterate("a")) == pruned.kept[:3] and told.removed == pruned.removed
-    assert [one.version for one in pruned.removed] == [1, 2]
-    assert pruned.removed == [one for one in before if one.version in (1, 2)] != list(pruned.kept)
-    assert [one.version for one in told.kept] == [4, 5, 7, 3, 6], "run by run"
+    assert [checkpoint.version for checkpoint in pruned.removed] == [1, 2]
+    assert (
+        pruned.removed
+        == [checkpoint for checkpoint in before if checkpoint.version in (1, 2)]
+        != list(pruned.kept)
+    )
+    assert [checkpoint.version for checkpoint in told.kept] == [4, 5, 7, 3, 6], "run by run"
     assert told.kept[-1] == told.kept[4] == before[5] and told.kept[1:3] == [before[4], before[6]]
     assert list(reversed(told.kept)) == list(told.kept)[::-1]
     assert before[0] in told.removed and repr(pruned.removed) == repr(before[:2])
@@ -88,22 +92,24 @@ def test_what_a_prune_found_is_there_without_the_store(tmp_path: Path) -> None:
     assert twin.removed == pruned.removed and twin.to_json() == pruned.to_json()
     lines = list(text.pruned_lines(told))
     assert [line.split()[0] for line in lines] == ["version", "1", "2", "3", "4", "5", "6", "7"]
-    assert json.loads(json.dumps(told.to_json()))["removed"] == [one.to_json() for one in before[:2]]
+    assert json.loads(json.dumps(told.to_json()))["removed"] == [
+        checkpoint.to_json() for checkpoint in before[:2]
+    ]
 
 
 @pytest.mark.usefixtures("by_pages")
-def test_a_users_own_function_is_given_a_list_of_checkpoints(tmp_path: Path) -> None:
+def test_a_users_function_gets_a_list_of_checkpoints(tmp_path: Path) -> None:
     given: list[Any] = []
 
     def own(checkpoints: Any) -> list[Checkpoint]:
         given.append(checkpoints)
-        return [one for one in checkpoints if one.metrics["loss"] == 1.0 or "paper" in one.tags]
+        return [saved for saved in checkpoints if saved.metrics["loss"] == 1.0 or "paper" in saved.tags]
 
     with CheckpointStore(_filled(tmp_path / "store")) as store:
         pruned = store.prune(own | keep_last(1), run="a", dry_run=True)
         assert type(given[0]) is list and given[0] == list(store.iterate("a"))
     assert pruned.reasons[1] == ("own",) and pruned.reasons[2] == ("own",)
-    assert [one.version for one in pruned.removed] == [4]
+    assert [checkpoint.version for checkpoint in pruned.removed] == [4]
 
 
 @pytest.mark.parametrize("count", [0, 3, 250])
@@ -118,25 +124,26 @@ def test_an_iterator_prints_as_its_list_does(capsys: pytest.CaptureFixture[str],
 
 
 @pytest.mark.usefixtures("by_pages")
-def test_all_are_verified_page_by_page(tmp_path: Path) -> None:
+def test_verification_reads_pages(tmp_path: Path) -> None:
     root = _filled(tmp_path / "store")
     with CheckpointStore(root) as store:
         store.get(3).path.unlink()
         store.get(7).path.chmod(0o644)
         store.get(7).path.write_bytes(b"cut")
-        assert [(one.kind, one.version) for one in store.verify()] == [("missing", 3), ("size", 7)]
+        assert [(problem.kind, problem.version) for problem in store.verify()] == [
+            ("missing", 3),
+            ("size", 7),
+        ]
     assert CheckpointStore.rebuild(root) == [], "the manifest is sound"
 
 
 @pytest.mark.usefixtures("by_pages")
-def test_a_runs_checkpoints_are_removed_some_at_a_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_runs_checkpoints_are_removed_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ckptstore.commit.retention.deletion._BATCH", 2)
     with CheckpointStore(_filled(tmp_path / "store")) as store:
         store._manifest.checkpoints.set_state([4], "missing")
         remove_checkpoints(store._layout, store._manifest, ["a"])
-        assert [one.version for one in store.iterate(states=None)] == [3, 6]
+        assert [checkpoint.version for checkpoint in store.iterate(states=None)] == [3, 6]
         assert len(list((store.path / "checkpoints").iterdir())) == 2 and store.verify() == []
         store._manifest.checkpoints.set_state([3, 6], "deleting")
     with CheckpointStore(store.path) as store:
@@ -144,7 +151,7 @@ def test_a_runs_checkpoints_are_removed_some_at_a_time(
 
 
 @pytest.mark.usefixtures("by_pages")
-def test_a_save_is_found_by_when_it_began(tmp_path: Path) -> None:
+def test_a_save_is_found_by_its_time(tmp_path: Path) -> None:
     manifest = Manifest.open(tmp_path / "manifest.sqlite")
     moments = [datetime(2026, 1, day, tzinfo=UTC) for day in (1, 2, 2, 3)]
     for moment in moments:

@@ -1,4 +1,4 @@
-"""The revisions: one road to the schema, whole or not at all wherever it is cut short, old stores kept."""
+"""The revisions lead to the schema of the tables; creation and upgrade are atomic, and keep what an old store holds."""
 
 from __future__ import annotations
 
@@ -143,14 +143,14 @@ def test_revisions_stand_alone() -> None:
         assert not re.search(r"^\s*(import|from) ckptstore", revision.read_text(), re.MULTILINE)
 
 
-def test_models_and_head_agree(path: Path) -> None:
+def test_tables_and_head_agree(path: Path) -> None:
     Manifest.open(path).close()
     with schema.migration(path) as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, metadata) == []
 
 
-def test_models_and_head_agree_to_the_letter(path: Path) -> None:
+def test_tables_and_head_have_the_same_sql(path: Path) -> None:
     """Checks, partial indexes and WITHOUT ROWID too, which alembic does not compare."""
     Manifest.open(path).close()
     made = {name: " ".join(sql.split()) for name, sql in definitions(path)}
@@ -172,7 +172,7 @@ def test_models_and_head_agree_to_the_letter(path: Path) -> None:
     ]
 
 
-def test_a_new_manifest_is_what_all_revisions_make(path: Path, tmp_path: Path) -> None:
+def test_a_new_manifest_equals_the_result_of_all_revisions(path: Path, tmp_path: Path) -> None:
     """If this fails after a new revision: `python tools/write_schema.py`."""
     by_revisions = tmp_path / "by revisions.sqlite"
     schema.upgrade(by_revisions)
@@ -188,7 +188,7 @@ def test_a_new_manifest_is_what_all_revisions_make(path: Path, tmp_path: Path) -
     assert write_schema.TARGET.read_text(encoding="utf-8").count(";\n") == len(write_schema.statements()) + 1
 
 
-def test_while_a_revision_is_being_written_new_manifests_are_made_by_revisions(
+def test_new_manifests_are_created_by_revisions_while_schema_sql_is_outdated(
     next_release: Path, tmp_path: Path
 ) -> None:
     assert (next_release / schema.SCHEMA).read_text(encoding="utf-8").startswith(f"-- {NOW}\n")
@@ -258,7 +258,7 @@ def deaths_by_size(prepare: Step, work: Step, check: Step) -> int:
 
 
 @pytest.mark.parametrize("way", [deaths, deaths_by_size])
-def test_creation_is_whole_or_not_at_all(path: Path, way: Callable[..., int]) -> None:
+def test_creation_is_atomic(path: Path, way: Callable[..., int]) -> None:
     Manifest.open(path).close()  # imports what children would import, each for itself
 
     def prepare() -> None:
@@ -279,7 +279,7 @@ def test_creation_is_whole_or_not_at_all(path: Path, way: Callable[..., int]) ->
     assert way(prepare, lambda: Manifest.open(path), check) > 20
 
 
-def test_many_create_at_once(tmp_path: Path) -> None:
+def test_concurrent_creation(tmp_path: Path) -> None:
     """Threads on a store each, and processes on one: alembic keeps its state in globals."""
     failed: list[BaseException] = []
 
@@ -308,15 +308,15 @@ def test_many_create_at_once(tmp_path: Path) -> None:
     assert sorted(int(child.communicate()[0]) for child in children) == [1, 2, 3, 4]
 
 
-def test_a_manifest_that_another_process_has_made_by_then_stays(tmp_path: Path) -> None:
-    """Both found none before either made one."""
+def test_a_manifest_that_another_process_created_meanwhile_stays(tmp_path: Path) -> None:
+    """Both found none before either created one."""
     path = tmp_path / "manifest.sqlite"
     with closing(Manifest.open(path)) as manifest:
         version, uuid = add(manifest), manifest.uuid
     schema.make(path)
     with closing(Manifest.open(path)) as manifest:
         assert manifest.uuid == uuid
-        assert [one.version for one in manifest.checkpoints.all()] == [version]
+        assert [checkpoint.version for checkpoint in manifest.checkpoints.all()] == [version]
 
 
 # --- older and newer ---------------------------------------------------------------------------------
@@ -391,7 +391,7 @@ def test_an_upgrade_by_another_process_is_noticed(
 
 @pytest.mark.usefixtures("next_release")
 @pytest.mark.parametrize("way", [deaths, deaths_by_size])
-def test_an_upgrade_is_whole_or_not_at_all(old: Path, way: Callable[..., int], tmp_path: Path) -> None:
+def test_an_upgrade_is_atomic(old: Path, way: Callable[..., int], tmp_path: Path) -> None:
     before, content, shape = rows(old), old.read_bytes(), definitions(old)
     trial = shutil.copytree(old.parent, tmp_path / "trial") / old.name
     Manifest.open(trial).close()
@@ -442,7 +442,7 @@ def test_a_revision_that_fails_changes_nothing(old: Path, next_release: Path) ->
     assert (rows(old), definitions(old)) == before
 
 
-def test_revisions_that_do_not_lead_anywhere(old: Path, next_release: Path) -> None:
+def test_revisions_that_do_not_reach_head(old: Path, next_release: Path) -> None:
     shutil.copy(next_release / "versions" / "add_note.py", next_release / "versions" / "third.py")
     third = next_release / "versions" / "third.py"
     third.write_text(third.read_text().replace(f'revision = "{NEXT_HEAD}"', 'revision = "9999"'))
@@ -452,7 +452,7 @@ def test_revisions_that_do_not_lead_anywhere(old: Path, next_release: Path) -> N
 
 
 @pytest.mark.usefixtures("next_release")
-def test_no_room_for_the_backup(old: Path) -> None:
+def test_no_space_for_the_backup(old: Path) -> None:
     before = rows(old)
 
     def upgrade() -> None:
@@ -466,8 +466,8 @@ def test_no_room_for_the_backup(old: Path) -> None:
     assert {*os.listdir(old.parent)} <= {old.name, f"{old.name}-journal"}
 
 
-def test_the_history_of_an_old_store_is_that_of_a_new_one(path: Path, tmp_path: Path) -> None:
-    """What 0003 works out of the checkpoints that are there is what saving them one by one would have noted."""
+def test_an_upgraded_store_has_the_same_history_as_a_new_one(path: Path, tmp_path: Path) -> None:
+    """The history that 0003 derives from the checkpoints equals what saving them one by one would have recorded."""
     told = [
         ("a", 0, 3), ("a", 0, None), ("b", 0, None), ("a", 1, 5), ("a", 1, None), ("a", 1, 7), ("a", 2, 3),
         ("a", 2, 5), ("b", 1, None), ("b", 1, None),
@@ -477,7 +477,7 @@ def test_the_history_of_an_old_store_is_that_of_a_new_one(path: Path, tmp_path: 
             add(manifest, run, epoch=epoch, batch=batch, metrics={"loss": float(number), "odd": float("nan")})
             if number == 5:
                 manifest.attempts.begin("b")
-        noted = rows(path)
+        recorded = rows(path)
     with closing(sqlite3.connect(path)) as database, database:
         for table in ("epoch_metrics", "epochs", "retention"):
             database.execute(f"DROP TABLE {table}")
@@ -489,6 +489,6 @@ def test_the_history_of_an_old_store_is_that_of_a_new_one(path: Path, tmp_path: 
         database.execute("UPDATE alembic_version SET version_num = '0002'")
     with closing(Manifest.open(path)) as manifest:
         assert manifest.integrity_problems() == []
-    assert len(noted["epochs"]) == 5
-    assert rows(path)["epochs"] == noted["epochs"]
-    assert rows(path)["epoch_metrics"] == noted["epoch_metrics"]
+    assert len(recorded["epochs"]) == 5
+    assert rows(path)["epochs"] == recorded["epochs"]
+    assert rows(path)["epoch_metrics"] == recorded["epoch_metrics"]

@@ -37,17 +37,19 @@ def past(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return Path(shutil.copytree(STORES / request.param, tmp_path / "store"))
 
 
-def test_a_read_only_open_says_what_to_run(past: Path) -> None:
+def test_a_read_only_open_names_the_command_to_run(past: Path) -> None:
     with pytest.raises(ckptstore.SchemaTooOldError, match=f"run: ckptstore upgrade {past}"):
         ckptstore.CheckpointStore(past, read_only=True)
 
 
-def test_it_is_upgraded_whole_and_resumed_from(past: Path) -> None:
+def test_a_past_store_is_upgraded_and_resumed_from(past: Path) -> None:
     model = model_of_the_stores()
     with ckptstore.CheckpointStore(past) as store:
         assert store.schema_version == HEAD
         assert store.verify() == []
-        assert [(one.version, one.run, one.epoch, one.batch, one.step) for one in store.checkpoints()] == [
+        assert [
+            (point.version, point.run, point.epoch, point.batch, point.step) for point in store.checkpoints()
+        ] == [
             (1, RUN, 0, None, 10),
             (2, RUN, 1, 4, 15),
             (3, "other", 0, None, None),
@@ -56,7 +58,10 @@ def test_it_is_upgraded_whole_and_resumed_from(past: Path) -> None:
         assert store.get(1).pinned and store.get("paper").version == 2 and store.get(2).extra == {"lr": 0.1}
         assert store.best("loss", run=RUN).version == 2
         history = store.history(RUN)
-        assert [(one.epoch, one.batch, one.version) for one in history.epochs] == [(0, None, 1), (1, None, 4)]
+        assert [(epoch.epoch, epoch.batch, epoch.version) for epoch in history.epochs] == [
+            (0, None, 1),
+            (1, None, 4),
+        ]
         assert history.of("loss") == ([0, 1], [3.0, 2.5])
         for version, how in (
             (4, lambda: store.resume(model, RUN)),
@@ -80,7 +85,7 @@ def _numbers(version: str) -> list[int]:
     return [int(part) for part in version.split(".")[:2]]
 
 
-def test_a_lost_manifest_comes_back_from_payloads_of_the_past(past: Path) -> None:
+def test_a_lost_manifest_is_rebuilt_from_past_payloads(past: Path) -> None:
     (past / "manifest.sqlite").unlink()
     ckptstore.CheckpointStore.rebuild(past)
     with ckptstore.CheckpointStore(past) as store:

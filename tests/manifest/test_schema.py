@@ -1,4 +1,4 @@
-"""The manifest file: what is taken for one, what is refused, which settings hold, what dead writers leave."""
+"""The manifest file: files that are accepted or refused, pragmas, and recovery from writers that died."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_opening_again_imports_neither_alembic_nor_the_orm(filled: Path) -> None
         "&;",
     ],
 )
-def test_odd_paths(tmp_path: Path, name: str | bytes) -> None:
+def test_unusual_paths(tmp_path: Path, name: str | bytes) -> None:
     folder = tmp_path / os.fsdecode(name)
     folder.mkdir()
     manifest = Manifest.open(folder / "manifest.sqlite")
@@ -132,7 +132,7 @@ def test_a_relative_path_survives_chdir(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("read_only", [False, True])
-def test_settings_hold_on_every_connection(filled: Path, read_only: bool) -> None:
+def test_pragmas_are_in_force_on_every_connection(filled: Path, read_only: bool) -> None:
     engine = schema.open_manifest(filled, read_only=read_only)
     connections = [engine.connect() for _ in range(12)]  # more than the pool keeps
     common = {"busy_timeout": 30000, "foreign_keys": 1, "trusted_schema": 0}
@@ -145,7 +145,7 @@ def test_settings_hold_on_every_connection(filled: Path, read_only: bool) -> Non
     engine.dispose()
 
 
-def test_a_setting_that_is_not_in_force_is_an_error(filled: Path) -> None:
+def test_a_pragma_that_is_not_in_force_is_an_error(filled: Path) -> None:
     connection = sqlite_engine.connect(filled, "rw")
     with pytest.raises(StorageError, match="page_size is 4096 instead of 512"):
         sqlite_engine.settle(connection, filled, (("page_size", "512", 512),))
@@ -177,21 +177,21 @@ def test_transactions_are_begun_explicitly(filled: Path) -> None:
 # --- what is refused ---------------------------------------------------------------------------------
 
 
-def test_nothing_to_read(path: Path) -> None:
+def test_reading_without_a_manifest(path: Path) -> None:
     with pytest.raises(StoreNotFoundError) as caught:
         Manifest.open(path, read_only=True)
     assert caught.value.path == path.parent
     assert not path.exists()
 
 
-def test_no_directory_to_write_in(path: Path) -> None:
+def test_writing_without_a_directory(path: Path) -> None:
     with pytest.raises(StorageError) as caught:
         Manifest.open(path / "below" / "manifest.sqlite")
     assert caught.value.errno == errno.ENOENT
 
 
 @pytest.mark.parametrize("read_only", [False, True])
-def test_a_directory(path: Path, read_only: bool) -> None:
+def test_a_directory_instead_of_a_manifest(path: Path, read_only: bool) -> None:
     path.mkdir()
     with pytest.raises(NotAStoreError, match="it is a directory"):
         Manifest.open(path, read_only=read_only)
@@ -243,14 +243,14 @@ def test_a_damaged_file_is_left_alone(filled: Path, damage: str, read_only: bool
         ("INSERT INTO alembic_version VALUES ('0000')", "says 2 times which schema"),
     ],
 )
-def test_a_manifest_that_does_not_say_its_schema(filled: Path, script: str, reason: str) -> None:
+def test_a_manifest_without_its_schema_revision(filled: Path, script: str, reason: str) -> None:
     with closing(sqlite3.connect(filled)) as database, database:
         database.execute(script)
     with pytest.raises(CorruptManifestError, match=reason):
         Manifest.open(filled)
 
 
-def test_damage_that_is_met_later(filled: Path) -> None:
+def test_damage_found_after_opening(filled: Path) -> None:
     manifest = Manifest.open(filled)
     with closing(sqlite3.connect(filled)) as database, database:
         database.execute("UPDATE checkpoints SET created_at = 'yesterday' WHERE version = 2")
@@ -268,7 +268,7 @@ def test_damage_that_is_met_later(filled: Path) -> None:
 
 
 def make_empty(path: Path, how: str) -> None:
-    """Leave a manifest without a table, as a crash during the first creation may."""
+    """Leave a manifest without a table, as a crash during its creation may."""
     if how == "zero bytes":
         path.touch()
         return
@@ -321,7 +321,7 @@ def test_reading_writes_nothing(filled: Path) -> None:
     assert files(filled.parent) == before
 
 
-def test_reading_needs_no_right_to_write(public: Path) -> None:
+def test_reading_needs_no_write_permission(public: Path) -> None:
     def read() -> None:
         manifest = Manifest.open(public, read_only=True)
         assert len(manifest.checkpoints.all()) == 3
@@ -336,7 +336,7 @@ def test_reading_needs_no_right_to_write(public: Path) -> None:
     assert as_nobody(write) == 0
 
 
-def test_a_reader_that_has_no_right_to_read(public: Path) -> None:
+def test_a_reader_without_read_permission(public: Path) -> None:
     public.chmod(0)
 
     def read() -> None:
@@ -361,7 +361,7 @@ def whole(manifest: Manifest) -> bool:
     )
 
 
-def test_opening_for_reading_after_a_death_in_mid_commit(filled: Path) -> None:
+def test_opening_for_reading_after_a_writer_died_in_mid_commit(filled: Path) -> None:
     leave_hot_journal(filled)
     with closing(sqlite_engine.connect(filled, "ro")) as connection:
         with pytest.raises(sqlite3.OperationalError) as caught:
@@ -372,7 +372,7 @@ def test_opening_for_reading_after_a_death_in_mid_commit(filled: Path) -> None:
     manifest.close()
 
 
-def test_a_reader_that_was_open_before_the_death(filled: Path) -> None:
+def test_a_reader_open_before_the_writer_died(filled: Path) -> None:
     manifest = Manifest.open(filled, read_only=True)
     assert whole(manifest)
     leave_hot_journal(filled)
@@ -380,7 +380,7 @@ def test_a_reader_that_was_open_before_the_death(filled: Path) -> None:
     manifest.close()
 
 
-def test_opening_for_writing_after_a_death_in_mid_commit(filled: Path) -> None:
+def test_opening_for_writing_after_a_writer_died_in_mid_commit(filled: Path) -> None:
     leave_hot_journal(filled)
     Manifest.check(filled)
     manifest = Manifest.open(filled)
@@ -389,7 +389,7 @@ def test_opening_for_writing_after_a_death_in_mid_commit(filled: Path) -> None:
     manifest.close()
 
 
-def test_a_reader_without_rights_says_that_a_writer_died(public: Path) -> None:
+def test_a_reader_without_write_permission_reports_the_dead_writer(public: Path) -> None:
     opened_before = Manifest.open(public, read_only=True)
     assert whole(opened_before)
     leave_hot_journal(public)
@@ -408,8 +408,8 @@ def test_a_reader_without_rights_says_that_a_writer_died(public: Path) -> None:
     opened_before.close()
 
 
-def test_a_journal_of_the_first_creation(path: Path) -> None:
-    """The file has pages, the journal says that there were none: for reading there is no store yet."""
+def test_a_hot_journal_of_the_creation(path: Path) -> None:
+    """The file has pages, but the journal says that there were none: a reader finds no store yet."""
 
     def die() -> None:
         connection = sqlite_engine.connect(path, "rwc")
@@ -433,16 +433,16 @@ def test_a_journal_of_the_first_creation(path: Path) -> None:
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tenth of a second's patience instead of half a minute's."""
+def short_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait a tenth of a second for a lock instead of half a minute."""
     monkeypatch.setattr(sqlite_engine, "BUSY_TIMEOUT_S", 0.1)
     for name in ("READER_PRAGMAS", "WRITER_PRAGMAS"):
         kept = tuple(pragma for pragma in getattr(sqlite_engine, name) if pragma[0] != "busy_timeout")
         monkeypatch.setattr(sqlite_engine, name, kept)
 
 
-@pytest.mark.usefixtures("impatient")
-def test_another_writer_that_does_not_end(filled: Path) -> None:
+@pytest.mark.usefixtures("short_timeout")
+def test_another_writer_that_holds_the_lock_too_long(filled: Path) -> None:
     manifest = Manifest.open(filled)
     with closing(sqlite3.connect(filled, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -472,7 +472,7 @@ def test_a_writer_waits_for_another(filled: Path) -> None:
     manifest.close()
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("short_timeout")
 def test_a_failed_commit_leaves_a_manifest_that_works(filled: Path) -> None:
     manifest = Manifest.open(filled)
     with closing(sqlite3.connect(filled, isolation_level=None)) as reader:
@@ -521,7 +521,7 @@ def test_a_failing_write_changes_nothing(filled: Path) -> None:
         assert manifest.integrity_problems() == []
 
 
-def test_a_closed_manifest_says_so(filled: Path) -> None:
+def test_a_closed_manifest_is_an_error(filled: Path) -> None:
     manifest = Manifest.open(filled)
     manifest.close()
     manifest.close()
@@ -556,7 +556,7 @@ def test_the_file_was_removed_while_it_was_open(filled: Path) -> None:
         (sqlite3.SQLITE_CONSTRAINT_CHECK, InvalidArgumentError, None),
     ],
 )
-def test_what_codes_mean(path: Path, code: int, kind: type[Exception], number: int | None) -> None:
+def test_error_codes_are_translated(path: Path, code: int, kind: type[Exception], number: int | None) -> None:
     cause = sqlite3.OperationalError("said SQLite")
     cause.sqlite_errorcode = code
     for error in (cause, OperationalError("SELECT 1", {}, cause)):

@@ -1,4 +1,4 @@
-"""What a store can be asked: conditions, orders, the best few, histories across restarts, runs side by side."""
+"""Queries of a store: conditions, orders, the best few, histories across restarts, and runs compared."""
 
 from __future__ import annotations
 
@@ -110,14 +110,14 @@ def test_conditions(store: CheckpointStore, where: str, expected: list[int]) -> 
         ("lo\0ss < 1", "is no condition"),
     ],
 )
-def test_what_is_no_condition_is_one_clear_line(store: CheckpointStore, where: str, said: str) -> None:
+def test_an_invalid_condition_is_one_clear_line(store: CheckpointStore, where: str, said: str) -> None:
     with pytest.raises(InvalidArgumentError, match="where=") as caught:
         store.checkpoints(where=where)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_metric_that_nobody_recorded(store: CheckpointStore) -> None:
+def test_a_condition_on_an_unknown_metric(store: CheckpointStore) -> None:
     for ask in (
         lambda: store.checkpoints(where="los < 1"),
         lambda: store.iterate(order_by="-los"),
@@ -140,18 +140,20 @@ def test_a_metric_that_nobody_recorded(store: CheckpointStore) -> None:
         ("run", [1, 2, 4, 5, 7, 8, 10, 3, 6, 9]),
     ],
 )
-def test_orders_end_with_what_lacks_it_and_give_ties_to_the_earlier(
+def test_orders_put_missing_values_last_and_earlier_versions_first(
     store: CheckpointStore, order: str, expected: list[int]
 ) -> None:
     assert versions(store.checkpoints(order_by=order)) == expected
     assert versions(store.checkpoints(order_by=order, limit=4)) == expected[:4]
-    assert versions(store.checkpoints("b", order_by=order)) == [one for one in expected if one % 3 == 0]
+    assert versions(store.checkpoints("b", order_by=order)) == [
+        version for version in expected if version % 3 == 0
+    ]
 
 
 @pytest.mark.parametrize(
     "order", ["", "loss,", "loss desc", "1", "tags", "--loss", "loss; DROP TABLE runs", None]
 )
-def test_what_is_no_order(order: Any) -> None:
+def test_an_invalid_order(order: Any) -> None:
     with pytest.raises(InvalidArgumentError, match="order_by="):
         parse_order(order)
 
@@ -202,7 +204,7 @@ def test_the_best_few(store: CheckpointStore) -> None:
             store.best("loss", k=k)
 
 
-def test_iterating_reads_pages_and_leaves_out_what_goes_meanwhile(tmp_path: Path) -> None:
+def test_iterating_reads_pages_and_leaves_out_removed_checkpoints(tmp_path: Path) -> None:
     with CheckpointStore(tmp_path / "store") as store:
         for _ in range(1203):
             add(store._manifest, metrics={"loss": 1.0})
@@ -222,7 +224,7 @@ def test_iterating_reads_pages_and_leaves_out_what_goes_meanwhile(tmp_path: Path
 # --- histories ------------------------------------------------------------------------------------
 
 
-def test_a_history_goes_across_restarts_and_outlives_checkpoints(tmp_path: Path) -> None:
+def test_a_history_spans_restarts_and_outlives_checkpoints(tmp_path: Path) -> None:
     with CheckpointStore(tmp_path / "store") as store:
         manifest = store._manifest
         told = [
@@ -236,19 +238,19 @@ def test_a_history_goes_across_restarts_and_outlives_checkpoints(tmp_path: Path)
                 manifest.events.add("resumed", run="a", version=3, detail={"epoch": 1, "batch": 3})
         manifest.checkpoints.remove([1, 2, 3, 4])
         history = store.history("a")
-        assert [(one.epoch, one.batch, one.version) for one in history.epochs] == [
+        assert [(epoch.epoch, epoch.batch, epoch.version) for epoch in history.epochs] == [
             (0, None, 2),
             (1, None, 6),
             (2, 5, 8),
         ]
         assert history.of("loss")[0] == [0, 1, 2]
         assert history.of("loss")[1][:2] == [1.0, 2.5] and math.isnan(history.of("loss")[1][2])
-        assert [(one.epoch, one.batch, one.version) for one in history.resumes] == [(1, 3, 3)]
+        assert [(resume.epoch, resume.batch, resume.version) for resume in history.resumes] == [(1, 3, 3)]
         assert history.metrics == ("loss",)
         manifest.attempts.begin("a")
         assert store.history("a").epochs == store.history("a").resumes == ()
         add(manifest, epoch=1, batch=2, metrics={"loss": 5.0, "new": 1.0})
-        assert [(one.epoch, one.batch) for one in store.history("a").epochs] == [(1, 2)]
+        assert [(epoch.epoch, epoch.batch) for epoch in store.history("a").epochs] == [(1, 2)]
         assert store.history("a").of("new") == ([1], [1.0])
         with pytest.raises(RunNotFoundError, match="runs here: a"):
             store.history("default")
@@ -261,14 +263,14 @@ def test_a_history_is_read_in_pages(tmp_path: Path) -> None:
         assert store.history("a").of("loss") == (list(range(1001)), [float(n) for n in range(1001)])
 
 
-def test_runs_side_by_side(store: CheckpointStore) -> None:
-    one, other = store.compare()
-    assert (one.run, one.checkpoints, other.run, other.checkpoints) == ("a", 7, "b", 3)
-    assert (one.best["loss"].version, other.best["loss"].version) == (1, 3)
-    assert one.modes == {"loss": "min"} and one.best_value("none") != one.best_value("none")
-    assert one.latest is not None and one.latest.version == 10
+def test_runs_are_compared(store: CheckpointStore) -> None:
+    first, second = store.compare()
+    assert (first.run, first.checkpoints, second.run, second.checkpoints) == ("a", 7, "b", 3)
+    assert (first.best["loss"].version, second.best["loss"].version) == (1, 3)
+    assert first.modes == {"loss": "min"} and first.best_value("none") != first.best_value("none")
+    assert first.latest is not None and first.latest.version == 10
     assert [summary.run for summary in store.compare("b", "a", "b", metrics=["loss"])] == ["b", "a"]
-    assert other.to_json()["best"] == {"loss": {"mode": "min", "value": 1.0, "version": 3}}
+    assert second.to_json()["best"] == {"loss": {"mode": "min", "value": 1.0, "version": 3}}
     with pytest.raises(RunNotFoundError):
         store.compare("a", "c")
 
@@ -276,7 +278,7 @@ def test_runs_side_by_side(store: CheckpointStore) -> None:
 # --- names ----------------------------------------------------------------------------------------
 
 
-def test_a_name_moves_and_its_past_stands_in_the_events(tmp_path: Path) -> None:
+def test_a_tag_moves_and_events_record_its_past(tmp_path: Path) -> None:
     with CheckpointStore(tmp_path / "store") as store:
         for _ in range(3):
             add(store._manifest, "a")
@@ -312,7 +314,7 @@ def test_a_name_moves_and_its_past_stands_in_the_events(tmp_path: Path) -> None:
 # --- tables ---------------------------------------------------------------------------------------
 
 
-def test_a_table_without_pandas_says_what_to_install(
+def test_a_dataframe_without_pandas_names_what_to_install(
     store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
@@ -321,7 +323,7 @@ def test_a_table_without_pandas_says_what_to_install(
     assert isinstance(caught.value, ImportError)
 
 
-def test_a_table(store: CheckpointStore, tmp_path: Path) -> None:
+def test_a_dataframe(store: CheckpointStore, tmp_path: Path) -> None:
     pytest.importorskip("pandas")
     table = store.to_dataframe(where="version < 4", order_by="-version")
     assert list(table["version"]) == [3, 2, 1]
@@ -334,5 +336,5 @@ def test_a_table(store: CheckpointStore, tmp_path: Path) -> None:
         assert other.to_dataframe()["metric.epoch"].tolist() == [2.5]
 
 
-def test_a_condition_is_read_once_into_records() -> None:
+def test_a_condition_is_parsed_into_records() -> None:
     assert parse("a < 1") == parse("1 > a")

@@ -1,4 +1,4 @@
-"""What the manifest's tests share: checkpoints to insert, and work that dies in a forked child."""
+"""Shared by the manifest's tests: checkpoints to insert, and work that dies in a forked child."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What a policy decides about a run.
+    """A policy's decision about a run.
 
     Attributes:
         expired: The checkpoints to remove.
