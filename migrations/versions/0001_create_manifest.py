@@ -118,7 +118,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    raise NotImplementedError("a manifest is not taken back: use the backup that the upgrade made beside it")
+    raise NotImplementedError("put back the backup that was made beside the manifest")
 
 
 def _create_store() -> None:

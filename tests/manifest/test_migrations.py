@@ -214,7 +214,7 @@ def test_the_command_line_for_developers(path: Path, tmp_path: Path) -> None:
         command.downgrade(config, "base")
     assert schema.schema_of(path) == schema.HEAD
     config.cmd_opts = None
-    with pytest.raises(SystemExit, match="say which manifest"):
+    with pytest.raises(SystemExit, match="name a manifest"):
         command.upgrade(config, "head")
 
 
@@ -313,7 +313,7 @@ def test_a_manifest_that_another_process_created_meanwhile_stays(tmp_path: Path)
     path = tmp_path / "manifest.sqlite"
     with closing(Manifest.open(path)) as manifest:
         version, uuid = add(manifest), manifest.uuid
-    schema.make(path)
+    schema.create(path)
     with closing(Manifest.open(path)) as manifest:
         assert manifest.uuid == uuid
         assert [checkpoint.version for checkpoint in manifest.checkpoints.all()] == [version]

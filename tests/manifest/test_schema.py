@@ -148,7 +148,7 @@ def test_pragmas_are_in_force_on_every_connection(filled: Path, read_only: bool)
 def test_a_pragma_that_is_not_in_force_is_an_error(filled: Path) -> None:
     connection = sqlite_engine.connect(filled, "rw")
     with pytest.raises(StorageError, match="page_size is 4096 instead of 512"):
-        sqlite_engine.settle(connection, filled, (("page_size", "512", 512),))
+        sqlite_engine.apply_pragmas(connection, filled, (("page_size", "512", 512),))
     with pytest.raises(sqlite3.ProgrammingError):
         connection.execute("SELECT 1")  # closed
 
