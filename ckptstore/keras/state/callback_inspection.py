@@ -1,4 +1,4 @@
-"""Inspection of a user's callback: does it seem to keep state of its own?
+"""Inspection of a user's callback for signs that it keeps state of its own.
 
 A guess, for a warning. State is anything that its methods assign to ``self`` while training runs, and lists, dicts,
 arrays and the like that its constructor made. A counter in a closure or on the model is not seen.
