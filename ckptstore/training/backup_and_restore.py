@@ -22,29 +22,29 @@ _RUN = "backup"
 
 
 class BackupAndRestore(ResumingCallback):
-    """Back up a fit, and go on with it after an interruption; `keras.callbacks.BackupAndRestore` done safely.
+    """Back up a fit, and resume it after an interruption; `keras.callbacks.BackupAndRestore` done safely.
 
     The first four arguments are Keras'. `backup_dir` is a store; a crash at any instant leaves its newest backup
     whole.
 
     Where it differs from Keras':
 
-    - It goes on with the batch behind the backup, and so with the same result as a fit that was never interrupted;
+    - It resumes with the batch after the backup, and so with the same result as a fit that was never interrupted;
       Keras trains the batches of the epoch again, on top of what they did. The state of the other callbacks, metrics
       and random generators comes back too.
-    - A damaged backup is put into quarantine, and the one before is taken, whatever `double_checkpoint` says.
+    - A damaged backup is put into quarantine, and the one before is taken, whatever `double_checkpoint` is.
     - `model._initial_epoch` is put back, so that another fit of the same model is not cut short.
     - ``save_freq=False`` saves at signals and exceptions alone.
     - ``delete_checkpoint=True`` removes the backup only once the last epoch is reached with a finite loss: after a NaN
       stop or an early stop it stays. What others have put into `backup_dir` stays in any case.
-    - After a fit that failed on the disk, training goes on; see `on_save_error`.
+    - After a save that failed on the disk, training continues; see `on_save_error`.
 
     Args:
         backup_dir: The directory of the backups; str or PathLike.
         save_freq: ``"epoch"``, a number of batches, or False.
         double_checkpoint: Accepted; two backups are kept in any case.
         delete_checkpoint: Whether to remove the backups when the fit has come to its end.
-        background: Whether to back up beside the training, in a process of its own; see `ckptstore.StoreCheckpoint`.
+        background: Whether to back up in the background, in a process of its own; see `ckptstore.StoreCheckpoint`.
         backpressure: What happens then when backups come faster than the disk takes them: ``"replace"`` the one that
             waits, or ``"wait"``.
         save_on_exception: Save what is finished when a callback ends the fit by an exception.

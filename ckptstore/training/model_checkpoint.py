@@ -62,21 +62,21 @@ class ModelCheckpoint(SavingCallback, keras.callbacks.ModelCheckpoint):
         verbose: 0 is silent, 1 prints Keras' messages.
         save_best_only: Save only what is better by `monitor` than everything before.
         save_weights_only: Save weights and optimizer, not the whole model.
-        mode: ``"min"``, ``"max"``, or ``"auto"`` to tell by the metric.
+        mode: ``"min"``, ``"max"``, or ``"auto"`` to decide by the metric.
         save_freq: ``"epoch"``, or a number of batches after which to save, counted across epochs.
         initial_value_threshold: The best to begin with.
         run: The name of the run in the store; by default made from the file name. Two callbacks that write at
             once need two runs.
         keep: What stays in the store; by default, with placeholders everything (as in Keras), without them the
             checkpoint at `filepath` and the one before. ``"all"`` keeps everything. A checkpoint whose file still
-            stands at a path is kept whatever the policy says.
-        background: True to save beside the training, in a process of its own: a step waits for one copy of the state
+            stands at a path is kept in any case.
+        background: True to save in the background, in a process of its own: a step waits for one copy of the state
             in memory, and the file appears when it is durable, at latest when training ends. The older ``.h5`` format
             is waited for all the same.
         backpressure: What happens to one that waits when saves come faster than the disk takes them: ``"replace"``
             it, where the file has one name, by a newer that is no worse than the best; or ``"wait"`` for the disk.
-        on_save_error: What happens when the disk fails or is full, after some tries: ``"warn"`` lets training go on
-            without that checkpoint, ``"raise"`` ends it.
+        on_save_error: What happens when the disk fails or is full, after some tries: ``"warn"`` lets training
+            continue without that checkpoint, ``"raise"`` ends it.
         max_save_failures: With ``"warn"``, the number of failures in a row that ends the training all the same.
 
     Raises:
@@ -244,7 +244,7 @@ class ModelCheckpoint(SavingCallback, keras.callbacks.ModelCheckpoint):
             raise InvalidArgumentError(
                 argument="callbacks",
                 value=type(self).__name__,
-                reason="Keras runs a callback that is not in a list beside the training, which changes the model",
+                reason="Keras runs a callback that is not in a list in parallel with the training of its model",
                 hint="pass a list: fit(..., callbacks=[callback])",
             )
 

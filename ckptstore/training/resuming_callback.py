@@ -65,7 +65,7 @@ class ResumingCallback(SavingCallback, keras.callbacks.Callback):
         """Open the store, finish what a crash left, take the run, and resume it from its resume point.
 
         Raises:
-            CheckpointStoreError: As `CheckpointStore` and its `resume` say; nothing of the model was changed.
+            CheckpointStoreError: As `CheckpointStore` and its `resume`; nothing of the model was changed.
         """
         if self._session is not None:
             self._session.end()
@@ -144,5 +144,5 @@ class ResumingCallback(SavingCallback, keras.callbacks.Callback):
             stop.uninstall()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the running fit out: a copy begins its own, in another process or beside the original."""
+        """Leave the running fit out: a copy begins its own, in another process or next to the original."""
         return {**super().__getstate__(), "_session": None, "_stop": None}

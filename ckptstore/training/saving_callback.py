@@ -11,7 +11,7 @@ from ckptstore.training.saving.saves import Saves
 
 
 class SavingCallback:
-    """What the callbacks have in common, beside Keras' class that each of them is made from.
+    """Mixin of the callbacks that save, to stand before Keras' own class.
 
     Attributes:
         run: The run.
@@ -46,5 +46,5 @@ class SavingCallback:
         self._saves.drain()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the running fit out: a copy begins its own, in another process or beside the original."""
+        """Leave the running fit out: a copy begins its own, in another process or next to the original."""
         return {**self.__dict__, "_saves": copy.copy(self._saves)}

@@ -37,46 +37,46 @@ from ckptstore.validation import check_metric_name, check_run
 
 
 class StoreCheckpoint(ResumingCallback):
-    """Save a fit while it runs, and go on with it to the bit when the same script is started again.
+    """Save a fit while it runs, and resume it to the bit when the same script is started again.
 
     When training begins, the run's newest resume point that is whole is loaded, if there is one: weights, optimizer,
-    metrics, random generators, History and the state of the other callbacks; training goes on with the batch behind
-    it. A script needs no branch for its first start. Every checkpoint is in the manifest of the store, with its
-    position and all metrics, when `fit` goes on behind the save; a crash at any instant leaves all that were saved,
-    and the next start goes on from the newest. What cannot be exact is said in a warning at the resume.
+    metrics, random generators, History and the state of the other callbacks; training continues with the next
+    batch. A script needs no branch for its first start. Every checkpoint is in the manifest of the store, with its
+    position and all metrics, when `fit` continues after the save; a crash at any instant leaves all that were saved,
+    and the next start resumes from the newest. A warning at the resume names what cannot be exact.
 
     Args:
         directory: The store; str or PathLike, made if there is none.
         monitor: The metric whose best checkpoint always stays.
-        verbose: 0 is silent but for one line at a resume, 1 tells of each save.
+        verbose: 0 is silent but for one line at a resume, 1 prints a line for each save.
         save_best_only: Keep only the best checkpoint by `monitor`, and the newest as the resume point.
         save_weights_only: Save weights, optimizer and training state, without the model's configuration; it can be
             resumed from, and loads with ``model.load_weights``.
-        mode: ``"min"``, ``"max"``, or ``"auto"`` to tell by the metric.
+        mode: ``"min"``, ``"max"``, or ``"auto"`` to decide by the metric.
         save_freq: ``"epoch"``; a number of batches after which to save, counted across epochs; or ``"auto"`` to save as
             often as `max_overhead` allows, measured while training. The end of the last epoch is saved in any case.
         initial_value_threshold: The best to begin with.
         run: The name of the run in the store. Two fits that write at once need two.
-        resume: ``"auto"``; ``"must"`` to refuse to begin anew; ``"never"`` to begin anew beside what there is, whose
-            checkpoints stay and are not gone back to.
+        resume: ``"auto"``; ``"must"`` to refuse to start without a resume point; ``"never"`` to start again beside the
+            checkpoints that there are, which stay and are not resumed.
         keep: A retention policy for the run; by default everything stays.
-        background: Save beside the training, in a process of its own: a step waits for one copy of the state in memory.
+        background: Save in the background, in a process of its own: a step waits for one copy of the state in memory.
             False to have it wait until each checkpoint is durable.
         backpressure: What happens when saves come faster than the disk takes them, and one is waiting already:
             ``"replace"`` it by the newer, if both were taken within an epoch, or leave the newer out where the one
             that waits is the best and the newer no better; of such saves at most ten a second are committed. Or
             ``"wait"`` for the disk, and leave none out.
-        max_overhead: With ``save_freq="auto"``, the share of the run that saving may cost: what steps wait for, what
-            those beside a save take longer, and what this callback does without one. An epoch's end that is the best
-            so far is saved a little early; where epochs are shorter than the interval that is allowed, some of these
-            are not saved.
+        max_overhead: With ``save_freq="auto"``, the share of the run that saving may cost: the time that steps wait,
+            what steps during a save take longer, and the work of this callback without a save. An epoch's end that is
+            the best so far is saved a little early; where epochs are shorter than the interval that is allowed, some of
+            these are not saved.
         save_interval: Save also when so much time has passed since the last save, at the next batch: seconds, or a
             `datetime.timedelta`.
         save_on_exception: Save what is finished when a callback ends the fit by an exception.
         signals: Signals at which to save, at the next batch, and end the process with exit code 75, as
-            `ckptstore.TrainingInterrupted` says; empty for none. A second signal ends it at once.
-        on_save_error: What happens when the disk fails or is full, after some tries: ``"warn"`` lets training go on
-            without that checkpoint, ``"raise"`` ends it.
+            `ckptstore.TrainingInterrupted` describes; empty for none. A second signal ends it at once.
+        on_save_error: What happens when the disk fails or is full, after some tries: ``"warn"`` lets training
+            continue without that checkpoint, ``"raise"`` ends it.
         max_save_failures: With ``"warn"``, the number of failures in a row that ends the training all the same.
 
     Raises:

@@ -92,7 +92,7 @@ def test_data_is_freed_with_the_fit(tmp_path: Path, keras_frees: None) -> None:
     assert freed_after(callback)
 
 
-def test_data_is_freed_with_a_fit_that_goes_on(
+def test_data_is_freed_with_a_fit_that_resumes(
     tmp_path: Path, keras_frees: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stopped = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", save_freq=3)

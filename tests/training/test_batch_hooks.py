@@ -77,7 +77,7 @@ class Slow(Listens):
         super().on_train_batch_end(batch, logs)
 
 
-def test_what_hooks_in_another_thread_have_seen_is_in_the_save(tmp_path: Path) -> None:
+def test_a_save_waits_for_hooks_in_another_thread(tmp_path: Path) -> None:
     """At a save every callback has seen all batches up to it."""
     _fit(tmp_path / "store", Slow(async_safe=True), save_freq=4, background=False)
     with ckptstore.CheckpointStore(tmp_path / "store", read_only=True) as store:
@@ -94,7 +94,7 @@ class Signals(keras.callbacks.Callback):
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_a_save_in_a_validation_has_what_hooks_have_seen_of_the_training(tmp_path: Path) -> None:
+def test_a_save_in_a_validation_waits_for_hooks_of_the_training(tmp_path: Path) -> None:
     class SlowAtTheEnd(Listens):
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             if batch == 5:
@@ -159,7 +159,7 @@ class Ends(keras.callbacks.Callback):
         self.saver: Any = None
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        writer = self.saver._saves._queue._link.process.pid
+        writer = self.saver._saves._queue._worker.process.pid
         if batch == 0:
             os.kill(writer, signal.SIGSTOP)
             threading.Timer(0.5, os.kill, (writer, signal.SIGCONT)).start()
@@ -171,7 +171,7 @@ class Ends(keras.callbacks.Callback):
 
 @pytest.mark.skipif(not can_start(), reason="this platform has no memfd or pidfd")
 @pytest.mark.parametrize("how", ["signal", "error"])
-def test_what_is_saved_at_the_end_is_not_left_out_for_the_best_that_waits(tmp_path: Path, how: str) -> None:
+def test_the_last_save_is_not_left_out_for_the_best_that_waits(tmp_path: Path, how: str) -> None:
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, kernel_initializer="zeros")])
     model.compile(keras.optimizers.SGD(1e-9), "mse")
     x = np.ones((16, 2), "float32")

@@ -16,7 +16,7 @@ import pytest
 
 from ckptstore.keras.state.tree import pack, unpack
 from ckptstore.training.data import source as data_state
-from ckptstore.training.data.source import Watcher, apply, capture, kind
+from ckptstore.training.data.source import ChangeTracker, apply, capture, kind
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 pytestmark = pytest.mark.filterwarnings(
@@ -81,13 +81,13 @@ def epochs(data: Shuffled, count: int) -> list[Any]:
 
 @pytest.mark.parametrize("watched", [False, True])
 @pytest.mark.parametrize("stop", [0, 1, 3])
-def test_a_dataset_of_keras_goes_on_to_the_bit(stop: int, watched: bool) -> None:
+def test_a_keras_dataset_resumes_to_the_bit(stop: int, watched: bool) -> None:
     whole = Shuffled()
     expected = epochs(whole, 5)
     first = Shuffled()
-    watcher = Watcher(first)
+    tracker = ChangeTracker(first)
     found = epochs(first, stop)
-    saved = stored(watcher.capture() if watched else capture(first))
+    saved = stored(tracker.capture() if watched else capture(first))
     epochs(first, 2)  # what a crash threw away
     again = Shuffled()
     generator, view, order, listed = again.numpy, again.view, again.order, again.listed
@@ -97,13 +97,13 @@ def test_a_dataset_of_keras_goes_on_to_the_bit(stop: int, watched: bool) -> None
     assert found + epochs(again, 5 - stop) == expected
 
 
-def test_of_a_watched_source_only_what_changes_is_kept() -> None:
+def test_only_changed_attributes_of_a_source_are_saved() -> None:
     data = Shuffled()
-    watcher = Watcher(data)
-    entry = stored(watcher.capture())[""]
+    tracker = ChangeTracker(data)
+    entry = stored(tracker.capture())[""]
     assert set(entry["attributes"]) == {"numpy", "older", "python", "keras"}
     data.on_epoch_end()
-    entry = stored(watcher.capture())[""]
+    entry = stored(tracker.capture())[""]
     assert set(entry["attributes"]) == {
         "numpy", "older", "python", "keras", "order", "view", "listed", "reversed", "epoch", "name", "factor"
     }  # fmt: skip
@@ -113,18 +113,18 @@ def test_of_a_watched_source_only_what_changes_is_kept() -> None:
 def test_a_restored_run_keeps_what_it_has_restored() -> None:
     """Saved again before anything else changes, a restored order is not taken for a constant one."""
     first = Shuffled()
-    watcher = Watcher(first)
+    tracker = ChangeTracker(first)
     first.on_epoch_end()
-    saved = stored(watcher.capture())
+    saved = stored(tracker.capture())
     second = Shuffled()
-    watcher = Watcher(second)
+    tracker = ChangeTracker(second)
     apply(second, saved)
     third = Shuffled()
-    apply(third, stored(watcher.capture()))
+    apply(third, stored(tracker.capture()))
     assert epochs(third, 2) == epochs(first, 2)
 
 
-def test_what_is_kept_does_not_change_with_the_source() -> None:
+def test_captured_state_does_not_change_with_the_source() -> None:
     data = Shuffled()
     saved = capture(data)
     assert saved is not None
@@ -140,15 +140,15 @@ def test_what_is_kept_does_not_change_with_the_source() -> None:
 def test_large_integers_are_left_alone_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_state, "LARGEST_NBYTES", 12 * 8 - 1)
     data = Shuffled()
-    watcher = Watcher(data)
-    assert watcher.left_out == ("labels", "order", "listed", "reversed")
+    tracker = ChangeTracker(data)
+    assert tracker.left_out == ("labels", "order", "listed", "reversed")
     data.on_epoch_end()
-    assert not {"order", "listed", "labels"} & set(stored(watcher.capture())[""]["attributes"])
+    assert not {"order", "listed", "labels"} & set(stored(tracker.capture())[""]["attributes"])
     monkeypatch.setattr(data_state, "LARGEST_NBYTES", 12 * 8)
-    assert Watcher(data).left_out == ()
+    assert ChangeTracker(data).left_out == ()
 
 
-def test_two_moments_of_a_watched_source_are_gone_to_one_after_the_other() -> None:
+def test_two_captures_of_a_source_are_restored_in_turn() -> None:
     """What was as the code made it at one of them, and another at the other, is known of both."""
 
     def at(epoch: int) -> Shuffled:
@@ -159,13 +159,13 @@ def test_two_moments_of_a_watched_source_are_gone_to_one_after_the_other() -> No
 
     for noted, now in [(0, 1), (1, 2), (0, 2), (0, 0)]:
         data = Shuffled()
-        watcher = Watcher(data)
+        tracker = ChangeTracker(data)
         epochs(data, noted)
         data.epoch = noted % 2
-        watcher.note()
+        tracker.note()
         epochs(data, now - noted)
         data.epoch = now % 2
-        both = [stored(saved) for saved in watcher.capture_both()]
+        both = [stored(saved) for saved in tracker.capture_both()]
         assert all({"labels", "size"} <= set(saved[""]["unchanged"]) for saved in both)
         again = Shuffled()
         for _ in range(2):  # no warning: these are errors
@@ -177,9 +177,9 @@ def test_two_moments_of_a_watched_source_are_gone_to_one_after_the_other() -> No
             apply(again, both[0])
 
 
-def test_settings_of_the_code_win_and_the_difference_is_told() -> None:
+def test_settings_of_the_code_win_and_the_difference_is_reported() -> None:
     first = Shuffled()
-    saved = stored(Watcher(first).capture())
+    saved = stored(ChangeTracker(first).capture())
     again = Shuffled()
     again.size, again.labels = 24, again.labels[::-1]
     del again.name
@@ -190,7 +190,7 @@ def test_settings_of_the_code_win_and_the_difference_is_told() -> None:
     assert again.size == 24 and again.labels[0] == 11
 
 
-def test_a_generator_of_another_kind_is_told_and_the_rest_restored() -> None:
+def test_a_generator_of_another_kind_is_reported_and_the_rest_restored() -> None:
     first = Shuffled()
     first.epoch = 7
     again = Shuffled()
@@ -205,7 +205,7 @@ def test_a_generator_of_another_kind_is_told_and_the_rest_restored() -> None:
 
 
 @pytest.mark.parametrize("live", [np.arange(3), np.arange(12, dtype="int32"), None, "text"])
-def test_an_array_of_another_shape_is_set_anew(live: Any) -> None:
+def test_an_array_of_another_shape_is_replaced(live: Any) -> None:
     first, again = Shuffled(), Shuffled()
     first.on_epoch_end()
     again.order = live
@@ -213,7 +213,7 @@ def test_an_array_of_another_shape_is_set_anew(live: Any) -> None:
     assert again.order is not live and again.order.tolist() == first.order.tolist()
 
 
-def test_an_array_that_cannot_be_written_to_is_set_anew() -> None:
+def test_a_read_only_array_is_replaced() -> None:
     first, again = Shuffled(), Shuffled()
     first.on_epoch_end()
     again.order.flags.writeable = False
@@ -242,9 +242,9 @@ def test_data_is_not_touched() -> None:
     first, again = Others(), Others()
     saved = stored(capture(first))
     assert set(saved[""]["attributes"]) == {"large"}
-    watcher = Watcher(first)
+    tracker = ChangeTracker(first)
     first.large.reverse()
-    apply(again, stored(watcher.capture()))
+    apply(again, stored(tracker.capture()))
     assert again.large == [1, 2**70]
 
 
@@ -277,11 +277,11 @@ class OtherWords:
 
 
 @pytest.mark.parametrize("make", [Positioned, OtherWords])
-def test_a_source_that_knows_its_position_is_asked(make: Any) -> None:
+def test_a_source_reports_its_own_position(make: Any) -> None:
     first, again = make(), make()
     first.at = 5
     assert kind(first) == "position"
-    for saved in (capture(first), Watcher(first).capture()):
+    for saved in (capture(first), ChangeTracker(first).capture()):
         again.at = 0
         apply(again, stored(saved))
         assert again.at == 5
@@ -300,7 +300,7 @@ def test_kinds() -> None:
     tensor = keras.ops.zeros((3,))
     for source in (None, [1], {"x": 1}, np.zeros(3), tensor, (one for one in ()), object(), print, "text"):
         assert kind(source) == "none"
-        assert capture(source) is None and Watcher(source).capture() is None
+        assert capture(source) is None and ChangeTracker(source).capture() is None
 
 
 def test_an_iterable_of_a_user_s() -> None:
@@ -351,15 +351,15 @@ def loader(own_sampler: bool) -> Any:
 @torch_only
 @pytest.mark.parametrize("watched", [False, True])
 @pytest.mark.parametrize("own_sampler", [False, True])
-def test_a_loader_of_torch_goes_on_to_the_bit(own_sampler: bool, watched: bool) -> None:
+def test_a_torch_loader_resumes_to_the_bit(own_sampler: bool, watched: bool) -> None:
     def epoch(source: Any) -> list[Any]:
         return [batch.tolist() for batch in source]
 
     whole, first, again = (loader(own_sampler) for _ in range(3))
     expected = [epoch(whole) for _ in range(4)]
-    watcher = Watcher(first)
+    tracker = ChangeTracker(first)
     found = [epoch(first), epoch(first)]
-    saved = stored(watcher.capture() if watched else capture(first))
+    saved = stored(tracker.capture() if watched else capture(first))
     generator = again.generator
     apply(again, saved)
     assert again.generator is generator
@@ -375,7 +375,7 @@ def test_a_sampler_that_knows_its_position() -> None:
         kind_of_sampler.state_dict = lambda self: {"epoch": self.epoch}
         kind_of_sampler.load_state_dict = lambda self, state: setattr(self, "epoch", state["epoch"])
     list(first)
-    saved = stored(Watcher(first).capture())
+    saved = stored(ChangeTracker(first).capture())
     assert saved["sampler."] == {"position": {"epoch": 1}}
     apply(again, saved)
     assert again.sampler.epoch == 1
@@ -397,7 +397,7 @@ def test_torch_is_not_imported() -> None:
         pytest.skip("it is there already")
     program = (
         "import sys, keras; from ckptstore.training.data.source import *; data = keras.utils.PyDataset(); data.a = 1;"
-        "apply(data, capture(data)); Watcher(data).capture(); print('torch' in sys.modules)"
+        "apply(data, capture(data)); ChangeTracker(data).capture(); print('torch' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT

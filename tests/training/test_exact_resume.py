@@ -66,7 +66,7 @@ def test_a_run_that_is_killed_ends_as_one_that_was_not(runs: Runs, name: str, tm
 
 
 @pytest.mark.parametrize("name", sorted(name for name in INEXACT if BACKEND in BACKENDS[name]))
-def test_what_cannot_be_exact_is_said(runs: Runs, name: str, tmp_path: Path) -> None:
+def test_inexactness_is_a_warning(runs: Runs, name: str, tmp_path: Path) -> None:
     store = str(tmp_path / "store")
     assert runs.run(name, store=store, die_after=17).status == -signal.SIGKILL
     resumed = runs.run(name, store=store)
@@ -79,7 +79,7 @@ UNSEEDED = "arrays" if BACKEND == "tensorflow" else "pipeline_shuffled_by_the_gl
 
 
 @pytest.mark.skipif(not is_installed("tensorflow"), reason="needs tensorflow")
-def test_an_unseeded_shuffle_is_said(runs: Runs, tmp_path: Path) -> None:
+def test_an_unseeded_shuffle_is_a_warning(runs: Runs, tmp_path: Path) -> None:
     store = str(tmp_path / "store")
     assert runs.run(UNSEEDED, store=store, die_after=17, seed=None).status == -signal.SIGKILL
     assert "no seed" in runs.run(UNSEEDED, store=store, seed=None).output
@@ -172,7 +172,7 @@ def test_a_finished_run_trains_nothing_and_ends_the_same(runs: Runs, tmp_path: P
         assert_same(found(again), first)
 
 
-def test_more_epochs_go_on_with_a_finished_run(runs: Runs, tmp_path: Path) -> None:
+def test_more_epochs_continue_a_finished_run(runs: Runs, tmp_path: Path) -> None:
     whole = found(runs.run("arrays", epochs=6))
     store = str(tmp_path / "store")
     found(runs.run("arrays", store=store))
@@ -181,7 +181,7 @@ def test_more_epochs_go_on_with_a_finished_run(runs: Runs, tmp_path: Path) -> No
     assert longer["seen"][0] == [4, 0]
 
 
-def test_a_run_that_never_resumes_begins_anew_beside_the_old(runs: Runs, tmp_path: Path) -> None:
+def test_a_run_that_never_resumes_starts_again_beside_the_old(runs: Runs, tmp_path: Path) -> None:
     plain = found(runs.run("arrays"))
     store = str(tmp_path / "store")
     assert runs.run("arrays", store=store, die_after=20).status == -signal.SIGKILL

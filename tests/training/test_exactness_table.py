@@ -28,7 +28,7 @@ def test_every_case_stands_in_the_table_once() -> None:
     assert sorted(named) == sorted(CASES)
 
 
-def test_exact_is_only_what_is_tried() -> None:
+def test_the_table_has_the_cases_that_are_tested() -> None:
     for row in rows():
         for column, backend in COLUMNS.items():
             tried = all(backend in BACKENDS[case] for case in cases_in(row))

@@ -81,7 +81,7 @@ def test_a_placeholder_without_a_value_warns_once(template: str, filled: str) ->
         (Path("model.txt"), "must end in `.keras`"),
     ],
 )
-def test_what_cannot_be_a_file_name_is_refused_at_once(template: Any, words: str) -> None:
+def test_an_impossible_file_name_is_refused_at_once(template: Any, words: str) -> None:
     with pytest.raises(InvalidArgumentError) as raised:
         CheckpointPath(template)
     assert words in str(raised.value)
@@ -169,7 +169,7 @@ def test_a_tilde_is_a_name_as_in_keras(tmp_path: Path, monkeypatch: pytest.Monke
     assert CheckpointPath("~/best.keras").directory == tmp_path / "~"
 
 
-def test_making_a_path_says_nothing() -> None:
+def test_making_a_path_warns_of_nothing() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         CheckpointPath("{epoch:03d}-{batch:05d}-{val_loss:+.3e}-{count:x}.keras")

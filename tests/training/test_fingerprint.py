@@ -288,7 +288,7 @@ def built_on(rows: int, model: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", SAME)
-def test_what_is_no_change(name: str) -> None:
+def test_changes_that_do_not_count(name: str) -> None:
     before, after = SAME[name]
     assert first_difference(take(before())["architecture"], take(after())["architecture"]) is None
 
@@ -332,7 +332,7 @@ def test_configurations_of_any_shape_are_taken() -> None:
     }  # fmt: skip
 
 
-def test_long_values_are_told_by_their_digest() -> None:
+def test_long_values_are_compared_by_digest() -> None:
     words = [f"word{number}" for number in range(5000)]
     prints = [take(sequential(Options(words=(*words, last)))) for last in ("x", "x", "y")]
     assert prints[0] == prints[1] and len(json.dumps(prints[0])) < 5000
@@ -405,7 +405,7 @@ DRIFTS: dict[str, tuple[Callable[[], dict[str, Any]], Callable[[], dict[str, Any
 
 
 @pytest.mark.parametrize("name", DRIFTS)
-def test_drift_is_told_in_a_line(name: str) -> None:
+def test_drift_is_one_line(name: str) -> None:
     before, after, lines = DRIFTS[name]
     saved = before()
     assert check(json.loads(json.dumps(saved)), after()) == lines
@@ -446,7 +446,7 @@ def test_versions_and_backend() -> None:
     ]
 
 
-def test_a_checkpoint_without_a_fingerprint_says_nothing() -> None:
+def test_a_checkpoint_without_a_fingerprint_has_no_drift() -> None:
     assert check(None, compiled()) == []
 
 

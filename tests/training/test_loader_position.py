@@ -108,7 +108,7 @@ def stop_at(number: int) -> At:
     ],
 )
 @pytest.mark.parametrize("last", [4, ROWS // BATCH - 1])
-def test_nothing_is_asked_for_again(make: Any, last: int, tmp_path: Path) -> None:
+def test_batches_are_not_read_twice(make: Any, last: int, tmp_path: Path) -> None:
     store = str(tmp_path / "store")
     model, data = dense(), Asked()
     with pytest.raises(KeyboardInterrupt):
@@ -133,7 +133,7 @@ def test_nothing_is_asked_for_again(make: Any, last: int, tmp_path: Path) -> Non
 
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="only on JAX Keras asks ahead")
 @pytest.mark.parametrize("saving", [False, True])
-def test_an_accelerator_is_not_ahead_of_a_source_that_tells_its_position(
+def test_an_accelerator_does_not_read_ahead_of_a_source_that_reports_its_position(
     saving: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import jax
@@ -147,7 +147,7 @@ def test_an_accelerator_is_not_ahead_of_a_source_that_tells_its_position(
     assert set(ahead) == ({0} if saving else {0, 1})
 
 
-def test_what_was_overlaid_is_put_back(tmp_path: Path) -> None:
+def test_wrapped_attributes_are_restored(tmp_path: Path) -> None:
     source, loops = own_loader(Asked()), []
 
     def act(callback: Any, batch: int) -> None:
@@ -201,18 +201,18 @@ class ToldRows(Told, Asked):
     pass
 
 
-def test_who_tells_a_position() -> None:
-    assert data_state.tells_position(Told())
-    assert not data_state.tells_position(ToldDataset())
-    assert not data_state.tells_position(np.zeros(3))
-    assert data_state.tells_position(own_loader(Asked()))
+def test_sources_that_report_a_position() -> None:
+    assert data_state.reports_position(Told())
+    assert not data_state.reports_position(ToldDataset())
+    assert not data_state.reports_position(np.zeros(3))
+    assert data_state.reports_position(own_loader(Asked()))
     with_workers, told = own_loader(Asked()), own_loader(ToldRows())
     with_workers.num_workers = told.num_workers = 2
-    assert not data_state.tells_position(with_workers)
-    assert data_state.tells_position(told)
+    assert not data_state.reports_position(with_workers)
+    assert data_state.reports_position(told)
 
 
-def test_what_a_loader_leaves_untold() -> None:
+def test_the_dataset_that_a_loader_does_not_report() -> None:
     data = Asked()
     assert data_state.untold_dataset(own_loader(data)) is data
     assert data_state.untold_dataset(own_loader(ToldRows())) is None
@@ -224,7 +224,7 @@ def test_attributes_of_a_loader_of_a_user_s() -> None:
     for loader in (first, again):
         loader.draw = np.random.default_rng(1)
         loader.epoch = 0
-    watcher = data_state.Watcher(first)
+    watcher = data_state.ChangeTracker(first)
     first.epoch = 5
     first.draw.random()
     saved = watcher.capture()

@@ -469,7 +469,7 @@ def test_positions_inside_epochs(spe: int, tmp_path: Path) -> None:
     assert positions[: len(POSITIONS[spe])] == POSITIONS[spe]
 
 
-def test_a_run_that_goes_on_counts_on(tmp_path: Path) -> None:
+def test_a_resumed_run_continues_to_count(tmp_path: Path) -> None:
     path = tmp_path / "{epoch}.keras"
     fitted(ModelCheckpoint(path), epochs=2)
     fitted(ModelCheckpoint(path), epochs=3, initial_epoch=1)
@@ -494,7 +494,7 @@ def test_odd_logs_are_left_out_with_one_warning(model: keras.Model, tmp_path: Pa
     assert dict(latest.metrics) == {key: value for key, value in odd.items() if key not in ("matrix", "")}
 
 
-def test_what_is_shown_is_the_payload_itself(model: keras.Model, tmp_path: Path) -> None:
+def test_the_published_file_is_the_payload_itself(model: keras.Model, tmp_path: Path) -> None:
     callback = ModelCheckpoint(tmp_path / "best.keras")
     run(callback, model, [{"val_loss": 1.0}, {"val_loss": 2.0}, {"val_loss": 3.0}])
     assert callback.last is not None
@@ -504,7 +504,7 @@ def test_what_is_shown_is_the_payload_itself(model: keras.Model, tmp_path: Path)
     assert keras.saving.load_model(tmp_path / "best.keras").count_params() == model.count_params()
 
 
-def test_what_stays_in_the_store(model: keras.Model, tmp_path: Path) -> None:
+def test_retention_in_the_store(model: keras.Model, tmp_path: Path) -> None:
     losses = [{"val_loss": value} for value in (0.1, 0.5, 0.4, 0.3, 0.6)]
     for name, keep, kept in (
         ("plain.keras", None, [0.1, 0.3, 0.6]),  # the best, the one before, the one shown
@@ -647,7 +647,7 @@ def test_hooks_without_a_beginning_open_the_store_when_it_is_needed(
     assert files(tmp_path) == {"1.keras"}
 
 
-def test_a_model_that_is_not_compiled_says_so(tmp_path: Path) -> None:
+def test_a_model_that_is_not_compiled_is_refused(tmp_path: Path) -> None:
     callback = ModelCheckpoint(tmp_path / "{epoch}.keras")
     with pytest.raises(ModelNotReadyError, match="not compiled"):
         run(callback, zoo.stack(keras.layers.Dense(2)), [{}])

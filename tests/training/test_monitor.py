@@ -66,7 +66,7 @@ def test_the_direction_is_the_same_after_the_first_batch() -> None:
 
 
 @pytest.mark.parametrize("monitor", ["temperature", "val_lr", "unknown"])
-def test_what_nothing_tells_is_refused_in_keras_words(monitor: str) -> None:
+def test_an_unknown_direction_is_refused_in_keras_words(monitor: str) -> None:
     with pytest.raises(InvalidArgumentError, match="Keras isn't able to automatically determine") as raised:
         mode_for(monitor, compiled([keras.metrics.Mean(name="temperature")]))
     assert f"ModelCheckpoint callback received monitor={monitor}" in str(raised.value)

@@ -97,16 +97,16 @@ def test_a_slow_disk_is_never_asked_for_more_than_it_can() -> None:
     assert run.budget.interval().batches == 500
 
 
-def test_it_is_tuned_while_the_run_goes_on() -> None:
+def test_the_interval_is_tuned_during_the_run() -> None:
     run = Run(step_s=0.01, blocked_s=0.005, write_s=0.02).train(5_000)
     before = run.budget.interval().batches
-    assert run.budget.news() is not None
-    assert run.budget.news() is None
+    assert run.budget.new_interval() is not None
+    assert run.budget.new_interval() is None
     run.step_s = 0.1
     run.train(5_000, first=5_000)
     assert before == 17
     assert run.budget.interval().batches == 2
-    news = run.budget.news()
+    news = run.budget.new_interval()
     assert news is not None
     assert news.detail()["batches"] == 2
     assert news.detail()["step_s"] == pytest.approx(0.1)
@@ -132,14 +132,14 @@ def test_a_long_validation_is_no_reason_for_many_saves() -> None:
     assert run.budget.interval().step_s == pytest.approx(0.01)
 
 
-def test_what_a_step_takes_is_looked_at_in_short_epochs_too() -> None:
+def test_steps_are_measured_in_short_epochs_too() -> None:
     """The first steps are slow; all epochs are over before it is time for another look since they began."""
     run = Run(step_s=0.002, blocked_s=0.002, write_s=0.01)
     budget = run.budget
     for epoch in range(40):
         for batch in range(75):
             run.now += 0.002 if epoch or batch > 20 else 0.02
-            budget.batches_done(1, saving=False, computed=budget.wants_a_look())
+            budget.batches_done(1, saving=False, computed=budget.needs_measurement())
         budget.pause()
         run.now += 0.1
     assert budget.step_s == pytest.approx(0.002)
@@ -178,7 +178,7 @@ def test_most_batches_are_only_counted_and_are_known_all_the_same() -> None:
         lambda budget: budget.settled(0.02),
     ],
 )
-def test_what_changes_when_a_save_is_due_ends_the_quiet(ends: Callable[[OverheadBudget], object]) -> None:
+def test_a_change_of_the_due_time_ends_the_quiet(ends: Callable[[OverheadBudget], object]) -> None:
     run = Run(step_s=0.002, blocked_s=0.005, write_s=0.02, asks=True).train(20_000)
     for batch in range(20_000, 20_500):
         if run.budget.is_quiet(0):
@@ -214,14 +214,14 @@ def test_no_batch_is_only_counted_where_more_is_to_be_known(not_known: str) -> N
         assert not budget.is_quiet(1)
 
 
-def test_hooks_are_paid_by_what_is_earned_and_leave_a_tenth_of_it() -> None:
+def test_hooks_use_at_most_nine_tenths_of_the_earned_time() -> None:
     """Batches are so short that their hooks alone would cost more than the share."""
     run = Run(step_s=0.0002, blocked_s=0.001, write_s=0.001, asks=True)
     run.train(100_000)
     assert 0.05 * 0.035 * run.now < run.cost_s < 0.15 * 0.035 * run.now
 
 
-def test_what_is_owed_is_paid_and_does_not_keep_the_first_save_waiting() -> None:
+def test_fixed_costs_are_paid_and_do_not_delay_the_first_save() -> None:
     run = Run(step_s=0.01, blocked_s=0.005, write_s=0.02)
     run.budget.charge(0.5)
     run.train(20_000)
@@ -237,7 +237,7 @@ def test_what_is_owed_is_paid_and_does_not_keep_the_first_save_waiting() -> None
 @pytest.mark.parametrize(
     ("busy", "cores", "lost"), [(2.0, 2, 1.0), (1.5, 2, 0.5), (1.0, 2, 0.0), (1.2, 16, 0.0), (7.0, 4, 1.0)]
 )
-def test_another_process_takes_what_no_idle_core_has(busy: float, cores: int, lost: float) -> None:
+def test_another_process_costs_the_time_without_an_idle_core(busy: float, cores: int, lost: float) -> None:
     def first_save(owe: Callable[[OverheadBudget], None]) -> float:
         now = [0.0]
         budget = OverheadBudget(
@@ -283,7 +283,7 @@ class Device:
         longer = self.slower * max(0.0, min(self.step_s, self.until - begun))
         self.lost_s += longer
         self.done_at = begun + self.step_s + longer
-        looking = self.budget.wants_a_look(saving=self.was_saving)
+        looking = self.budget.needs_measurement(saving=self.was_saving)
         if looking:
             self.clock[0] = max(self.clock[0], self.done_at)
         self.looks_beside += looking and begun < self.until
@@ -299,7 +299,7 @@ class Device:
         self.was_saving = True
 
 
-def test_a_device_is_not_waited_for_beside_a_save_and_what_it_lost_is_known() -> None:
+def test_a_save_is_measured_without_waiting_for_the_device() -> None:
     device = Device.made([0.0])
     for _ in range(100):
         device.batch()
@@ -345,7 +345,7 @@ def test_a_save_that_is_waited_for_slows_nothing_down() -> None:
             run.until = None
             run.budget.settled(0.02)
     assert run.budget.interval().slowed_s == 0.0
-    assert run.budget.news() is not None
+    assert run.budget.new_interval() is not None
 
 
 @pytest.mark.parametrize("per_epoch", [1, 2, 3, 4])
@@ -372,7 +372,7 @@ def test_epochs_of_few_batches_are_saved_at_no_more_than_the_share(per_epoch: in
     assert device.lost_s + saves * 0.002 <= 1.1 * 0.035 * 120.0
 
 
-def test_a_save_that_fails_says_nothing_of_the_next() -> None:
+def test_a_failed_save_is_no_measurement() -> None:
     device = Device.made([0.0])
     for _ in range(100):
         device.batch()
@@ -409,7 +409,7 @@ def test_a_save_that_is_waited_for_and_fails_is_paid_for_and_is_no_batch() -> No
 
 
 @pytest.mark.parametrize("counted", [True, False])
-def test_what_a_hook_takes_for_each_batch_is_paid_for_too(counted: bool) -> None:
+def test_hooks_of_each_batch_are_charged(counted: bool) -> None:
     saves = {}
     for hook_s in (0.0, 0.0001):
         run = Run(step_s=0.01, blocked_s=0.005, write_s=0.02, asks=True, hook_s=hook_s)
@@ -423,7 +423,7 @@ def test_what_a_hook_takes_for_each_batch_is_paid_for_too(counted: bool) -> None
     assert 0.6 < saves[0.0001] / saves[0.0] < 0.75
 
 
-def test_a_hook_that_takes_long_by_chance_says_nothing_of_those_that_only_count() -> None:
+def test_one_slow_hook_does_not_change_the_cost_of_counting() -> None:
     saves = {}
     for by_chance_s in (0.0, 0.01):
         run = Run(step_s=0.01, blocked_s=0.005, write_s=0.02, asks=True)
@@ -437,7 +437,7 @@ def test_a_hook_that_takes_long_by_chance_says_nothing_of_those_that_only_count(
     assert saves[0.01] == pytest.approx(saves[0.0], rel=0.05)
 
 
-def test_what_is_done_once_is_a_debt_and_no_tax() -> None:
+def test_one_time_work_is_a_fixed_cost() -> None:
     saves = []
     for once in (False, True):
         run = Run(step_s=0.005, blocked_s=0.005, write_s=0.02, asks=True)

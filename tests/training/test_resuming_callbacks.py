@@ -94,7 +94,7 @@ def test_batches_are_counted_across_epochs_and_the_end_is_saved(tmp_path: Path) 
     assert positions(tmp_path) == [(0, 3, 4), (1, 1, 8), (1, 5, 12), (1, None, 12)]
 
 
-def test_what_a_callback_adds_to_the_logs_is_a_metric_wherever_it_stands(tmp_path: Path) -> None:
+def test_logs_added_by_any_callback_are_metrics(tmp_path: Path) -> None:
     saving = ckptstore.StoreCheckpoint(tmp_path)
     fit(model(), saving, keras.callbacks.ReduceLROnPlateau(monitor="loss"), epochs=1)
     assert saving.last is not None
@@ -184,7 +184,7 @@ def test_the_best_survives_a_restart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [{"monitor": "mae"}, {"mode": "max"}])
-def test_the_best_by_another_measure_is_asked_of_the_store(change: dict[str, Any], tmp_path: Path) -> None:
+def test_the_best_by_another_metric_comes_from_the_store(change: dict[str, Any], tmp_path: Path) -> None:
     fit(model(metrics=["mae"]), ckptstore.StoreCheckpoint(tmp_path, **{"monitor": "loss", **change}))
     callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss")
     history = fit(model(metrics=["mae"]), callback)
@@ -270,7 +270,7 @@ def test_a_backup_is_gone_once_the_fit_is_done(tmp_path: Path) -> None:
     assert not folder.exists()
 
 
-def test_what_is_not_ours_stays_beside_the_backup(tmp_path: Path) -> None:
+def test_foreign_files_stay_beside_the_backup(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     fit(model(), ckptstore.BackupAndRestore(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
@@ -294,7 +294,7 @@ def test_a_backup_stays_after_a_loss_that_is_not_finite(tmp_path: Path) -> None:
     assert point.epoch == 0
 
 
-def test_without_a_frequency_nothing_is_backed_up_until_it_is_asked_for(tmp_path: Path) -> None:
+def test_without_a_frequency_only_exceptions_are_backed_up(tmp_path: Path) -> None:
     backup = ckptstore.BackupAndRestore(tmp_path, save_freq=False, save_on_exception=True)
     with pytest.raises(RuntimeError, match="as asked"):
         fit(model(), backup, Raising(4))

@@ -56,7 +56,7 @@ def test_a_failure_that_passes_is_not_noticed(error: Exception, waits: list[floa
     assert saving.calls == 3 and waits == list(retry.DELAYS_S)
 
 
-def test_training_goes_on_and_is_told(waits: list[float]) -> None:
+def test_training_continues_with_a_warning(waits: list[float]) -> None:
     failures = SaveFailures("warn", 3)
     with pytest.warns(
         UserWarning, match=r"SAVING FAILED \(1 in a row; 2 more will end the training\).*10 bytes"
@@ -93,7 +93,7 @@ def test_raise_means_at_once_after_the_tries() -> None:
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_what_another_try_would_meet_again_is_raised_at_once(error: Exception) -> None:
+def test_permanent_errors_are_raised_at_once(error: Exception) -> None:
     saving = Saving([error])
     with pytest.raises(type(error)):
         SaveFailures("warn", 9).attempt(saving)

@@ -294,7 +294,7 @@ def test_an_exception_before_anything_was_trained_saves_nothing(hook: str, tmp_p
 
 @pytest.mark.filterwarnings("ignore:callbacks without get_state.. and set_state:UserWarning")
 @pytest.mark.parametrize("hook", ["on_train_batch_begin", "on_epoch_begin"])
-def test_an_exception_before_a_resumed_run_goes_on_saves_nothing(hook: str, tmp_path: Path) -> None:
+def test_an_exception_before_a_resumed_run_continues_saves_nothing(hook: str, tmp_path: Path) -> None:
     fit(made(plain), saving(tmp_path), epochs=1)
     callback = saving(tmp_path)
     interrupt(made(plain), callback, hook=hook, at=1)
@@ -313,7 +313,7 @@ def test_a_stop_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
     assert state(again, history) == expected  # nothing was trained
 
 
-def test_a_run_that_a_callback_has_stopped_goes_on_with_more_epochs(tmp_path: Path) -> None:
+def test_a_run_stopped_by_a_callback_continues_with_more_epochs(tmp_path: Path) -> None:
     whole = made(plain)
     expected = state(whole, fit(whole))
     fit(made(plain), saving(tmp_path), Acting("on_epoch_end", 1, stop), epochs=2)
@@ -355,9 +355,7 @@ def test_the_newest_is_damaged(tmp_path: Path) -> None:
     assert state(again, history) == expected
 
 
-def test_a_signal_while_batches_are_passed_over_ends_that(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_signal_ends_the_skipping_of_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = made(plain)
     expected = state(whole, fit(whole))
     interrupt(made(plain), saving(tmp_path), at=11)
@@ -385,14 +383,14 @@ def warned(tmp_path: Path, make: Callable[[], Any], **options: Any) -> list[str]
     return [str(one.message) for one in found if one.category is UserWarning]
 
 
-def test_another_batch_size_is_said(tmp_path: Path) -> None:
+def test_another_batch_size_is_a_warning(tmp_path: Path) -> None:
     """Also where an epoch has as many batches as before."""
     fit(made(plain), saving(tmp_path), epochs=1, batch_size=ROWS - 1)
     (said,) = warned(tmp_path, plain, batch_size=ROWS - 2)
     assert f"batch_size was {ROWS - 1} when the checkpoint was saved, and is {ROWS - 2} now" in said
 
 
-def test_another_learning_rate_is_said_and_not_used(tmp_path: Path) -> None:
+def test_another_learning_rate_is_a_warning_and_not_used(tmp_path: Path) -> None:
     interrupt(made(plain), saving(tmp_path))
     model = made(lambda: plain(optimizer=keras.optimizers.Adam(0.5)))
     with pytest.warns(UserWarning, match="other settings") as found:
@@ -402,7 +400,7 @@ def test_another_learning_rate_is_said_and_not_used(tmp_path: Path) -> None:
     assert float(np.array(model.optimizer.learning_rate)) == np.float32(0.01)
 
 
-def test_a_learning_rate_that_training_changed_is_not_said(tmp_path: Path) -> None:
+def test_a_learning_rate_changed_by_training_is_no_warning(tmp_path: Path) -> None:
     reduce = keras.callbacks.ReduceLROnPlateau(monitor="loss", patience=0, min_delta=9.0, factor=0.5)
     fit(made(plain), saving(tmp_path), reduce, epochs=2)
     model = made(plain)
@@ -410,7 +408,7 @@ def test_a_learning_rate_that_training_changed_is_not_said(tmp_path: Path) -> No
     assert float(np.array(model.optimizer.learning_rate)) == np.float32(0.005)
 
 
-def test_weights_that_are_not_finite_are_said_at_the_resume(tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_a_warning_at_the_resume(tmp_path: Path) -> None:
     """The loss of the step that spoilt them was finite: the checkpoint is a resume point."""
 
     def spoil(callback: Any) -> None:

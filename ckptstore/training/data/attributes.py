@@ -37,12 +37,12 @@ def run_time_attributes(holder: Any) -> Iterator[tuple[str, Any]]:
 
 
 def is_watched(value: Any) -> bool:
-    """Return whether a value is one of which `mark_of` tells if it has changed."""
+    """Return True if `digest_of` shows that a value has changed."""
     return is_scalar(value) or nbytes_of_indices(value) is not None
 
 
 def is_scalar(value: Any) -> bool:
-    """Return whether a value is a single number, text or None."""
+    """Return True if a value is a single number, text or None."""
     return type(value) in _SCALARS or isinstance(value, np.number | np.bool_)
 
 
@@ -54,7 +54,7 @@ def nbytes_of_indices(value: Any) -> int | None:
         (32, 16, None)
     """
     if type(value) is list:
-        # One look at the first spares a walk through lists of other things.
+        # A look at the first item saves iterating over lists of other things.
         return (
             8 * len(value)
             if not value or (type(value[0]) is int and set(map(type, value)) == {int})
@@ -81,11 +81,11 @@ def _py_dataset_settings() -> frozenset[str]:
     return frozenset(vars(keras.utils.PyDataset()))
 
 
-def mark_of(value: Any) -> str:
-    """Return what tells a value from a changed one: a number's text, an array's digest.
+def digest_of(value: Any) -> str:
+    """Return a text that changes with the value: of a number itself, of an array a digest.
 
     Example:
-        >>> mark_of(3), mark_of([3, 1]) == mark_of([1, 3])
+        >>> digest_of(3), digest_of([3, 1]) == digest_of([1, 3])
         ('3', False)
     """
     if type(value) is list:
@@ -100,8 +100,8 @@ def mark_of(value: Any) -> str:
     return f"{array.dtype} {len(array)} {xxhash.xxh3_128_hexdigest(np.ascontiguousarray(array).data)}"
 
 
-def kept(value: Any) -> Any:
-    """Return an attribute's value as state that later changes do not reach."""
+def copy_of(value: Any) -> Any:
+    """Return a copy of an attribute's value, which later changes do not reach."""
     state = generators.state_of(value)
     if state is not None:
         return state
@@ -111,8 +111,8 @@ def kept(value: Any) -> Any:
     return value if array is None else array.copy()
 
 
-def give_back(holder: Any, name: str, value: Any) -> str | None:
-    """Set an attribute to a value of `kept`: in place where it can be, so that others who hold it see it too.
+def restore_attribute(holder: Any, name: str, value: Any) -> str | None:
+    """Set an attribute to a value of `copy_of`: in place where it can be, so that others who hold it see it too.
 
     Returns:
         Why it could not be set, or None.

@@ -1,4 +1,4 @@
-"""What keeps a resumed run from being exact, as far as it can be told when it is resumed: one line for each reason."""
+"""Reasons for which a resumed run may not be exact, as far as they are known at the resume: one line for each."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ckptstore.training.data import source
 _SEED = "keras.utils.set_random_seed(...) at the start of the script"
 
 
-def beginning(loop: FitLoop) -> dict[str, str] | None:
-    """Return what tells whether a Python generator's first batches are the same in another process.
+def generators_at_start(loop: FitLoop) -> dict[str, str] | None:
+    """Return digests that show if a Python generator's first batches are the same in another process.
 
     Keras takes them before training begins, and so before anything can be set back: what it finds must be what it
     found the first time. Other data needs no such thing: None.
@@ -34,16 +34,16 @@ def _digest(states: random_state.GlobalGenerators, name: str) -> str:
     return digest.hexdigest()
 
 
-def doubts(
+def inexact_reasons(
     loop: FitLoop, place: Mapping[str, Any], now: Mapping[str, str] | None, *, epoch: int
 ) -> Iterator[str]:
     """Yield the reasons for which going to a place in the data may not be exact.
 
     Args:
         loop: The fit that is resumed.
-        place: What `Iteration.position` said at the save.
-        now: What `beginning` says of this process.
-        epoch: The epoch that it goes on with.
+        place: What `DataReplay.position` returned at the save.
+        now: What `generators_at_start` returns in this process.
+        epoch: The epoch that it resumes with.
     """
     if loop.data.is_unseeded:
         yield f"TensorFlow shuffles the data from no seed that another process has: call {_SEED}"
@@ -72,11 +72,11 @@ def doubts(
 
 
 def _has_changed_under_way(place: Mapping[str, Any]) -> bool:
-    """Return whether what the source knows of itself has changed under an iterator that goes on over epochs."""
+    """Return True if the source's own state has changed under an iterator that spans epochs."""
     kept = place.get("kept")
     if kept is None or not kept["taken"]:
         return False
-    return not source.agree(kept.get("source"), place.get("source"))
+    return not source.same_state(kept.get("source"), place.get("source"))
 
 
 def _changed_batches(loop: FitLoop, place: Mapping[str, Any]) -> Iterator[str]:

@@ -1,9 +1,9 @@
-"""Where a source that can tell its own position stands, and how an iterator over it begins there.
+"""The position of a source that reports its own, and iterators that begin there.
 
 A loader is asked itself (torchdata's StatefulDataLoader); of a Grain dataset the iterators are asked, which Keras
-makes inside of itself: so what Keras iterates over is overlaid, and the iterator that was made last is known. What a
-loader says is not used where it would not be all: its workers draw random numbers, and of these it says nothing unless
-its dataset does. Nor is it used at an epoch's end, where loaders begin anew.
+makes inside of itself: so what Keras iterates over is wrapped, and the iterator that was made last is known. A
+loader's position is not used where it is incomplete: its workers draw random numbers, which it does not report unless
+its dataset does. Nor is it used at an epoch's end, where loaders start again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from ckptstore.keras.private import FitLoop
 from ckptstore.training.data import source
 
-# What a checkpoint says that says nothing of the data: an epoch's beginning can be reached from it all the same.
+# The position in a checkpoint that has none: an epoch's beginning can be reached from it all the same.
 UNKNOWN = {
     "made": 0,
     "source": None,
@@ -30,31 +30,31 @@ class DataPosition:
     """The position of what one fit trains on.
 
     Args:
-        loop: The fit; what it iterates over is overlaid until it is released.
+        loop: The fit; what it iterates over is wrapped until it is released.
     """
 
     def __init__(self, loop: FitLoop) -> None:
         self._source = loop.source
-        self._is_asked_itself = source.tells_position(loop.source)
-        self._data: _Overlaid | None = None
+        self._reports_position = source.reports_position(loop.source)
+        self._data: _Wrapped | None = None
         self._iterator: Any = None
         self._waiting: Any = None
         self._ready: Any = None
         self._has_begun = False
-        self._is_known = (self._is_asked_itself or loop.data.is_grain) and loop.data.stop_reading_ahead()
+        self._is_known = (self._reports_position or loop.data.is_grain) and loop.data.stop_reading_ahead()
         if self._is_known:
-            loop.data.wrap_data(self._overlaid)
+            loop.data.wrap_data(self._wrapped)
 
     def capture(self) -> dict[str, Any] | None:
-        """Return where the data stands behind the batch that was taken last; None where nobody can tell.
+        """Return the position after the batch that was taken last; None if it is not known.
 
         Raises:
             Exception: What the source's own method raises.
         """
-        holder = self._source if self._is_asked_itself else self._iterator
+        holder = self._source if self._reports_position else self._iterator
         if not self._is_known or holder is None:
             return None
-        dataset = source.untold_dataset(self._source)
+        dataset = source.unreported_dataset(self._source)
         return {"own": source.position(holder), "dataset": source.capture(dataset)}
 
     # --- going there -------------------------------------------------------------------------------
@@ -66,7 +66,7 @@ class DataPosition:
             Exception: What the source's own method raises.
         """
         self._has_begun, self._ready = False, None
-        if self._is_asked_itself:
+        if self._reports_position:
             source.set_position(self._source, saved["own"])
         else:
             self._waiting = saved["own"]
@@ -77,18 +77,18 @@ class DataPosition:
             self._ready = iter(self._data)
 
     def arrive(self, saved: dict[str, Any]) -> None:
-        """Put back what the dataset drew and counted until the save, of which its loader says nothing."""
+        """Restore what the dataset drew and counted until the save, which its loader does not report."""
         if saved["dataset"] is not None:
-            source.apply(source.untold_dataset(self._source), saved["dataset"])
+            source.apply(source.unreported_dataset(self._source), saved["dataset"])
 
     def renew(self) -> None:
-        """Forget an iterator that was made ready and that nobody asked for: the next one begins anew."""
+        """Forget an iterator that was made ready and not used: the next one starts again."""
         self._ready = None
 
     # --- iterators ---------------------------------------------------------------------------------
 
-    def _overlaid(self, data: Any) -> _Overlaid:
-        self._data = _Overlaid(self, data)
+    def _wrapped(self, data: Any) -> _Wrapped:
+        self._data = _Wrapped(self, data)
         return self._data
 
     def iterate(self, data: Any) -> Iterator[Any]:
@@ -101,12 +101,12 @@ class DataPosition:
                 source.set_position(made, waiting)
             self._has_begun = True
             # A loader's is not kept: it may have processes that end with it.
-            self._iterator = None if self._is_asked_itself else made
+            self._iterator = None if self._reports_position else made
         return made  # type: ignore[no-any-return]
 
 
-class _Overlaid:
-    """In the place of what Keras iterates over."""
+class _Wrapped:
+    """Takes the place of what Keras iterates over."""
 
     def __init__(self, position: DataPosition, data: Any) -> None:
         self._position = position

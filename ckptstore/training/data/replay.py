@@ -1,13 +1,13 @@
-"""Where a fit stands in its data, and how another process gets there again.
+"""Position of a fit in its data, and the replay by which another process reaches it again.
 
-A data set is gone through by iterators: one for each epoch, or with ``steps_per_epoch`` one for several. What an
+A data set is iterated over by iterators: one for each epoch, or with ``steps_per_epoch`` one for several. What an
 iterator hands out is decided by the random generators when it is made and first asked (the order of shuffled data),
 by what the source itself remembers, and by how many batches were taken. So the generators are noted when an epoch's
 iteration begins, and to get there again they are set back, a new iterator is made, and the batches that were trained
 on are taken from it and dropped. Then the generators are set to where they were at the save: what training drew from
 them meanwhile need not be drawn again.
 
-A source that can tell its own position (`ckptstore.training.data.loader_position`) is set there instead; nothing is
+A source that reports its own position (`ckptstore.training.data.loader_position`) is set there instead; nothing is
 replayed.
 """
 
@@ -36,7 +36,7 @@ _MOST_PREFETCHED = 64 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrival:
-    """How the position was reached again.
+    """The outcome of a replay.
 
     Attributes:
         batches: Batches taken and dropped.
@@ -52,14 +52,14 @@ class Arrival:
 
 @dataclass(slots=True, kw_only=True)
 class Target:
-    """Where to go: what `Iteration.position` said, and what belongs to the moment of the save.
+    """The position to go to, as `DataReplay.position` returned it, with the state at the save.
 
     Attributes:
-        position: What was saved.
-        epoch: The epoch to go on with.
-        batches: Batches of the epoch that are trained on already; 0 at its beginning.
+        position: The saved position.
+        epoch: The epoch to resume with.
+        batches: Batches of the epoch that are already trained; 0 at its beginning.
         generators: The global generators at the save.
-        logs: What the last of these batches gave.
+        logs: The logs of the last of these batches.
         arrived: Called when the next batch is the first to be trained on.
     """
 
@@ -71,14 +71,14 @@ class Target:
     arrived: Callable[[Arrival], None]
 
 
-class Iteration:
-    """Counts what is taken from the data of one fit.
+class DataReplay:
+    """Counts the batches that one fit takes from its data, and skips those that were trained before a resume.
 
     Args:
         loop: The fit.
-        progress: Called with the index of each batch that is passed over.
-        failed: Called with what the data raises in the place of a batch, before Keras sees it. On TensorFlow the
-            data is asked inside of the compiled step, and this is not called.
+        progress: Called with the index of each batch that is skipped.
+        failed: Called with an error of the data in the place of a batch, before Keras sees it. On TensorFlow the
+            data is read inside the compiled step, and this is not called.
     """
 
     def __init__(
@@ -88,11 +88,11 @@ class Iteration:
         self._progress = progress
         self._failed = failed
         self._is_asked_in_python = keras.backend.backend() != "tensorflow"
-        self._watcher = data_state.Watcher(loop.source)
+        self._tracker = data_state.ChangeTracker(loop.source)
         self._validation = ValidationData(loop)
         self._validation_at_end: dict[str, Any] = {}
         self._position = DataPosition(loop)
-        self._beginning = exactness.beginning(loop)
+        self._beginning = exactness.generators_at_start(loop)
         self._made = self._made_by_step = 0
         self._ended = False
         self._made_in_epoch = False
@@ -101,7 +101,7 @@ class Iteration:
         self._generators_when_begun: GlobalGenerators | None = None
         self._epoch: dict[str, Any] = {}
         self._target: Target | None = None
-        self.passing_over = False
+        self.is_skipping = False
         loop.data.wrap_iterator_creation(self._making)
         loop.data.wrap_epoch_steps(self._enumerating)
 
@@ -113,7 +113,7 @@ class Iteration:
     # --- what is saved -----------------------------------------------------------------------------
 
     def position(self, *, in_epoch: bool) -> dict[str, Any]:
-        """Return where the data stands, for another process to go there; arrays in it are copies.
+        """Return the position in the data, for another process; arrays in it are copies.
 
         Args:
             in_epoch: False at an epoch's end, when the next one has not begun.
@@ -132,7 +132,7 @@ class Iteration:
             place |= {**self._epoch, "made": self._made_by_step, "ended": self._ended}
             place |= self._validation_at_end if self._ended else {}
         kept = place["kept"]
-        # An epoch begins with a new iterator, unless there is one that goes on: not one that was made only now.
+        # An epoch begins with a new iterator, unless one spans epochs: not one that was made only now.
         if in_epoch or (kept is not None and kept["taken"]):
             place["source_position"] = self._position.capture()
         return place
@@ -140,7 +140,7 @@ class Iteration:
     def _between_epochs(self) -> dict[str, Any]:
         """Return the part that is noted at the beginning of each epoch."""
         kept = None
-        when_made, source = self._watcher.capture_both()
+        when_made, source = self._tracker.capture_both()
         if self._loop.data.spans_epochs and self._loop.data.has_iterator:
             kept = {
                 "when_made": _plain(self._generators_when_made),
@@ -175,7 +175,7 @@ class Iteration:
             self._made_in_epoch = True
             self._generators_when_made, self._generators_when_begun = random_state.capture(), None
             if self._loop.data.spans_epochs:
-                self._watcher.note()
+                self._tracker.note()
             self._position.renew()
             return make()
 
@@ -191,7 +191,7 @@ class Iteration:
             if target is not None and target.position["kept"] is None:
                 self._go_to_source_position(target)
             steps = self._counted(enumerate_batches())
-            return steps if target is None else self._behind(target, steps)
+            return steps if target is None else self._after_skipping(target, steps)
 
         return counted
 
@@ -205,7 +205,7 @@ class Iteration:
                     self._generators_when_begun = random_state.capture()
             self._taken += self._loop.data.batches_per_execution
             self._made_by_step = self._made
-            yield begin, end, _Watched(batches, self._failed) if self._is_asked_in_python else batches
+            yield begin, end, _ReportingErrors(batches, self._failed) if self._is_asked_in_python else batches
         # What Keras does at the end of an epoch's batches is done: it may have drawn for the next one.
         self._ended = True
         self._validation_at_end = self._validation.capture()
@@ -213,7 +213,7 @@ class Iteration:
     # --- going there -------------------------------------------------------------------------------
 
     def go_to(self, target: Target) -> list[str]:
-        """Let the next epoch begin where another process stood; returns why that may not be exact.
+        """Let the next epoch begin at another process' position; returns the reasons for which it may not be exact.
 
         Raises:
             InvalidArgumentError: The batches of one execution were counted otherwise then.
@@ -235,14 +235,16 @@ class Iteration:
                 hint="train on the data, and with the batch_size, that it was saved with",
             )
         self._target = target
-        self._put_back_source(target.position["source"])
+        self._restore_source(target.position["source"])
         self._validation.go_to(target.position)
-        reasons = list(exactness.doubts(self._loop, target.position, self._beginning, epoch=target.epoch))
-        reasons += self._validation.doubts()
+        reasons = list(
+            exactness.inexact_reasons(self._loop, target.position, self._beginning, epoch=target.epoch)
+        )
+        reasons += self._validation.inexact_reasons()
         self._beginning = target.position.get("beginning") or self._beginning
         return reasons
 
-    def _put_back_source(self, saved: dict[str, Any] | None) -> None:
+    def _restore_source(self, saved: dict[str, Any] | None) -> None:
         if saved is not None:
             data_state.apply(self._loop.source, saved)
 
@@ -252,7 +254,7 @@ class Iteration:
             self._position.go_to(saved)
 
     def _go_to_epoch(self, target: Target) -> None:
-        """Go to where the epoch began; batches of earlier epochs are taken from an iterator that goes on over them."""
+        """Go to where the epoch began; batches of earlier epochs are taken from an iterator that spans them."""
         place = target.position
         kept = place["kept"]
         self._loop.data.set_inferred_batches(place["batches_inferred"])
@@ -267,10 +269,10 @@ class Iteration:
         if self._loop.data.order_depends_on_iterators:
             self._make_iterators(made - self._made)
         if kept is not None:
-            self._put_back_source(kept.get("source"))
+            self._restore_source(kept.get("source"))
             self._go_to_source_position(target)
             own = self._take_again(kept, positioned=place["source_position"] is not None)
-            self._put_back_source(place["source"])
+            self._restore_source(place["source"])
         random_state.restore(begun, leave=own)
         self._made = place["made"] if kept is not None else made
 
@@ -312,11 +314,11 @@ class Iteration:
             name for name in random_state.names(now) if not random_state.same_state(name, now, before)
         )
 
-    def _behind(self, target: Target, steps: Iterator[Step]) -> Iterator[Step]:
-        """Pass over the batches that are trained on already, then yield the others."""
+    def _after_skipping(self, target: Target, steps: Iterator[Step]) -> Iterator[Step]:
+        """Skip the batches that are already trained, then yield the others."""
         began = time.perf_counter()
         taken = 0
-        # Where a thread asks ahead, what was drawn for a first batch cannot be told from what was for the next.
+        # If a thread reads ahead, draws for the first batch cannot be told apart from those for the next.
         first = random_state.capture() if self._loop.data.reads_ahead else None
         position = target.position["source_position"]
         ended = target.position.get("ended", False)
@@ -333,9 +335,9 @@ class Iteration:
             self._progress(end)
             if end + 1 >= target.batches:
                 # What Keras makes of the epoch's logs needs one execution at least.
-                self.passing_over = True
+                self.is_skipping = True
                 yield begin, end, self._loop.skip_execution(target.logs)
-                self.passing_over = False
+                self.is_skipping = False
                 if position is not None:
                     self._position.arrive(position)
                 inexact = () if ended else self._set_generators(target.generators, first)
@@ -346,7 +348,7 @@ class Iteration:
             random_state.restore(target.generators)
 
     def _set_generators(self, saved: GlobalGenerators | None, first: GlobalGenerators) -> tuple[str, ...]:
-        """Set the generators to where they were at the save; returns those of which that is not all there is to say.
+        """Restore the generators of the save; returns the names of those that cannot be exact.
 
         Those that the data has drawn from between two batches are its own, and stand right. If training drew from
         them too, that shows in the saved state, which is another; in a replay without training they are then not right.
@@ -366,8 +368,8 @@ class Iteration:
         return tuple(name for name in own if not random_state.same_state(name, now, saved))
 
 
-class _Watched:
-    """An iterator whose errors are told before they are raised."""
+class _ReportingErrors:
+    """An iterator whose errors are reported before they are raised."""
 
     __slots__ = ("_batches", "_failed")
 
@@ -375,7 +377,7 @@ class _Watched:
         self._batches = batches
         self._failed = failed
 
-    def __iter__(self) -> _Watched:
+    def __iter__(self) -> _ReportingErrors:
         return self
 
     def __next__(self) -> Any:

@@ -1,4 +1,4 @@
-"""What a data source itself knows of its position or its order.
+"""State of a data source: its own position, or the attributes that decide its order.
 
 A source that can save its position is asked for it. Of others (a `keras.utils.PyDataset`, the parts of a torch
 DataLoader) the few attributes are kept that may change from epoch to epoch. What lies deeper, such as a generator
@@ -19,12 +19,12 @@ from ckptstore.keras.state import tree
 from ckptstore.keras.state.backend_arrays import as_numpy
 from ckptstore.training.data.attributes import (
     LARGEST_NBYTES,
-    give_back,
+    copy_of,
+    digest_of,
     is_scalar,
     is_watched,
-    kept,
-    mark_of,
     nbytes_of_indices,
+    restore_attribute,
     run_time_attributes,
 )
 
@@ -54,7 +54,7 @@ _SETTINGS_OF_TORCHDATA = {
 
 
 def kind(source: Any) -> str:
-    """Return how a data source can be brought back to where it was.
+    """Return how a data source's state can be restored.
 
     Returns:
         ``"position"``: it saves and loads its position itself, by ``state_dict``/``load_state_dict`` or
@@ -78,9 +78,9 @@ def kind(source: Any) -> str:
 
 
 def capture(source: Any) -> dict[str, Any] | None:
-    """Return what a data source knows of its position or order, for `state_tree.pack`; None where it has nothing.
+    """Return a data source's own state, its position or order, for `tree.pack`; None if it has none.
 
-    A `Watcher` leaves out what never changes.
+    A `ChangeTracker` leaves out what never changes.
 
     Args:
         source: What was given to ``fit``.
@@ -92,14 +92,14 @@ def capture(source: Any) -> dict[str, Any] | None:
 
 
 def apply(source: Any, saved: Mapping[str, Any]) -> None:
-    """Bring a data source to where it was: generators, arrays and lists in place, the rest by assignment.
+    """Restore a data source's state: generators, arrays and lists in place, the rest by assignment.
 
-    What cannot be set, and what was the same all the time and is another value now, stays as it is and is told in one
-    warning.
+    What cannot be set, and what was the same all the time and is another value now, stays as it is; one warning
+    reports it.
 
     Args:
         source: What was given to ``fit``.
-        saved: What `capture` returned, perhaps through `state_tree`.
+        saved: What `capture` returned, perhaps through `tree`.
 
     Raises:
         Exception: What the source's own method raises.
@@ -119,7 +119,7 @@ def apply(source: Any, saved: Mapping[str, Any]) -> None:
         if _POSITION in entry and _methods(holder) is not None:
             set_position(holder, entry[_POSITION])
         for name, value in entry.get(_ATTRIBUTES, {}).items():
-            reason = give_back(holder, name, value)
+            reason = restore_attribute(holder, name, value)
             problems += [] if reason is None else [f"{place}{name}: {reason}"]
         problems += _differences(place, holder, entry.get(_UNCHANGED, {}))
     if problems:
@@ -127,15 +127,15 @@ def apply(source: Any, saved: Mapping[str, Any]) -> None:
         warnings.warn(f"the data is not as it was when the checkpoint was saved: {text}", stacklevel=2)
 
 
-def agree(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
-    """Return whether two captures of one source are the same.
+def same_state(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
+    """Return True if two captures of one source are the same.
 
     Example:
         >>> data = keras.utils.PyDataset()
         >>> data.order = [1, 2]
         >>> before = capture(data)
         >>> data.order.reverse()
-        >>> agree(before, before), agree(before, capture(data))
+        >>> same_state(before, before), same_state(before, capture(data))
         (True, False)
     """
     (document, arrays), (document_too, arrays_too) = (tree.pack(saved, "data") for saved in (one, other))
@@ -149,7 +149,7 @@ def _differences(place: str, holder: Any, unchanged: Mapping[str, str]) -> Itera
     for name, mark in unchanged.items():
         if name not in live:
             yield f"{place}{name} is missing"
-        elif mark_of(live[name]) != mark:
+        elif digest_of(live[name]) != mark:
             if is_scalar(live[name]):
                 yield f"{place}{name} was {mark} and is {live[name]!r}"
             else:
@@ -159,8 +159,8 @@ def _differences(place: str, holder: Any, unchanged: Mapping[str, str]) -> Itera
 # --- positions -------------------------------------------------------------------------------------
 
 
-def tells_position(source: Any) -> bool:
-    """Return whether iterators over a source go on where it says, and with all that it draws.
+def reports_position(source: Any) -> bool:
+    """Return True if iterators over a source continue at the position that it reports, with all random numbers.
 
     Those over a `keras.utils.PyDataset` do not: they count by themselves, and its state belongs to the epoch. A torch
     loader's workers begin with new generators, so that their dataset must have methods of its own.
@@ -173,12 +173,12 @@ def tells_position(source: Any) -> bool:
 
 
 def keeps_workers(source: Any) -> bool:
-    """Return whether a torch loader's processes go on from epoch to epoch, and their generators with them."""
+    """Return True if a torch loader's processes live on from epoch to epoch, and their generators with them."""
     return _is_torch(source, "DataLoader") and source.num_workers > 0 and bool(source.persistent_workers)
 
 
 def position(holder: Any) -> Any:
-    """Return what a source or an iterator says of its position, for `state_tree.pack`.
+    """Return the position that a source or an iterator reports, for `tree.pack`.
 
     Raises:
         Exception: What its own method raises.
@@ -199,13 +199,13 @@ def set_position(holder: Any, saved: Any) -> None:
     getattr(holder, names[1])(_with_tensors(saved))
 
 
-def untold_dataset(source: Any) -> Any:
-    """Return the dataset of a torch loader whose position says nothing of it, or None."""
+def unreported_dataset(source: Any) -> Any:
+    """Return the dataset of a torch loader whose position does not include it, or None."""
     dataset = source.dataset if _is_torch(source, "DataLoader") else None
     return dataset if _methods(dataset) is None else None
 
 
-class Watcher:
+class ChangeTracker:
     """Keeps of a source's attributes only what has changed since training began.
 
     Settings (a batch size) and constant arrays (labels) so come from the code and are not stored at each save. Make it
@@ -223,36 +223,36 @@ class Watcher:
         ...         super().__init__()
         ...         self.size, self.order = 32, [0, 1, 2]
         >>> data = Batches()
-        >>> watcher = Watcher(data)
+        >>> tracker = ChangeTracker(data)
         >>> data.order.reverse()
-        >>> watcher.capture()[""]["attributes"]
+        >>> tracker.capture()[""]["attributes"]
         {'order': [2, 1, 0]}
     """
 
     def __init__(self, source: Any) -> None:
         self._source = source
-        self._marks: dict[str, dict[str, str]] = {}
+        self._digests: dict[str, dict[str, str]] = {}
         self._noted: dict[str, Any] = {}
         self._noted_rest: dict[str, dict[str, Any]] = {}
         too_large = []
         for place, holder in _parts(source):
             values = dict(run_time_attributes(holder)) if _methods(holder) is None else {}
-            self._marks[place] = {
-                name: mark_of(one) for name, one in values.items() if is_watched(one) and _is_small(one)
+            self._digests[place] = {
+                name: digest_of(one) for name, one in values.items() if is_watched(one) and _is_small(one)
             }
             too_large += [f"{place}{name}" for name, value in values.items() if not _is_small(value)]
         self.left_out: tuple[str, ...] = tuple(too_large)
 
     def capture(self) -> dict[str, Any] | None:
-        """Return what the source knows now, as `data_state.capture` does, less what has not changed.
+        """Return the source's present state, as `capture` does, less what has not changed.
 
         Raises:
             Exception: What the source's own method raises.
         """
-        return _captured(self._source, self._marks)
+        return _captured(self._source, self._digests)
 
     def note(self) -> None:
-        """Remember what the source knows now, for `capture_both`.
+        """Remember the source's present state, for `capture_both`.
 
         Raises:
             Exception: What the source's own method raises.
@@ -260,10 +260,10 @@ class Watcher:
         self._noted = self.capture() or {}
         for place, holder in _parts(self._source):
             same = self._noted.get(place, {}).get(_UNCHANGED, {})
-            self._noted_rest[place] = {name: kept(vars(holder)[name]) for name in same}
+            self._noted_rest[place] = {name: copy_of(vars(holder)[name]) for name in same}
 
     def capture_both(self) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-        """Return what the source knew at the last `note`, and what it knows now.
+        """Return the source's state at the last `note`, and its present one.
 
         What has changed at one of them is kept of both: it can be set to the one from wherever the other has left it.
 
@@ -271,7 +271,7 @@ class Watcher:
             Exception: What the source's own method raises.
         """
         noted = {place: entry.get(_ATTRIBUTES, {}) for place, entry in self._noted.items()}
-        marks = {place: _without(known, noted.get(place, {})) for place, known in self._marks.items()}
+        marks = {place: _without(known, noted.get(place, {})) for place, known in self._digests.items()}
         now = _captured(self._source, marks)
         then = {}
         for place, entry in self._noted.items():
@@ -307,10 +307,10 @@ def _changed(holder: Any, marks: Mapping[str, str]) -> dict[str, Any]:
     for name, value in run_time_attributes(holder):
         if not _is_small(value):
             continue
-        if is_watched(value) and marks.get(name) == mark_of(value):
+        if is_watched(value) and marks.get(name) == digest_of(value):
             unchanged[name] = marks[name]
         else:
-            attributes[name] = kept(value)
+            attributes[name] = copy_of(value)
     return {_ATTRIBUTES: attributes, _UNCHANGED: unchanged}
 
 
@@ -328,7 +328,7 @@ def _parts(source: Any) -> Iterator[tuple[str, Any]]:
     if not _is_torch(source, "DataLoader"):
         yield "", source
         return
-    # Not the loader itself: all else that it has are settings, or say where in an epoch it is.
+    # Not the loader itself: all its other attributes are settings, or give the position in an epoch.
     yield "", _Own(source)
     batches = source.batch_sampler
     inner = getattr(batches, "sampler", None)
@@ -379,7 +379,7 @@ def _is_torch(source: Any, *names: str) -> bool:
 
 
 def _without_tensors(value: Any) -> Any:
-    """Return a position with torch's tensors as arrays that say so: a loader wants them back as tensors."""
+    """Return a position with torch's tensors as marked arrays: a loader wants them back as tensors."""
     if type(value) is dict:
         return {key: _without_tensors(one) for key, one in value.items()}
     if type(value) in (list, tuple):

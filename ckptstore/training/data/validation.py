@@ -1,4 +1,4 @@
-"""What a fit validates on, and how another process gets to where it stands: what the source knows, and how often.
+"""Position in the validation data: the source's own state, and how often it was iterated over.
 
 A tf.data pipeline that shuffles hands out another order each time that it is gone through, by how often it was.
 """
@@ -24,7 +24,7 @@ class ValidationData:
     """The validation data of one fit.
 
     Args:
-        loop: The fit; it is counted how often its validations go through the data.
+        loop: The fit; counts how often its validations iterate over the data.
     """
 
     def __init__(self, loop: FitLoop) -> None:
@@ -32,7 +32,7 @@ class ValidationData:
         self._source = loop.validation_source
         # What is trained on too is looked at there.
         own = self._source is not None and self._source is not loop.source
-        self._watcher = data_state.Watcher(self._source) if own else None
+        self._tracker = data_state.ChangeTracker(self._source) if own else None
         self._made = 0
         self._captured: dict[str, Any] | None = None
         self._generators = random_state.GlobalGenerators()
@@ -45,7 +45,7 @@ class ValidationData:
         self._before_first: dict[str, Any] | None = None
         loop.wrap_method(loop.callbacks, "on_test_begin", self._beginning)
         loop.wrap_method(loop.callbacks, "on_test_end", self._counted)
-        if self._looks_ahead and self._watcher is not None:
+        if self._looks_ahead and self._tracker is not None:
             loop.wrap_method(loop.callbacks, "on_test_batch_begin", self._asking)
             loop.wrap_method(loop.callbacks, "on_test_batch_end", self._asked)
 
@@ -73,13 +73,13 @@ class ValidationData:
         def asked(batch: int, logs: Any = None) -> None:
             before, self._before_first = self._before_first, None
             if before is not None:
-                self._is_drawn_ahead = not data_state.agree(before, self._state())
+                self._is_drawn_ahead = not data_state.same_state(before, self._state())
             others(batch, logs)
 
         return asked
 
     def _state(self) -> dict[str, Any] | None:
-        return None if self._watcher is None else self._watcher.capture()
+        return None if self._tracker is None else self._tracker.capture()
 
     def _counted(self, others: Callable[..., None]) -> Callable[..., None]:
         def counted(logs: Any = None) -> None:
@@ -89,7 +89,7 @@ class ValidationData:
         return counted
 
     def capture(self) -> dict[str, Any]:
-        """Return where it stands, for another process to go there; to be called when the training's batches end."""
+        """Return the position, for another process; to be called when the training's batches end."""
         self._captured = self._state()
         if self._looks_ahead:
             self._generators = random_state.capture()
@@ -100,7 +100,7 @@ class ValidationData:
         }
 
     def go_to(self, place: Mapping[str, Any]) -> None:
-        """Go where `capture` said; checkpoints of earlier versions did not count."""
+        """Go to the position that `capture` returned; checkpoints of earlier versions did not count."""
         if place.get("validation") is not None:
             data_state.apply(self._source, place["validation"])
         before, self._made = self._made, place.get("validation_made", 0)
@@ -111,10 +111,10 @@ class ValidationData:
             for _ in range(before, self._made):
                 iter(self._source)
 
-    def doubts(self) -> Iterator[str]:
-        """Yield the reasons for which having gone there may not be exact."""
+    def inexact_reasons(self) -> Iterator[str]:
+        """Yield the reasons for which the position may not be exact."""
         if isinstance(self._source, GeneratorType):
-            yield "the validation data is a Python generator, which begins anew; a PyDataset would go on"
+            yield "the validation data is a Python generator, which starts again; a PyDataset would continue"
         if self._is_drawn_ahead:
             yield (
                 "TensorFlow asks the validation data for more than validation_steps, and it draws for each batch: how "

@@ -1,4 +1,4 @@
-"""Which program a run is: architecture, optimizer, backend, versions; and how two of them differ.
+"""Fingerprint of a run: architecture, optimizer, backend, versions; and how two of them differ.
 
 Main doors: `fingerprint`, `difference`.
 

@@ -1,4 +1,4 @@
-"""Makes Keras' configurations plain and comparable: what another start of the same script would give again.
+"""Turns Keras' configurations into plain values that every start of the same script gives again.
 
 An object is ``{"class": ..., "config": {...}}``: a class of Keras' own by its name, another by its qualified name. Left
 out is what a checkpoint brings back (initialisers, seeds) and what Keras counts (names such as ``dense_3``); a layer
@@ -19,7 +19,7 @@ import numpy as np
 
 from ckptstore.records import json_number
 
-# Beyond this a value is told by its digest: vocabularies, tables.
+# Longer values are replaced by a digest: vocabularies, tables.
 _LONG = 1000
 _COUNTED = re.compile(r"_\d+$")
 # Wrappers name what they wrap after it; older Keras calls inputs so.
@@ -29,7 +29,7 @@ _LEFT_OUT = frozenset({"seed", "build_config", "build_input_shape", "compile_con
 
 
 def described(obj: Any, *, run_time: Iterable[str] = ()) -> dict[str, Any]:
-    """Return an object's class and, where it can tell one, its configuration.
+    """Return an object's class and, if it has one, its configuration.
 
     Args:
         obj: Something of Keras' with a ``get_config``, or anything else.
@@ -39,7 +39,7 @@ def described(obj: Any, *, run_time: Iterable[str] = ()) -> dict[str, Any]:
     try:
         config = obj.get_config()
     except Exception:
-        # Whatever a user's own code raises: such an object cannot tell its configuration, and its class must do.
+        # Any error of a user's own code: such an object is represented by its class.
         return {"class": kind}
     if not isinstance(config, Mapping):
         return {"class": kind}

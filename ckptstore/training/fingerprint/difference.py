@@ -1,4 +1,4 @@
-"""Finds where two fingerprints differ, in the model's order, and says where in the model's words."""
+"""Finds where two fingerprints differ, in the model's order, and names the place in the model's words."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def differences(saved: Any, live: Any, where: str = "", *, strict: bool = True) 
     """Yield where two plain values differ, in the order of the live one.
 
     Args:
-        saved: What the checkpoint tells.
-        live: What the model tells.
+        saved: The value in the checkpoint.
+        live: The value of the model.
         where: The place that both stand for.
-        strict: False to pass over keys that only one side has in a class of Keras' own: another version's.
+        strict: False to ignore keys that only one side has in a class of Keras' own: another version's.
     """
     if _is_object(saved) and _is_object(live):
         yield from _of_objects(saved, live, where, strict=strict)
@@ -57,7 +57,7 @@ def _of_objects(
         yield Difference(where=where or "model", in_checkpoint=saved["class"], in_model=kind)
         return
     at = f"{where} ({kind})" if where.endswith("]") else where
-    # One side may not have been able to tell its configuration.
+    # One side may have no configuration.
     config = (saved.get("config"), live.get("config"))
     if all(isinstance(one, Mapping) for one in config):
         # Keras adds and drops options from version to version; another's class does so when its code changes.
@@ -114,7 +114,7 @@ def _of_layers(saved: list[Any], live: list[Any], where: str, *, strict: bool) -
 
 
 def _of_moved(saved: list[Any], live: list[Any], where: str, *, strict: bool) -> Iterator[Difference]:
-    """Tell the first difference between layers of which one side has more."""
+    """Yield the first difference between layers of which one side has more."""
     fewer, more = sorted((saved, live), key=len)
     surplus = len(more) - len(fewer)
     if fewer and not _same(fewer[0], more[surplus]) and _kind(fewer[0]) == _kind(more[0]):

@@ -1,4 +1,4 @@
-"""What a run was made with: tells at a resume whether the model is the one that was saved, and what else changed."""
+"""The fingerprint of a run: at a resume it shows if the model is the one that was saved, and what else has changed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ckptstore.training.fingerprint.difference import NOTHING, Difference, diffe
 _RATE = "learning_rate"
 _OPTIONS = ("loss", "metrics", "weighted_metrics", "loss_weights")
 _HINT = (
-    "the model was left as it was; build it as it was when it was saved, begin the run anew beside what it has "
+    "the model was left as it was; build it as it was when it was saved, start the run again beside its checkpoints "
     "(resume='never'), or choose another run"
 )
 _OTHER_OPTIMIZER = (
@@ -31,10 +31,10 @@ _OTHER_OPTIMIZER = (
 
 
 def take(model: Any) -> dict[str, Any]:
-    """Return what a model and its training are made of, in plain JSON, the same in every process.
+    """Return the fingerprint of a model and its training as plain JSON, the same in every process.
 
     No variable's values are read but an optimizer's own numbers, nothing is built, no random number is drawn. A part
-    that cannot tell its configuration is told by its class.
+    without a configuration is represented by its class.
 
     Args:
         model: A Keras model, built and compiled, as it is when training begins.
@@ -64,7 +64,7 @@ def first_difference(
     Args:
         saved: The ``"architecture"`` of the checkpoint.
         live: That of the model.
-        strict: False to pass over options that only one side has, as when another Keras made the other.
+        strict: False to ignore options that only one side has, as when another Keras made the other.
 
     Example:
         >>> layers = [keras.layers.Dense(2), keras.layers.Dense(3)]
@@ -76,7 +76,7 @@ def first_difference(
 
 
 def check(saved: Mapping[str, Any] | None, live: Mapping[str, Any]) -> list[str]:
-    """Return what changed since a checkpoint, one short line each; empty where nothing did, or nothing is known.
+    """Return the changes since a checkpoint, one short line each; empty if there are none, or nothing is known.
 
     Args:
         saved: The fingerprint in the checkpoint; None in one that has none.
@@ -142,7 +142,7 @@ def _architecture(model: Any) -> dict[str, Any]:
     found = described(model)
     if isinstance(found.get("config", {}).get("layers"), list):
         return found
-    # A subclass's configuration, if it has one, does not say what its code makes of it.
+    # The configuration of a subclass, if it has one, does not determine its variables.
     variables = (
         [[without_counts(str(one.path)), list(one.shape), str(one.dtype)] for one in model.weights]
         if model.built
@@ -165,7 +165,7 @@ def _compiled(model: Any) -> dict[str, Any]:
     try:
         config = model.get_compile_config() or {}
     except Exception:
-        # A user's loss that cannot tell its configuration: it has a name all the same.
+        # A user's loss without a configuration: it has a name all the same.
         config = {"loss": getattr(model, "loss", None)}
     found = {name: plain(config.get(name)) for name in _OPTIONS if config.get(name) is not None}
     for name in ("steps_per_execution", "jit_compile", "run_eagerly"):
@@ -187,7 +187,7 @@ def _versions(model: Any) -> dict[str, str]:
 
 
 def _device(model: Any, backend: str, module: Any) -> str | None:
-    """Return the kind of device that the backend computes on; None where it does not tell at once."""
+    """Return the kind of device that the backend computes on; None if that is not known at once."""
     try:
         if backend == "jax":
             first = module.devices()[0]

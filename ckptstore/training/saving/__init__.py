@@ -1,7 +1,8 @@
-"""When a callback saves, and how.
+"""Saving: `schedule` decides when, `saves` does it.
 
-Main doors: `saves.Saves` (hands a snapshot on and reports its outcome), `monitor` (best or not), `overhead_budget`
-(``save_freq="auto"``), `run_writer` (the store and run that a callback owns).
+Main doors: `schedule.SaveSchedule` (every epoch, every n batches, an interval, an overhead budget), `saves.Saves`
+(snapshots, outcomes, retention), `file_saves.FileSaves` (published files), `monitor` (the best so far),
+`overhead_budget` (``save_freq="auto"``), `run_writer` (the store and run that a callback owns), `arguments`.
 
 May import: what `training` may.
 """

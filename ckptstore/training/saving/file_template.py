@@ -1,7 +1,6 @@
-"""File names with placeholders, such as ``models/{epoch:02d}-{val_loss:.2f}.keras``, and what they tell.
+"""File names with placeholders, such as ``models/{epoch:02d}-{val_loss:.2f}.keras``.
 
-A template says where the files appear, in which format, in which directory their store lies, and what its run
-is called unless the user says.
+A template gives the place and format of the files, the directory of their store, and the run's name by default.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _LONGEST_RUN = 80
 
 
 class CheckpointPath:
-    """A file name template, resolved against the working directory of now: a later chdir does not move it.
+    """A file name template, resolved against the present working directory: a later chdir does not move it.
 
     Args:
         filepath: The template, as for Keras' ModelCheckpoint. ``{epoch}`` and ``{batch}`` count from 1; any
@@ -99,7 +98,7 @@ class CheckpointPath:
         Args:
             epoch: Zero-based index of the epoch.
             batch: Zero-based index of the batch, or None.
-            logs: The logs at hand; a log named ``batch`` goes before the batch's index, as in Keras.
+            logs: The logs at hand; a log named ``batch`` has precedence over the batch's index, as in Keras.
         """
         values: dict[str, Any] = {**logs, "epoch": epoch + 1}
         if batch is not None:

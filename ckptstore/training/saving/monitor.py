@@ -37,7 +37,7 @@ def resolve_mode(monitor: str, mode: str, model: Any, *, callback: str) -> Mode:
         callback: Name of the callback, for the message.
 
     Raises:
-        InvalidArgumentError: Neither tells the direction; in Keras' words.
+        InvalidArgumentError: Neither gives the direction; in Keras' words.
     """
     if mode in ("min", "max"):
         return "min" if mode == "min" else "max"
@@ -104,7 +104,7 @@ class MonitoredMetric:
 
     Attributes:
         name: Name of the log.
-        mode: ``"min"`` or ``"max"``; None until `resolve`, and where nothing tells the direction.
+        mode: ``"min"`` or ``"max"``; None until `resolve`, and if the direction is not known.
         best: The best value so far, or None.
 
     Example:
@@ -141,7 +141,7 @@ class MonitoredMetric:
         """Find out the direction, see `resolve_mode`.
 
         Raises:
-            InvalidArgumentError: Nothing tells the direction.
+            InvalidArgumentError: The direction cannot be found out.
         """
         self.mode = resolve_mode(self.name, self._option, model, callback=self._callback)
         return self.mode

@@ -1,9 +1,9 @@
-"""When to save so that it costs at most a share of the run: measured while training, and tuned as it goes.
+"""Overhead budget of a run: saves cost at most a share of its time, measured and tuned while training.
 
-Of all that a run has taken so far, saves may have cost a share: what is earned with time is spent by saves, and one is
-due when enough is there for it. What a save costs is what the step waits for, and what the steps beside it take longer
-than others do. This follows CheckFreq (Mohan, Phanishayee, Chidambaram, FAST 2021), which profiles once and then
-adapts an interval; with an account there is nothing to profile first.
+The budget earns a share of the run's time and spends it on saves; a save is due when the budget covers its cost. The
+cost of a save is the time that training waits for it, and the time that steps during the save take longer than others.
+This follows CheckFreq (Mohan, Phanishayee, Chidambaram, FAST 2021), which profiles once and then adapts an interval; a
+budget needs no profile first.
 """
 
 from __future__ import annotations
@@ -22,42 +22,42 @@ MAX_OVERHEAD = 0.035
 # Before the first save: a copy, and what writing takes from the training.
 _EXPECTED_S = 0.01
 _EXPECTED_BYTES_PER_S = 1e9
-# Seconds from one look at what batches take to the next, but beside a save; and at least that it looks back on, since
-# an epoch may be short.
+# Seconds from one measurement of the batches to the next, except during a save; and the shortest span of a
+# measurement, since an epoch may be short.
 _LOOK_S, _SPAN_S = 0.25, 0.04
-# Looks that are looked back on, fewer that must be known, and the share of the slowest that says nothing.
+# Measurements that are kept, the least number that is needed, and the share of the slowest that is left out.
 _STEPS = 64
 _FEWEST = 3
 _OUTLIERS = 0.1
-# The newest save says as much as all before it.
+# The newest save weighs as much as all before it.
 _WEIGHT = 0.5
-# At most this share of what is earned pays for what is no save, so that saves need not wait for all of it; less of it
-# until there is a first one.
-_FOR_DEBTS = 0.75
-_FOR_DEBTS_AT_FIRST = 0.5
-# Seconds that the hooks of a batch take at least: with what they leave cold, three times what a clock in them sees. As
-# many of those that do more than count are remembered, since they tell how fast this machine is.
+# At most this share of the earned time pays for fixed costs, so that saves need not wait for all of them; less of it
+# until the first save.
+_FOR_FIXED_COSTS = 0.75
+_FOR_FIXED_COSTS_AT_FIRST = 0.5
+# Seconds that the hooks of a batch take at least: with the caches that they leave cold, three times what a clock in
+# them measures. As many of those that do more than count are kept, to know how fast this machine is.
 _HOOK_S = 1.5e-5
 _HOOKS = 9
-# At most this share of what is earned pays for hooks; each batch has them.
+# At most this share of the earned time pays for hooks; each batch has them.
 _FOR_HOOKS = 0.9
-# Of the time that a save takes, what it may cost the steps beside it, where that cannot be seen.
+# The share of a save's time that it costs the steps during it, if that cannot be measured.
 _GUESS = 0.5
-# Kept back for what nobody can measure, such as caches that a save leaves cold.
+# Kept back for costs that cannot be measured, such as caches that a save leaves cold.
 _UNSEEN = 0.15
-# A change that is worth a note.
+# A change of the interval that is recorded.
 _NEWS = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """What was chosen, and from which figures.
+    """An interval between saves, and the measurements that it follows from.
 
     Attributes:
         batches: Batches from save to save.
-        step_s: Seconds that a batch takes, with nothing beside it.
+        step_s: Seconds that a batch takes without a save.
         blocked_s: Seconds that a save makes the training wait.
-        slowed_s: Seconds that the batches beside a save take longer, all together.
+        slowed_s: Seconds that the batches during a save take longer, all together.
         write_s: Seconds until a save is durable.
         max_overhead: The share of the run that saves may cost.
     """
@@ -70,7 +70,7 @@ class Interval:
     max_overhead: float
 
     def detail(self) -> dict[str, Any]:
-        """Return it as the manifest's events have it."""
+        """Return it as the manifest records it."""
         return {
             name: round(value, 6) if isinstance(value, float) else value
             for name, value in asdict(self).items()
@@ -78,14 +78,14 @@ class Interval:
 
 
 class OverheadBudget:
-    """The account of one fit.
+    """The overhead budget of one fit.
 
     Args:
         max_overhead: The share of the run that saves may cost, above 0 and below 1.
         nbytes: The size of the state, for a guess before the first save.
         clock: Seconds.
         processor_clock: Seconds of processor time that this process has used.
-        cores: How many this process may use; by itself, those that the system says.
+        cores: How many this process may use; by default, those that the system reports.
 
     Example:
         >>> seconds = iter(range(1000))
@@ -114,27 +114,27 @@ class OverheadBudget:
         self._cores = usable_cores() if cores is None else cores
         self._processor_began = 0.0
         self._began: float | None = None
-        # When all that was begun was computed, and the batches since then: with nothing beside them, and with a save.
+        # When all batches so far were computed, and the batches since then: without a save, and during one.
         self._mark: float | None = None
-        self._alone = self._beside = 0
+        self._alone = self._during = 0
         self._looked: float = -math.inf
         self._entered: float | None = None
         self._paused = False
         self._pauses = 0
         # Seconds for each batch, and how many batches it was found with.
         self._steps: deque[tuple[float, int]] = deque(maxlen=_STEPS)
-        # What some batches beside the last save have taken longer, how many these are, and of how many it is not known.
+        # Time that some batches during the last save took longer, their number, and the number of those not measured.
         self._longer_s = 0.0
         self._known = self._missed = 0
         self._closely = False
-        # Seconds that this save took, until all batches beside it are known.
+        # Seconds that this save took, until all batches during it are measured.
         self._settled_s: float | None = None
         self._blocked_s: float | None = None
         self._slowed_s: float | None = None
         self._write_s = 0.0
         self._expected_s = _EXPECTED_S + nbytes / _EXPECTED_BYTES_PER_S
         self._spent_s = 0.0
-        self._debt_s = self._hooks_s = 0.0
+        self._fixed_s = self._hooks_s = 0.0
         self._batches = 0
         self._seen: deque[float] = deque(maxlen=_HOOKS)
         self._quiet_s = _HOOK_S
@@ -149,9 +149,9 @@ class OverheadBudget:
     # --- what is measured ----------------------------------------------------------------------------
 
     def is_quiet(self, batches: int) -> bool:
-        """Note that so many batches are finished, where that is all there is to do; returns False where it is not.
+        """Count finished batches if nothing else is to do; returns False if there is more to do.
 
-        Most batches take some microseconds less by that. Not to be asked while a save is being written.
+        This spares most batches some microseconds. Not to be called while a save is being written.
         """
         if self._clock() >= self._quiet_until:
             return False
@@ -160,14 +160,14 @@ class OverheadBudget:
         self._hooks_s += self._quiet_s
         return True
 
-    def wants_a_look(self, *, saving: bool = False) -> bool:
-        """Return whether it is time to wait until the batches so far are computed, to know what they take.
+    def needs_measurement(self, *, saving: bool = False) -> bool:
+        """Return True if it is time to wait until the batches so far are computed, to measure them.
 
-        A device that is waited for after each batch computes fewer, where batches are short. Beside a save that is
-        done every 40 ms; after each batch only where an epoch was too short to tell of the save before.
+        A device that is waited for after each batch computes fewer, if batches are short. During a save that is done
+        every 40 ms; after each batch only if an epoch was too short to measure the save before.
 
         Args:
-            saving: Whether a save is being written beside them.
+            saving: True while a save is being written.
         """
         if self._settled_s is not None or self._mark is None:
             return True
@@ -178,18 +178,18 @@ class OverheadBudget:
             return saving or len(self._steps) < _FEWEST or ago >= _LOOK_S / 2
         if saving:
             # One that runs ahead of the device would hear of the save's end long after it.
-            return self._closely or max(span, (self._beside + 1) * self.step_s) >= _SPAN_S
+            return self._closely or max(span, (self._during + 1) * self.step_s) >= _SPAN_S
         if len(self._steps) < _FEWEST:
             return True
         return span >= _SPAN_S and ago >= _LOOK_S
 
     def batches_done(self, batches: int, *, saving: bool, computed: bool = True) -> None:
-        """Note that so many batches are finished.
+        """Count finished batches.
 
         Args:
             batches: How many.
-            saving: Whether a save was being written beside them.
-            computed: False where the device may be behind, so that the moment says nothing of what they took.
+            saving: True if a save was being written meanwhile.
+            computed: False if the device may be late, so that the present time does not measure them.
         """
         now = self._entered = self._clock()
         self._batches += batches
@@ -198,42 +198,42 @@ class OverheadBudget:
         elif self._paused:
             self._missed += batches if saving else 0
         elif self._mark is not None:
-            self._beside += batches if saving else 0
+            self._during += batches if saving else 0
             self._alone += 0 if saving else batches
             if not computed:
                 return
             took = now - self._mark
-            if self._beside:
-                self._longer_s += took - (self._beside + self._alone) * self.step_s
-                self._known += self._beside
+            if self._during:
+                self._longer_s += took - (self._during + self._alone) * self.step_s
+                self._known += self._during
             elif self._alone:
                 self._steps.append((took / self._alone, self._alone))
             self._looked = now
-        self._mark, self._paused, self._alone, self._beside = now, False, 0, 0
+        self._mark, self._paused, self._alone, self._during = now, False, 0, 0
         self._settle()
 
     def pause(self) -> None:
-        """Note that an epoch is over: what comes before the next batch, validation say, is no part of it."""
-        self._missed += self._beside
-        self._mark, self._paused, self._alone, self._beside = self._clock(), True, 0, 0
+        """Note that an epoch is over: the time before the next batch, such as a validation, is no part of it."""
+        self._missed += self._during
+        self._mark, self._paused, self._alone, self._during = self._clock(), True, 0, 0
         self._pauses += 1
         self._quiet_until = -math.inf
         self._settle()
 
     def saved(self) -> None:
-        """Note that a save, begun when the last batch was done or at a `pause`, lets the training go on."""
-        took = self._goes_on()
+        """Note that a save, begun when the last batch was done or at a `pause`, is over for the training."""
+        took = self._continue()
         if took is not None:
             self._blocked_s = _mixed(self._blocked_s, took)
 
     def not_saved(self) -> None:
-        """Note that the training goes on without the save that was begun: it was left out, or waited for and failed.
+        """Note that training continues without the save that was begun: it was left out, or waited for and failed.
 
-        What that took is spent; it is no part of a batch, and says nothing of other saves.
+        The time that it took is spent; it is no part of a batch, and no measurement of other saves.
         """
-        self._goes_on()
+        self._continue()
 
-    def _goes_on(self) -> float | None:
+    def _continue(self) -> float | None:
         now = self._clock()
         self._earliest = self._quiet_until = -math.inf
         if self._mark is None:
@@ -244,15 +244,15 @@ class OverheadBudget:
         return took
 
     def settled(self, write_s: float) -> None:
-        """Note that a save is durable, `write_s` seconds after it was begun; the next look tells what it has cost."""
+        """Note that a save is durable, `write_s` seconds after it was begun; the next measurement gives its cost."""
         self._settled_s = (self._settled_s or 0.0) + write_s
         self._write_s = _mixed(self._write_s or None, write_s)
         self._earliest = self._quiet_until = -math.inf
-        if not self._beside:
+        if not self._during:
             self._settle()
 
     def _settle(self) -> None:
-        """Take what the batches beside a save have taken longer, once all of them are known."""
+        """Spend the time that the batches during a save have taken longer, once all of them are measured."""
         write_s = self._settled_s
         if write_s is None:
             return
@@ -269,40 +269,40 @@ class OverheadBudget:
         self._earliest = -math.inf
 
     def failed(self) -> None:
-        """Note that a save has failed: what it took is spent, and says nothing of others."""
+        """Note that a save has failed: its time is spent, and is no measurement of other saves."""
         self._spent_s += max(0.0, self._longer_s)
         self._longer_s, self._known, self._missed = 0.0, 0, 0
 
     def hook_ends(self, *, once: bool = False) -> None:
-        """Note that all is done that a batch asks for, since `batches_done` was called; a save may follow.
+        """Charge the work for a batch since `batches_done` was called; a save may follow.
 
         Args:
-            once: Whether something was among it that no other batch will ask for.
+            once: True if the work included something that no other batch needs.
         """
         entered, self._entered = self._entered, None
         if entered is None:
             return  # the batch was only counted
         took = self._clock() - entered
         if once:
-            self._debt_s += took
+            self._fixed_s += took
             return
         self._hooks_s += max(_HOOK_S, took)
         self._seen.append(took)
         self._quiet_s = max(_HOOK_S, statistics.median(self._seen))
 
     def charge(self, seconds: float) -> None:
-        """Note seconds that the training has waited for what is no save, such as the beginning."""
-        self._debt_s += seconds
+        """Charge seconds that training has waited for something other than a save, such as the beginning."""
+        self._fixed_s += seconds
 
     def charge_processor_time(self, seconds: float) -> None:
-        """Note seconds of processor time that another process has used for what is no save, such as its start.
+        """Charge seconds of processor time that another process has used, such as for its start.
 
-        The training has lost as much of it as there was no idle core for.
+        Training has lost the part of it for which there was no idle core.
         """
         self._processor_s += seconds
 
     def _lost_s(self, now: float) -> float:
-        """Return what the training has lost to another process, as busy as this one was on the whole."""
+        """Return the seconds that training has lost to another process, given how busy this one was on the whole."""
         wall = 0.0 if self._began is None else now - self._began
         if not self._processor_s or wall <= 0.0:
             return 0.0
@@ -313,9 +313,9 @@ class OverheadBudget:
 
     @property
     def step_s(self) -> float:
-        """Seconds that a batch takes with nothing beside it; the slowest are left out. 0 where none is known."""
+        """Seconds that a batch takes without a save, without the slowest; 0 if none is measured."""
         kept = sorted(self._steps)[: math.ceil(len(self._steps) * (1 - _OUTLIERS))]
-        # A look at many batches says more: one batch that is waited for takes longer than one of many.
+        # Weighted, since one batch that is waited for takes longer than one of many.
         batches = sum(number for _, number in kept)
         return sum(step * number for step, number in kept) / batches if batches else 0.0
 
@@ -327,35 +327,35 @@ class OverheadBudget:
         return self._blocked_s + (self._slowed_s or 0.0)
 
     def is_due(self, *, early: bool = False) -> bool:
-        """Return whether enough is earned for a save; `early` for one that may be paid for afterwards."""
-        # Of epochs of one batch nobody knows what a batch takes.
+        """Return True if enough is earned for a save; `early` for one that may be paid for afterwards."""
+        # In epochs of one batch, batches cannot be measured.
         if self._began is None or (max(len(self._steps), self._pauses) < _FEWEST and not early):
             return False
         now = self._clock()
         if now < self._earliest and not early:
-            self._be_quiet()
+            self._pause_measuring()
             return False
         earned = self._share * (now - self._began - self._waited_s)
         cost = self.cost_s
         earned -= _for_hooks(earned, self._hooks_s)
         # The fit's end waits for the last save.
         ahead = 0.0 if self._blocked_s is None else cost + self._write_s
-        most = _FOR_DEBTS_AT_FIRST if self._blocked_s is None else _FOR_DEBTS
-        earned -= min(self._debt_s + self._lost_s(now) + ahead, most * earned)
-        # What was not spent is not saved up: a long validation is no reason for many saves.
+        most = _FOR_FIXED_COSTS_AT_FIRST if self._blocked_s is None else _FOR_FIXED_COSTS
+        earned -= min(self._fixed_s + self._lost_s(now) + ahead, most * earned)
+        # Unspent time is not saved up: a long validation is no reason for many saves.
         left = earned - self._spent_s
         self._spent_s += max(0.0, left - cost)
-        # Unless a save is heard of before, which may tell of a lower cost.
+        # Unless a save is settled before, which may show a lower cost.
         self._earliest = now + (cost - left) / self._share
         return left >= (0.0 if early else cost)
 
-    def _be_quiet(self) -> None:
-        """Leave the batches up to the next look alone, or up to when a save may be due."""
-        if not self._paused and not self._beside:
+    def _pause_measuring(self) -> None:
+        """Only count the batches up to the next measurement, or until a save may be due."""
+        if not self._paused and not self._during:
             self._quiet_until = min(self._earliest, self._looked + _LOOK_S)
 
     def interval(self) -> Interval:
-        """Return the interval that comes of it, as far as is known by now."""
+        """Return the interval that follows from the measurements so far."""
         step = max(self.step_s, 1e-9)
         earned = self._share * step
         earned -= _for_hooks(earned, self._hooks_s / max(1, self._batches))
@@ -368,7 +368,7 @@ class OverheadBudget:
             max_overhead=self._max_overhead,
         )
 
-    def news(self) -> Interval | None:
+    def new_interval(self) -> Interval | None:
         """Return the interval once it is measured, and again when it has changed by a fifth."""
         if self._blocked_s is None or self._slowed_s is None or not self._steps:
             return None

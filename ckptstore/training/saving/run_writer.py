@@ -10,12 +10,12 @@ from typing import Any
 from ckptstore.errors import InvalidArgumentError
 from ckptstore.store.store import CheckpointStore
 
-# Who writes which run of which store in this process: a fit that an exception ended never closed its store.
+# The writer of each run in this process: a fit that an exception ended has not closed its store.
 _writers: weakref.WeakValueDictionary[tuple[Path, str], RunWriter] = weakref.WeakValueDictionary()
 
 
 class RunWriter:
-    """Opens a store for one run, in place of a callback whose fit an exception ended.
+    """Opens a store for one run, and takes the run over from a callback whose fit an exception ended.
 
     Args:
         path: The store's directory, absolute.
@@ -39,8 +39,8 @@ class RunWriter:
         """Open the store, finishing what a crash left, and become the run's writer.
 
         Args:
-            fit: What is the same object for all callbacks of one fit, or None.
-            ready: Called when the store is there and the run not taken yet; what it raises ends the opening.
+            fit: An object that all callbacks of one fit share, or None.
+            ready: Called when the store is open and the run not yet taken; an error ends the opening.
             before: Called before another callback takes the run over, or this one opens the store again.
 
         Raises:
@@ -71,7 +71,7 @@ class RunWriter:
         return store
 
     def close_for_another(self) -> None:
-        """Let go of the run, after what is still on its way."""
+        """Release the run, after the saves that are not finished."""
         before, self._before = self._before, None
         try:
             if before is not None and self.store is not None:
@@ -80,7 +80,7 @@ class RunWriter:
             self.close()
 
     def close(self, error: BaseException | None = None) -> None:
-        """Let go of the run and the store; after an `error` the start counts as one that came to nothing."""
+        """Release the run and the store; after an `error` the start counts as one without progress."""
         store, self.store, self._before = self.store, None, None
         if store is not None:
             store.__exit__(None if error is None else type(error), error, None)

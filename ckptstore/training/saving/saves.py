@@ -145,7 +145,7 @@ class Saves:
 
         Args:
             model: The model.
-            schedule: Is told of each save and its outcome.
+            schedule: Takes note of each save and its outcome.
         """
         store = self._writer.store
         assert store is not None

@@ -60,7 +60,7 @@ class SaveSchedule:
         """Take note that a save is due at the batch that is just finished."""
 
     def save_begins(self) -> int:
-        """Count anew from here; returns the batches since the save before, which the outcome brings back."""
+        """Start counting again; returns the batches since the save before, which the outcome brings back."""
         return 0
 
     def handed_over(self, *, saving: bool) -> None:
@@ -139,7 +139,7 @@ class EveryBatches(SaveSchedule):
         return self.since_save >= self._number
 
     def save_begins(self) -> int:
-        """Count anew from here."""
+        """Start counting again."""
         batches, self.since_save = self.since_save, 0
         return batches
 
@@ -228,7 +228,7 @@ class WithinOverhead(SaveSchedule):
         if not self._was_saving and not saving and budget.is_quiet(batches):
             return False
         # Times are taken where the device has caught up, and that not at every batch.
-        if budget.wants_a_look(saving=self._was_saving):
+        if budget.needs_measurement(saving=self._was_saving):
             self._wait_for_device()
             self._is_measured = True
         budget.batches_done(batches, saving=self._was_saving, computed=self._is_measured)
@@ -266,7 +266,7 @@ class WithinOverhead(SaveSchedule):
     def settled(
         self, checkpoint: Checkpoint | None, batches: int, *, saving: bool = False, start_s: float = 0.0
     ) -> None:
-        """Charge what the save has cost the batches beside it."""
+        """Charge what the save has cost the batches that ran meanwhile."""
         self._was_saving = saving
         if checkpoint is None:
             self._budget.failed()
@@ -284,12 +284,12 @@ class WithinOverhead(SaveSchedule):
 
     def events(self) -> dict[str, dict[str, Any]]:
         """Return the interval that follows from the measurements, where it is new."""
-        interval = self._budget.news()
+        interval = self._budget.new_interval()
         return {} if interval is None else {"interval": interval.detail()}
 
 
 class AnyOf(SaveSchedule):
-    """Saves when one of several schedules says so; each is told of every save.
+    """Saves when one of several schedules is due; each takes note of every save.
 
     Example:
         >>> schedule = AnyOf(EveryEpoch(), EveryBatches(2))
@@ -319,43 +319,43 @@ class AnyOf(SaveSchedule):
         return due
 
     def about_to_save(self) -> None:
-        """Tell each of them."""
+        """Pass it on to each of them."""
         for schedule in self._schedules:
             schedule.about_to_save()
 
     def save_begins(self) -> int:
-        """Tell each of them; returns the largest count."""
+        """Pass it on to each of them; returns the largest count."""
         return max(schedule.save_begins() for schedule in self._schedules)
 
     def handed_over(self, *, saving: bool) -> None:
-        """Tell each of them."""
+        """Pass it on to each of them."""
         for schedule in self._schedules:
             schedule.handed_over(saving=saving)
 
     def left_out(self, batches: int) -> None:
-        """Tell each of them."""
+        """Pass it on to each of them."""
         for schedule in self._schedules:
             schedule.left_out(batches)
 
     def not_saved(self) -> None:
-        """Tell each of them."""
+        """Pass it on to each of them."""
         for schedule in self._schedules:
             schedule.not_saved()
 
     def settled(
         self, checkpoint: Checkpoint | None, batches: int, *, saving: bool = False, start_s: float = 0.0
     ) -> None:
-        """Tell each of them."""
+        """Pass it on to each of them."""
         for schedule in self._schedules:
             schedule.settled(checkpoint, batches, saving=saving, start_s=start_s)
 
     def batch_ends(self, *, once: bool = False) -> None:
-        """Tell each of them."""
+        """Pass it on to each of them."""
         for schedule in self._schedules:
             schedule.batch_ends(once=once)
 
     def charge(self, seconds: float) -> None:
-        """Tell each of them."""
+        """Pass it on to each of them."""
         for schedule in self._schedules:
             schedule.charge(seconds)
 

@@ -18,14 +18,14 @@ from ckptstore.keras.state import callbacks, optimizers, random_state
 from ckptstore.keras.state.arrays import host_array, independent_copies
 from ckptstore.keras.state.random_state import GlobalGenerators
 from ckptstore.metrics import scalar
-from ckptstore.training.data.replay import Iteration
+from ckptstore.training.data.replay import DataReplay
 from ckptstore.training.session.position import BatchPosition
 
 
 def values_of(
     model: Any,
     others: Sequence[Any],
-    iteration: Iteration,
+    replay: DataReplay,
     *,
     in_epoch: bool,
     kinds: VariableKinds | None = None,
@@ -35,15 +35,15 @@ def values_of(
     Args:
         model: The model.
         others: The callbacks of the fit but the one that saves.
-        iteration: Of its data.
+        replay: Position in its data.
         in_epoch: False at an epoch's end.
         kinds: The model's variables, if they were just looked up.
     """
     return {
         "stopped": bool(model.stop_training),
-        "epochs": iteration.epochs,
+        "epochs": replay.epochs,
         "callbacks": callbacks.get_states(others),
-        "data": iteration.position(in_epoch=in_epoch),
+        "data": replay.position(in_epoch=in_epoch),
         optimizers.RATES: optimizers.learning_rates(model),
         optimizers.TRAINED: optimizers.trained_indices(model, kinds and kinds[0]),
     }
@@ -109,11 +109,11 @@ class EpochEnd:
     rates: list[float | None]
 
     @classmethod
-    def of(cls, model: Any, position: BatchPosition, others: list[Any], iteration: Iteration) -> Self | None:
+    def of(cls, model: Any, position: BatchPosition, others: list[Any], replay: DataReplay) -> Self | None:
         """Return the state of a fit, or None if it has not trained yet."""
         if not position.step:
             return None
-        values = {"callbacks": callbacks.get_states(others), "data": iteration.position(in_epoch=False)}
+        values = {"callbacks": callbacks.get_states(others), "data": replay.position(in_epoch=False)}
         return cls(
             position=replace(position),
             values=values,

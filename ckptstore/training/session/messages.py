@@ -1,4 +1,4 @@
-"""Messages about a resume: one line that tells what was resumed, and a warning for what may not be exact."""
+"""Messages about a resume: one line that names what was resumed, and a warning for what may not be exact."""
 
 from __future__ import annotations
 

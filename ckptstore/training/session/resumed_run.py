@@ -1,4 +1,4 @@
-"""What a fit goes on from: a checkpoint that was loaded, and all of its training state that is still to be put back.
+"""A resumed run: a checkpoint that was loaded, and its training state, which is restored in two steps.
 
 Weights and optimizer are loaded when training begins. The rest waits until every callback has had its
 ``on_train_begin``, since many reset themselves there, and so does a second look at what was loaded.
@@ -28,13 +28,13 @@ from ckptstore.training.fingerprint import fingerprint
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResumedRun:
-    """A checkpoint that was loaded into a model, on the way to a fit that goes on.
+    """A checkpoint that was loaded into a model, and the state of its fit that is still to be restored.
 
     Attributes:
         checkpoint: The checkpoint.
         state: Its training state.
-        values: What the callback that saved it kept of its fit; empty where it was saved otherwise.
-        drift: What differs from what it was saved with, without being another model.
+        values: State of the fit that saved it; empty if it was saved otherwise.
+        drift: Differences in settings and versions since the save.
         tracker: The variables as they were loaded.
         not_finite: A weight that is not finite, or None.
     """
@@ -46,19 +46,19 @@ class ResumedRun:
     tracker: AssignmentTracker
     not_finite: str | None = None
 
-    def settled(self) -> Self:
-        """Return what is left to know of it once all is put back: none of its arrays, which may be large."""
+    def without_arrays(self) -> Self:
+        """Return a copy without arrays, which may be large, for use after the restore."""
         values = {"stopped": self.values.get("stopped", False)}
         return replace(self, state=None, values=values, tracker=AssignmentTracker(()))
 
     @property
     def next_epoch(self) -> int:
-        """The epoch to go on with."""
+        """The epoch to resume with."""
         return self.checkpoint.epoch + (self.checkpoint.batch is None)
 
     @property
     def batches(self) -> int:
-        """Batches of that epoch that are trained on already."""
+        """Batches of that epoch that are already trained."""
         return 0 if self.checkpoint.batch is None else self.checkpoint.batch + 1
 
     @property
@@ -71,7 +71,7 @@ class ResumedRun:
         )
 
     def target(self, arrived: Callable[[Arrival], None]) -> Target:
-        """Return where to go in the data; `arrived` is called there."""
+        """Return the position in the data to go to; `arrived` is called there."""
         return Target(
             position=loader_position.UNKNOWN | self.values.get("data", {}),
             epoch=self.next_epoch,
@@ -82,7 +82,7 @@ class ResumedRun:
         )
 
     def leaves_nothing(self, epochs: int, callbacks: Sequence[Any]) -> bool:
-        """Return whether nothing is left to train: the last epoch is done, or training was stopped early."""
+        """Return True if nothing is left to train: the last epoch is done, or training was stopped early."""
         if self.next_epoch >= epochs:
             return True
         stopped = self.batches == 0 and bool(self.values.get("stopped"))
@@ -93,17 +93,17 @@ class ResumedRun:
         )
 
     def refuse_other_epoch(self, epoch: int) -> None:
-        """Refuse to begin with an epoch of the caller's, which the run has behind it or not reached.
+        """Refuse to begin with an epoch that the caller chose, and that the run has finished or not reached.
 
         Raises:
-            InvalidArgumentError: It is another one than the run goes on with.
+            InvalidArgumentError: It is not the epoch that the run resumes with.
         """
         if epoch != self.next_epoch:
-            reason = f"the run goes on with epoch {self.next_epoch}; leave it out"
+            reason = f"the run resumes with epoch {self.next_epoch}; leave it out"
             raise InvalidArgumentError(argument="initial_epoch", value=epoch, reason=reason)
 
-    def load_again(self, model: Any) -> None:
-        """Undo what other callbacks did to the model since it was loaded; put back what Keras does not save."""
+    def restore_model(self, model: Any) -> None:
+        """Undo what other callbacks did to the model since it was loaded; restore what Keras does not save."""
         if self.tracker.revert():
             adapter.restore(model, self.checkpoint)
         if not self.batches:
@@ -115,7 +115,7 @@ class ResumedRun:
 
         Args:
             model: The model.
-            behind_last_epoch: Does to the weights what Keras did by itself, since that is undone too.
+            behind_last_epoch: Repeats what Keras did to the weights after the last epoch, since that is undone too.
         """
         if self.tracker.revert():
             adapter.restore(model, self.checkpoint)
@@ -123,7 +123,7 @@ class ResumedRun:
         behind_last_epoch()
 
     def restore_callbacks(self, callbacks: Sequence[Any]) -> list[str]:
-        """Give the other callbacks their state; returns those of which none is known."""
+        """Give the other callbacks their state; returns the keys of those whose state is not known."""
         return callback_state.set_states(callbacks, self.values.get("callbacks", {}))
 
     def restore_generators(self) -> None:
@@ -138,7 +138,7 @@ def load_resume_point(
 
     Raises:
         ModelMismatchError: It was saved of another architecture; the model is unchanged.
-        CheckpointStoreError: As `CheckpointStore.resume` says.
+        CheckpointStoreError: As `CheckpointStore.resume`.
     """
     found: dict[str, Any] = {}
 

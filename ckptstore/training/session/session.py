@@ -20,7 +20,7 @@ from ckptstore.keras.state import callbacks, optimizers
 from ckptstore.metrics import scalar
 from ckptstore.store.store import CheckpointStore
 from ckptstore.system.stop_signals import StopRequest
-from ckptstore.training.data.replay import Arrival, Iteration
+from ckptstore.training.data.replay import Arrival, DataReplay
 from ckptstore.training.fingerprint import fingerprint
 from ckptstore.training.saving.arguments import Resume, refuse_second_resume
 from ckptstore.training.saving.save_point import SavePoint
@@ -40,7 +40,7 @@ class FitSession:
         schedule: Decides when to save.
         saves: Saves.
         resume: ``"auto"`` resumes from the newest resume point if there is one, ``"must"`` refuses to begin without
-            one, ``"never"`` begins again beside the checkpoints that there are.
+            one, ``"never"`` starts again beside the existing checkpoints.
         stop: Notices signals.
         save_on_exception: Whether to save when a callback or the user ends the fit by an exception.
 
@@ -70,7 +70,7 @@ class FitSession:
         self._model: Any = None
         self._pending: ResumedRun | None = None
         self._loop: FitLoop | None = None
-        self._iteration: Iteration | None = None
+        self._replay: DataReplay | None = None
         self._fingerprint = ""
         self._before_validation: BeforeValidation | None = None
         self._epoch_end: EpochEnd | None = None
@@ -91,7 +91,7 @@ class FitSession:
         Raises:
             CheckpointNotFoundError: There is no resume point, and there must be one.
             ModelMismatchError: The resume point is of another model; nothing was changed.
-            CheckpointStoreError: As `CheckpointStore` and its `resume` say.
+            CheckpointStoreError: As `CheckpointStore` and its `resume`.
         """
         # Work alone: waiting for a lock, or for a disk, is no cost of saving.
         began = time.thread_time()
@@ -135,7 +135,7 @@ class FitSession:
         self._stop.is_polled = loop.is_running
         loop.schedule_hooks_without()
         self.position.per_epoch = loop.data.batches_per_epoch
-        self._iteration = Iteration(loop, partial(self._progress, loop), self._data_failed)
+        self._replay = DataReplay(loop, partial(self._progress, loop), self._data_failed)
         for name, method in (
             ("on_epoch_begin", self._epoch_begins),
             ("on_epoch_end", self._epoch_ends),
@@ -170,8 +170,8 @@ class FitSession:
             return
         began = time.perf_counter()
         with self._end_on_error:
-            assert self._iteration is not None
-            self._epoch_end = EpochEnd.of(synced(self._model), self.position, self._others(), self._iteration)
+            assert self._replay is not None
+            self._epoch_end = EpochEnd.of(synced(self._model), self.position, self._others(), self._replay)
         self._schedule.charge(time.perf_counter() - began)
         try:
             others(epoch, logs)
@@ -201,17 +201,17 @@ class FitSession:
                 if not callbacks.has_own_state(callback):
                     callback.on_epoch_begin(epoch, logs)
         self._restore(resumed)
-        self.resumed = resumed.settled()
+        self.resumed = resumed.without_arrays()
         if not resumed.batches:
             others(epoch, logs)
         self.position.stand_at(epoch=epoch, batches=resumed.batches, step=resumed.checkpoint.step)
 
     def _restore(self, resumed: ResumedRun) -> None:
-        assert self._iteration is not None
-        resumed.load_again(synced(self._model))
+        assert self._replay is not None
+        resumed.restore_model(synced(self._model))
         messages.warn_not_restored(resumed.restore_callbacks(self._others()))
         resumed.restore_generators()
-        messages.warn_inexact(self._iteration.go_to(resumed.target(self._arrived)))
+        messages.warn_inexact(self._replay.go_to(resumed.target(self._arrived)))
 
     def _arrived(self, arrival: Arrival) -> None:
         self.arrival = arrival
@@ -226,7 +226,7 @@ class FitSession:
         try:
             others(epoch, logs)
         except BaseException as error:
-            self._call_the_rest("on_epoch_end", epoch, error)
+            self._call_remaining("on_epoch_end", epoch, error)
             due = self._is_due_at_epoch_end(logs or {}, last=False)
             self._save_before_end(error, due=due, batch=None, logs=logs)
             raise
@@ -250,7 +250,7 @@ class FitSession:
     # --- batches -----------------------------------------------------------------------------------
 
     def _is_skipping(self) -> bool:
-        return self._iteration is not None and self._iteration.passing_over
+        return self._replay is not None and self._replay.is_skipping
 
     def _batch_begins(self, others: Callable[..., None], batch: int, logs: Any = None) -> None:
         if self._is_skipping():
@@ -274,7 +274,7 @@ class FitSession:
             if due and self._loop is not None:
                 self._loop.wait_for_callbacks()
         except BaseException as error:
-            self._call_the_rest("on_train_batch_end", batch, error)
+            self._call_remaining("on_train_batch_end", batch, error)
             due = self._is_due_after(batch)
             self._save_before_end(error, due=due, batch=self.position.batch, logs=logs)
             raise
@@ -375,10 +375,10 @@ class FitSession:
         kinds: VariableKinds | None,
     ) -> FitState:
         values: dict[str, Any] = {"fingerprint": self._fingerprint, "logs": dict(logs)}
-        if self._iteration is not None:
+        if self._replay is not None:
             values["saver"] = self._saves.state(logs)
             values |= values_of(
-                self._model, self._others(), self._iteration, in_epoch=batch is not None, kinds=kinds
+                self._model, self._others(), self._replay, in_epoch=batch is not None, kinds=kinds
             )
         if self._epoch_end is not None:
             values |= self._epoch_end.values
@@ -399,7 +399,7 @@ class FitSession:
         """Releases everything if its block raises."""
         return EndOnError(self.end)
 
-    def _call_the_rest(self, hook: str, number: int, error: BaseException) -> None:
+    def _call_remaining(self, hook: str, number: int, error: BaseException) -> None:
         if self._loop is not None:
             self._loop.call_remaining(hook, number, error)
 
@@ -439,12 +439,12 @@ class FitSession:
         """Release the fit, the run and the store; may be repeated."""
         # The callback may live long: what the fit trained on, and its loader's processes, must not.
         loop, resumed = self._loop, self._pending
-        self._loop = self._pending = self._iteration = self._before_validation = self._epoch_end = None
+        self._loop = self._pending = self._replay = self._before_validation = self._epoch_end = None
         if loop is not None:
             if resumed is not None:
                 loop.restore_initial_epoch()
             loop.release()
-        self.resumed = self.resumed and self.resumed.settled()
+        self.resumed = self.resumed and self.resumed.without_arrays()
         try:
             self._saves.end(error)
         finally:
