@@ -58,13 +58,17 @@ def text() -> str:
 
 def described(name: str, command: click.Command) -> str:
     """Return the section of one command."""
-    arguments = [shown(one) for one in command.params if isinstance(one, click.Argument)]
+    arguments = [shown(parameter) for parameter in command.params if isinstance(parameter, click.Argument)]
     usage = " ".join(["ckptstore", name, "[OPTIONS]", *arguments])
     parts = [f"## {name}\n", f"    {usage}\n", paragraphs(command.help)]
     # The options of all commands are described above.
-    options = [one for one in command.params if isinstance(one, click.Option) and one.opts != ["--json"]]
+    options = [
+        parameter
+        for parameter in command.params
+        if isinstance(parameter, click.Option) and parameter.opts != ["--json"]
+    ]
     if options:
-        rows = [f"| {option_names(one)} | {cell(meaning(one))} |" for one in options]
+        rows = [f"| {option_names(option)} | {cell(meaning(option))} |" for option in options]
         parts.append("\n".join(["| option | meaning |", "| --- | --- |", *rows]) + "\n")
     return "\n".join(parts)
 
@@ -91,8 +95,8 @@ def option_names(option: click.Option) -> str:
 
 def meaning(option: click.Option) -> str:
     """Return the help of an option, with its default where that is shown."""
-    said = " ".join((option.help or "").split())
-    return f"{said} Default: {option.default}." if option.show_default else said
+    meaning = " ".join((option.help or "").split())
+    return f"{meaning} Default: {option.default}." if option.show_default else meaning
 
 
 def cell(content: str) -> str:
@@ -105,11 +109,13 @@ def first_line(command: click.Command) -> str:
     return inspect.cleandoc(command.help or "").partition("\n")[0]
 
 
-def paragraphs(said: str | None) -> str:
+def paragraphs(help: str | None) -> str:
     """Return a help text as paragraphs of the page's width."""
-    found = inspect.cleandoc(said or "").split("\n\n")
+    found = inspect.cleandoc(help or "").split("\n\n")
     return (
-        "\n\n".join(textwrap.fill(" ".join(one.split()), WIDTH, break_on_hyphens=False) for one in found)
+        "\n\n".join(
+            textwrap.fill(" ".join(paragraph.split()), WIDTH, break_on_hyphens=False) for paragraph in found
+        )
         + "\n"
     )
 

@@ -71,9 +71,9 @@ def on_a_terminal(*arguments: object, columns: int) -> tuple[int, str, str]:
     ) as process:
         os.close(theirs)
         printed = all_of(ours)
-        said = process.stderr.read().decode() if process.stderr else ""
+        message = process.stderr.read().decode() if process.stderr else ""
     text = re.sub(r"\x1b\[[0-9;]*m", "", printed.decode()).replace("\r\n", "\n")
-    return process.returncode, text, said
+    return process.returncode, text, message
 
 
 class Ran:
@@ -172,7 +172,7 @@ def test_ls_shows_missing_checkpoints(run: Any, store: Path) -> None:
 def test_ls_leaves_out_columns_on_a_narrow_terminal(made: Path, columns: int) -> None:
     from rich.cells import cell_len
 
-    code, out, said = on_a_terminal("ls", made, columns=columns)
+    code, out, message = on_a_terminal("ls", made, columns=columns)
     lines = out.splitlines()
     assert code == 0
     if columns < 20:
@@ -180,21 +180,21 @@ def test_ls_leaves_out_columns_on_a_narrow_terminal(made: Path, columns: int) ->
     assert len(lines) == 5, "no row is wrapped"
     assert max(map(cell_len, lines)) <= columns
     assert lines[0].split()[0] == "version"
-    left_out = re.fullmatch(r"no room for: (.*) \(--json has all\)\n", said)
+    left_out = re.fullmatch(r"no room for: (.*) \(--json has all\)\n", message)
     shown = lines[0]
     for name in ("step", "loss", "val_loss", "size", "saved", "tags", "损失"):
-        told = left_out is not None and name in left_out[1].split(", ")
-        assert told != (name in re.split(r"\s{2,}|\s", shown)), name
+        is_left_out = left_out is not None and name in left_out[1].split(", ")
+        assert is_left_out != (name in re.split(r"\s{2,}|\s", shown)), name
 
 
 def test_ls_keeps_validation_metrics_longest(tmp_path: Path) -> None:
     names = [f"{prefix}metric_{n}" for prefix in ("", "val_") for n in range(30)]
     with CheckpointStore(tmp_path / "many") as store:
         save(store, 0, metrics=dict.fromkeys(names, 0.5))
-    _, out, said = on_a_terminal("ls", tmp_path / "many", columns=60)
+    _, out, message = on_a_terminal("ls", tmp_path / "many", columns=60)
     heading = out.splitlines()[0].split()
     assert heading == ["version", "epoch", "batch", "val_metric_0", "val_metric_1"]
-    assert "metric_29" in said
+    assert "metric_29" in message
 
 
 def test_names_cannot_control_the_terminal(run: Any, tmp_path: Path) -> None:
@@ -219,8 +219,8 @@ def test_names_cannot_control_the_terminal(run: Any, tmp_path: Path) -> None:
 def test_show_prints_everything_known(run: Any, made: Path) -> None:
     ran = run("show", made, 2)
     assert (ran.code, ran.err) == (0, "")
-    told, _, layers = ran.out.partition("\n\n")
-    facts = dict(re.split(r"  +", line, maxsplit=1) for line in told.splitlines())
+    details, _, layers = ran.out.partition("\n\n")
+    facts = dict(re.split(r"  +", line, maxsplit=1) for line in details.splitlines())
     rows = [re.split(r"  +", line) for line in layers.splitlines()]
     assert rows[1:] == [
         ["layers/dense", "7x5, 5", "float32", "40", "160 B"],
@@ -299,10 +299,10 @@ def test_verify_finds_one_flipped_bit(run: Any, store: Path) -> None:
     [problem] = ran.json["problems"]
     assert (problem["version"], problem["path"]) == (2, str(payload))
     assert problem["kind"] == "digest"
-    said = run("verify", store)
-    assert said.code == 5
-    assert said.out.splitlines()[0].split() == ["version", "problem", "detail"]
-    assert re.match(r" +2  digest  ", said.out.splitlines()[1])
+    ran = run("verify", store)
+    assert ran.code == 5
+    assert ran.out.splitlines()[0].split() == ["version", "problem", "detail"]
+    assert re.match(r" +2  digest  ", ran.out.splitlines()[1])
     assert (run("verify", store, "--shallow").code, run("verify", store, "--shallow").err) == (0, "")
 
 
@@ -333,12 +333,12 @@ def test_upgrade_of_a_store_that_is_up_to_date(run: Any, store: Path) -> None:
 # --- failures ------------------------------------------------------------------------------------
 
 
-def fails(ran: Ran, code: int, *said: str) -> None:
+def fails(ran: Ran, code: int, *messages: str) -> None:
     """Check that a call failed with one line on stderr and nothing on stdout."""
     assert ran.code == code
     assert ran.out == ""
     assert ran.err.startswith("ckptstore: ") and ran.err.count("\n") == 1
-    for text in said:
+    for text in messages:
         assert text in ran.err
 
 
@@ -357,7 +357,7 @@ def test_upgrade_creates_no_store(run: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["show", "99"], "no checkpoint '99'"),
         (["show", "nonsense"], "no checkpoint 'nonsense'"),
@@ -371,9 +371,9 @@ def test_upgrade_creates_no_store(run: Any, tmp_path: Path) -> None:
         (["resume-point", "--run", "night"], "no checkpoint 'resume-point'"),
     ],
 )
-def test_what_does_not_exist_is_exit_code_3(run: Any, made: Path, arguments: list[str], said: str) -> None:
+def test_what_does_not_exist_is_exit_code_3(run: Any, made: Path, arguments: list[str], message: str) -> None:
     command, *options = arguments
-    fails(run(command, made, *options), 3, said)
+    fails(run(command, made, *options), 3, message)
 
 
 @pytest.mark.parametrize("arguments", READING[2:5], ids=lambda arguments: arguments[0])
@@ -475,9 +475,9 @@ def test_repair_repairs_what_verify_finds(run: Any, store: Path) -> None:
     assert (found.code, [problem["kind"] for problem in found.json["problems"]]) == (
         5, ["missing", "digest", "missing", "orphan"],
     )  # fmt: skip
-    mended = run("repair", store, "--json")
-    assert (mended.code, mended.json["ok"], mended.json["checked"]) == (0, True, 4)
-    done = {(problem["version"], problem["kind"]): problem["action"] for problem in mended.json["problems"]}
+    repaired = run("repair", store, "--json")
+    assert (repaired.code, repaired.json["ok"], repaired.json["checked"]) == (0, True, 4)
+    done = {(problem["version"], problem["kind"]): problem["action"] for problem in repaired.json["problems"]}
     assert done == {
         (None, "orphan"): "put aside in quarantine",
         (1, "missing"): "marked as missing",
@@ -504,9 +504,9 @@ def test_repair_rebuilds_a_manifest(run: Any, store: Path, damage: str) -> None:
         manifest.write_bytes(b"x" * 5000 if damage == "not a database" else content[: len(content) // 2])
     assert run("ls", store).code == 5
     assert "ckptstore repair" in run("latest", store).err
-    mended = run("repair", store, "--json")
-    assert (mended.code, mended.json["checked"]) == (0, 4)
-    assert "made again from 4 payloads" in mended.json["problems"][0]["action"]
+    repaired = run("repair", store, "--json")
+    assert (repaired.code, repaired.json["checked"]) == (0, 4)
+    assert "made again from 4 payloads" in repaired.json["problems"][0]["action"]
     after = run("ls", store, "--json").json
     # A payload does not hold later pins, or the cost of its save.
     for one in (*before, *after):
@@ -532,9 +532,9 @@ def test_repair_upgrades_an_older_store_by_itself(run: Any, tmp_path: Path) -> N
 def test_help_states_the_exit_codes(run: Any, command: str) -> None:
     ran = run(*([command] if command else []), "--help")
     assert (ran.code, ran.err) == (0, "")
-    said = " ".join(ran.out.split())
-    assert "Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 locked" in said
-    assert "5 problems found, 6 schema version" in said
+    text = " ".join(ran.out.split())
+    assert "Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 locked" in text
+    assert "5 problems found, 6 schema version" in text
     assert "..." not in ran.out.partition("Commands:")[2], "a summary that does not fit"
     if command:
         assert "--json" in ran.out
@@ -631,7 +631,7 @@ def test_prune_shows_what_would_be_removed_and_why_the_rest_stays(run: Any, stor
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
         ([], 2, "name what to keep"),
         (["--keep-last", "0"], 2, "--keep-last"),
@@ -648,12 +648,12 @@ def test_prune_shows_what_would_be_removed_and_why_the_rest_stays(run: Any, stor
 )
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
 def test_an_unreasonable_prune_removes_nothing(
-    run: Any, store: Path, arguments: list[str], code: int, said: str, dry: list[str]
+    run: Any, store: Path, arguments: list[str], code: int, message: str, dry: list[str]
 ) -> None:
     before = {path.name for path in (store / "checkpoints").iterdir()}
     ran = run("prune", store, *arguments, *dry)
     assert (ran.code, ran.out) == (code, "")
-    assert said in ran.err
+    assert message in ran.err
     assert {path.name for path in (store / "checkpoints").iterdir()} == before
 
 

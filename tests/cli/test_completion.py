@@ -80,8 +80,8 @@ def test_progress_is_shown_on_a_terminal(store: Path, tmp_path: Path, command: s
         stdout=subprocess.PIPE, stderr=theirs, env={**os.environ, "TERM": "xterm"}, timeout=60, check=True,
     )  # fmt: skip
     os.close(theirs)
-    said = all_of(ours)
-    assert command.encode() in said and b"kB" in said and b"0:00:0" in said, "how far, and the time left"
+    shown = all_of(ours)
+    assert command.encode() in shown and b"kB" in shown and b"0:00:0" in shown, "how far, and the time left"
     assert b"kB" not in done.stdout
 
 

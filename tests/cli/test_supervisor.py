@@ -59,8 +59,8 @@ GRACE_S = 3
 # A command that ignores all signals to stop.
 STUBBORN = """
 import os, signal, time
-for one in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-    signal.signal(one, lambda number, frame: print("told", number, flush=True))
+for kind in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    signal.signal(kind, lambda number, frame: print("got", number, flush=True))
 print("ready", os.getpid(), flush=True)
 while True:
     time.sleep(0.01)
@@ -260,8 +260,8 @@ class Running:
 
     def end(self) -> tuple[int, str]:
         """Wait for the end; return the exit code and stderr."""
-        _, said = self.process.communicate(timeout=60)
-        return self.process.returncode, said
+        _, stderr = self.process.communicate(timeout=60)
+        return self.process.returncode, stderr
 
     def clean_up(self) -> None:
         """Kill all processes, also when a test has failed."""
@@ -292,10 +292,10 @@ def test_a_signal_is_passed_on_once_and_ends_it_without_a_restart(
 ) -> None:
     running = start(STOPPABLE)
     running.process.send_signal(getattr(signal, name))
-    ended, said = running.end()
+    ended, stderr = running.end()
     assert (tmp_path / "saved").read_text() == name
     assert ended == code
-    assert said.splitlines()[-1].endswith("not restarted: a signal asked to stop")
+    assert stderr.splitlines()[-1].endswith("not restarted: a signal asked to stop")
 
 
 def test_a_signal_to_every_process_of_a_job_stops_it_once(tmp_path: Path, start: Start) -> None:
@@ -312,18 +312,18 @@ def test_ctrl_c_reaches_the_child_once(start: Start) -> None:
     running = start(STUBBORN, "--grace", GRACE_S, process_group=0)
     assert os.getpgid(running.child) == running.child, "it is not in the group that a terminal signals"
     os.killpg(running.process.pid, signal.SIGINT)
-    assert running.line() == f"told {int(signal.SIGINT)}\n"
+    assert running.line() == f"got {int(signal.SIGINT)}\n"
     running.process.terminate()
-    assert running.line() == f"told {int(signal.SIGTERM)}\n"
+    assert running.line() == f"got {int(signal.SIGTERM)}\n"
     assert running.end()[0] == 128 + signal.SIGKILL
 
 
 def test_a_second_signal_is_passed_on_before_the_kill(start: Start) -> None:
     running = start(STUBBORN, "--grace", GRACE_S)
     running.process.send_signal(signal.SIGTERM)
-    assert running.line() == f"told {int(signal.SIGTERM)}\n"
+    assert running.line() == f"got {int(signal.SIGTERM)}\n"
     running.process.send_signal(signal.SIGINT)
-    assert running.line() == f"told {int(signal.SIGINT)}\n"
+    assert running.line() == f"got {int(signal.SIGINT)}\n"
     assert running.end()[0] == 128 + signal.SIGKILL
 
 
@@ -351,7 +351,7 @@ def test_a_signal_ignored_from_the_start_stays_ignored(start: Start) -> None:
     running = start(STUBBORN, "--grace", GRACE_S, **ignoring)
     for number in (signal.SIGINT, signal.SIGTERM):
         running.process.send_signal(number)
-    assert running.line() == f"told {int(signal.SIGTERM)}\n"
+    assert running.line() == f"got {int(signal.SIGTERM)}\n"
     running.process.send_signal(signal.SIGUSR1)
-    assert running.line() == f"told {int(signal.SIGUSR1)}\n"
+    assert running.line() == f"got {int(signal.SIGUSR1)}\n"
     assert running.end()[0] == 128 + signal.SIGKILL
