@@ -63,7 +63,7 @@ def test_descriptors_that_were_duplicated_share_a_position() -> None:
     ) == {"a": b"onEtwo\0\0X"}
 
 
-def test_opening_may_cut_off_and_writing_may_append() -> None:
+def test_opening_may_truncate_and_writing_may_append() -> None:
     assert _final(
         "openat(AT_FDCWD, 'a', O_WRONLY|O_CREAT|O_TRUNC|O_CLOEXEC, 0666) = 3",
         "openat(AT_FDCWD, 'b', O_WRONLY|O_APPEND) = 4",
@@ -85,7 +85,7 @@ def test_sizes_may_be_set() -> None:
     assert _folder(recording.final()) == {"a": b"\0\0"}
 
 
-def test_a_descriptor_stays_with_its_file_whatever_becomes_of_the_name() -> None:
+def test_a_descriptor_stays_with_its_file_whatever_happens_to_the_name() -> None:
     recording = _parsed(
         "openat(AT_FDCWD, 'a', O_WRONLY) = 3",
         "rename('a', 'b') = 0",
@@ -107,7 +107,7 @@ def test_renaming_one_name_of_a_file_over_another_does_nothing() -> None:
     assert _final("link('a', 'b') = 0", "rename('a', 'b') = 0", files={"a": b"1"}) == {"a": b"1", "b": b"1"}
 
 
-def test_paths_may_be_relative_to_a_descriptor_or_to_where_the_process_went() -> None:
+def test_paths_may_be_relative_to_a_descriptor_or_to_the_working_directory() -> None:
     assert _final(
         "mkdir('d', 0777) = 0",
         "openat(AT_FDCWD, '/r/d', O_RDONLY|O_DIRECTORY) = 3",
@@ -119,7 +119,7 @@ def test_paths_may_be_relative_to_a_descriptor_or_to_where_the_process_went() ->
     ) == {"d": None, "d/c": b""}
 
 
-def test_calls_that_failed_and_files_elsewhere_count_for_nothing() -> None:
+def test_failed_calls_and_files_elsewhere_are_ignored() -> None:
     recording = _parsed(
         "mkdir('/r/a', 0777) = -1 EEXIST (File exists)",
         "openat(AT_FDCWD, '/elsewhere', O_WRONLY|O_CREAT, 0666) = 3",
@@ -160,7 +160,7 @@ def test_a_number_is_free_once_its_close_began() -> None:
     ) == {"a": b"", "b": b"two"}
 
 
-def test_what_the_process_says_has_its_place_in_the_order() -> None:
+def test_reports_of_the_process_have_their_place_in_the_order() -> None:
     recording = _parsed(
         "mkdir('a', 0777) = 0",
         "openat(AT_FDCWD, '/marks', O_WRONLY|O_CREAT|O_APPEND, 0600) = 3",
@@ -190,7 +190,7 @@ def test_what_the_process_says_has_its_place_in_the_order() -> None:
         "unheard_of(3) = 0",
     ],
 )
-def test_what_cannot_be_known_is_refused(line: str) -> None:
+def test_a_call_with_unknown_effect_is_refused(line: str) -> None:
     with pytest.raises(UnmodelledError):
         _parsed("openat(AT_FDCWD, 'a', O_RDWR) = 3", line, files={"a": b"1"})
 
@@ -251,7 +251,7 @@ SYNCED = (*WRITTEN, "fsync(3) = 0")
 DIRECTORY = ("openat(AT_FDCWD, '/r', O_RDONLY|O_DIRECTORY) = 8", "fsync(8) = 0")
 
 
-def test_nothing_that_was_not_synced_need_be_there_but_any_part_of_it_may() -> None:
+def test_any_part_of_what_was_not_synced_may_survive() -> None:
     left = _left(*WRITTEN, "rename('t', 'a') = 0", files={"a": b"old"})
     assert left("only what was synced") == {"a": b"old"}
     assert left("names without bytes") == {"a": b""}
@@ -275,7 +275,7 @@ def test_a_synced_directory_may_name_an_empty_file() -> None:
     assert left("only what was synced") == {"a": b""}
 
 
-def test_what_was_synced_is_there_in_every_model() -> None:
+def test_synced_bytes_survive_in_every_model() -> None:
     disk = _after(_parsed(*SYNCED, "rename('t', 'a') = 0", *DIRECTORY, files={"a": b"old"}))
     folders = [model(disk) for model in MODELS.values()] + [random_tree(disk, str(n)) for n in range(50)]
     assert all(_folder(tree) == {"a": b"new bytes"} for tree in folders)
@@ -327,7 +327,7 @@ def test_a_move_is_durable_with_one_directory_or_with_both(
     assert set(left("only what was synced, moves split")) == split
 
 
-def test_a_file_that_moves_is_never_nowhere() -> None:
+def test_a_moved_file_always_has_a_name() -> None:
     disk = _after(_parsed(*MOVED, files={"a": b"1"}))
     folders = {tuple(_folder(random_tree(disk, str(n)))) for n in range(200)}
     assert folders == {("a", "d"), ("d", "d/a"), ("a", "d", "d/a")}
@@ -347,7 +347,7 @@ def test_random_folders_reach_every_subset_of_names_and_torn_bytes() -> None:
     assert all(here in (0, there) for one in found for here, there in zip(one, whole, strict=False))
 
 
-def test_a_synced_directory_says_nothing_of_its_own_name() -> None:
+def test_a_synced_directory_may_still_lack_its_own_name() -> None:
     synced = ("openat(AT_FDCWD, 'd', O_RDONLY|O_DIRECTORY) = 9", "fsync(9) = 0")
     assert _left("mkdir('d', 0777) = 0", *synced)("only what was synced") == {}
 
@@ -373,7 +373,7 @@ def test_random_folders_reorder_writes_and_follow_from_their_seed() -> None:
     assert random_tree(disk, "7") == random_tree(disk, "7")
 
 
-def test_folders_are_the_same_only_when_everything_is() -> None:
+def test_folders_are_equal_only_if_everything_in_them_is() -> None:
     trees = [
         Tree({0: {"a": 1, "b": 1}}, {1: b"x"}),
         Tree({0: {"a": 1, "b": 2}}, {1: b"x", 2: b"x"}),

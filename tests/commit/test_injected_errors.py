@@ -40,7 +40,7 @@ def test_a_planted_fault_is_found(fault: str, calls: str, found: str) -> None:
 
 
 @pytest.mark.parametrize("kind", full_disks.DISKS)
-def test_a_save_on_a_full_disk_changes_nothing_and_passes_once_there_is_room(kind: str) -> None:
+def test_a_save_on_a_full_disk_changes_nothing_and_succeeds_once_there_is_space(kind: str) -> None:
     if not full_disks.can_mount():
         pytest.skip("this process may not mount a small disk to fill")
     result = full_disks.fill_disk(kind, step=12_288)

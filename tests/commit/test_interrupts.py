@@ -24,7 +24,7 @@ print(result.interrupts, *result.violations)
 
 
 @pytest.mark.slow
-def test_an_interrupt_at_any_call_of_a_save_is_in_nobodys_way() -> None:
+def test_an_interrupt_at_any_call_of_a_save_blocks_nobody() -> None:
     """At one in so many; `tools/crash interrupts` takes all of them.
 
     In a process of its own: an interrupt inside a library's own locks (filelock's, for forks) may leave these taken.
@@ -36,7 +36,7 @@ def test_an_interrupt_at_any_call_of_a_save_is_in_nobodys_way() -> None:
 
 
 @pytest.mark.parametrize("writes", [False, True])
-def test_a_statement_that_was_interrupted_halfway_holds_no_lock(tmp_path: Path, writes: bool) -> None:
+def test_an_interrupted_statement_holds_no_lock(tmp_path: Path, writes: bool) -> None:
     with CheckpointStore(tmp_path) as store:
         for seed in range(1, 4):
             save(store, seed)

@@ -65,7 +65,7 @@ def _assert_whole(root: Path, target: Path, report: Path) -> int:
     return newest
 
 
-def test_a_save_killed_at_any_step_is_wholly_there_or_not_at_all(used: Path, tmp_path: Path) -> None:
+def test_a_save_killed_at_any_step_is_complete_or_absent(used: Path, tmp_path: Path) -> None:
     folders = (tmp_path / str(n) for n in itertools.count())
     seen = set()
     for root, target, report in every_death(_save_third, lambda: _prepared(used, next(folders))):
@@ -78,7 +78,7 @@ def _first_save(root: Path) -> None:
         save(store, 1)
 
 
-def test_the_first_save_of_a_store_may_die_at_any_step(tmp_path: Path) -> None:
+def test_the_first_save_of_a_store_may_be_killed_at_any_step(tmp_path: Path) -> None:
     roots = (tmp_path / str(n) / "deep" / "store" for n in itertools.count())
     for (root,) in every_death(_first_save, lambda: (next(roots),)):
         with CheckpointStore(root) as store:
@@ -93,7 +93,7 @@ def _open(root: Path) -> None:
         pass
 
 
-def test_an_opening_that_dies_at_any_step_is_finished_by_the_next(used: Path, tmp_path: Path) -> None:
+def test_an_opening_killed_at_any_step_is_finished_by_the_next(used: Path, tmp_path: Path) -> None:
     """Recovery from a save that died with its row missing, its path not switched, and a row marked for deletion."""
 
     def prepare() -> tuple[Path]:
@@ -163,7 +163,7 @@ def test_an_error_at_any_step_reports_nothing_and_leaves_the_store_working(
             return
 
 
-def test_nothing_is_named_before_it_is_synced_nor_listed_before_its_name_is(tmp_path: Path) -> None:
+def test_a_payload_is_synced_before_its_rename_and_the_rename_before_its_row(tmp_path: Path) -> None:
     """The order that a power cut needs; a process that merely dies would not notice a sync left out."""
     with CheckpointStore(tmp_path / "store") as store:
         save(store, 1)

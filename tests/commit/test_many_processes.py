@@ -17,7 +17,7 @@ from crash.sample_stores import save
 
 
 @pytest.mark.slow
-def test_writers_readers_and_openers_do_not_hurt_each_other() -> None:
+def test_writers_readers_and_openers_do_not_harm_each_other() -> None:
     """For a short while; `tools/crash processes` takes three minutes."""
     result = many_processes.many_processes(seconds=9)
     assert result.violations == ()

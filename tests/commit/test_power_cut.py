@@ -51,7 +51,7 @@ def test_a_planted_fault_is_found(fault: str) -> None:
 
 @pytest.mark.usefixtures("strace")
 @pytest.mark.parametrize("fault", planted_faults.RECOVERED_FAULTS)
-def test_recovery_mends_what_these_faults_leave(fault: str) -> None:
+def test_recovery_repairs_what_these_faults_leave(fault: str) -> None:
     assert power_cuts(random_per_point=1, fault=fault, jobs=0, thin=True).violations == ()
 
 

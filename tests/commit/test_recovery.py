@@ -40,7 +40,7 @@ def _orphan(root: Path, target: Path | None = None) -> None:
     os._exit(1)
 
 
-def test_an_orphan_is_taken_in_with_all_that_it_says_of_itself(tmp_path: Path) -> None:
+def test_an_orphan_is_adopted_with_all_of_its_description(tmp_path: Path) -> None:
     root, target = tmp_path / "store", tmp_path / "shown.keras"
     with CheckpointStore(root) as store:
         save(store, 1, publish=target)
@@ -61,7 +61,7 @@ def test_an_orphan_is_taken_in_with_all_that_it_says_of_itself(tmp_path: Path) -
         assert save(store, 3).version == 3
 
 
-def test_a_published_path_that_the_manifest_never_heard_of_is_not_believed(tmp_path: Path) -> None:
+def test_a_published_path_unknown_to_the_manifest_is_not_trusted(tmp_path: Path) -> None:
     root, target = tmp_path / "store", tmp_path / "elsewhere.keras"
     with CheckpointStore(root) as store:
         save(store, 1)
@@ -71,7 +71,7 @@ def test_a_published_path_that_the_manifest_never_heard_of_is_not_believed(tmp_p
     assert not target.exists()
 
 
-def test_a_damaged_orphan_is_put_aside_not_deleted(tmp_path: Path) -> None:
+def test_a_damaged_orphan_is_quarantined_not_deleted(tmp_path: Path) -> None:
     with CheckpointStore(tmp_path) as store:
         save(store, 1)
     assert run_in_child(_orphan, tmp_path) == 0
@@ -89,7 +89,7 @@ def test_a_damaged_orphan_is_put_aside_not_deleted(tmp_path: Path) -> None:
     assert (tmp_path / "quarantine" / other.name).exists()
 
 
-def test_a_payload_under_another_checkpoints_name_is_not_taken_in(tmp_path: Path) -> None:
+def test_a_payload_under_another_checkpoints_name_is_not_adopted(tmp_path: Path) -> None:
     with CheckpointStore(tmp_path) as store:
         path = save(store, 1).path
     for name in ("00000005-default.keras", "00000001-other.keras"):
@@ -142,7 +142,7 @@ def _save_slowly(root: Path, go: Path) -> None:
     os._exit(0)
 
 
-def test_what_a_living_process_writes_is_left_alone(tmp_path: Path) -> None:
+def test_files_of_a_living_writer_are_left_alone(tmp_path: Path) -> None:
     import multiprocessing
 
     root, go = tmp_path / "store", tmp_path / "go"
@@ -201,7 +201,7 @@ def test_a_published_path_that_the_user_removed_stays_removed(tmp_path: Path) ->
         assert not target.exists()
 
 
-def test_dying_in_the_hook_is_seen() -> None:
+def test_a_death_in_the_hook_is_noticed() -> None:
     assert dies_at(1, _fsync_here) is True
     assert dies_at(9, _fsync_here) is False
 
@@ -212,7 +212,7 @@ def _fsync_here() -> None:
     fsync_directory(Path.cwd())
 
 
-def test_a_path_that_cannot_be_switched_does_not_keep_the_store_shut(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_switched_does_not_prevent_opening(tmp_path: Path) -> None:
     root, target = tmp_path / "store", tmp_path / "shown.keras"
     target.mkdir()
     with CheckpointStore(root) as store, pytest.raises(OSError):
@@ -224,7 +224,7 @@ def test_a_path_that_cannot_be_switched_does_not_keep_the_store_shut(tmp_path: P
         assert is_seed(target, 1)
 
 
-def test_another_stores_payload_under_a_version_that_is_taken_is_put_aside(tmp_path: Path) -> None:
+def test_another_stores_payload_under_a_used_version_is_quarantined(tmp_path: Path) -> None:
     for name, run in (("one", "a"), ("two", "b")):
         with CheckpointStore(tmp_path / name) as store:
             save(store, 1, run=run)
@@ -268,7 +268,7 @@ def _die_before_commit(root: Path, target: Path) -> None:
     os._exit(1)
 
 
-def test_taking_in_an_orphan_does_not_take_a_path_back_to_an_older_version(tmp_path: Path) -> None:
+def test_adopting_an_orphan_does_not_switch_a_path_to_an_older_version(tmp_path: Path) -> None:
     root, target = tmp_path / "store", tmp_path / "shown.keras"
     with CheckpointStore(root) as store:
         save(store, 1, publish=target)
@@ -279,7 +279,7 @@ def test_taking_in_an_orphan_does_not_take_a_path_back_to_an_older_version(tmp_p
         assert is_seed(target, 3)
 
 
-def test_an_older_manifest_that_was_put_back_gives_out_no_version_again(tmp_path: Path) -> None:
+def test_an_older_manifest_that_was_put_back_reuses_no_version(tmp_path: Path) -> None:
     with CheckpointStore(tmp_path) as store:
         save(store, 1)
     (tmp_path / "quarantine" / "00000009-default.keras.1").write_bytes(b"damaged")
@@ -287,7 +287,7 @@ def test_an_older_manifest_that_was_put_back_gives_out_no_version_again(tmp_path
         assert save(store, 2).version == 10
 
 
-def test_an_orphan_that_cannot_be_read_does_not_keep_the_store_shut(
+def test_an_unreadable_orphan_does_not_prevent_opening(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with CheckpointStore(tmp_path) as store:

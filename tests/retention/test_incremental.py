@@ -122,7 +122,7 @@ CHANGES = st.fixed_dictionaries(
     moves=st.lists(st.one_of(saves(), saves(), saves(), CHANGES), min_size=5, max_size=40),
     monitored=st.sampled_from((None, ("loss", "min"), ("score", "max"))),
 )
-def test_what_goes_is_what_a_look_at_everything_finds(
+def test_an_incremental_check_expires_what_a_full_check_does(
     policy: Policy, moves: list[dict[str, Any]], monitored: Any
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -150,7 +150,7 @@ def test_what_goes_is_what_a_look_at_everything_finds(
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
-def test_a_long_run_that_loses_and_finds_checkpoints(tmp_path: Path, policy: Policy) -> None:
+def test_a_long_run_that_loses_and_finds_checkpoints_again(tmp_path: Path, policy: Policy) -> None:
     small = Small(tmp_path / "store")
     gone: set[int] = set()
     for number in range(45):
@@ -173,7 +173,7 @@ def test_a_long_run_that_loses_and_finds_checkpoints(tmp_path: Path, policy: Pol
     small.manifest.close()
 
 
-def test_what_stays_may_lie_behind_the_newest_few_that_are_read_at_once(tmp_path: Path) -> None:
+def test_a_kept_checkpoint_may_lie_beyond_the_newest_that_are_read_at_once(tmp_path: Path) -> None:
     """The newest that can be resumed from, and the newest that are whole."""
     small = Small(tmp_path / "store")
     for number in range(NEAR + 6):
@@ -227,7 +227,7 @@ def _change(small: Small, move: dict[str, Any], *, budget: bool) -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
-def test_the_policies_of_ours_need_no_look_at_everything(policy: Policy) -> None:
+def test_builtin_policies_are_incremental(policy: Policy) -> None:
     assert is_incremental(policy)
     assert not is_incremental(policy | (lambda checkpoints: []))
     assert not is_incremental(policy & keep_last(2))
@@ -265,7 +265,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     ],
     ids=repr,
 )
-def test_what_stays_costs_nothing(
+def test_kept_checkpoints_cost_nothing(
     kept: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: Policy
 ) -> None:
     """The work of a pass, in instructions of SQLite, is the same however many checkpoints stay."""
@@ -290,7 +290,7 @@ def test_what_stays_costs_nothing(
     [max_bytes(500), keep_last(3) | max_bytes(500), keep_every(steps=10**6) | max_bytes(500)],
     ids=repr,
 )
-def test_a_budgets_later_turns_cost_what_goes(
+def test_a_budgets_later_checks_cost_only_what_expires(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: Policy
 ) -> None:
     """Also while a first look has not come to its end: neither what stays nor what is still to go is gone over."""
@@ -311,7 +311,7 @@ def test_a_budgets_later_turns_cost_what_goes(
     assert work[1] <= 1.3 * work[0] + 5
 
 
-def test_a_budget_forgets_how_far_it_came_when_anything_but_a_save_came_in_between(
+def test_a_budget_drops_its_progress_if_anything_but_a_save_came_in_between(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ckptstore.retention.max_bytes_progress.RECHECKED", 1)
@@ -346,7 +346,7 @@ def _fail(*arguments: object) -> None:
     raise RuntimeError
 
 
-def test_a_look_at_everything_comes_first_and_when_the_policy_changes(tmp_path: Path) -> None:
+def test_a_full_scan_comes_first_and_when_the_policy_changes(tmp_path: Path) -> None:
     small = Small(tmp_path / "store")
     for number in range(6):
         small.save(metrics={"loss": float(number)})
@@ -357,7 +357,7 @@ def test_a_look_at_everything_comes_first_and_when_the_policy_changes(tmp_path: 
     small.manifest.close()
 
 
-def test_others_that_remove_leave_no_note_of_what_is_no_more(tmp_path: Path) -> None:
+def test_another_removal_drops_the_recorded_progress(tmp_path: Path) -> None:
     """A budget counts on with what was noted: that must go when a run's checkpoints go otherwise."""
     small = Small(tmp_path / "store")
     for _ in range(4):
@@ -371,7 +371,7 @@ def test_others_that_remove_leave_no_note_of_what_is_no_more(tmp_path: Path) -> 
     small.manifest.close()
 
 
-def test_a_metric_that_is_not_there_yet_removes_nothing_and_is_told_once(tmp_path: Path) -> None:
+def test_a_metric_that_is_missing_yet_removes_nothing_and_is_reported_once(tmp_path: Path) -> None:
     small = Small(tmp_path / "store")
     policy = keep_best("val_loss", 1)
     for number in range(5):
@@ -402,7 +402,7 @@ def test_a_budget_below_best_and_resume_point_removes_nothing(tmp_path: Path) ->
     small.manifest.close()
 
 
-def test_a_direction_against_the_runs_own_removes_nothing(tmp_path: Path) -> None:
+def test_a_direction_that_contradicts_the_runs_removes_nothing(tmp_path: Path) -> None:
     small = Small(tmp_path / "store")
     for value in (0.0, 1.0, 2.0, 3.0):
         small.save(metrics={"loss": value})
@@ -414,7 +414,7 @@ def test_a_direction_against_the_runs_own_removes_nothing(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
-def test_a_first_turn_removes_so_many_and_later_ones_the_rest(
+def test_the_first_check_removes_a_limited_number_and_later_ones_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: Policy
 ) -> None:
     monkeypatch.setattr("ckptstore.retention.incremental.MAX_EXPIRED", 3)
@@ -444,7 +444,7 @@ def test_a_first_turn_removes_so_many_and_later_ones_the_rest(
     small.manifest.close()
 
 
-def test_a_turn_that_ends_a_first_look_looks_at_everything(
+def test_the_check_that_ends_a_first_scan_covers_everything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What an earlier turn passed over may go by now: a name that was taken away since, say."""

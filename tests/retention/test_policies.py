@@ -63,7 +63,7 @@ def test_policies_pickle() -> None:
     assert twin([_checkpoint(n) for n in range(1, 6)]) == {4, 5}
 
 
-def test_best_pinned_shown_and_the_newest_two_that_are_whole_always_stay() -> None:
+def test_best_pinned_shown_and_the_newest_two_intact_always_stay() -> None:
     checkpoints = [_checkpoint(1, 0.5), _checkpoint(2, 0.1), _checkpoint(3, 0.2, pinned=True)]
     checkpoints += [_checkpoint(n, 0.3) for n in range(4, 10)]
     assert _kept(checkpoints, shown={5}) == {2, 3, 5, 8, 9}

@@ -55,7 +55,7 @@ def test_how_far_each_variable_moved(store: CheckpointStore, monkeypatch: pytest
     assert store.diff(1, 1).changed == []
 
 
-def test_a_part_that_changed_and_values_that_are_no_numbers(store: CheckpointStore) -> None:
+def test_a_partial_change_and_values_that_are_not_numbers(store: CheckpointStore) -> None:
     before = {
         "part": np.arange(8, dtype="float32"),
         "same": np.array([np.nan, np.inf, 1], "float32"),

@@ -52,7 +52,7 @@ def _prune(root: Path) -> None:
         store.prune(POLICY)
 
 
-def test_a_prune_that_dies_at_any_step_removes_all_or_nothing_and_is_finished(tmp_path: Path) -> None:
+def test_a_prune_killed_at_any_step_removes_all_or_nothing_and_is_finished(tmp_path: Path) -> None:
     numbers = itertools.count()
     seen = set()
     for (root,) in every_death(_prune, lambda: (_filled(tmp_path / str(next(numbers))),)):
@@ -69,7 +69,7 @@ def test_a_prune_that_dies_at_any_step_removes_all_or_nothing_and_is_finished(tm
     assert seen == {6, 8}
 
 
-def test_a_name_that_moves_when_the_process_dies_stands_on_one(tmp_path: Path) -> None:
+def test_a_tag_moved_while_the_process_dies_names_one_checkpoint(tmp_path: Path) -> None:
     root = tmp_path / "store"
     with CheckpointStore(root) as store:
         save(store, 1, tags=("production",))
@@ -93,7 +93,7 @@ def test_a_name_that_moves_when_the_process_dies_stands_on_one(tmp_path: Path) -
             return
 
 
-def test_what_stays_and_why(tmp_path: Path) -> None:
+def test_a_prune_reports_what_stays_and_why(tmp_path: Path) -> None:
     with CheckpointStore(_filled(tmp_path / "store")) as store:
         pruned = store.prune(POLICY, dry_run=True)
         assert [one.version for one in pruned.removed] == [1, 6]
@@ -114,7 +114,7 @@ def test_what_stays_and_why(tmp_path: Path) -> None:
         assert "not whole" in pruned.reasons[7][0]
 
 
-def test_only_whole_checkpoints_count(tmp_path: Path) -> None:
+def test_only_intact_checkpoints_count(tmp_path: Path) -> None:
     with CheckpointStore(tmp_path / "store") as store:
         for seed in range(1, 7):
             save(store, seed)
@@ -147,7 +147,7 @@ def test_a_users_own_function(tmp_path: Path) -> None:
         assert _versions(store) == [2, 4, 6, 7, 8]
 
 
-def test_each_run_by_itself(tmp_path: Path) -> None:
+def test_a_prune_treats_each_run_by_itself(tmp_path: Path) -> None:
     with CheckpointStore(tmp_path / "store") as store:
         for seed in range(1, 9):
             save(store, seed, run="a" if seed % 2 else "b")
@@ -200,12 +200,12 @@ def test_a_budget_over_other_rules(tmp_path: Path) -> None:
         lambda: keep_last(1) | 3,  # type: ignore[operator]
     ],
 )
-def test_rules_that_cannot_be_meant(make: object) -> None:
+def test_nonsensical_rules_are_refused(make: object) -> None:
     with pytest.raises(InvalidArgumentError):
         make()  # type: ignore[operator]
 
 
-def test_policies_pickle_and_read_as_they_are_written() -> None:
+def test_policies_pickle_and_print_as_code() -> None:
     policy = (
         keep_last(3) | keep_best("val_loss", 2) | keep_every(hours=6) | keep_within(timedelta(days=1))
     ) & max_bytes("2 GB")
@@ -217,7 +217,7 @@ def test_policies_pickle_and_read_as_they_are_written() -> None:
     assert policy.is_builtin and not (policy | (lambda checkpoints: [])).is_builtin
 
 
-def test_a_callbacks_direction_against_the_policys_is_refused_before_anything_is_saved(
+def test_a_callback_whose_direction_contradicts_the_policy_is_refused_before_a_save(
     tmp_path: Path,
 ) -> None:
     from ckptstore.commit.request import checked_request

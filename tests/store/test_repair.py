@@ -76,14 +76,14 @@ def _refused(*refused: Path) -> Iterator[None]:
 # --- repair ------------------------------------------------------------------------------------
 
 
-def test_a_whole_store_needs_no_repair(tmp_path: Path) -> None:
+def test_an_intact_store_needs_no_repair(tmp_path: Path) -> None:
     before = _made(tmp_path / "store")
     with CheckpointStore(tmp_path / "store") as store:
         assert store.repair() == []
         assert store.checkpoints() == before
 
 
-def test_damage_is_put_aside_and_its_loss_is_then_known(tmp_path: Path) -> None:
+def test_a_damaged_payload_is_quarantined_and_its_loss_recorded(tmp_path: Path) -> None:
     before = _made(tmp_path / "store")
     _break(before[4].path)
     with CheckpointStore(tmp_path / "store") as store:
@@ -103,7 +103,7 @@ def test_damage_is_put_aside_and_its_loss_is_then_known(tmp_path: Path) -> None:
     assert (tmp_path / "store" / "quarantine" / before[4].path.name).exists()
 
 
-def test_what_cannot_be_read_is_named_left_alone_and_keeps_nothing_else_from_repair(tmp_path: Path) -> None:
+def test_an_unreadable_payload_is_reported_left_alone_and_does_not_stop_the_repair(tmp_path: Path) -> None:
     before = _made(tmp_path / "store")
     _break(before[4].path)
     with CheckpointStore(tmp_path / "store") as store:
@@ -118,7 +118,7 @@ def test_what_cannot_be_read_is_named_left_alone_and_keeps_nothing_else_from_rep
         assert store.verify() == []
 
 
-def test_what_an_opening_marked_stays_a_problem_until_a_repair(tmp_path: Path) -> None:
+def test_a_loss_marked_at_opening_stays_a_problem_until_a_repair(tmp_path: Path) -> None:
     before = _made(tmp_path / "store")
     before[0].path.unlink()
     for _ in range(2):
@@ -142,7 +142,7 @@ def test_two_payloads_that_were_swapped_are_put_back(tmp_path: Path) -> None:
         assert _known(store.checkpoints()) == _known(before)
 
 
-def test_a_stray_payload_that_comes_while_the_store_is_open(tmp_path: Path) -> None:
+def test_a_stray_payload_that_appears_while_the_store_is_open(tmp_path: Path) -> None:
     before = _made(tmp_path / "store")
     with CheckpointStore(tmp_path / "store") as store:
         stray = before[0].path.with_name("00000031-x.keras")
@@ -158,7 +158,7 @@ def _repair(root: Path) -> None:
         store.repair()
 
 
-def test_a_repair_may_die_at_any_step(tmp_path: Path) -> None:
+def test_a_repair_killed_at_any_step_is_finished_by_the_next(tmp_path: Path) -> None:
     numbers = itertools.count()
 
     def prepare() -> tuple[Path]:
@@ -197,7 +197,9 @@ def _manifest_of(root: Path, damage: str) -> None:
 
 
 @pytest.mark.parametrize("damage", ["lost", "empty", "zeros", "cut", "header"])
-def test_a_damaged_manifest_is_no_empty_store_and_comes_back(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_manifest_is_not_taken_for_an_empty_store_and_is_rebuilt(
+    tmp_path: Path, damage: str
+) -> None:
     root = tmp_path / "store"
     before = _made(root)
     with CheckpointStore(root) as store:
@@ -221,7 +223,7 @@ def test_a_damaged_manifest_is_no_empty_store_and_comes_back(tmp_path: Path, dam
     assert len(kept) == (damage != "lost")
 
 
-def test_a_rebuild_steps_over_what_cannot_be_read_and_the_next_opening_takes_it_in(tmp_path: Path) -> None:
+def test_a_rebuild_skips_an_unreadable_payload_and_the_next_opening_adopts_it(tmp_path: Path) -> None:
     root = tmp_path / "store"
     before = _made(root)
     (root / "manifest.sqlite").unlink()
@@ -240,7 +242,7 @@ def test_a_rebuild_steps_over_what_cannot_be_read_and_the_next_opening_takes_it_
         assert _known(store.checkpoints(), "tags", "pinned")[:5] == _known(before, "tags", "pinned")
 
 
-def test_what_only_the_manifest_knew_is_read_from_it_as_far_as_it_can_be(tmp_path: Path) -> None:
+def test_a_rebuild_salvages_what_only_the_manifest_held(tmp_path: Path) -> None:
     root = tmp_path / "store"
     before = _made(root)
     with sqlite3.connect(root / "manifest.sqlite") as database:
@@ -257,7 +259,7 @@ def test_what_only_the_manifest_knew_is_read_from_it_as_far_as_it_can_be(tmp_pat
         assert save(store, 6).version == 70
 
 
-def test_a_manifest_that_sqlite_finds_damaged_is_made_again_by_repair(tmp_path: Path) -> None:
+def test_a_manifest_that_sqlite_finds_damaged_is_rebuilt_by_repair(tmp_path: Path) -> None:
     root = tmp_path / "store"
     before = _made(root)
     with sqlite3.connect(root / "manifest.sqlite") as database:
@@ -278,7 +280,7 @@ def test_a_manifest_that_sqlite_finds_damaged_is_made_again_by_repair(tmp_path: 
         save(store, 6)
 
 
-def test_payloads_that_cannot_come_back_are_put_aside(tmp_path: Path) -> None:
+def test_payloads_that_cannot_be_adopted_are_quarantined(tmp_path: Path) -> None:
     root, other = tmp_path / "store", tmp_path / "other"
     before = _made(root)
     _break(before[1].path)
@@ -297,7 +299,7 @@ def test_payloads_that_cannot_come_back_are_put_aside(tmp_path: Path) -> None:
         assert save(store, 6).version == 10
 
 
-def test_a_run_that_is_being_written_keeps_its_manifest(tmp_path: Path) -> None:
+def test_a_rebuild_is_refused_while_a_run_is_written(tmp_path: Path) -> None:
     root = tmp_path / "store"
     _made(root)
     with CheckpointStore(root) as store:
@@ -311,7 +313,7 @@ def _rebuild(root: Path) -> None:
     CheckpointStore.rebuild(root)
 
 
-def test_a_rebuild_may_die_at_any_step(tmp_path: Path) -> None:
+def test_a_rebuild_killed_at_any_step_is_finished_by_the_next(tmp_path: Path) -> None:
     numbers = itertools.count()
     saved: dict[Path, list[Saved]] = {}
 
@@ -350,7 +352,7 @@ def test_json_numbers_survive(tmp_path: Path) -> None:
     assert os.listdir(root / "quarantine") == []
 
 
-def test_a_payload_whose_row_came_meanwhile_is_no_orphan(tmp_path: Path) -> None:
+def test_a_payload_whose_row_was_inserted_meanwhile_is_no_orphan(tmp_path: Path) -> None:
     """`verify` may see a payload between another writer's rename and COMMIT."""
     with CheckpointStore(tmp_path) as store:
         checkpoint = save(store, 1)
@@ -362,7 +364,7 @@ def test_a_payload_whose_row_came_meanwhile_is_no_orphan(tmp_path: Path) -> None
     assert os.listdir(tmp_path / "quarantine") == []
 
 
-def test_a_rebuild_rolls_back_what_a_writer_died_in(tmp_path: Path) -> None:
+def test_a_rebuild_rolls_back_the_transaction_of_a_dead_writer(tmp_path: Path) -> None:
     root = tmp_path / "store"
     before = _made(root)
     leave_hot_journal(root / "manifest.sqlite")
@@ -373,7 +375,7 @@ def test_a_rebuild_rolls_back_what_a_writer_died_in(tmp_path: Path) -> None:
         assert store.verify() == []
 
 
-def test_what_lies_beside_a_manifest_does_not_reach_the_new_one(tmp_path: Path) -> None:
+def test_files_beside_the_old_manifest_do_not_affect_the_new_one(tmp_path: Path) -> None:
     root = tmp_path / "store"
     before = _made(root)
     (root / "manifest.sqlite").write_bytes(b"x" * 9000)
@@ -385,7 +387,7 @@ def test_what_lies_beside_a_manifest_does_not_reach_the_new_one(tmp_path: Path) 
         assert len(store.checkpoints()) == len(before) and store.verify() == []
 
 
-def test_a_rebuild_takes_whole_payloads_back_and_counts_on_behind_quarantine(tmp_path: Path) -> None:
+def test_a_rebuild_takes_intact_payloads_back_and_numbers_versions_after_quarantine(tmp_path: Path) -> None:
     root = tmp_path / "store"
     before = _made(root)
     before[1].path.rename(root / "quarantine" / f"{before[1].path.name}.3")
@@ -397,7 +399,7 @@ def test_a_rebuild_takes_whole_payloads_back_and_counts_on_behind_quarantine(tmp
         assert save(store, 6).version == 45
 
 
-def test_a_rebuild_of_a_whole_manifest_does_nothing(tmp_path: Path) -> None:
+def test_a_rebuild_of_an_intact_manifest_does_nothing(tmp_path: Path) -> None:
     root = tmp_path / "store"
     before = _made(root)
     assert CheckpointStore.rebuild(root) == []
@@ -405,7 +407,7 @@ def test_a_rebuild_of_a_whole_manifest_does_nothing(tmp_path: Path) -> None:
         assert store.checkpoints() == before
 
 
-def test_payloads_in_quarantine_alone_are_no_empty_store(tmp_path: Path) -> None:
+def test_a_store_with_only_quarantined_payloads_is_not_empty(tmp_path: Path) -> None:
     root = tmp_path / "store"
     with CheckpointStore(root) as store:
         path = save(store, 1).path

@@ -36,7 +36,7 @@ def _kinds(store: CheckpointStore, *kinds: str) -> list[tuple[str, int | None]]:
     ]
 
 
-def test_a_run_without_resume_points_begins_anew(tmp_path: Path) -> None:
+def test_a_run_without_resume_points_starts_over(tmp_path: Path) -> None:
     with CheckpointStore(tmp_path) as store:
         assert walk(store) is None
         save(store, 1, state=False)
@@ -44,13 +44,13 @@ def test_a_run_without_resume_points_begins_anew(tmp_path: Path) -> None:
         assert walk(store) is None
 
 
-def test_the_newest_of_the_run_is_taken_and_noted(store: CheckpointStore) -> None:
+def test_the_newest_of_the_run_is_loaded_and_recorded(store: CheckpointStore) -> None:
     assert walk(store).version == 3
     assert walk(store, run=None).version == 5
     assert _kinds(store, "resumed") == [("resumed", 3), ("resumed", 5)]
 
 
-def test_damaged_ones_are_put_aside_noted_and_said(store: CheckpointStore) -> None:
+def test_damaged_resume_points_are_quarantined_recorded_and_reported(store: CheckpointStore) -> None:
     for version in (3, 2):
         damage(store.get(version).path)
     with pytest.warns(
@@ -67,13 +67,13 @@ def test_damaged_ones_are_put_aside_noted_and_said(store: CheckpointStore) -> No
     assert store.latest("default").version == 4 and store.resume_point("default").version == 1
 
 
-def test_a_file_that_is_missing_is_stepped_over_too(store: CheckpointStore) -> None:
+def test_a_missing_file_is_skipped_too(store: CheckpointStore) -> None:
     store.get(3).path.unlink()
     with pytest.warns(UserWarning, match="version 3 is put aside"):
         assert walk(store).version == 2
 
 
-def test_when_all_are_damaged_the_run_does_not_begin_anew_in_silence(store: CheckpointStore) -> None:
+def test_when_all_are_damaged_the_run_does_not_silently_start_over(store: CheckpointStore) -> None:
     for version in (1, 2, 3):
         damage(store.get(version).path)
     with pytest.warns(UserWarning, match="put aside"), pytest.raises(NoUsableCheckpointError) as caught:
@@ -87,7 +87,7 @@ def test_when_all_are_damaged_the_run_does_not_begin_anew_in_silence(store: Chec
         assert walk(store) is None
 
 
-def test_what_raises_is_put_aside_once_an_older_one_loads(store: CheckpointStore) -> None:
+def test_a_resume_point_that_raises_is_quarantined_once_an_older_one_loads(store: CheckpointStore) -> None:
     def load(checkpoint: Checkpoint) -> None:
         if checkpoint.version == 3:
             raise KeyError("a layer's own code")
@@ -100,7 +100,7 @@ def test_what_raises_is_put_aside_once_an_older_one_loads(store: CheckpointStore
     assert store.get(3).state == "complete"
 
 
-def test_what_raises_of_every_one_lies_elsewhere(store: CheckpointStore) -> None:
+def test_an_error_of_every_resume_point_quarantines_none(store: CheckpointStore) -> None:
     def load(checkpoint: Checkpoint) -> None:
         raise KeyError(checkpoint.version)
 
@@ -120,7 +120,7 @@ def test_what_raises_of_every_one_lies_elsewhere(store: CheckpointStore) -> None
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_what_is_not_the_payloads_fault_is_raised(store: CheckpointStore, error: BaseException) -> None:
+def test_an_error_that_is_not_the_payloads_is_raised(store: CheckpointStore, error: BaseException) -> None:
     def load(checkpoint: Checkpoint) -> None:
         raise error
 
@@ -129,7 +129,7 @@ def test_what_is_not_the_payloads_fault_is_raised(store: CheckpointStore, error:
     assert len(store.checkpoints()) == 5 and _kinds(store, "resumed") == []
 
 
-def test_a_resume_point_that_keeps_crashing_is_stepped_over(store: CheckpointStore) -> None:
+def test_a_resume_point_that_keeps_crashing_is_skipped(store: CheckpointStore) -> None:
     taken = []
     for _ in range(3):
         taken.append(walk(store).version)
@@ -153,7 +153,7 @@ def test_a_save_is_progress(store: CheckpointStore) -> None:
         assert walk(store).version == 3
 
 
-def test_a_reading_store_steps_over_and_changes_nothing(store: CheckpointStore) -> None:
+def test_a_store_open_for_reading_skips_and_changes_nothing(store: CheckpointStore) -> None:
     damage(store.get(3).path)
     said = pytest.warns(UserWarning, match="version 3 is skipped: its digest")
     with CheckpointStore(store.path, read_only=True) as reader, said:
@@ -161,7 +161,7 @@ def test_a_reading_store_steps_over_and_changes_nothing(store: CheckpointStore) 
     assert store.get(3).state == "complete" and _kinds(store, "resumed", "damaged") == []
 
 
-def test_a_newer_one_that_went_missing_before_is_said(store: CheckpointStore) -> None:
+def test_a_newer_one_that_was_missing_before_is_reported(store: CheckpointStore) -> None:
     store.get(3).path.unlink()
     with CheckpointStore(store.path) as again:
         assert again.get(3).state == "missing"
@@ -171,7 +171,7 @@ def test_a_newer_one_that_went_missing_before_is_said(store: CheckpointStore) ->
         assert walk(again).version == 2
 
 
-def test_a_start_counts_before_it_is_made(store: CheckpointStore) -> None:
+def test_a_start_is_counted_before_it_is_made(store: CheckpointStore) -> None:
     """Loading itself may be what ends the process."""
 
     def die(checkpoint: Checkpoint) -> None:
@@ -184,7 +184,7 @@ def test_a_start_counts_before_it_is_made(store: CheckpointStore) -> None:
         assert walk(store).version == 2
 
 
-def test_what_fails_once_is_tried_again(store: CheckpointStore) -> None:
+def test_loading_that_fails_once_is_retried(store: CheckpointStore) -> None:
     failures = [RuntimeError("out of memory for a moment")]
 
     def load(checkpoint: Checkpoint) -> None:
@@ -195,7 +195,7 @@ def test_what_fails_once_is_tried_again(store: CheckpointStore) -> None:
     assert len(store.checkpoints()) == 5
 
 
-def test_a_layer_that_runs_out_of_memory_displaces_nothing(store: CheckpointStore) -> None:
+def test_a_layer_that_runs_out_of_memory_quarantines_nothing(store: CheckpointStore) -> None:
     def load(checkpoint: Checkpoint) -> None:
         try:
             raise MemoryError

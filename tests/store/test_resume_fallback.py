@@ -74,7 +74,7 @@ DAMAGES = [_cut, _flip, _zero_page, _garbage_description, _empty, _longer, _anot
 
 @pytest.mark.parametrize("format", ["keras", "weights"])
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__.strip("_"))
-def test_damage_is_found_before_the_model_is_touched(
+def test_damage_is_found_before_the_model_changes(
     tmp_path: Path, damage: Callable[[Path, bytes], bytes], format: str
 ) -> None:
     model = _model()
@@ -147,7 +147,7 @@ def test_a_payload_that_raises_while_loading_leaves_the_model_as_the_older_one_h
         assert _values(model) == {1.0}
 
 
-def test_a_model_that_does_not_fit_is_an_error_and_moves_nothing(tmp_path: Path) -> None:
+def test_a_model_that_does_not_fit_is_an_error_and_quarantines_nothing(tmp_path: Path) -> None:
     with ckptstore.CheckpointStore(tmp_path) as store:
         store.save(_model(), epoch=0)
         other = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
@@ -157,7 +157,7 @@ def test_a_model_that_does_not_fit_is_an_error_and_moves_nothing(tmp_path: Path)
         assert os.listdir(tmp_path / "quarantine") == [] and len(store.checkpoints()) == 1
 
 
-def test_resuming_takes_the_run(tmp_path: Path) -> None:
+def test_resuming_claims_the_run(tmp_path: Path) -> None:
     with ckptstore.CheckpointStore(tmp_path) as store, ckptstore.CheckpointStore(tmp_path) as other:
         model = _model()
         store.save(model, epoch=0, run="a")
@@ -167,7 +167,7 @@ def test_resuming_takes_the_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:version 1 is skipped")
-def test_starts_that_end_well_are_no_crashes(tmp_path: Path) -> None:
+def test_starts_that_end_well_are_not_counted_as_crashes(tmp_path: Path) -> None:
     model = _model()
     with ckptstore.CheckpointStore(tmp_path) as store:
         for number in (1, 2):

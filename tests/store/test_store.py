@@ -46,7 +46,7 @@ def store(tmp_path: Path):
         yield store
 
 
-def test_a_saved_checkpoint_is_as_it_was_given(store: CheckpointStore) -> None:
+def test_a_saved_checkpoint_has_the_values_given(store: CheckpointStore) -> None:
     before = datetime.now(UTC)
     point = save(
         store,
@@ -106,7 +106,7 @@ def test_a_watched_metric_keeps_its_direction(store: CheckpointStore) -> None:
     assert store.best("odd").version == 2
 
 
-def test_a_resume_point_whose_payload_is_gone_or_cut_is_passed_over(store: CheckpointStore) -> None:
+def test_a_resume_point_whose_payload_is_missing_or_truncated_is_skipped(store: CheckpointStore) -> None:
     for seed in (1, 2, 3):
         save(store, seed)
     store.get(3).path.unlink()
@@ -146,7 +146,7 @@ def test_tags_move_and_pins_hold(store: CheckpointStore) -> None:
 
 
 @pytest.mark.parametrize("shown", [False, True])
-def test_a_disk_that_fails_while_retention_looks_fails_the_save_and_not_silently(
+def test_a_disk_failure_during_retention_fails_the_save(
     store: CheckpointStore, tmp_path: Path, shown: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SQLite undoes the whole transaction when a SELECT meets an error of the disk; a ROLLBACK stands in for it."""
@@ -167,7 +167,7 @@ def test_a_disk_that_fails_while_retention_looks_fails_the_save_and_not_silently
 
 
 @pytest.mark.parametrize("shown", [False, True])
-def test_a_save_that_removes_takes_as_few_transactions_as_one_that_does_not(
+def test_a_save_with_retention_takes_no_more_transactions_than_one_without(
     store: CheckpointStore, tmp_path: Path, shown: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each transaction costs four syncs; the rows of what is removed go with the next save's, or at the end."""
@@ -194,7 +194,7 @@ def test_a_save_that_removes_takes_as_few_transactions_as_one_that_does_not(
         assert [one.version for one in again.checkpoints(states=None)] == [3, 4]
 
 
-def test_a_save_asks_few_things_and_builds_no_statement_anew(store: CheckpointStore) -> None:
+def test_a_save_makes_few_queries_and_builds_no_statement_twice(store: CheckpointStore) -> None:
     """Building a statement takes longer than executing it, and it is the training that waits."""
     executed: list[Executable] = []
 
@@ -231,7 +231,7 @@ def _hold(root: Path, ready: Path) -> None:
     os._exit(0)
 
 
-def test_a_second_writer_is_refused_at_once_and_told_who_writes(
+def test_a_second_writer_is_refused_at_once_and_the_owner_named(
     store: CheckpointStore, tmp_path: Path
 ) -> None:
     import multiprocessing
@@ -373,7 +373,7 @@ def test_a_path_that_is_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("read_only", [False, True])
-def test_a_foreign_database_is_left_alone(tmp_path: Path, read_only: bool) -> None:
+def test_a_foreign_database_is_not_changed(tmp_path: Path, read_only: bool) -> None:
     with sqlite3.connect(tmp_path / "manifest.sqlite") as connection:
         connection.execute("create table mine (x)")
     connection.close()
@@ -402,7 +402,7 @@ def test_a_damaged_manifest_is_never_taken_for_an_empty_store(
     assert _tree(tmp_path) == before
 
 
-def test_nothing_to_read(tmp_path: Path) -> None:
+def test_a_store_that_is_not_there_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(StoreNotFoundError):
         CheckpointStore(tmp_path / "nowhere", read_only=True)
     assert list(tmp_path.iterdir()) == []
@@ -418,7 +418,7 @@ def test_a_read_only_store_refuses_changes(store: CheckpointStore) -> None:
 
 
 @pytest.mark.parametrize("name", ['"; DROP TABLE runs; --', "🎯", "a b", "%s", "' OR 1=1"])
-def test_odd_metric_names_are_just_names(store: CheckpointStore, name: str) -> None:
+def test_unusual_metric_names_are_allowed(store: CheckpointStore, name: str) -> None:
     save(store, 1, metrics={name: 2.0})
     assert store.best(name, mode="min").metrics == {name: 2.0}
     assert store.metric_names() == (name,)
@@ -441,7 +441,7 @@ def test_an_interrupted_snapshot_leaves_nothing(store: CheckpointStore) -> None:
     assert save(store, 2).epoch == 2
 
 
-def test_nothing_of_the_stores_own_is_ever_published_over(store: CheckpointStore, tmp_path: Path) -> None:
+def test_the_stores_own_files_are_never_published_over(store: CheckpointStore, tmp_path: Path) -> None:
     from ckptstore.storage.layout import require_outside
 
     (tmp_path / "link").symlink_to(store.path)
@@ -459,7 +459,7 @@ def test_nothing_of_the_stores_own_is_ever_published_over(store: CheckpointStore
     assert require_outside(store.path, tmp_path / "store.keras") == tmp_path / "store.keras"
 
 
-def test_what_is_marked_for_deletion_can_be_neither_pinned_nor_tagged(store: CheckpointStore) -> None:
+def test_a_checkpoint_marked_for_deletion_can_be_neither_pinned_nor_tagged(store: CheckpointStore) -> None:
     save(store, 1)
     store._manifest.checkpoints.set_state([1], "deleting")
     for change in (lambda: store.pin(1), lambda: store.tag(1, "mine")):
@@ -494,7 +494,7 @@ def test_threads_of_one_store_save_to_one_run(tmp_path: Path) -> None:
         assert sorted(saved) == [one.version for one in store.checkpoints()] == list(range(1, 13))
 
 
-def test_a_signal_handler_that_saves_in_the_middle_of_a_save_is_told_so_at_once(tmp_path: Path) -> None:
+def test_a_signal_handler_that_saves_during_a_save_fails_at_once(tmp_path: Path) -> None:
     refused: list[str] = []
 
     def handler(operation: str, path: Path, phase: str) -> None:
@@ -521,7 +521,7 @@ def test_a_policy_that_raises_says_that_the_checkpoint_is_saved(tmp_path: Path) 
         assert caught.value.checkpoint == store.latest()
 
 
-def test_names_as_long_as_a_file_system_takes_can_be_shown(tmp_path: Path) -> None:
+def test_names_as_long_as_the_file_system_allows_can_be_published(tmp_path: Path) -> None:
     target = tmp_path / ("x" * 249 + ".keras")
     with CheckpointStore(tmp_path / "store") as store:
         save(store, 1, publish=target)
@@ -529,7 +529,7 @@ def test_names_as_long_as_a_file_system_takes_can_be_shown(tmp_path: Path) -> No
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store", target.name]
 
 
-def test_without_locks_the_threads_of_the_process_are_still_kept_apart(
+def test_without_locks_threads_of_one_process_still_exclude_each_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CKPTSTORE_WITHOUT_LOCKS", "1")

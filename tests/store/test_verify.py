@@ -27,7 +27,7 @@ def _kinds(store: CheckpointStore, **how: bool) -> list[tuple[str, int | None]]:
     return [(problem.kind, problem.version) for problem in store.verify(**how)]
 
 
-def test_a_whole_store_has_no_problems_and_progress_adds_up(store: CheckpointStore) -> None:
+def test_an_intact_store_has_no_problems_and_progress_adds_up(store: CheckpointStore) -> None:
     parts: list[int] = []
     assert store.verify(progress=parts.append) == []
     total = sum(point.nbytes for point in store.checkpoints())
@@ -62,7 +62,7 @@ def test_the_damaged_variable_is_named(store: CheckpointStore) -> None:
     assert "layers/dense/vars/0" in problem.detail and "vars/1" not in problem.detail
 
 
-def test_cut_short_missing_and_swapped(store: CheckpointStore) -> None:
+def test_truncated_missing_and_swapped_payloads_are_found(store: CheckpointStore) -> None:
     one, two, three = (store.get(version).path for version in (1, 2, 3))
     content = one.read_bytes()
     _change(one, content[:-1])
@@ -73,7 +73,7 @@ def test_cut_short_missing_and_swapped(store: CheckpointStore) -> None:
     assert _kinds(store)[-1] == ("identity", 3)
 
 
-def test_a_payload_without_a_row_is_named(store: CheckpointStore) -> None:
+def test_a_payload_without_a_row_is_reported(store: CheckpointStore) -> None:
     stray = store.path / "checkpoints" / "00000009-x.keras"
     stray.write_bytes(b"")
     (problem,) = store.verify()

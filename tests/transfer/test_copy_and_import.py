@@ -78,7 +78,7 @@ def test_a_copy_is_the_same_in_another_store(store: CheckpointStore, other: Chec
     assert other.best("loss", run="day") == other.get(3), "the watched direction came along"
 
 
-def test_all_that_a_run_watches_comes_along(store: CheckpointStore, other: CheckpointStore) -> None:
+def test_all_that_a_run_watches_is_copied(store: CheckpointStore, other: CheckpointStore) -> None:
     save(store, 4, run="day", metrics={"score": 1.0, "gap": 2.0}, monitor=("score", "min"))
     save(store, 5, run="day", metrics={"score": 3.0, "gap": 4.0}, monitor=("gap", "max"))
     save(other, 6, run="day", metrics={"score": 5.0}, monitor=("score", "max"))
@@ -111,7 +111,7 @@ def test_a_store_of_copies_is_rebuilt_from_its_payloads(store: CheckpointStore, 
         ]
 
 
-def test_copied_again_it_is_found(store: CheckpointStore, other: CheckpointStore) -> None:
+def test_a_second_copy_finds_the_first(store: CheckpointStore, other: CheckpointStore) -> None:
     first = store.copy("a", other)
     again = store.copy("a", other)
     assert again.existing and again.checkpoint == first.checkpoint
@@ -121,7 +121,9 @@ def test_copied_again_it_is_found(store: CheckpointStore, other: CheckpointStore
     assert len(other.checkpoints()) == 2
 
 
-def test_a_tag_of_another_checkpoint_stays_there(store: CheckpointStore, other: CheckpointStore) -> None:
+def test_a_tag_that_another_checkpoint_has_is_not_copied(
+    store: CheckpointStore, other: CheckpointStore
+) -> None:
     save(other, 7, tags=["a"])
     copied = store.copy(1, other)
     assert copied.tags_left == ("a",)
@@ -138,7 +140,7 @@ def test_a_damaged_payload_is_not_copied(store: CheckpointStore, other: Checkpoi
     assert store.copy(2, other).checkpoint.version, "the store can be used on"
 
 
-def test_where_it_cannot_go(store: CheckpointStore, other: CheckpointStore) -> None:
+def test_invalid_targets_of_a_copy_are_refused(store: CheckpointStore, other: CheckpointStore) -> None:
     with pytest.raises(InvalidArgumentError, match="is the same store"):
         store.copy(1, store)
     with CheckpointStore(other.path, read_only=True) as reading, pytest.raises(ReadOnlyError):
@@ -156,7 +158,7 @@ def _copy(root: Path, target: Path, report: Path) -> None:
         report.write_text("done")
 
 
-def test_a_copy_killed_at_any_step_is_whole_or_not_there(store: CheckpointStore, tmp_path: Path) -> None:
+def test_a_copy_killed_at_any_step_is_complete_or_absent(store: CheckpointStore, tmp_path: Path) -> None:
     targets = (tmp_path / "targets" / str(n) for n in itertools.count())
 
     def prepared() -> tuple[Path, Path, Path]:
@@ -200,7 +202,7 @@ def test_the_copy_command(store: CheckpointStore, tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.parametrize("name", ["x.keras", "x.weights.h5"])
-def test_what_was_exported_comes_back(
+def test_an_exported_file_can_be_imported(
     store: CheckpointStore, other: CheckpointStore, tmp_path: Path, name: str
 ) -> None:
     checkpoint = store.get(1)
@@ -217,7 +219,7 @@ def test_what_was_exported_comes_back(
 
 
 @pytest.mark.parametrize("name", ["x.keras", "x.weights.h5"])
-def test_every_flipped_byte_of_what_was_exported_is_refused(
+def test_every_flipped_byte_of_an_exported_file_is_refused(
     store: CheckpointStore, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = store.export(1, tmp_path / name)
@@ -237,7 +239,7 @@ def _import(source: Path, target: Path, report: Path) -> None:
         report.write_text("done")
 
 
-def test_an_import_killed_at_any_step_is_whole_or_not_there(store: CheckpointStore, tmp_path: Path) -> None:
+def test_an_import_killed_at_any_step_is_complete_or_absent(store: CheckpointStore, tmp_path: Path) -> None:
     source = tmp_path / "files"
     store.export(1, source / "x.keras")
     store.export(2, source / "y.weights.h5")
@@ -271,7 +273,7 @@ def test_an_import_killed_at_any_step_is_whole_or_not_there(store: CheckpointSto
         ("folder", "dir", 2, "holds no latest.weights.h5"),
     ],
 )
-def test_what_is_no_checkpoint_is_refused(
+def test_a_file_that_is_no_checkpoint_is_refused(
     tmp_path: Path, name: str, content: object, code: int, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / name
@@ -285,7 +287,7 @@ def test_what_is_no_checkpoint_is_refused(
     assert not (tmp_path / "new").exists()
 
 
-def test_names_tell_positions_and_metrics() -> None:
+def test_positions_and_metrics_are_read_from_names() -> None:
     pattern = NamePattern("models/m-{epoch:03d}.{batch}-{val_loss:.2f}-{損失:.3e}.keras")
     assert pattern.read("m-012.7--0.25-1.500e-03.keras") == {
         "epoch": 12.0, "batch": 7.0, "val_loss": -0.25, "損失": 0.0015,
@@ -305,7 +307,7 @@ def test_names_tell_positions_and_metrics() -> None:
             NamePattern(bad)
 
 
-def test_arrays_of_text_and_of_other_types_come_along(tmp_path: Path) -> None:
+def test_arrays_of_text_and_of_other_types_are_copied(tmp_path: Path) -> None:
     path = tmp_path / "t.weights.h5"
     with h5py.File(path, "w") as file:
         file["vars/0"] = np.arange(3, dtype="float32")

@@ -67,7 +67,7 @@ def test_the_weights_of_a_whole_model(store: CheckpointStore, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("ref", [1, 2])
-def test_safetensors_holds_the_weights_and_what_they_are(
+def test_safetensors_holds_the_weights_and_their_metadata(
     store: CheckpointStore, tmp_path: Path, ref: int
 ) -> None:
     from safetensors import safe_open
@@ -122,7 +122,7 @@ def test_safetensors_of_every_dtype(tmp_path: Path) -> None:
         header_of({"c": ((1,), "complex64")}, {})
 
 
-def test_without_the_package_it_says_what_to_install(
+def test_a_missing_package_is_named_in_the_error(
     store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "safetensors", None)
@@ -172,7 +172,7 @@ def test_a_name_with_a_slash_at_its_end_is_a_folder(store: CheckpointStore, tmp_
         (1, "inside/x.keras", "lies in the store"),
     ],
 )
-def test_what_cannot_be_made_is_refused_and_changes_nothing(
+def test_an_impossible_export_is_refused_and_changes_nothing(
     store: CheckpointStore, tmp_path: Path, ref: int, name: str, said: str
 ) -> None:
     (tmp_path / "there.keras").write_text("mine")
@@ -205,7 +205,7 @@ def _export(root: Path, target: Path, report: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["new.keras", "new"])
-def test_an_export_killed_at_any_step_is_whole_or_not_there(
+def test_an_export_killed_at_any_step_is_complete_or_absent(
     store: CheckpointStore, tmp_path: Path, name: str
 ) -> None:
     folders = (tmp_path / "out" / str(n) for n in itertools.count())
@@ -250,7 +250,7 @@ with io_hook(stop), CheckpointStore(sys.argv[1], read_only=True) as store:
 
 
 @pytest.mark.parametrize("name", ["new.keras", "new"])
-def test_what_a_killed_export_left_goes_with_the_next_and_a_living_one_s_stays(
+def test_leftovers_of_a_killed_export_are_removed_by_the_next_and_those_of_a_living_one_stay(
     store: CheckpointStore, tmp_path: Path, name: str
 ) -> None:
     out = tmp_path / "out"
@@ -273,7 +273,7 @@ def test_what_a_killed_export_left_goes_with_the_next_and_a_living_one_s_stays(
     assert names(out) == sorted([*before, "a.keras", name])
 
 
-def test_the_command_tells_what_it_made(
+def test_the_command_reports_what_it_made(
     store: CheckpointStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["export", str(store.path), "good", str(tmp_path / "a.keras")]) == 0

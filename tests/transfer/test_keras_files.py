@@ -55,7 +55,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[bytes]]:
     return folder, weights(model)
 
 
-def test_files_of_keras_come_in_with_what_their_names_tell(
+def test_files_of_keras_are_imported_with_the_values_in_their_names(
     files: tuple[Path, list[bytes]], tmp_path: Path
 ) -> None:
     folder, expected = files
@@ -181,7 +181,7 @@ def test_a_fit_resumes_from_a_folder_of_backup_and_restore(
     assert seen == list(range(first, 4))
 
 
-def test_the_backup_before_is_taken_where_the_newest_is_damaged(
+def test_the_older_backup_is_imported_if_the_newest_is_damaged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "backup"
@@ -199,7 +199,7 @@ def test_the_backup_before_is_taken_where_the_newest_is_damaged(
     assert main(["import", str(tmp_path / "other"), str(folder)]) == 5
 
 
-def test_what_is_exported_is_loaded_by_plain_keras(tmp_path: Path) -> None:
+def test_plain_keras_loads_an_exported_file(tmp_path: Path) -> None:
     model = trained()
     with ckptstore.CheckpointStore(tmp_path / "store") as store:
         store.save(model, epoch=0, metrics={"loss": 0.5})
