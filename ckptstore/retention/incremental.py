@@ -104,7 +104,7 @@ def always_kept_versions(view: RetentionView) -> set[int]:
 
 
 def expired(policy: Policy, view: RetentionView) -> tuple[list[Checkpoint], bool]:
-    """Return the expired checkpoints, oldest first, and True if these are all; otherwise the next check goes on."""
+    """Return the expired checkpoints, oldest first, and True if these are all; else the next check continues."""
     rule = policy.kept
     if isinstance(rule, Restricted):
         first, budget = as_rule(rule.first), rule.second.kept

@@ -155,7 +155,7 @@ class StoreWriter(StoreReader):
 
         Returns:
             The snapshot, whose arrays are the model's own, and the request: for `commit`, or for the queue of
-            `saving_beside`.
+            `open_save_queue`.
 
         Raises:
             InvalidArgumentError: As `save`; likewise `ModelNotReadyError` and `RunLockedError`.
@@ -193,7 +193,7 @@ class StoreWriter(StoreReader):
         """Save what `prepare` returned, before the model changes; raises as `save` does."""
         return self._committer.commit(snapshot, request)
 
-    def saving_beside(self, run: str, *, backpressure: Backpressure = "replace") -> SaveQueue:
+    def open_save_queue(self, run: str, *, backpressure: Backpressure = "replace") -> SaveQueue:
         """Own a run, and return the queue that saves it in the background, in another process where possible.
 
         The caller closes the queue before it closes the store. See `ckptstore.background.save_queue.SaveQueue`.

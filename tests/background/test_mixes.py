@@ -88,7 +88,7 @@ def test_all_required_saves_are_committed_complete_and_in_order(
     monkeypatch.setenv(WRITER_VARIABLE, "thread" if kind == "thread" else "process")
     chosen = random.Random(seed)
     with CheckpointStore(tmp_path) as store:
-        mix = Mix(store.saving_beside("default", backpressure=backpressure), chosen, backpressure)
+        mix = Mix(store.open_save_queue("default", backpressure=backpressure), chosen, backpressure)
         for epoch in range(60):
             mix.submit(epoch)
             mix.poll()

@@ -53,7 +53,7 @@ def store(tmp_path: Path) -> Iterator[CheckpointStore]:
 @pytest.fixture(params=[pytest.param("process", marks=needs_process), "thread"])
 def queue(request: Any, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[SaveQueue]:
     monkeypatch.setenv(WRITER_VARIABLE, request.param)
-    made = store.saving_beside("default")
+    made = store.open_save_queue("default")
     yield made
     made.close()
 
@@ -63,7 +63,7 @@ def process_queue(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> It
     if not can_start():
         pytest.skip("this platform has no memfd or pidfd")
     monkeypatch.delenv(WRITER_VARIABLE, raising=False)
-    made = store.saving_beside("default")
+    made = store.open_save_queue("default")
     yield made
     made.close()
 
@@ -123,7 +123,7 @@ def test_the_start_time_of_the_process_is_reported_once(process_queue: SaveQueue
 @pytest.fixture
 def thread_queue(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[SaveQueue]:
     monkeypatch.setenv(WRITER_VARIABLE, "thread")
-    made = store.saving_beside("default")
+    made = store.open_save_queue("default")
     yield made
     made.close()
 
@@ -274,7 +274,7 @@ def test_the_best_is_replaced_only_by_a_better_one(queue: SaveQueue, store: Chec
 
 
 def test_the_step_waits_with_backpressure_wait(store: CheckpointStore) -> None:
-    queue = store.saving_beside("default", backpressure="wait")
+    queue = store.open_save_queue("default", backpressure="wait")
     with store_lock(Layout(store.path).locks):
         for seed in range(2):
             assert submit(queue, seed, droppable=True).dropped is None
@@ -465,7 +465,7 @@ def test_a_thread_saves_with_one_warning_where_no_process_can_be_started(
 ) -> None:
     monkeypatch.delenv(WRITER_VARIABLE, raising=False)
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    queue = store.saving_beside("default")
+    queue = store.open_save_queue("default")
     for seed in range(3):
         submit(queue, seed)
     queue.drain()
@@ -491,7 +491,7 @@ def test_a_collected_queue_lets_its_process_finish(store: CheckpointStore) -> No
     """In a reference cycle, such as a traceback makes: Python then finalizes its objects in any order."""
     if not can_start():
         pytest.skip("this platform has no memfd or pidfd")
-    cycle: list[Any] = [store.saving_beside("default")]
+    cycle: list[Any] = [store.open_save_queue("default")]
     cycle.append(cycle)
     with store_lock(Layout(store.path).locks):
         submit(cycle[0], 0)
@@ -627,7 +627,7 @@ def test_exit_waits_for_saves_that_a_script_did_not_wait_for(
         from ckptstore.commit.request import SaveRequest
         print("once")
         store = CheckpointStore({str(tmp_path / "store")!r})
-        queue = store.saving_beside("default")
+        queue = store.open_save_queue("default")
         for seed in range(2):
             queue.submit(snapshot_of(seed), SaveRequest(run="default", epoch=seed), droppable=False)
         if {collected}:

@@ -30,7 +30,7 @@ LOSSES = (0.0, 1.0, 2.0, math.nan)
 
 @dataclass(frozen=True)
 class Known:
-    """What the model knows of a checkpoint."""
+    """The model's record of a checkpoint."""
 
     seed: int
     run: str
@@ -41,7 +41,7 @@ class Known:
 
 @dataclass
 class Model:
-    """What the store should hold: whole checkpoints by version, lost ones, and what the path shows."""
+    """The expected store: intact checkpoints by version, lost ones, and the one that the path shows."""
 
     whole: dict[int, Known] = field(default_factory=dict)
     lost: set[int] = field(default_factory=set)

@@ -27,7 +27,7 @@ from ckptstore.records import Checkpoint
 from ckptstore.store.store import CheckpointStore
 from crash.sample_stores import save
 from manifests import add, fill, new, steps_of
-from resume_walks import damage, walk
+from resume_points import damage, walk
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""After a save only what is new and what it pushes out is looked at; what goes is what a look at all would find."""
+"""After a save only new checkpoints and those they push out are checked, with the result of a full check."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ POLICIES = (
 
 
 class Small:
-    """A store whose payloads are empty space, and the retention in it."""
+    """A store whose payloads are sparse files, and its retention."""
 
     def __init__(self, root: Path) -> None:
         self.layout = Layout(root)
@@ -77,7 +77,7 @@ class Small:
         return version
 
     def apply(self, policy: Policy, run: str = "a") -> set[int]:
-        """Apply a policy, and compare what goes with what a look at everything finds."""
+        """Apply a policy, and compare what expires with the result of a full check."""
         expected = {one.version for one in plan_run(self.layout, self.manifest, run, policy).expired}
         going = self.retention.mark(run, policy)
         assert {one.version for one in going} == expected, policy
@@ -240,7 +240,7 @@ def _save_better(small: Small) -> None:
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """A small and a large store, in which another policy has looked at everything, and kept all."""
+    """A small and a large store that another policy has checked completely, keeping all."""
     small = Small(tmp_path_factory.mktemp("kept") / "store")
     roots = []
     for size in (60, 600):
@@ -268,7 +268,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def test_kept_checkpoints_cost_nothing(
     kept: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: Policy
 ) -> None:
-    """The work of a pass, in instructions of SQLite, is the same however many checkpoints stay."""
+    """The work of a check, in instructions of SQLite, is the same however many checkpoints stay."""
     from manifests import steps_of
 
     monkeypatch.setattr("ckptstore.retention.max_bytes_progress.RECHECKED", 8)
@@ -293,7 +293,7 @@ def test_kept_checkpoints_cost_nothing(
 def test_a_budgets_later_checks_cost_only_what_expires(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: Policy
 ) -> None:
-    """Also while a first look has not come to its end: neither what stays nor what is still to go is gone over."""
+    """Also before the first scan has ended: neither what stays nor what is still to expire is read again."""
     from manifests import steps_of
 
     monkeypatch.setattr("ckptstore.retention.incremental.MAX_EXPIRED", 4)
@@ -358,7 +358,7 @@ def test_a_full_scan_comes_first_and_when_the_policy_changes(tmp_path: Path) -> 
 
 
 def test_another_removal_drops_the_recorded_progress(tmp_path: Path) -> None:
-    """A budget counts on with what was noted: that must go when a run's checkpoints go otherwise."""
+    """A budget continues from the recorded bytes: they must be dropped if checkpoints are removed otherwise."""
     small = Small(tmp_path / "store")
     for _ in range(4):
         small.save()
@@ -440,14 +440,14 @@ def test_the_first_check_removes_a_limited_number_and_later_ones_the_rest(
     assert small.apply(policy) == set()
     with small.manifest._transactions.reading() as connection:
         noted = connection.exec_driver_sql("SELECT count(*) FROM retention").scalar()
-    assert noted == 1, "from now on only what is new is looked at"
+    assert noted == 1, "from now on only what is new is checked"
     small.manifest.close()
 
 
 def test_the_check_that_ends_a_first_scan_covers_everything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What an earlier turn passed over may go by now: a name that was taken away since, say."""
+    """A checkpoint that an earlier check kept may have expired: its tag was removed since, for example."""
     monkeypatch.setattr("ckptstore.retention.incremental.MAX_EXPIRED", 2)
     small = Small(tmp_path / "store")
     for number in range(8):

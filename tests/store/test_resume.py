@@ -17,7 +17,7 @@ from ckptstore.errors import (
 from ckptstore.records import Checkpoint
 from ckptstore.store.store import CheckpointStore
 from crash.sample_stores import save
-from resume_walks import damage, walk
+from resume_points import damage, walk
 
 
 @pytest.fixture

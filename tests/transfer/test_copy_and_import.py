@@ -38,7 +38,7 @@ def other(tmp_path: Path) -> CheckpointStore:
 
 
 def facts(checkpoint: Checkpoint) -> dict[str, object]:
-    """What stays the same in another store."""
+    """The facts that a copy shares with its source."""
     document = checkpoint.to_json()
     return {name: document[name] for name in document if name not in ("version", "path", "digest", "nbytes")}
 

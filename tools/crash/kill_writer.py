@@ -93,7 +93,7 @@ def save_through(root: Path, shim: Path, options: Sequence[str], log: Path) -> b
     real, sys.executable = sys.executable, str(shim)
     try:
         with CheckpointStore(root) as store:
-            queue = store.saving_beside("default")
+            queue = store.open_save_queue("default")
             queue.start()
             first = queue._worker
             for seed in range(SAVES):
@@ -138,7 +138,7 @@ def train_forever(root: Path) -> None:
         store.claim("default")
         newest = store.latest()
         began = saved = -1 if newest is None else newest.epoch
-        queue = store.saving_beside("default")
+        queue = store.open_save_queue("default")
         for seed in itertools.count(began + 1):
             submit(queue, seed)
             for outcome in queue.outcomes():

@@ -154,7 +154,7 @@ class Saves:
         self._pending, self._start_s = {}, 0.0
         self.needs_preparation = self.background
         if self.background:
-            self._queue = store.saving_beside(self.run, backpressure=self.backpressure)
+            self._queue = store.open_save_queue(self.run, backpressure=self.backpressure)
             self._queue.start()
 
     def end(self, error: BaseException | None = None) -> None:

@@ -1,4 +1,4 @@
-"""A walk back through the resume points of a store, and payloads that are damaged."""
+"""Loads a store's newest resume point without a model, and damages payloads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ckptstore.store.store import CheckpointStore
 
 
 def load(checkpoint: Checkpoint) -> None:
-    """What an adapter does before it touches a model."""
+    """Verify a payload, as an adapter does before it changes a model."""
     if digest_file(checkpoint.path) != checkpoint.digest:
         raise CorruptPayloadError(path=checkpoint.path, reason="its digest differs")
 
