@@ -33,7 +33,7 @@ def stored(saved: dict[str, Any] | None) -> dict[str, Any]:
 
 
 class Shuffled(keras.utils.PyDataset):
-    """Whose order is drawn anew, from everything that can be drawn from, behind each epoch."""
+    """Data in an order that is drawn from every kind of generator after each epoch."""
 
     def __init__(self, size: int = 12) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ def test_large_integers_are_left_alone_and_named(monkeypatch: pytest.MonkeyPatch
 
 
 def test_two_captures_of_a_source_are_restored_in_turn() -> None:
-    """What was as the code made it at one of them, and another at the other, is known of both."""
+    """A value that had changed at one capture only is saved in both."""
 
     def at(epoch: int) -> Shuffled:
         data = Shuffled()

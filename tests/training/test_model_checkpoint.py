@@ -39,7 +39,7 @@ KERAS = tuple(int(part) for part in keras.__version__.split(".")[:2])
 
 @pytest.fixture(scope="module")
 def model() -> keras.Model:
-    """One that is trained already; what these tests are about is not in its weights."""
+    """A trained model; its weights do not matter to these tests."""
     return zoo.trained(zoo.stack(keras.layers.Dense(2)))
 
 

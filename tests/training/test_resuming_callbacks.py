@@ -1,4 +1,4 @@
-"""What the callbacks that resume save, refuse and leave behind; that resumes are exact is shown elsewhere."""
+"""The callbacks that resume: saves, refusals and leftovers; exactness is tested in `test_exact_resume`."""
 
 from __future__ import annotations
 

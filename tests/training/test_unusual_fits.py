@@ -106,7 +106,7 @@ def interrupt(
 
 
 def assert_exact(make: Callable[[], Any], path: Path, **options: Any) -> None:
-    """Whether a fit that is interrupted in its second epoch ends as one that was not."""
+    """Return True if a fit that is interrupted in its second epoch ends as one that was not."""
     whole = made(make)
     expected = state(whole, fit(whole, **options))
     interrupt(made(make), saving(path), **options)
@@ -200,7 +200,7 @@ class Inner(keras.callbacks.Callback):  # type: ignore[misc]
         return {}
 
     def set_state(self, state: Any) -> None:
-        """What was found is this process' own."""
+        """State of this process alone is not restored."""
 
 
 def test_a_fit_inside_of_another(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_a_callback_that_trains_as_training_begins(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("averaged", [False, True])
 def test_a_callback_that_trains_as_a_finished_run_is_started_again(averaged: bool, tmp_path: Path) -> None:
-    """What Keras makes of the weights behind the last epoch is there all the same."""
+    """Keras' change of the weights after the last epoch is restored too."""
 
     def make() -> Any:
         return plain(optimizer=keras.optimizers.Adam(0.01, use_ema=averaged))

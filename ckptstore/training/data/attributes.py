@@ -92,7 +92,7 @@ def digest_of(value: Any) -> str:
         try:
             value = np.array(value, np.int64)
         except OverflowError:
-            value = np.array([hex(one) for one in value])
+            value = np.array([hex(number) for number in value])
         return f"list {len(value)} {xxhash.xxh3_128_hexdigest(value.tobytes())}"
     array = _integers(value)
     if array is None:

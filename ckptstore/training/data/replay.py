@@ -164,7 +164,7 @@ class DataReplay:
             return None
         batches = list(waiting)
         arrays = keras.tree.flatten(batches)
-        return batches if sum(getattr(one, "nbytes", 0) for one in arrays) <= _MOST_PREFETCHED else None
+        return batches if sum(getattr(array, "nbytes", 0) for array in arrays) <= _MOST_PREFETCHED else None
 
     # --- counting ----------------------------------------------------------------------------------
 

@@ -339,7 +339,7 @@ def _parts(source: Any) -> Iterator[tuple[str, Any]]:
         ("batch_sampler.", batches),
         ("batch_sampler.sampler.", inner),
     ):
-        if part is not None and not any(part is one for one in seen) and kind(part) != "none":
+        if part is not None and not any(part is other for other in seen) and kind(part) != "none":
             seen.append(part)
             yield place, part
 
@@ -383,7 +383,7 @@ def _without_tensors(value: Any) -> Any:
     if type(value) is dict:
         return {key: _without_tensors(one) for key, one in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(_without_tensors(one) for one in value)
+        return type(value)(_without_tensors(item) for item in value)
     torch: Any = sys.modules.get("torch")
     return {_TENSOR: as_numpy(value)} if isinstance(value, getattr(torch, "Tensor", ())) else value
 

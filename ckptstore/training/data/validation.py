@@ -40,7 +40,7 @@ class ValidationData:
         # A thread that is asked for the next epoch while validation runs draws what must not be set back.
         self._is_drawn_from = loop.data.reads_ahead and loop.data.spans_epochs
         self._looks_again = False
-        # Whether each batch is drawn, by a thread that draws more of them than a validation takes.
+        # True if each batch is drawn by a thread that draws more of them than a validation takes.
         self._is_drawn_ahead = False
         self._before_first: dict[str, Any] | None = None
         loop.wrap_method(loop.callbacks, "on_test_begin", self._beginning)

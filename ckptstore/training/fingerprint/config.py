@@ -64,7 +64,7 @@ def plain(value: Any, *, run_time: Iterable[str] = ()) -> Any:
 
 
 def is_counted(name: object, kind: str) -> bool:
-    """Return whether a name is one that Keras makes up for an object of a class.
+    """Return True if a name is one that Keras makes up for an object of a class.
 
     Example:
         >>> is_counted("conv2d_3", "Conv2D"), is_counted("forward_lstm", "LSTM"), is_counted("stem", "Conv2D")
@@ -73,7 +73,7 @@ def is_counted(name: object, kind: str) -> bool:
     if not isinstance(name, str):
         return False
     known = {re.sub(r"\W|_", "", kind.rpartition(".")[2]).lower()} | _ANY_CLASS
-    stems = {stem for one in (name, _DERIVED.sub("", name)) for stem in (one, _COUNTED.sub("", one))}
+    stems = {stem for base in (name, _DERIVED.sub("", name)) for stem in (base, _COUNTED.sub("", base))}
     return any(stem.replace("_", "").lower() in known for stem in stems)
 
 
@@ -117,7 +117,9 @@ def _config(
 
 
 def _is_of_layers(value: Any) -> TypeGuard[list[Mapping[str, Any]]]:
-    return isinstance(value, list) and all(isinstance(one, Mapping) and "class_name" in one for one in value)
+    return isinstance(value, list) and all(
+        isinstance(item, Mapping) and "class_name" in item for item in value
+    )
 
 
 def _is_initializer(key: str, value: Any) -> bool:
@@ -140,9 +142,9 @@ def _plain(value: Any, places: Mapping[str, str], run_time: frozenset[str]) -> A
     if isinstance(value, list | tuple):
         if _is_reference(value, places):
             return _reference(value, places)
-        return _short([_plain(one, places, run_time) for one in value])
+        return _short([_plain(item, places, run_time) for item in value])
     if isinstance(value, set | frozenset):
-        return _short(sorted((_plain(one, places, run_time) for one in value), key=repr))
+        return _short(sorted((_plain(item, places, run_time) for item in value), key=repr))
     if isinstance(value, FunctionType | type) or not hasattr(value, "get_config"):
         return qualified(value) if callable(value) else qualified(type(value))
     return described(value, run_time=run_time)
@@ -192,6 +194,6 @@ def _reference(value: Sequence[Any], places: Mapping[str, str]) -> str:
 
 def _short(value: Any) -> Any:
     text = json.dumps(value) if isinstance(value, list | str) else ""
-    if len(text) <= _LONG or (isinstance(value, list) and any(isinstance(one, dict) for one in value)):
+    if len(text) <= _LONG or (isinstance(value, list) and any(isinstance(item, dict) for item in value)):
         return value
     return f"{len(value)} values, sha256:{hashlib.sha256(text.encode()).hexdigest()[:16]}"

@@ -13,7 +13,7 @@ _LAYERS = "layers"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """One place at which a checkpoint and a model differ.
+    """A place at which a checkpoint and a model differ.
 
     Attributes:
         where: Such as ``"layers[2] (Dropout).rate"``.
@@ -59,7 +59,7 @@ def _of_objects(
     at = f"{where} ({kind})" if where.endswith("]") else where
     # One side may have no configuration.
     config = (saved.get("config"), live.get("config"))
-    if all(isinstance(one, Mapping) for one in config):
+    if all(isinstance(side, Mapping) for side in config):
         # Keras adds and drops options from version to version; another's class does so when its code changes.
         yield from _of_mappings(*config, at, strict=strict, own="." not in kind)  # type: ignore[arg-type]
     elif None not in config:

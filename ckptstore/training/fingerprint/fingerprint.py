@@ -101,11 +101,14 @@ def check(saved: Mapping[str, Any] | None, live: Mapping[str, Any]) -> list[str]
             in_model=", ".join(kinds[1]) or NOTHING,
             hint=_OTHER_OPTIMIZER,
         )
-    return [f"{one.where} {one.in_checkpoint} -> {one.in_model}" for one in _drift(saved, live)]
+    return [
+        f"{difference.where} {difference.in_checkpoint} -> {difference.in_model}"
+        for difference in _drift(saved, live)
+    ]
 
 
 def _drift(saved: Mapping[str, Any], live: Mapping[str, Any]) -> Iterator[Difference]:
-    theirs, ours = (one.get("optimizer") or [] for one in (saved, live))
+    theirs, ours = (side.get("optimizer") or [] for side in (saved, live))
     for number, (one, other) in enumerate(zip(theirs, ours, strict=False)):
         at = "optimizer" if len(ours) == 1 else f"optimizers[{number}]"
         yield from differences(one, other, at, strict=False)
@@ -144,7 +147,10 @@ def _architecture(model: Any) -> dict[str, Any]:
         return found
     # The configuration of a subclass, if it has one, does not determine its variables.
     variables = (
-        [[without_counts(str(one.path)), list(one.shape), str(one.dtype)] for one in model.weights]
+        [
+            [without_counts(str(variable.path)), list(variable.shape), str(variable.dtype)]
+            for variable in model.weights
+        ]
         if model.built
         else None
     )
@@ -154,8 +160,8 @@ def _architecture(model: Any) -> dict[str, Any]:
 def _optimizers(model: Any) -> list[dict[str, Any]]:
     """Return the optimizers, wrapped ones inside their wrappers; a learning rate that is a number is run-time state."""
     known = private.optimizers_of(model)
-    wrapped = {id(getattr(one, "inner_optimizer", None)) for one in known}
-    return [described(one, run_time=(_RATE,)) for one in known if id(one) not in wrapped]
+    wrapped = {id(getattr(optimizer, "inner_optimizer", None)) for optimizer in known}
+    return [described(optimizer, run_time=(_RATE,)) for optimizer in known if id(optimizer) not in wrapped]
 
 
 def _compiled(model: Any) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from ckptstore.training.saving.schedule import SaveSchedule
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SaveSettings:
-    """What a callback asks of all its saves.
+    """Settings that all saves of a callback share.
 
     Attributes:
         format: The payload's format.
@@ -76,7 +76,7 @@ class Saves:
     Attributes:
         background: Whether to save in the background.
         backpressure: See `ckptstore.background.save_queue.SaveQueue`.
-        settings: What the callback asks of all saves; set before a fit begins.
+        settings: What all saves have in common; set before a fit begins.
         monitored: The monitored metric, or None; set before a fit begins.
         needs_preparation: True until `prepare` is called, in a fit that saves in the background.
         last: The checkpoint that was saved last, or None.

@@ -1,4 +1,4 @@
-"""One fit from beginning to end: resume, positions, save points, the end.
+"""Session of a fit, from beginning to end: resume, positions, state, the end.
 
 Main door: `session.FitSession`.
 

@@ -1,4 +1,4 @@
-"""One fit from beginning to end: resumes it, asks the schedule when to save, and releases everything at its end.
+"""The session of a fit: resumes it, asks the schedule when to save, and releases everything at its end.
 
 The hooks of all callbacks are wrapped. So what is saved is the state of all of them after a batch or an epoch, whatever
 the place of ours in the list; and what is restored is there before any of them sees the next epoch.
@@ -34,7 +34,7 @@ from ckptstore.training.session.resumed_run import ResumedRun, load_resume_point
 
 
 class FitSession:
-    """One fit that resumes, and is saved.
+    """A fit that is resumed and saved, from beginning to end.
 
     Args:
         schedule: Decides when to save.
