@@ -1,4 +1,4 @@
-"""A save that meets an error or a full disk says so, loses nothing, and passes in the same process afterwards."""
+"""A save that meets an error or a full disk reports it, loses nothing, and succeeds in the same process afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A process that is interrupted while it saves, and lives on, is in nobody's way, and has lost nothing."""
+"""A process that is interrupted while it saves, and continues, blocks nobody and has lost nothing."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def test_an_opening_killed_at_any_step_is_finished_by_the_next(used: Path, tmp_p
 
 
 def _rewrite_as(path: Path, *, version: int) -> None:
-    """Write a payload anew under another version, as a crash between rename and commit would leave it."""
+    """Write a payload again under another version, as a crash between rename and commit would leave it."""
     from ckptstore.storage.durable_writer import DurableWriter
     from crash.sample_stores import snapshot_of
 

@@ -1,4 +1,4 @@
-"""A training killed at any system call, or at any moment, has lost nothing that it reported, and goes on by itself."""
+"""A training killed at any system call, or at any moment, has lost nothing that it reported, and resumes by itself."""
 
 from __future__ import annotations
 

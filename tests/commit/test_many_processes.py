@@ -1,4 +1,4 @@
-"""Many writers, readers and openers on one store, some of them killed: nobody is hurt, nobody waits for the dead."""
+"""Many writers, readers and openers on one store, some of them killed: none is harmed, none waits for a dead one."""
 
 from __future__ import annotations
 

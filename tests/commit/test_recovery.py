@@ -1,4 +1,4 @@
-"""Opening for writing makes disk and manifest agree, and asks nobody."""
+"""Opening for writing makes disk and manifest agree by itself."""
 
 from __future__ import annotations
 
@@ -237,7 +237,7 @@ def test_another_stores_payload_under_a_used_version_is_quarantined(tmp_path: Pa
 
 
 def test_an_opening_waits_for_a_living_writer_that_switches_a_path(tmp_path: Path) -> None:
-    """The switch is made under the store's lock, as recovery's is: one of them is never in the other's way."""
+    """Writer and recovery both switch paths under the store's lock, so that they do not interfere."""
     from filelock import FileLock, Timeout
 
     root, target = tmp_path / "store", tmp_path / "shown.keras"

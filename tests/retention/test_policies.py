@@ -1,4 +1,4 @@
-"""Policies are pure: from checkpoints to what stays."""
+"""Policies are pure functions from checkpoints to those that stay."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two checkpoints beside each other: metrics, and how far each variable moved, exactly; damage is found first."""
+"""The comparison of two checkpoints: metrics, and the exact change of each variable; damage is found first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A prune removes what it says and nothing else, also when it dies at any step; names move whole or not at all."""
+"""A prune removes what it reports and nothing else, also if it is killed at any step; tags move atomically."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`repair` and `rebuild` mend what `verify` finds, lose nothing, and may die at any step."""
+"""`repair` and `rebuild` repair what `verify` finds, lose nothing, and may be killed at any step."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _known(checkpoints: list[Checkpoint], *without: str) -> list[dict[str, objec
 
 @contextmanager
 def _refused(*refused: Path) -> Iterator[None]:
-    """Have the disk refuse to read these files: a bad sector, or a cable that hangs loose."""
+    """Have the disk refuse to read these files, as a bad sector or a loose cable does."""
 
     def refusing(open_it: Callable[..., Any]) -> Callable[..., Any]:
         def opened(path: Any, *arguments: Any, **options: Any) -> Any:

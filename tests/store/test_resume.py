@@ -1,4 +1,4 @@
-"""Resuming finds the newest checkpoint that loads, whatever the newer ones went through, and says so."""
+"""Resuming finds the newest checkpoint that loads, and reports those that it skips."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever happened to the newest payload is found before the model is touched, and the one before is resumed."""
+"""Damage of the newest payload is found before the model changes, and the one before is resumed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The façade: queries, refs, locks and refusals; models are met in test_keras_model.py."""
+"""The façade: queries, refs, locks and refusals."""
 
 from __future__ import annotations
 
@@ -499,7 +499,7 @@ def test_a_signal_handler_that_saves_during_a_save_fails_at_once(tmp_path: Path)
 
     def handler(operation: str, path: Path, phase: str) -> None:
         if (operation, phase) == ("rename", "before") and not refused:
-            with pytest.raises(SaveInProgressError, match="while this thread is saving") as caught:
+            with pytest.raises(SaveInProgressError, match="while this thread is already saving") as caught:
                 save(store, 9)
             refused.append(caught.value.hint)
 

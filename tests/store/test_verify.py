@@ -1,4 +1,4 @@
-"""`verify` finds every damage, names it, and changes nothing."""
+"""`verify` finds all damage, reports it, and changes nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Copy and import: the same bytes and facts in another store, found again, whole whatever dies; damage is refused."""
+"""Copy and import: the same bytes and facts in another store, complete or absent after a kill; damage is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Export: each kind of file, whole and checked; what is there is not overwritten; a crash leaves nothing half."""
+"""Export: each kind of file, complete and checked; nothing is overwritten; a crash leaves no partial file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that Keras wrote come in, and those that go out are loaded by plain Keras; to the bit."""
+"""Files that Keras wrote are imported, and plain Keras loads exported ones; bit for bit."""
 
 from __future__ import annotations
 
