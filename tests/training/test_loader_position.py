@@ -214,9 +214,9 @@ def test_sources_that_report_a_position() -> None:
 
 def test_the_dataset_that_a_loader_does_not_report() -> None:
     data = Asked()
-    assert data_state.untold_dataset(own_loader(data)) is data
-    assert data_state.untold_dataset(own_loader(ToldRows())) is None
-    assert data_state.untold_dataset(Told()) is None
+    assert data_state.unreported_dataset(own_loader(data)) is data
+    assert data_state.unreported_dataset(own_loader(ToldRows())) is None
+    assert data_state.unreported_dataset(Told()) is None
 
 
 def test_attributes_of_a_loader_of_a_user_s() -> None:
