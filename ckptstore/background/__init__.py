@@ -5,5 +5,5 @@ request as bytes in shared memory), `worker` (commits messages), `worker_handle`
 `process` and `thread` (where a worker runs), `process_loop` and `__main__` (the worker process), `save_queue` (two
 slots: one being saved, one waiting).
 
-May import: commit, formats, manifest, retention, storage, system and the words.
+May import: commit, formats, manifest, storage, system and the words.
 """

@@ -3,6 +3,6 @@
 Main door: `main.main`, which imports the module of a command on first use. `options` and `output` are shared by all
 commands; `exit_codes` maps errors to exit codes; `supervisor` restarts the command of `ckptstore run`.
 
-May import: report, store, transfer, storage, system and the words; never Keras or training, and never the rooms that
-the store is made of: commit, formats, manifest, background.
+May import: report, store, transfer, retention, storage, system and the words; never Keras or training, and never the
+rooms that the store is made of: commit, formats, manifest, background.
 """

@@ -5,5 +5,5 @@ Main doors: `store_checkpoint.StoreCheckpoint`, `model_checkpoint.ModelCheckpoin
 the data), `fingerprint` (model, settings, versions of a run), `saving` (when and how to save), `session` (a fit from
 beginning to end).
 
-May import: store, keras, background, retention, formats, storage, system and the words.
+May import: store, keras, background, commit, retention, formats, storage, system and the words.
 """

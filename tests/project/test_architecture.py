@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,28 @@ def test_the_contracts_find_a_wrong_import(tmp_path: Path, module: str, line: st
 def test_each_room_says_what_it_is_for(room: str) -> None:
     text = ast.get_docstring(ast.parse(MODULES[room].read_text(encoding="utf-8"))) or ""
     assert "May import: " in text
+
+
+# The rooms of words, which hold no bytes and call no system: "the words" of a room's docstring.
+WORDS = {"errors", "records", "validation", "metrics", "frameworks", "version"}
+
+
+@pytest.mark.parametrize("room", sorted(room for room in ROOMS if room.count(".") == 1))
+def test_a_room_imports_what_its_docstring_lists(room: str) -> None:
+    text = ast.get_docstring(ast.parse(MODULES[room].read_text(encoding="utf-8"))) or ""
+    sentence = re.split(r"[.;]\s|\.$", text.partition("May import: ")[2])[0]
+    listed = set(re.findall(r"[a-z0-9]+", sentence)) | (WORDS if "the words" in sentence else set())
+    imported = {module for path in ROOMS[room].rglob("*.py") for module in imported_modules(path)}
+    rooms = {module.split(".")[1] for module in imported if "." in module} - {room.split(".")[1]}
+    assert rooms <= listed, sorted(rooms - listed)
+
+
+@pytest.mark.parametrize("room", sorted(set(ROOMS) - {"ckptstore"}))
+def test_each_door_that_a_room_names_exists(room: str) -> None:
+    text = ast.get_docstring(ast.parse(MODULES[room].read_text(encoding="utf-8"))) or ""
+    doors = re.findall(r"(?<!`)`([a-z]\w*(?:\.\w+)+)`(?!`)", text)
+    modules = {name.removeprefix(f"{room}.") for name in MODULES if name.startswith(f"{room}.")}
+    assert not [door for door in doors if door.split(".")[0] in modules and not resolves(f"{room}.{door}")]
 
 
 @pytest.mark.parametrize("room", sorted(ROOMS))
@@ -271,15 +294,108 @@ def test_reaching_into_keras_is_noticed(line: str) -> None:
 
 def test_each_private_interface_of_keras_is_documented() -> None:
     text = MODULES[KERAS_PRIVATE].read_text(encoding="utf-8")
-    told = set(re.findall(r"\b_[a-z]\w+", text))
+    documented_names = set(re.findall(r"\b_[a-z]\w+", text))
     # Attributes of callbacks stand in a table of their own.
-    untold = {name for name in names_of_keras() if is_private(name)} - told
-    assert not untold - defined_strings(MODULES[f"{KERAS_PRIVATE}.callback_attributes"])
+    undocumented = {name for name in names_of_keras() if is_private(name)} - documented_names
+    assert not undocumented - defined_strings(MODULES[f"{KERAS_PRIVATE}.callback_attributes"])
 
 
 def defined_strings(path: Path) -> set[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     return {str(node.value) for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+
+
+def documented(tree: ast.AST) -> list[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Return everything in a module that may have a docstring."""
+    kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    return [node for node in ast.walk(tree) if isinstance(node, kinds)]
+
+
+SOURCES = sorted(
+    [*MODULES.values(), *(path for folder in ("tools", "tests") for path in (ROOT / folder).rglob("*.py"))]
+)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_docstring_begins_with_a_question_word(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    first = [(ast.get_docstring(node) or "").partition("\n")[0] for node in documented(tree)]
+    assert not [line for line in first if line.startswith(("What ", "Whose ", "Whether ", "The part of"))]
+
+
+@functools.cache
+def defined(module: str) -> dict[str, ast.stmt]:
+    """Return what a module defines or imports at its top level, by name."""
+    return in_body(ast.parse(MODULES[module].read_text(encoding="utf-8")).body)
+
+
+def in_body(body: list[ast.stmt]) -> dict[str, ast.stmt]:
+    """Return the statements of a module or class that bind a name, by name; those inside `if` and `try` too."""
+    found: dict[str, ast.stmt] = {}
+    for node in body:
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                found[node.name] = node
+            case ast.ImportFrom() | ast.Import():
+                found.update((alias.asname or alias.name, node) for alias in node.names)
+            case ast.Assign() | ast.AnnAssign():
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                names = [
+                    name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)
+                ]
+                found.update((name, node) for name in names)
+            case ast.If() | ast.Try():
+                found |= in_body(node.body) | in_body(node.orelse)
+    return found
+
+
+def resolves(name: str) -> bool:
+    """Return True if a dotted name is a module, or a name in one, or an attribute of a class in one."""
+    module = max((known for known in MODULES if f"{name}.".startswith(f"{known}.")), key=len, default="")
+    return bool(module) and has_attribute(module, name.removeprefix(module).split(".")[1:])
+
+
+def has_attribute(module: str, names: list[str]) -> bool:
+    """Return True if a module defines a name, and what that stands for has the attribute, if there is a second."""
+    if not names:
+        return True
+    node = defined(module).get(names[0])
+    if isinstance(node, ast.ImportFrom) and node.module in MODULES:
+        return f"{node.module}.{names[0]}" in MODULES or has_attribute(node.module, names)
+    if node is None or len(names) == 1:
+        return node is not None
+    if not isinstance(node, ast.ClassDef) or len(names) > 2:
+        return False
+    own = {attribute.attr for attribute in ast.walk(node) if isinstance(attribute, ast.Attribute)}
+    bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
+    return names[1] in own | set(in_body(node.body)) or any(
+        has_attribute(module, [base, names[1]]) for base in bases
+    )
+
+
+def prose(path: Path) -> list[str]:
+    """Return the docstrings and comments of a file."""
+    with path.open(encoding="utf-8") as file:
+        comments = [
+            token.string
+            for token in tokenize.generate_tokens(file.readline)
+            if token.type == tokenize.COMMENT
+        ]
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return [*comments, *(ast.get_docstring(node) or "" for node in documented(tree))]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_names_of_ours_in_prose_exist(path: Path) -> None:
+    named = re.findall(r"`(ckptstore(?:\.\w+)+)", "\n".join(prose(path)))
+    assert not [name for name in named if not resolves(name)]
+
+
+def test_a_name_that_does_not_exist_is_noticed() -> None:
+    good = ("manifest.runs", "CheckpointStore.save", "storage.layout.Layout.root", "errors.NotFoundError")
+    bad = ("nonsense", "manifest.runs.Nonsense", "CheckpointStore.nonsense", "storage.layout.Layout.nonsense")
+    assert all(resolves(f"ckptstore.{name}") for name in good)
+    assert not any(resolves(f"ckptstore.{name}") for name in bad)
 
 
 FILES = sorted([*MODULES.values(), *(ROOT / "tools").rglob("*.py")])

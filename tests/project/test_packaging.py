@@ -1,4 +1,4 @@
-"""What users install: the wheel in a separate environment, and the bare checkout."""
+"""The package as users install it: the wheel in a separate environment, and the bare checkout."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Printed:
-    """What a block printed: Python's output, or for a console block each command and its output."""
+    """The output of a block: of Python, or for a console block each command and its output."""
 
     page: str
     start: int

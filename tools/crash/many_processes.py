@@ -61,7 +61,7 @@ class Times:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What was done, how long it took, and one line for each violation.
+    """Counts and times of a run, and one line for each violation.
 
     Attributes:
         saves: Times of whole saves.

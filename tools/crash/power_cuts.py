@@ -28,13 +28,13 @@ from crash.workloads import PUBLISHED, WORKLOADS, Claims, run_workload
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What was tried, and what was found.
+    """Numbers of a run, and one line for each violation.
 
     Attributes:
         states: Number of distinct folders that were checked.
         points: Number of instants of a power cut: before the first operation, and after each.
         seconds: Wall-clock time.
-        violations: One line each, with workload, instant, model, and what is wrong.
+        violations: Each with workload, instant, model, and what is wrong.
     """
 
     states: int

@@ -45,10 +45,10 @@ PUBLISHED = Path("models/best.keras")
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What must exist: the checkpoints reported as saved, except those that retention removes; the published version.
+    """The checkpoints, and the published version, that must exist after a crash.
 
     Attributes:
-        saved: The checkpoints that were reported as saved.
+        saved: The checkpoints that were reported as saved, except those that retention removes.
         removed: Versions that retention has begun to remove.
         published: The published path shows this version or a later one; 0 where it may show anything, or nothing.
     """
