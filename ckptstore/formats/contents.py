@@ -12,7 +12,7 @@ import xxhash
 from ckptstore.formats.hdf5.reader import StoredDataset, read_texts
 from ckptstore.formats.streamed_hdf5 import DESCRIPTION, STATE_ARRAYS, STATE_DOCUMENT, unescaped
 from ckptstore.storage.random_access import RandomAccessFile
-from ckptstore.storage.read_ahead import parts_alone
+from ckptstore.storage.read_ahead import parts_without_thread
 from ckptstore.system.arrays import Array
 
 
@@ -75,7 +75,9 @@ def parts(source: RandomAccessFile, begin: int, end: int) -> Iterator[bytes | me
     if end - begin <= 1 << 16:
         yield source.read(begin, end - begin)
         return
-    yield from parts_alone(lambda offset, buffer: source.read_into(begin + offset, buffer), end - begin)
+    yield from parts_without_thread(
+        lambda offset, buffer: source.read_into(begin + offset, buffer), end - begin
+    )
 
 
 def read_bytes(source: RandomAccessFile, dataset: StoredDataset) -> npt.NDArray[np.uint8]:

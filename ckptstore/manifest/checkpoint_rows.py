@@ -155,7 +155,7 @@ def fetch_versions(
 def fetch_page(
     connection: Connection, run: str | None, states: Collection[State] | None, after: int
 ) -> list[CheckpointRow]:
-    """Return the next page of a run's checkpoints in some states, behind a version, lowest first."""
+    """Return the next page of a run's checkpoints in some states, after a version, lowest first."""
     which = [*_of_run_and_states(run, states), CHECKPOINTS.version > after]
     tags = select(TAGS.version, TAGS.name).where(TAGS.version > after)
     ends = select(CHECKPOINTS.version).where(*which).order_by(CHECKPOINTS.version)

@@ -74,7 +74,7 @@ def _is_better(new: NewCheckpoint, version: int, batch: int | None, attempt: int
 
 
 def _page(connection: Connection, run: str, after: int, limit: int) -> list[Epoch]:
-    """Return what is known of the epochs of a run's newest attempt, behind an epoch, in order."""
+    """Return what is known of the epochs of a run's newest attempt, after an epoch, in order."""
     of_run = (EPOCHS.run_id == id_of_run(run), EPOCHS.version >= first_version_of_attempt(id_of_run(run)))
     chosen = select(EPOCHS.epoch, EPOCHS.batch, EPOCHS.step, EPOCHS.version, EPOCHS.created_at)
     rows = list(

@@ -50,7 +50,7 @@ class Salvaged:
 def salvage(path: Path) -> Salvaged:
     """Read what is left of a damaged manifest.
 
-    Each table is read separately, so that one bad page costs no more than the rows behind it.
+    Each table is read separately, so that one bad page costs only the rows after it.
     """
     found = Salvaged()
     if not path.is_file():

@@ -19,7 +19,7 @@ def always_kept(
     monitors: Mapping[str, Mode],
     shown: Collection[int] = (),
     resumed: Collection[int] = (),
-    is_whole: Callable[[RetentionFacts], bool],
+    is_intact: Callable[[RetentionFacts], bool],
 ) -> dict[int, tuple[str, ...]]:
     """Return the versions that no policy removes, each with the reasons.
 
@@ -31,7 +31,7 @@ def always_kept(
         monitors: The metrics that writers watch, each with its better direction.
         shown: Versions that a published path shows.
         resumed: Versions that the run was resumed from last.
-        is_whole: Returns True if a checkpoint's payload is there with its size.
+        is_intact: Returns True if a checkpoint's payload is there with its size.
     """
     kept: dict[int, tuple[str, ...]] = {}
     shared: dict[tuple[str, ...], tuple[str, ...]] = {}
@@ -43,15 +43,15 @@ def always_kept(
 
     for metric, mode in monitors.items():
         best = best_of(checkpoints, metric, mode)
-        whole = (
-            best if best is None or is_whole(best) else best_of(filter(is_whole, checkpoints), metric, mode)
+        intact = (
+            best if best is None or is_intact(best) else best_of(filter(is_intact, checkpoints), metric, mode)
         )
-        for version in {found.version for found in (best, whole) if found is not None}:
+        for version in {found.version for found in (best, intact) if found is not None}:
             keep(version, f"best {metric}")
-    for version in _newest_whole(reversed(checkpoints), is_whole):
+    for version in _newest_intact(reversed(checkpoints), is_intact):
         keep(version, "newest two")
     resumable = (checkpoint for checkpoint in reversed(checkpoints) if checkpoint.resumable)
-    for version in _newest_whole(resumable, is_whole):
+    for version in _newest_intact(resumable, is_intact):
         keep(version, "to resume from")
     for checkpoint in checkpoints:
         if checkpoint.version in resumed:
@@ -63,9 +63,11 @@ def always_kept(
     return kept
 
 
-def _newest_whole(newest: Iterable[RetentionFacts], is_whole: Callable[[RetentionFacts], bool]) -> list[int]:
-    whole = (checkpoint.version for checkpoint in newest if is_whole(checkpoint))
-    return list(islice(whole, NEWEST))
+def _newest_intact(
+    newest: Iterable[RetentionFacts], is_intact: Callable[[RetentionFacts], bool]
+) -> list[int]:
+    intact = (checkpoint.version for checkpoint in newest if is_intact(checkpoint))
+    return list(islice(intact, NEWEST))
 
 
 def best_and_resume_point(

@@ -69,7 +69,7 @@ class RetentionView(RunView, Protocol):
         """Return complete checkpoints, oldest first; `without_metrics` if they may lack them."""
         ...
 
-    def is_free(self, checkpoint: Checkpoint) -> bool:
+    def may_expire(self, checkpoint: Checkpoint) -> bool:
         """Return True if a checkpoint is intact, neither pinned nor shown, and none of those that always stay."""
         ...
 
@@ -134,8 +134,8 @@ def _oldest_first(checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
 
 def _expired_by(view: RetentionView, rule: Rule) -> tuple[list[Checkpoint], bool]:
     def is_expired(checkpoint: Checkpoint) -> bool:
-        # The rule mostly knows its answer by now; `is_free` asks the disk.
-        return not rule.keeps(view, checkpoint) and view.is_free(checkpoint)
+        # The rule mostly knows its answer by now; `may_expire` asks the disk.
+        return not rule.keeps(view, checkpoint) and view.may_expire(checkpoint)
 
     if not view.was_checked and isinstance(rule, AnyOf) and (budget := _budget_in(rule)) is not None:
         # The rest is scanned in the budget's order, and only as far as enough have expired.

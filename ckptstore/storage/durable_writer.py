@@ -233,7 +233,7 @@ class DurableWriter:
                 self._free.put(buffer)
 
     def _write_all(self, buffer: memoryview, filled: int) -> None:
-        # Only the last buffer is not full. The padding behind the end is cut off by `finish`.
+        # Only the last buffer is not full. The padding after the end is cut off by `finish`.
         end = -(-filled // _BLOCK) * _BLOCK if self._is_direct else filled
         buffer[filled:end] = bytes(end - filled)
         done = 0

@@ -49,10 +49,10 @@ def parts(read_into: Read, nbytes: int) -> Generator[memoryview]:
                 return
         finally:
             reader.stop()
-    yield from parts_alone(read_into, nbytes)
+    yield from parts_without_thread(read_into, nbytes)
 
 
-def parts_alone(read_into: Read, nbytes: int) -> Generator[memoryview]:
+def parts_without_thread(read_into: Read, nbytes: int) -> Generator[memoryview]:
     """Yield the same bytes without another thread."""
     buffer = memoryview(bytearray(min(_ALONE, nbytes)))
     for begin in range(0, nbytes, _ALONE):

@@ -152,7 +152,7 @@ def test_an_error_at_any_step_reports_nothing_and_leaves_the_store_working(
             except OSError as error:
                 failed = True
                 assert error.errno == code
-            # What fails behind the COMMIT (switching the path, retention) leaves the checkpoint in the store.
+            # What fails after the COMMIT (switching the path, retention) leaves the checkpoint in the store.
             if failed and store.latest().epoch != 3:
                 assert [checkpoint.epoch for checkpoint in store.checkpoints()] == [1, 2]
                 assert is_seed(target, 2)

@@ -144,7 +144,7 @@ def _after_a_cut(
         root,
         saved,
         published=PublishedFile(path=shown, before=before),
-        is_whole=lambda checkpoint: is_seed(checkpoint.path, checkpoint.epoch),
+        is_intact=lambda checkpoint: is_seed(checkpoint.path, checkpoint.epoch),
         save_again=lambda store: save(store, 50),
     )
     return report.exists(), found

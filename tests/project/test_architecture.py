@@ -422,7 +422,7 @@ def test_functions_are_short() -> None:
 
 
 def body_start(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Return the line at which a function's statements begin, behind its docstring."""
+    """Return the line at which a function's statements begin, after its docstring."""
     body = node.body[1:] if ast.get_docstring(node) and len(node.body) > 1 else node.body
     return body[0].lineno
 

@@ -34,7 +34,10 @@ def _kept(
     checkpoints: list[Checkpoint], shown: set[int] = frozenset(), broken: set[int] = frozenset()
 ) -> set[int]:
     found = always_kept(
-        checkpoints, monitors={"loss": "min"}, shown=shown, is_whole=lambda point: point.version not in broken
+        checkpoints,
+        monitors={"loss": "min"},
+        shown=shown,
+        is_intact=lambda point: point.version not in broken,
     )
     return set(found)
 

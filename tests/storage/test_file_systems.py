@@ -30,7 +30,7 @@ from manifests import files, leave_hot_journal
 from mounts import mounted, run_or_fail
 
 
-def is_whole(checkpoint: Any) -> bool:
+def is_intact(checkpoint: Any) -> bool:
     return is_seed(checkpoint.path, checkpoint.epoch)
 
 
@@ -39,7 +39,7 @@ def broken(root: Path, shown: Path) -> list[str]:
     return violations(
         root,
         published=PublishedFile(path=shown),
-        is_whole=is_whole,
+        is_intact=is_intact,
         save_again=lambda store: save(store, 99, publish=shown),
     )
 

@@ -56,14 +56,14 @@ def versions(root: Path) -> list[int]:
         return [checkpoint.version for checkpoint in store.checkpoints(states=None)]
 
 
-def is_whole(checkpoint: Checkpoint) -> bool:
+def is_intact(checkpoint: Checkpoint) -> bool:
     return is_seed(checkpoint.path, checkpoint.epoch)
 
 
 def works_again(root: Path) -> None:
     """Check that the store is intact once there is room, and that the reserve is there again, with its blocks."""
     make_room(root)
-    assert violations(root, is_whole=is_whole, save_again=lambda store: save(store, 50)) == []
+    assert violations(root, is_intact=is_intact, save_again=lambda store: save(store, 50)) == []
     status = (root / "reserve").stat()
     assert status.st_size == reserve.NBYTES and status.st_blocks * 512 >= reserve.NBYTES
 

@@ -80,7 +80,7 @@ def blocks(text: str, language: str | None = None) -> list[Block]:
 
 
 def shown_by(text: str, block: Block) -> str:
-    """Return what a page shows that a block of Python prints: the block of text right behind it, or nothing."""
+    """Return what a page shows that a block of Python prints: the block of text right after it, or nothing."""
     end = block.start + len(block.code)
     match = re.match(r"```\n+```text\n(.*?)^```$", text[end:], re.MULTILINE | re.DOTALL)
     return "" if match is None else match[1]
@@ -102,7 +102,7 @@ def masked(output: str) -> list[str]:
 
 
 def in_order() -> list[tuple[str, str | None]]:
-    """Return the pages that have examples, each behind the one that it builds on."""
+    """Return the pages that have examples, each after the page that it builds on."""
     base = {}
     for name, path in pages().items():
         text = path.read_text(encoding="utf-8")

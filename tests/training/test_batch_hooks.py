@@ -69,7 +69,7 @@ def test_hooks_are_called_where_keras_calls_them_without_us(tmp_path: Path, asyn
 
 
 class Slow(Listens):
-    """Takes longer over a batch than training takes to save behind it."""
+    """Takes longer over a batch than training takes to save after it."""
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if batch == 3:

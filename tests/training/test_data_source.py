@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from ckptstore.keras.state.tree import pack, unpack
-from ckptstore.training.data import source as data_state
+from ckptstore.training.data import source as data_source
 from ckptstore.training.data.source import ChangeTracker, apply, capture, kind
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -138,13 +138,13 @@ def test_captured_state_does_not_change_with_the_source() -> None:
 
 
 def test_large_integers_are_left_alone_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data_state, "LARGEST_NBYTES", 12 * 8 - 1)
+    monkeypatch.setattr(data_source, "LARGEST_NBYTES", 12 * 8 - 1)
     data = Shuffled()
     tracker = ChangeTracker(data)
     assert tracker.left_out == ("labels", "order", "listed", "reversed")
     data.on_epoch_end()
     assert not {"order", "listed", "labels"} & set(stored(tracker.capture())[""]["attributes"])
-    monkeypatch.setattr(data_state, "LARGEST_NBYTES", 12 * 8)
+    monkeypatch.setattr(data_source, "LARGEST_NBYTES", 12 * 8)
     assert ChangeTracker(data).left_out == ()
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import ckptstore
 from ckptstore.keras.private import FitLoop, running_fit
-from ckptstore.training.data import source as data_state
+from ckptstore.training.data import source as data_source
 from resume_cases import BATCH, FEATURES, ROWS, dense, is_installed, rows
 
 pytestmark = [
@@ -81,7 +81,7 @@ def grain_dataset(data: Asked) -> Any:
 
 
 class At(keras.callbacks.Callback):
-    """Calls something behind each batch."""
+    """Calls a function after each batch."""
 
     def __init__(self, act: Any) -> None:
         super().__init__()
@@ -202,21 +202,21 @@ class ToldRows(Told, Asked):
 
 
 def test_sources_that_report_a_position() -> None:
-    assert data_state.reports_position(Told())
-    assert not data_state.reports_position(ToldDataset())
-    assert not data_state.reports_position(np.zeros(3))
-    assert data_state.reports_position(own_loader(Asked()))
+    assert data_source.reports_position(Told())
+    assert not data_source.reports_position(ToldDataset())
+    assert not data_source.reports_position(np.zeros(3))
+    assert data_source.reports_position(own_loader(Asked()))
     with_workers, told = own_loader(Asked()), own_loader(ToldRows())
     with_workers.num_workers = told.num_workers = 2
-    assert not data_state.reports_position(with_workers)
-    assert data_state.reports_position(told)
+    assert not data_source.reports_position(with_workers)
+    assert data_source.reports_position(told)
 
 
 def test_the_dataset_that_a_loader_does_not_report() -> None:
     data = Asked()
-    assert data_state.unreported_dataset(own_loader(data)) is data
-    assert data_state.unreported_dataset(own_loader(ToldRows())) is None
-    assert data_state.unreported_dataset(Told()) is None
+    assert data_source.unreported_dataset(own_loader(data)) is data
+    assert data_source.unreported_dataset(own_loader(ToldRows())) is None
+    assert data_source.unreported_dataset(Told()) is None
 
 
 def test_attributes_of_a_loader_of_a_user_s() -> None:
@@ -224,12 +224,12 @@ def test_attributes_of_a_loader_of_a_user_s() -> None:
     for loader in (first, again):
         loader.draw = np.random.default_rng(1)
         loader.epoch = 0
-    watcher = data_state.ChangeTracker(first)
+    watcher = data_source.ChangeTracker(first)
     first.epoch = 5
     first.draw.random()
     saved = watcher.capture()
     assert saved is not None
     assert set(saved[""]["attributes"]) == {"draw", "epoch"}
-    data_state.apply(again, saved)
+    data_source.apply(again, saved)
     assert again.epoch == 5
     assert again.draw.random() == first.draw.random()

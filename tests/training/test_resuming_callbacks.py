@@ -114,7 +114,7 @@ def test_only_the_best_and_the_newest_stay(tmp_path: Path) -> None:
 
     saving = ckptstore.StoreCheckpoint(tmp_path, monitor="score", mode="max", save_best_only=True)
     fit(model(), Worse(), saving, epochs=5)
-    # The best, and the newest two: one that is damaged has another behind it.
+    # The best, and the newest two: if one is damaged, there is another.
     assert [epoch for epoch, _, _ in positions(tmp_path)] == [1, 3, 4]
     assert saving.best == 0.9
 

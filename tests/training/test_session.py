@@ -110,7 +110,7 @@ def test_a_fit_that_never_begins_leaves_nothing_to_the_next(tmp_path: Path) -> N
 
 def test_an_epoch_of_other_batches_is_reported_or_refused(tmp_path: Path) -> None:
     interrupted(tmp_path / "store", at=5)
-    with pytest.raises(ckptstore.InvalidArgumentError, match="behind batch 5"):
+    with pytest.raises(ckptstore.InvalidArgumentError, match="after batch 5"):
         fit(ckptstore.StoreCheckpoint(tmp_path / "store"), batch_size=12)
     with pytest.warns(UserWarning, match="had 6 batches .* has 12 now"):
         fit(ckptstore.StoreCheckpoint(tmp_path / "store"), batch_size=2)

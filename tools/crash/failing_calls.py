@@ -258,7 +258,7 @@ def _wrong_with(folder: Path, injection: Injection, code: int, hits: Sequence[st
         folder / "store",
         [again],
         published=PublishedFile(path=folder / "shown.keras"),
-        is_whole=lambda checkpoint: is_seed(checkpoint.path, checkpoint.epoch),
+        is_intact=lambda checkpoint: is_seed(checkpoint.path, checkpoint.epoch),
         save_again=lambda store: save(store, 9),
     )
     if not is_seed(folder / "shown.keras", again.epoch):

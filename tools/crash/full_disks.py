@@ -72,7 +72,7 @@ def fill_disk(kind: str, *, step: int = 4096, fault: str = "") -> Result:
     with tempfile.TemporaryDirectory(prefix="crash-disks-") as parent, small_disk(kind, Path(parent)) as disk:
         tried, found = _fill(disk, step, limit_names="files" in kind)
         found += violations(
-            disk / "store", published=PublishedFile(path=disk / "shown.keras"), is_whole=_is_whole
+            disk / "store", published=PublishedFile(path=disk / "shown.keras"), is_intact=_is_intact
         )
     return Result(tried=tried, seconds=time.monotonic() - began, violations=tuple(found))
 
@@ -92,7 +92,7 @@ def _save(store: CheckpointStore, seed: int, disk: Path) -> None:
     committer_of(store).commit(snapshot, request)
 
 
-def _is_whole(checkpoint: Checkpoint) -> bool:
+def _is_intact(checkpoint: Checkpoint) -> bool:
     return is_seed(checkpoint.path, checkpoint.epoch)
 
 
@@ -134,7 +134,7 @@ def _wrong_after(
         yield f"it is not a DiskFullError with facts: {failed!r}"
     elif failed.needed is not None and failed.needed <= failed.free:
         yield f"{failed.needed} bytes were needed and {failed.free} free"
-    if before[-1] not in after or not all(map(_is_whole, after)):
+    if before[-1] not in after or not all(map(_is_intact, after)):
         yield f"there are {after} after {failed!r}; before it there were {before}"
     if len(after) == len(before) and after != before:
         yield f"older ones have changed: {before} to {after}"

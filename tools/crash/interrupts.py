@@ -181,7 +181,7 @@ def interrupt_saves(*, stride: int = 1, first: int = 1, most: int | None = None)
             folder / "store",
             [trial.last],
             published=PublishedFile(path=folder / "shown.keras"),
-            is_whole=lambda checkpoint: is_seed(checkpoint.path, checkpoint.epoch),
+            is_intact=lambda checkpoint: is_seed(checkpoint.path, checkpoint.epoch),
         )
     seconds = time.monotonic() - began
     return Result(interrupts=count, calls=at, seconds=seconds, violations=tuple(found))

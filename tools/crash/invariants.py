@@ -40,7 +40,7 @@ def violations(
     saved: Iterable[Saved] = (),
     *,
     published: PublishedFile | None = None,
-    is_whole: Callable[[Checkpoint], bool] = lambda checkpoint: True,
+    is_intact: Callable[[Checkpoint], bool] = lambda checkpoint: True,
     save_again: Callable[[CheckpointStore], Checkpoint] | None = None,
     metric: str = "loss",
 ) -> list[str]:
@@ -50,7 +50,7 @@ def violations(
         root: The store's directory; it need not exist when nothing was saved.
         saved: Checkpoints that were reported as saved and that no retention may have removed.
         published: The published path, if there is one.
-        is_whole: Returns True if a listed checkpoint has the values that it must have.
+        is_intact: Returns True if a listed checkpoint has the values that it must have.
         save_again: Saves one more checkpoint, to check that the store still works.
         metric: A metric for which lower is better, whose best is computed independently.
 
@@ -60,7 +60,7 @@ def violations(
     saved = list(saved)
     try:
         with CheckpointStore(root) as store:
-            found = [*_wrong_in_store(store, saved, is_whole, metric), *_wrong_in_folder(store, published)]
+            found = [*_wrong_in_store(store, saved, is_intact, metric), *_wrong_in_folder(store, published)]
             before = _state_of(store)
         with CheckpointStore(root) as store:
             if _state_of(store) != before:
@@ -76,7 +76,7 @@ def violations(
 
 
 def _wrong_in_store(
-    store: CheckpointStore, saved: list[Saved], is_whole: Callable[[Checkpoint], bool], metric: str
+    store: CheckpointStore, saved: list[Saved], is_intact: Callable[[Checkpoint], bool], metric: str
 ) -> list[str]:
     found = [f"verify: {problem.kind}: {problem.detail}" for problem in store.verify()]
     listed = {checkpoint.version: checkpoint for checkpoint in store.checkpoints(states=None)}
@@ -92,7 +92,7 @@ def _wrong_in_store(
     found += [
         f"version {checkpoint.version} is listed and not intact"
         for checkpoint in listed.values()
-        if checkpoint.state == "complete" and not is_whole(checkpoint)
+        if checkpoint.state == "complete" and not is_intact(checkpoint)
     ]
     complete = [checkpoint for checkpoint in listed.values() if checkpoint.state == "complete"]
     newest = max((checkpoint.version for checkpoint in complete if checkpoint.resumable), default=None)

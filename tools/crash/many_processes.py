@@ -372,7 +372,7 @@ def _wrong_saves(folder: Path, facts_by_kind: list[dict[str, Any]]) -> list[str]
         newest = sorted({claim.version for claim in saved} | set(listed[run]))[-KEPT:]
         must += [claim for claim in saved if claim.version in newest]
     found += violations(
-        folder / "store", must, is_whole=lambda checkpoint: is_seed(checkpoint.path, checkpoint.epoch)
+        folder / "store", must, is_intact=lambda checkpoint: is_seed(checkpoint.path, checkpoint.epoch)
     )
     for run in by_run:
         with CheckpointStore(folder / "store", read_only=True) as store:

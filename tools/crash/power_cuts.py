@@ -216,7 +216,7 @@ def _wrong(cut: _Cut, folder: Path) -> list[str]:
         folder / workload.store,
         [saved for saved in cut.claims.saved if saved.version not in cut.claims.removed],
         published=PublishedFile(path=published, before=cut.recorded.before),
-        is_whole=lambda checkpoint: (
+        is_intact=lambda checkpoint: (
             checkpoint.version in unseeded or is_seed(checkpoint.path, checkpoint.epoch)
         ),
         save_again=lambda store: save(store, 50),

@@ -62,22 +62,22 @@ def plan_run(
     check_modes(policy, monitors)
     rows = PackedRows(layout.root) if rows is None else rows
     first = len(rows)
-    whole, not_whole = _read(layout, manifest, run, metrics_of(policy) | monitors.keys(), rows)
+    intact, not_intact = _read(layout, manifest, run, metrics_of(policy) | monitors.keys(), rows)
     for budget in budgets_of(policy):
-        check_budget(budget, best_and_resume_point(whole, monitors))
+        check_budget(budget, best_and_resume_point(intact, monitors))
     resumed = manifest.events.last_resumed(run)
     always = always_kept(
-        whole,
+        intact,
         monitors=monitors,
         shown=_shown(layout, manifest),
         resumed=() if resumed is None else (resumed,),
-        is_whole=lambda checkpoint: True,
+        is_intact=lambda checkpoint: True,
     )
     positions = range(first, len(rows))
-    facts: Sequence[RetentionFacts] = whole
+    facts: Sequence[RetentionFacts] = intact
     if not policy.is_builtin:
         # A user's function is given complete checkpoints, as documented, whatever memory that takes.
-        facts = list(PackedCheckpoints(rows, (at for at in positions if at not in not_whole)))
+        facts = list(PackedCheckpoints(rows, (at for at in positions if at not in not_intact)))
     kept_by_policy = policy.reasons(facts, always.keys())
     expired, kept = array("I"), array("I")
 
@@ -85,7 +85,7 @@ def plan_run(
         for at in positions:
             version = rows.versions[at]
             reasons = (*kept_by_policy.get(version, ()), *always.get(version, ()))
-            reasons = (NOT_WHOLE,) if at in not_whole else reasons
+            reasons = (NOT_WHOLE,) if at in not_intact else reasons
             (kept if reasons else expired).append(at)
             if reasons:
                 yield version, reasons
@@ -96,23 +96,23 @@ def plan_run(
         expired=PackedCheckpoints(rows, expired),
         kept=PackedCheckpoints(rows, kept),
         reasons=reasons,
-        keeps_nothing=bool(whole) and not kept_by_policy,
+        keeps_nothing=bool(intact) and not kept_by_policy,
     )
 
 
 def _read(
     layout: Layout, manifest: Manifest, run: str, metrics: Iterable[str], rows: PackedRows
 ) -> tuple[CheckpointColumns, set[int]]:
-    """Add a run's checkpoints to rows; returns the rules' view of the whole ones, and the positions of the others."""
-    whole = CheckpointColumns(sorted(metrics))
-    not_whole: set[int] = set()
+    """Add a run's checkpoints to rows; returns the rules' view of the intact ones, and the positions of the others."""
+    intact = CheckpointColumns(sorted(metrics))
+    not_intact: set[int] = set()
     root = os.fspath(layout.root)
     for page in manifest.checkpoints.row_pages(run):
-        are_whole = [has_size(f"{root}/{row.file}", row.nbytes) for row in page]
-        whole.extend(list(compress(page, are_whole)))
-        not_whole.update(at for at, is_whole in enumerate(are_whole, start=len(rows)) if not is_whole)
+        are_intact = [has_size(f"{root}/{row.file}", row.nbytes) for row in page]
+        intact.extend(list(compress(page, are_intact)))
+        not_intact.update(at for at, is_intact in enumerate(are_intact, start=len(rows)) if not is_intact)
         rows.append(page)
-    return whole, not_whole
+    return intact, not_intact
 
 
 def _shown(layout: Layout, manifest: Manifest) -> set[int]:

@@ -85,7 +85,7 @@ class RetentionRunner:
         return mark
 
     def _check(self, decide: Callable[[RunRows], Decision | None]) -> RetentionCheck:
-        return RetentionCheck(decide=decide, is_whole=has_size, is_shown=partial(is_shown, self._layout))
+        return RetentionCheck(decide=decide, is_intact=has_size, is_shown=partial(is_shown, self._layout))
 
     def _decide(self, run: str, policy: Policy, view: RunRows) -> Decision | None:
         check_modes(policy, view.monitors)

@@ -17,7 +17,7 @@ from ckptstore.manifest.transactions import Repository
 from ckptstore.records import Checkpoint, RetentionProgress
 
 if TYPE_CHECKING:
-    from ckptstore.manifest.retention.run_rows import IsWhole, RunRows
+    from ckptstore.manifest.retention.run_rows import IsIntact, RunRows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,12 +39,12 @@ class RetentionCheck:
 
     Attributes:
         decide: Returns what a policy decides; None where nothing is to be changed or recorded.
-        is_whole: Tells whether a payload is there with its size.
+        is_intact: Tells whether a payload is there with its size.
         is_shown: Tells whether a published path, which may be pending, still shows something.
     """
 
     decide: Callable[[RunRows], Decision | None]
-    is_whole: IsWhole
+    is_intact: IsIntact
     is_shown: Callable[[str, bool], bool]
 
 
@@ -62,7 +62,7 @@ def apply_retention(
     """
     from ckptstore.manifest.retention.run_rows import RunRows  # queries do without
 
-    rows = RunRows(connection, store, run, is_whole=check.is_whole, is_shown=check.is_shown, known=known)
+    rows = RunRows(connection, store, run, is_intact=check.is_intact, is_shown=check.is_shown, known=known)
     decision = check.decide(rows)
     if decision is None:
         return []

@@ -23,7 +23,7 @@ from ckptstore.manifest.runs import monitors
 from ckptstore.manifest.statements import raw_rows
 from ckptstore.records import Checkpoint, Mode, RowKey
 
-IsWhole = Callable[[Path, int], bool]
+IsIntact = Callable[[Path, int], bool]
 
 # Up to this rank payloads are checked on the disk, so that only intact ones count; below that the manifest is trusted.
 _RANKS_CHECKED_ON_DISK = 64
@@ -55,7 +55,7 @@ class RunRows:
         connection: In a transaction.
         store: The store's directory.
         run: The run's name.
-        is_whole: Tells whether a payload is there with its size.
+        is_intact: Tells whether a payload is there with its size.
         is_shown: Tells whether a published path still shows something.
         known: One of its checkpoints, if the caller has just read it.
 
@@ -75,13 +75,13 @@ class RunRows:
         store: Path,
         run: str,
         *,
-        is_whole: IsWhole,
+        is_intact: IsIntact,
         is_shown: Callable[[str, bool], bool],
         known: Checkpoint | None = None,
     ) -> None:
         self._connection = connection
         self._store = store
-        self._is_whole = is_whole
+        self._is_intact = is_intact
         self._is_shown = is_shown
         self._run = run
         self._record = connection.execute(lookups.RECORD, {"run": run}).one()
@@ -95,7 +95,7 @@ class RunRows:
         self._results: dict[object, Collection[int]] = {}
         self._lookups: dict[tuple[object, ...], tuple[list[int], bool]] = {}
         self._known: dict[int, Checkpoint] = {} if known is None else {known.version: known}
-        self._whole_near: dict[int, bool] = {}
+        self._intact_nearby: dict[int, bool] = {}
         # Published paths of the versions looked up last.
         self._paths: dict[int, list[tuple[str, bool]]] = {}
 
@@ -194,8 +194,8 @@ class RunRows:
     def nth_newest(self, n: int) -> int | None:
         """Return the version of the n-th newest intact checkpoint; None if there are fewer."""
         if n <= _RANKS_CHECKED_ON_DISK:
-            whole = self.newest(n)
-            return whole[n - 1] if len(whole) == n else None
+            intact = self.newest(n)
+            return intact[n - 1] if len(intact) == n else None
         found = self._first_of("nth", 1, lambda: list(self._execute(lookups.NTH, skip=n - 1).scalars()), n)
         return next(iter(found), None)
 
@@ -206,7 +206,7 @@ class RunRows:
             return near
         newest = lookups.NEWEST_RESUMABLE if resumable else lookups.NEWEST
         return self._first_of(
-            "newest", limit, lambda: self._first_whole(self._execute(newest), limit), resumable
+            "newest", limit, lambda: self._first_intact(self._execute(newest), limit), resumable
         )
 
     def below(self, version: int, limit: int) -> list[int]:
@@ -214,20 +214,20 @@ class RunRows:
         near = self._near(limit, below=version)
         if near is not None:
             return near
-        return self._first_whole(self._execute(lookups.BELOW, before=version), limit)
+        return self._first_intact(self._execute(lookups.BELOW, before=version), limit)
 
     def _near(self, limit: int, *, resumable: bool = False, below: int | None = None) -> list[int] | None:
         """Return what `newest` or `below` would, if the newest few suffice; else None."""
         is_complete = len(self._nearest) < lookups.NEAR
         if limit > lookups.NEAR and not is_complete:
             return None
-        whole = (
+        intact = (
             version
             for version, file, nbytes, is_resumable in self._nearest
             if (is_resumable or not resumable) and (below is None or version < below)
-            if self._is_whole_near(version, file, nbytes)
+            if self._is_intact_nearby(version, file, nbytes)
         )
-        found = list(islice(whole, limit))
+        found = list(islice(intact, limit))
         return found if len(found) == limit or is_complete else None
 
     @cached_property
@@ -235,11 +235,11 @@ class RunRows:
         """The newest few, which answer nearly everything that a save asks."""
         return [tuple(row) for row in self._execute(lookups.NEAREST)]
 
-    def _is_whole_near(self, version: int, file: str, nbytes: int) -> bool:
+    def _is_intact_nearby(self, version: int, file: str, nbytes: int) -> bool:
         """Return True if one of the newest few is intact; the disk is asked once for each."""
-        if version not in self._whole_near:
-            self._whole_near[version] = self._is_whole(self._store / file, nbytes)
-        return self._whole_near[version]
+        if version not in self._intact_nearby:
+            self._intact_nearby[version] = self._is_intact(self._store / file, nbytes)
+        return self._intact_nearby[version]
 
     def ranked(self, metric: str, mode: Mode, limit: int) -> list[int]:
         """Return the versions of the best intact checkpoints, best first, of equals the earlier; NaN is never best."""
@@ -251,7 +251,7 @@ class RunRows:
     def _ranked(self, metric: str, mode: Mode, limit: int) -> list[int]:
         found: list[int] = []
         for version, file, nbytes in ranked_files(self._connection, metric, mode, self._run):
-            if len(found) >= _RANKS_CHECKED_ON_DISK or self._is_whole(self._store / file, nbytes):
+            if len(found) >= _RANKS_CHECKED_ON_DISK or self._is_intact(self._store / file, nbytes):
                 found.append(version)
             if len(found) >= limit:
                 break
@@ -265,7 +265,7 @@ class RunRows:
         span: tuple[object, object] = (low, high)
         if scale == "microseconds":
             span = _UNIX_EPOCH + timedelta(microseconds=low), _UNIX_EPOCH + timedelta(microseconds=high)
-        return self._first_whole(self._execute(lookups.FIRST_IN[scale], low=span[0], high=span[1]), limit)
+        return self._first_intact(self._execute(lookups.FIRST_IN[scale], low=span[0], high=span[1]), limit)
 
     def greatest(self, scale: Scale, upto: int) -> int | None:
         """Return an upper bound of the positions on a scale of the versions up to one; None if there are none."""
@@ -282,7 +282,7 @@ class RunRows:
     def newest_at(self) -> datetime:
         """Return the latest time of a save, among the intact checkpoints."""
         with self._execute(lookups.NEWEST_AT) as rows:
-            at = (moment for moment, file, nbytes in rows if self._is_whole(self._store / file, nbytes))
+            at = (moment for moment, file, nbytes in rows if self._is_intact(self._store / file, nbytes))
             found: datetime = next(at, _UNIX_EPOCH)
         return found
 
@@ -296,7 +296,7 @@ class RunRows:
             after = page[-1]
             self._look_up_paths(page)
             found = fetch_versions(self._connection, self._store, page, with_metrics=not without_metrics)
-            yield from filter(self.is_free, found)
+            yield from filter(self.may_expire, found)
             if len(page) < limit:
                 return
 
@@ -342,13 +342,13 @@ class RunRows:
             for version, epoch, batch, step, at in rows
         ]
 
-    def is_free(self, checkpoint: Checkpoint) -> bool:
+    def may_expire(self, checkpoint: Checkpoint) -> bool:
         """Return True if a checkpoint is intact, neither pinned nor shown, and none of those that always stay."""
         if checkpoint.pinned or checkpoint.version in self.always:
             return False
         if self._shown(checkpoint.version):
             return False
-        return self._is_whole(checkpoint.path, checkpoint.nbytes)
+        return self._is_intact(checkpoint.path, checkpoint.nbytes)
 
     def _shown(self, version: int) -> bool:
         if not self.was_checked:
@@ -370,12 +370,12 @@ class RunRows:
         rows = self._execute(lookups.ALL_SHOWN)
         return {version for version, path, pending in rows if self._is_shown(path, pending)}
 
-    def _first_whole(self, chosen: CursorResult[*tuple[Any, ...]], limit: int) -> list[int]:
+    def _first_intact(self, chosen: CursorResult[*tuple[Any, ...]], limit: int) -> list[int]:
         """Return the versions of the first intact checkpoints of a result, and close it."""
         found: list[int] = []
         with chosen as rows:
             for version, file, nbytes in rows:
-                if self._is_whole(self._store / file, nbytes):
+                if self._is_intact(self._store / file, nbytes):
                     found.append(version)
                 if len(found) >= limit:
                     break

@@ -25,7 +25,7 @@ from ckptstore.keras.private import FitLoop
 from ckptstore.keras.state import random_state
 from ckptstore.keras.state.random_state import GlobalGenerators
 from ckptstore.training.data import exactness
-from ckptstore.training.data import source as data_state
+from ckptstore.training.data import source as data_source
 from ckptstore.training.data.loader_position import DataPosition
 from ckptstore.training.data.validation import ValidationData
 
@@ -35,7 +35,7 @@ _MOST_PREFETCHED = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Arrival:
+class ReplayResult:
     """The outcome of a replay.
 
     Attributes:
@@ -51,7 +51,7 @@ class Arrival:
 
 
 @dataclass(slots=True, kw_only=True)
-class Target:
+class ReplayTarget:
     """The position to go to, as `DataReplay.position` returned it, with the state at the save.
 
     Attributes:
@@ -60,7 +60,7 @@ class Target:
         batches: Batches of the epoch that are already trained; 0 at its beginning.
         generators: The global generators at the save.
         logs: The logs of the last of these batches.
-        arrived: Called when the next batch is the first to be trained on.
+        on_finished: Called when the next batch is the first to be trained on.
     """
 
     position: dict[str, Any]
@@ -68,7 +68,7 @@ class Target:
     batches: int
     generators: GlobalGenerators | None
     logs: dict[str, Any] = field(default_factory=dict)
-    arrived: Callable[[Arrival], None]
+    on_finished: Callable[[ReplayResult], None]
 
 
 class DataReplay:
@@ -88,22 +88,22 @@ class DataReplay:
         self._progress = progress
         self._failed = failed
         self._is_asked_in_python = keras.backend.backend() != "tensorflow"
-        self._tracker = data_state.ChangeTracker(loop.source)
+        self._tracker = data_source.ChangeTracker(loop.source)
         self._validation = ValidationData(loop)
         self._validation_at_end: dict[str, Any] = {}
         self._position = DataPosition(loop)
         self._beginning = exactness.generators_at_start(loop)
-        self._made = self._made_by_step = 0
+        self._iterator_count = self._iterator_count_at_step = 0
         self._ended = False
-        self._made_in_epoch = False
+        self._is_iterator_new = False
         self._taken = 0
         self._generators_when_made: GlobalGenerators | None = None
         self._generators_when_begun: GlobalGenerators | None = None
         self._epoch: dict[str, Any] = {}
-        self._target: Target | None = None
+        self._target: ReplayTarget | None = None
         self.is_skipping = False
-        loop.data.wrap_iterator_creation(self._making)
-        loop.data.wrap_epoch_steps(self._enumerating)
+        loop.data.wrap_iterator_creation(self._wrap_iterator_creation)
+        loop.data.wrap_epoch_steps(self._wrap_epoch_steps)
 
     @property
     def epochs(self) -> int:
@@ -119,7 +119,7 @@ class DataReplay:
             in_epoch: False at an epoch's end, when the next one has not begun.
         """
         place: dict[str, Any] = {
-            "made": self._made,
+            "made": self._iterator_count,
             "ended": False,
             "beginning": self._beginning,
             "batches_per_epoch": self._loop.data.batches_per_epoch,
@@ -129,7 +129,7 @@ class DataReplay:
             **self._between_epochs(),
         }
         if in_epoch:
-            place |= {**self._epoch, "made": self._made_by_step, "ended": self._ended}
+            place |= {**self._epoch, "made": self._iterator_count_at_step, "ended": self._ended}
             place |= self._validation_at_end if self._ended else {}
         kept = place["kept"]
         # An epoch begins with a new iterator, unless one spans epochs: not one that was made only now.
@@ -168,11 +168,11 @@ class DataReplay:
 
     # --- counting ----------------------------------------------------------------------------------
 
-    def _making(self, make: Callable[[], Any]) -> Callable[[], Any]:
+    def _wrap_iterator_creation(self, make: Callable[[], Any]) -> Callable[[], Any]:
         def counted() -> Any:
-            self._made += self._loop.data.creates_iterators_at_once
+            self._iterator_count += self._loop.data.creates_iterators_at_once
             self._taken = 0
-            self._made_in_epoch = True
+            self._is_iterator_new = True
             self._generators_when_made, self._generators_when_begun = random_state.capture(), None
             if self._loop.data.spans_epochs:
                 self._tracker.note()
@@ -181,13 +181,15 @@ class DataReplay:
 
         return counted
 
-    def _enumerating(self, enumerate_batches: Callable[[], Iterator[Step]]) -> Callable[[], Iterator[Step]]:
+    def _wrap_epoch_steps(
+        self, enumerate_batches: Callable[[], Iterator[Step]]
+    ) -> Callable[[], Iterator[Step]]:
         def counted() -> Iterator[Step]:
             target, self._target = self._target, None
             if target is not None:
                 self._go_to_epoch(target)
             self._epoch = self._between_epochs() | {"generators": _plain(random_state.capture())}
-            self._made_in_epoch = False
+            self._is_iterator_new = False
             if target is not None and target.position["kept"] is None:
                 self._go_to_source_position(target)
             steps = self._counted(enumerate_batches())
@@ -199,12 +201,12 @@ class DataReplay:
         self._ended = False
         for begin, end, batches in steps:
             if self._taken == 0:
-                self._made += not self._loop.data.creates_iterators_at_once
-                if not self._made_in_epoch:
+                self._iterator_count += not self._loop.data.creates_iterators_at_once
+                if not self._is_iterator_new:
                     # Made at the end of an epoch, and asked only now.
                     self._generators_when_begun = random_state.capture()
             self._taken += self._loop.data.batches_per_execution
-            self._made_by_step = self._made
+            self._iterator_count_at_step = self._iterator_count
             yield begin, end, _ReportingErrors(batches, self._failed) if self._is_asked_in_python else batches
         # What Keras does at the end of an epoch's batches is done: it may have drawn for the next one.
         self._ended = True
@@ -212,7 +214,7 @@ class DataReplay:
 
     # --- going there -------------------------------------------------------------------------------
 
-    def go_to(self, target: Target) -> list[str]:
+    def go_to(self, target: ReplayTarget) -> list[str]:
         """Let the next epoch begin at another process' position; returns the reasons for which it may not be exact.
 
         Raises:
@@ -224,14 +226,14 @@ class DataReplay:
             raise InvalidArgumentError(
                 argument="steps_per_execution",
                 value=per_execution,
-                reason=f"the run stands behind batch {target.batches} of an epoch, inside an execution",
+                reason=f"the run was saved after batch {target.batches} of an epoch, inside an execution",
                 hint="compile with the steps_per_execution that it was saved with",
             )
         if whole is not None and target.batches > whole:
             raise InvalidArgumentError(
                 argument="x",
                 value=f"{whole} batches per epoch",
-                reason=f"the run stands behind batch {target.batches} of an epoch",
+                reason=f"the run was saved after batch {target.batches} of an epoch",
                 hint="train on the data, and with the batch_size, that it was saved with",
             )
         self._target = target
@@ -246,14 +248,14 @@ class DataReplay:
 
     def _restore_source(self, saved: dict[str, Any] | None) -> None:
         if saved is not None:
-            data_state.apply(self._loop.source, saved)
+            data_source.apply(self._loop.source, saved)
 
-    def _go_to_source_position(self, target: Target) -> None:
+    def _go_to_source_position(self, target: ReplayTarget) -> None:
         saved = target.position["source_position"]
         if saved is not None:
             self._position.go_to(saved)
 
-    def _go_to_epoch(self, target: Target) -> None:
+    def _go_to_epoch(self, target: ReplayTarget) -> None:
         """Go to where the epoch began; batches of earlier epochs are taken from an iterator that spans them."""
         place = target.position
         kept = place["kept"]
@@ -267,14 +269,14 @@ class DataReplay:
         # The iterator that is made next is one of those that were counted, if batches were taken from it.
         made = place["made"] - bool(target.batches or kept)
         if self._loop.data.order_depends_on_iterators:
-            self._make_iterators(made - self._made)
+            self._make_iterators(made - self._iterator_count)
         if kept is not None:
             self._restore_source(kept.get("source"))
             self._go_to_source_position(target)
-            own = self._take_again(kept, positioned=place["source_position"] is not None)
+            own = self._replay_earlier_epochs(kept, positioned=place["source_position"] is not None)
             self._restore_source(place["source"])
         random_state.restore(begun, leave=own)
-        self._made = place["made"] if kept is not None else made
+        self._iterator_count = place["made"] if kept is not None else made
 
     def _make_iterators(self, number: int) -> None:
         for _ in range(number):
@@ -282,12 +284,12 @@ class DataReplay:
             if not self._loop.data.creates_iterators_at_once:
                 next(iterator, None)
 
-    def _take_again(self, kept: dict[str, Any], *, positioned: bool) -> Collection[str]:
+    def _replay_earlier_epochs(self, kept: dict[str, Any], *, positioned: bool) -> Collection[str]:
         """Take the batches of earlier epochs; returns the generators that the data draws from meanwhile.
 
         Args:
             kept: What was noted of the iterator.
-            positioned: Whether it begins behind these batches.
+            positioned: True if it begins after these batches.
         """
         made, begun = _generators(kept["when_made"]), _generators(kept["when_begun"])
         if made is not None:
@@ -314,7 +316,7 @@ class DataReplay:
             name for name in random_state.names(now) if not random_state.same_state(name, now, before)
         )
 
-    def _after_skipping(self, target: Target, steps: Iterator[Step]) -> Iterator[Step]:
+    def _after_skipping(self, target: ReplayTarget, steps: Iterator[Step]) -> Iterator[Step]:
         """Skip the batches that are already trained, then yield the others."""
         began = time.perf_counter()
         taken = 0
@@ -342,9 +344,9 @@ class DataReplay:
                     self._position.arrive(position)
                 inexact = () if ended else self._set_generators(target.generators, first)
                 seconds = time.perf_counter() - began
-                target.arrived(Arrival(batches=taken, seconds=seconds, inexact=inexact))
+                target.on_finished(ReplayResult(batches=taken, seconds=seconds, inexact=inexact))
         if ended and target.generators is not None:
-            # Saved during a validation, behind the end of the batches.
+            # Saved during a validation, after the end of the batches.
             random_state.restore(target.generators)
 
     def _set_generators(self, saved: GlobalGenerators | None, first: GlobalGenerators) -> tuple[str, ...]:
@@ -355,7 +357,7 @@ class DataReplay:
 
         Args:
             saved: The generators at the save.
-            first: The generators behind the first batch of the replay.
+            first: The generators after the first batch of the replay.
         """
         if saved is None:
             return ()

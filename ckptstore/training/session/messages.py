@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptstore.keras.private import print_message, start_at_epoch
-from ckptstore.training.data.replay import Arrival
+from ckptstore.training.data.replay import ReplayResult
 from ckptstore.training.session.resumed_run import ResumedRun
 
 
@@ -18,7 +18,7 @@ def print_resumed(resumed: ResumedRun, *, finished: bool, epochs: int) -> None:
     checkpoint = resumed.checkpoint
     where = f"epoch {checkpoint.epoch + 1}"
     where += "" if checkpoint.batch is None else f", batch {checkpoint.batch + 1}"
-    line = f"ckptstore: resumed version {checkpoint.version} of run {checkpoint.run}, behind {where}"
+    line = f"ckptstore: resumed version {checkpoint.version} of run {checkpoint.run}, after {where}"
     line += f", saved {_age(resumed)} ago"
     if finished:
         early = "" if resumed.next_epoch >= epochs else "it was stopped early; "
@@ -48,16 +48,16 @@ def _age(resumed: ResumedRun) -> str:
     return f"{seconds:.0f} s"
 
 
-def print_arrived(arrival: Arrival) -> None:
+def print_replay_result(replay_result: ReplayResult) -> None:
     """Print what the replay of the data has cost; warn of generators that make it inexact."""
-    if arrival.batches:
+    if replay_result.batches:
         print_message(
-            f"\nckptstore: {arrival.batches} batches skipped in {arrival.seconds:.2f} s, training continues"
+            f"\nckptstore: {replay_result.batches} batches skipped in {replay_result.seconds:.2f} s, training continues"
         )
-    if arrival.inexact:
+    if replay_result.inexact:
         _warn(
             "the run will not be exact: the data draws random numbers during an epoch from the global generator of "
-            f"{', '.join(arrival.inexact)}, and so does the training"
+            f"{', '.join(replay_result.inexact)}, and so does the training"
         )
 
 

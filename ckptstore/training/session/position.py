@@ -69,7 +69,7 @@ class BatchPosition:
         new, self.batches = done - self.batches, done
         return new
 
-    def stand_at(self, *, epoch: int, batches: int, step: int | None) -> None:
+    def move_to(self, *, epoch: int, batches: int, step: int | None) -> None:
         """Continue from the position of another process."""
         self.epoch, self.batches, self.counted, self.ended = epoch, batches, batches, False
         self.steps_before = max((step or 0) - batches, 0)

@@ -22,7 +22,7 @@ from ckptstore.keras.state.random_state import GlobalGenerators
 from ckptstore.records import Checkpoint
 from ckptstore.store.store import CheckpointStore
 from ckptstore.training.data import loader_position
-from ckptstore.training.data.replay import Arrival, Target
+from ckptstore.training.data.replay import ReplayResult, ReplayTarget
 from ckptstore.training.fingerprint import fingerprint
 
 
@@ -70,18 +70,18 @@ class ResumedRun:
             else random_state.from_training_state(self.state.document, self.state.arrays)
         )
 
-    def target(self, arrived: Callable[[Arrival], None]) -> Target:
-        """Return the position in the data to go to; `arrived` is called there."""
-        return Target(
+    def target(self, on_finished: Callable[[ReplayResult], None]) -> ReplayTarget:
+        """Return the position in the data to go to; `on_finished` is called there."""
+        return ReplayTarget(
             position=loader_position.UNKNOWN | self.values.get("data", {}),
             epoch=self.next_epoch,
             batches=self.batches,
             generators=self.generators,
             logs=self.values.get("logs", {}),
-            arrived=arrived,
+            on_finished=on_finished,
         )
 
-    def leaves_nothing(self, epochs: int, callbacks: Sequence[Any]) -> bool:
+    def is_finished(self, epochs: int, callbacks: Sequence[Any]) -> bool:
         """Return True if nothing is left to train: the last epoch is done, or training was stopped early."""
         if self.next_epoch >= epochs:
             return True

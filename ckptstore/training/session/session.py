@@ -20,7 +20,7 @@ from ckptstore.keras.state import callbacks, optimizers
 from ckptstore.metrics import scalar
 from ckptstore.store.store import CheckpointStore
 from ckptstore.system.stop_signals import StopRequest
-from ckptstore.training.data.replay import Arrival, DataReplay
+from ckptstore.training.data.replay import DataReplay, ReplayResult
 from ckptstore.training.fingerprint import fingerprint
 from ckptstore.training.saving.arguments import Resume, refuse_second_resume
 from ckptstore.training.saving.save_point import SavePoint
@@ -47,7 +47,7 @@ class FitSession:
     Attributes:
         position: The position of the fit.
         resumed: What the fit was resumed from, or None.
-        arrival: How the position in the data was reached again, or None.
+        replay_result: How the position in the data was reached again, or None.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class FitSession:
         self._save_on_exception = save_on_exception
         self.position = BatchPosition()
         self.resumed: ResumedRun | None = None
-        self.arrival: Arrival | None = None
+        self.replay_result: ReplayResult | None = None
         self._model: Any = None
         self._pending: ResumedRun | None = None
         self._loop: FitLoop | None = None
@@ -103,7 +103,7 @@ class FitSession:
             refuse_second_resume(callback, is_resumed=self._loop is not None and self._loop.is_hooked)
             self._saves.begin(self._model, self._schedule)
             self._find_resume_point(store)
-            self._lay_hooks()
+            self._install_hooks()
             self._stop.install()
         except BaseException as error:
             self.end(error)
@@ -127,7 +127,7 @@ class FitSession:
         if self.resumed is not None:
             self._saves.set_state(self.resumed.values.get("saver", {}))
 
-    def _lay_hooks(self) -> None:
+    def _install_hooks(self) -> None:
         loop, resumed = self._loop, self.resumed
         if loop is None:
             messages.begin_without_loop(resumed, self._model)
@@ -151,7 +151,7 @@ class FitSession:
         for callback in loop.callbacks_after:
             loop.wrap_method(callback, "on_train_begin", self._end_on_error)
         if resumed is not None:
-            self._finished = resumed.leaves_nothing(loop.epochs, loop.others)
+            self._finished = resumed.is_finished(loop.epochs, loop.others)
             self.position.epoch = resumed.next_epoch - self._finished
             loop.start_at_epoch(loop.epochs if self._finished else resumed.next_epoch)
             messages.print_resumed(resumed, finished=self._finished, epochs=loop.epochs)
@@ -204,22 +204,22 @@ class FitSession:
         self.resumed = resumed.without_arrays()
         if not resumed.batches:
             others(epoch, logs)
-        self.position.stand_at(epoch=epoch, batches=resumed.batches, step=resumed.checkpoint.step)
+        self.position.move_to(epoch=epoch, batches=resumed.batches, step=resumed.checkpoint.step)
 
     def _restore(self, resumed: ResumedRun) -> None:
         assert self._replay is not None
         resumed.restore_model(synced(self._model))
         messages.warn_not_restored(resumed.restore_callbacks(self._others()))
         resumed.restore_generators()
-        messages.warn_inexact(self._replay.go_to(resumed.target(self._arrived)))
+        messages.warn_inexact(self._replay.go_to(resumed.target(self._replay_finished)))
 
-    def _arrived(self, arrival: Arrival) -> None:
-        self.arrival = arrival
-        messages.print_arrived(arrival)
+    def _replay_finished(self, replay_result: ReplayResult) -> None:
+        self.replay_result = replay_result
+        messages.print_replay_result(replay_result)
 
     def _progress(self, loop: FitLoop, batch: int) -> None:
         loop.show_progress(batch)
-        self._obey_signal()
+        self._stop_on_signal()
 
     def _epoch_ends(self, others: Callable[..., None], epoch: int, logs: Any = None) -> None:
         self._before_validation, self._epoch_logs = None, None
@@ -237,7 +237,7 @@ class FitSession:
         if self._is_due_at_epoch_end(logs, last=last) or self._stop.received is not None:
             self._save(batch=None, logs=logs)
         self._logs = logs
-        self._obey_signal()
+        self._stop_on_signal()
 
     def _is_due_at_epoch_end(self, logs: Mapping[str, Any], *, last: bool) -> bool:
         return self._schedule.due_at_epoch_end(
@@ -287,7 +287,7 @@ class FitSession:
         if due:
             self._save(batch=self.position.batch, logs=logs)
         self._logs = logs or {}
-        self._obey_signal()
+        self._stop_on_signal()
 
     def _is_due_after(self, batch: int) -> bool:
         return self._schedule.due_after(self.position.batch_done(batch), saving=self._saves.is_saving)
@@ -339,7 +339,7 @@ class FitSession:
         if self._stop.received is not None and self._before_validation is not None:
             if self.position.batches:
                 self._save(batch=self.position.batch, logs=self._logs, before=self._before_validation)
-            self._obey_signal()
+            self._stop_on_signal()
 
     # --- saving ------------------------------------------------------------------------------------
 
@@ -387,7 +387,7 @@ class FitSession:
 
     # --- the end -----------------------------------------------------------------------------------
 
-    def _obey_signal(self) -> None:
+    def _stop_on_signal(self) -> None:
         if self._stop.received is None:
             return
         messages.print_stopped(self._stop.received, self._saves.path)
@@ -422,7 +422,7 @@ class FitSession:
             resumed.restore_generators()
         with self._end_on_error:
             others(logs)
-        self._obey_signal()
+        self._stop_on_signal()
         loss = scalar(self._logs.get("loss"))
         complete = self._is_last(self.position.epoch) and (loss is None or math.isfinite(loss))
         self.end()
