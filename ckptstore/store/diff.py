@@ -148,11 +148,11 @@ def _shown(layout: tuple[tuple[int, ...], str]) -> str:
 
 
 def _change(name: str, before: Array, after: Array) -> VariableChange:
-    one, two = before.reshape(-1), after.reshape(-1)
+    old_values, new_values = before.reshape(-1), after.reshape(-1)
     squares = moved = largest = 0.0
     changed = 0
-    for begin in range(0, one.size, _PART):
-        old, new = one[begin : begin + _PART], two[begin : begin + _PART]
+    for begin in range(0, old_values.size, _PART):
+        old, new = old_values[begin : begin + _PART], new_values[begin : begin + _PART]
         changed += _count_changed(old, new)
         old_square, moved_square, most = _moved(old, new)
         squares += old_square
@@ -166,7 +166,7 @@ def _change(name: str, before: Array, after: Array) -> VariableChange:
         norm=math.sqrt(squares),
         change_norm=math.sqrt(moved),
         change_max=largest,
-        changed_share=changed / one.size if one.size else 0.0,
+        changed_share=changed / old_values.size if old_values.size else 0.0,
     )
 
 
@@ -191,8 +191,8 @@ def _moved(old: Array, new: Array) -> tuple[float, float, float]:
         return float(np.sum(np.abs(values) ** 2)), float(np.sum(sizes**2)), float(np.max(sizes, initial=0.0))
 
 
-def _same(one: Array, other: Array) -> Array:
-    same: Array = (one == other) | (np.isnan(one) & np.isnan(other))
+def _same(first: Array, other: Array) -> Array:
+    same: Array = (first == other) | (np.isnan(first) & np.isnan(other))
     return same
 
 

@@ -693,7 +693,9 @@ def test_memory_is_that_of_two_snapshots_and_is_released(tmp_path: Path) -> None
     callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", save_freq=1)
     trained = model(100_000)
     fit(trained, callback, Looking(), epochs=1)
-    state = sum(math.prod(one.shape) * 4 for one in [*trained.variables, *trained.optimizer.variables])
+    state = sum(
+        math.prod(variable.shape) * 4 for variable in [*trained.variables, *trained.optimizer.variables]
+    )
     assert state < max(sizes) <= 2 * (1.05 * state + 2_000_000)
     assert callback._saves._queue is None
     assert mapped() == 0

@@ -489,7 +489,7 @@ def test_repair_repairs_what_verify_finds(run: Any, store: Path) -> None:
     whole = "2 checkpoints, all intact; 2 known to be lost (ckptstore ls tells which)"
     assert run("verify", store).out == f"{whole}\n"
     assert run("repair", store).out == f"{whole}; nothing to repair\n"
-    states = {one["version"]: one["state"] for one in run("ls", store, "--json").json}
+    states = {entry["version"]: entry["state"] for entry in run("ls", store, "--json").json}
     assert states == {1: "missing", 2: "damaged", 3: "complete", 4: "complete"}
 
 
@@ -509,8 +509,8 @@ def test_repair_rebuilds_a_manifest(run: Any, store: Path, damage: str) -> None:
     assert "made again from 4 payloads" in repaired.json["problems"][0]["action"]
     after = run("ls", store, "--json").json
     # A payload does not hold later pins, or the cost of its save.
-    for one in (*before, *after):
-        del one["pinned"], one["blocked_s"], one["total_s"]
+    for entry in (*before, *after):
+        del entry["pinned"], entry["blocked_s"], entry["total_s"]
     assert after == before
     assert run("verify", store).code == 0
     assert len(list((store / "quarantine").glob("manifest-*.sqlite"))) == (damage != "lost")
@@ -619,12 +619,12 @@ def test_prune_shows_what_would_be_removed_and_why_the_rest_stays(run: Any, stor
     assert re.search(r"^would remove 3 checkpoints, .*; 4 stay$", ran.out, re.MULTILINE)
     document = run(*arguments, "--dry-run", "--json").json
     assert document["dry_run"] is True
-    assert [one["version"] for one in document["removed"]] == [3, 5, 6]
-    assert {one["version"] for one in document["kept"]} == {1, 2, 7, 8}
+    assert [entry["version"] for entry in document["removed"]] == [3, 5, 6]
+    assert {entry["version"] for entry in document["kept"]} == {1, 2, 7, 8}
     assert {path.name for path in (store / "checkpoints").iterdir()} == before
     assert run(*arguments).out.startswith("removed 3 checkpoints")
     assert run("verify", store).code == 0
-    assert [one["version"] for one in run("ls", store, "--json").json] == [1, 2, 4, 7, 8]
+    assert [entry["version"] for entry in run("ls", store, "--json").json] == [1, 2, 4, 7, 8]
     with CheckpointStore(store, read_only=True) as opened:
         (event,) = opened.events(kind="pruned")
         assert event.detail == {"versions": [3, 5, 6]}
@@ -676,7 +676,7 @@ def test_tags_and_pins(run: Any, store: Path) -> None:
 
 def test_ls_takes_conditions_and_orders(run: Any, made: Path) -> None:
     def versions(*arguments: object) -> list[int]:
-        return [one["version"] for one in run("ls", made, "--json", *arguments).json]
+        return [entry["version"] for entry in run("ls", made, "--json", *arguments).json]
 
     assert versions("--where", "loss < 0.5") == [3, 4]
     assert versions("--order-by", "loss", "--limit", 2) == [4, 3]
@@ -694,7 +694,7 @@ def test_the_k_best(run: Any, made: Path) -> None:
     ran = run("best", made, "--metric", "loss", "-k", 2)
     assert [line.split()[0] for line in ran.out.splitlines()] == ["version", "4", "3"]
     found = run("best", made, "--metric", "loss", "--mode", "max", "-k", 3, "--json").json
-    assert [one["version"] for one in found] == [1, 2, 3]
+    assert [entry["version"] for entry in found] == [1, 2, 3]
     assert run("best", made, "--metric", "loss", "-k", 0).code == 2
 
 
@@ -715,7 +715,7 @@ def test_history_and_compare(run: Any, made: Path, empty: Path) -> None:
         ["day", "3", "3", "0", "0.25", "(v3)"],
         ["night", "1", "1", "0", "0.125", "(v4)"],
     ]
-    assert [one["run"] for one in run("compare", made, "night", "--json").json] == ["night"]
+    assert [entry["run"] for entry in run("compare", made, "night", "--json").json] == ["night"]
     assert run("compare", made, "noon").code == 3
     assert run("compare", empty, "--json").json == []
 

@@ -81,7 +81,7 @@ def test_sizes_may_be_set() -> None:
         "ftruncate(3, 2) = 0",
         "ftruncate(3, 2) = 0",
     )
-    assert [one.size for one in recording.operations if isinstance(one, Resize)] == [4, 2]
+    assert [operation.size for operation in recording.operations if isinstance(operation, Resize)] == [4, 2]
     assert _folder(recording.final()) == {"a": b"\0\0"}
 
 
@@ -167,7 +167,7 @@ def test_reports_of_the_process_have_their_place_in_the_order() -> None:
         "write(3, '{\"version\": 1}\n', 15) = 15",
         "mkdir('b', 0777) = 0",
     )
-    assert [isinstance(one, Mark) for one in recording.operations] == [False, True, False]
+    assert [isinstance(operation, Mark) for operation in recording.operations] == [False, True, False]
     assert recording.operations[1].report == {"version": 1}
 
 
@@ -223,7 +223,10 @@ def test_a_real_recording_leads_to_the_real_folder(tmp_path: Path) -> None:
     recording = record(_busy, (), tmp_path)
     assert recording.final().comparable() == Tree.of(tmp_path).comparable()
     assert [mark.report for mark in recording.operations if isinstance(mark, Mark)] == [{"said": 1}]
-    assert sum(isinstance(one, Write) and len(one.data) == 999 for one in recording.operations) == 9
+    assert (
+        sum(isinstance(operation, Write) and len(operation.data) == 999 for operation in recording.operations)
+        == 9
+    )
     write_tree(recording.final(), tmp_path / "copy")
     assert Tree.of(tmp_path / "copy").comparable() == recording.final().comparable()
 
@@ -341,10 +344,12 @@ def test_random_folders_reach_every_subset_of_names_and_torn_bytes() -> None:
     found = {folder["x"] for folder in folders if "x" in folder}
     whole = b"ab" * 600
     assert {b"", bytes(1200), whole} < found
-    assert bytes(512) + whole[512:1024] + bytes(176) in found | {one.ljust(1200, b"\0") for one in found}
-    assert any(0 < len(one) < 1200 and len(one) % 512 for one in found)
+    assert bytes(512) + whole[512:1024] + bytes(176) in found | {
+        content.ljust(1200, b"\0") for content in found
+    }
+    assert any(0 < len(content) < 1200 and len(content) % 512 for content in found)
     # Nothing that was never written.
-    assert all(here in (0, there) for one in found for here, there in zip(one, whole, strict=False))
+    assert all(here in (0, there) for content in found for here, there in zip(content, whole, strict=False))
 
 
 def test_a_synced_directory_may_still_lack_its_own_name() -> None:

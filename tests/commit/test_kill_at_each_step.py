@@ -177,7 +177,7 @@ def test_a_payload_is_synced_before_its_rename_and_the_rename_before_its_row(tmp
 
         with io_hook(note):
             save(store, 2)
-    order = [one for one in steps if one[0] in ("write", "fsync", "close", "rename")]
+    order = [step for step in steps if step[0] in ("write", "fsync", "close", "rename")]
     assert [(operation, where) for operation, where, _ in order][-5:] == [
         ("fsync", ".keras"),
         ("close", ".keras"),

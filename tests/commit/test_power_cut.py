@@ -127,11 +127,12 @@ def _after_a_cut(
     root, shown = place / "store", place / "shown.keras"
     with CheckpointStore(root) as store:
         saved = [
-            Saved(version=one.version, digest=one.digest, epoch=one.epoch) for one in store.checkpoints()
+            Saved(version=checkpoint.version, digest=checkpoint.digest, epoch=checkpoint.epoch)
+            for checkpoint in store.checkpoints()
         ]
         saved = saved or [
-            Saved(version=one.version, digest=one.digest, epoch=one.epoch)
-            for one in (save(store, 1, publish=shown), save(store, 2, publish=shown))
+            Saved(version=checkpoint.version, digest=checkpoint.digest, epoch=checkpoint.epoch)
+            for checkpoint in (save(store, 1, publish=shown), save(store, 2, publish=shown))
         ]
     disk()
     before = frozenset({digest_file(shown)})

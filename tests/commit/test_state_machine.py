@@ -162,7 +162,7 @@ class StoreMachine(RuleBasedStateMachine):
 
         before = set(self.model.whole)
         self._die(at, work)
-        listed = {one.version: one.epoch for one in self.store.checkpoints()}
+        listed = {checkpoint.version: checkpoint.epoch for checkpoint in self.store.checkpoints()}
         new = [version for version, seed in listed.items() if seed == known.seed]
         if report.exists():
             assert new == [json.loads(report.read_text())]
@@ -183,7 +183,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(at=st.integers(1, 40), run=st.sampled_from(RUNS), n=st.integers(1, 2))
     def die_while_pruning(self, at: int, run: str, n: int) -> None:
         self._die(at, lambda store: committer_of(store).retain(run, keep_last(n)))
-        listed = {one.version for one in self.store.checkpoints()}
+        listed = {checkpoint.version for checkpoint in self.store.checkpoints()}
         after = replace_model(self.model)
         after.retain(run, n)
         # Rows are marked in one transaction: all that go, or none.
@@ -234,7 +234,7 @@ class StoreMachine(RuleBasedStateMachine):
         for version in pinned:
             self.store.pin(version)
         # Tags come back as they stood at each save.
-        found = {one.version: frozenset(one.tags) for one in self.store.checkpoints()}
+        found = {checkpoint.version: frozenset(checkpoint.tags) for checkpoint in self.store.checkpoints()}
         assert set(found) == set(self.model.whole)
         for version, known in self.model.whole.items():
             self.model.whole[version] = replace(known, tags=found[version])
@@ -251,14 +251,14 @@ class StoreMachine(RuleBasedStateMachine):
     def the_store_is_as_the_model_says(self) -> None:
         if not hasattr(self, "store"):
             return
-        listed = {one.version: one for one in self.store.checkpoints()}
+        listed = {checkpoint.version: checkpoint for checkpoint in self.store.checkpoints()}
         assert set(listed) == set(self.model.whole)
         for version, known in self.model.whole.items():
-            one = listed[version]
-            assert (one.run, one.epoch, one.pinned, set(one.tags)) == (
+            checkpoint = listed[version]
+            assert (checkpoint.run, checkpoint.epoch, checkpoint.pinned, set(checkpoint.tags)) == (
                 known.run, known.seed, known.pinned, known.tags,
             )  # fmt: skip
-            assert is_seed(one.path, known.seed)
+            assert is_seed(checkpoint.path, known.seed)
         assert self.store.verify() == []
         for run in (None, *RUNS):
             self._compare_queries(run)

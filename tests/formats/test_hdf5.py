@@ -80,8 +80,8 @@ def bits(name: str, shape: tuple[int, ...] = (3, 4, 5)) -> np.ndarray:
     return raw.reshape(-1).view(dtype).reshape(shape)
 
 
-def same_bits(one: np.ndarray, other: np.ndarray) -> bool:
-    return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+def same_bits(first: np.ndarray, other: np.ndarray) -> bool:
+    return first.dtype == other.dtype and first.shape == other.shape and first.tobytes() == other.tobytes()
 
 
 @pytest.mark.parametrize("name", PLAIN)

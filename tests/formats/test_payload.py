@@ -101,8 +101,8 @@ def little(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"))).reshape(array.shape)
 
 
-def same(one: np.ndarray, other: np.ndarray) -> bool:
-    return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+def same(first: np.ndarray, other: np.ndarray) -> bool:
+    return first.dtype == other.dtype and first.shape == other.shape and first.tobytes() == other.tobytes()
 
 
 @pytest.mark.parametrize("format", ["keras", "weights"])
@@ -204,8 +204,8 @@ def test_any_name_of_a_state_array_becomes_a_single_hdf5_name(name: str) -> None
 
 
 @given(st.text(), st.text())
-def test_different_names_stay_different(one: str, other: str) -> None:
-    assert (escaped(one) == escaped(other)) == (one == other)
+def test_different_names_stay_different(first: str, other: str) -> None:
+    assert (escaped(first) == escaped(other)) == (first == other)
 
 
 def test_equal_snapshots_make_equal_payloads() -> None:
@@ -217,9 +217,9 @@ def test_equal_snapshots_make_equal_payloads() -> None:
 
 def test_the_layout_is_cached_but_values_are_not() -> None:
     first, second = ({"a/b": np.full(5, value)} for value in (1, 2))
-    one, other = bytes_of(snapshot_of(first)), bytes_of(snapshot_of(second))
-    assert one != other
-    with h5py.File(io.BytesIO(other)) as file:
+    payload_of_first, payload_of_second = bytes_of(snapshot_of(first)), bytes_of(snapshot_of(second))
+    assert payload_of_first != payload_of_second
+    with h5py.File(io.BytesIO(payload_of_second)) as file:
         assert np.array_equal(file["a/b"], second["a/b"])
     renamed = bytes_of(Snapshot(format="weights", variables=(variable("a/b", first["a/b"], more="text"),)))
     with h5py.File(io.BytesIO(renamed)) as file:

@@ -210,7 +210,7 @@ def test_old_values_are_freed_while_the_rest_is_loaded(load: Any, tmp_path: Path
     assign = last.assign
 
     def counts(value: Any) -> Any:
-        left.append(sum(one() is not None for one in held))
+        left.append(sum(reference() is not None for reference in held))
         return assign(value)
 
     last.__dict__["assign"] = counts

@@ -325,7 +325,7 @@ def test_removing_a_payload_that_is_a_link_removes_only_the_link(root: Path, sta
     sql(root, "UPDATE checkpoints SET state = ? WHERE version = 2", state)
     before = outside(root)
     with CheckpointStore(root) as store:
-        assert [one.version for one in store.checkpoints()] == [1, 3]
+        assert [checkpoint.version for checkpoint in store.checkpoints()] == [1, 3]
     assert not os.path.lexists(path) and outside(root) == before
 
 
@@ -371,7 +371,7 @@ def test_names_that_the_api_would_refuse_are_just_text(root: Path, name: str) ->
         assert point is not None and (point.run, point.version) == (name, 3)
         store.tag(1, "mine")
         assert store.get("mine").version == 1
-    assert [one.version for one in still_works(root)] == [1, 2, 3]
+    assert [checkpoint.version for checkpoint in still_works(root)] == [1, 2, 3]
     assert outside(root) == before
     assert {path.name for path in (root / "locks").iterdir()} == {"store.lock", "default.lock"}
 

@@ -128,9 +128,11 @@ def test_dtypes_are_those_of_the_backend() -> None:
 
 def test_the_capture_leaves_optimizers_unchanged() -> None:
     model = zoo.WHOLE["mixed_float16"]()
-    before = [dict(vars(one)) for one in (model.optimizer, model.optimizer.inner_optimizer)]
+    before = [dict(vars(optimizer)) for optimizer in (model.optimizer, model.optimizer.inner_optimizer)]
     private.capture_model(model)
-    assert [dict(vars(one)) for one in (model.optimizer, model.optimizer.inner_optimizer)] == before
+    assert [
+        dict(vars(optimizer)) for optimizer in (model.optimizer, model.optimizer.inner_optimizer)
+    ] == before
 
 
 @pytest.mark.parametrize("name", ["dense", "several_ends", "vocabulary", "bfloat16", "own_way"])
@@ -140,11 +142,11 @@ def test_the_fallback_captures_the_same(name: str, documents: bool) -> None:
     walked = private.capture_model(model, documents=documents)
     fallen_back = fallback.capture(model, None, documents)
 
-    assert {one.path: zoo.bits(one.value) for one in walked.entries} == {
-        one.path: zoo.bits(one.value) for one in fallen_back.entries
+    assert {entry.path: zoo.bits(entry.value) for entry in walked.entries} == {
+        entry.path: zoo.bits(entry.value) for entry in fallen_back.entries
     }
-    assert {one.path: one.owner for one in walked.entries} == {
-        one.path: one.owner for one in fallen_back.entries
+    assert {entry.path: entry.owner for entry in walked.entries} == {
+        entry.path: entry.owner for entry in fallen_back.entries
     }
     assert walked.attributes == fallen_back.attributes
     assert list(walked.documents) == list(fallen_back.documents)
@@ -241,7 +243,7 @@ def test_values_that_keras_gets_as_tensors_are_restored(
     assert bool(given) == (name not in ("own_way", "vocabulary", "lora"))
     memory = {tensor.data_ptr() for tensor in given}
     # The payload is closed: changing a variable that still uses its memory would crash the process.
-    assert not memory.intersection(one.value.data_ptr() for one in model.variables)
+    assert not memory.intersection(variable.value.data_ptr() for variable in model.variables)
     zoo.scrambled(model)
 
 
@@ -302,7 +304,7 @@ def test_plain_keras_loads_the_whole_model(name: str, format: Format, tmp_path: 
     model = zoo.WHOLE[name]()
     checkpoint = stored(model, tmp_path, format=format)
     elsewhere = shutil.copy(checkpoint.path, tmp_path / f"copy{SUFFIXES[format]}")
-    classes = {one.__name__: one for one in (zoo.Subclassed, zoo.Vocabulary, zoo.OwnWay)}
+    classes = {kind.__name__: kind for kind in (zoo.Subclassed, zoo.Vocabulary, zoo.OwnWay)}
     with zoo.under(name):
         loaded = keras.saving.load_model(elsewhere, custom_objects=classes)
     x = [np.ones((4, zoo.FEATURES)), np.ones((4, 2))]
@@ -320,7 +322,7 @@ def test_plain_keras_loads_the_weights(name: str, tmp_path: Path) -> None:
     other = zoo.scrambled(zoo.WHOLE[name]())
     other.load_weights(checkpoint.path)
     assert weights_of(other) == weights_of(model)
-    slots = [[zoo.bits(one) for one in trained.optimizer.variables] for trained in (other, model)]
+    slots = [[zoo.bits(variable) for variable in trained.optimizer.variables] for trained in (other, model)]
     assert slots[0] == slots[1]
 
 
@@ -392,14 +394,14 @@ def test_a_resume_captures_the_model_once_unless_it_has_changed(
 
     monkeypatch.setattr(private, "capture_model", noted)
     state = adapter.restore(model, saved)
-    seeds = [one for one in model.variables if "seed" in one.path]
-    before = [host_array(one).copy() for one in seeds]
-    for one in seeds:
-        one.assign(one.value + 1)
+    seeds = [variable for variable in model.variables if "seed" in variable.path]
+    before = [host_array(variable).copy() for variable in seeds]
+    for variable in seeds:
+        variable.assign(variable.value + 1)
     adapter.restore_state(model, state, metrics=True)
     assert len(walks) == 1 and seeds
-    for one, value in zip(seeds, before, strict=True):
-        np.testing.assert_array_equal(host_array(one), value)
+    for variable, value in zip(seeds, before, strict=True):
+        np.testing.assert_array_equal(host_array(variable), value)
     model.compile("adam", "mse")
     adapter.restore_state(model, state, metrics=True)
     assert len(walks) == 2
@@ -484,7 +486,7 @@ def test_an_optimizer_that_made_no_step_is_saved_completely(
     model.compile("adam", "mse")
     checkpoint = stored(model, tmp_path)
     assert len(adapter.load_model(checkpoint).optimizer.variables) == len(model.optimizer.variables)
-    assert not [str(one.message) for one in recwarn if "optimizer" in str(one.message)]
+    assert not [str(warning.message) for warning in recwarn if "optimizer" in str(warning.message)]
 
 
 def test_an_unbuilt_model_is_built_as_it_was_saved(tmp_path: Path) -> None:
@@ -551,7 +553,7 @@ def untouched() -> Iterator[keras.Model]:
 def test_another_shape_is_named_with_both_sides(untouched: keras.Model, tmp_path: Path) -> None:
     for format in ("keras", "weights"):
         checkpoint = stored(zoo.dense(units=5), tmp_path, format=format)
-        for attempt in (adapter.restore, lambda model, one: adapter.load_weights(one, model)):
+        for attempt in (adapter.restore, lambda model, checkpoint: adapter.load_weights(checkpoint, model)):
             with pytest.raises(ModelMismatchError) as raised:
                 attempt(untouched, checkpoint)
             assert str(raised.value).startswith(
@@ -687,6 +689,8 @@ def test_loading_weights_leaves_an_optimizer_of_another_kind_unchanged(tmp_path:
         checkpoint = store.save(zoo.dense("adam"), epoch=np.int64(0), batch=np.int32(1), step=np.int64(2))
     assert (checkpoint.epoch, checkpoint.batch, checkpoint.step) == (0, 1, 2)
     model = zoo.dense("adamax")
-    before = [np.array(one) for one in model.optimizer.variables]
+    before = [np.array(variable) for variable in model.optimizer.variables]
     adapter.load_weights(checkpoint, model)
-    assert all(np.array_equal(one, old) for one, old in zip(model.optimizer.variables, before, strict=True))
+    assert all(
+        np.array_equal(variable, old) for variable, old in zip(model.optimizer.variables, before, strict=True)
+    )

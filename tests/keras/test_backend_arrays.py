@@ -46,10 +46,10 @@ def test_variables_and_scalars_are_restored_as_arrays() -> None:
 
 
 def test_a_seed_generator_is_set_in_place() -> None:
-    one = keras.random.SeedGenerator(3)
-    one.next()
-    saved = there_and_back(one)
-    expected = [np.asarray(keras.ops.convert_to_numpy(one.next())).tolist() for _ in range(2)]
+    generator = keras.random.SeedGenerator(3)
+    generator.next()
+    saved = there_and_back(generator)
+    expected = [np.asarray(keras.ops.convert_to_numpy(generator.next())).tolist() for _ in range(2)]
     again = keras.random.SeedGenerator(99)
     saved.apply(again)
     assert [np.asarray(keras.ops.convert_to_numpy(again.next())).tolist() for _ in range(2)] == expected

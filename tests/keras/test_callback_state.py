@@ -120,15 +120,16 @@ def test_best_weights_are_saved_without_a_copy_and_restored_as_a_copy() -> None:
     first.on_epoch_end(0, {"loss": 3.0})
     _, arrays = pack(get_states([first]), "callbacks")
     assert [
-        np.shares_memory(one, other) for one, other in zip(arrays.values(), first.best_weights, strict=True)
+        np.shares_memory(array, weight)
+        for array, weight in zip(arrays.values(), first.best_weights, strict=True)
     ]
     saved = stored([first])
     again = begin(callbacks.EarlyStopping("loss", restore_best_weights=True), model_of())
     set_states([again], saved)
     for array in saved["EarlyStopping:0"]["attributes"]["best_weights"]:
         array.fill(99)
-    assert [one.tolist() for one in again.best_weights] == [
-        np.asarray(one).tolist() for one in first.best_weights
+    assert [weight.tolist() for weight in again.best_weights] == [
+        np.asarray(weight).tolist() for weight in first.best_weights
     ]
 
 
@@ -392,7 +393,7 @@ class Killed(Exception):
 
 def saved_positions(store: Path) -> list[tuple[int, int | None, int | None]]:
     with ckptstore.CheckpointStore(store, read_only=True) as opened:
-        return [(one.epoch, one.batch, one.step) for one in opened.checkpoints()]
+        return [(checkpoint.epoch, checkpoint.batch, checkpoint.step) for checkpoint in opened.checkpoints()]
 
 
 @pytest.mark.parametrize("save_freq", [3, "epoch"])

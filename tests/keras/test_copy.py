@@ -36,31 +36,31 @@ def variable(shape: tuple[int, ...], dtype: str = "float32") -> Any:
     return made
 
 
-def change(one: Any, seed: int) -> None:
-    values = np.random.default_rng(seed).integers(0, 2 if one.dtype == "bool" else 100, one.shape)
-    one.assign(keras.ops.cast(keras.ops.convert_to_tensor(values.astype("float32")), one.dtype))
+def change(variable: Any, seed: int) -> None:
+    values = np.random.default_rng(seed).integers(0, 2 if variable.dtype == "bool" else 100, variable.shape)
+    variable.assign(keras.ops.cast(keras.ops.convert_to_tensor(values.astype("float32")), variable.dtype))
 
 
 def places(variables: list[Any]) -> list[np.ndarray]:
-    return [np.zeros(*shape_and_dtype(one)) for one in variables]
+    return [np.zeros(*shape_and_dtype(variable)) for variable in variables]
 
 
-def be_computed(one: Any, step: Callable[[Any], Any]) -> None:
+def be_computed(variable: Any, step: Callable[[Any], Any]) -> None:
     """Give a variable a value that is still being computed when this returns, even if the machine halts meanwhile."""
     import jax
 
     compute = jax.jit(lambda x, steps: jax.lax.fori_loop(0, steps, lambda _, y: step(y), x))
-    compute(one.value, 1).block_until_ready()
+    compute(variable.value, 1).block_until_ready()
     for doubled in range(8):
-        one._value = compute(one.value * 0.5, 20_000 << doubled)
-        if not one._value.is_ready():
+        variable._value = compute(variable.value * 0.5, 20_000 << doubled)
+        if not variable._value.is_ready():
             return
     raise AssertionError("it is always there at once")
 
 
 def assert_equal(targets: list[np.ndarray], variables: list[Any]) -> None:
-    for target, one in zip(targets, variables, strict=True):
-        assert target.tobytes() == host_array(one).tobytes(), one.shape
+    for target, variable in zip(targets, variables, strict=True):
+        assert target.tobytes() == host_array(variable).tobytes(), variable.shape
 
 
 @pytest.mark.parametrize("make", [places, shared_targets])
@@ -68,16 +68,16 @@ def test_all_present_values_are_copied_into_each_list_of_targets(make: Any) -> N
     variables = [*(variable(shape) for shape in SHAPES), *(variable((5, 7), dtype) for dtype in DTYPES)]
     variables += [variable((900, 1000), dtype) for dtype in DTYPES]
     copier = Copier(variables)
-    one, other = make(variables), make(variables)
+    first, second = make(variables), make(variables)
 
-    copier(one)
-    assert_equal(one, variables)
-    for seed, one_ in enumerate(variables):
-        change(one_, seed)
-    copier(other)
-    assert_equal(other, variables)
-    copier(one)
-    assert_equal(one, variables)
+    copier(first)
+    assert_equal(first, variables)
+    for seed, changed in enumerate(variables):
+        change(changed, seed)
+    copier(second)
+    assert_equal(second, variables)
+    copier(first)
+    assert_equal(first, variables)
 
 
 def test_values_that_are_not_variables_are_copied_too() -> None:
@@ -165,8 +165,8 @@ def test_an_array_without_a_buffer_is_copied_too() -> None:
     odd = [np.asfortranarray(plain)]
     # JAX's CPU backend had no other layouts before that.
     if hasattr(layout, "Format"):
-        one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        odd.append(jax.device_put(plain, layout.Format(layout.Layout((1, 0)), one)))
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        odd.append(jax.device_put(plain, layout.Format(layout.Layout((1, 0)), device)))
     for value in odd:
         values = [variable((3, 4)), value, variable((2,))]
         targets = shared_targets(values)
@@ -223,8 +223,8 @@ def test_enough_small_arrays_are_copied_by_more_than_one_thread(threads: int) ->
         place for place, size in enumerate(sizes) if size < 1 << 20
     ]
     for seed in (1, 2):
-        for one in many.values:
-            change(one, seed)
+        for value in many.values:
+            change(value, seed)
         many.assert_copied()
     assert many.plan._shared is shared
 
@@ -328,7 +328,7 @@ def test_several_threads_copy_the_state_of_a_fit_as_it_was_after_each_batch(
             seen.append(state(self.model))
 
     def state(model: Any) -> list[bytes]:
-        return [host_array(one).tobytes() for one in (*model.variables, *model.optimizer.variables)]
+        return [host_array(variable).tobytes() for variable in (*model.variables, *model.optimizer.variables)]
 
     layers = [keras.layers.Dense(32) for _ in range(6)]
     model = keras.Sequential([keras.Input((32,)), *layers])
@@ -339,7 +339,7 @@ def test_several_threads_copy_the_state_of_a_fit_as_it_was_after_each_batch(
     assert min(copied) > 10
     assert len(copied) >= 8
     with CheckpointStore(tmp_path) as store:
-        saved = [one for one in store.checkpoints() if one.batch is not None]
+        saved = [checkpoint for checkpoint in store.checkpoints() if checkpoint.batch is not None]
         assert len(saved) == len(seen) == 8
         for checkpoint, expected in zip(saved, seen, strict=True):
             store.restore(checkpoint, model)
@@ -375,10 +375,10 @@ def test_the_loop_copies_if_the_kernel_may_not() -> None:
 
 @pytest.mark.skipif(BACKEND != "jax", reason="is JAX's")
 def test_a_deleted_array_is_refused() -> None:
-    one = variable((3, 4))
-    copier, targets = Copier([one]), shared_targets([one])
+    deleted = variable((3, 4))
+    copier, targets = Copier([deleted]), shared_targets([deleted])
     copier(targets)
-    one._value.delete()
+    deleted._value.delete()
     with pytest.raises(RuntimeError, match="deleted"):
         copier(targets)
 
@@ -387,11 +387,11 @@ def test_a_deleted_array_is_refused() -> None:
 def test_a_small_array_that_is_being_computed_is_waited_for() -> None:
     import jax
 
-    one = variable((64, 64))
-    copier, targets = Copier([one]), shared_targets([one])
-    be_computed(one, lambda y: jax.numpy.tanh(y @ y))
+    computed = variable((64, 64))
+    copier, targets = Copier([computed]), shared_targets([computed])
+    be_computed(computed, lambda y: jax.numpy.tanh(y @ y))
     copier(targets)
-    assert_equal(targets, [one])
+    assert_equal(targets, [computed])
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="torch casts what it copies")
@@ -404,11 +404,11 @@ def test_a_tensor_whose_dtype_has_changed_is_refused() -> None:
         copier(places)
 
 
-def _become(one: Any, value: Any) -> None:
+def _become(variable: Any, value: Any) -> None:
     if BACKEND == "torch":
-        one._value.data = value.data
+        variable._value.data = value.data
     else:
-        one._value = value
+        variable._value = value
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="is torch's")

@@ -122,33 +122,33 @@ def test_all_copies_are_in_flight_before_one_is_waited_for(
     if not together:
         monkeypatch.delattr(torch, "_foreach_copy_")
     device, host = Device(monkeypatch), hosts(1)
-    values = [device.tensor(one) for one in host]
+    values = [device.tensor(array) for array in host]
     copier, targets = Copier(values), places(host)
     for _ in range(2):
         copier(targets)
-        assert [target.tolist() for target in targets] == [one.tolist() for one in host]
-        for one in host:
-            one += 1
+        assert [target.tolist() for target in targets] == [array.tolist() for array in host]
+        for array in host:
+            array += 1
     assert device.waits == [len(SHAPES)] * 2
     assert device.blocking == 0
 
 
 def test_the_memory_is_locked_once_for_its_lifetime(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
     device, host = Device(monkeypatch), hosts(2)
-    values = [device.tensor(one) for one in host]
-    one, other = places(host), places(host)
+    values = [device.tensor(array) for array in host]
+    first, second = places(host), places(host)
     copier = Copier(values)
-    copier.prepare(one)
-    memory = one[0].base
+    copier.prepare(first)
+    memory = first[0].base
     assert isinstance(memory, PinnablePages)
     assert driver.pinned == {np.frombuffer(memory, np.uint8).ctypes.data: len(memory)}
     for _ in range(2):
-        copier(one)
-        copier(other)
+        copier(first)
+        copier(second)
     # A copier of a model that is captured at each save.
-    Copier(values)(one)
+    Copier(values)(first)
     assert len(driver.pinned) == len(driver.contexts) == 2
-    del copier, one, other, memory
+    del copier, first, second, memory
     gc.collect()
     assert not driver.pinned
 
@@ -163,18 +163,18 @@ def test_nothing_is_locked_for_a_device_with_another_driver(monkeypatch: pytest.
     monkeypatch.setattr(torch.version, "hip", "6.2")
     device, host = Device(monkeypatch), hosts(7)
     targets = places(host)
-    Copier([device.tensor(one) for one in host])(targets)
-    assert [target.tolist() for target in targets] == [one.tolist() for one in host]
+    Copier([device.tensor(array) for array in host])(targets)
+    assert [target.tolist() for target in targets] == [array.tolist() for array in host]
 
 
 def test_values_are_copied_if_the_memory_cannot_be_locked(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = installed(monkeypatch, Driver(refuses=OUT_OF_MEMORY))
     device, host = Device(monkeypatch), hosts(3)
-    copier, targets = Copier([device.tensor(one) for one in host]), places(host)
+    copier, targets = Copier([device.tensor(array) for array in host]), places(host)
     with pytest.warns(RuntimeWarning, match="cannot be page-locked"):
         copier(targets)
     copier(targets)
-    assert [target.tolist() for target in targets] == [one.tolist() for one in host]
+    assert [target.tolist() for target in targets] == [array.tolist() for array in host]
     assert not driver.pinned
 
 
@@ -186,31 +186,31 @@ def test_values_in_host_memory_need_no_locked_memory(monkeypatch: pytest.MonkeyP
     host = hosts(4)
     targets = places(host)
     Copier(host)(targets)
-    assert [target.tolist() for target in targets] == [one.tolist() for one in host]
+    assert [target.tolist() for target in targets] == [array.tolist() for array in host]
 
 
 def test_values_in_both_kinds_of_memory_are_copied_together(
     monkeypatch: pytest.MonkeyPatch, driver: Driver
 ) -> None:
     device, host = Device(monkeypatch), hosts(5)
-    values = [device.tensor(one) if number % 2 else one for number, one in enumerate(host)]
+    values = [device.tensor(array) if number % 2 else array for number, array in enumerate(host)]
     targets = places(host)
     Copier(values)(targets)
-    assert [target.tolist() for target in targets] == [one.tolist() for one in host]
+    assert [target.tolist() for target in targets] == [array.tolist() for array in host]
 
 
 def test_no_copy_is_in_flight_after_one_has_failed(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
     device, host = Device(monkeypatch), hosts(6)
-    values = [device.tensor(one) for one in host]
+    values = [device.tensor(array) for array in host]
     copier, targets = Copier(values), places(host)
     copier(targets)
 
     asked = device.copy
 
-    def interrupted(target: Any, one: Any, non_blocking: bool) -> None:
+    def interrupted(target: Any, source: Any, non_blocking: bool) -> None:
         if len(device.asked) == 5:
             raise KeyboardInterrupt
-        asked(target, one, non_blocking)
+        asked(target, source, non_blocking)
 
     monkeypatch.setattr(device, "copy", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -109,7 +109,7 @@ class _Leave(_Look):
             if self.error is not None:
                 raise self.error
         self.left.append(self.inner._jax_state_synced)
-        assert [one._value is None for one in self.inner.weights] == [not self.left[-1]] * len(
+        assert [weight._value is None for weight in self.inner.weights] == [not self.left[-1]] * len(
             self.inner.weights
         )
 

@@ -57,10 +57,10 @@ def test_what_is_drawn_next_is_the_same(odd: bool) -> None:
 
 def test_reading_the_states_draws_nothing() -> None:
     _draws()
-    one, two = random_state.capture(), random_state.capture()
-    assert one.document == two.document
-    assert set(one.arrays) == set(two.arrays) >= {"python", "keras"}
-    assert all(np.array_equal(array, two.arrays[name]) for name, array in one.arrays.items())
+    first, second = random_state.capture(), random_state.capture()
+    assert first.document == second.document
+    assert set(first.arrays) == set(second.arrays) >= {"python", "keras"}
+    assert all(np.array_equal(array, second.arrays[name]) for name, array in first.arrays.items())
 
 
 def test_the_states_are_json_and_arrays() -> None:
@@ -124,7 +124,7 @@ def _train(model: keras.Model, epochs: range, store: ckptstore.CheckpointStore |
 
 
 def _bits(model: keras.Model) -> list[bytes]:
-    return [host_array(one).tobytes() for one in (*model.variables, *model.optimizer.variables)]
+    return [host_array(variable).tobytes() for variable in (*model.variables, *model.optimizer.variables)]
 
 
 @pytest.mark.parametrize("stop", [1, 3])

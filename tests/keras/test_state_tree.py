@@ -107,9 +107,9 @@ def exact(value: Any) -> Any:
     if kind is complex:
         return kind, exact(value.real), exact(value.imag)
     if isinstance(value, dict):
-        return kind, [(exact(key), exact(one)) for key, one in value.items()]
+        return kind, [(exact(key), exact(inner)) for key, inner in value.items()]
     if isinstance(value, list | tuple | deque):
-        return kind, [exact(one) for one in value], getattr(value, "maxlen", None)
+        return kind, [exact(item) for item in value], getattr(value, "maxlen", None)
     return kind, value
 
 
@@ -122,7 +122,7 @@ def test_any_state_is_restored_bit_for_bit(value: Any) -> None:
 def test_arrays_of_every_dtype_are_restored_and_writable(array: np.ndarray) -> None:
     found = round_trip([array, array.T])
     assert exact(found) == exact([array, array.T])
-    assert all(one.flags.writeable and not np.shares_memory(one, array) for one in found)
+    assert all(copy.flags.writeable and not np.shares_memory(copy, array) for copy in found)
 
 
 AT_HAND = [
@@ -234,11 +234,11 @@ def test_generators_are_set_in_place(kind: str) -> None:
 
 
 def test_a_bit_generator() -> None:
-    one = np.random.PCG64(3)
-    saved = round_trip(one)
-    expected = one.random_raw(3).tolist()
-    saved.apply(one)
-    assert one.random_raw(3).tolist() == expected
+    generator = np.random.PCG64(3)
+    saved = round_trip(generator)
+    expected = generator.random_raw(3).tolist()
+    saved.apply(generator)
+    assert generator.random_raw(3).tolist() == expected
 
 
 def test_a_generator_of_another_kind_is_refused() -> None:

@@ -128,7 +128,7 @@ def test_two_optimizers_train_their_own_variables() -> None:
     trainable = model.trainable_variables
     for optimizer, places in zip(optimizers_of(model), found, strict=True):
         assert [id(trainable[place]) for place in places] == [
-            id(one) for one in optimizer._trainable_variables
+            id(variable) for variable in optimizer._trainable_variables
         ]
     _, generator, critic = map(set, found)
     assert generator | critic == set(range(len(trainable)))
@@ -147,7 +147,7 @@ def test_a_configuration_that_changes_with_the_trained_variables_is_saved_again(
             saved = store.commit(snapshot, request)
             with zipfile.ZipFile(saved.path) as archive:
                 config = json.loads(archive.read("config.json"))
-        (dense,) = (one for one in config["config"]["layers"] if one["class_name"] == "Dense")
+        (dense,) = (layer for layer in config["config"]["layers"] if layer["class_name"] == "Dense")
         return bool(dense["config"]["trainable"])
 
     assert trainable_in_payload()
@@ -282,7 +282,9 @@ def test_flags_of_layers_are_saved_if_the_whole_model_is_frozen() -> None:
     def flags() -> list[bool]:
         config = json.loads(snapshots.take(model, format="keras").documents["config.json"])
         return [
-            one["config"]["trainable"] for one in config["config"]["layers"] if one["class_name"] == "Dense"
+            layer["config"]["trainable"]
+            for layer in config["config"]["layers"]
+            if layer["class_name"] == "Dense"
         ]
 
     assert flags() == [False, False]

@@ -192,7 +192,9 @@ def defined_names(path: Path) -> frozenset[str]:
             case ast.Attribute(value=ast.Name(id="self"), attr=name, ctx=ast.Store()):
                 found.add(name)
             case ast.Assign(targets=[ast.Name(id="__slots__")], value=value):
-                found.update(one.value for one in ast.walk(value) if isinstance(one, ast.Constant))
+                found.update(
+                    constant.value for constant in ast.walk(value) if isinstance(constant, ast.Constant)
+                )
     return frozenset(name for name in found if is_private(name))
 
 
@@ -220,7 +222,7 @@ def private_uses(tree: ast.AST) -> list[tuple[int, str, bool]]:
             case ast.Attribute(value=ast.Name(id="keras"), attr="src"):
                 found.append((node.lineno, "keras.src", False))
             case ast.Call(func=ast.Name(id=function) | ast.Attribute(attr=function), args=arguments):
-                texts = [str(one.value) for one in arguments if isinstance(one, ast.Constant)]
+                texts = [str(argument.value) for argument in arguments if isinstance(argument, ast.Constant)]
                 private = [text for text in texts if is_private(text)] if function in NAMING else []
                 found += [(node.lineno, text, False) for text in private]
             case ast.Subscript(slice=ast.Constant(value=str(text))) if is_private(text):
@@ -228,9 +230,9 @@ def private_uses(tree: ast.AST) -> list[tuple[int, str, bool]]:
             case ast.Constant(value=str(text)) if is_inside_keras(text):
                 found.append((node.lineno, text, False))
             case ast.Import(names=names):
-                found += [(node.lineno, one.name, False) for one in names if is_inside_keras(one.name)]
+                found += [(node.lineno, alias.name, False) for alias in names if is_inside_keras(alias.name)]
             case ast.ImportFrom(module=module, names=names):
-                full = [f"{module}.{one.name}" for one in names]
+                full = [f"{module}.{alias.name}" for alias in names]
                 found += [(node.lineno, name, False) for name in full if is_inside_keras(name)]
     return found
 

@@ -98,10 +98,10 @@ def test_an_unknown_workload_is_refused(tmp_path: Path) -> None:
 
 def save(wait_s: float, **figures: float) -> dict[str, Any]:
     """Return the result of a process whose saves all cost the same, except the first."""
-    one = {"wait_s": wait_s, "durable_s": 2 * wait_s, "cpu_s": 0.1, "extra_bytes": 50, "written_bytes": 100}
-    first = one | {"wait_s": 10 * wait_s}
+    usual = {"wait_s": wait_s, "durable_s": 2 * wait_s, "cpu_s": 0.1, "extra_bytes": 50, "written_bytes": 100}
+    first = usual | {"wait_s": 10 * wait_s}
     facts = {"state_bytes": 100, "variables": 3, "idle_s": [0.001], "added_s": [0.2], "checked": True}
-    return facts | {"saves": [first, one | figures, one]}
+    return facts | {"saves": [first, usual | figures, usual]}
 
 
 def test_targets_are_met_missed_or_not_measured() -> None:

@@ -58,7 +58,7 @@ def prose_of(document: str) -> str:
 @pytest.mark.timeout(600)
 def test_examples_print_what_is_shown(tmp_path: Path) -> None:
     """One test for all pages: workers that shared them would each run everything."""
-    ran = {(one.page, one.start): one for one in in_a_process(tmp_path.resolve())}
+    ran = {(output.page, output.start): output for output in in_a_process(tmp_path.resolve())}
     assert {page for page, _ in ran} == {page for page, _ in in_order()}
     unlike = []
     for page, path in pages().items():
@@ -74,7 +74,7 @@ def test_examples_print_what_is_shown(tmp_path: Path) -> None:
                 ]
             else:
                 found = []
-            unlike += [(page, *one) for one in found if masked(one[1]) != masked(one[2])]
+            unlike += [(page, *printed) for printed in found if masked(printed[1]) != masked(printed[2])]
     assert not unlike, "\n".join(
         f"{page}: {code}\nis shown to print\n{shown}\nbut prints\n{output}"
         for page, code, shown, output in unlike

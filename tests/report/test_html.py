@@ -89,8 +89,8 @@ def test_all_parts_are_there(store: CheckpointStore, tmp_path: Path) -> None:
                  "Configuration", "Events", "layers/dense", "config.json", '"seed": 1', "best loss", "resume point",
                  "training waited", "saved", store.get(1).digest[9:21]):  # fmt: skip
         assert part in text, part
-    one = written(store, tmp_path / "b.html", "--run", "other")
-    assert "Run default" not in "\n".join(one.texts)
+    page = written(store, tmp_path / "b.html", "--run", "other")
+    assert "Run default" not in "\n".join(page.texts)
 
 
 def test_hostile_names_stay_text(store: CheckpointStore, tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_what_is_drawn(store: CheckpointStore) -> None:
     assert axis.get_ylabel() == "loss" and "epoch" in axis.get_xlabel()
     told = [text.get_text() for text in figure.legends[0].get_texts()]
     assert told[:2] == ["validation", "training"]
-    assert any(one.startswith("resume point: version 12 (epoch 5, end") for one in told)
+    assert any(label.startswith("resume point: version 12 (epoch 5, end") for label in told)
 
 
 def test_characters_that_the_font_lacks_are_escaped(store: CheckpointStore) -> None:
@@ -100,7 +100,7 @@ def test_interruptions_are_dotted_lines(tmp_path: Path) -> None:
         store.load_newest_resume_point(lambda checkpoint: None, "default")
         save(store, 1, step=20)
         [run] = runs_of(store)
-    assert [(one.epoch, one.batch) for one in run.history.resumes] == [(1, 4)]
+    assert [(checkpoint.epoch, checkpoint.batch) for checkpoint in run.history.resumes] == [(1, 4)]
     with plot._matplotlib():
         figure = plot._figure([run], "title", {"loss": ["loss"]})
     dotted = [line for line in figure.axes[0].lines if line.get_linestyle() == ":"]

@@ -68,26 +68,28 @@ class Small:
 
     def save(self, run: str = "a", **fields: Any) -> int:
         version = self.manifest.reserve_version()
-        one = new(version, run, **{"nbytes": 100, **fields})
-        path = self.layout.root / one.file
+        checkpoint = new(version, run, **{"nbytes": 100, **fields})
+        path = self.layout.root / checkpoint.file
         path.touch()
         with path.open("r+b") as file:
-            file.truncate(one.nbytes)
-        self.manifest.add_checkpoint(one, published_path=fields.pop("published_path", None))
+            file.truncate(checkpoint.nbytes)
+        self.manifest.add_checkpoint(checkpoint, published_path=fields.pop("published_path", None))
         return version
 
     def apply(self, policy: Policy, run: str = "a") -> set[int]:
         """Apply a policy, and compare what expires with the result of a full check."""
-        expected = {one.version for one in plan_run(self.layout, self.manifest, run, policy).expired}
+        expected = {
+            checkpoint.version for checkpoint in plan_run(self.layout, self.manifest, run, policy).expired
+        }
         going = self.retention.mark(run, policy)
-        assert {one.version for one in going} == expected, policy
-        for one in going:
-            one.path.unlink()
-        self.manifest.checkpoints.remove([one.version for one in going])
+        assert {checkpoint.version for checkpoint in going} == expected, policy
+        for checkpoint in going:
+            checkpoint.path.unlink()
+        self.manifest.checkpoints.remove([checkpoint.version for checkpoint in going])
         return expected
 
     def versions(self, run: str = "a") -> list[int]:
-        return [one.version for one in self.manifest.checkpoints.all(run)]
+        return [checkpoint.version for checkpoint in self.manifest.checkpoints.all(run)]
 
 
 @st.composite
@@ -181,8 +183,8 @@ def test_a_kept_checkpoint_may_lie_beyond_the_newest_that_are_read_at_once(tmp_p
         small.apply(keep_last(NEAR + 2))
     newest = [*range(5, NEAR + 7)]
     assert small.versions() == [2, 3, *newest]
-    for one in small.manifest.checkpoints.all("a")[-NEAR:]:
-        os.truncate(one.path, 1)
+    for checkpoint in small.manifest.checkpoints.all("a")[-NEAR:]:
+        os.truncate(checkpoint.path, 1)
     small.save(epoch=NEAR + 6, resumable=False)
     assert small.apply(keep_last(2)) == {5}
     assert small.versions() == [2, 3, *newest[1:], NEAR + 7]
@@ -205,24 +207,24 @@ def _change(small: Small, move: dict[str, Any], *, budget: bool) -> None:
     every = small.manifest.checkpoints.all(states=None)
     if not every:
         return
-    one = every[move["which"] % len(every)]
+    checkpoint = every[move["which"] % len(every)]
     match move["do"]:
         case "tag":
-            small.manifest.tags.put(one.version, move["name"])
+            small.manifest.tags.put(checkpoint.version, move["name"])
         case "untag":
             if move["name"] in small.manifest.tags.all():
                 small.manifest.tags.remove(move["name"])
         case "pin" | "unpin":
-            small.manifest.checkpoints.pin(one.version, move["do"] == "pin")
+            small.manifest.checkpoints.pin(checkpoint.version, move["do"] == "pin")
         case "resume":
-            small.manifest.events.add("resumed", run=one.run, version=one.version)
+            small.manifest.events.add("resumed", run=checkpoint.run, version=checkpoint.version)
         case "lose":
-            small.manifest.checkpoints.set_state([one.version], "missing", event="missing")
+            small.manifest.checkpoints.set_state([checkpoint.version], "missing", event="missing")
         case "find":
-            small.manifest.checkpoints.set_state([one.version], "complete", event="found")
+            small.manifest.checkpoints.set_state([checkpoint.version], "complete", event="found")
         # The bytes of what was cut since are still counted: what a budget then finds is another thing.
-        case "cut" if one.path.exists() and not budget:
-            with one.path.open("r+b") as file:
+        case "cut" if checkpoint.path.exists() and not budget:
+            with checkpoint.path.open("r+b") as file:
                 file.truncate(1)
 
 
@@ -277,7 +279,7 @@ def test_kept_checkpoints_cost_nothing(
         small = Small(Path(shutil.copytree(root, tmp_path / root.name)))
         small.retention.mark("a", policy)
         small.manifest.checkpoints.remove(
-            [one.version for one in small.manifest.checkpoints.in_state("deleting")]
+            [checkpoint.version for checkpoint in small.manifest.checkpoints.in_state("deleting")]
         )
         _save_better(small)
         work.append(steps_of(small.manifest, lambda small=small: small.retention.mark("a", policy)))
@@ -302,7 +304,7 @@ def test_a_budgets_later_checks_cost_only_what_expires(
         small = Small(tmp_path / str(size))
         for number in range(size):
             small.save(epoch=number)
-        first = [one.version for one in small.retention.mark("a", policy)]
+        first = [checkpoint.version for checkpoint in small.retention.mark("a", policy)]
         assert first == [1, 2, 3, 4]
         small.manifest.checkpoints.remove(first)
         small.save(epoch=size)
@@ -320,7 +322,7 @@ def test_a_budget_drops_its_progress_if_anything_but_a_save_came_in_between(
     policy = keep_every(epochs=5) | max_bytes(500)
     for number in range(14):
         small.save(epoch=number)
-    assert [one.version for one in small.retention.mark("a", policy)] == [1, 2]
+    assert [checkpoint.version for checkpoint in small.retention.mark("a", policy)] == [1, 2]
     # The transaction of the next turn fails, and some that were counted go by another hand.
     with pytest.raises(RuntimeError), monkeypatch.context() as patched:
         patched.setattr("ckptstore.manifest.retention.checks._expire", _fail)
@@ -330,7 +332,7 @@ def test_a_budget_drops_its_progress_if_anything_but_a_save_came_in_between(
     small.manifest.checkpoints.remove([11, 12, 13])
     gone: set[int] = set()
     for _ in range(8):
-        gone |= {one.version for one in small.retention.mark("a", policy)}
+        gone |= {checkpoint.version for checkpoint in small.retention.mark("a", policy)}
         small.manifest.checkpoints.remove(sorted(gone))
     # Nine were left, and the four oldest do not fit; of these the other rule keeps one.
     assert gone == {3, 4, 6}
@@ -428,10 +430,12 @@ def test_the_first_check_removes_a_limited_number_and_later_ones_the_rest(
             metrics={"loss": float(number * 7 % 11), "score": float(number * 5 % 13)},
             created_at=START + timedelta(minutes=25 * number), tags=(f"t{number}",) if number % 5 == 0 else (),
         )  # fmt: skip
-    expected = {one.version for one in plan_run(small.layout, small.manifest, "a", policy).expired}
+    expected = {
+        checkpoint.version for checkpoint in plan_run(small.layout, small.manifest, "a", policy).expired
+    }
     turns: list[set[int]] = []
     while len(turns) < 12:
-        turns.append({one.version for one in small.retention.mark("a", policy)})
+        turns.append({checkpoint.version for checkpoint in small.retention.mark("a", policy)})
         small.manifest.checkpoints.remove(sorted(turns[-1]))
         if len(turns[-1]) < 3:
             break
@@ -453,10 +457,10 @@ def test_the_check_that_ends_a_first_scan_covers_everything(
     for number in range(8):
         small.save(metrics={"loss": float(number)}, tags=("x",) if number == 0 else ())
     policy = keep_tagged()
-    assert [one.version for one in small.retention.mark("a", policy)] == [2, 3]
+    assert [checkpoint.version for checkpoint in small.retention.mark("a", policy)] == [2, 3]
     small.manifest.checkpoints.remove([2, 3])
     small.manifest.tags.remove("x")
-    assert [one.version for one in small.retention.mark("a", policy)] == [4, 5]
+    assert [checkpoint.version for checkpoint in small.retention.mark("a", policy)] == [4, 5]
     small.manifest.checkpoints.remove([4, 5])
-    assert [one.version for one in small.retention.mark("a", policy)] == [1, 6]
+    assert [checkpoint.version for checkpoint in small.retention.mark("a", policy)] == [1, 6]
     small.manifest.close()

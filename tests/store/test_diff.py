@@ -23,8 +23,8 @@ from crash.sample_stores import committer_of, save, values_of
 def put(store: CheckpointStore, **arrays: np.ndarray) -> int:
     """Save arrays as the variables of a checkpoint."""
     variables = tuple(
-        Variable(path=f"{name}/vars/0", shape=one.shape, dtype=one.dtype, read=partial(np.asarray, one))
-        for name, one in arrays.items()
+        Variable(path=f"{name}/vars/0", shape=value.shape, dtype=value.dtype, read=partial(np.asarray, value))
+        for name, value in arrays.items()
     )
     store.claim("default")
     snapshot = Snapshot(format="weights", variables=variables)
@@ -43,10 +43,10 @@ def test_how_far_each_variable_moved(store: CheckpointStore, monkeypatch: pytest
     save(store, 2, metrics={"loss": 0.25, "new": 2.0})
     found = store.diff(1, 2)
     assert found.metrics == {"loss": (0.5, 0.25), "old": (1.0, None), "new": (None, 2.0)}
-    one, two = values_of(1), values_of(2)
-    assert [change.path for change in found.variables] == list(one)
+    first, second = values_of(1), values_of(2)
+    assert [change.path for change in found.variables] == list(first)
     for change in found.variables:
-        before, after = one[change.path].astype("f8"), two[change.path].astype("f8")
+        before, after = first[change.path].astype("f8"), second[change.path].astype("f8")
         assert change.shape == before.shape
         assert change.norm == pytest.approx(np.linalg.norm(before.ravel()), rel=1e-12)
         assert change.change_norm == pytest.approx(np.linalg.norm((after - before).ravel()), rel=1e-12)
@@ -67,7 +67,7 @@ def test_a_partial_change_and_values_that_are_not_numbers(store: CheckpointStore
         "shape": np.zeros(3, "float32"),
         "gone": np.zeros(1),
     }
-    after = {**{name: one.copy() for name, one in before.items() if name not in ("gone", "shape")}}
+    after = {**{name: value.copy() for name, value in before.items() if name not in ("gone", "shape")}}
     after["part"][[1, 5]] += np.array([3, -4], "float32")
     after["nan"][1] = np.nan
     after["bits"][0] = -0.0
@@ -77,7 +77,7 @@ def test_a_partial_change_and_values_that_are_not_numbers(store: CheckpointStore
     put(store, **before)
     put(store, **after)
     found = store.diff(1, 2)
-    changes = {one.path.split("/")[0]: one for one in found.variables}
+    changes = {variable.path.split("/")[0]: variable for variable in found.variables}
     assert (changes["part"].change_norm, changes["part"].change_max, changes["part"].changed_share) == (
         5,
         4,

@@ -60,9 +60,9 @@ def test_a_prune_killed_at_any_step_removes_all_or_nothing_and_is_finished(tmp_p
             seen.add(len(_versions(store)))
             assert _versions(store) in ([1, 2, 3, 4, 5, 6, 7, 8], [2, 3, 4, 5, 7, 8])
             assert store.verify() == []
-            assert all(is_seed(one.path, one.epoch) for one in store.checkpoints())
+            assert all(is_seed(checkpoint.path, checkpoint.epoch) for checkpoint in store.checkpoints())
             files = {path.name for path in store.path.joinpath("checkpoints").iterdir()}
-            assert files == {one.path.name for one in store.checkpoints(states=None)}
+            assert files == {checkpoint.path.name for checkpoint in store.checkpoints(states=None)}
             assert store.best("loss").version == 2 and store.resume_point().version == 8
             store.prune(POLICY)
             assert _versions(store) == [2, 3, 4, 5, 7, 8]
@@ -96,7 +96,7 @@ def test_a_tag_moved_while_the_process_dies_names_one_checkpoint(tmp_path: Path)
 def test_a_prune_reports_what_stays_and_why(tmp_path: Path) -> None:
     with CheckpointStore(_filled(tmp_path / "store")) as store:
         pruned = store.prune(POLICY, dry_run=True)
-        assert [one.version for one in pruned.removed] == [1, 6]
+        assert [checkpoint.version for checkpoint in pruned.removed] == [1, 6]
         assert pruned.reasons == {
             2: ("keep_best('loss', 1, mode='min')", "best loss"),
             3: ("keep_tagged()",),
@@ -109,7 +109,7 @@ def test_a_prune_reports_what_stays_and_why(tmp_path: Path) -> None:
         store.get(7).path.chmod(0o644)
         store.get(7).path.write_bytes(b"cut")
         pruned = store.prune(POLICY, dry_run=True)
-        assert [one.version for one in pruned.removed] == [1]
+        assert [checkpoint.version for checkpoint in pruned.removed] == [1]
         assert pruned.reasons[6] == ("newest two", "to resume from")
         assert "not whole" in pruned.reasons[7][0]
 
@@ -119,7 +119,10 @@ def test_only_intact_checkpoints_count(tmp_path: Path) -> None:
         for seed in range(1, 7):
             save(store, seed)
         store.get(5).path.unlink()
-        assert [one.version for one in store.prune(keep_last(3), dry_run=True).removed] == [1, 2]
+        assert [checkpoint.version for checkpoint in store.prune(keep_last(3), dry_run=True).removed] == [
+            1,
+            2,
+        ]
         save(store, 7, keep=keep_last(3))
         save(store, 8, keep=keep_last(3))
         assert _versions(store) == [5, 6, 7, 8]
@@ -132,8 +135,10 @@ def test_a_users_own_function(tmp_path: Path) -> None:
     with CheckpointStore(tmp_path / "store") as store:
         for seed in range(1, 9):
             save(store, seed)
-        assert [one.version for one in store.prune(even | keep_last(3), dry_run=True).removed] == [1, 3, 5]
-        assert [one.version for one in store.prune(even).removed] == [1, 3, 5]
+        assert [
+            checkpoint.version for checkpoint in store.prune(even | keep_last(3), dry_run=True).removed
+        ] == [1, 3, 5]
+        assert [checkpoint.version for checkpoint in store.prune(even).removed] == [1, 3, 5]
         for wrong, said in (
             (lambda checkpoints: [99], "no version of the run's checkpoints"),
             (lambda checkpoints: None, "no collection"),
@@ -153,8 +158,8 @@ def test_a_prune_treats_each_run_by_itself(tmp_path: Path) -> None:
             save(store, seed, run="a" if seed % 2 else "b")
         with pytest.raises(RunNotFoundError):
             store.prune(keep_last(1), run="c")
-        assert [one.version for one in store.prune(keep_last(1), run="b").removed] == [2, 4]
-        assert [one.version for one in store.prune(keep_last(3)).removed] == [1]
+        assert [checkpoint.version for checkpoint in store.prune(keep_last(1), run="b").removed] == [2, 4]
+        assert [checkpoint.version for checkpoint in store.prune(keep_last(3)).removed] == [1]
         save(store, 9, run="c", metrics={"auc": 1.0})
         with pytest.raises(MetricNotFoundError, match="auc"):
             store.prune(keep_best("auc", 1))
@@ -173,13 +178,13 @@ def test_a_budget_over_other_rules(tmp_path: Path) -> None:
             save(store, seed, metrics={"loss": 9.0 - seed if seed != 5 else 100.0})
         size = store.latest().nbytes
         fits = max_bytes(4 * size + size // 2)
-        assert [one.version for one in store.prune(fits, dry_run=True).kept] == [5, 6, 7, 8]
+        assert [checkpoint.version for checkpoint in store.prune(fits, dry_run=True).kept] == [5, 6, 7, 8]
         worst = max_bytes(4 * size + size // 2, "loss")
-        assert [one.version for one in store.prune(worst, dry_run=True).kept] == [4, 6, 7, 8]
+        assert [checkpoint.version for checkpoint in store.prune(worst, dry_run=True).kept] == [4, 6, 7, 8]
         bounded = (keep_last(3) | keep_every(epochs=2)) & fits
-        assert [one.version for one in store.prune(bounded, dry_run=True).kept] == [5, 6, 7, 8]
+        assert [checkpoint.version for checkpoint in store.prune(bounded, dry_run=True).kept] == [5, 6, 7, 8]
         store.pin(1)
-        assert [one.version for one in store.prune(fits, dry_run=True).kept] == [1, 6, 7, 8]
+        assert [checkpoint.version for checkpoint in store.prune(fits, dry_run=True).kept] == [1, 6, 7, 8]
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_a_damaged_payload_is_quarantined_and_its_loss_recorded(tmp_path: Path) 
             "put aside in quarantine, and marked as damaged",
         )
         assert store.verify() == []
-        assert [one.version for one in store.checkpoints()] == [1, 3, 4]
+        assert [checkpoint.version for checkpoint in store.checkpoints()] == [1, 3, 4]
         assert store.get(5).state == "damaged" and store.get(2).state == "missing"
     assert (tmp_path / "store" / "quarantine" / before[4].path.name).exists()
 
@@ -108,7 +108,10 @@ def test_an_unreadable_payload_is_reported_left_alone_and_does_not_stop_the_repa
     _break(before[4].path)
     with CheckpointStore(tmp_path / "store") as store:
         with _refused(before[0].path):
-            assert [(one.kind, one.version) for one in store.verify()] == [("unreadable", 1), ("digest", 5)]
+            assert [(problem.kind, problem.version) for problem in store.verify()] == [
+                ("unreadable", 1),
+                ("digest", 5),
+            ]
             (unread, damaged) = store.repair()
             assert unread.action is None and damaged.action is not None
             assert store.get(1).state == "complete" and before[0].path.exists()
@@ -131,10 +134,10 @@ def test_a_loss_marked_at_opening_stays_a_problem_until_a_repair(tmp_path: Path)
 
 def test_two_payloads_that_were_swapped_are_put_back(tmp_path: Path) -> None:
     before = _made(tmp_path / "store")
-    one, two = before[0].path, before[4].path
-    one.rename(tmp_path / "aside")
-    two.rename(one)
-    (tmp_path / "aside").rename(two)
+    first, second = before[0].path, before[4].path
+    first.rename(tmp_path / "aside")
+    second.rename(first)
+    (tmp_path / "aside").rename(second)
     with CheckpointStore(tmp_path / "store") as store:
         problems = store.repair()
         assert {problem.action for problem in problems} == {"put back from quarantine"}
@@ -171,7 +174,7 @@ def test_a_repair_killed_at_any_step_is_finished_by_the_next(tmp_path: Path) -> 
     for (root,) in every_death(_repair, prepare):
         _repair(root)
         with CheckpointStore(root) as store:
-            assert [one.version for one in store.checkpoints()] == [1, 2, 3, 4]
+            assert [checkpoint.version for checkpoint in store.checkpoints()] == [1, 2, 3, 4]
             assert is_seed(store.get(1).path, 1)
             assert store.get(5).state == "damaged"
         assert list((root / "quarantine").glob("00000005*"))
@@ -227,7 +230,7 @@ def test_a_rebuild_skips_an_unreadable_payload_and_the_next_opening_adopts_it(tm
     root = tmp_path / "store"
     before = _made(root)
     (root / "manifest.sqlite").unlink()
-    with _refused(*(one.path for one in before)), pytest.raises(StorageError):
+    with _refused(*(checkpoint.path for checkpoint in before)), pytest.raises(StorageError):
         CheckpointStore.rebuild(root)
     assert not (root / "manifest.sqlite").exists()
     with _refused(before[1].path):
@@ -236,7 +239,7 @@ def test_a_rebuild_skips_an_unreadable_payload_and_the_next_opening_adopts_it(tm
         with pytest.warns(UserWarning, match="cannot be read, and is left alone"):
             store = CheckpointStore(root)
         with store:
-            assert [one.version for one in store.checkpoints()] == [1, 3, 4, 5]
+            assert [checkpoint.version for checkpoint in store.checkpoints()] == [1, 3, 4, 5]
             assert save(store, 6).version == 6
     with CheckpointStore(root) as store:
         assert _known(store.checkpoints(), "tags", "pinned")[:5] == _known(before, "tags", "pinned")
@@ -294,7 +297,7 @@ def test_payloads_that_cannot_be_adopted_are_quarantined(tmp_path: Path) -> None
         foreign.name: "orphan",
     }
     with CheckpointStore(root) as store:
-        assert [one.version for one in store.checkpoints()] == [1, 3, 4, 5]
+        assert [checkpoint.version for checkpoint in store.checkpoints()] == [1, 3, 4, 5]
         # Its number stood on a payload that is now in quarantine: it is not given out again.
         assert save(store, 6).version == 10
 
@@ -321,7 +324,10 @@ def test_a_rebuild_killed_at_any_step_is_finished_by_the_next(tmp_path: Path) ->
         root = tmp_path / str(next(numbers)) / "store"
         with CheckpointStore(root) as store:
             made = [save(store, seed) for seed in (1, 2)]
-        saved[root] = [Saved(version=one.version, digest=one.digest, epoch=one.epoch) for one in made]
+        saved[root] = [
+            Saved(version=checkpoint.version, digest=checkpoint.digest, epoch=checkpoint.epoch)
+            for checkpoint in made
+        ]
         manifest = root / "manifest.sqlite"
         manifest.write_bytes(b"x" * manifest.stat().st_size)
         # The journal of a writer that died: it must not be rolled back into the new manifest.
@@ -395,7 +401,7 @@ def test_a_rebuild_takes_intact_payloads_back_and_numbers_versions_after_quarant
     (root / "manifest.sqlite").unlink()
     CheckpointStore.rebuild(root)
     with CheckpointStore(root) as store:
-        assert [one.version for one in store.checkpoints()] == [1, 2, 3, 4, 5]
+        assert [checkpoint.version for checkpoint in store.checkpoints()] == [1, 2, 3, 4, 5]
         assert save(store, 6).version == 45
 
 
@@ -417,4 +423,4 @@ def test_a_store_with_only_quarantined_payloads_is_not_empty(tmp_path: Path) -> 
         CheckpointStore(root)
     CheckpointStore.rebuild(root)
     with CheckpointStore(root) as store:
-        assert [one.version for one in store.checkpoints()] == [1]
+        assert [checkpoint.version for checkpoint in store.checkpoints()] == [1]

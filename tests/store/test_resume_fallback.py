@@ -91,7 +91,7 @@ def test_damage_is_found_before_the_model_changes(
         with pytest.warns(UserWarning, match="version 3 is put aside"):
             assert store.resume(model, "a").version == 2
         assert _values(model) == {2.0}
-        assert [one.version for one in store.checkpoints()] == [1, 2]
+        assert [checkpoint.version for checkpoint in store.checkpoints()] == [1, 2]
         assert len(os.listdir(tmp_path / "quarantine")) == 1
         assert {event.kind for event in store._manifest.events.find(version=3)} == {
             "saved",

@@ -161,9 +161,9 @@ def test_a_disk_failure_during_retention_fails_the_save(
     with pytest.raises(UnfinishedSaveError if shown else StorageError, match="rolled back"):
         save(store, 2, metrics={}, keep=keep_last(1), **options)
     monkeypatch.undo()
-    assert [one.epoch for one in store.checkpoints()] == ([1, 2] if shown else [1])
+    assert [checkpoint.epoch for checkpoint in store.checkpoints()] == ([1, 2] if shown else [1])
     save(store, 3, metrics={}, keep=keep_last(1), **options)
-    assert [one.epoch for one in store.checkpoints()][-1] == 3 and store.verify() == []
+    assert [checkpoint.epoch for checkpoint in store.checkpoints()][-1] == 3 and store.verify() == []
 
 
 @pytest.mark.parametrize("shown", [False, True])
@@ -188,10 +188,10 @@ def test_a_save_with_retention_takes_no_more_transactions_than_one_without(
         "00000003",
         "00000004",
     ]
-    assert [one.version for one in store.checkpoints(states=None)] == [2, 3, 4]
+    assert [checkpoint.version for checkpoint in store.checkpoints(states=None)] == [2, 3, 4]
     store.close()
     with CheckpointStore(store.path, read_only=True) as again:
-        assert [one.version for one in again.checkpoints(states=None)] == [3, 4]
+        assert [checkpoint.version for checkpoint in again.checkpoints(states=None)] == [3, 4]
 
 
 def test_a_save_makes_few_queries_and_builds_no_statement_twice(store: CheckpointStore) -> None:
@@ -484,14 +484,16 @@ def test_retention_keeps_what_a_run_can_be_resumed_from(tmp_path: Path) -> None:
         save(store, 1, keep=keep_last(2))
         for seed in (2, 3, 4):
             save(store, seed, state=False, keep=keep_last(2))
-        assert [one.version for one in store.checkpoints()] == [1, 3, 4]
+        assert [checkpoint.version for checkpoint in store.checkpoints()] == [1, 3, 4]
         assert store.resume_point().version == 1
 
 
 def test_threads_of_one_store_save_to_one_run(tmp_path: Path) -> None:
     with CheckpointStore(tmp_path) as store, ThreadPoolExecutor(4) as pool:
         saved = list(pool.map(lambda seed: save(store, seed).version, range(1, 13)))
-        assert sorted(saved) == [one.version for one in store.checkpoints()] == list(range(1, 13))
+        assert (
+            sorted(saved) == [checkpoint.version for checkpoint in store.checkpoints()] == list(range(1, 13))
+        )
 
 
 def test_a_signal_handler_that_saves_during_a_save_fails_at_once(tmp_path: Path) -> None:
@@ -507,7 +509,7 @@ def test_a_signal_handler_that_saves_during_a_save_fails_at_once(tmp_path: Path)
         save(store, 1)
         with io_hook(handler):
             save(store, 2)
-        assert [one.epoch for one in store.checkpoints()] == [1, 2]
+        assert [checkpoint.epoch for checkpoint in store.checkpoints()] == [1, 2]
     assert "set a flag" in refused[0]
 
 
@@ -537,5 +539,5 @@ def test_without_locks_threads_of_one_process_still_exclude_each_other(
         with ThreadPoolExecutor(3) as pool:
             saves = [pool.submit(save, store, seed) for seed in range(1, 21)]
             reads = [pool.submit(reader.checkpoints) for _ in range(200)]
-            assert all(one.result() is not None for one in (*saves, *reads))
+            assert all(future.result() is not None for future in (*saves, *reads))
         assert len(store.checkpoints()) == 20 and store.verify() == []

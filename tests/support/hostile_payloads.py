@@ -61,7 +61,7 @@ def exchange(path: Path, hostile: Callable[..., None], elsewhere: Path) -> None:
         weights.write_bytes(members["model.weights.h5"])
     with h5py.File(weights, "r+") as file:
         names: list[str] = []
-        file.visititems(lambda name, one: names.append(name) if isinstance(one, h5py.Dataset) else None)
+        file.visititems(lambda name, member: names.append(name) if isinstance(member, h5py.Dataset) else None)
         name = next(name for name in names if name.endswith(("vars/0", "kernel")))
         del file[name]
         hostile(file, name, elsewhere)

@@ -181,8 +181,8 @@ def in_a_process(folder: Path) -> list[Printed]:
     )
     assert done.returncode == 0, done.stderr
     return [
-        Printed(one["page"], one["start"], one["text"], tuple(map(tuple, one["commands"])))
-        for one in json.loads(result.read_text(encoding="utf-8"))
+        Printed(output["page"], output["start"], output["text"], tuple(map(tuple, output["commands"])))
+        for output in json.loads(result.read_text(encoding="utf-8"))
     ]
 
 
@@ -193,19 +193,22 @@ def update() -> None:
     for page, path in pages().items():
         text = path.read_text(encoding="utf-8")
         # From the end, so that what lies before stays where it was.
-        for one in sorted((one for one in printed if one.page == page), key=lambda one: -one.start):
-            [block] = [block for block in blocks(text) if block.start == one.start]
+        for ran in sorted(
+            (output for output in printed if output.page == page),
+            key=lambda ran: -ran.start,
+        ):
+            [block] = [block for block in blocks(text) if block.start == ran.start]
             if block.language == "console":
                 new = "".join(
                     f"$ {command}\n{shown if masked(shown) == masked(output) else output}"
-                    for (command, shown), (_, output) in zip(commands_in(block), one.commands, strict=True)
+                    for (command, shown), (_, output) in zip(commands_in(block), ran.commands, strict=True)
                 )
                 text = text[: block.start] + new + text[block.start + len(block.code) :]
-            elif masked(shown_by(text, block)) != masked(one.text):
+            elif masked(shown_by(text, block)) != masked(ran.text):
                 shown = re.compile(r"```(\n+```text\n.*?^```)?", re.MULTILINE | re.DOTALL)
                 old = shown.match(text, end := block.start + len(block.code))
                 assert old is not None
-                new = f"```\n\n```text\n{one.text}```" if one.text else "```"
+                new = f"```\n\n```text\n{ran.text}```" if ran.text else "```"
                 text = text[:end] + new + text[old.end() :]
         path.write_text(text, encoding="utf-8")
 
@@ -216,7 +219,7 @@ def main() -> None:
         update()
         return
     result, folder = map(Path, sys.argv[1:])
-    result.write_text(json.dumps([asdict(one) for one in run_all(folder.resolve())]), encoding="utf-8")
+    result.write_text(json.dumps([asdict(output) for output in run_all(folder.resolve())]), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -183,7 +183,7 @@ def dataset_with_workers() -> Case:
     model = dense(layers.Dropout(0.3))
     # While Keras builds a model from the data, its workers run ahead, as far as chance has it, and what they have made
     # is handed out first: then no two runs are the same, with us or without.
-    model.train_on_batch(*(one[:BATCH] for one in rows()))
+    model.train_on_batch(*(array[:BATCH] for array in rows()))
     return Case(model, {"x": Reshuffled(workers=2), "epochs": 3, "shuffle": False})
 
 

@@ -77,7 +77,7 @@ def freed_after(callback: Any, *others: Any, fails_at: int | None = None, error:
     del data, validation, arguments
     if error is not None:
         gc.collect()  # the frames of an error go in a circle
-    return [one() for one in seen] == [None, None]
+    return [reference() for reference in seen] == [None, None]
 
 
 @pytest.fixture

@@ -132,7 +132,7 @@ def test_an_error_in_another_thread_ends_the_fit_with_a_save(tmp_path: Path) -> 
         _fit(folder, Fails(async_safe=True), save_freq=4, background=False)
     with ckptstore.CheckpointStore(folder) as store:
         store.claim("default")  # nobody has the run any more
-        assert [(one.epoch, one.batch) for one in store.checkpoints()] == [(0, 3)]
+        assert [(checkpoint.epoch, checkpoint.batch) for checkpoint in store.checkpoints()] == [(0, 3)]
 
 
 @pytest.mark.skipif(not THREADED, reason="Keras calls all hooks in the thread that trains")
@@ -183,7 +183,7 @@ def test_the_last_save_is_not_left_out_for_the_best_that_waits(tmp_path: Path, h
     with pytest.raises(expected):
         model.fit(x, y, batch_size=2, shuffle=False, verbose=0, callbacks=[ends, saver])
     with ckptstore.CheckpointStore(tmp_path / "store", read_only=True) as store:
-        assert [one.batch for one in store.checkpoints()][-1] == 5
+        assert [checkpoint.batch for checkpoint in store.checkpoints()][-1] == 5
 
 
 @pytest.mark.skipif(not THREADED, reason="Keras calls all hooks in the thread that trains")

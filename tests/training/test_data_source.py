@@ -56,7 +56,7 @@ class Shuffled(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> Any:
         at = self.order[4 * index : 4 * index + 4]
-        return self.x[at], self.x[[self.listed[one] for one in at]] + self.numpy.random()
+        return self.x[at], self.x[[self.listed[place] for place in at]] + self.numpy.random()
 
     def on_epoch_end(self) -> None:
         self.epoch += 1
@@ -200,7 +200,7 @@ def test_a_generator_of_another_kind_is_reported_and_the_rest_restored() -> None
         UserWarning, match=r"numpy: .*PCG64, and it is numpy.Generator/Philox.*older: "
     ) as caught:
         apply(again, stored(capture(first)))
-    told = [one for one in caught if "the data is not as it was" in str(one.message)]
+    told = [warning for warning in caught if "the data is not as it was" in str(warning.message)]
     assert len(told) == 1 and again.epoch == 7
 
 
@@ -298,7 +298,7 @@ class Iterates:
 def test_kinds() -> None:
     assert kind(Shuffled()) == kind(Iterates()) == "attributes"
     tensor = keras.ops.zeros((3,))
-    for source in (None, [1], {"x": 1}, np.zeros(3), tensor, (one for one in ()), object(), print, "text"):
+    for source in (None, [1], {"x": 1}, np.zeros(3), tensor, (item for item in ()), object(), print, "text"):
         assert kind(source) == "none"
         assert capture(source) is None and ChangeTracker(source).capture() is None
 
@@ -370,8 +370,8 @@ def test_a_torch_loader_resumes_to_the_bit(own_sampler: bool, watched: bool) -> 
 @torch_only
 def test_a_sampler_that_knows_its_position() -> None:
     first, again = loader(True), loader(True)
-    for one in (first, again):
-        kind_of_sampler = type(one.sampler)
+    for loaded in (first, again):
+        kind_of_sampler = type(loaded.sampler)
         kind_of_sampler.state_dict = lambda self: {"epoch": self.epoch}
         kind_of_sampler.load_state_dict = lambda self, state: setattr(self, "epoch", state["epoch"])
     list(first)
@@ -388,8 +388,8 @@ def test_tensors_of_a_position_come_back_as_tensors() -> None:
     first, again = Positioned(), Positioned()
     first.tensor = torch.Generator().manual_seed(3).get_state()
     apply(again, stored(capture(first)))
-    ((one, other),) = again.inner
-    assert torch.equal(one, first.tensor) and torch.equal(other["t"], first.tensor)
+    ((tensor, nested),) = again.inner
+    assert torch.equal(tensor, first.tensor) and torch.equal(nested["t"], first.tensor)
 
 
 def test_torch_is_not_imported() -> None:

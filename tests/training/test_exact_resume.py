@@ -40,9 +40,9 @@ def found(outcome: Outcome) -> dict[str, Any]:
     return outcome.found
 
 
-def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
+def assert_same(first: dict[str, Any], other: dict[str, Any]) -> None:
     for name in SAME:
-        assert one[name] == other[name], name
+        assert first[name] == other[name], name
 
 
 @pytest.mark.parametrize("name", HERE)
@@ -100,7 +100,9 @@ WITHOUT_WARNING: list[tuple[str, int, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "after", "fit"), [pytest.param(*one, id=one[0]) for one in WITHOUT_WARNING])
+@pytest.mark.parametrize(
+    ("name", "after", "fit"), [pytest.param(*values, id=values[0]) for values in WITHOUT_WARNING]
+)
 def test_an_exact_resume_warns_of_nothing(
     runs: Runs, name: str, after: int, fit: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -157,11 +157,11 @@ def test_a_relative_path_stays_where_it_was_made(tmp_path: Path, monkeypatch: py
     path = CheckpointPath("models/{epoch}.keras")
     monkeypatch.chdir(tmp_path / "elsewhere")
     again = pickle.loads(pickle.dumps(path))
-    for one in (path, again):
-        assert one.store == tmp_path / "models" / ".ckptstore"
-        filled = one.fill(epoch=0, batch=None, logs={})
+    for template in (path, again):
+        assert template.store == tmp_path / "models" / ".ckptstore"
+        filled = template.fill(epoch=0, batch=None, logs={})
         assert filled == "models/1.keras"
-        assert one.absolute(filled) == tmp_path / "models" / "1.keras"
+        assert template.absolute(filled) == tmp_path / "models" / "1.keras"
 
 
 def test_a_tilde_is_a_name_as_in_keras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

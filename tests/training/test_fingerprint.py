@@ -95,9 +95,9 @@ def sequential(*stack: Any) -> Any:
 
 def residual(first: str = "left", crossed: bool = False, end: str | None = None) -> Any:
     left, right = keras.Input((4,), name=first), keras.Input((4,), name="right")
-    one, other = layers.Dense(4)(left), layers.Dense(4)(right)
-    both = layers.Subtract()([other, one] if crossed else [one, other])
-    return keras.Model([left, right], [one, other, layers.Dense(2, name=end)(both)])
+    from_left, from_right = layers.Dense(4)(left), layers.Dense(4)(right)
+    both = layers.Subtract()([from_right, from_left] if crossed else [from_left, from_right])
+    return keras.Model([left, right], [from_left, from_right, layers.Dense(2, name=end)(both)])
 
 
 def _step(value: Any) -> Any:

@@ -179,7 +179,7 @@ def test_workers_that_go_on_over_epochs_are_warned_of(epochs: int, tmp_path: Pat
         warnings.simplefilter("always")
         callbacks = [ckptstore.StoreCheckpoint(store)]
         dense().fit(loader, epochs=epochs + 1, callbacks=callbacks, **fit)
-    assert any("persistent_workers" in str(one.message) for one in caught) == bool(epochs)
+    assert any("persistent_workers" in str(warning.message) for warning in caught) == bool(epochs)
 
 
 # --- what is asked -----------------------------------------------------------------------------------

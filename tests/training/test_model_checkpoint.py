@@ -91,7 +91,7 @@ def files(folder: Path) -> set[str]:
 
 def of_users(caught: Iterable[Any]) -> list[Any]:
     """The warnings that are meant for users: Keras' own code makes others on the way."""
-    return [one for one in caught if one.category is UserWarning]
+    return [warning for warning in caught if warning.category is UserWarning]
 
 
 def store_in(folder: Path) -> CheckpointStore:
@@ -100,13 +100,17 @@ def store_in(folder: Path) -> CheckpointStore:
 
 def metrics_in(folder: Path, metric: str = "val_loss") -> list[float | None]:
     with store_in(folder) as store:
-        return [one.metrics.get(metric) for one in store.checkpoints()]
+        return [checkpoint.metrics.get(metric) for checkpoint in store.checkpoints()]
 
 
 def shown_at(path: Path) -> float:
     """The `val_loss` of the checkpoint that a file shows."""
     with store_in(path.parent) as store:
-        return next(one.metrics["val_loss"] for one in store.checkpoints() if one.path.samefile(path))
+        return next(
+            checkpoint.metrics["val_loss"]
+            for checkpoint in store.checkpoints()
+            if checkpoint.path.samefile(path)
+        )
 
 
 # --- side by side with Keras -------------------------------------------------------------------
@@ -446,11 +450,16 @@ def test_positions_and_metrics_are_recorded(tmp_path: Path) -> None:
     fitted([ModelCheckpoint(tmp_path / "{epoch}.keras"), history], epochs=2)
     with store_in(tmp_path) as store:
         checkpoints = store.checkpoints("epoch")
-        assert [(one.epoch, one.batch, one.step) for one in checkpoints] == [(0, None, 3), (1, None, 6)]
-        for one in checkpoints:
-            assert one.metrics == {name: values[one.epoch] for name, values in history.history.items()}
-            assert one.resumable
-        assert [one.version for one in checkpoints] == [1, 2]
+        assert [(checkpoint.epoch, checkpoint.batch, checkpoint.step) for checkpoint in checkpoints] == [
+            (0, None, 3),
+            (1, None, 6),
+        ]
+        for checkpoint in checkpoints:
+            assert checkpoint.metrics == {
+                name: values[checkpoint.epoch] for name, values in history.history.items()
+            }
+            assert checkpoint.resumable
+        assert [checkpoint.version for checkpoint in checkpoints] == [1, 2]
         best = store.best("val_loss", run="epoch")
         assert best is not None
         assert best.metrics["val_loss"] == min(history.history["val_loss"])
@@ -465,7 +474,9 @@ def test_positions_inside_epochs(spe: int, tmp_path: Path) -> None:
         ModelCheckpoint(tmp_path / "{epoch}-{batch}.weights.h5", save_weights_only=True, save_freq=2), spe=spe
     )
     with store_in(tmp_path) as store:
-        positions = [(one.epoch, one.batch, one.step) for one in store.checkpoints()]
+        positions = [
+            (checkpoint.epoch, checkpoint.batch, checkpoint.step) for checkpoint in store.checkpoints()
+        ]
     assert positions[: len(POSITIONS[spe])] == POSITIONS[spe]
 
 
@@ -474,7 +485,12 @@ def test_a_resumed_run_continues_to_count(tmp_path: Path) -> None:
     fitted(ModelCheckpoint(path), epochs=2)
     fitted(ModelCheckpoint(path), epochs=3, initial_epoch=1)
     with store_in(tmp_path) as store:
-        assert [(one.epoch, one.step) for one in store.checkpoints()] == [(0, 3), (1, 6), (1, 6), (2, 9)]
+        assert [(checkpoint.epoch, checkpoint.step) for checkpoint in store.checkpoints()] == [
+            (0, 3),
+            (1, 6),
+            (1, 6),
+            (2, 9),
+        ]
 
 
 def test_odd_logs_are_left_out_with_one_warning(model: keras.Model, tmp_path: Path) -> None:
@@ -515,7 +531,7 @@ def test_retention_in_the_store(model: keras.Model, tmp_path: Path) -> None:
         callback = ModelCheckpoint(tmp_path / name, keep=keep)
         run(callback, model, losses)
         with store_in(tmp_path) as store:
-            assert [one.metrics["val_loss"] for one in store.checkpoints(callback.run)] == kept
+            assert [checkpoint.metrics["val_loss"] for checkpoint in store.checkpoints(callback.run)] == kept
     assert len(files(tmp_path)) == 8
 
 
@@ -532,7 +548,7 @@ def test_a_callback_that_is_not_in_a_list_is_refused(tmp_path: Path) -> None:
         model.fit(x, y, batch_size=2, verbose=0, callbacks=ModelCheckpoint(tmp_path / "x.keras", save_freq=1))
     model.fit(x, y, batch_size=2, verbose=0, callbacks=ModelCheckpoint(tmp_path / "{epoch}.keras"))
     with store_in(tmp_path) as store:
-        assert [one.step for one in store.checkpoints()] == [6]
+        assert [checkpoint.step for checkpoint in store.checkpoints()] == [6]
 
 
 def test_the_older_format_leaves_the_model_compiled_as_it_was(tmp_path: Path) -> None:
@@ -575,7 +591,7 @@ def test_after_an_exception_the_next_fit_takes_over(again: str, tmp_path: Path) 
     second = first if again == "the same callback" else ModelCheckpoint(path)
     fitted(second, epochs=2)
     with store_in(tmp_path) as store:
-        assert [one.epoch for one in store.checkpoints()] == [0, 0, 1]
+        assert [checkpoint.epoch for checkpoint in store.checkpoints()] == [0, 0, 1]
     # The one that was taken over from may come back.
     fitted(first, epochs=1)
 
@@ -692,14 +708,16 @@ def test_each_checkpoint_holds_the_weights_of_its_moment(tmp_path: Path) -> None
             self.epoch = epoch
 
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-            seen[self.epoch, batch] = [zoo.bits(one) for one in self.model.weights]
+            seen[self.epoch, batch] = [zoo.bits(weight) for weight in self.model.weights]
 
     fitted([Noting(), ModelCheckpoint(tmp_path / "{epoch}-{batch}.keras", save_freq=1)])
     with store_in(tmp_path) as store:
         checkpoints = store.checkpoints()
         assert len(checkpoints) == len(seen) == 6
-        for one in checkpoints:
-            assert [zoo.bits(value) for value in one.load_model().weights] == seen[one.epoch, one.batch or 0]
+        for checkpoint in checkpoints:
+            assert [zoo.bits(value) for value in checkpoint.load_model().weights] == seen[
+                checkpoint.epoch, checkpoint.batch or 0
+            ]
 
 
 def test_people_can_ask_with_sqlite(tmp_path: Path) -> None:

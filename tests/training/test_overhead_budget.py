@@ -78,8 +78,8 @@ def test_it_costs_no_more_than_the_share(
     run = Run(step_ms / 1000, blocked_ms / 1000, write_ms / 1000, slowed, share)
     run.train(4_000)
     # One save before anything is known of it, and one that is under way.
-    one = run.blocked_s + run.write_s * slowed
-    assert run.cost_s <= share * run.now + 2 * one
+    cost_of_a_save = run.blocked_s + run.write_s * slowed
+    assert run.cost_s <= share * run.now + 2 * cost_of_a_save
 
 
 def test_no_more_is_left_unused_than_must_be() -> None:
@@ -225,8 +225,8 @@ def test_fixed_costs_are_paid_and_do_not_delay_the_first_save() -> None:
     run = Run(step_s=0.01, blocked_s=0.005, write_s=0.02)
     run.budget.charge(0.5)
     run.train(20_000)
-    one = run.blocked_s + run.write_s
-    assert 0.8 * 0.035 * run.now <= run.cost_s + 0.5 <= 0.035 * run.now + one
+    cost_of_a_save = run.blocked_s + run.write_s
+    assert 0.8 * 0.035 * run.now <= run.cost_s + 0.5 <= 0.035 * run.now + cost_of_a_save
     assert run.saves[0] < 100
     # While three quarters of what is earned pay for it, there are a quarter as many.
     early = [batch for batch in run.saves if batch < 1_600]

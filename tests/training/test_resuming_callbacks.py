@@ -50,7 +50,9 @@ def fit(trained: Any, *callbacks: Any, **options: Any) -> Any:
 
 def positions(path: Path, run: str | None = None) -> list[tuple[int, int | None, int | None]]:
     with ckptstore.CheckpointStore(path, read_only=True) as store:
-        return [(one.epoch, one.batch, one.step) for one in store.checkpoints(run)]
+        return [
+            (checkpoint.epoch, checkpoint.batch, checkpoint.step) for checkpoint in store.checkpoints(run)
+        ]
 
 
 class Raising(keras.callbacks.Callback):
@@ -81,9 +83,13 @@ def test_each_epoch_is_saved_with_its_metrics(tmp_path: Path) -> None:
     with ckptstore.CheckpointStore(tmp_path, read_only=True) as store:
         found = store.checkpoints()
         best = store.best("val_loss")
-    assert [(one.epoch, one.batch, one.step) for one in found] == [(0, None, 5), (1, None, 10), (2, None, 15)]
-    assert [one.metrics["val_loss"] for one in found] == history["val_loss"]
-    assert all(one.resumable for one in found)
+    assert [(checkpoint.epoch, checkpoint.batch, checkpoint.step) for checkpoint in found] == [
+        (0, None, 5),
+        (1, None, 10),
+        (2, None, 15),
+    ]
+    assert [checkpoint.metrics["val_loss"] for checkpoint in found] == history["val_loss"]
+    assert all(checkpoint.resumable for checkpoint in found)
     assert best is not None
     assert callback.best == best.metrics["val_loss"] == min(history["val_loss"])
     assert callback.last == found[-1]
@@ -230,13 +236,13 @@ def test_other_settings_are_one_warning(tmp_path: Path) -> None:
     fit(model(), ckptstore.StoreCheckpoint(tmp_path), epochs=1)
     with pytest.warns(UserWarning, match="mae") as warned:
         fit(model(loss="mae"), ckptstore.StoreCheckpoint(tmp_path))
-    assert len([one for one in warned if one.category is UserWarning]) == 1
+    assert len([warning for warning in warned if warning.category is UserWarning]) == 1
 
 
 def test_two_that_resume_one_fit_are_refused(tmp_path: Path) -> None:
-    one, other = (ckptstore.StoreCheckpoint(tmp_path / name) for name in "ab")
+    first, second = (ckptstore.StoreCheckpoint(tmp_path / name) for name in "ab")
     with pytest.raises(ckptstore.InvalidArgumentError, match="resumes it already"):
-        fit(model(), one, other)
+        fit(model(), first, second)
     beside = ckptstore.ModelCheckpoint(tmp_path / "best.keras", monitor="loss")
     fit(model(), ckptstore.StoreCheckpoint(tmp_path / "c"), beside, epochs=1)
     assert (tmp_path / "best.keras").exists()

@@ -126,7 +126,7 @@ def test_the_end_of_a_backed_up_fit_leaves_other_runs_alone(tmp_path: Path) -> N
     fit(ckptstore.StoreCheckpoint(tmp_path / "store"))
     fit(ckptstore.BackupAndRestore(tmp_path / "store"))
     with ckptstore.CheckpointStore(tmp_path / "store", read_only=True) as store:
-        assert [one.run for one in store.checkpoints()] == ["default", "default"]
+        assert [checkpoint.run for checkpoint in store.checkpoints()] == ["default", "default"]
 
 
 def test_a_save_that_ends_the_fit_leaves_the_run_to_others(

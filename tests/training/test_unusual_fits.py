@@ -88,9 +88,12 @@ def stop(callback: Any) -> None:
 def state(model: Any, history: Any) -> Any:
     # The one that Keras compiles by itself is not used where a model has others.
     own = [getattr(model, name, None) for name in ("generator_optimizer", "critic_optimizer")]
-    optimizers = [one for one in own if one is not None] or [model.optimizer]
-    variables = [*model.variables, *(one for optimizer in optimizers for one in optimizer.variables)]
-    return [np.array(one).tobytes() for one in variables], history.history, history.epoch
+    optimizers = [optimizer for optimizer in own if optimizer is not None] or [model.optimizer]
+    variables = [
+        *model.variables,
+        *(variable for optimizer in optimizers for variable in optimizer.variables),
+    ]
+    return [np.array(variable).tobytes() for variable in variables], history.history, history.epoch
 
 
 def made(make: Callable[[], Any]) -> Any:
@@ -165,7 +168,9 @@ def test_a_list_of_callbacks_made_by_hand(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))], ids=["deepcopy", "pickle"]
+    "copied",
+    [copy.deepcopy, lambda callback: pickle.loads(pickle.dumps(callback))],
+    ids=["deepcopy", "pickle"],
 )
 @pytest.mark.parametrize("used", [False, True])
 def test_a_copied_callback(tmp_path: Path, copied: Callable[[Any], Any], used: bool) -> None:
@@ -274,7 +279,7 @@ def test_an_exception_in_a_beginning_saves_first(hook: str, at: int, saved: Any,
     expected = state(whole, fit(whole, scheduler()))
     interrupt(made(plain), saving(tmp_path, save_freq=1000), scheduler(), Begun(), hook=hook, at=at)
     with ckptstore.CheckpointStore(tmp_path, read_only=True) as store:
-        assert [(one.epoch, one.batch) for one in store.checkpoints()] == [saved]
+        assert [(checkpoint.epoch, checkpoint.batch) for checkpoint in store.checkpoints()] == [saved]
     again, begun = made(plain), Begun()
     history = fit(again, saving(tmp_path, save_freq=1000), scheduler(), begun)
     assert state(again, history) == expected
@@ -299,7 +304,7 @@ def test_an_exception_before_a_resumed_run_continues_saves_nothing(hook: str, tm
     callback = saving(tmp_path)
     interrupt(made(plain), callback, hook=hook, at=1)
     with ckptstore.CheckpointStore(tmp_path) as store:
-        assert [(one.epoch, one.batch) for one in store.checkpoints()] == [(0, None)]
+        assert [(checkpoint.epoch, checkpoint.batch) for checkpoint in store.checkpoints()] == [(0, None)]
         store.claim("default")
 
 
@@ -380,7 +385,7 @@ def test_a_signal_ends_the_skipping_of_batches(tmp_path: Path, monkeypatch: pyte
 def warned(tmp_path: Path, make: Callable[[], Any], **options: Any) -> list[str]:
     with pytest.warns(UserWarning, match="exact|other settings") as found:
         fit(made(make), saving(tmp_path), **options)
-    return [str(one.message) for one in found if one.category is UserWarning]
+    return [str(warning.message) for warning in found if warning.category is UserWarning]
 
 
 def test_another_batch_size_is_a_warning(tmp_path: Path) -> None:
@@ -395,7 +400,7 @@ def test_another_learning_rate_is_a_warning_and_not_used(tmp_path: Path) -> None
     model = made(lambda: plain(optimizer=keras.optimizers.Adam(0.5)))
     with pytest.warns(UserWarning, match="other settings") as found:
         fit(model, saving(tmp_path))
-    (said,) = [str(one.message) for one in found if one.category is UserWarning]
+    (said,) = [str(warning.message) for warning in found if warning.category is UserWarning]
     assert "learning_rate 0.01 -> 0.5 (the run keeps the saved 0.01; set another in a callback)" in said
     assert float(np.array(model.optimizer.learning_rate)) == np.float32(0.01)
 
@@ -420,7 +425,7 @@ def test_weights_that_are_not_finite_are_a_warning_at_the_resume(tmp_path: Path)
     with pytest.warns(UserWarning, match=r"version 1 .*not finite.*kernel"):
         fit(model, saving(tmp_path))
     with ckptstore.CheckpointStore(tmp_path, read_only=True) as store:
-        assert [one.resumable for one in store.checkpoints()] == [True, False, False]
+        assert [checkpoint.resumable for checkpoint in store.checkpoints()] == [True, False, False]
 
 
 # --- at once -------------------------------------------------------------------------------------
@@ -449,7 +454,11 @@ def test_two_runs_in_two_threads(tmp_path: Path) -> None:
         thread.join()
     with ckptstore.CheckpointStore(tmp_path, read_only=True) as store:
         for run, model in zip(("one", "other"), models, strict=True):
-            assert [(one.epoch, one.step) for one in store.checkpoints(run)] == [(0, 6), (1, 12), (2, 18)]
+            assert [(checkpoint.epoch, checkpoint.step) for checkpoint in store.checkpoints(run)] == [
+                (0, 6),
+                (1, 12),
+                (2, 18),
+            ]
             last = plain()
             store.restore(store.latest(run), last)
             assert all(

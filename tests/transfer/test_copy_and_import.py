@@ -64,16 +64,20 @@ def test_a_copy_is_the_same_in_another_store(store: CheckpointStore, other: Chec
         assert facts(copied.checkpoint) == facts(checkpoint)
         assert is_seed(copied.checkpoint.path, version)
         assert payload.read_documents(copied.checkpoint.path) == payload.read_documents(checkpoint.path)
-        ours, theirs = (payload.read_description(one.path) for one in (checkpoint, copied.checkpoint))
+        ours, theirs = (payload.read_description(saved.path) for saved in (checkpoint, copied.checkpoint))
         assert ours["variables"] == theirs["variables"] and ours["state"] == theirs["state"]
         assert (theirs["store"], theirs["version"]) == (other.uuid, version + 1)
-        states = [payload.read_state(one.path) for one in (checkpoint, copied.checkpoint)]
+        states = [payload.read_state(saved.path) for saved in (checkpoint, copied.checkpoint)]
         assert (states[0] is None) == (states[1] is None)
         if states[0] is not None and states[1] is not None:
             assert states[0].document == states[1].document
             assert states[0].arrays["seed"].tobytes() == states[1].arrays["seed"].tobytes()
-        with h5py_of(checkpoint.path) as one, h5py_of(copied.checkpoint.path) as two:
-            assert two["layers/dense/vars"].attrs["name"] == one["layers/dense/vars"].attrs["name"] == "dense"
+        with h5py_of(checkpoint.path) as source, h5py_of(copied.checkpoint.path) as copy:
+            assert (
+                copy["layers/dense/vars"].attrs["name"]
+                == source["layers/dense/vars"].attrs["name"]
+                == "dense"
+            )
     assert other.verify() == []
     assert other.best("loss", run="day") == other.get(3), "the watched direction came along"
 
@@ -106,8 +110,12 @@ def test_a_store_of_copies_is_rebuilt_from_its_payloads(store: CheckpointStore, 
     CheckpointStore.rebuild(tmp_path / "other")
     with CheckpointStore(tmp_path / "other") as other:
         found = other.checkpoints()
-        assert [(one.version, one.digest, one.run, one.created_at, one.tags) for one in found] == [
-            (one.version, one.digest, one.run, one.created_at, one.tags) for one in made
+        assert [
+            (checkpoint.version, checkpoint.digest, checkpoint.run, checkpoint.created_at, checkpoint.tags)
+            for checkpoint in found
+        ] == [
+            (checkpoint.version, checkpoint.digest, checkpoint.run, checkpoint.created_at, checkpoint.tags)
+            for checkpoint in made
         ]
 
 
@@ -171,7 +179,7 @@ def test_a_copy_killed_at_any_step_is_complete_or_absent(store: CheckpointStore,
     for _, target, report in every_death(_copy, prepared):
         with CheckpointStore(target) as other:
             assert other.verify() == []
-            found = [one for one in other.checkpoints() if one.epoch == 1]
+            found = [checkpoint for checkpoint in other.checkpoints() if checkpoint.epoch == 1]
             seen.add(len(found))
             if report.exists():
                 assert found
@@ -256,8 +264,8 @@ def test_an_import_killed_at_any_step_is_complete_or_absent(store: CheckpointSto
             seen.add(len(other.checkpoints()))
             assert other.verify() == []
             other.import_files(source / "x.keras", source / "y.weights.h5")
-            assert [one.epoch for one in other.checkpoints()] == [1, 2]
-            assert all(is_seed(one.path, one.epoch) for one in other.checkpoints())
+            assert [checkpoint.epoch for checkpoint in other.checkpoints()] == [1, 2]
+            assert all(is_seed(checkpoint.path, checkpoint.epoch) for checkpoint in other.checkpoints())
     assert seen == {0, 1, 2}
 
 
@@ -319,6 +327,6 @@ def test_arrays_of_text_and_of_other_types_are_copied(tmp_path: Path) -> None:
         assert (made.checkpoint.epoch, made.checkpoint.metrics) == (4, {"loss": 0.5})
         assert store.verify() == []
         with h5py.File(made.checkpoint.path) as file:
-            assert [one.decode() for one in file["vars/1"][()]] == ["a", "损失"]
+            assert [text.decode() for text in file["vars/1"][()]] == ["a", "损失"]
             assert file["vars/2"][()] == 7
             assert file["vars"].attrs["name"] == "layer"

@@ -110,7 +110,9 @@ def test_safetensors_of_every_dtype(tmp_path: Path) -> None:
     }
     arrays |= {"scalar": np.array(3, "int16"), "empty": np.zeros((0, 4), "float32")}
     arrays["损失"] = np.arange(5).astype(ml_dtypes.bfloat16)
-    head, order, nbytes = header_of({name: (one.shape, one.dtype.name) for name, one in arrays.items()}, {})
+    head, order, nbytes = header_of(
+        {name: (value.shape, value.dtype.name) for name, value in arrays.items()}, {}
+    )
     path = tmp_path / "all.safetensors"
     path.write_bytes(head + b"".join(bytes(bytes_of(arrays[name])) for name in order))
     assert path.stat().st_size == nbytes

@@ -40,7 +40,10 @@ def trained() -> Any:
 
 
 def weights(model: Any) -> list[bytes]:
-    return [keras.ops.convert_to_numpy(one).tobytes() for one in [*model.weights, *model.optimizer.variables]]
+    return [
+        keras.ops.convert_to_numpy(variable).tobytes()
+        for variable in [*model.weights, *model.optimizer.variables]
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +179,7 @@ def test_a_fit_resumes_from_a_folder_of_backup_and_restore(
             ],
         )  # fmt: skip
     said = "History, the state of other callbacks and the position in the data are not known"
-    assert any(said in str(one.message) for one in caught)
+    assert any(said in str(warning.message) for warning in caught)
     first = position[0] + (position[1] is None)
     assert seen == list(range(first, 4))
 

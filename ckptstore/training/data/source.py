@@ -127,7 +127,7 @@ def apply(source: Any, saved: Mapping[str, Any]) -> None:
         warnings.warn(f"the data is not as it was when the checkpoint was saved: {text}", stacklevel=2)
 
 
-def same_state(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
+def same_state(first: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
     """Return True if two captures of one source are the same.
 
     Example:
@@ -138,7 +138,7 @@ def same_state(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -
         >>> same_state(before, before), same_state(before, capture(data))
         (True, False)
     """
-    (document, arrays), (document_too, arrays_too) = (tree.pack(saved, "data") for saved in (one, other))
+    (document, arrays), (document_too, arrays_too) = (tree.pack(saved, "data") for saved in (first, other))
     return bool(document == document_too) and all(
         array.tobytes() == arrays_too[name].tobytes() for name, array in arrays.items()
     )
@@ -238,7 +238,9 @@ class ChangeTracker:
         for place, holder in _parts(source):
             values = dict(run_time_attributes(holder)) if _methods(holder) is None else {}
             self._digests[place] = {
-                name: digest_of(one) for name, one in values.items() if is_watched(one) and _is_small(one)
+                name: digest_of(inner)
+                for name, inner in values.items()
+                if is_watched(inner) and _is_small(inner)
             }
             too_large += [f"{place}{name}" for name, value in values.items() if not _is_small(value)]
         self.left_out: tuple[str, ...] = tuple(too_large)
@@ -381,7 +383,7 @@ def _is_torch(source: Any, *names: str) -> bool:
 def _without_tensors(value: Any) -> Any:
     """Return a position with torch's tensors as marked arrays: a loader wants them back as tensors."""
     if type(value) is dict:
-        return {key: _without_tensors(one) for key, one in value.items()}
+        return {key: _without_tensors(inner) for key, inner in value.items()}
     if type(value) in (list, tuple):
         return type(value)(_without_tensors(item) for item in value)
     torch: Any = sys.modules.get("torch")
@@ -394,5 +396,5 @@ def _with_tensors(value: Any) -> Any:
 
         return torch.from_numpy(value[_TENSOR].copy())
     if type(value) is dict:
-        return {key: _with_tensors(one) for key, one in value.items()}
+        return {key: _with_tensors(inner) for key, inner in value.items()}
     return type(value)(map(_with_tensors, value)) if type(value) in (list, tuple) else value

@@ -154,7 +154,7 @@ def _object(value: Mapping[Any, Any], places: Mapping[str, str], run_time: froze
     """Return what Keras serialised: a tensor, a function, an object with its configuration; or a plain mapping."""
     name, config = value.get("class_name"), value.get("config")
     if not isinstance(name, str) or "config" not in value:
-        return {str(key): _plain(one, places, run_time) for key, one in value.items()}
+        return {str(key): _plain(inner, places, run_time) for key, inner in value.items()}
     if name == "__keras_tensor__" and isinstance(config, Mapping):
         return _plain(config.get("keras_history"), places, run_time)
     if name == "__lambda__":
@@ -172,7 +172,7 @@ def _object(value: Mapping[Any, Any], places: Mapping[str, str], run_time: froze
 def _call(node: Any, places: Mapping[str, str], run_time: frozenset[str]) -> Any:
     if not isinstance(node, Mapping):
         return _plain(node, places, run_time)
-    arguments = {key: _plain(one, places, run_time) for key, one in node.get("kwargs", {}).items()}
+    arguments = {key: _plain(value, places, run_time) for key, value in node.get("kwargs", {}).items()}
     return {"args": _plain(node.get("args"), places, run_time), **arguments}
 
 

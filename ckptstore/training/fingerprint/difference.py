@@ -93,8 +93,8 @@ def _of_lists(saved: list[Any], live: list[Any], where: str, *, strict: bool) ->
     if len(saved) != len(live):
         yield Difference(where=where, in_checkpoint=_shown(saved), in_model=_shown(live))
         return
-    for number, (one, other) in enumerate(zip(saved, live, strict=True)):
-        yield from differences(one, other, f"{where}[{number}]", strict=strict)
+    for number, (first, other) in enumerate(zip(saved, live, strict=True)):
+        yield from differences(first, other, f"{where}[{number}]", strict=strict)
 
 
 def _of_layers(saved: list[Any], live: list[Any], where: str, *, strict: bool) -> Iterator[Difference]:
@@ -107,10 +107,10 @@ def _of_layers(saved: list[Any], live: list[Any], where: str, *, strict: bool) -
         elif not theirs or not ours or not _same(theirs[0], ours[0]):
             yield from _of_moved(saved[number:], live[number:], at, strict=strict)
             return
-    for number, (one, other) in enumerate(zip(saved, live, strict=True)):
-        if isinstance(one, Mapping) and isinstance(other, Mapping) and _kind(one) == _kind(other):
+    for number, (first, other) in enumerate(zip(saved, live, strict=True)):
+        if isinstance(first, Mapping) and isinstance(other, Mapping) and _kind(first) == _kind(other):
             inputs = f"{where}[{number}] ({_kind(other)}).inputs"
-            yield from differences(one.get("inputs"), other.get("inputs"), inputs, strict=strict)
+            yield from differences(first.get("inputs"), other.get("inputs"), inputs, strict=strict)
 
 
 def _of_moved(saved: list[Any], live: list[Any], where: str, *, strict: bool) -> Iterator[Difference]:
@@ -128,8 +128,8 @@ def _of_moved(saved: list[Any], live: list[Any], where: str, *, strict: bool) ->
     )
 
 
-def _same(one: Any, other: Any) -> bool:
-    return next(differences(_alone(one), _alone(other), strict=False), None) is None
+def _same(first: Any, other: Any) -> bool:
+    return next(differences(_alone(first), _alone(other), strict=False), None) is None
 
 
 def _alone(layer: Any) -> Any:

@@ -109,9 +109,9 @@ def check(saved: Mapping[str, Any] | None, live: Mapping[str, Any]) -> list[str]
 
 def _drift(saved: Mapping[str, Any], live: Mapping[str, Any]) -> Iterator[Difference]:
     theirs, ours = (side.get("optimizer") or [] for side in (saved, live))
-    for number, (one, other) in enumerate(zip(theirs, ours, strict=False)):
+    for number, (first, other) in enumerate(zip(theirs, ours, strict=False)):
         at = "optimizer" if len(ours) == 1 else f"optimizers[{number}]"
-        yield from differences(one, other, at, strict=False)
+        yield from differences(first, other, at, strict=False)
     for part in ("compile", "versions"):
         yield from differences(_part(saved, part), _part(live, part))
     yield from differences(saved.get("backend"), live.get("backend"), "backend")
@@ -129,8 +129,8 @@ def _version(fingerprint: Mapping[str, Any], package: str) -> object:
 def _kinds(fingerprint: Mapping[str, Any]) -> list[str]:
     """Return the classes of the optimizers, each with those that it wraps."""
     kinds = []
-    for one in fingerprint.get("optimizer") or []:
-        names, inner = [], one
+    for optimizer in fingerprint.get("optimizer") or []:
+        names, inner = [], optimizer
         while isinstance(inner, Mapping):
             names.append(str(inner.get("class")))
             inner = _part(inner, "config").get("inner_optimizer")
