@@ -1,7 +1,7 @@
 """Ownership of a snapshot slot, handed atomically from the trainer to the worker.
 
-The trainer gives a slot away, and it belongs to whoever takes it. Taking is one system call that only one process can
-win: a snapshot that waits is either withdrawn by the trainer or begun by the worker, never both.
+The trainer gives a slot away, and it belongs to the side that takes it. Taking is one system call that only one process
+can win: a snapshot that waits is either withdrawn by the trainer or begun by the worker, never both.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from ckptstore.system.shared_memory import SharedMemory
 
 
 class ProcessLoop:
-    """Commits messages until it is told to end, or the trainer is dead.
+    """Commits messages until the trainer asks it to end, or is dead.
 
     Args:
         config: The store's root and the inherited descriptors, as `ckptstore.background.process` passes them.

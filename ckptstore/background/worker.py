@@ -29,7 +29,7 @@ class Outcome:
     Attributes:
         number: The message's number.
         checkpoint: The checkpoint that was saved, or None.
-        error: What went wrong, or None; a checkpoint may be saved all the same (`UnfinishedSaveError`). An error in
+        error: What went wrong, or None; a checkpoint may be saved anyway (`UnfinishedSaveError`). An error in
             the removal that follows a save comes as a second outcome of the same number.
         cause: The error's `__cause__`, which an exception loses when it is pickled.
         warnings: Warnings for the user that were issued in another process.

@@ -36,7 +36,7 @@ TOPICS = (
 
 # Lines that are longer are hard to read.
 _WIDEST = 110
-# Notes for whoever edits a page, or tests it.
+# Notes for those who edit or test a page.
 _NOTE = re.compile(r"^<!--.*?-->\n+", re.MULTILINE | re.DOTALL)
 
 

@@ -54,7 +54,7 @@ def repair(store_path: Path, as_json: bool) -> None:
 
     Payloads without a row are adopted. Damaged payloads are moved to quarantine and marked, missing ones are
     marked, and an intact one found in quarantine is put back. A lost or unreadable manifest is rebuilt from
-    the payloads, and the old one is kept. Losses are listed and recorded; the exit code is 0 all the same.
+    the payloads, and the old one is kept. Losses are listed and recorded; the exit code is 0 anyway.
     """
     from ckptstore.store.store import CheckpointStore
 

@@ -58,7 +58,7 @@ def echo(text: str, end: str = "\n") -> None:
     """Print a command's result on stdout.
 
     Raises:
-        OutputClosedError: Nobody reads it any more.
+        OutputClosedError: Its reader has closed it.
     """
     try:
         print(text, end=end)

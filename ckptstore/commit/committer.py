@@ -81,7 +81,7 @@ class Committer:
             snapshot: The snapshot of the model.
             request: The save to make of it.
             removing: False to leave the payloads that `request.keep` lets expire in place until `remove` is called:
-                deleting them may take the disk as long as the save. They are no checkpoints any more.
+                deleting them may take the disk as long as the save. They are no longer checkpoints.
 
         Raises:
             DiskFullError: The disk is full, even after removing what `request.keep` lets expire; nothing else changed.
@@ -237,7 +237,7 @@ class Committer:
     ) -> Checkpoint:
         file = payload_file(version, request.run, snapshot.format)
         path = self._layout.root / file
-        # Rename and row under one lock: whoever holds it never sees the payload of a living writer without its row.
+        # Rename and row under one lock: its holder never sees the payload of a living writer without its row.
         with self._locked():
             try:
                 rename_to_new(temporary, path)
@@ -258,7 +258,7 @@ class Committer:
                 raise
 
     def _undo_rename(self, version: int, path: Path) -> None:
-        """Remove the payload of a save that failed, unless its row may have become durable all the same.
+        """Remove the payload of a save that failed, unless its row may have become durable anyway.
 
         If that cannot be determined, or the payload not removed, the next opening adopts it.
         """

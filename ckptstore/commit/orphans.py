@@ -92,7 +92,7 @@ def describe(path: Path, *, name: str | None = None) -> Described:
 
     Args:
         path: The payload.
-        name: The name that it ought to have; None for the one that it has.
+        name: The name that it should have; None for the one that it has.
 
     Raises:
         CorruptPayloadError: It is damaged, describes another checkpoint than its name does, or holds values that

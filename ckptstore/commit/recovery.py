@@ -105,7 +105,7 @@ def _recheck_lost(layout: Layout, manifest: Manifest) -> None:
         if digest_matches(checkpoint):
             back.append(checkpoint.version)
         elif checkpoint.state == "damaged" and os.path.lexists(checkpoint.path):
-            # A crash came between the mark and the move, or somebody put a wrong file there.
+            # A crash came between the mark and the move, or a wrong file was put there.
             quarantine_stray(layout, manifest, checkpoint.path, "its row says that it is damaged")
     if back:
         manifest.checkpoints.set_state(back, "complete", event="found")

@@ -24,7 +24,7 @@ def with_retries(save: Callable[[], _Result]) -> _Result:
 
     Raises:
         StorageError: The last try failed too.
-        LockedError: Likewise.
+        LockedError: As `StorageError`.
     """
     for delay in DELAYS_S:
         try:

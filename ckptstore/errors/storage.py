@@ -102,7 +102,7 @@ class UnfinishedSaveError(StorageError):
             f"version {checkpoint.version} is saved, but {undone} failed: {reason}",
             hint="the next save, or the next opening of the store, completes it"
             if isinstance(error, CheckpointStoreError)
-            else "the checkpoint exists all the same; fix the cause",
+            else "the checkpoint exists anyway; fix the cause",
             checkpoint=checkpoint,
             undone=undone,
             operation=getattr(error, "operation", "finish"),

@@ -2,7 +2,7 @@
 
 The only room that imports SQLAlchemy and alembic; it returns records, never rows. Main door: `manifest.Manifest`, which
 has one object for each noun: `manifest.checkpoints.latest()`, `manifest.tags.put(version, name)`. A noun's module has
-its statements, its functions inside a caller's transaction, and its class, each method of which is one transaction.
+its statements, its functions inside a caller's transaction, and its class, whose methods are one transaction each.
 `tables` and `schema` define what is stored, `engine` and `transactions` how it is reached.
 
 May import: errors, records, validation, storage, system.

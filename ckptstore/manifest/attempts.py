@@ -1,4 +1,4 @@
-"""Attempts at runs: a run that is restarted beside the checkpoints that it has, to which a resume never goes back.
+"""Attempts at runs: each is a new start of a run that keeps its checkpoints, but never resumes from earlier ones.
 
 An event of the kind ``"began"`` marks where an attempt begins: its version is the next one that the store would have
 given out, so that nothing saved before belongs to the attempt; its detail has the attempt's number.

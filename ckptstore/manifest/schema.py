@@ -1,4 +1,4 @@
-"""Creates a manifest, tells which schema it has, and upgrades it.
+"""Creates a manifest, reads which schema it has, and upgrades it.
 
 An older manifest is upgraded by running the revisions in `migrations/`; a new one is created from
 ``migrations/schema.sql``, the result of all revisions together, which `tools/write_schema.py` writes and a test
@@ -77,7 +77,7 @@ def open_manifest(path: Path, *, read_only: bool) -> Engine:
 
     Raises:
         StoreNotFoundError: Read-only, and there is no store.
-        NotAStoreError: The file is somebody else's database, or a directory.
+        NotAStoreError: The file is another program's database, or a directory.
         CorruptManifestError: It is damaged, or empty though there are payloads.
         SchemaTooNewError: A newer ckptstore made it.
         SchemaTooOldError: Read-only, and an older one did.
@@ -105,7 +105,7 @@ def check_manifest(path: Path) -> None:
     A missing manifest, and one of an older schema, are fine.
 
     Raises:
-        NotAStoreError: The file is somebody else's database, or a directory.
+        NotAStoreError: The file is another program's database, or a directory.
         CorruptManifestError: It is damaged, or empty though there are payloads.
         SchemaTooNewError: A newer ckptstore made it.
         StorageError: It cannot be read.
@@ -124,7 +124,7 @@ def schema_of(path: Path) -> str | None:
     it.
 
     Raises:
-        NotAStoreError: The file is somebody else's database, or a directory.
+        NotAStoreError: The file is another program's database, or a directory.
         CorruptManifestError: It is damaged, or empty though there are payloads.
         StorageError: It cannot be read.
     """

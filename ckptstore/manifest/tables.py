@@ -270,7 +270,7 @@ METRICS = MetricsTable()
 
 
 class TagsTable:
-    """Names that people gave to checkpoints; each stands on one."""
+    """Names that people gave to checkpoints; each names one checkpoint."""
 
     name: Column[str] = Column("name", Text, primary_key=True)
     version: Column[int] = Column("version", Integer, ForeignKey("checkpoints.version"), nullable=False)

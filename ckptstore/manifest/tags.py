@@ -1,4 +1,4 @@
-"""Tags: names that people gave to checkpoints; each stands on one, and each change is recorded in the events."""
+"""Tags: names that people gave to checkpoints; each names one checkpoint, and each change is recorded as an event."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PUT = upsert_by(TAGS.table, "name")
 
 
 def put_tag(connection: Connection, version: int, name: str) -> None:
-    """Give a checkpoint a tag; one that stands elsewhere moves. Both are recorded in the events."""
+    """Give a checkpoint a tag; a tag of another checkpoint moves. Both are recorded as events."""
     before = connection.execute(_VERSION_TAGGED, {"name": name}).scalar()
     if before == version:
         return
@@ -43,7 +43,7 @@ class Tags(Repository):
             return fetch(connection, self._store, select(TAGS.version).where(TAGS.name == name))
 
     def put(self, version: int, name: str) -> None:
-        """Give a checkpoint a tag; one that stands elsewhere moves, atomically.
+        """Give a checkpoint a tag; a tag of another checkpoint moves, atomically.
 
         Raises:
             CheckpointNotFoundError: There is no such version.
@@ -53,7 +53,7 @@ class Tags(Repository):
             put_tag(connection, version, name)
 
     def remove(self, name: str) -> int:
-        """Take a tag away; returns the version that had it.
+        """Remove a tag; returns the version that had it.
 
         Raises:
             CheckpointNotFoundError: None had it.

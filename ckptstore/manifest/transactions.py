@@ -78,7 +78,7 @@ class Transactions:
     def writing(self, operation: str) -> Iterator[Connection]:
         """Open a transaction for writing, alone among all processes, and COMMIT it when the block ends well.
 
-        When the block fails, nothing has changed. When COMMIT itself fails, the change may be durable all the same: the
+        When the block fails, nothing has changed. When COMMIT itself fails, the change may be durable anyway: the
         connections are closed, and the next transaction, on a new one, sees what is on disk.
 
         Args:

@@ -48,7 +48,7 @@ def max_bytes(nbytes: int | str, metric: str | None = None, mode: Mode | None = 
     size = parse_size(nbytes)
     if metric is None:
         if mode is not None:
-            raise InvalidArgumentError(argument="mode", value=mode, reason="needs a metric beside it")
+            raise InvalidArgumentError(argument="mode", value=mode, reason="needs a metric too")
         return Policy(f"max_bytes({size})", MaxBytes(size), is_builtin=True)
     direction = check_mode(check_metric_name(metric), mode)
     name = f"max_bytes({size}, {metric!r}, mode={direction!r})"
@@ -125,7 +125,7 @@ class MaxBytes(Rule):
         return value if self.mode == "min" else -value, -checkpoint.version
 
     def over_budget(self, view: RunView) -> Iterator[Checkpoint]:
-        """Yield what does not fit any more, in the order in which it expires."""
+        """Yield what no longer fits, in the order in which it expires."""
         freed = {checkpoint.version for checkpoint in view.already_expired}
         excess = view.nbytes - self.nbytes - sum(checkpoint.nbytes for checkpoint in view.already_expired)
         if self.metric is not None:
@@ -140,7 +140,7 @@ class MaxBytes(Rule):
             yield checkpoint
 
     def candidates(self, view: RunView) -> Collection[int]:
-        """Return what does not fit any more; without, perhaps, what did not fit before and other rules keep."""
+        """Return what no longer fits; without, perhaps, what did not fit before and other rules keep."""
         return view.cached(self, lambda: {checkpoint.version for checkpoint in self.over_budget(view)})
 
     def keeps(self, view: RunView, checkpoint: Checkpoint) -> bool:

@@ -93,7 +93,7 @@ class KeepEvery(Rule):
         )
 
     def candidates(self, view: RunView) -> set[int]:
-        """Return those that are not the first any more, since an older one was found again."""
+        """Return those that are no longer the first, since an older one was found again."""
         spans = {span for checkpoint in view.added if (span := self._span(checkpoint)) is not None}
         found = (self._first(view, span, 1 + len(view.added))[1:] for span in spans)
         return {version for versions in found for version in versions}

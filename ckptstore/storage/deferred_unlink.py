@@ -1,8 +1,8 @@
 """Removes large files without waiting for the file system to free their blocks.
 
 unlink(2) removes a name in microseconds. Freeing the blocks, when the last reference ends, takes long: 9 ms for each
-40 MB where the device is told of free blocks at once (ext4's ``discard``), and no processor time. A descriptor that is
-held open over the unlink delays that to its close, and a thread does the close.
+40 MB where free blocks are reported to the device at once (ext4's ``discard``), and no processor time. A descriptor
+that is held open over the unlink delays that to its close, and a thread does the close.
 
 The descriptors belong to the whole process: a store that needs room waits for what another store has removed. A crash
 leaves no more than after an unlink alone: the system closes the descriptors of a dead process, and a file system frees
@@ -55,7 +55,7 @@ class _Held:
         return cls(descriptor, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
     def close(self) -> None:
-        with suppress(OSError):  # the descriptor is closed all the same, and nothing was written through it
+        with suppress(OSError):  # the descriptor is closed anyway, and nothing was written through it
             os.close(self.descriptor)
         _held.discard(self)
 

@@ -114,7 +114,7 @@ def make_directory(path: Path, *, durable: bool = True) -> None:
 
     Args:
         path: The directory.
-        durable: False if its own name need not be durable; its parents are durable all the same.
+        durable: False if its own name need not be durable; its parents are durable anyway.
     """
     if path.is_dir():
         return

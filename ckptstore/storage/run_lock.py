@@ -129,7 +129,7 @@ def _locked(path: Path) -> int:
         finally:
             if descriptor >= 0:
                 os.close(descriptor)
-        # The store was removed between the two calls: the locked file has no name any more.
+        # The store was removed between the two calls: the locked file no longer has a name.
     return -1
 
 

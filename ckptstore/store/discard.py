@@ -1,4 +1,4 @@
-"""Removes a store that is not needed any more, and nothing that does not belong to it."""
+"""Removes a store that is no longer needed, and nothing that does not belong to it."""
 
 from __future__ import annotations
 

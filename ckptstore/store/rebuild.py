@@ -250,7 +250,7 @@ def _all_names(layout: Layout) -> list[str]:
 
 
 def _exchange(layout: Layout, fresh: Path) -> Path | None:
-    """Put the new manifest in the place of the old one, which is kept in quarantine; returns its path there.
+    """Put the new manifest in place of the old one, which is kept in quarantine; returns its path there.
 
     SQLite's files beside the old one are moved first, since they would count as the new one's; a journal that could
     still be rolled back was rolled back before. Then one rename replaces the old one. Without hard links it takes two,

@@ -27,7 +27,7 @@ def repair(
     """Verify a store byte by byte and repair what can be; returns the problems, each with what was done about it.
 
     A payload in quarantine that equals the one a row lost, byte for byte, is put back. A row that stays lost is marked
-    and is no problem any more; a payload that cannot be read is left alone, and stays one. A crash leaves some problems
+    and is no longer a problem; a payload that cannot be read is left alone, and stays one. A crash leaves some problems
     repaired; run it again.
 
     Args:

@@ -29,7 +29,7 @@ MAX_STARTS = 3
 class ResumePointLoader:
     """One search through a run's resume points, newest first.
 
-    A payload that does not match its digest is quarantined at once. One that matches and cannot be loaded all the same
+    A payload that does not match its digest is quarantined at once. One that matches but cannot be loaded
     (a layer's own code raises, for example) is quarantined once an older one has been loaded: if none loads, the cause
     lies elsewhere and all stay. Another architecture, or a disk that cannot be read, is raised.
 

@@ -200,7 +200,7 @@ class CheckpointStore(StoreWriter):
 
         Payloads without a row are adopted, damaged ones quarantined and marked, missing ones marked; a payload in
         quarantine that a row lost is put back. A manifest that SQLite finds damaged is rebuilt. A checkpoint that stays
-        lost is no problem any more. A crash leaves some of it undone; run it again.
+        lost is no longer a problem. A crash leaves some of it undone; run it again.
 
         Args:
             progress: As for `verify`.

@@ -106,7 +106,7 @@ class ParallelCopy:
             with suppress(RuntimeError):
                 self._helpers[-1].join()
             self._helpers.pop()
-        # Such a thread may have a job all the same. It adds its entry before it takes one.
+        # Such a thread may have a job anyway. It adds its entry before it takes one.
         while self._working:
             time.sleep(_NAP_S)
 

@@ -1,4 +1,4 @@
-"""The signal handlers that all stop requests of a process share, how they step aside, and what a fork does to them.
+"""Signal handlers that all stop requests of a process share; a second signal, or a forked child, gets the old ones.
 
 The first signal is recorded for every request. For later signals, and when no request polls, the old handlers are put
 back and receive the signal.
@@ -79,7 +79,7 @@ class SharedHandlers:
 
     def add(self, watcher: Watcher) -> tuple[Signals, ...]:
         """Install handlers for a watcher; returns the signals left to handlers from outside Python."""
-        self.watchers.add(watcher)  # first: as soon as a handler is installed, somebody must poll
+        self.watchers.add(watcher)  # first: as soon as a handler is installed, a watcher must poll
         skipped = []
         for number in watcher.signals:
             handler = signal.getsignal(number)
@@ -99,7 +99,7 @@ class SharedHandlers:
         self.restore()
 
     def restore(self) -> None:
-        """Restore the old handlers of signals that nobody watches any more, where ours are still installed.
+        """Restore the old handlers of signals that are no longer watched, where ours are still installed.
 
         Outside the main thread Python does not allow it; our handler then does it when it is called.
         """

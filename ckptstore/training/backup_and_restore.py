@@ -50,7 +50,7 @@ class BackupAndRestore(ResumingCallback):
         save_on_exception: Save what is finished when a callback ends the fit by an exception.
         signals: Signals at which to save and stop; see `ckptstore.StoreCheckpoint`.
         on_save_error: What happens when the disk fails or is full: ``"warn"`` or ``"raise"``.
-        max_save_failures: With ``"warn"``, the number of failures in a row that ends the training all the same.
+        max_save_failures: With ``"warn"``, the number of failures in a row that ends the training anyway.
 
     Raises:
         InvalidArgumentError: (a ValueError) An argument cannot be used, in Keras' words.

@@ -72,12 +72,12 @@ class ModelCheckpoint(SavingCallback, keras.callbacks.ModelCheckpoint):
             stands at a path is kept in any case.
         background: True to save in the background, in a process of its own: a step waits for one copy of the state
             in memory, and the file appears when it is durable, at latest when training ends. The older ``.h5`` format
-            is waited for all the same.
+            is waited for anyway.
         backpressure: What happens to one that waits when saves come faster than the disk takes them: ``"replace"``
             it, where the file has one name, by a newer that is no worse than the best; or ``"wait"`` for the disk.
         on_save_error: What happens when the disk fails or is full, after some tries: ``"warn"`` lets training
             continue without that checkpoint, ``"raise"`` ends it.
-        max_save_failures: With ``"warn"``, the number of failures in a row that ends the training all the same.
+        max_save_failures: With ``"warn"``, the number of failures in a row that ends the training anyway.
 
     Raises:
         InvalidArgumentError: (a ValueError) An argument cannot be used, in Keras' words where it has some.

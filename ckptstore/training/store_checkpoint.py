@@ -77,7 +77,7 @@ class StoreCheckpoint(ResumingCallback):
             `ckptstore.TrainingInterrupted` describes; empty for none. A second signal ends it at once.
         on_save_error: What happens when the disk fails or is full, after some tries: ``"warn"`` lets training
             continue without that checkpoint, ``"raise"`` ends it.
-        max_save_failures: With ``"warn"``, the number of failures in a row that ends the training all the same.
+        max_save_failures: With ``"warn"``, the number of failures in a row that ends the training anyway.
 
     Raises:
         InvalidArgumentError: (a ValueError) An argument cannot be used; nothing was made on the disk.
@@ -85,7 +85,7 @@ class StoreCheckpoint(ResumingCallback):
     Attributes:
         best: The best value of `monitor` so far, or None.
         last: The checkpoint saved last, or None.
-        resumed_from: The checkpoint that the fit went on from, or None.
+        resumed_from: The checkpoint that the fit was resumed from, or None.
 
     Example:
         >>> callback = StoreCheckpoint("runs/digits", monitor="val_accuracy", save_freq=100)
@@ -171,7 +171,7 @@ class StoreCheckpoint(ResumingCallback):
         except InvalidArgumentError:
             if self.save_best_only:
                 raise
-            # A fit without this metric has no best, and is saved all the same.
+            # A fit without this metric has no best, and is saved anyway.
         schedule = self._by_save_freq()
         return (
             schedule if self.save_interval_s is None else AnyOf(EveryInterval(self.save_interval_s), schedule)

@@ -369,7 +369,7 @@ def test_a_failure_is_reported_and_the_next_save_works(
     failed, saved = queue.outcomes()
     assert (failed.number, saved.number) == (bad.number, good.number)
     assert "could not be shown" in str(failed.error) or "showing it" in str(failed.error)
-    assert failed.checkpoint is not None  # it is saved all the same
+    assert failed.checkpoint is not None  # it is saved anyway
     assert saved.error is None
     assert epochs(store) == [0, 1]
 

@@ -239,7 +239,7 @@ class StoreMachine(RuleBasedStateMachine):
         for version, known in self.model.whole.items():
             self.model.whole[version] = replace(known, tags=found[version])
         self.model.lost.clear()
-        # Of a version whose payload somebody removed too, nothing is left that could tell of it.
+        # If the payload of a version was removed too, nothing is left that knows of it.
         names = [*os.listdir(self.root / "checkpoints"), *os.listdir(self.root / "quarantine")]
         self.model.highest = max(int(name[:8]) for name in names if name[:8].isdecimal())
         shown = self.store.published(RUNS[0]) | self.store.published(RUNS[1])

@@ -38,7 +38,7 @@ SOURCES = {
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Return a store with three checkpoints, the last one published next to it, among files of somebody else."""
+    """Return a store with three checkpoints, the last one published next to it, among files of another user."""
     root = tmp_path / "deep" / "store"
     with CheckpointStore(root) as store:
         for seed in (1, 2, 3):

@@ -399,7 +399,7 @@ LOOK_UPS = {
 @pytest.mark.parametrize("analyzed", [False, True])
 @pytest.mark.parametrize("name", LOOK_UPS)
 def test_look_ups_read_only_the_end_of_an_index(manifest: Manifest, name: str, analyzed: bool) -> None:
-    """Whatever ANALYZE has told the planner, no table is scanned and nothing is sorted."""
+    """Whatever ANALYZE has recorded for the planner, no table is scanned and nothing is sorted."""
     for number in range(30):
         add(manifest, "a" if number % 3 else "b", metrics={"x": float(number % 7), "y": 1.0})
     with manifest._transactions.writing("test") as connection:

@@ -47,7 +47,7 @@ from manifests import DIED, add, die_at_statement, files, in_fork
 ROOT = Path(__file__).resolve().parent.parent.parent
 Step = Callable[[], object]
 
-# The hardest that an upgrade may do to SQLite: make a table anew under its name, with rows that refer to it.
+# The hardest that an upgrade may do to SQLite: make a table again under its name, with rows that refer to it.
 NOW = schema.HEAD
 NEXT_HEAD = f"{int(NOW) + 1:04}"
 NEXT = '''

@@ -501,7 +501,7 @@ def test_a_full_disk_changes_nothing(filled: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_failing_write_changes_nothing(filled: Path) -> None:
-    """Files may not grow any more: an I/O error of the operating system's, in the middle of a commit."""
+    """Files may no longer grow: an I/O error of the operating system's, in the middle of a commit."""
     import resource
 
     def fail() -> None:

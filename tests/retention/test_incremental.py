@@ -424,7 +424,7 @@ def test_the_first_check_removes_a_limited_number_and_later_ones_the_rest(
     monkeypatch.setattr("ckptstore.manifest.retention.run_rows._CHECKPOINTS_PER_PAGE", 2)
     small = Small(tmp_path / "store")
     for number in range(25):
-        # Twice over the same epochs, as where a run was begun anew.
+        # Twice over the same epochs, as where a run was started over.
         small.save(
             epoch=number % 14 // 2, batch=None if number % 2 else 4, step=3 * (number % 14), nbytes=50,
             metrics={"loss": float(number * 7 % 11), "score": float(number * 5 % 13)},

@@ -66,7 +66,7 @@ def open_files() -> list[str]:
 
 
 def removed_files() -> list[str]:
-    """Return the large files among them that have no name any more."""
+    """Return the large files among them that no longer have a name."""
     return [name for name in open_files() if name.endswith("(deleted)")]
 
 
@@ -279,7 +279,7 @@ def test_a_signal_handler_that_waits_while_its_thread_closes_does_not_wait_for_i
 
 @pytest.fixture
 def waited(gate: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks are freed only when somebody waits for them."""
+    """Blocks are freed only when a caller waits for them."""
     wait = deferred_unlink.wait
 
     def waiting() -> None:

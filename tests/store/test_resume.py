@@ -79,7 +79,7 @@ def test_when_all_are_damaged_the_run_does_not_silently_start_over(store: Checkp
     with pytest.warns(UserWarning, match="put aside"), pytest.raises(NoUsableCheckpointError) as caught:
         walk(store)
     assert caught.value.versions == (3, 2, 1)
-    # Nor does the next start, which finds none that is complete, before somebody has looked.
+    # Nor does the next start, which finds none that is complete, before a repair.
     with pytest.raises(NoUsableCheckpointError):
         walk(store)
     store.repair()

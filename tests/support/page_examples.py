@@ -138,7 +138,7 @@ def run(page: str, folder: Path, names: dict[str, Any]) -> Iterator[Printed]:
     for block in blocks(text):
         if block.language == "python":
             stream = io.StringIO()
-            # Line numbers as in the page, for whoever reads the traceback.
+            # Line numbers as in the page, for the traceback.
             code = "\n" * text[: block.start].count("\n") + block.code
             with contextlib.redirect_stdout(stream):
                 exec(compile(code, str(pages()[page]), "exec"), names)

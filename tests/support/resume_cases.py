@@ -425,7 +425,7 @@ def stateful_stream() -> Any:
     inputs, targets = rows()
 
     class Stream(torch.utils.data.IterableDataset):  # type: ignore[misc]
-        """Without a length; ends and begins anew, each time in another order."""
+        """Without a length; ends and starts over, each time in another order."""
 
         def __init__(self) -> None:
             self.rng = np.random.default_rng(4)
@@ -468,7 +468,7 @@ def own_loader() -> Case:
     import torch
 
     class Own(torch.utils.data.DataLoader):  # type: ignore[misc]
-        """Goes on where its state says; its order is its own."""
+        """Continues at the position in its state, in its own order."""
 
         def __init__(self) -> None:
             super().__init__(noisy_rows(np.random.normal), batch_size=BATCH)
@@ -500,7 +500,7 @@ def own_loader() -> Case:
 
 
 class Stateful(Noisy):
-    """Tells its order itself, and what it draws for each batch."""
+    """Reports its order, and what it draws for each batch."""
 
     def get_state(self) -> dict[str, Any]:
         return {"order": self.order.copy(), "draw": self.draw.bit_generator.state}
@@ -630,7 +630,7 @@ def loader_of_grain_over_epochs() -> Case:
     return Case(dense(layers.Dropout(0.3)), fit, save_freq=4)
 
 
-# --- what cannot be exact, and is said to be so ------------------------------------------------
+# --- what cannot be exact, and is reported so ------------------------------------------------
 
 
 @inexact("torch")

@@ -1,6 +1,6 @@
 """Runs trainings in children that may be killed: a parent imports the backend once, and forks for each.
 
-A program of its own, so that a child has nothing of pytest's; started by `Runs`, and told what to run by lines of JSON.
+A program of its own, so that a child has nothing of pytest's. `Runs` starts it, and sends what to run as lines of JSON.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A pytest plugin that puts our callbacks in the place of Keras', before Keras' own tests are imported."""
+"""A pytest plugin that puts our callbacks in place of Keras', before Keras' own tests are imported."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ModelCheckpoint(ckptstore.ModelCheckpoint):
 
 
 class BackupAndRestore(ckptstore.BackupAndRestore):
-    """Ours, counted, with payloads that the tests may damage in place, whoever runs them."""
+    """Ours, counted, with payloads that the tests may damage in place, as any user."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -15,7 +15,7 @@ sys.exit(main.main(sys.argv[1:]))
 
 
 def all_of(terminal: int) -> bytes:
-    """Return all that was written to a terminal, given the end of it that shows, until nobody writes any more."""
+    """Return all that was written to a terminal, given its controlling end, until all writers have closed it."""
     said = b""
     with contextlib.suppress(OSError), os.fdopen(terminal, "rb", buffering=0) as stream:  # EIO is its end
         while data := stream.read(65536):

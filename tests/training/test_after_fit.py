@@ -60,7 +60,7 @@ def model() -> Any:
 
 
 def freed_after(callback: Any, *others: Any, fails_at: int | None = None, error: Any = None) -> bool:
-    """Train on data that nobody else knows of; tells whether that is gone then."""
+    """Train on data that nothing else refers to; returns True if it is freed afterwards."""
     data, validation = Batches(fails_at), Batches()
     seen = [weakref.ref(data), weakref.ref(validation)]
     arguments: Any = {

@@ -1,4 +1,4 @@
-"""A callback of ours makes Keras wait for no batch that it would not wait for without."""
+"""Our callbacks make Keras wait for no batch that it would not wait for without them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ THREADED = keras.backend.backend() in ("jax", "torch")
 
 
 class Listens(keras.callbacks.Callback):
-    """Looks at batches, in whichever thread that is."""
+    """Looks at batches, in any thread."""
 
     def __init__(self, *, async_safe: bool) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A data source goes on in the order, and at the place, where it was."""
+"""A restored data source continues in the same order and at the same position."""
 
 from __future__ import annotations
 
@@ -394,7 +394,7 @@ def test_tensors_of_a_position_come_back_as_tensors() -> None:
 
 def test_torch_is_not_imported() -> None:
     if keras.backend.backend() == "torch":
-        pytest.skip("it is there already")
+        pytest.skip("torch is imported already")
     program = (
         "import sys, keras; from ckptstore.training.data.source import *; data = keras.utils.PyDataset(); data.a = 1;"
         "apply(data, capture(data)); ChangeTracker(data).capture(); print('torch' in sys.modules)"

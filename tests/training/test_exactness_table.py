@@ -1,4 +1,4 @@
-"""The guide's table of what is exact says what the matrix in `test_exact_resume` tries, no more and no less."""
+"""The guide's table of what is exact has exactly the cases of `test_exact_resume`."""
 
 from __future__ import annotations
 

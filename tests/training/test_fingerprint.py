@@ -48,7 +48,7 @@ def built(name: str) -> Any:
 
 
 def test_two_processes_give_the_same() -> None:
-    """Of which one has trained its models, and the other only built them."""
+    """One has trained its models, the other has only built them."""
     names = ["dense", "several_ends", "nested", "recurrent", "subclassed", "unconfigured", "own_way"]
     environment = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": f"{SUPPORT}:{SUPPORT.parent.parent}"}
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""A source that tells its position is set there, and nothing of it is asked twice."""
+"""A source that reports its position is set to it, and no batch is read twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ModelCheckpoint`: what Keras' does, side by side with it, and what it does wrong, done right."""
+"""`ModelCheckpoint`: the same as Keras' in comparison, and correct where Keras' is not."""
 
 from __future__ import annotations
 
@@ -571,7 +571,7 @@ def test_one_callback_serves_several_fits_and_models(tmp_path: Path) -> None:
 
 
 class Interrupted(Exception):
-    """Somebody pressed a key."""
+    """An interrupt from the keyboard."""
 
 
 def interrupting(epoch: int) -> keras.callbacks.Callback:

@@ -1,4 +1,4 @@
-"""Which way is better, and what beats the best: against Keras' own rules, and where they end."""
+"""The direction of a metric and the best value, compared with Keras' own rules, and beyond them."""
 
 from __future__ import annotations
 

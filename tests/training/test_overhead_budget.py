@@ -1,4 +1,4 @@
-"""How often to save, so that it costs no more than a share of the run."""
+"""The overhead budget: saves as often as possible for at most a share of the run."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_most_batches_are_only_counted_and_are_known_all_the_same() -> None:
     assert run.quiet > 10_000
     assert run.budget.step_s == pytest.approx(0.002)
     assert 0.7 * 0.035 * run.now < run.cost_s + 20_000 * 1.5e-5 < 0.035 * run.now
-    # What is noted is what was done, of which hooks have taken a quarter.
+    # The record is of what was done; hooks have taken a quarter of it.
     gaps = [later - earlier for earlier, later in pairwise(run.saves[-20:])]
     assert run.budget.interval().batches == pytest.approx(sum(gaps) / len(gaps), rel=0.02)
 
@@ -261,7 +261,7 @@ def test_another_process_costs_the_time_without_an_idle_core(busy: float, cores:
 
 @dataclass
 class Device:
-    """Batches that take so long on a device that nobody waits for, but in a look; saves slow it down."""
+    """Batches on a device that runs asynchronously, except in a measurement; saves slow it down."""
 
     budget: OverheadBudget
     clock: list[float]

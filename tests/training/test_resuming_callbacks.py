@@ -71,7 +71,7 @@ class Raising(keras.callbacks.Callback):
         return {}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Nothing is kept: each fit counts anew."""
+        """Do nothing: each fit counts from 0."""
 
 
 # --- what is saved -----------------------------------------------------------------------------

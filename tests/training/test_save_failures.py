@@ -1,4 +1,4 @@
-"""A callback whose disk fails tries again, warns, goes on, and gives up after some failures in a row."""
+"""Failed saves are retried and warned of; training continues, and ends after several failures in a row."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BUSY = StoreLockedError(path=Path("/runs/locks/store.lock"), waited_s=60)
 
 
 class Saving:
-    """Fails as told, one error a call; None is a save that works."""
+    """Raises one of the given errors a call; None is a save that works."""
 
     def __init__(self, outcomes: Iterable[Exception | None]) -> None:
         self.outcomes = list(outcomes)

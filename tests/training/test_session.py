@@ -1,4 +1,4 @@
-"""How a fit that resumes ends when something else ends it, and what it leaves to the next fit and to other runs."""
+"""The end of a fit that resumes, when something else ends it: effects on the next fit and on other runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fits that are called, made or ended in unusual ways go on exactly, or say what they do not."""
+"""Fits that are called, set up or ended in unusual ways resume exactly, or report what is not exact."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_a_train_step_of_the_users(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(BACKEND == "jax", reason="Keras trains with one optimizer there")
 def test_two_optimizers(tmp_path: Path) -> None:
-    """Neither is built before the first step that it makes, also not in the process that goes on."""
+    """Neither is built before the first step that it makes, also not in the process that resumes."""
     assert_exact(gan, tmp_path)
 
 

@@ -206,7 +206,7 @@ def test_the_copy_command(store: CheckpointStore, tmp_path: Path, capsys: pytest
     assert not (tmp_path / "newer").exists(), "an unknown ref makes no store"
 
 
-# --- import, of files of ours ---------------------------------------------------------------------
+# --- import of exported files ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["x.keras", "x.weights.h5"])

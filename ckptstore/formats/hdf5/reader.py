@@ -123,7 +123,7 @@ class _DatasetReader:
         return int(root)
 
     def _read(self, offset: int, count: int) -> bytes:
-        """Read metadata, in total not much more than the file has: overlapping parts could go on without end."""
+        """Read metadata, in total not much more than the file has: overlapping parts could be endless."""
         self._budget -= count
         if count > _METADATA_MOST or self._budget < 0:
             raise self.source.corrupt("its HDF5 metadata are larger than they can be")

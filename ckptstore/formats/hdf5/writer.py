@@ -187,7 +187,7 @@ def _header(messages: list[bytes]) -> bytes:
 
 
 # No creation order, no heap of links, no index (IV.A.2.c); and links stay messages whatever their number
-# (IV.A.2.k), even if somebody adds one with libhdf5.
+# (IV.A.2.k), even if libhdf5 adds one.
 _GROUP_MESSAGES = [
     _message(LINK_INFO, struct.pack("<BBQQ", 0, 0, UNDEFINED, UNDEFINED)),
     _message(GROUP_INFO, struct.pack("<BBHH", 0, 1, 0xFFFF, 0)),

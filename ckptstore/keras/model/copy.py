@@ -53,7 +53,7 @@ class Copier:
     def prepare(self, targets: Sequence[Array]) -> None:
         """Do the one-time work of the first copy into these targets, and lock their pages for a GPU.
 
-        A thread may call this while training goes on, if it returns before the next call with any targets.
+        A thread may call this while training continues, if it returns before the next call with any targets.
         """
         self._copies(targets)
 

@@ -79,7 +79,7 @@ class _Documents:
 
 
 class Snapshots:
-    """Snapshots of one model; each must be written or copied before training goes on.
+    """Snapshots of one model; each must be written or copied before training continues.
 
     A configuration that changes during a fit, without a change of a variable or its `trainable`, appears in a later
     ``.keras`` payload: that of the epoch's end, or with short epochs, that of the first epoch's end after a hundred

@@ -37,7 +37,7 @@ class FitLoop:
     """A call of ``fit`` that is running.
 
     Attributes:
-        callback: The callback of ours that Keras calls.
+        callback: Our callback, which Keras calls.
         model: The model that is trained.
         callbacks: Keras' list of all callbacks of this fit.
         data: The training data as Keras iterates over it.
@@ -96,7 +96,7 @@ class FitLoop:
         """Have Keras call batch hooks as if our callback were not there.
 
         If a callback has batch hooks, Keras waits for each batch's result, and on JAX no longer prepares the next batch
-        meanwhile. If no other callback has such hooks, Keras is made to call them in another thread.
+        meanwhile. If no other callback has such hooks, this makes Keras call them in another thread.
         """
         kept = (
             self.callback,

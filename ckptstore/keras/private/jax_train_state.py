@@ -88,7 +88,7 @@ def synced_train_state(model: Any, *, keep: bool = False) -> Iterator[VariableKi
 class _Synced:
     """Variables that were given their values, their values before that, and the model's variables of each kind.
 
-    While Keras trains, variables hold nothing, unless somebody assigned to one, which Keras ignores.
+    While Keras trains, variables hold nothing, unless a caller assigned to one, which Keras ignores.
     """
 
     variables: list[Any]
@@ -146,5 +146,5 @@ def _matches(variable: Any, value: Any) -> bool:
 
 @cache
 def _name_of(dtype: Any) -> str:
-    """Return the name of a numpy dtype; numpy builds it anew each time."""
+    """Return the name of a numpy dtype; numpy builds it again each time."""
     return str(dtype.name)

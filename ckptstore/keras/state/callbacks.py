@@ -40,7 +40,7 @@ def callback_keys(callbacks: Sequence[Any]) -> list[str]:
 def get_states(callbacks: Sequence[Any]) -> dict[str, Any]:
     """Return the states of the callbacks that have any, by key, for `ckptstore.keras.state.tree.pack`.
 
-    Lists and arrays (EarlyStopping's best weights) are the callbacks' own: pack them before training goes on.
+    Lists and arrays (EarlyStopping's best weights) are the callbacks' own: pack them before training continues.
 
     Args:
         callbacks: All callbacks of the fit, in order.

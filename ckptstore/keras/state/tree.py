@@ -49,7 +49,7 @@ def pack(value: Any, name: str) -> tuple[Any, dict[str, Array]]:
 
     Returns:
         A document of standard JSON, and arrays by name. The arrays may be views of the state's memory: copy them to
-        keep them while training goes on.
+        keep them while training continues.
 
     Raises:
         InvalidArgumentError: A value in it has another type, or contains itself; the message says where.

@@ -39,8 +39,8 @@ class RetentionCheck:
 
     Attributes:
         decide: Returns what a policy decides; None where nothing is to be changed or recorded.
-        is_intact: Tells whether a payload is there with its size.
-        is_shown: Tells whether a published path, which may be pending, still shows something.
+        is_intact: Returns True if a payload is there with its size.
+        is_shown: Returns True if a published path, which may be pending, still shows a checkpoint.
     """
 
     decide: Callable[[RunRows], Decision | None]

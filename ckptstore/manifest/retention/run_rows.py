@@ -55,8 +55,8 @@ class RunRows:
         connection: In a transaction.
         store: The store's directory.
         run: The run's name.
-        is_intact: Tells whether a payload is there with its size.
-        is_shown: Tells whether a published path still shows something.
+        is_intact: Returns True if a payload is there with its size.
+        is_shown: Returns True if a published path still shows a checkpoint.
         known: One of its checkpoints, if the caller has just read it.
 
     Attributes:
@@ -133,7 +133,7 @@ class RunRows:
         return found
 
     def events_after(self, event_id: int) -> list[tuple[str, int | None, Any]]:
-        """Return kinds, versions and details of the events after one, in order."""
+        """Return kinds, versions and details of the events after an event, in order."""
         return [tuple(row) for row in self._execute(lookups.EVENTS_AFTER, event_id=event_id)]
 
     @cached_property

@@ -52,7 +52,7 @@ def inexact_reasons(
         names = ", ".join(name for name in before if before[name] != now.get(name))
         yield (
             f"the data is a Python generator, of which Keras takes batches before training begins, and the random "
-            f"generators of {names} stand elsewhere now than at the first start: call {_SEED}"
+            f"generators of {names} are in another state than at the first start: call {_SEED}"
         )
     changed = [*_changed_batches(loop, place)]
     if changed:

@@ -14,7 +14,7 @@ from typing import Any
 from ckptstore.keras.private import FitLoop
 from ckptstore.training.data import source
 
-# The position in a checkpoint that has none: an epoch's beginning can be reached from it all the same.
+# The position in a checkpoint that has none: an epoch's beginning can be reached from it anyway.
 UNKNOWN = {
     "made": 0,
     "source": None,

@@ -1,8 +1,8 @@
 """Position of a fit in its data, and the replay by which another process reaches it again.
 
 A data set is iterated over by iterators: one for each epoch, or with ``steps_per_epoch`` one for several. What an
-iterator hands out is decided by the random generators when it is made and first asked (the order of shuffled data),
-by what the source itself remembers, and by how many batches were taken. So the generators are noted when an epoch's
+iterator yields is decided by the random generators when it is made and first asked (the order of shuffled data),
+by what the source itself remembers, and by how many batches were taken. So the generators are recorded when an epoch's
 iteration begins, and to get there again they are set back, a new iterator is made, and the batches that were trained
 on are taken from it and dropped. Then the generators are set to where they were at the save: what training drew from
 them meanwhile need not be drawn again.
@@ -77,7 +77,7 @@ class DataReplay:
     Args:
         loop: The fit.
         progress: Called with the index of each batch that is skipped.
-        failed: Called with an error of the data in the place of a batch, before Keras sees it. On TensorFlow the
+        failed: Called with an error of the data in place of a batch, before Keras sees it. On TensorFlow the
             data is read inside the compiled step, and this is not called.
     """
 
@@ -138,7 +138,7 @@ class DataReplay:
         return place
 
     def _between_epochs(self) -> dict[str, Any]:
-        """Return the part that is noted at the beginning of each epoch."""
+        """Return the part that is recorded at the beginning of each epoch."""
         kept = None
         when_made, source = self._tracker.capture_both()
         if self._loop.data.spans_epochs and self._loop.data.has_iterator:
@@ -288,7 +288,7 @@ class DataReplay:
         """Take the batches of earlier epochs; returns the generators that the data draws from meanwhile.
 
         Args:
-            kept: What was noted of the iterator.
+            kept: The record of the iterator.
             positioned: True if it begins after these batches.
         """
         made, begun = _generators(kept["when_made"]), _generators(kept["when_begun"])
@@ -352,8 +352,8 @@ class DataReplay:
     def _set_generators(self, saved: GlobalGenerators | None, first: GlobalGenerators) -> tuple[str, ...]:
         """Restore the generators of the save; returns the names of those that cannot be exact.
 
-        Those that the data has drawn from between two batches are its own, and stand right. If training drew from
-        them too, that shows in the saved state, which is another; in a replay without training they are then not right.
+        Those that the data has drawn from between two batches are its own, and are in the right state. If training drew
+        from them too, the saved state differs; after a replay without training they are then in another state.
 
         Args:
             saved: The generators at the save.

@@ -1,6 +1,6 @@
 """Position in the validation data: the source's own state, and how often it was iterated over.
 
-A tf.data pipeline that shuffles hands out another order each time that it is gone through, by how often it was.
+A tf.data pipeline that shuffles has another order in each iteration, which depends on the number of iterations before.
 """
 
 from __future__ import annotations

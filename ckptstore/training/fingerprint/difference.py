@@ -114,7 +114,7 @@ def _of_layers(saved: list[Any], live: list[Any], where: str, *, strict: bool) -
 
 
 def _of_moved(saved: list[Any], live: list[Any], where: str, *, strict: bool) -> Iterator[Difference]:
-    """Yield the first difference between layers of which one side has more."""
+    """Yield the first difference between layers where one side has more."""
     fewer, more = sorted((saved, live), key=len)
     surplus = len(more) - len(fewer)
     if fewer and not _same(fewer[0], more[surplus]) and _kind(fewer[0]) == _kind(more[0]):

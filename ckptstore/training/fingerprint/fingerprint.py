@@ -171,7 +171,7 @@ def _compiled(model: Any) -> dict[str, Any]:
     try:
         config = model.get_compile_config() or {}
     except Exception:
-        # A user's loss without a configuration: it has a name all the same.
+        # A user's loss without a configuration: it has a name anyway.
         config = {"loss": getattr(model, "loss", None)}
     found = {name: plain(config.get(name)) for name in _OPTIONS if config.get(name) is not None}
     for name in ("steps_per_execution", "jit_compile", "run_eagerly"):

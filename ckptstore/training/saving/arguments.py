@@ -178,7 +178,7 @@ def refuse_second_resume(callback: object, *, is_resumed: bool) -> None:
             argument="callbacks",
             value=type(callback).__name__,
             reason="another callback of this fit resumes it already",
-            hint="use one of them; ckptstore.ModelCheckpoint may stand beside it",
+            hint="use one of them; ckptstore.ModelCheckpoint may be used with it",
         )
 
 

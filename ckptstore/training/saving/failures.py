@@ -45,7 +45,7 @@ class SaveFailures:
         Raises:
             RunLockedError: Another writer has the run.
             StorageError: It failed, and `on_save_error` or the number of failures asks for an error.
-            StoreLockedError: Likewise.
+            StoreLockedError: As `StorageError`.
         """
         try:
             return self.count(with_retries(save), None)
@@ -59,7 +59,7 @@ class SaveFailures:
 
         Raises:
             StorageError: It failed, and `on_save_error` or the number of failures asks for an error.
-            StoreLockedError: Likewise.
+            StoreLockedError: As `StorageError`.
             BaseException: `error`, where neither the disk nor a lock has caused it.
         """
         if error is None:

@@ -164,7 +164,7 @@ class Saves:
             error: What ends the fit; failures of saves then become notes on it.
 
         Raises:
-            CheckpointStoreError: As `settle`; everything is released all the same.
+            CheckpointStoreError: As `settle`; everything is released anyway.
         """
         queue = self._queue
         try:
@@ -307,7 +307,7 @@ class Saves:
             try:
                 self._settle_outcome(outcome)
             except BaseException:
-                # An error ends the training; what was saved after it is taken note of all the same.
+                # An error ends the training; what was saved after it is taken note of anyway.
                 for later in outcomes[position + 1 :]:
                     if later.number in self._pending:
                         self._settle(self._pending.pop(later.number), later.checkpoint)

@@ -82,7 +82,7 @@ class BeforeValidation:
         return cls(dict(zip(left_out, copies, strict=True)), random_state.capture())
 
     def state(self, values: Mapping[str, Any], kinds: VariableKinds | None) -> FitState:
-        """Return the state of a fit with the copies in the place of the present values.
+        """Return the state of a fit with the copies in place of the present values.
 
         Args:
             values: The state of the fit's parts.

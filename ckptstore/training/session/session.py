@@ -293,7 +293,7 @@ class FitSession:
         return self._schedule.due_after(self.position.batch_done(batch), saving=self._saves.is_saving)
 
     def _data_failed(self, error: Exception) -> None:
-        """Save what is finished when the data raises an error in the place of a batch."""
+        """Save what is finished when the data raises an error in place of a batch."""
         if self.position.batches and not self._is_skipping():
             self._save_before_end(error, due=False, batch=self.position.batch, logs=self._logs)
         else:
