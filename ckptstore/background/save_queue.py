@@ -76,7 +76,7 @@ class SaveQueue:
     kept until `close`.
 
     What a crash leaves: the worker commits each submitted snapshot, also when the trainer is killed. If the worker is
-    killed too, that snapshot is lost as if it had never been taken, and all before it are whole.
+    killed too, that snapshot is lost as if it had never been taken, and all before it are intact.
 
     Args:
         root: The store's directory.

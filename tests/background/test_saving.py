@@ -423,9 +423,7 @@ def test_a_time_interval_is_kept_while_auto_only_counts(
     assert batches == list(range(len(batches)))
 
 
-def test_auto_is_told_of_foreground_saves_and_failures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_auto_counts_foreground_saves_and_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     for name in ("saved", "not_saved"):
         monkeypatch.setattr(OverheadBudget, name, recording(calls, name, getattr(OverheadBudget, name)))

@@ -74,25 +74,25 @@ def test_a_prune_needs_little_memory_for_each_checkpoint(tmp_path: Path) -> None
 def test_the_result_of_a_prune_outlives_the_store(tmp_path: Path) -> None:
     with CheckpointStore(_filled(tmp_path / "store")) as store:
         before = list(store.iterate())
-        told = store.prune(keep_last(1) | keep_every(steps=40), dry_run=True)
+        planned = store.prune(keep_last(1) | keep_every(steps=40), dry_run=True)
         pruned = store.prune(keep_last(1) | keep_every(steps=40))
-        assert list(store.iterate("a")) == pruned.kept[:3] and told.removed == pruned.removed
+        assert list(store.iterate("a")) == pruned.kept[:3] and planned.removed == pruned.removed
     assert [checkpoint.version for checkpoint in pruned.removed] == [1, 2]
     assert (
         pruned.removed
         == [checkpoint for checkpoint in before if checkpoint.version in (1, 2)]
         != list(pruned.kept)
     )
-    assert [checkpoint.version for checkpoint in told.kept] == [4, 5, 7, 3, 6], "run by run"
-    assert told.kept[-1] == told.kept[4] == before[5] and told.kept[1:3] == [before[4], before[6]]
-    assert list(reversed(told.kept)) == list(told.kept)[::-1]
-    assert before[0] in told.removed and repr(pruned.removed) == repr(before[:2])
-    assert pruned.reasons == {**told.reasons} and list(pruned.reasons) == [3, 4, 5, 6, 7]
+    assert [checkpoint.version for checkpoint in planned.kept] == [4, 5, 7, 3, 6], "run by run"
+    assert planned.kept[-1] == planned.kept[4] == before[5] and planned.kept[1:3] == [before[4], before[6]]
+    assert list(reversed(planned.kept)) == list(planned.kept)[::-1]
+    assert before[0] in planned.removed and repr(pruned.removed) == repr(before[:2])
+    assert pruned.reasons == {**planned.reasons} and list(pruned.reasons) == [3, 4, 5, 6, 7]
     twin = pickle.loads(pickle.dumps(pruned))
     assert twin.removed == pruned.removed and twin.to_json() == pruned.to_json()
-    lines = list(text.pruned_lines(told))
+    lines = list(text.pruned_lines(planned))
     assert [line.split()[0] for line in lines] == ["version", "1", "2", "3", "4", "5", "6", "7"]
-    assert json.loads(json.dumps(told.to_json()))["removed"] == [
+    assert json.loads(json.dumps(planned.to_json()))["removed"] == [
         checkpoint.to_json() for checkpoint in before[:2]
     ]
 

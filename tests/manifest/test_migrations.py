@@ -468,12 +468,12 @@ def test_no_space_for_the_backup(old: Path) -> None:
 
 def test_an_upgraded_store_has_the_same_history_as_a_new_one(path: Path, tmp_path: Path) -> None:
     """The history that 0003 derives from the checkpoints equals what saving them one by one would have recorded."""
-    told = [
+    positions = [
         ("a", 0, 3), ("a", 0, None), ("b", 0, None), ("a", 1, 5), ("a", 1, None), ("a", 1, 7), ("a", 2, 3),
         ("a", 2, 5), ("b", 1, None), ("b", 1, None),
     ]  # fmt: skip
     with closing(Manifest.open(path)) as manifest:
-        for number, (run, epoch, batch) in enumerate(told):
+        for number, (run, epoch, batch) in enumerate(positions):
             add(manifest, run, epoch=epoch, batch=batch, metrics={"loss": float(number), "odd": float("nan")})
             if number == 5:
                 manifest.attempts.begin("b")

@@ -87,7 +87,7 @@ def test_conditions(store: CheckpointStore, where: str, expected: list[int]) -> 
 
 
 @pytest.mark.parametrize(
-    ("where", "said"),
+    ("where", "message"),
     [
         ("", "must be a condition"),
         ("loss <", "is no condition"),
@@ -110,10 +110,10 @@ def test_conditions(store: CheckpointStore, where: str, expected: list[int]) -> 
         ("lo\0ss < 1", "is no condition"),
     ],
 )
-def test_an_invalid_condition_is_one_clear_line(store: CheckpointStore, where: str, said: str) -> None:
+def test_an_invalid_condition_is_one_clear_line(store: CheckpointStore, where: str, message: str) -> None:
     with pytest.raises(InvalidArgumentError, match="where=") as caught:
         store.checkpoints(where=where)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -227,12 +227,12 @@ def test_iterating_reads_pages_and_leaves_out_removed_checkpoints(tmp_path: Path
 def test_a_history_spans_restarts_and_outlives_checkpoints(tmp_path: Path) -> None:
     with CheckpointStore(tmp_path / "store") as store:
         manifest = store._manifest
-        told = [
+        saves = [
             (0, 3, 9.0), (0, None, 1.0), (1, 3, 9.0), (1, None, 2.0),
             (1, 5, 8.0),  # trained again from the middle: the end that was known stays known
             (1, None, 2.5), (2, 3, 7.0), (2, 5, math.nan),
         ]  # fmt: skip
-        for epoch, batch, loss in told:
+        for epoch, batch, loss in saves:
             add(manifest, epoch=epoch, batch=batch, metrics={"loss": loss})
             if (epoch, batch) == (1, None) and loss == 2.0:
                 manifest.events.add("resumed", run="a", version=3, detail={"epoch": 1, "batch": 3})

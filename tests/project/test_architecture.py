@@ -388,7 +388,7 @@ def prose(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_names_of_ours_in_prose_exist(path: Path) -> None:
+def test_names_of_the_package_in_prose_exist(path: Path) -> None:
     named = re.findall(r"`(ckptstore(?:\.\w+)+)", "\n".join(prose(path)))
     assert not [name for name in named if not resolves(name)]
 

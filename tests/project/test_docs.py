@@ -247,9 +247,9 @@ def test_the_command_lists_the_topics(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_an_unknown_topic_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["guide", "nonsense"]) == 2
-    said = capsys.readouterr().err
-    assert "nonsense" in said
-    assert all(topic in said for topic in TOPICS)
+    printed = capsys.readouterr().err
+    assert "nonsense" in printed
+    assert all(topic in printed for topic in TOPICS)
 
 
 def test_a_terminal_shows_the_page_formatted() -> None:

@@ -26,10 +26,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> CheckpointStore:
     root = tmp_path_factory.mktemp("pictures") / "store"
     with CheckpointStore(root) as store:
         for epoch in range(6):
-            told = {"loss": 1.0 / (epoch + 1), "accuracy": 0.1 * epoch}
-            save(store, epoch, run="day", batch=4, step=10 * epoch + 5, metrics=told)
-            told |= {"val_loss": abs(epoch - 3) + 0.5, ODD: math.nan if epoch == 2 else float(epoch)}
-            save(store, epoch, run="day", step=10 * epoch + 10, metrics=told, monitor=("val_loss", "min"))
+            metrics = {"loss": 1.0 / (epoch + 1), "accuracy": 0.1 * epoch}
+            save(store, epoch, run="day", batch=4, step=10 * epoch + 5, metrics=metrics)
+            metrics |= {"val_loss": abs(epoch - 3) + 0.5, ODD: math.nan if epoch == 2 else float(epoch)}
+            save(store, epoch, run="day", step=10 * epoch + 10, metrics=metrics, monitor=("val_loss", "min"))
         save(store, 0, run="_night", metrics={"loss": 500.0})
         save(store, 1, run="_night", metrics={"loss": math.inf}, state=False)
         save(store, 2, run="_night", metrics={"loss": 1.0}, state=False)
@@ -75,9 +75,9 @@ def test_what_is_drawn(store: CheckpointStore) -> None:
     assert marks[1] == [0, 1, 2, 3, 4, 5], "those that know of the validation"
     assert axis.get_title("right") == "best val_loss: 0.5 (version 8)"
     assert axis.get_ylabel() == "loss" and "epoch" in axis.get_xlabel()
-    told = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert told[:2] == ["validation", "training"]
-    assert any(label.startswith("resume point: version 12 (epoch 5, end") for label in told)
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels[:2] == ["validation", "training"]
+    assert any(label.startswith("resume point: version 12 (epoch 5, end") for label in labels)
 
 
 def test_characters_that_the_font_lacks_are_escaped(store: CheckpointStore) -> None:
@@ -121,8 +121,10 @@ def test_runs_have_colours_of_their_own_and_large_ranges_a_logarithmic_axis(stor
         "numbers, no formulas"
     )
     assert [text.get_text() for text in axis.texts] == ["1 values are not finite"]
-    told = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert told[0].startswith("run day: best loss 0.16667") and told[1].startswith("run _night: best loss 1 ")
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels[0].startswith("run day: best loss 0.16667") and labels[1].startswith(
+        "run _night: best loss 1 "
+    )
     curves = {line.get_color() for line in axis.lines}
     assert set(plot.COLOURS[:2]) <= curves
 
@@ -151,15 +153,15 @@ def test_the_command(store: CheckpointStore, tmp_path: Path, capsys: pytest.Capt
     assert document == {"path": str(file), "nbytes": file.stat().st_size, "runs": ["day"], "left_out": []}
     before = file.read_bytes()
     assert main(["plot", str(store.path), str(file)]) == 2
-    said = capsys.readouterr()
-    assert said.err.count("\n") == 1 and "is there already" in said.err and file.read_bytes() == before
+    printed = capsys.readouterr()
+    assert printed.err.count("\n") == 1 and "is there already" in printed.err and file.read_bytes() == before
     assert main(["plot", str(store.path), str(file), "--overwrite"]) == 0
     assert file.read_bytes() != before
     assert [path.name for path in file.parent.iterdir()] == ["a.png"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
         (["a.jpg"], 2, "ends neither in .png nor in .svg"),
         (["a.png", "--run", "none"], 3, "no run 'none'"),
@@ -169,12 +171,12 @@ def test_the_command(store: CheckpointStore, tmp_path: Path, capsys: pytest.Capt
     ],
 )
 def test_what_cannot_be_drawn(
-    store: CheckpointStore, tmp_path: Path, arguments: list[str], code: int, said: str,
+    store: CheckpointStore, tmp_path: Path, arguments: list[str], code: int, message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     file = store.path / "a.png" if arguments[0] == "store/a.png" else tmp_path / arguments[0]
     assert main(["plot", str(store.path), str(file), *arguments[1:]]) == code
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not file.exists()
 
 

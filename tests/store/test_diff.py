@@ -153,5 +153,5 @@ def test_show_without_a_payload_says_why_there_are_no_layers(
     }  # fmt: skip
     path.unlink()
     assert main(["show", str(store.path), "1"]) == 0
-    said = capsys.readouterr()
-    assert "no table of layers" in said.err and "digest" in said.out and "layer " not in said.out
+    printed = capsys.readouterr()
+    assert "no table of layers" in printed.err and "digest" in printed.out and "layer " not in printed.out

@@ -139,13 +139,13 @@ def test_a_users_own_function(tmp_path: Path) -> None:
             checkpoint.version for checkpoint in store.prune(even | keep_last(3), dry_run=True).removed
         ] == [1, 3, 5]
         assert [checkpoint.version for checkpoint in store.prune(even).removed] == [1, 3, 5]
-        for wrong, said in (
+        for wrong, message in (
             (lambda checkpoints: [99], "no version of the run's checkpoints"),
             (lambda checkpoints: None, "no collection"),
             (lambda checkpoints: "all", "no collection"),
             (lambda checkpoints: [], "keeps none of the checkpoints of run 'default'"),
         ):
-            with pytest.raises(InvalidArgumentError, match=said):
+            with pytest.raises(InvalidArgumentError, match=message):
                 store.prune(wrong)
         with pytest.raises(InvalidArgumentError, match="retention policy"):
             store.prune(3)  # type: ignore[arg-type]

@@ -55,9 +55,9 @@ def test_damaged_resume_points_are_quarantined_recorded_and_reported(store: Chec
         damage(store.get(version).path)
     with pytest.warns(
         UserWarning, match=r"version \d is put aside in .*quarantine: its digest differs"
-    ) as said:
+    ) as warned:
         assert walk(store).version == 1
-    assert len(said) == 2
+    assert len(warned) == 2
     assert [store.get(version).state for version in (1, 2, 3)] == ["complete", "damaged", "damaged"]
     assert sorted(os.listdir(store.path / "quarantine")) == [
         "00000002-default.keras",
@@ -133,11 +133,11 @@ def test_a_resume_point_that_keeps_crashing_is_skipped(store: CheckpointStore) -
     taken = []
     for _ in range(3):
         taken.append(walk(store).version)
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         taken += [walk(store).version for _ in range(8)]
     assert taken == [3, 3, 3, 2, 2, 2, 1, 1, 1, 3, 3]
-    assert "version 3 is skipped: started from 3 times without a save since" in str(said[0].message)
+    assert "version 3 is skipped: started from 3 times without a save since" in str(warned[0].message)
     assert os.listdir(store.path / "quarantine") == []
 
 
@@ -155,8 +155,8 @@ def test_a_save_is_progress(store: CheckpointStore) -> None:
 
 def test_a_store_open_for_reading_skips_and_changes_nothing(store: CheckpointStore) -> None:
     damage(store.get(3).path)
-    said = pytest.warns(UserWarning, match="version 3 is skipped: its digest")
-    with CheckpointStore(store.path, read_only=True) as reader, said:
+    warned = pytest.warns(UserWarning, match="version 3 is skipped: its digest")
+    with CheckpointStore(store.path, read_only=True) as reader, warned:
         assert walk(reader).version == 2
     assert store.get(3).state == "complete" and _kinds(store, "resumed", "damaged") == []
 

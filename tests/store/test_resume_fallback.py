@@ -99,8 +99,8 @@ def test_damage_is_found_before_the_model_changes(
             "damaged",
         }
         assert store.verify()[0].kind == "damaged"
-    said = pytest.warns(UserWarning, match="skipped, since missing or damaged: version 3")
-    with ckptstore.CheckpointStore(tmp_path) as store, said:
+    warned = pytest.warns(UserWarning, match="skipped, since missing or damaged: version 3")
+    with ckptstore.CheckpointStore(tmp_path) as store, warned:
         assert store.restore("resume-point", model).version == 2
 
 

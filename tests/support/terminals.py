@@ -16,8 +16,8 @@ sys.exit(main.main(sys.argv[1:]))
 
 def all_of(terminal: int) -> bytes:
     """Return all that was written to a terminal, given its controlling end, until all writers have closed it."""
-    said = b""
+    written = b""
     with contextlib.suppress(OSError), os.fdopen(terminal, "rb", buffering=0) as stream:  # EIO is its end
         while data := stream.read(65536):
-            said += data
-    return said
+            written += data
+    return written

@@ -200,8 +200,8 @@ def test_a_generator_of_another_kind_is_reported_and_the_rest_restored() -> None
         UserWarning, match=r"numpy: .*PCG64, and it is numpy.Generator/Philox.*older: "
     ) as caught:
         apply(again, stored(capture(first)))
-    told = [warning for warning in caught if "the data is not as it was" in str(warning.message)]
-    assert len(told) == 1 and again.epoch == 7
+    warned = [warning for warning in caught if "the data is not as it was" in str(warning.message)]
+    assert len(warned) == 1 and again.epoch == 7
 
 
 @pytest.mark.parametrize("live", [np.arange(3), np.arange(12, dtype="int32"), None, "text"])
@@ -221,7 +221,7 @@ def test_a_read_only_array_is_replaced() -> None:
     assert again.order.tolist() == first.order.tolist() and again.order.flags.writeable
 
 
-def test_an_order_that_is_the_backend_s_stays_so() -> None:
+def test_an_order_in_the_backends_memory_stays_there() -> None:
     first, again = Shuffled(), Shuffled()
     first.order, again.order = (
         keras.ops.convert_to_tensor(np.arange(5, dtype="int32")[::step]) for step in (-1, 1)
@@ -251,7 +251,7 @@ def test_data_is_not_touched() -> None:
 # --- sources that know their position --------------------------------------------------------------
 
 
-class Positioned:
+class ReportsPosition:
     def __init__(self) -> None:
         self.at = 0
         self.tensor: Any = None
@@ -266,7 +266,7 @@ class Positioned:
         self.at, self.inner = state["at"], state["inner"]
 
 
-class OtherWords:
+class OtherMethodNames:
     at = 0
 
     def get_state(self) -> Any:
@@ -276,7 +276,7 @@ class OtherWords:
         self.at = state
 
 
-@pytest.mark.parametrize("make", [Positioned, OtherWords])
+@pytest.mark.parametrize("make", [ReportsPosition, OtherMethodNames])
 def test_a_source_reports_its_own_position(make: Any) -> None:
     first, again = make(), make()
     first.at = 5
@@ -303,7 +303,7 @@ def test_kinds() -> None:
         assert capture(source) is None and ChangeTracker(source).capture() is None
 
 
-def test_an_iterable_of_a_user_s() -> None:
+def test_an_iterable_of_the_user() -> None:
     first, again = Iterates(), Iterates()
     first.at = 4
     apply(again, stored(capture(first)))
@@ -385,7 +385,7 @@ def test_a_sampler_that_knows_its_position() -> None:
 def test_tensors_of_a_position_come_back_as_tensors() -> None:
     import torch
 
-    first, again = Positioned(), Positioned()
+    first, again = ReportsPosition(), ReportsPosition()
     first.tensor = torch.Generator().manual_seed(3).get_state()
     apply(again, stored(capture(first)))
     ((tensor, nested),) = again.inner

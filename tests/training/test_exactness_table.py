@@ -23,7 +23,7 @@ def cases_in(row: dict[str, str]) -> list[str]:
     return re.findall(r"`(\w+)`", row["cases in `tests/support/resume_cases.py`"])
 
 
-def test_every_case_stands_in_the_table_once() -> None:
+def test_every_case_is_in_the_table_once() -> None:
     named = [case for row in rows() for case in cases_in(row)]
     assert sorted(named) == sorted(CASES)
 

@@ -110,7 +110,7 @@ def _other_step(value: Any) -> Any:
 
 @keras.saving.register_keras_serializable("ckptstore-tests")
 class Options(layers.Layer):
-    """Tells a configuration of its own."""
+    """Returns a configuration of its own."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class Options(layers.Layer):
 
 
 class Plain(keras.Model):
-    """A subclass that tells no configuration."""
+    """A subclass without a configuration."""
 
     def __init__(self, *stack: Any) -> None:
         super().__init__()
@@ -293,7 +293,7 @@ def test_changes_that_do_not_count(name: str) -> None:
     assert first_difference(take(before())["architecture"], take(after())["architecture"]) is None
 
 
-def test_another_kerass_new_options_are_no_change() -> None:
+def test_new_options_of_another_keras_are_no_change() -> None:
     saved, live = take(sequential(layers.Dense(4))), take(sequential(layers.Dense(4)))
     config = live["architecture"]["config"]["layers"][0]["config"]
     config["new_switch"] = None
@@ -353,8 +353,8 @@ def _loss(target: Any, guess: Any) -> Any:
     return keras.ops.mean(target - guess)
 
 
-class Silent(keras.losses.Loss):
-    """A loss that cannot tell its configuration."""
+class NoConfig(keras.losses.Loss):
+    """A loss that cannot return its configuration."""
 
     def call(self, target: Any, guess: Any) -> Any:
         return _loss(target, guess)
@@ -387,7 +387,7 @@ DRIFTS: dict[str, tuple[Callable[[], dict[str, Any]], Callable[[], dict[str, Any
     ),
     "loss": (compiled, lambda: compiled(loss="mae"), ["loss mse -> mae"]),
     "own loss": (compiled, lambda: compiled(loss=_loss), ["loss mse -> _loss"]),
-    "silent loss": (compiled, lambda: compiled(loss=Silent()), [f"loss mse -> {__name__}.Silent"]),
+    "loss without a configuration": (compiled, lambda: compiled(loss=NoConfig()), [f"loss mse -> {__name__}.NoConfig"]),
     "metrics": (
         lambda: compiled(metrics=["mae"]), lambda: compiled(metrics=["mae", keras.metrics.AUC()]),
         ["metrics [mae] -> [mae, AUC]"],
@@ -413,7 +413,7 @@ def test_drift_is_one_line(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", zoo.OPTIMIZERS)
-def test_every_optimizer_is_known_again(name: str) -> None:
+def test_every_optimizer_is_recognized(name: str) -> None:
     saved = compiled(zoo.OPTIMIZERS[name]())
     assert check(saved, compiled(zoo.OPTIMIZERS[name]())) == []
     if saved["optimizer"][0]["class"] != "SGD":

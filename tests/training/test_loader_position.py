@@ -27,30 +27,30 @@ needs_grain = pytest.mark.skipif(not is_installed("grain"), reason="needs grain"
 needs_torchdata = pytest.mark.skipif(not is_installed("torchdata"), reason="needs torchdata")
 
 
-class Asked:
-    """Rows that note which of them were asked for."""
+class RecordingRows:
+    """Rows that record which of them were requested."""
 
     def __init__(self) -> None:
         self.inputs, self.targets = rows()
-        self.asked: list[int] = []
+        self.requested: list[int] = []
 
     def __len__(self) -> int:
         return ROWS
 
     def __getitem__(self, index: int) -> Any:
-        self.asked.append(int(index))
+        self.requested.append(int(index))
         return self.inputs[index], self.targets[index]
 
 
-def own_loader(data: Asked, **settings: Any) -> Any:
+def own_loader(data: RecordingRows, **settings: Any) -> Any:
     from torch.utils.data import DataLoader
 
     class Own(DataLoader):  # type: ignore[type-arg]
-        at, goes_on = 0, False
+        at, is_resumed = 0, False
 
         def __iter__(self) -> Any:
-            self.at = self.at if self.goes_on else 0
-            self.goes_on = False
+            self.at = self.at if self.is_resumed else 0
+            self.is_resumed = False
             return self.batches()
 
         def batches(self) -> Iterator[Any]:
@@ -62,18 +62,18 @@ def own_loader(data: Asked, **settings: Any) -> Any:
             return {"at": self.at}
 
         def load_state_dict(self, state: dict[str, Any]) -> None:
-            self.at, self.goes_on = state["at"], True
+            self.at, self.is_resumed = state["at"], True
 
     return Own(data, batch_size=BATCH, **settings)  # type: ignore[arg-type]
 
 
-def stateful_loader(data: Asked) -> Any:
+def stateful_loader(data: RecordingRows) -> Any:
     from torchdata.stateful_dataloader import StatefulDataLoader
 
     return StatefulDataLoader(data, batch_size=BATCH)  # type: ignore[arg-type]
 
 
-def grain_dataset(data: Asked) -> Any:
+def grain_dataset(data: RecordingRows) -> Any:
     import grain
 
     one_at_a_time = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
@@ -110,7 +110,7 @@ def stop_at(number: int) -> At:
 @pytest.mark.parametrize("last", [4, ROWS // BATCH - 1])
 def test_batches_are_not_read_twice(make: Any, last: int, tmp_path: Path) -> None:
     store = str(tmp_path / "store")
-    model, data = dense(), Asked()
+    model, data = dense(), RecordingRows()
     with pytest.raises(KeyboardInterrupt):
         model.fit(
             make(data),
@@ -119,12 +119,12 @@ def test_batches_are_not_read_twice(make: Any, last: int, tmp_path: Path) -> Non
             shuffle=False,
             callbacks=[ckptstore.StoreCheckpoint(store), stop_at(last)],
         )
-    model, data = dense(), Asked()
+    model, data = dense(), RecordingRows()
     source = make(data)
     model.build((None, FEATURES))
     resumed = ckptstore.StoreCheckpoint(store)
-    data.asked.clear()
-    begun = At(lambda callback, batch: seen.append(data.asked[-BATCH:]))
+    data.requested.clear()
+    begun = At(lambda callback, batch: seen.append(data.requested[-BATCH:]))
     seen: list[list[int]] = []
     model.fit(source, epochs=2, verbose=0, shuffle=False, callbacks=[resumed, begun])
     batches = [list(range(at, at + BATCH)) for at in range(0, ROWS, BATCH)]
@@ -138,7 +138,7 @@ def test_an_accelerator_does_not_read_ahead_of_a_source_that_reports_its_positio
 ) -> None:
     import jax
 
-    source = own_loader(Asked())
+    source = own_loader(RecordingRows())
     ahead: list[int] = []
     noting = At(lambda callback, batch: ahead.append(source.at // BATCH - batch - 1))
     callbacks = [ckptstore.StoreCheckpoint(str(tmp_path / "store"))] if saving else []
@@ -148,7 +148,7 @@ def test_an_accelerator_does_not_read_ahead_of_a_source_that_reports_its_positio
 
 
 def test_wrapped_attributes_are_restored(tmp_path: Path) -> None:
-    source, loops = own_loader(Asked()), []
+    source, loops = own_loader(RecordingRows()), []
 
     def act(callback: Any, batch: int) -> None:
         loop = running_fit(callback)
@@ -168,9 +168,11 @@ def test_wrapped_attributes_are_restored(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("epochs", [0, 1])
-def test_workers_that_go_on_over_epochs_are_warned_of(epochs: int, tmp_path: Path) -> None:
+def test_persistent_workers_are_a_warning(epochs: int, tmp_path: Path) -> None:
     store = str(tmp_path / "store")
-    loader = own_loader(Asked(), num_workers=2, persistent_workers=True)  # settings alone: it starts none
+    loader = own_loader(
+        RecordingRows(), num_workers=2, persistent_workers=True
+    )  # settings alone: it starts none
     fit = {"verbose": 0, "shuffle": False}
     with pytest.raises(KeyboardInterrupt):
         callbacks = [ckptstore.StoreCheckpoint(store), stop_at(3)]
@@ -182,10 +184,10 @@ def test_workers_that_go_on_over_epochs_are_warned_of(epochs: int, tmp_path: Pat
     assert any("persistent_workers" in str(warning.message) for warning in caught) == bool(epochs)
 
 
-# --- what is asked -----------------------------------------------------------------------------------
+# --- rows that are requested -----------------------------------------------------------------------------------
 
 
-class Told:
+class Reporting:
     def get_state(self) -> int:
         return 3
 
@@ -193,34 +195,34 @@ class Told:
         raise AssertionError(state)
 
 
-class ToldDataset(Told, keras.utils.PyDataset):
+class ReportingDataset(Reporting, keras.utils.PyDataset):
     pass
 
 
-class ToldRows(Told, Asked):
+class ReportingRows(Reporting, RecordingRows):
     pass
 
 
 def test_sources_that_report_a_position() -> None:
-    assert data_source.reports_position(Told())
-    assert not data_source.reports_position(ToldDataset())
+    assert data_source.reports_position(Reporting())
+    assert not data_source.reports_position(ReportingDataset())
     assert not data_source.reports_position(np.zeros(3))
-    assert data_source.reports_position(own_loader(Asked()))
-    with_workers, told = own_loader(Asked()), own_loader(ToldRows())
-    with_workers.num_workers = told.num_workers = 2
+    assert data_source.reports_position(own_loader(RecordingRows()))
+    with_workers, reporting = own_loader(RecordingRows()), own_loader(ReportingRows())
+    with_workers.num_workers = reporting.num_workers = 2
     assert not data_source.reports_position(with_workers)
-    assert data_source.reports_position(told)
+    assert data_source.reports_position(reporting)
 
 
 def test_the_dataset_that_a_loader_does_not_report() -> None:
-    data = Asked()
+    data = RecordingRows()
     assert data_source.unreported_dataset(own_loader(data)) is data
-    assert data_source.unreported_dataset(own_loader(ToldRows())) is None
-    assert data_source.unreported_dataset(Told()) is None
+    assert data_source.unreported_dataset(own_loader(ReportingRows())) is None
+    assert data_source.unreported_dataset(Reporting()) is None
 
 
-def test_attributes_of_a_loader_of_a_user_s() -> None:
-    first, again = own_loader(Asked()), own_loader(Asked())
+def test_attributes_of_a_users_loader() -> None:
+    first, again = own_loader(RecordingRows()), own_loader(RecordingRows())
     for loader in (first, again):
         loader.draw = np.random.default_rng(1)
         loader.epoch = 0

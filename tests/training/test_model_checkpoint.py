@@ -159,7 +159,7 @@ SAME: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
 
 @pytest.mark.parametrize("verbose", [0, 1])
 @pytest.mark.parametrize("case", SAME)
-def test_the_same_files_and_words_as_keras(
+def test_the_same_files_and_messages_as_keras(
     case: str, verbose: int, model: keras.Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments, epochs = SAME[case]
@@ -204,7 +204,7 @@ def test_batches_are_counted_as_keras_counts_them(save_freq: Any, spe: int, tmp_
     assert ours
 
 
-def test_the_eight_arguments_stand_in_keras_order(tmp_path: Path) -> None:
+def test_the_eight_arguments_are_in_keras_order(tmp_path: Path) -> None:
     callback = ModelCheckpoint(tmp_path / "x.weights.h5", "val_accuracy", 1, True, True, "max", 7, 0.5)
     theirs = keras.callbacks.ModelCheckpoint(
         tmp_path / "x.weights.h5", "val_accuracy", 1, True, True, "max", 7, 0.5
@@ -271,7 +271,7 @@ def test_the_best_is_better_than_the_threshold_or_the_other_way(model: keras.Mod
 
 
 @pytest.mark.parametrize("name", ["best.keras", "{epoch}-{val_loss:.3f}.keras"])
-def test_removing_the_file_makes_the_best_void(name: str, model: keras.Model, tmp_path: Path) -> None:
+def test_removing_the_file_resets_the_best(name: str, model: keras.Model, tmp_path: Path) -> None:
     run(ModelCheckpoint(tmp_path / name, save_best_only=True), model, [{"val_loss": 0.25}, {"val_loss": 0.5}])
     (shown,) = files(tmp_path)
     kept = ModelCheckpoint(tmp_path / name, save_best_only=True)
@@ -283,9 +283,7 @@ def test_removing_the_file_makes_the_best_void(name: str, model: keras.Model, tm
     assert metrics_in(tmp_path)[-1] == 0.75
 
 
-def test_a_best_that_was_voided_does_not_come_back_at_the_next_restart(
-    model: keras.Model, tmp_path: Path
-) -> None:
+def test_a_best_that_was_reset_stays_reset_at_the_next_restart(model: keras.Model, tmp_path: Path) -> None:
     path = tmp_path / "best.keras"
     for values, shown in (([0.1], 0.1), ([0.5], 0.5), ([0.3, 0.4], 0.3)):
         run(ModelCheckpoint(path, save_best_only=True), model, [{"val_loss": value} for value in values])
@@ -294,7 +292,7 @@ def test_a_best_that_was_voided_does_not_come_back_at_the_next_restart(
             path.unlink()
 
 
-def test_the_file_that_is_shown_is_what_must_be_beaten(model: keras.Model, tmp_path: Path) -> None:
+def test_a_new_best_must_be_better_than_the_published_file(model: keras.Model, tmp_path: Path) -> None:
     path = tmp_path / "best.keras"
     run(ModelCheckpoint(path), model, [{"val_loss": 0.1}, {"val_loss": 0.5}])
     run(ModelCheckpoint(path, save_best_only=True), model, [{"val_loss": 0.3}, {"val_loss": 0.4}])
@@ -310,7 +308,7 @@ def test_the_best_survives_whatever_the_placeholders_are_filled_with(
     assert files(tmp_path) == {"2-1.keras"}
 
 
-def test_the_best_of_another_metric_or_run_is_not_mine(model: keras.Model, tmp_path: Path) -> None:
+def test_the_best_of_another_metric_or_run_does_not_count(model: keras.Model, tmp_path: Path) -> None:
     run(ModelCheckpoint(tmp_path / "a.keras", save_best_only=True), model, [{"val_loss": 0.25}])
     for callback in (
         ModelCheckpoint(tmp_path / "b.keras", save_best_only=True),
@@ -728,7 +726,7 @@ def test_people_can_ask_with_sqlite(tmp_path: Path) -> None:
     assert found[0] == 8
 
 
-def test_a_best_that_rotted_is_no_best(model: keras.Model, tmp_path: Path) -> None:
+def test_a_damaged_best_is_no_best(model: keras.Model, tmp_path: Path) -> None:
     callback = ModelCheckpoint(tmp_path / "best.keras", save_best_only=True)
     run(callback, model, [{"val_loss": 0.1}])
     path = callback.last.path

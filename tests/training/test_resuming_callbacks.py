@@ -270,7 +270,7 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
 # --- BackupAndRestore --------------------------------------------------------------------------
 
 
-def test_a_backup_is_gone_once_the_fit_is_done(tmp_path: Path) -> None:
+def test_a_backup_is_removed_once_the_fit_is_done(tmp_path: Path) -> None:
     folder = tmp_path / "backup"
     fit(model(), ckptstore.BackupAndRestore(folder))
     assert not folder.exists()

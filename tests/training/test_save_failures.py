@@ -60,9 +60,9 @@ def test_training_continues_with_a_warning(waits: list[float]) -> None:
     failures = SaveFailures("warn", 3)
     with pytest.warns(
         UserWarning, match=r"SAVING FAILED \(1 in a row; 2 more will end the training\).*10 bytes"
-    ) as said:
+    ) as warned:
         assert failures.attempt(Saving([FULL] * 3)) is None
-    assert len(said) == 1 and sum(waits) < 2
+    assert len(warned) == 1 and sum(waits) < 2
 
 
 def test_too_many_in_a_row_end_it() -> None:

@@ -73,12 +73,12 @@ class WarmUp(keras.callbacks.Callback):  # type: ignore[misc]
         """There is none."""
 
 
-class AsAskedError(Exception):
+class EndOfFitError(Exception):
     """Ends a fit."""
 
 
 def end(_: Any) -> None:
-    raise AsAskedError
+    raise EndOfFitError
 
 
 def stop(callback: Any) -> None:
@@ -104,7 +104,7 @@ def made(make: Callable[[], Any]) -> Any:
 def interrupt(
     model: Any, *callbacks: Any, hook: str = "on_train_batch_end", at: int = 9, **options: Any
 ) -> None:
-    with pytest.raises(AsAskedError):
+    with pytest.raises(EndOfFitError):
         fit(model, *callbacks, Acting(hook, at, end), **options)
 
 
@@ -158,7 +158,7 @@ def test_a_list_of_callbacks_made_by_hand(tmp_path: Path) -> None:
         )
 
     first = made(plain)
-    with pytest.raises(AsAskedError):
+    with pytest.raises(EndOfFitError):
         fit(first, listed(first, saving(tmp_path), Acting("on_train_batch_end", 9, end)), alone=True)
     again = made(plain)
     both = listed(again, saving(tmp_path))
@@ -246,7 +246,7 @@ def test_a_callback_that_trains_as_a_finished_run_is_started_again(averaged: boo
     assert state(again, fit(again, saving(tmp_path), WarmUp())) == expected
 
 
-class Begun(keras.callbacks.Callback):  # type: ignore[misc]
+class BeginningsSeen(keras.callbacks.Callback):  # type: ignore[misc]
     """Counts the epochs that it has seen begin."""
 
     epochs = 0
@@ -277,10 +277,10 @@ def test_an_exception_in_a_beginning_saves_first(hook: str, at: int, saved: Any,
 
     whole = made(plain)
     expected = state(whole, fit(whole, scheduler()))
-    interrupt(made(plain), saving(tmp_path, save_freq=1000), scheduler(), Begun(), hook=hook, at=at)
+    interrupt(made(plain), saving(tmp_path, save_freq=1000), scheduler(), BeginningsSeen(), hook=hook, at=at)
     with ckptstore.CheckpointStore(tmp_path, read_only=True) as store:
         assert [(checkpoint.epoch, checkpoint.batch) for checkpoint in store.checkpoints()] == [saved]
-    again, begun = made(plain), Begun()
+    again, begun = made(plain), BeginningsSeen()
     history = fit(again, saving(tmp_path, save_freq=1000), scheduler(), begun)
     assert state(again, history) == expected
     assert begun.epochs == 3
@@ -330,7 +330,7 @@ def test_a_run_stopped_by_a_callback_continues_with_more_epochs(tmp_path: Path) 
 def test_a_stop_in_the_middle_of_an_epoch_that_did_not_end(tmp_path: Path) -> None:
     whole = made(plain)
     expected = state(whole, fit(whole, Acting("on_train_batch_end", 9, stop)))
-    with pytest.raises(AsAskedError):
+    with pytest.raises(EndOfFitError):
         fit(
             made(plain),
             Acting("on_train_batch_end", 9, stop),
@@ -391,8 +391,8 @@ def warned(tmp_path: Path, make: Callable[[], Any], **options: Any) -> list[str]
 def test_another_batch_size_is_a_warning(tmp_path: Path) -> None:
     """Also where an epoch has as many batches as before."""
     fit(made(plain), saving(tmp_path), epochs=1, batch_size=ROWS - 1)
-    (said,) = warned(tmp_path, plain, batch_size=ROWS - 2)
-    assert f"batch_size was {ROWS - 1} when the checkpoint was saved, and is {ROWS - 2} now" in said
+    (message,) = warned(tmp_path, plain, batch_size=ROWS - 2)
+    assert f"batch_size was {ROWS - 1} when the checkpoint was saved, and is {ROWS - 2} now" in message
 
 
 def test_another_learning_rate_is_a_warning_and_not_used(tmp_path: Path) -> None:
@@ -400,8 +400,8 @@ def test_another_learning_rate_is_a_warning_and_not_used(tmp_path: Path) -> None
     model = made(lambda: plain(optimizer=keras.optimizers.Adam(0.5)))
     with pytest.warns(UserWarning, match="other settings") as found:
         fit(model, saving(tmp_path))
-    (said,) = [str(warning.message) for warning in found if warning.category is UserWarning]
-    assert "learning_rate 0.01 -> 0.5 (the run keeps the saved 0.01; set another in a callback)" in said
+    (message,) = [str(warning.message) for warning in found if warning.category is UserWarning]
+    assert "learning_rate 0.01 -> 0.5 (the run keeps the saved 0.01; set another in a callback)" in message
     assert float(np.array(model.optimizer.learning_rate)) == np.float32(0.01)
 
 

@@ -235,8 +235,8 @@ def test_every_flipped_byte_of_an_exported_file_is_refused(
     damage(made.path)
     before = made.path.read_bytes()
     assert main(["import", str(tmp_path / "new"), str(whole.path), str(made.path)]) == 5
-    said = capsys.readouterr()
-    assert said.out == "" and said.err.count("\n") == 1 and f"{made.path}: damaged" in said.err
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1 and f"{made.path}: damaged" in printed.err
     assert not (tmp_path / "new").exists(), "no store was made"
     assert made.path.read_bytes() == before
 
@@ -270,7 +270,7 @@ def test_an_import_killed_at_any_step_is_complete_or_absent(store: CheckpointSto
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "code", "said"),
+    ("name", "content", "code", "message"),
     [
         ("none.keras", None, 2, "is not there"),
         ("x.pt", b"x", 2, "ends in none of .keras, .weights.h5, .h5"),
@@ -282,7 +282,7 @@ def test_an_import_killed_at_any_step_is_complete_or_absent(store: CheckpointSto
     ],
 )
 def test_a_file_that_is_no_checkpoint_is_refused(
-    tmp_path: Path, name: str, content: object, code: int, said: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, name: str, content: object, code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / name
     if content == "dir":
@@ -290,8 +290,8 @@ def test_a_file_that_is_no_checkpoint_is_refused(
     elif isinstance(content, bytes):
         path.write_bytes(content)
     assert main(["import", str(tmp_path / "new"), str(path)]) == code
-    told = capsys.readouterr()
-    assert told.out == "" and told.err.count("\n") == 1 and said in told.err
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1 and message in printed.err
     assert not (tmp_path / "new").exists()
 
 

@@ -81,9 +81,13 @@ def test_safetensors_holds_the_weights_and_their_metadata(
         assert loaded[name].dtype == value.dtype
         assert loaded[name].tobytes() == value.tobytes()
     with safe_open(made.path, framework="numpy") as opened:
-        told = opened.metadata()
-    assert (told["version"], told["run"], told["digest"]) == (str(ref), "day", store.get(ref).digest)
-    assert json.loads(told["metrics"]) == store.get(ref).to_json()["metrics"]
+        metadata = opened.metadata()
+    assert (metadata["version"], metadata["run"], metadata["digest"]) == (
+        str(ref),
+        "day",
+        store.get(ref).digest,
+    )
+    assert json.loads(metadata["metrics"]) == store.get(ref).to_json()["metrics"]
     assert made.digest == digest_file(made.path)
 
 
@@ -156,7 +160,7 @@ def test_a_name_with_a_slash_at_its_end_is_a_folder(store: CheckpointStore, tmp_
 
 
 @pytest.mark.parametrize(
-    ("ref", "name", "said"),
+    ("ref", "name", "message"),
     [
         (
             1,
@@ -175,14 +179,14 @@ def test_a_name_with_a_slash_at_its_end_is_a_folder(store: CheckpointStore, tmp_
     ],
 )
 def test_an_impossible_export_is_refused_and_changes_nothing(
-    store: CheckpointStore, tmp_path: Path, ref: int, name: str, said: str
+    store: CheckpointStore, tmp_path: Path, ref: int, name: str, message: str
 ) -> None:
     (tmp_path / "there.keras").write_text("mine")
     (tmp_path / "folder").mkdir()
     (tmp_path / "link.keras").symlink_to("nowhere")
     (tmp_path / "inside").symlink_to(tmp_path / "store" / "checkpoints")
     before = sorted(str(path) for path in tmp_path.rglob("*"))
-    with pytest.raises(InvalidArgumentError, match=said):
+    with pytest.raises(InvalidArgumentError, match=message):
         store.export(ref, tmp_path / name)
     assert sorted(str(path) for path in tmp_path.rglob("*")) == before
     assert (tmp_path / "there.keras").read_text() == "mine"
@@ -290,8 +294,8 @@ def test_the_command_reports_what_it_made(
         "digest": store.get(1).digest,
     }
     assert main(["export", str(store.path), "good", str(tmp_path / "a.keras")]) == 2
-    said = capsys.readouterr()
-    assert said.out == "" and said.err.count("\n") == 1 and "is there already" in said.err
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1 and "is there already" in printed.err
     assert main(["export", str(store.path), "none", str(tmp_path / "c.keras")]) == 3
 
 

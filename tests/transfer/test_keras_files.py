@@ -178,8 +178,8 @@ def test_a_fit_resumes_from_a_folder_of_backup_and_restore(
                 keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(epoch)),
             ],
         )  # fmt: skip
-    said = "History, the state of other callbacks and the position in the data are not known"
-    assert any(said in str(warning.message) for warning in caught)
+    warning_text = "History, the state of other callbacks and the position in the data are not known"
+    assert any(warning_text in str(warning.message) for warning in caught)
     first = position[0] + (position[1] is None)
     assert seen == list(range(first, 4))
 
@@ -191,10 +191,10 @@ def test_the_older_backup_is_imported_if_the_newest_is_damaged(
     backup(folder, Stop(2, None), double_checkpoint=True)
     (folder / "latest.weights.h5").write_bytes((folder / "latest.weights.h5").read_bytes()[:900])
     assert main(["import", str(tmp_path / "store"), str(folder)]) == 0
-    said = capsys.readouterr()
-    assert "latest.weights.h5.bkp is version 1, epoch 1, end" in said.out
-    assert "latest.weights.h5 is damaged" in said.err and "the one before was imported" in said.err
-    assert "but not bit for bit" in said.err
+    printed = capsys.readouterr()
+    assert "latest.weights.h5.bkp is version 1, epoch 1, end" in printed.out
+    assert "latest.weights.h5 is damaged" in printed.err and "the one before was imported" in printed.err
+    assert "but not bit for bit" in printed.err
     (folder / "latest.weights.h5.bkp").write_bytes(b"")
     assert main(["import", str(tmp_path / "other"), str(folder)]) == 5
     assert not (tmp_path / "other").exists()

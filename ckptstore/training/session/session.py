@@ -1,7 +1,7 @@
 """The session of a fit: resumes it, asks the schedule when to save, and releases everything at its end.
 
 The hooks of all callbacks are wrapped. So what is saved is the state of all of them after a batch or an epoch, whatever
-the place of ours in the list; and what is restored is there before any of them sees the next epoch.
+the position of ours in the list; and what is restored is there before any of them sees the next epoch.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class FitSession:
     # --- beginning ---------------------------------------------------------------------------------
 
     def begin(self, callback: Any) -> None:
-        """Open the store, load the resume point, and lay the hooks; called in ``on_train_begin``.
+        """Open the store, load the resume point, and install the hooks; called in ``on_train_begin``.
 
         Args:
             callback: The callback that is called, to find its model and the loop that calls it.
