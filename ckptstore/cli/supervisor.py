@@ -39,7 +39,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class SupervisedOutcome:
     """How a supervised command ended.
 
     Attributes:
@@ -131,7 +131,7 @@ def supervise(
     log: Callable[[str], object],
     run: str | None = None,
     stdout: int | None = None,
-) -> Outcome:
+) -> SupervisedOutcome:
     """Run a command, and restart it after each crash, until it ends well or a restart makes no sense.
 
     It is restarted when it ends with exit code 75 or by a signal; after another failure only if it has saved a
@@ -177,7 +177,7 @@ def supervise(
                 restarts -= 1
                 code = TRY_AGAIN
                 break
-    return Outcome(
+    return SupervisedOutcome(
         exit_code=code if code >= 0 else 128 - code,
         restarts=restarts,
         checkpoints=progress.saved(),

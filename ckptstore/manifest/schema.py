@@ -178,8 +178,8 @@ def create(path: Path) -> None:
     Raises:
         StorageError: The disk failed; whether the COMMIT became durable shows at the next opening.
     """
-    whole = _migrations() / SCHEMA
-    first, _, text = whole.read_text(encoding="utf-8").partition("\n") if whole.is_file() else ("", "", "")
+    dump = _migrations() / SCHEMA
+    first, _, text = dump.read_text(encoding="utf-8").partition("\n") if dump.is_file() else ("", "", "")
     if first != f"-- {HEAD}":
         upgrade(path)  # while a new revision is being written
         return

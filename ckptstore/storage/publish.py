@@ -38,7 +38,7 @@ def publish(payload: Path, target: Path) -> None:
     except StorageError as error:
         if error.errno not in NO_LINKS:
             raise
-        copy(payload, temporary)
+        copy_file(payload, temporary)
     try:
         replace(temporary, target)
     except StorageError:
@@ -54,7 +54,7 @@ def remove_leftover(target: Path) -> None:
         unlink(temporary)
 
 
-def copy(source: Path, target: Path) -> str:
+def copy_file(source: Path, target: Path) -> str:
     """Copy a file to a new name, synced, and return its digest; the name is durable after `fsync_directory`.
 
     A crash leaves a part of it under that name.

@@ -25,7 +25,7 @@ class BackupAndRestore(ResumingCallback):
     """Back up a fit, and resume it after an interruption; `keras.callbacks.BackupAndRestore` done safely.
 
     The first four arguments are Keras'. `backup_dir` is a store; a crash at any instant leaves its newest backup
-    whole.
+    intact.
 
     Where it differs from Keras':
 

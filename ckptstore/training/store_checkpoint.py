@@ -32,14 +32,14 @@ from ckptstore.training.saving.failures import SaveFailures
 from ckptstore.training.saving.monitor import MonitoredMetric
 from ckptstore.training.saving.overhead_budget import MAX_OVERHEAD
 from ckptstore.training.saving.saves import SaveSettings
-from ckptstore.training.saving.schedule import AnyOf, EveryInterval, SaveSchedule, WithinOverhead, every
+from ckptstore.training.saving.schedule import AnySchedule, EveryInterval, SaveSchedule, WithinOverhead, every
 from ckptstore.validation import check_metric_name, check_run
 
 
 class StoreCheckpoint(ResumingCallback):
     """Save a fit while it runs, and resume it to the bit when the same script is started again.
 
-    When training begins, the run's newest resume point that is whole is loaded, if there is one: weights, optimizer,
+    When training begins, the run's newest resume point that is intact is loaded, if there is one: weights, optimizer,
     metrics, random generators, History and the state of the other callbacks; training continues with the next
     batch. A script needs no branch for its first start. Every checkpoint is in the manifest of the store, with its
     position and all metrics, when `fit` continues after the save; a crash at any instant leaves all that were saved,
@@ -174,7 +174,9 @@ class StoreCheckpoint(ResumingCallback):
             # A fit without this metric has no best, and is saved anyway.
         schedule = self._by_save_freq()
         return (
-            schedule if self.save_interval_s is None else AnyOf(EveryInterval(self.save_interval_s), schedule)
+            schedule
+            if self.save_interval_s is None
+            else AnySchedule(EveryInterval(self.save_interval_s), schedule)
         )
 
     def _by_save_freq(self) -> SaveSchedule:

@@ -27,7 +27,7 @@ from ckptstore.records import Checkpoint
 from ckptstore.store.store import CheckpointStore
 from crash.sample_stores import save
 from manifests import add, fill, new, steps_of
-from resume_points import damage, walk
+from resume_points import damage, load_newest
 
 
 @pytest.fixture
@@ -192,9 +192,11 @@ def version_of(checkpoint: Checkpoint | None) -> int | None:
 def test_a_new_attempt_has_nothing_to_resume_from(store: CheckpointStore) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert walk(store) is walk(store, run=None) is store.resume_point("default") is None
+        assert load_newest(store) is load_newest(store, run=None) is store.resume_point("default") is None
         saved = save(store, 3)
-        assert version_of(walk(store)) == version_of(walk(store, run=None)) == saved.version == 3
+        assert (
+            version_of(load_newest(store)) == version_of(load_newest(store, run=None)) == saved.version == 3
+        )
     assert version_of(store.resume_point()) == 3
     assert [checkpoint.version for checkpoint in store.checkpoints("default")] == [1, 2, 3]
     assert version_of(store.best("loss")) == 1
@@ -203,11 +205,11 @@ def test_a_new_attempt_has_nothing_to_resume_from(store: CheckpointStore) -> Non
 def test_resuming_past_damage_stays_in_the_newest_attempt(store: CheckpointStore) -> None:
     damage(save(store, 3).path)
     with pytest.warns(UserWarning, match="put aside"), pytest.raises(NoUsableCheckpointError) as caught:
-        walk(store)
+        load_newest(store)
     assert caught.value.versions == (3,)
     store.repair()
     with pytest.warns(UserWarning, match="starts over: all its 1 resume points are damaged"):
-        assert walk(store) is None
+        assert load_newest(store) is None
     assert [store.get(version).state for version in (1, 2)] == ["complete", "complete"]
 
 
@@ -217,7 +219,7 @@ def test_losses_of_an_earlier_attempt_are_not_reported(store: CheckpointStore) -
     with CheckpointStore(store.path) as again, warnings.catch_warnings():
         warnings.simplefilter("error")
         assert again.get(1).state == "missing"
-        assert walk(again) is None
+        assert load_newest(again) is None
 
 
 def test_beginning_an_attempt_claims_the_run(store: CheckpointStore) -> None:
@@ -273,7 +275,7 @@ def test_a_rebuilt_manifest_has_an_attempt_that_saved_nothing_if_it_is_readable(
     CheckpointStore.rebuild(store.path)
     with CheckpointStore(store.path) as again:
         assert again._manifest.attempts.first_version("default") == 3
-        assert walk(again) is None
+        assert load_newest(again) is None
 
 
 @pytest.mark.parametrize("detail", [None, 7, "[", "[1]", "{}", '{"attempt": "1"}', '{"attempt": -1}'])

@@ -10,7 +10,7 @@ import pytest
 
 from ckptstore.errors import StorageError
 from ckptstore.storage.files import io_hook
-from ckptstore.storage.publish import copy, publish, remove_leftover
+from ckptstore.storage.publish import copy_file, publish, remove_leftover
 
 
 @pytest.fixture
@@ -73,6 +73,6 @@ def test_a_temporary_name_left_by_a_crash_does_no_harm(tmp_path: Path, payloads:
 def test_copy_returns_the_digest(tmp_path: Path, payloads: tuple[Path, Path]) -> None:
     from ckptstore.storage.files import digest_file
 
-    assert copy(payloads[0], tmp_path / "copy") == digest_file(payloads[0])
+    assert copy_file(payloads[0], tmp_path / "copy") == digest_file(payloads[0])
     with pytest.raises(StorageError):
-        copy(payloads[0], tmp_path / "copy")
+        copy_file(payloads[0], tmp_path / "copy")

@@ -17,7 +17,7 @@ from ckptstore.errors import (
 from ckptstore.records import Checkpoint
 from ckptstore.store.store import CheckpointStore
 from crash.sample_stores import save
-from resume_points import damage, walk
+from resume_points import damage, load_newest
 
 
 @pytest.fixture
@@ -38,15 +38,15 @@ def _kinds(store: CheckpointStore, *kinds: str) -> list[tuple[str, int | None]]:
 
 def test_a_run_without_resume_points_starts_over(tmp_path: Path) -> None:
     with CheckpointStore(tmp_path) as store:
-        assert walk(store) is None
+        assert load_newest(store) is None
         save(store, 1, state=False)
         save(store, 2, run="other")
-        assert walk(store) is None
+        assert load_newest(store) is None
 
 
 def test_the_newest_of_the_run_is_loaded_and_recorded(store: CheckpointStore) -> None:
-    assert walk(store).version == 3
-    assert walk(store, run=None).version == 5
+    assert load_newest(store).version == 3
+    assert load_newest(store, run=None).version == 5
     assert _kinds(store, "resumed") == [("resumed", 3), ("resumed", 5)]
 
 
@@ -56,7 +56,7 @@ def test_damaged_resume_points_are_quarantined_recorded_and_reported(store: Chec
     with pytest.warns(
         UserWarning, match=r"version \d is put aside in .*quarantine: its digest differs"
     ) as warned:
-        assert walk(store).version == 1
+        assert load_newest(store).version == 1
     assert len(warned) == 2
     assert [store.get(version).state for version in (1, 2, 3)] == ["complete", "damaged", "damaged"]
     assert sorted(os.listdir(store.path / "quarantine")) == [
@@ -70,21 +70,21 @@ def test_damaged_resume_points_are_quarantined_recorded_and_reported(store: Chec
 def test_a_missing_file_is_skipped_too(store: CheckpointStore) -> None:
     store.get(3).path.unlink()
     with pytest.warns(UserWarning, match="version 3 is put aside"):
-        assert walk(store).version == 2
+        assert load_newest(store).version == 2
 
 
 def test_when_all_are_damaged_the_run_does_not_silently_start_over(store: CheckpointStore) -> None:
     for version in (1, 2, 3):
         damage(store.get(version).path)
     with pytest.warns(UserWarning, match="put aside"), pytest.raises(NoUsableCheckpointError) as caught:
-        walk(store)
+        load_newest(store)
     assert caught.value.versions == (3, 2, 1)
     # Nor does the next start, which finds none that is complete, before a repair.
     with pytest.raises(NoUsableCheckpointError):
-        walk(store)
+        load_newest(store)
     store.repair()
     with pytest.warns(UserWarning, match="starts over: all its 3 resume points are damaged"):
-        assert walk(store) is None
+        assert load_newest(store) is None
 
 
 def test_a_resume_point_that_raises_is_quarantined_once_an_older_one_loads(store: CheckpointStore) -> None:
@@ -93,7 +93,7 @@ def test_a_resume_point_that_raises_is_quarantined_once_an_older_one_loads(store
             raise KeyError("a layer's own code")
 
     with pytest.warns(UserWarning, match="version 3 .* loading it raises KeyError"):
-        assert walk(store, load).version == 2
+        assert load_newest(store, load).version == 2
     assert store.get(3).state == "damaged"
     # It is whole, and a repair finds that out.
     store.repair()
@@ -105,7 +105,7 @@ def test_an_error_of_every_resume_point_quarantines_none(store: CheckpointStore)
         raise KeyError(checkpoint.version)
 
     with pytest.raises(KeyError, match="3"):
-        walk(store, load)
+        load_newest(store, load)
     assert os.listdir(store.path / "quarantine") == []
     assert len(store.checkpoints()) == 5
 
@@ -125,17 +125,17 @@ def test_an_error_that_is_not_the_payloads_is_raised(store: CheckpointStore, err
         raise error
 
     with pytest.raises(type(error)):
-        walk(store, load)
+        load_newest(store, load)
     assert len(store.checkpoints()) == 5 and _kinds(store, "resumed") == []
 
 
 def test_a_resume_point_that_keeps_crashing_is_skipped(store: CheckpointStore) -> None:
     taken = []
     for _ in range(3):
-        taken.append(walk(store).version)
+        taken.append(load_newest(store).version)
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        taken += [walk(store).version for _ in range(8)]
+        taken += [load_newest(store).version for _ in range(8)]
     assert taken == [3, 3, 3, 2, 2, 2, 1, 1, 1, 3, 3]
     assert "version 3 is skipped: started from 3 times without a save since" in str(warned[0].message)
     assert os.listdir(store.path / "quarantine") == []
@@ -143,21 +143,21 @@ def test_a_resume_point_that_keeps_crashing_is_skipped(store: CheckpointStore) -
 
 def test_a_save_is_progress(store: CheckpointStore) -> None:
     for _ in range(2):
-        assert walk(store).version == 3
+        assert load_newest(store).version == 3
     saved = save(store, 6)
     for _ in range(3):
-        assert walk(store).version == saved.version
+        assert load_newest(store).version == saved.version
     # Another run's save is none.
     save(store, 7, run="other")
     with pytest.warns(UserWarning, match="skipped"):
-        assert walk(store).version == 3
+        assert load_newest(store).version == 3
 
 
 def test_a_store_open_for_reading_skips_and_changes_nothing(store: CheckpointStore) -> None:
     damage(store.get(3).path)
     warned = pytest.warns(UserWarning, match="version 3 is skipped: its digest")
     with CheckpointStore(store.path, read_only=True) as reader, warned:
-        assert walk(reader).version == 2
+        assert load_newest(reader).version == 2
     assert store.get(3).state == "complete" and _kinds(store, "resumed", "damaged") == []
 
 
@@ -166,9 +166,9 @@ def test_a_newer_one_that_was_missing_before_is_reported(store: CheckpointStore)
     with CheckpointStore(store.path) as again:
         assert again.get(3).state == "missing"
         with pytest.warns(UserWarning, match="skipped, since missing or damaged: version 3"):
-            assert walk(again).version == 2
+            assert load_newest(again).version == 2
         again.repair()
-        assert walk(again).version == 2
+        assert load_newest(again).version == 2
 
 
 def test_a_start_is_counted_before_it_is_made(store: CheckpointStore) -> None:
@@ -179,9 +179,9 @@ def test_a_start_is_counted_before_it_is_made(store: CheckpointStore) -> None:
 
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
-            walk(store, die)
+            load_newest(store, die)
     with pytest.warns(UserWarning, match="version 3 is skipped"):
-        assert walk(store).version == 2
+        assert load_newest(store).version == 2
 
 
 def test_loading_that_fails_once_is_retried(store: CheckpointStore) -> None:
@@ -191,7 +191,7 @@ def test_loading_that_fails_once_is_retried(store: CheckpointStore) -> None:
         if failures:
             raise failures.pop()
 
-    assert walk(store, load).version == 3
+    assert load_newest(store, load).version == 3
     assert len(store.checkpoints()) == 5
 
 
@@ -203,5 +203,5 @@ def test_a_layer_that_runs_out_of_memory_quarantines_nothing(store: CheckpointSt
             raise RefusedByLayerError(reason="no memory") from error
 
     with pytest.raises(RefusedByLayerError):
-        walk(store, load)
+        load_newest(store, load)
     assert os.listdir(store.path / "quarantine") == []

@@ -21,7 +21,7 @@ def load(checkpoint: Checkpoint) -> None:
         raise CorruptPayloadError(path=checkpoint.path, reason="its digest differs")
 
 
-def walk(
+def load_newest(
     store: CheckpointStore, load: Callable[[Checkpoint], None] = load, run: str | None = "default"
 ) -> Checkpoint | None:
     locked = None if store.read_only else lambda: store_lock(store.path / "locks")

@@ -1,1 +1,1 @@
-"""Measures what checkpoints cost, beside Keras and Orbax; run it as ``python tools/bench``."""
+"""Measures the cost of checkpoints, compared with Keras and Orbax; run it as ``python tools/bench``."""

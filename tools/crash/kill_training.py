@@ -194,7 +194,7 @@ def _wrong_claims(root: Path, claims: Sequence[Claim], *, unfinished: int) -> li
 
 
 def _wrong_for_keras(folder: Path, claims: Sequence[Claim]) -> list[str]:
-    """Load the published file and the newest checkpoint as somebody without ckptstore would."""
+    """Load the published file and the newest checkpoint as a user without ckptstore would."""
     import keras
 
     from ckptstore.storage.files import digest_file

@@ -27,7 +27,7 @@ KILLED = -signal.SIGKILL
 
 
 def available() -> bool:
-    """Return True if strace is installed and may attach to a process of ours."""
+    """Return True if strace is installed and may attach to a process of this user."""
     if shutil.which("strace") is None:
         return False
     return run_traced(_do_nothing, (), ["-e", "trace=none"]) == 0

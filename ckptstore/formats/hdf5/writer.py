@@ -287,17 +287,17 @@ class _Group(_Node):
         self.names.append(_name_bytes(name, path))
         self.members[name] = member
 
-    def group_at(self, names: list[str], whole: str, made: list[_Node], run: int | None = None) -> _Group:
+    def group_at(self, names: list[str], path: str, made: list[_Node], run: int | None = None) -> _Group:
         group = self
         for name in names:
             member = group.members.get(name)
             if member is None:
                 member = _Group()
                 member.run = run
-                group.add_member(name, member, whole)
+                group.add_member(name, member, path)
                 made.append(member)
             if not isinstance(member, _Group):
-                raise _bad_path(whole, "is both a group and an array")
+                raise _bad_path(path, "is both a group and an array")
             group = member
         return group
 

@@ -56,8 +56,8 @@ def loadable_variables(found: OpenPayload, captured: Capture, plain: bool) -> Ma
 
 def uses_only_keras_code(captured: Capture, model: Any, optimizers: Iterable[Any]) -> bool:
     """Return True if loading only assigns to variables, one by one, values that were compared with them before."""
-    whole = captured.exact and all(entry.is_variable for entry in captured.entries)
-    return whole and not private.has_custom_loading(model, *optimizers)
+    all_variables = captured.exact and all(entry.is_variable for entry in captured.entries)
+    return all_variables and not private.has_custom_loading(model, *optimizers)
 
 
 def load_atomically(load: Callable[[], None], plain: bool, model: Any, optimizers: Iterable[Any]) -> None:

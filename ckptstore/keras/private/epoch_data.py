@@ -225,8 +225,8 @@ def validation_leaves_batches(model: Any) -> bool:
     steps = getattr(iterator, "steps_per_epoch", None)
     if iterator is None or not steps:
         return False
-    whole = iterator.data_adapter.num_batches
-    return whole is None or bool(steps < whole)
+    per_epoch = iterator.data_adapter.num_batches
+    return per_epoch is None or bool(steps < per_epoch)
 
 
 def _is_tensorflow() -> bool:

@@ -83,6 +83,6 @@ def _changed_batches(loop: FitLoop, place: Mapping[str, Any]) -> Iterator[str]:
     size, size_now = place.get("batch_size"), loop.data.batch_size
     if size is not None and size_now is not None and size != size_now:
         yield f"batch_size was {size} when the checkpoint was saved, and is {size_now} now"
-    known, whole = place.get("batches_per_epoch"), loop.data.batches_per_epoch
-    if known is not None and whole is not None and known != whole:
-        yield f"an epoch had {known} batches when the checkpoint was saved, and has {whole} now"
+    known, per_epoch = place.get("batches_per_epoch"), loop.data.batches_per_epoch
+    if known is not None and per_epoch is not None and known != per_epoch:
+        yield f"an epoch had {known} batches when the checkpoint was saved, and has {per_epoch} now"

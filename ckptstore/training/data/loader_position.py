@@ -38,8 +38,8 @@ class DataPosition:
         self._reports_position = source.reports_position(loop.source)
         self._data: _Wrapped | None = None
         self._iterator: Any = None
-        self._waiting: Any = None
-        self._ready: Any = None
+        self._position_to_set: Any = None
+        self._next_iterator: Any = None
         self._has_begun = False
         self._is_known = (self._reports_position or loop.data.is_grain) and loop.data.stop_reading_ahead()
         if self._is_known:
@@ -65,25 +65,25 @@ class DataPosition:
         Raises:
             Exception: What the source's own method raises.
         """
-        self._has_begun, self._ready = False, None
+        self._has_begun, self._next_iterator = False, None
         if self._reports_position:
             source.set_position(self._source, saved["own"])
         else:
-            self._waiting = saved["own"]
+            self._position_to_set = saved["own"]
 
-    def begin(self) -> None:
+    def make_iterator(self) -> None:
         """Make that iterator now, if Keras leaves it to the first batch: what that draws is drawn before it."""
         if not self._has_begun and self._data is not None:
-            self._ready = iter(self._data)
+            self._next_iterator = iter(self._data)
 
-    def arrive(self, saved: dict[str, Any]) -> None:
+    def restore_dataset(self, saved: dict[str, Any]) -> None:
         """Restore what the dataset drew and counted until the save, which its loader does not report."""
         if saved["dataset"] is not None:
             source.apply(source.unreported_dataset(self._source), saved["dataset"])
 
-    def renew(self) -> None:
-        """Forget an iterator that was made ready and not used: the next one starts again."""
-        self._ready = None
+    def discard_iterator(self) -> None:
+        """Discard an iterator that was made in advance and not used: the next one starts again."""
+        self._next_iterator = None
 
     # --- iterators ---------------------------------------------------------------------------------
 
@@ -92,13 +92,13 @@ class DataPosition:
         return self._data
 
     def iterate(self, data: Any) -> Iterator[Any]:
-        """Return the iterator that was made ready, or make one."""
-        made, self._ready = self._ready, None
+        """Return the iterator that was made in advance, or make one."""
+        made, self._next_iterator = self._next_iterator, None
         if made is None:
             made = iter(data)
-            waiting, self._waiting = self._waiting, None
-            if waiting is not None:
-                source.set_position(made, waiting)
+            position_to_set, self._position_to_set = self._position_to_set, None
+            if position_to_set is not None:
+                source.set_position(made, position_to_set)
             self._has_begun = True
             # A loader's is not kept: it may have processes that end with it.
             self._iterator = None if self._reports_position else made

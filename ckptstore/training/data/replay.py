@@ -176,7 +176,7 @@ class DataReplay:
             self._generators_when_made, self._generators_when_begun = random_state.capture(), None
             if self._loop.data.spans_epochs:
                 self._tracker.note()
-            self._position.renew()
+            self._position.discard_iterator()
             return make()
 
         return counted
@@ -221,18 +221,18 @@ class DataReplay:
             InvalidArgumentError: The batches of one execution were counted otherwise then.
         """
         per_execution = self._loop.data.batches_per_execution
-        whole = self._loop.data.batches_per_epoch
-        if target.batches % per_execution and target.batches != whole:
+        per_epoch = self._loop.data.batches_per_epoch
+        if target.batches % per_execution and target.batches != per_epoch:
             raise InvalidArgumentError(
                 argument="steps_per_execution",
                 value=per_execution,
                 reason=f"the run was saved after batch {target.batches} of an epoch, inside an execution",
                 hint="compile with the steps_per_execution that it was saved with",
             )
-        if whole is not None and target.batches > whole:
+        if per_epoch is not None and target.batches > per_epoch:
             raise InvalidArgumentError(
                 argument="x",
-                value=f"{whole} batches per epoch",
+                value=f"{per_epoch} batches per epoch",
                 reason=f"the run was saved after batch {target.batches} of an epoch",
                 hint="train on the data, and with the batch_size, that it was saved with",
             )
@@ -298,7 +298,7 @@ class DataReplay:
         if begun is not None:
             random_state.restore(begun)
         if positioned:
-            self._position.begin()
+            self._position.make_iterator()
         first = None
         for index in range(0, 0 if positioned else kept["taken"], self._loop.data.batches_per_execution):
             self._loop.data.discard_batches(batches)
@@ -329,7 +329,7 @@ class DataReplay:
                 yield begin, end, batches
                 continue
             if position is not None:
-                self._position.begin()
+                self._position.make_iterator()
             else:
                 self._loop.data.discard_batches(batches)
                 taken += self._loop.data.batches_per_execution
@@ -341,7 +341,7 @@ class DataReplay:
                 yield begin, end, self._loop.skip_execution(target.logs)
                 self.is_skipping = False
                 if position is not None:
-                    self._position.arrive(position)
+                    self._position.restore_dataset(position)
                 inexact = () if ended else self._set_generators(target.generators, first)
                 seconds = time.perf_counter() - began
                 target.on_finished(ReplayResult(batches=taken, seconds=seconds, inexact=inexact))

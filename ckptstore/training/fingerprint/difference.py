@@ -12,7 +12,7 @@ _LAYERS = "layers"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
+class ConfigDifference:
     """A place at which a checkpoint and a model differ.
 
     Attributes:
@@ -26,7 +26,7 @@ class Difference:
     in_model: str
 
 
-def differences(saved: Any, live: Any, where: str = "", *, strict: bool = True) -> Iterator[Difference]:
+def differences(saved: Any, live: Any, where: str = "", *, strict: bool = True) -> Iterator[ConfigDifference]:
     """Yield where two plain values differ, in the order of the live one.
 
     Args:
@@ -42,7 +42,7 @@ def differences(saved: Any, live: Any, where: str = "", *, strict: bool = True) 
     elif isinstance(saved, list) and isinstance(live, list):
         yield from _of_lists(saved, live, where, strict=strict)
     elif saved != live or isinstance(saved, bool) != isinstance(live, bool):
-        yield Difference(where=where, in_checkpoint=_shown(saved), in_model=_shown(live))
+        yield ConfigDifference(where=where, in_checkpoint=_shown(saved), in_model=_shown(live))
 
 
 def _is_object(value: Any) -> bool:
@@ -51,10 +51,10 @@ def _is_object(value: Any) -> bool:
 
 def _of_objects(
     saved: Mapping[str, Any], live: Mapping[str, Any], where: str, *, strict: bool
-) -> Iterator[Difference]:
+) -> Iterator[ConfigDifference]:
     kind = live["class"]
     if saved["class"] != kind:
-        yield Difference(where=where or "model", in_checkpoint=saved["class"], in_model=kind)
+        yield ConfigDifference(where=where or "model", in_checkpoint=saved["class"], in_model=kind)
         return
     at = f"{where} ({kind})" if where.endswith("]") else where
     # One side may have no configuration.
@@ -71,7 +71,7 @@ def _of_objects(
 
 def _of_mappings(
     saved: Mapping[str, Any], live: Mapping[str, Any], where: str, *, strict: bool, own: bool = False
-) -> Iterator[Difference]:
+) -> Iterator[ConfigDifference]:
     for key in [*live, *(key for key in saved if key not in live)]:
         at = _joined(where, key)
         if key in live and key in saved:
@@ -82,22 +82,22 @@ def _of_mappings(
         elif own and (not strict or not (saved.get(key) or live.get(key))):
             continue
         else:
-            yield Difference(
+            yield ConfigDifference(
                 where=at,
                 in_checkpoint=_shown(saved[key]) if key in saved else NOTHING,
                 in_model=_shown(live[key]) if key in live else NOTHING,
             )
 
 
-def _of_lists(saved: list[Any], live: list[Any], where: str, *, strict: bool) -> Iterator[Difference]:
+def _of_lists(saved: list[Any], live: list[Any], where: str, *, strict: bool) -> Iterator[ConfigDifference]:
     if len(saved) != len(live):
-        yield Difference(where=where, in_checkpoint=_shown(saved), in_model=_shown(live))
+        yield ConfigDifference(where=where, in_checkpoint=_shown(saved), in_model=_shown(live))
         return
     for number, (first, other) in enumerate(zip(saved, live, strict=True)):
         yield from differences(first, other, f"{where}[{number}]", strict=strict)
 
 
-def _of_layers(saved: list[Any], live: list[Any], where: str, *, strict: bool) -> Iterator[Difference]:
+def _of_layers(saved: list[Any], live: list[Any], where: str, *, strict: bool) -> Iterator[ConfigDifference]:
     """Compare layers in their order; the first that was put in or taken out ends it, since all others moved."""
     for number in range(max(len(saved), len(live))):
         at = f"{where}[{number}]"
@@ -113,7 +113,7 @@ def _of_layers(saved: list[Any], live: list[Any], where: str, *, strict: bool) -
             yield from differences(first.get("inputs"), other.get("inputs"), inputs, strict=strict)
 
 
-def _of_moved(saved: list[Any], live: list[Any], where: str, *, strict: bool) -> Iterator[Difference]:
+def _of_moved(saved: list[Any], live: list[Any], where: str, *, strict: bool) -> Iterator[ConfigDifference]:
     """Yield the first difference between layers where one side has more."""
     fewer, more = sorted((saved, live), key=len)
     surplus = len(more) - len(fewer)
@@ -123,7 +123,7 @@ def _of_moved(saved: list[Any], live: list[Any], where: str, *, strict: bool) ->
         return
     kind = str(_kind(more[0]))
     added = more is live
-    yield Difference(
+    yield ConfigDifference(
         where=where, in_checkpoint=NOTHING if added else kind, in_model=kind if added else NOTHING
     )
 

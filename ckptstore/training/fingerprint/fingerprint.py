@@ -16,7 +16,7 @@ from ckptstore.errors import ModelMismatchError
 from ckptstore.keras import private
 from ckptstore.keras.state import optimizers
 from ckptstore.training.fingerprint.config import described, plain, without_counts
-from ckptstore.training.fingerprint.difference import NOTHING, Difference, differences
+from ckptstore.training.fingerprint.difference import NOTHING, ConfigDifference, differences
 
 _RATE = "learning_rate"
 _OPTIONS = ("loss", "metrics", "weighted_metrics", "loss_weights")
@@ -58,7 +58,7 @@ def take(model: Any) -> dict[str, Any]:
 
 def first_difference(
     saved: Mapping[str, Any], live: Mapping[str, Any], *, strict: bool = True
-) -> Difference | None:
+) -> ConfigDifference | None:
     """Return the first difference between two architectures, in the model's order; None where they are the same.
 
     Args:
@@ -70,7 +70,7 @@ def first_difference(
         >>> layers = [keras.layers.Dense(2), keras.layers.Dense(3)]
         >>> one, other = (take(keras.Sequential([keras.Input((3,)), layer])) for layer in layers)
         >>> first_difference(one["architecture"], other["architecture"])
-        Difference(where='layers[0] (Dense).units', in_checkpoint='2', in_model='3')
+        ConfigDifference(where='layers[0] (Dense).units', in_checkpoint='2', in_model='3')
     """
     return next(differences(saved, live, strict=strict), None)
 
@@ -107,7 +107,7 @@ def check(saved: Mapping[str, Any] | None, live: Mapping[str, Any]) -> list[str]
     ]
 
 
-def _drift(saved: Mapping[str, Any], live: Mapping[str, Any]) -> Iterator[Difference]:
+def _drift(saved: Mapping[str, Any], live: Mapping[str, Any]) -> Iterator[ConfigDifference]:
     theirs, ours = (side.get("optimizer") or [] for side in (saved, live))
     for number, (first, other) in enumerate(zip(theirs, ours, strict=False)):
         at = "optimizer" if len(ours) == 1 else f"optimizers[{number}]"

@@ -288,11 +288,11 @@ class WithinOverhead(SaveSchedule):
         return {} if interval is None else {"interval": interval.detail()}
 
 
-class AnyOf(SaveSchedule):
+class AnySchedule(SaveSchedule):
     """Saves when one of several schedules is due; each takes note of every save.
 
     Example:
-        >>> schedule = AnyOf(EveryEpoch(), EveryBatches(2))
+        >>> schedule = AnySchedule(EveryEpoch(), EveryBatches(2))
         >>> schedule.due_after(1), schedule.due_after(1), schedule.due_at_epoch_end(last=False)
         (False, True, True)
     """

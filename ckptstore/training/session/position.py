@@ -61,11 +61,11 @@ class BatchPosition:
 
     def batch_done(self, end: int) -> int:
         """Count the batches up to index `end` as finished; returns how many are new."""
-        counted, whole = end + 1, self.per_epoch
+        counted, per_epoch = end + 1, self.per_epoch
         if counted <= self.counted:
             return 0
         self.counted = counted
-        done = counted if whole is None or counted < whole else whole
+        done = counted if per_epoch is None or counted < per_epoch else per_epoch
         new, self.batches = done - self.batches, done
         return new
 
