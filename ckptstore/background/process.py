@@ -69,18 +69,18 @@ class WorkerProcess:
             lock.shared = True
 
     def _start(self, root: Path, maybe_committed: bool) -> tuple[subprocess.Popen[bytes], Any]:
-        ours, theirs = socket.socketpair()
+        our_end, worker_end = socket.socketpair()
         trainer = os.pidfd_open(os.getpid())
         try:
             config = {
                 "root": str(root),
                 "memories": [slot.memory.descriptor for slot in self._slots],
                 "handoffs": [slot.handoff.descriptor for slot in self._slots],
-                "connection": theirs.fileno(),
+                "connection": worker_end.fileno(),
                 "trainer": trainer,
                 "maybe_committed": maybe_committed,
             }
-            passed = [*config["memories"], *config["handoffs"], theirs.fileno(), trainer]  # type: ignore[misc]
+            passed = [*config["memories"], *config["handoffs"], worker_end.fileno(), trainer]  # type: ignore[misc]
             if self._lock is not None and self._lock.descriptor is not None:
                 passed.append(self._lock.descriptor)
             process = subprocess.Popen(
@@ -93,13 +93,13 @@ class WorkerProcess:
                 env=_environment(),
             )
         except BaseException:
-            ours.close()
+            our_end.close()
             os.close(self._log)
             raise
         finally:
-            theirs.close()
+            worker_end.close()
             os.close(trainer)
-        return process, Connection(ours.detach())
+        return process, Connection(our_end.detach())
 
     @property
     def pid(self) -> int:
@@ -136,7 +136,7 @@ class WorkerProcess:
         return self.process.poll() is None
 
     def exit_reason(self) -> str:
-        """Return what is known of its death."""
+        """Return why it has died, as far as that is known."""
         size = os.fstat(self._log).st_size
         text = os.pread(self._log, _LOG_TAIL, max(0, size - _LOG_TAIL)).decode(errors="replace").strip()
         return f"the process that saves has ended with {self.process.returncode}" + (

@@ -66,7 +66,7 @@ class WorkerThread:
         return self._thread.is_alive()
 
     def exit_reason(self) -> str:
-        """Return what is known of its death."""
+        """Return why it has died, as far as that is known."""
         return "the thread that saves has ended"
 
     def finish(self) -> list[Outcome]:

@@ -47,7 +47,7 @@ class WorkerHandle(Protocol):
         """Return False if the worker has died, and no more outcomes will come."""
 
     def exit_reason(self) -> str:
-        """Return what is known of its death, as the beginning of a sentence."""
+        """Return why it has died, as the beginning of a sentence."""
 
     def finish(self) -> list[Outcome]:
         """End the worker after what it was given; returns, when it is gone, the outcomes not reported before."""

@@ -74,7 +74,7 @@ def _is_better(new: NewCheckpoint, version: int, batch: int | None, attempt: int
 
 
 def _page(connection: Connection, run: str, after: int, limit: int) -> list[Epoch]:
-    """Return what is known of the epochs of a run's newest attempt, after an epoch, in order."""
+    """Return the recorded epochs of a run's newest attempt, after an epoch, in order."""
     of_run = (EPOCHS.run_id == id_of_run(run), EPOCHS.version >= first_version_of_attempt(id_of_run(run)))
     chosen = select(EPOCHS.epoch, EPOCHS.batch, EPOCHS.step, EPOCHS.version, EPOCHS.created_at)
     rows = list(
@@ -118,7 +118,7 @@ class Epochs(Repository):
     """The epochs of a manifest's runs."""
 
     def iterate(self, run: str) -> Iterator[Epoch]:
-        """Yield what is known of the epochs of a run's newest attempt, in order, a page at a time."""
+        """Yield the recorded epochs of a run's newest attempt, in order, a page at a time."""
         after = -1
         while True:
             with self._transactions.reading() as connection:

@@ -57,7 +57,7 @@ class BudgetProgress:
         for budget, (version, nbytes) in self._started.items():
             added = self._added[budget][:-RECHECKED]
             # Other rules kept these until now.
-            freed = sum(size for gone, size in removed.items() if gone <= version)
+            freed = sum(size for removed_version, size in removed.items() if removed_version <= version)
             kept = sum(size for left, size in added if left not in removed)
             found[budget] = (added[-1][0] if added else version, nbytes + kept - freed)
         return found

@@ -55,8 +55,9 @@ def _has_position(found: Checkpoint, request: SaveRequest) -> bool:
 
 def _are_equal(first: Path, second: Path) -> bool:
     """Return True if two payloads hold the same variables, byte for byte; one of each is in memory at a time."""
-    with payload.open_variables(first) as ours, payload.open_variables(second) as theirs:
-        return set(ours) == set(theirs) and all(
-            ours[name].dtype == theirs[name].dtype and ours[name].tobytes() == theirs[name].tobytes()
-            for name in ours
+    with payload.open_variables(first) as variables, payload.open_variables(second) as others:
+        return set(variables) == set(others) and all(
+            variables[name].dtype == others[name].dtype
+            and variables[name].tobytes() == others[name].tobytes()
+            for name in variables
         )

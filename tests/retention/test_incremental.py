@@ -154,7 +154,7 @@ def test_an_incremental_check_expires_what_a_full_check_does(
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
 def test_a_long_run_that_loses_and_finds_checkpoints_again(tmp_path: Path, policy: Policy) -> None:
     small = Small(tmp_path / "store")
-    gone: set[int] = set()
+    expired: set[int] = set()
     for number in range(45):
         metrics = {"loss": float(number * 7 % 11), "score": float(number * 5 % 13)}
         small.save(
@@ -162,16 +162,16 @@ def test_a_long_run_that_loses_and_finds_checkpoints_again(tmp_path: Path, polic
             created_at=START + timedelta(minutes=25 * number), resumable=number % 4 != 1,
             tags=(f"t{number % 4}",) if number % 5 == 0 else (),
         )  # fmt: skip
-        gone |= small.apply(policy)
+        expired |= small.apply(policy)
         if number in (20, 30, 40):
             lost = small.versions()[1]
             small.manifest.checkpoints.set_state([lost], "missing", event="missing")
-            gone |= small.apply(policy)
+            expired |= small.apply(policy)
             small.manifest.checkpoints.set_state([lost], "complete", event="found")
-            gone |= small.apply(policy)
+            expired |= small.apply(policy)
             small.manifest.events.add("resumed", run="a", version=small.versions()[:3][-1])
-            gone |= small.apply(policy)
-    assert gone or policy == keep_last(70)
+            expired |= small.apply(policy)
+    assert expired or policy == keep_last(70)
     small.manifest.close()
 
 
@@ -330,12 +330,12 @@ def test_a_budget_drops_its_progress_if_anything_but_a_save_came_in_between(
     small.manifest.checkpoints.remove([1, 2])
     small.manifest.retention.expire("a", [11, 12, 13])
     small.manifest.checkpoints.remove([11, 12, 13])
-    gone: set[int] = set()
+    expired: set[int] = set()
     for _ in range(8):
-        gone |= {checkpoint.version for checkpoint in small.retention.mark("a", policy)}
-        small.manifest.checkpoints.remove(sorted(gone))
+        expired |= {checkpoint.version for checkpoint in small.retention.mark("a", policy)}
+        small.manifest.checkpoints.remove(sorted(expired))
     # Nine were left, and the four oldest do not fit; of these the other rule keeps one.
-    assert gone == {3, 4, 6}
+    assert expired == {3, 4, 6}
     assert small.apply(policy) == set()
     for name in ("pin", "unpin"):
         small.manifest.checkpoints.pin(5, name == "pin")

@@ -95,19 +95,19 @@ def _check_locks(root: Path, requests: Connection) -> None:
 
 @contextmanager
 def _lock_checker(root: Path) -> Iterator[Callable[[], list[str]]]:
-    ours, theirs = get_context("forkserver").Pipe()
-    process = get_context("forkserver").Process(target=_check_locks, args=(root, theirs))
+    own_end, child_end = get_context("forkserver").Pipe()
+    process = get_context("forkserver").Process(target=_check_locks, args=(root, child_end))
     process.start()
 
     def held_locks() -> list[str]:
-        ours.send(True)
-        held: list[str] = ours.recv()
+        own_end.send(True)
+        held: list[str] = own_end.recv()
         return held
 
     try:
         yield held_locks
     finally:
-        ours.send(False)
+        own_end.send(False)
         process.join()
 
 

@@ -129,14 +129,14 @@ def _copy(tensors: _Tensors, values: Sequence[Any], *, non_blocking: bool = Fals
     """Copy in a single call if this torch has it: a thousand small tensors take one millisecond instead of ten."""
     import torch
 
-    mine = [values[place] for place in tensors.places]
+    sources = [values[place] for place in tensors.places]
     together = getattr(torch, "_foreach_copy_", None)
     # Each thread has its own setting for gradients.
     with torch.no_grad():
-        if together is not None and mine:
-            together(tensors.targets, mine, non_blocking)
+        if together is not None and sources:
+            together(tensors.targets, sources, non_blocking)
             return
-        for target, value in zip(tensors.targets, mine, strict=True):
+        for target, value in zip(tensors.targets, sources, strict=True):
             target.copy_(value, non_blocking)
 
 

@@ -16,7 +16,7 @@ from ckptstore.records import Checkpoint
 
 
 class Summary(NamedTuple):
-    """The facts about a packed checkpoint that are known without unpacking it."""
+    """The facts about a packed checkpoint that need no unpacking."""
 
     version: int
     run: str
@@ -67,7 +67,7 @@ class PackedRows:
         return range(begin, self._ends[number]), list(starmap(CheckpointRow, zip(*columns, strict=True)))
 
     def summaries(self, positions: Sequence[int]) -> Iterator[Summary]:
-        """Yield what is known of some rows without unpacking them."""
+        """Yield the summaries of some rows without unpacking them."""
         runs = list(self._runs)
         return map(
             Summary,

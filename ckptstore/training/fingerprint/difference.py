@@ -101,10 +101,10 @@ def _of_layers(saved: list[Any], live: list[Any], where: str, *, strict: bool) -
     """Compare layers in their order; the first that was put in or taken out ends it, since all others moved."""
     for number in range(max(len(saved), len(live))):
         at = f"{where}[{number}]"
-        theirs, ours = saved[number : number + 1], live[number : number + 1]
+        saved_layer, live_layer = saved[number : number + 1], live[number : number + 1]
         if len(saved) == len(live):
-            yield from differences(_alone(theirs[0]), _alone(ours[0]), at, strict=strict)
-        elif not theirs or not ours or not _same(theirs[0], ours[0]):
+            yield from differences(_alone(saved_layer[0]), _alone(live_layer[0]), at, strict=strict)
+        elif not saved_layer or not live_layer or not _same(saved_layer[0], live_layer[0]):
             yield from _of_moved(saved[number:], live[number:], at, strict=strict)
             return
     for number, (first, other) in enumerate(zip(saved, live, strict=True)):

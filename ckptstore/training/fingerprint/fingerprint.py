@@ -108,9 +108,9 @@ def check(saved: Mapping[str, Any] | None, live: Mapping[str, Any]) -> list[str]
 
 
 def _drift(saved: Mapping[str, Any], live: Mapping[str, Any]) -> Iterator[ConfigDifference]:
-    theirs, ours = (side.get("optimizer") or [] for side in (saved, live))
-    for number, (first, other) in enumerate(zip(theirs, ours, strict=False)):
-        at = "optimizer" if len(ours) == 1 else f"optimizers[{number}]"
+    saved_optimizers, live_optimizers = (side.get("optimizer") or [] for side in (saved, live))
+    for number, (first, other) in enumerate(zip(saved_optimizers, live_optimizers, strict=False)):
+        at = "optimizer" if len(live_optimizers) == 1 else f"optimizers[{number}]"
         yield from differences(first, other, at, strict=False)
     for part in ("compile", "versions"):
         yield from differences(_part(saved, part), _part(live, part))

@@ -180,7 +180,7 @@ class MonitoredMetric:
             self.best = value
 
     def settle(self, value: float | None, *, saved: bool) -> None:
-        """Take note of the outcome of a save that was the best with this value, or that was not the best (None)."""
+        """Record the outcome of a save that was the best with this value, or that was not the best (None)."""
         if not saved:
             self.best = self._saved
         elif value is not None and self.mode is not None:

@@ -307,7 +307,7 @@ class Saves:
             try:
                 self._settle_outcome(outcome)
             except BaseException:
-                # An error ends the training; what was saved after it is taken note of anyway.
+                # An error ends the training; what was saved after it is recorded anyway.
                 for later in outcomes[position + 1 :]:
                     if later.number in self._pending:
                         self._settle(self._pending.pop(later.number), later.checkpoint)

@@ -57,25 +57,25 @@ class SaveSchedule:
     # --- saves and their outcomes ------------------------------------------------------------------
 
     def about_to_save(self) -> None:
-        """Take note that a save is due at the batch that is just finished."""
+        """Record that a save is due at the batch that is just finished."""
 
     def save_begins(self) -> int:
         """Start counting again; returns the batches since the save before, which the outcome brings back."""
         return 0
 
     def handed_over(self, *, saving: bool) -> None:
-        """Take note that training resumes: the save is finished or, if `saving`, continues in the background."""
+        """Record that training resumes: the save is finished or, if `saving`, continues in the background."""
 
     def left_out(self, batches: int) -> None:
-        """Take note that the save was left out, since the best checkpoint so far still waits for the disk."""
+        """Record that the save was left out, since the best checkpoint so far still waits for the disk."""
 
     def not_saved(self) -> None:
-        """Take note that training resumes after a save that it waited for and that failed."""
+        """Record that training resumes after a save that it waited for and that failed."""
 
     def settled(
         self, checkpoint: Checkpoint | None, batches: int, *, saving: bool = False, start_s: float = 0.0
     ) -> None:
-        """Take note of the outcome of a save.
+        """Record the outcome of a save.
 
         Args:
             checkpoint: The checkpoint, or None if the save failed.
@@ -87,14 +87,14 @@ class SaveSchedule:
     # --- overhead ----------------------------------------------------------------------------------
 
     def batch_ends(self, *, once: bool = False) -> None:
-        """Take note that the callback's work for a batch is done, but for a save.
+        """Record that the callback's work for a batch is done, but for a save.
 
         Args:
             once: True if the work included something that no other batch needs.
         """
 
     def charge(self, seconds: float) -> None:
-        """Take note of seconds that training has waited for something other than a save."""
+        """Record seconds that training has waited for something other than a save."""
 
     def events(self) -> dict[str, dict[str, Any]]:
         """Return the events to record with the next checkpoint, by their kinds."""
@@ -289,7 +289,7 @@ class WithinOverhead(SaveSchedule):
 
 
 class AnySchedule(SaveSchedule):
-    """Saves when one of several schedules is due; each takes note of every save.
+    """Saves when one of several schedules is due; each counts every save.
 
     Example:
         >>> schedule = AnySchedule(EveryEpoch(), EveryBatches(2))
