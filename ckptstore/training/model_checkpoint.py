@@ -144,6 +144,16 @@ class ModelCheckpoint(SavingCallback, keras.callbacks.ModelCheckpoint):
         self._set_up_saves()
 
     def _set_up_saves(self) -> None:
+        self._pass_on_settings()
+        self._saves.monitored = MonitoredMetric(
+            self.monitor,
+            self.mode,
+            threshold=self.initial_value_threshold,
+            callback=type(self).__name__,
+        )
+
+    def _pass_on_settings(self) -> None:
+        """Pass on `verbose`, `save_best_only` and `keep` as they are now: as in Keras, they may change in a fit."""
         keep = self.keep
         if keep is None and not self._path.has_placeholders:
             keep = keep_last(2)
@@ -151,12 +161,6 @@ class ModelCheckpoint(SavingCallback, keras.callbacks.ModelCheckpoint):
             format=self._path.format, keep=None if keep == "all" else keep, verbose=self.verbose
         )
         self._saves.best_only = self.save_best_only
-        self._saves.monitored = MonitoredMetric(
-            self.monitor,
-            self.mode,
-            threshold=self.initial_value_threshold,
-            callback=type(self).__name__,
-        )
 
     @property
     def best(self) -> float | None:
@@ -225,6 +229,7 @@ class ModelCheckpoint(SavingCallback, keras.callbacks.ModelCheckpoint):
         self._saves.close_for_another()
 
     def _save(self, epoch: int, batch: int | None, logs: dict[str, Any]) -> None:
+        self._pass_on_settings()
         position = self._position
         point = SavePoint(
             epoch=epoch,

@@ -46,6 +46,7 @@ class _Look(keras.callbacks.Callback):
         self.ours = ours
         self.seen: list[list[np.ndarray]] = []
         self.synced: list[bool] = []
+        self.in_block = False
 
     def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
@@ -55,9 +56,11 @@ class _Look(keras.callbacks.Callback):
         if not self.ours:
             self.seen.append(_values(self.model))
             return
+        self.in_block = True
         with synced_train_state(self.inner):
             self.synced.append(self.inner._jax_state_synced)
             self.seen.append(_values(self.model))
+        self.in_block = False
 
 
 def _fit(model: keras.Model, look: _Look) -> None:
@@ -86,11 +89,24 @@ class _Narrow(_Look):
         super().on_train_batch_end(batch, logs)
 
 
-def test_values_that_do_not_match_are_left_to_keras() -> None:
-    look = _Narrow(ours=True)
-    _fit(_model(), look)
-    assert look.synced == [False] * 6
-    assert {value.dtype.name for value in look.seen[-1]} == {"float32", "uint32", "int32"}
+@pytest.mark.parametrize(("look", "by_keras"), [(_Look, 0), (_Narrow, 6)])
+def test_values_that_do_not_match_are_left_to_keras(
+    monkeypatch: pytest.MonkeyPatch, look: type[_Look], by_keras: int
+) -> None:
+    found = look(ours=True)
+    calls: list[bool] = []
+    sync = keras.Model.jax_state_sync
+
+    def counted(model: keras.Model) -> None:
+        if found.in_block and not model._jax_state_synced:
+            calls.append(True)
+        sync(model)
+
+    monkeypatch.setattr(keras.Model, "jax_state_sync", counted)
+    _fit(_model(), found)
+    assert len(calls) == by_keras
+    assert found.synced == [True] * 6
+    assert {value.dtype.name for value in found.seen[-1]} == {"float32", "uint32", "int32"}
 
 
 class _Leave(_Look):

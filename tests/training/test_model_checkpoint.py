@@ -738,3 +738,61 @@ def test_a_damaged_best_is_no_best(model: keras.Model, tmp_path: Path) -> None:
         assert store.repair()[0].kind == "digest"
     run(ModelCheckpoint(tmp_path / "best.keras", save_best_only=True), model, [{"val_loss": 0.5}])
     assert shown_at(tmp_path / "best.keras") == 0.5
+
+
+class Counting(keras.layers.Layer):  # type: ignore[misc]
+    """A layer whose counter JAX keeps in another dtype than its variable has."""
+
+    def build(self, shape: Any) -> None:
+        self.count = self.add_weight(shape=(), dtype="int64", initializer="zeros", trainable=False)
+
+    def call(self, inputs: Any) -> Any:
+        return inputs
+
+
+@pytest.mark.filterwarnings("ignore:Explicitly requested dtype int64:UserWarning")
+def test_a_model_whose_state_keras_alone_can_write_to_its_variables_is_saved_at_batches(
+    tmp_path: Path,
+) -> None:
+    model = keras.Sequential([keras.Input((3,)), Counting(), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    seen: list[list[np.ndarray]] = []
+
+    class Seeing(keras.callbacks.Callback):  # type: ignore[misc]
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            seen.append(self.model.get_weights())
+
+    callback = ModelCheckpoint(
+        tmp_path / "{batch}.weights.h5", monitor="loss", save_weights_only=True, save_freq=2
+    )
+    x = np.ones((8, 3), "float32")
+    model.fit(x, x[:, :1], batch_size=2, verbose=0, callbacks=[callback, Seeing()])
+    for batch in (2, 4):
+        model.load_weights(tmp_path / f"{batch}.weights.h5")
+        assert all(map(np.array_equal, model.get_weights(), seen[batch - 1]))
+
+
+def test_what_a_user_changes_in_a_fit_counts_from_the_next_save_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    callback = ModelCheckpoint(tmp_path / "{epoch}.weights.h5", monitor="loss", save_weights_only=True)
+
+    def change(epoch: int, logs: Any) -> None:
+        callback.save_best_only, callback.verbose = True, 1
+
+    fitted([keras.callbacks.LambdaCallback(on_epoch_end=change), callback])
+    first, second = tmp_path / "1.weights.h5", tmp_path / "2.weights.h5"
+    assert first.exists() and second.exists()
+    assert "Epoch 2: loss improved from" in capsys.readouterr().out
+
+
+def test_without_the_metric_a_direction_is_not_needed_outside_of_a_fit(
+    tmp_path: Path, model: keras.Model
+) -> None:
+    callback = ModelCheckpoint(tmp_path / "m.keras", monitor="foo")
+    callback.set_model(model)
+    callback.on_epoch_end(0, {"loss": 1.0})
+    callback.on_train_end()
+    assert (tmp_path / "m.keras").exists()
+    with pytest.raises(InvalidArgumentError, match="mode"):
+        callback.on_epoch_end(1, {"foo": 1.0})

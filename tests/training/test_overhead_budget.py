@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptstore.training.saving.overhead_budget import OverheadBudget
+from ckptstore.training.saving.schedule import AnySchedule, EveryEpoch, WithinOverhead
 
 
 @dataclass
@@ -475,3 +476,15 @@ def test_a_large_state_is_not_saved_before_time_for_it_is_earned() -> None:
         seconds[nbytes] = run.train(10_000).saves[0] * 0.1
     assert seconds[1_000] < 1
     assert seconds[10_000_000_000] == pytest.approx(10 / 0.035, rel=0.2)
+
+
+def test_a_save_that_is_due_anyway_takes_nothing_from_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    paused: list[bool] = []
+    monkeypatch.setattr(OverheadBudget, "is_due", lambda budget, early=False: bool(asked.append(early)))
+    monkeypatch.setattr(OverheadBudget, "pause", lambda budget: paused.append(True))
+    within = WithinOverhead(0.1, nbytes=1, wait_for_device=lambda: None)
+    assert AnySchedule(EveryEpoch(), within).due_at_epoch_end(last=False, best=True)
+    assert (asked, paused) == ([], [True])
+    assert not AnySchedule(within).due_at_epoch_end(last=False, best=True)
+    assert (asked, paused) == ([True], [True, True])

@@ -65,7 +65,7 @@ def synced_train_state(model: Any, *, keep: bool = False) -> Iterator[VariableKi
     training waits. A value with the shape and dtype of its variable needs no checks; and if the block changes nothing,
     the next step begins with the state that Keras still holds. In a Keras without one of ``Model._jax_state``,
     ``_jax_state_synced``, ``Variable._value`` and ``Variable._direct_assign``, or if a value does not match its
-    variable, nothing is done here, and `synced` has Keras do it. If the block raises, variables keep their values.
+    variable, Keras does it, as in `synced`. If the block raises, variables keep their values.
 
     Args:
         model: The model of the running fit.
@@ -76,6 +76,8 @@ def synced_train_state(model: Any, *, keep: bool = False) -> Iterator[VariableKi
     """
     state = getattr(model, "_jax_state", None)
     done = _sync(model, state)
+    if done is None:
+        synced(model)
     yield done.kinds if done else None
     if done and not keep and model._jax_state is state and model._jax_state_synced:
         for variable, value in zip(done.variables, done.before, strict=True):

@@ -34,7 +34,7 @@ class FileSaves(Saves):
         backpressure: As for `Saves`.
 
     Attributes:
-        best_only: Whether to save only what is better than everything before; set before a fit begins.
+        best_only: Whether to save only what is better than everything before.
         monitored: The monitored metric.
     """
 
@@ -82,7 +82,7 @@ class FileSaves(Saves):
             CheckpointStoreError: As `save`.
         """
         monitored = self.monitored
-        if monitored.mode is None:
+        if monitored.mode is None and (self.best_only or point.logs.get(monitored.name) is not None):
             monitored.resolve(model)
         name = self._files.fill(epoch=point.epoch, batch=batch, logs=point.logs)
         target = self._files.absolute(name)

@@ -54,6 +54,9 @@ class SaveSchedule:
         """
         return last and self.at_end
 
+    def epoch_ends(self) -> None:
+        """Take note of an epoch's end at which another schedule has found a save due."""
+
     # --- saves and their outcomes ------------------------------------------------------------------
 
     def about_to_save(self) -> None:
@@ -238,9 +241,13 @@ class WithinOverhead(SaveSchedule):
         self.about_to_save()
         return True
 
+    def epoch_ends(self) -> None:
+        """Leave the time from here to the next batch out of the measurements."""
+        self._budget.pause()
+
     def due_at_epoch_end(self, *, last: bool, best: bool = False, saving: bool = False) -> bool:
         """Return True if the budget pays for a save, a little early for the best so far; or training ends."""
-        self._budget.pause()
+        self.epoch_ends()
         return (last and self.at_end) or (not saving and self._budget.is_due(early=best))
 
     def about_to_save(self) -> None:
@@ -312,11 +319,19 @@ class AnySchedule(SaveSchedule):
         return due
 
     def due_at_epoch_end(self, *, last: bool, best: bool = False, saving: bool = False) -> bool:
-        """Return True if one of them is due."""
+        """Return True if one of them is due; those after the first that is are not asked, so that none pays for it."""
         due = False
         for schedule in self._schedules:
-            due = schedule.due_at_epoch_end(last=last, best=best, saving=saving) or due
+            if due:
+                schedule.epoch_ends()
+            else:
+                due = schedule.due_at_epoch_end(last=last, best=best, saving=saving)
         return due
+
+    def epoch_ends(self) -> None:
+        """Tell each of them."""
+        for schedule in self._schedules:
+            schedule.epoch_ends()
 
     def about_to_save(self) -> None:
         """Pass it on to each of them."""

@@ -352,7 +352,7 @@ class FitSession:
             end = end or self._stop.received is not None
             with synced_train_state(self._model, keep=end) as kinds:
                 # Until here a device may still compute. The time that a save takes is measured from here.
-                wait_for_step(synced(self._model))
+                wait_for_step(self._model)
                 numbers = plain_logs(logs or {})
                 loss = scalar(numbers.get("loss"))
                 point = SavePoint(
