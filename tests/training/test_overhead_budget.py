@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptstore.training.saving.overhead_budget import OverheadBudget
-from ckptstore.training.saving.schedule import AnySchedule, EveryEpoch, WithinOverhead
+from ckptstore.training.saving.schedule import AnySchedule, EveryEpoch, EveryInterval, WithinOverhead
 
 
 @dataclass
@@ -488,3 +488,14 @@ def test_a_save_that_is_due_anyway_takes_nothing_from_the_budget(monkeypatch: py
     assert (asked, paused) == ([], [True])
     assert not AnySchedule(within).due_at_epoch_end(last=False, best=True)
     assert (asked, paused) == ([True], [True, True])
+
+
+def test_an_interval_starts_when_the_store_is_open() -> None:
+    now = [0.0]
+    schedule = AnySchedule(EveryInterval(10, clock=lambda: now[0]))
+    now[0] = 9.0  # the store was waited for
+    schedule.begin()
+    now[0] = 18.0
+    assert not schedule.due_after(1)
+    now[0] = 19.0
+    assert schedule.due_after(1)

@@ -33,6 +33,9 @@ class SaveSchedule:
         self.at_end = at_end
         self.since_save = 0
 
+    def begin(self) -> None:
+        """Take note that the store is open and training begins; waiting for it is no part of an interval."""
+
     # --- decisions ---------------------------------------------------------------------------------
 
     def due_after(self, batches: int, *, saving: bool = False) -> bool:
@@ -183,6 +186,10 @@ class EveryInterval(SaveSchedule):
         self._clock = clock
         self._saved_at = clock()
 
+    def begin(self) -> None:
+        """Start the interval."""
+        self._saved_at = self._clock()
+
     def due_after(self, batches: int, *, saving: bool = False) -> bool:
         """Return True if the interval has passed."""
         return self._clock() - self._saved_at >= self._seconds
@@ -307,6 +314,11 @@ class AnySchedule(SaveSchedule):
     def __init__(self, *schedules: SaveSchedule) -> None:
         super().__init__()
         self._schedules = schedules
+
+    def begin(self) -> None:
+        """Tell each of them."""
+        for schedule in self._schedules:
+            schedule.begin()
 
     def due_after(self, batches: int, *, saving: bool = False) -> bool:
         """Return True if one of them is due; all count the batches."""

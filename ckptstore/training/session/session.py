@@ -102,6 +102,7 @@ class FitSession:
             self._is_by_hand = self._loop is None
             refuse_second_resume(callback, is_resumed=self._loop is not None and self._loop.is_hooked)
             self._saves.begin(self._model, self._schedule)
+            self._schedule.begin()
             self._find_resume_point(store)
             self._install_hooks()
             self._stop.install()
