@@ -664,7 +664,7 @@ def test_a_model_is_restored_when_a_layer_refuses_halfway(tmp_path: Path) -> Non
     layer.count.assign(1)
     zoo.scrambled(model)
     before = zoo.state_of(model)
-    with pytest.raises(ModelMismatchError, match=r"a negative count.*put back"):
+    with pytest.raises(ModelMismatchError, match=r"a negative count.*restored to their earlier values"):
         adapter.restore(model, checkpoint)
     assert zoo.state_of(model) == before
 
