@@ -1,12 +1,12 @@
-"""A running ``fit``: its callbacks, its data, and the epoch that it starts at.
+"""A running ``fit``: its callbacks, its data, and its first epoch.
 
-Keras tells a callback when epochs and batches begin and end. To resume in the middle of an epoch, a callback also needs
-the other callbacks of the fit, and the iterator that yields the batches. Both are local variables of Keras' ``fit``,
-and are found in its frame, below that of the callback. Methods of these two objects are wrapped, not those of Keras'
-classes, until `FitLoop.release`.
+Keras calls a callback when epochs and batches begin and end. To resume in the middle of an epoch, a callback also needs
+the fit's ``CallbackList`` and ``EpochIterator``. Both are local variables of Keras' ``fit``: `running_fit` walks up the
+call stack from the callback and reads them from that frame. `FitLoop` then wraps methods of these two objects, not of
+Keras' classes, until `FitLoop.release`.
 
-Fallback: in a Keras with another loop, and in loops written by hand, `running_fit` returns None. Callbacks then save,
-and resume at the ends of epochs, without the state of the others.
+Fallback: in a Keras with another loop, and in hand-written loops, `running_fit` returns None. Callbacks then save, and
+resume at the ends of epochs, without the state of the other callbacks.
 """
 
 from __future__ import annotations
@@ -38,28 +38,28 @@ class FitLoop:
 
     Attributes:
         callback: Our callback, which Keras calls.
-        model: The model that is trained.
-        callbacks: Keras' list of all callbacks of this fit.
+        model: The model in training.
+        callbacks: Keras' ``CallbackList`` with all callbacks of this fit.
         data: The training data as Keras iterates over it.
-        epochs: The epoch before which training ends.
-        initial_epoch: The epoch that the caller asked to begin with.
+        epochs: Total number of epochs: training ends before the epoch with this index.
+        initial_epoch: The first epoch, as passed to ``fit``.
         source: The caller's training data: arrays, a dataset, a loader, a generator.
         validation_source: The caller's validation data, or None.
     """
 
-    def __init__(self, callback: Any, model: Any, names: dict[str, Any], code: CodeType) -> None:
+    def __init__(self, callback: Any, model: Any, frame_locals: dict[str, Any], code: CodeType) -> None:
         self.callback = callback
         self.model = model
-        self.callbacks: Any = names["callbacks"]
-        self.epochs: int = names["epochs"]
-        self.initial_epoch: int = names.get("initial_epoch") or 0
-        self.source: Any = names.get("x")
-        self.validation_source: Any = names.get("val_x")
-        self._iterator: Any = names["epoch_iterator"]
+        self.callbacks: Any = frame_locals["callbacks"]
+        self.epochs: int = frame_locals["epochs"]
+        self.initial_epoch: int = frame_locals.get("initial_epoch") or 0
+        self.source: Any = frame_locals.get("x")
+        self.validation_source: Any = frame_locals.get("val_x")
+        self._iterator: Any = frame_locals["epoch_iterator"]
         self._code = code
         self._hooks = Hooks()
         self.data = EpochData(self._iterator, self._hooks)
-        self._before: Any = None
+        self._initial_epoch_before: Any = None
         self._others_have_batch_hooks = True
 
     # --- hooks -------------------------------------------------------------------------------------
@@ -89,21 +89,23 @@ class FitLoop:
     @property
     def callbacks_after(self) -> list[Any]:
         """The callbacks that Keras calls after ours."""
-        found = [other is self.callback for other in self.callbacks.callbacks]
-        return list(self.callbacks.callbacks[found.index(True) + 1 :])
+        is_ours = [other is self.callback for other in self.callbacks.callbacks]
+        return list(self.callbacks.callbacks[is_ours.index(True) + 1 :])
 
     def schedule_hooks_without(self) -> None:
-        """Have Keras call batch hooks as if our callback were not there.
+        """Make Keras call batch hooks as if our callback were not there.
 
         If a callback has batch hooks, Keras waits for each batch's result, and on JAX no longer prepares the next batch
-        meanwhile. If no other callback has such hooks, this makes Keras call them in another thread.
+        in the meantime. If no other callback has such hooks, this makes Keras call all batch hooks in another thread.
         """
-        kept = (
+        excluded = (
             self.callback,
             getattr(self.callbacks, "_progbar", None),
             getattr(self.callbacks, "_history", None),
         )
-        others = [other for other in self.callbacks.callbacks if not any(other is known for known in kept)]
+        others = [
+            other for other in self.callbacks.callbacks if not any(other is known for known in excluded)
+        ]
         self._others_have_batch_hooks = any(map(_has_batch_hooks, others))
         without = keras.callbacks.CallbackList(others)
         for name in ("_async_train", "_async_test"):
@@ -114,78 +116,78 @@ class FitLoop:
             self.callbacks._executor = ThreadPoolExecutor(thread_name_prefix="keras-callbacks")
 
     def wait_for_callbacks(self) -> None:
-        """Wait until the hooks that Keras calls in another thread have ended; raise the first error of one.
+        """Wait until the hooks that Keras calls in another thread have ended; raise the first error among them.
 
-        That thread may be twenty milliseconds late. If it only calls hooks that do nothing, this does not wait.
+        That thread may lag by twenty milliseconds. If it only calls hooks that do nothing, this does not wait.
         """
-        waiting = getattr(self.callbacks, "_futures", None)
-        if not waiting or not self._others_have_batch_hooks:
+        futures = getattr(self.callbacks, "_futures", None)
+        if not futures or not self._others_have_batch_hooks:
             return
-        # Otherwise Keras would raise the same error again and again.
+        # Clear Keras' list: it would otherwise raise the same error again at each later batch.
         self.callbacks._futures = []
-        wait(waiting)
-        for future in waiting:
+        wait(futures)
+        for future in futures:
             future.result()
 
     def call_remaining(self, hook: str, number: int, error: BaseException) -> None:
-        """Call the hook of the callbacks after the one that raised an error, so that all have seen the same batches.
+        """Call a hook of the callbacks after the one that raised an error, so that all have seen the same batches.
 
         Errors that they raise become notes on `error`.
         """
-        step = error.__traceback__
-        while step is not None and step.tb_frame.f_locals.get("self") is not self.callbacks:
-            step = step.tb_next
-        names = {} if step is None else step.tb_frame.f_locals
-        failed = [callback is names.get("callback") for callback in self.callbacks.callbacks]
+        entry = error.__traceback__
+        while entry is not None and entry.tb_frame.f_locals.get("self") is not self.callbacks:
+            entry = entry.tb_next
+        frame_locals = {} if entry is None else entry.tb_frame.f_locals
+        failed = [callback is frame_locals.get("callback") for callback in self.callbacks.callbacks]
         for callback in self.callbacks.callbacks[failed.index(True) + 1 :] if any(failed) else ():
             try:
-                getattr(callback, hook)(number, names.get("logs"))
+                getattr(callback, hook)(number, frame_locals.get("logs"))
             except Exception as another:
                 error.add_note(f"{type(callback).__name__}.{hook} raised too: {another!r}")
 
     def show_progress(self, batch: int) -> None:
-        """Advance the progress bar, if there is one, by a skipped batch."""
+        """Advance the progress bar, if there is one, to a skipped batch."""
         bar = getattr(self.callbacks, "_progbar", None)
         if bar is not None:
             bar.on_train_batch_end(batch, {})
 
     def is_running(self, frame: FrameType | None) -> bool:
-        """Return True if this fit's frame is `frame` or one of its callers."""
+        """Return True if `frame` or one of its callers is the frame of this fit."""
         while frame is not None:
             if frame.f_code is self._code and frame.f_locals.get("epoch_iterator") is self._iterator:
                 return True
             frame = frame.f_back
         return False
 
-    # --- where to begin ----------------------------------------------------------------------------
+    # --- resume ------------------------------------------------------------------------------------
 
     def start_at_epoch(self, epoch: int) -> None:
-        """Make the loop start at an epoch; works only within ``on_train_begin``."""
-        self._before = getattr(self.model, "_initial_epoch", None)
+        """Make the loop start at an epoch; call it within ``on_train_begin``, it has no effect later."""
+        self._initial_epoch_before = getattr(self.model, "_initial_epoch", None)
         start_at_epoch(self.model, epoch)
 
     def restore_initial_epoch(self) -> None:
-        """Undo `start_at_epoch`, or the next fit would start at that epoch, too."""
-        self.model._initial_epoch = self._before
+        """Undo `start_at_epoch`; otherwise the next fit would start at that epoch too."""
+        self.model._initial_epoch = self._initial_epoch_before
 
     def skip_execution(self, logs: dict[str, Any]) -> Iterator[None]:
-        """Make the next execution return `logs` without computing; return placeholder data for it."""
-        compute = self.model.train_function
+        """Make the next execution return `logs` without training; return placeholder batches for it."""
+        train_function = self.model.train_function
 
         def skipped(*arguments: Any) -> Any:
-            self.model.train_function = compute
+            self.model.train_function = train_function
             return (logs, arguments[0]) if keras.backend.backend() == "jax" else logs
 
         self.model.train_function = skipped
         return iter([None] * self.data.batches_per_execution)
 
     def finalize_weights(self) -> None:
-        """Finalize the weights as Keras does after the last epoch: averaged weights replace them."""
+        """Finalize the weights as Keras does after the last epoch: averaged weights, if any, replace them."""
         if isinstance(self.model.optimizer, keras.optimizers.Optimizer) and self.epochs > 0:
             self.model.optimizer.finalize_variable_values(self.model.trainable_weights)
 
     def build(self) -> None:
-        """Build model, optimizer and metrics if the backend would do so with the first batch (TensorFlow)."""
+        """Build model, optimizer and metrics now if the batch shapes are known (TensorFlow)."""
         batch = self.data.symbolic_batch()
         build = getattr(self.model, "_symbolic_build", None)
         if batch is not None and build is not None:
@@ -202,28 +204,28 @@ def _has_batch_hooks(callback: Any) -> bool:
 
 
 def start_at_epoch(model: Any, epoch: int) -> None:
-    """Make a model's loop start at an epoch; works only within ``on_train_begin``."""
+    """Make a model's loop start at an epoch; call it within ``on_train_begin``, it has no effect later."""
     model._initial_epoch = epoch
 
 
 def running_fit(callback: Any) -> FitLoop | None:
-    """Return the fit that is calling a callback, or None if none is found."""
+    """Return the fit that is calling a callback, or None if the call stack holds none."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_name == "fit":
-            names = frame.f_locals
-            if _is_fit_of(callback, names):
-                return FitLoop(callback, names["self"], names, frame.f_code)
+            frame_locals = frame.f_locals
+            if _is_fit_of(callback, frame_locals):
+                return FitLoop(callback, frame_locals["self"], frame_locals, frame.f_code)
         frame = frame.f_back
     return None
 
 
-def _is_fit_of(callback: Any, names: dict[str, Any]) -> bool:
-    callbacks, iterator = names.get("callbacks"), names.get("epoch_iterator")
+def _is_fit_of(callback: Any, frame_locals: dict[str, Any]) -> bool:
+    callbacks, iterator = frame_locals.get("callbacks"), frame_locals.get("epoch_iterator")
     return (
         isinstance(callbacks, keras.callbacks.CallbackList)
         and any(other is callback for other in getattr(callbacks, "callbacks", ()))
         and epoch_data.is_supported(iterator)
-        and isinstance(names.get("epochs"), int)
-        and "self" in names
+        and isinstance(frame_locals.get("epochs"), int)
+        and "self" in frame_locals
     )

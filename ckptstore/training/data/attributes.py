@@ -1,7 +1,8 @@
-"""The attributes of a data source that may change from epoch to epoch: generators, counters, orders of indices.
+"""Attributes of a data source that may change from epoch to epoch: generators, counters, orders of indices.
 
-Known by their kind, not by their name: random generators, single numbers and text, integers in one dimension. Data
-itself (floats, anything of two dimensions, objects) is never looked at.
+`run_time_attributes` selects them by type, not by name: random generators, single numbers and text, and one-dimensional
+arrays and lists of integers. It skips the data itself (floats, arrays of two or more dimensions, other objects).
+`digest_of` shows if a value has changed, `copy_of` captures it, and `restore_attribute` restores it.
 """
 
 from __future__ import annotations
@@ -20,24 +21,24 @@ from ckptstore.keras.state.backend_arrays import as_numpy
 from ckptstore.keras.state.generators import GeneratorState
 from ckptstore.system.arrays import Array
 
-# Integers of more bytes are left alone: reading them at each save would be felt.
+# Larger arrays and lists of integers are skipped: reading them would slow down each save noticeably.
 LARGEST_NBYTES = 256 * 1024**2
 
 _SCALARS = (type(None), bool, int, float, complex, str, bytes)
 
 
 def run_time_attributes(holder: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the names and values of the attributes that may change; orders of indices of any size."""
-    own_of_keras = _py_dataset_settings()
+    """Yield the names and values of the attributes that may change, including integers of any size."""
+    keras_settings = _py_dataset_settings()
     for name, value in list(getattr(holder, "__dict__", {}).items()):
-        if name in own_of_keras:
+        if name in keras_settings:
             continue
         if generators.kind_of(value) is not None or is_watched(value):
             yield name, value
 
 
 def is_watched(value: Any) -> bool:
-    """Return True if `digest_of` shows that a value has changed."""
+    """Return True if `digest_of` can show a change of the value."""
     return is_scalar(value) or nbytes_of_indices(value) is not None
 
 
@@ -54,7 +55,7 @@ def nbytes_of_indices(value: Any) -> int | None:
         (32, 16, None)
     """
     if type(value) is list:
-        # A look at the first item saves iterating over lists of other things.
+        # Check the first item first: lists of other things are then not iterated over.
         return (
             8 * len(value)
             if not value or (type(value[0]) is int and set(map(type, value)) == {int})
@@ -65,7 +66,7 @@ def nbytes_of_indices(value: Any) -> int | None:
 
 
 def _integers(value: Any) -> Array | None:
-    """Return an array or tensor of integers in one dimension as a numpy array."""
+    """Return a one-dimensional array or tensor of integers as a numpy array, or None for everything else."""
     if len(getattr(value, "shape", ())) != 1 or isinstance(value, np.memmap):
         return None
     try:
@@ -77,12 +78,12 @@ def _integers(value: Any) -> Array | None:
 
 @functools.cache
 def _py_dataset_settings() -> frozenset[str]:
-    """Return the names of the attributes that Keras gives to every `PyDataset`: how many workers, how long a queue."""
+    """Return the names of the attributes that Keras sets on every `PyDataset` (workers, queue size)."""
     return frozenset(vars(keras.utils.PyDataset()))
 
 
 def digest_of(value: Any) -> str:
-    """Return a text that changes with the value: of a number itself, of an array a digest.
+    """Return a text that changes with the value: the value itself, or a digest of an array or list.
 
     Example:
         >>> digest_of(3), digest_of([3, 1]) == digest_of([1, 3])
@@ -101,7 +102,7 @@ def digest_of(value: Any) -> str:
 
 
 def copy_of(value: Any) -> Any:
-    """Return a copy of an attribute's value, which later changes do not reach."""
+    """Return a copy of an attribute's value that later changes do not affect; a generator's state."""
     state = generators.state_of(value)
     if state is not None:
         return state
@@ -112,10 +113,10 @@ def copy_of(value: Any) -> Any:
 
 
 def restore_attribute(holder: Any, name: str, value: Any) -> str | None:
-    """Set an attribute to a value of `copy_of`: in place where it can be, so that others who hold it see it too.
+    """Set an attribute to a value of `copy_of`, in place if possible, so that other references see it too.
 
     Returns:
-        Why it could not be set, or None.
+        The reason why it could not be set, or None.
     """
     live = getattr(holder, name, None)
     if isinstance(value, GeneratorState):
@@ -128,7 +129,7 @@ def restore_attribute(holder: Any, name: str, value: Any) -> str | None:
         return None
     if generators.kind_of(live) is not None:
         return f"the saved value is {value!r}, and it is a random generator"
-    setattr(holder, name, _like(live, value))
+    setattr(holder, name, _as_type_of(live, value))
     return None
 
 
@@ -144,14 +145,14 @@ def _set_in_place(live: Any, value: Any) -> bool:
     if array is live and array.flags.writeable:
         array[...] = value
         return True
-    if hasattr(live, "copy_"):  # a torch tensor, on whatever device
-        live.copy_(_like(live, value))
+    if hasattr(live, "copy_"):  # a torch tensor on any device
+        live.copy_(_as_type_of(live, value))
         return True
     return False
 
 
-def _like(live: Any, value: Any) -> Any:
-    """Return a copy of a saved array in the form that the live one has."""
+def _as_type_of(live: Any, value: Any) -> Any:
+    """Return a copy of a saved array as the live value's type: torch tensor, backend tensor or numpy array."""
     if not isinstance(value, np.ndarray):
         return value
     if hasattr(live, "copy_"):

@@ -1,4 +1,9 @@
-"""Reasons for which a resumed run may not be exact, as far as they are known at the resume: one line for each."""
+"""Reasons why a resumed run may not be exact.
+
+`inexact_reasons` compares the position of the save with the fit that resumes, and yields one line for each reason that
+is known at the resume. If the data is a Python generator, Keras reads its first batches before anything can be
+restored: `generators_at_start` records the state of the random generators at that time.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +20,10 @@ _SEED = "keras.utils.set_random_seed(...) at the start of the script"
 
 
 def generators_at_start(loop: FitLoop) -> dict[str, str] | None:
-    """Return digests that show if a Python generator's first batches are the same in another process.
+    """Return digests of the global generators if the data is a Python generator, else None.
 
-    Keras takes them before training begins, and so before anything can be set back: what it finds must be what it
-    found the first time. Other data needs no such thing: None.
+    Keras reads a Python generator's first batches before training begins, and so before any state can be restored.
+    In another process these batches are the same only if the global generators start in the same state.
     """
     if loop.data.adapter_name != "GeneratorDataAdapter":
         return None
@@ -35,29 +40,29 @@ def _digest(states: random_state.GlobalGenerators, name: str) -> str:
 
 
 def inexact_reasons(
-    loop: FitLoop, place: Mapping[str, Any], now: Mapping[str, str] | None, *, epoch: int
+    loop: FitLoop, position: Mapping[str, Any], now: Mapping[str, str] | None, *, epoch: int
 ) -> Iterator[str]:
-    """Yield the reasons for which going to a place in the data may not be exact.
+    """Yield the reasons why resuming at a position in the data may not be exact.
 
     Args:
-        loop: The fit that is resumed.
-        place: What `DataReplay.position` returned at the save.
-        now: What `generators_at_start` returns in this process.
-        epoch: The epoch that it resumes with.
+        loop: The fit that resumes.
+        position: The result of `DataReplay.position` at the save.
+        now: The result of `generators_at_start` in this process.
+        epoch: The epoch to resume in.
     """
     if loop.data.is_unseeded:
         yield f"TensorFlow shuffles the data from no seed that another process has: call {_SEED}"
-    before = place.get("beginning")
+    before = position.get("beginning")
     if before is not None and now is not None and before != now:
         names = ", ".join(name for name in before if before[name] != now.get(name))
         yield (
             f"the data is a Python generator, of which Keras takes batches before training begins, and the random "
             f"generators of {names} are in another state than at the first start: call {_SEED}"
         )
-    changed = [*_changed_batches(loop, place)]
-    if changed:
-        yield "; ".join(changed)
-    if loop.data.reads_ahead and _has_changed_under_way(place):
+    differences = [*_batch_differences(loop, position)]
+    if differences:
+        yield "; ".join(differences)
+    if loop.data.reads_ahead and _source_has_changed(position):
         yield (
             "TensorFlow asks the data for more than training has had, also beyond the end of an epoch "
             "(steps_per_epoch), and the data itself changes or draws: how far it was asked before that is not known"
@@ -67,22 +72,22 @@ def inexact_reasons(
             "the workers of the DataLoader live on from epoch to epoch (persistent_workers), and what random numbers "
             "they have drawn cannot be saved"
         )
-    if loop.data.prefetched is not None and place.get("prefetched") is None:
+    if loop.data.prefetched is not None and position.get("prefetched") is None:
         yield "the batches that the data's workers had ready for the next epoch were too large to be saved"
 
 
-def _has_changed_under_way(place: Mapping[str, Any]) -> bool:
-    """Return True if the source's own state has changed under an iterator that spans epochs."""
-    kept = place.get("kept")
-    if kept is None or not kept["taken"]:
+def _source_has_changed(position: Mapping[str, Any]) -> bool:
+    """Return True if the source's own state changed after an iterator that spans epochs was created."""
+    spanning = position.get("kept")
+    if spanning is None or not spanning["taken"]:
         return False
-    return not source.same_state(kept.get("source"), place.get("source"))
+    return not source.same_state(spanning.get("source"), position.get("source"))
 
 
-def _changed_batches(loop: FitLoop, place: Mapping[str, Any]) -> Iterator[str]:
-    size, size_now = place.get("batch_size"), loop.data.batch_size
+def _batch_differences(loop: FitLoop, position: Mapping[str, Any]) -> Iterator[str]:
+    size, size_now = position.get("batch_size"), loop.data.batch_size
     if size is not None and size_now is not None and size != size_now:
         yield f"batch_size was {size} when the checkpoint was saved, and is {size_now} now"
-    known, per_epoch = place.get("batches_per_epoch"), loop.data.batches_per_epoch
+    known, per_epoch = position.get("batches_per_epoch"), loop.data.batches_per_epoch
     if known is not None and per_epoch is not None and known != per_epoch:
         yield f"an epoch had {known} batches when the checkpoint was saved, and has {per_epoch} now"

@@ -1,9 +1,11 @@
-"""The position of a source that reports its own, and iterators that begin there.
+"""Position of a source that reports it, and iterators that begin at that position.
 
-A loader is asked itself (torchdata's StatefulDataLoader); of a Grain dataset the iterators are asked, which Keras
-makes inside of itself: so what Keras iterates over is wrapped, and the iterator that was made last is known. A
-loader's position is not used where it is incomplete: its workers draw random numbers, which it does not report unless
-its dataset does. Nor is it used at an epoch's end, where loaders start again.
+A torchdata StatefulDataLoader reports its position itself. A Grain dataset does not: its iterators do, and Keras
+creates them internally. `DataPosition` therefore wraps the data that Keras iterates over, and so knows the latest
+iterator. On resume it sets the saved position on the loader, or on the next iterator.
+
+A loader's position is not used where it is incomplete: it omits the random numbers that workers draw, unless the
+dataset reports its own state. Nor is it used at the end of an epoch, where loaders start again.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import Any
 from ckptstore.keras.private import FitLoop
 from ckptstore.training.data import source
 
-# The position in a checkpoint that has none: an epoch's beginning can be reached from it anyway.
+# For checkpoints without a position in the data. The beginning of an epoch can still be reached.
 UNKNOWN = {
     "made": 0,
     "source": None,
@@ -27,86 +29,86 @@ UNKNOWN = {
 
 
 class DataPosition:
-    """The position of what one fit trains on.
+    """Position of one fit's training data.
 
     Args:
-        loop: The fit; what it iterates over is wrapped until it is released.
+        loop: The fit. The data that Keras iterates over stays wrapped until the fit is released.
     """
 
     def __init__(self, loop: FitLoop) -> None:
         self._source = loop.source
         self._reports_position = source.reports_position(loop.source)
-        self._data: _Wrapped | None = None
+        self._data: _WrappedData | None = None
         self._iterator: Any = None
         self._position_to_set: Any = None
         self._next_iterator: Any = None
-        self._has_begun = False
-        self._is_known = (self._reports_position or loop.data.is_grain) and loop.data.stop_reading_ahead()
-        if self._is_known:
-            loop.data.wrap_data(self._wrapped)
+        self._has_created_iterator = False
+        self._is_usable = (self._reports_position or loop.data.is_grain) and loop.data.stop_reading_ahead()
+        if self._is_usable:
+            loop.data.wrap_data(self._wrap_data)
 
     def capture(self) -> dict[str, Any] | None:
-        """Return the position after the batch that was taken last; None if it is not known.
+        """Return the position after the batch that was read last; None if it is unknown.
 
         Raises:
-            Exception: What the source's own method raises.
+            Exception: Any error of the source's own method.
         """
         holder = self._source if self._reports_position else self._iterator
-        if not self._is_known or holder is None:
+        if not self._is_usable or holder is None:
             return None
         dataset = source.unreported_dataset(self._source)
         return {"own": source.position(holder), "dataset": source.capture(dataset)}
 
-    # --- going there -------------------------------------------------------------------------------
+    # --- resume ------------------------------------------------------------------------------------
 
     def go_to(self, saved: dict[str, Any]) -> None:
-        """Let the iterator that is made next begin at a position.
+        """Make the next iterator begin at a saved position.
 
         Raises:
-            Exception: What the source's own method raises.
+            Exception: Any error of the source's own method.
         """
-        self._has_begun, self._next_iterator = False, None
+        self._has_created_iterator, self._next_iterator = False, None
         if self._reports_position:
             source.set_position(self._source, saved["own"])
         else:
             self._position_to_set = saved["own"]
 
     def make_iterator(self) -> None:
-        """Make that iterator now, if Keras leaves it to the first batch: what that draws is drawn before it."""
-        if not self._has_begun and self._data is not None:
+        """Create the iterator now instead of with the first batch, so that it draws before generators are restored."""
+        if not self._has_created_iterator and self._data is not None:
             self._next_iterator = iter(self._data)
 
     def restore_dataset(self, saved: dict[str, Any]) -> None:
-        """Restore what the dataset drew and counted until the save, which its loader does not report."""
+        """Restore the state that the dataset had at the save and that its loader does not report."""
         if saved["dataset"] is not None:
             source.apply(source.unreported_dataset(self._source), saved["dataset"])
 
     def discard_iterator(self) -> None:
-        """Discard an iterator that was made in advance and not used: the next one starts again."""
+        """Discard an iterator that was created in advance and not used; the next one starts at the beginning."""
         self._next_iterator = None
 
     # --- iterators ---------------------------------------------------------------------------------
 
-    def _wrapped(self, data: Any) -> _Wrapped:
-        self._data = _Wrapped(self, data)
+    def _wrap_data(self, data: Any) -> _WrappedData:
+        self._data = _WrappedData(self, data)
         return self._data
 
     def iterate(self, data: Any) -> Iterator[Any]:
-        """Return the iterator that was made in advance, or make one."""
-        made, self._next_iterator = self._next_iterator, None
-        if made is None:
-            made = iter(data)
+        """Return the iterator that was created in advance, or create one."""
+        iterator, self._next_iterator = self._next_iterator, None
+        if iterator is None:
+            iterator = iter(data)
             position_to_set, self._position_to_set = self._position_to_set, None
             if position_to_set is not None:
-                source.set_position(made, position_to_set)
-            self._has_begun = True
-            # A loader's is not kept: it may have processes that end with it.
-            self._iterator = None if self._reports_position else made
-        return made  # type: ignore[no-any-return]
+                source.set_position(iterator, position_to_set)
+            self._has_created_iterator = True
+            # Keep no reference to a loader's iterator: its worker processes may end only when it is freed.
+            self._iterator = None if self._reports_position else iterator
+        return iterator  # type: ignore[no-any-return]
 
 
-class _Wrapped:
-    """Takes the place of what Keras iterates over."""
+class _WrappedData:
+    """Stands in for the data that Keras iterates over, and creates its iterators."""
 
     def __init__(self, position: DataPosition, data: Any) -> None:
         self._position = position
@@ -116,5 +118,6 @@ class _Wrapped:
         return self._position.iterate(self._data)
 
     def __getattr__(self, name: str) -> Any:
-        # Keras 3.12 asks a torch loader how far it reads ahead. Where there is no data yet, nothing is asked for it.
+        # Keras 3.12 reads how far a torch loader prefetches. `object.__getattribute__` raises AttributeError while
+        # `_data` is not set yet, where ``self._data`` would recurse.
         return getattr(object.__getattribute__(self, "_data"), name)

@@ -1,14 +1,14 @@
-"""Position of a fit in its data, and the replay by which another process reaches it again.
+"""Position of a fit in its training data, and the replay that reaches it in another process.
 
-A data set is iterated over by iterators: one for each epoch, or with ``steps_per_epoch`` one for several. What an
-iterator yields is decided by the random generators when it is made and first asked (the order of shuffled data),
-by what the source itself remembers, and by how many batches were taken. So the generators are recorded when an epoch's
-iteration begins, and to get there again they are set back, a new iterator is made, and the batches that were trained
-on are taken from it and dropped. Then the generators are set to where they were at the save: what training drew from
-them meanwhile need not be drawn again.
+Keras creates one iterator for each epoch or, with ``steps_per_epoch``, one for several. Its batches depend on the
+global generators when Keras creates it and reads its first batch (shuffling), on the source's own state, and on the
+number of batches read so far. `DataReplay` works in this order:
 
-A source that reports its own position (`ckptstore.training.data.loader_position`) is set there instead; nothing is
-replayed.
+1. While training, it records the generators and the source at the start of each epoch, and counts batches.
+2. On resume, it restores both, lets Keras create a new iterator, and discards the batches already trained on.
+3. Then it restores the generators of the save, which include all that training itself drew.
+
+A source that reports its position (`ckptstore.training.data.loader_position`) needs no replay: it is set to it.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from ckptstore.training.data.loader_position import DataPosition
 from ckptstore.training.data.validation import ValidationData
 
 Step = tuple[int, int, Any]
-# Batches that wait in a queue from one epoch to the next are saved up to so many bytes.
-_MOST_PREFETCHED = 64 << 20
+# Batches that workers prefetched for the next epoch are saved only up to this size.
+_MAX_QUEUE_NBYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,10 +39,10 @@ class ReplayResult:
     """The outcome of a replay.
 
     Attributes:
-        batches: Batches taken and dropped.
-        seconds: How long that took.
-        inexact: Global generators that both the data and the training draw from during an epoch, so that a replay
-            without training draws other values.
+        batches: Number of batches read and discarded.
+        seconds: Duration of the replay.
+        inexact: Names of the global generators that both the data and the training draw from during an epoch. A
+            replay does not train, so the data draws other values from them.
     """
 
     batches: int
@@ -52,15 +52,15 @@ class ReplayResult:
 
 @dataclass(slots=True, kw_only=True)
 class ReplayTarget:
-    """The position to go to, as `DataReplay.position` returned it, with the state at the save.
+    """The position to reach, and the state at the save.
 
     Attributes:
-        position: The saved position.
-        epoch: The epoch to resume with.
-        batches: Batches of the epoch that are already trained; 0 at its beginning.
+        position: The saved result of `DataReplay.position`.
+        epoch: The epoch to resume in.
+        batches: Number of batches of this epoch already trained on; 0 at its beginning.
         generators: The global generators at the save.
         logs: The logs of the last of these batches.
-        on_finished: Called when the next batch is the first to be trained on.
+        on_finished: Called after the replay, before the first batch to train on.
     """
 
     position: dict[str, Any]
@@ -72,13 +72,16 @@ class ReplayTarget:
 
 
 class DataReplay:
-    """Counts the batches that one fit takes from its data, and skips those that were trained before a resume.
+    """Counts the batches that a fit reads, and after a resume skips those already trained on.
 
     Args:
         loop: The fit.
-        progress: Called with the index of each batch that is skipped.
-        failed: Called with an error of the data in place of a batch, before Keras sees it. On TensorFlow the
-            data is read inside the compiled step, and this is not called.
+        progress: Called with the index of each skipped batch.
+        failed: Called with an error that the data raises, before Keras sees it. Never called on TensorFlow, which
+            reads the data inside the compiled step.
+
+    Attributes:
+        is_skipping: True while Keras runs the one execution that stands for the skipped batches.
     """
 
     def __init__(
@@ -87,19 +90,19 @@ class DataReplay:
         self._loop = loop
         self._progress = progress
         self._failed = failed
-        self._is_asked_in_python = keras.backend.backend() != "tensorflow"
+        self._reads_in_python = keras.backend.backend() != "tensorflow"
         self._tracker = data_source.ChangeTracker(loop.source)
         self._validation = ValidationData(loop)
-        self._validation_at_end: dict[str, Any] = {}
+        self._validation_at_epoch_end: dict[str, Any] = {}
         self._position = DataPosition(loop)
-        self._beginning = exactness.generators_at_start(loop)
+        self._generators_at_start = exactness.generators_at_start(loop)
         self._iterator_count = self._iterator_count_at_step = 0
-        self._ended = False
+        self._epoch_ended = False
         self._is_iterator_new = False
-        self._taken = 0
-        self._generators_when_made: GlobalGenerators | None = None
-        self._generators_when_begun: GlobalGenerators | None = None
-        self._epoch: dict[str, Any] = {}
+        self._batches_read = 0
+        self._generators_at_creation: GlobalGenerators | None = None
+        self._generators_at_first_read: GlobalGenerators | None = None
+        self._epoch_record: dict[str, Any] = {}
         self._target: ReplayTarget | None = None
         self.is_skipping = False
         loop.data.wrap_iterator_creation(self._wrap_iterator_creation)
@@ -107,118 +110,135 @@ class DataReplay:
 
     @property
     def epochs(self) -> int:
-        """The epoch before which the fit ends."""
+        """Total number of epochs: the fit ends before the epoch with this index."""
         return self._loop.epochs
 
-    # --- what is saved -----------------------------------------------------------------------------
+    # --- capture -----------------------------------------------------------------------------------
 
     def position(self, *, in_epoch: bool) -> dict[str, Any]:
-        """Return the position in the data, for another process; arrays in it are copies.
+        """Return the position in the data, to be reached in another process; its arrays are copies.
 
         Args:
-            in_epoch: False at an epoch's end, when the next one has not begun.
+            in_epoch: False between epochs: one has ended and the next has not begun.
+
+        Returns:
+            Among others ``made`` (number of iterators created), ``ended`` (True after the epoch's last batch),
+            ``beginning`` (`exactness.generators_at_start`), and ``kept`` (an iterator that spans epochs, or None).
         """
-        place: dict[str, Any] = {
+        position: dict[str, Any] = {
             "made": self._iterator_count,
             "ended": False,
-            "beginning": self._beginning,
+            "beginning": self._generators_at_start,
             "batches_per_epoch": self._loop.data.batches_per_epoch,
             "batch_size": self._loop.data.batch_size,
             "source_position": None,
             **self._validation.capture(),
-            **self._between_epochs(),
+            **self._epoch_start_record(),
         }
         if in_epoch:
-            place |= {**self._epoch, "made": self._iterator_count_at_step, "ended": self._ended}
-            place |= self._validation_at_end if self._ended else {}
-        kept = place["kept"]
-        # An epoch begins with a new iterator, unless one spans epochs: not one that was made only now.
-        if in_epoch or (kept is not None and kept["taken"]):
-            place["source_position"] = self._position.capture()
-        return place
+            position |= {
+                **self._epoch_record,
+                "made": self._iterator_count_at_step,
+                "ended": self._epoch_ended,
+            }
+            position |= self._validation_at_epoch_end if self._epoch_ended else {}
+        spanning = position["kept"]
+        # The next epoch needs no source position, unless it continues an iterator that was already read from.
+        if in_epoch or (spanning is not None and spanning["taken"]):
+            position["source_position"] = self._position.capture()
+        return position
 
-    def _between_epochs(self) -> dict[str, Any]:
-        """Return the part that is recorded at the beginning of each epoch."""
-        kept = None
-        when_made, source = self._tracker.capture_both()
+    def _epoch_start_record(self) -> dict[str, Any]:
+        """Return the part of the position that is recorded at the start of each epoch."""
+        spanning = None
+        source_at_creation, source = self._tracker.capture_both()
         if self._loop.data.spans_epochs and self._loop.data.has_iterator:
-            kept = {
-                "when_made": _plain(self._generators_when_made),
-                "when_begun": _plain(self._generators_when_begun),
-                "source": when_made,
-                "taken": self._taken,
+            spanning = {
+                "when_made": _to_plain(self._generators_at_creation),
+                "when_begun": _to_plain(self._generators_at_first_read),
+                "source": source_at_creation,
+                "taken": self._batches_read,
                 "steps_seen": self._loop.data.steps_seen,
             }
         return {
             "source": source,
             "generators": None,
-            "kept": kept,
+            "kept": spanning,
             "prefetched": self._prefetched(),
             "batches_inferred": self._loop.data.inferred_batches,
         }
 
     def _prefetched(self) -> list[Any] | None:
-        """Return what workers made for an epoch before it began: from the order of the one before."""
-        waiting = self._loop.data.prefetched
-        if waiting is None:
+        """Return the batches that workers prefetched before the epoch began, in the order of the epoch before.
+
+        None without workers, and if they are too large to save.
+        """
+        queue = self._loop.data.prefetched
+        if queue is None:
             return None
-        batches = list(waiting)
+        batches = list(queue)
         arrays = keras.tree.flatten(batches)
-        return batches if sum(getattr(array, "nbytes", 0) for array in arrays) <= _MOST_PREFETCHED else None
+        return batches if sum(getattr(array, "nbytes", 0) for array in arrays) <= _MAX_QUEUE_NBYTES else None
 
     # --- counting ----------------------------------------------------------------------------------
 
-    def _wrap_iterator_creation(self, make: Callable[[], Any]) -> Callable[[], Any]:
-        def counted() -> Any:
+    def _wrap_iterator_creation(self, create: Callable[[], Any]) -> Callable[[], Any]:
+        def create_and_count() -> Any:
             self._iterator_count += self._loop.data.creates_iterators_at_once
-            self._taken = 0
+            self._batches_read = 0
             self._is_iterator_new = True
-            self._generators_when_made, self._generators_when_begun = random_state.capture(), None
+            self._generators_at_creation, self._generators_at_first_read = random_state.capture(), None
             if self._loop.data.spans_epochs:
                 self._tracker.note()
             self._position.discard_iterator()
-            return make()
+            return create()
 
-        return counted
+        return create_and_count
 
     def _wrap_epoch_steps(
         self, enumerate_batches: Callable[[], Iterator[Step]]
     ) -> Callable[[], Iterator[Step]]:
-        def counted() -> Iterator[Step]:
+        def replay_and_count() -> Iterator[Step]:
             target, self._target = self._target, None
             if target is not None:
-                self._go_to_epoch(target)
-            self._epoch = self._between_epochs() | {"generators": _plain(random_state.capture())}
+                self._restore_epoch_start(target)
+            self._epoch_record = self._epoch_start_record() | {
+                "generators": _to_plain(random_state.capture())
+            }
             self._is_iterator_new = False
             if target is not None and target.position["kept"] is None:
-                self._go_to_source_position(target)
-            steps = self._counted(enumerate_batches())
-            return steps if target is None else self._after_skipping(target, steps)
+                self._set_source_position(target)
+            steps = self._count_batches(enumerate_batches())
+            return steps if target is None else self._skip_trained_batches(target, steps)
 
-        return counted
+        return replay_and_count
 
-    def _counted(self, steps: Iterator[Step]) -> Iterator[Step]:
-        self._ended = False
+    def _count_batches(self, steps: Iterator[Step]) -> Iterator[Step]:
+        self._epoch_ended = False
         for begin, end, batches in steps:
-            if self._taken == 0:
+            if self._batches_read == 0:
                 self._iterator_count += not self._loop.data.creates_iterators_at_once
                 if not self._is_iterator_new:
-                    # Made at the end of an epoch, and asked only now.
-                    self._generators_when_begun = random_state.capture()
-            self._taken += self._loop.data.batches_per_execution
+                    # Keras created this iterator at the end of an epoch, and reads from it only now.
+                    self._generators_at_first_read = random_state.capture()
+            self._batches_read += self._loop.data.batches_per_execution
             self._iterator_count_at_step = self._iterator_count
-            yield begin, end, _ReportingErrors(batches, self._failed) if self._is_asked_in_python else batches
-        # What Keras does at the end of an epoch's batches is done: it may have drawn for the next one.
-        self._ended = True
-        self._validation_at_end = self._validation.capture()
+            yield begin, end, _ReportingIterator(batches, self._failed) if self._reads_in_python else batches
+        # Keras has ended the epoch now. Its `on_epoch_end`, or a new iterator, may have drawn for the next epoch.
+        self._epoch_ended = True
+        self._validation_at_epoch_end = self._validation.capture()
 
-    # --- going there -------------------------------------------------------------------------------
+    # --- resume ------------------------------------------------------------------------------------
 
     def go_to(self, target: ReplayTarget) -> list[str]:
-        """Let the next epoch begin at another process' position; returns the reasons for which it may not be exact.
+        """Make the next epoch begin at a position saved by another process.
+
+        Returns:
+            The reasons why the resumed run may not be exact.
 
         Raises:
-            InvalidArgumentError: The batches of one execution were counted otherwise then.
+            InvalidArgumentError: The position lies inside an execution (``steps_per_execution`` has changed), or
+                beyond the last batch of an epoch.
         """
         per_execution = self._loop.data.batches_per_execution
         per_epoch = self._loop.data.batches_per_epoch
@@ -240,73 +260,80 @@ class DataReplay:
         self._restore_source(target.position["source"])
         self._validation.go_to(target.position)
         reasons = list(
-            exactness.inexact_reasons(self._loop, target.position, self._beginning, epoch=target.epoch)
+            exactness.inexact_reasons(
+                self._loop, target.position, self._generators_at_start, epoch=target.epoch
+            )
         )
         reasons += self._validation.inexact_reasons()
-        self._beginning = target.position.get("beginning") or self._beginning
+        self._generators_at_start = target.position.get("beginning") or self._generators_at_start
         return reasons
 
     def _restore_source(self, saved: dict[str, Any] | None) -> None:
         if saved is not None:
             data_source.apply(self._loop.source, saved)
 
-    def _go_to_source_position(self, target: ReplayTarget) -> None:
+    def _set_source_position(self, target: ReplayTarget) -> None:
         saved = target.position["source_position"]
         if saved is not None:
             self._position.go_to(saved)
 
-    def _go_to_epoch(self, target: ReplayTarget) -> None:
-        """Go to where the epoch began; batches of earlier epochs are taken from an iterator that spans them."""
-        place = target.position
-        kept = place["kept"]
-        self._loop.data.set_inferred_batches(place["batches_inferred"])
-        begun = _generators(place["generators"]) or random_state.capture()
-        waiting, before = self._loop.data.prefetched, place["prefetched"]
-        if waiting is not None and before is not None:
-            waiting.clear()
-            waiting.extend(before)
-        own: Collection[str] = ()
-        # The iterator that is made next is one of those that were counted, if batches were taken from it.
-        made = place["made"] - bool(target.batches or kept)
+    def _restore_epoch_start(self, target: ReplayTarget) -> None:
+        """Restore the state at the start of the epoch; if its iterator spans epochs, replay the earlier ones."""
+        position = target.position
+        spanning = position["kept"]
+        self._loop.data.set_inferred_batches(position["batches_inferred"])
+        at_epoch_start = _from_plain(position["generators"]) or random_state.capture()
+        queue, saved_batches = self._loop.data.prefetched, position["prefetched"]
+        if queue is not None and saved_batches is not None:
+            queue.clear()
+            queue.extend(saved_batches)
+        drawn_by_data: Collection[str] = ()
+        # The saved count includes the iterator that Keras creates next, if batches were read from it.
+        created_before = position["made"] - bool(target.batches or spanning)
         if self._loop.data.order_depends_on_iterators:
-            self._make_iterators(made - self._iterator_count)
-        if kept is not None:
-            self._restore_source(kept.get("source"))
-            self._go_to_source_position(target)
-            own = self._replay_earlier_epochs(kept, positioned=place["source_position"] is not None)
-            self._restore_source(place["source"])
-        random_state.restore(begun, leave=own)
-        self._iterator_count = place["made"] if kept is not None else made
+            self._create_iterators(created_before - self._iterator_count)
+        if spanning is not None:
+            self._restore_source(spanning.get("source"))
+            self._set_source_position(target)
+            drawn_by_data = self._replay_earlier_epochs(
+                spanning, positioned=position["source_position"] is not None
+            )
+            self._restore_source(position["source"])
+        random_state.restore(at_epoch_start, leave=drawn_by_data)
+        self._iterator_count = position["made"] if spanning is not None else created_before
 
-    def _make_iterators(self, number: int) -> None:
+    def _create_iterators(self, number: int) -> None:
         for _ in range(number):
             iterator = self._loop.data.new_iterator()
             if not self._loop.data.creates_iterators_at_once:
                 next(iterator, None)
 
-    def _replay_earlier_epochs(self, kept: dict[str, Any], *, positioned: bool) -> Collection[str]:
-        """Take the batches of earlier epochs; returns the generators that the data draws from meanwhile.
+    def _replay_earlier_epochs(self, spanning: dict[str, Any], *, positioned: bool) -> Collection[str]:
+        """Recreate an iterator that spans epochs, and discard the batches of the earlier epochs.
 
         Args:
-            kept: The record of the iterator.
-            positioned: True if it begins after these batches.
+            spanning: The saved record of the iterator.
+            positioned: True if the source was set to its position: the iterator begins after these batches.
+
+        Returns:
+            Names of the generators that the data draws from while it is read.
         """
-        made, begun = _generators(kept["when_made"]), _generators(kept["when_begun"])
-        if made is not None:
-            random_state.restore(made)
+        at_creation, at_first_read = _from_plain(spanning["when_made"]), _from_plain(spanning["when_begun"])
+        if at_creation is not None:
+            random_state.restore(at_creation)
         batches = self._loop.data.start_iterator()
-        if begun is not None:
-            random_state.restore(begun)
+        if at_first_read is not None:
+            random_state.restore(at_first_read)
         if positioned:
             self._position.make_iterator()
         first = None
-        for index in range(0, 0 if positioned else kept["taken"], self._loop.data.batches_per_execution):
+        for index in range(0, 0 if positioned else spanning["taken"], self._loop.data.batches_per_execution):
             self._loop.data.discard_batches(batches)
             first = first or random_state.capture()
             self._progress(index)
-        self._taken, self._generators_when_begun = kept["taken"], begun
-        self._loop.data.steps_seen = kept["steps_seen"]
-        return self._changed_since((begun or made) if self._loop.data.reads_ahead else first)
+        self._batches_read, self._generators_at_first_read = spanning["taken"], at_first_read
+        self._loop.data.steps_seen = spanning["steps_seen"]
+        return self._changed_since((at_first_read or at_creation) if self._loop.data.reads_ahead else first)
 
     def _changed_since(self, before: GlobalGenerators | None) -> tuple[str, ...]:
         if before is None:
@@ -316,62 +343,63 @@ class DataReplay:
             name for name in random_state.names(now) if not random_state.same_state(name, now, before)
         )
 
-    def _after_skipping(self, target: ReplayTarget, steps: Iterator[Step]) -> Iterator[Step]:
-        """Skip the batches that are already trained, then yield the others."""
-        began = time.perf_counter()
-        taken = 0
-        # If a thread reads ahead, draws for the first batch cannot be told apart from those for the next.
+    def _skip_trained_batches(self, target: ReplayTarget, steps: Iterator[Step]) -> Iterator[Step]:
+        """Skip the batches already trained on, then yield the others."""
+        started = time.perf_counter()
+        discarded = 0
+        # A thread that reads ahead may draw for later batches before the first one arrives. So compare with now.
         first = random_state.capture() if self._loop.data.reads_ahead else None
-        position = target.position["source_position"]
+        source_position = target.position["source_position"]
         ended = target.position.get("ended", False)
         for begin, end, batches in steps:
             if begin >= target.batches:
                 yield begin, end, batches
                 continue
-            if position is not None:
+            if source_position is not None:
                 self._position.make_iterator()
             else:
                 self._loop.data.discard_batches(batches)
-                taken += self._loop.data.batches_per_execution
+                discarded += self._loop.data.batches_per_execution
             first = first or random_state.capture()
             self._progress(end)
             if end + 1 >= target.batches:
-                # What Keras makes of the epoch's logs needs one execution at least.
+                # Keras needs at least one execution for the epoch's logs: give it one that computes nothing.
                 self.is_skipping = True
                 yield begin, end, self._loop.skip_execution(target.logs)
                 self.is_skipping = False
-                if position is not None:
-                    self._position.restore_dataset(position)
-                inexact = () if ended else self._set_generators(target.generators, first)
-                seconds = time.perf_counter() - began
-                target.on_finished(ReplayResult(batches=taken, seconds=seconds, inexact=inexact))
+                if source_position is not None:
+                    self._position.restore_dataset(source_position)
+                inexact = () if ended else self._restore_generators(target.generators, first)
+                seconds = time.perf_counter() - started
+                target.on_finished(ReplayResult(batches=discarded, seconds=seconds, inexact=inexact))
         if ended and target.generators is not None:
-            # Saved during a validation, after the end of the batches.
+            # The save was made during validation, after the epoch's last batch.
             random_state.restore(target.generators)
 
-    def _set_generators(self, saved: GlobalGenerators | None, first: GlobalGenerators) -> tuple[str, ...]:
-        """Restore the generators of the save; returns the names of those that cannot be exact.
+    def _restore_generators(self, saved: GlobalGenerators | None, first: GlobalGenerators) -> tuple[str, ...]:
+        """Restore the generators of the save, and return the names of those that cannot be exact.
 
-        Those that the data has drawn from between two batches are its own, and are in the right state. If training drew
-        from them too, the saved state differs; after a replay without training they are then in another state.
+        A generator that changed between two replayed batches is one that the data draws from. If only the data does,
+        the replay has brought it to its saved state. If the saved state differs, training drew from it too, and the
+        data drew other values in the replay. Where a thread reads ahead, the data's generators stay as they are.
 
         Args:
             saved: The generators at the save.
-            first: The generators after the first batch of the replay.
+            first: The generators after the first batch of the replay; before it where a thread reads ahead.
         """
         if saved is None:
             return ()
         now = random_state.capture()
-        own = self._changed_since(first)
+        drawn_by_data = self._changed_since(first)
         if self._loop.data.reads_ahead:
-            random_state.restore(saved, leave=own)
+            random_state.restore(saved, leave=drawn_by_data)
             return ()
         random_state.restore(saved)
-        return tuple(name for name in own if not random_state.same_state(name, now, saved))
+        return tuple(name for name in drawn_by_data if not random_state.same_state(name, now, saved))
 
 
-class _ReportingErrors:
-    """An iterator whose errors are reported before they are raised."""
+class _ReportingIterator:
+    """Iterator that reports an error of the data before it raises it."""
 
     __slots__ = ("_batches", "_failed")
 
@@ -379,7 +407,7 @@ class _ReportingErrors:
         self._batches = batches
         self._failed = failed
 
-    def __iter__(self) -> _ReportingErrors:
+    def __iter__(self) -> _ReportingIterator:
         return self
 
     def __next__(self) -> Any:
@@ -392,11 +420,11 @@ class _ReportingErrors:
             raise
 
 
-def _plain(generators: GlobalGenerators | None) -> dict[str, Any] | None:
+def _to_plain(generators: GlobalGenerators | None) -> dict[str, Any] | None:
     if generators is None:
         return None
     return {"document": generators.document, "arrays": generators.arrays}
 
 
-def _generators(plain: dict[str, Any] | None) -> GlobalGenerators | None:
+def _from_plain(plain: dict[str, Any] | None) -> GlobalGenerators | None:
     return None if plain is None else GlobalGenerators(plain["document"], plain["arrays"])

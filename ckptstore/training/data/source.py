@@ -1,8 +1,10 @@
 """State of a data source: its own position, or the attributes that decide its order.
 
-A source that can save its position is asked for it. Of others (a `keras.utils.PyDataset`, the parts of a torch
-DataLoader) the few attributes are kept that may change from epoch to epoch. What lies deeper, such as a generator
-inside a transformation, is not found.
+`kind` tells which of the two a source has. A source with a pair of methods such as ``state_dict`` and
+``load_state_dict`` reports its position itself. Of others (a `keras.utils.PyDataset`; the parts of a torch DataLoader),
+`capture` copies the few attributes that may change from epoch to epoch, and `apply` restores them. `ChangeTracker`
+leaves out those that have not changed since training began. State nested deeper, such as a generator inside a
+transformation, is not found.
 """
 
 from __future__ import annotations
@@ -28,9 +30,9 @@ from ckptstore.training.data.attributes import (
     run_time_attributes,
 )
 
-_METHODS = (("state_dict", "load_state_dict"), ("get_state", "set_state"))
+_STATE_METHODS = (("state_dict", "load_state_dict"), ("get_state", "set_state"))
 _POSITION, _ATTRIBUTES, _UNCHANGED = "position", "attributes", "unchanged"
-# Their arrays, tables and pipelines have no order of their own, or none that can be reached.
+# Arrays, tables and pipelines of these libraries have no order of their own, or none that can be read.
 _LIBRARIES = {
     "builtins",
     "numpy",
@@ -45,7 +47,7 @@ _LIBRARIES = {
     "grain",
 }
 _TENSOR = ("torch", "Tensor")
-_SETTINGS_OF_TORCHDATA = {
+_TORCHDATA_SETTINGS = {
     "in_order",
     "next_iter_state",
     "snapshot_every_n_steps",
@@ -58,15 +60,15 @@ def kind(source: Any) -> str:
 
     Returns:
         ``"position"``: it saves and loads its position itself, by ``state_dict``/``load_state_dict`` or
-        ``get_state``/``set_state``. ``"attributes"``: its small run-time attributes are kept. ``"none"``: it has none;
-        arrays and tf.data are such.
+        ``get_state``/``set_state``. ``"attributes"``: its small run-time attributes are saved. ``"none"``: it has no
+        state to save, such as arrays and tf.data.
 
     Example:
         >>> import numpy as np
         >>> kind(np.zeros(3)), kind(keras.utils.PyDataset())
         ('none', 'attributes')
     """
-    if _methods(source) is not None:
+    if _state_methods(source) is not None:
         return "position"
     if isinstance(source, keras.utils.PyDataset) or _is_torch(source, "DataLoader", "Dataset", "Sampler"):
         return "attributes"
@@ -78,31 +80,31 @@ def kind(source: Any) -> str:
 
 
 def capture(source: Any) -> dict[str, Any] | None:
-    """Return a data source's own state, its position or order, for `tree.pack`; None if it has none.
+    """Return a data source's own state (position or order) for `tree.pack`; None if it has none.
 
-    A `ChangeTracker` leaves out what never changes.
+    This includes attributes that never change; a `ChangeTracker` leaves them out.
 
     Args:
-        source: What was given to ``fit``.
+        source: The data that the caller gave to ``fit``.
 
     Raises:
-        Exception: What the source's own method raises.
+        Exception: Any error of the source's own method.
     """
-    return _captured(source, {})
+    return _capture_parts(source, {})
 
 
 def apply(source: Any, saved: Mapping[str, Any]) -> None:
-    """Restore a data source's state: generators, arrays and lists in place, the rest by assignment.
+    """Restore a data source's state: generators, arrays and lists in place, other values by assignment.
 
-    What cannot be set, and what was the same all the time and is another value now, stays as it is; one warning
-    reports it.
+    Two kinds of attributes stay as they are, and one warning names them: those that cannot be set, and those that never
+    changed in the saved run but have another value now.
 
     Args:
-        source: What was given to ``fit``.
-        saved: What `capture` returned, perhaps through `tree`.
+        source: The data that the caller gave to ``fit``.
+        saved: The result of `capture`, possibly after a round trip through `tree`.
 
     Raises:
-        Exception: What the source's own method raises.
+        Exception: Any error of the source's own method.
 
     Example:
         >>> class Batches(keras.utils.PyDataset):
@@ -114,21 +116,21 @@ def apply(source: Any, saved: Mapping[str, Any]) -> None:
         5
     """
     problems: list[str] = []
-    for place, holder in _parts(source):
-        entry = saved.get(place, {})
-        if _POSITION in entry and _methods(holder) is not None:
+    for prefix, holder in _stateful_parts(source):
+        entry = saved.get(prefix, {})
+        if _POSITION in entry and _state_methods(holder) is not None:
             set_position(holder, entry[_POSITION])
         for name, value in entry.get(_ATTRIBUTES, {}).items():
             reason = restore_attribute(holder, name, value)
-            problems += [] if reason is None else [f"{place}{name}: {reason}"]
-        problems += _differences(place, holder, entry.get(_UNCHANGED, {}))
+            problems += [] if reason is None else [f"{prefix}{name}: {reason}"]
+        problems += _differences(prefix, holder, entry.get(_UNCHANGED, {}))
     if problems:
         text = "; ".join(problems)
         warnings.warn(f"the data is not as it was when the checkpoint was saved: {text}", stacklevel=2)
 
 
 def same_state(first: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
-    """Return True if two captures of one source are the same.
+    """Return True if two captures of one source are equal.
 
     Example:
         >>> data = keras.utils.PyDataset()
@@ -144,36 +146,36 @@ def same_state(first: Mapping[str, Any] | None, other: Mapping[str, Any] | None)
     )
 
 
-def _differences(place: str, holder: Any, unchanged: Mapping[str, str]) -> Iterator[str]:
+def _differences(prefix: str, holder: Any, unchanged: Mapping[str, str]) -> Iterator[str]:
     live = dict(run_time_attributes(holder))
-    for name, mark in unchanged.items():
+    for name, digest in unchanged.items():
         if name not in live:
-            yield f"{place}{name} is missing"
-        elif digest_of(live[name]) != mark:
+            yield f"{prefix}{name} is missing"
+        elif digest_of(live[name]) != digest:
             if is_scalar(live[name]):
-                yield f"{place}{name} was {mark} and is {live[name]!r}"
+                yield f"{prefix}{name} was {digest} and is {live[name]!r}"
             else:
-                yield f"{place}{name} holds other integers"
+                yield f"{prefix}{name} holds other integers"
 
 
 # --- positions -------------------------------------------------------------------------------------
 
 
 def reports_position(source: Any) -> bool:
-    """Return True if iterators over a source continue at the position that it reports, with all random numbers.
+    """Return True if new iterators over a source continue exactly at the position that it reports.
 
-    Those over a `keras.utils.PyDataset` do not: they count by themselves, and its state belongs to the epoch. A torch
-    loader's workers begin with new generators, so that their dataset must have methods of its own.
+    Iterators over a `keras.utils.PyDataset` do not: they count batches themselves, and its state belongs to the whole
+    epoch. Workers of a torch loader start with new random generators, so their dataset must report its own state.
     """
-    if _methods(source) is None or isinstance(source, keras.utils.PyDataset):
+    if _state_methods(source) is None or isinstance(source, keras.utils.PyDataset):
         return False
     if not _is_torch(source, "DataLoader"):
         return True
-    return source.num_workers == 0 or _methods(source.dataset) is not None
+    return source.num_workers == 0 or _state_methods(source.dataset) is not None
 
 
 def keeps_workers(source: Any) -> bool:
-    """Return True if a torch loader's processes live on from epoch to epoch, and their generators with them."""
+    """Return True if a torch loader's workers, and their random generators, persist from epoch to epoch."""
     return _is_torch(source, "DataLoader") and source.num_workers > 0 and bool(source.persistent_workers)
 
 
@@ -181,41 +183,42 @@ def position(holder: Any) -> Any:
     """Return the position that a source or an iterator reports, for `tree.pack`.
 
     Raises:
-        Exception: What its own method raises.
+        Exception: Any error of its own method.
     """
-    names = _methods(holder)
+    names = _state_methods(holder)
     assert names is not None
     return _without_tensors(getattr(holder, names[0])())
 
 
 def set_position(holder: Any, saved: Any) -> None:
-    """Set a source or an iterator to what `position` returned.
+    """Set a source or an iterator to a position that `position` returned.
 
     Raises:
-        Exception: What its own method raises.
+        Exception: Any error of its own method.
     """
-    names = _methods(holder)
+    names = _state_methods(holder)
     assert names is not None
     getattr(holder, names[1])(_with_tensors(saved))
 
 
 def unreported_dataset(source: Any) -> Any:
-    """Return the dataset of a torch loader whose position does not include it, or None."""
+    """Return a torch loader's dataset if the loader's position does not include its state, else None."""
     dataset = source.dataset if _is_torch(source, "DataLoader") else None
-    return dataset if _methods(dataset) is None else None
+    return dataset if _state_methods(dataset) is None else None
 
 
 class ChangeTracker:
-    """Keeps of a source's attributes only what has changed since training began.
+    """Captures only those attributes of a source that have changed since training began.
 
-    Settings (a batch size) and constant arrays (labels) so come from the code and are not stored at each save. Make it
-    before anything is restored: what a restored run has changed would else look like something that never changes.
+    Settings (a batch size) and constant arrays (labels) come from the code, so they need not be stored at each save.
+    Create the tracker before anything is restored. Otherwise attributes that the earlier run changed would look as if
+    they never change.
 
     Args:
-        source: What was given to ``fit``.
+        source: The data that the caller gave to ``fit``.
 
     Attributes:
-        left_out: Names of arrays and lists of integers that are left alone, being larger than 256 MiB.
+        left_out: Names of arrays and lists of integers that are not captured because they are larger than 256 MiB.
 
     Example:
         >>> class Batches(keras.utils.PyDataset):
@@ -233,52 +236,52 @@ class ChangeTracker:
         self._source = source
         self._digests: dict[str, dict[str, str]] = {}
         self._noted: dict[str, Any] = {}
-        self._noted_rest: dict[str, dict[str, Any]] = {}
+        self._noted_unchanged: dict[str, dict[str, Any]] = {}
         too_large = []
-        for place, holder in _parts(source):
-            values = dict(run_time_attributes(holder)) if _methods(holder) is None else {}
-            self._digests[place] = {
-                name: digest_of(inner)
-                for name, inner in values.items()
-                if is_watched(inner) and _is_small(inner)
+        for prefix, holder in _stateful_parts(source):
+            values = dict(run_time_attributes(holder)) if _state_methods(holder) is None else {}
+            self._digests[prefix] = {
+                name: digest_of(value)
+                for name, value in values.items()
+                if is_watched(value) and _is_small(value)
             }
-            too_large += [f"{place}{name}" for name, value in values.items() if not _is_small(value)]
+            too_large += [f"{prefix}{name}" for name, value in values.items() if not _is_small(value)]
         self.left_out: tuple[str, ...] = tuple(too_large)
 
     def capture(self) -> dict[str, Any] | None:
-        """Return the source's present state, as `capture` does, less what has not changed.
+        """Return the source's current state, as `capture` does, without attributes that have not changed.
 
         Raises:
-            Exception: What the source's own method raises.
+            Exception: Any error of the source's own method.
         """
-        return _captured(self._source, self._digests)
+        return _capture_parts(self._source, self._digests)
 
     def note(self) -> None:
-        """Remember the source's present state, for `capture_both`.
+        """Remember the source's current state for `capture_both`.
 
         Raises:
-            Exception: What the source's own method raises.
+            Exception: Any error of the source's own method.
         """
         self._noted = self.capture() or {}
-        for place, holder in _parts(self._source):
-            same = self._noted.get(place, {}).get(_UNCHANGED, {})
-            self._noted_rest[place] = {name: copy_of(vars(holder)[name]) for name in same}
+        for prefix, holder in _stateful_parts(self._source):
+            same = self._noted.get(prefix, {}).get(_UNCHANGED, {})
+            self._noted_unchanged[prefix] = {name: copy_of(vars(holder)[name]) for name in same}
 
     def capture_both(self) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-        """Return the source's state at the last `note`, and its present one.
+        """Return the source's state at the last `note`, and its current state.
 
-        What has changed at one of them is kept of both: it can be set to the one from wherever the other has left it.
+        An attribute that has changed at either time is captured for both, so that `apply` can go from one to the other.
 
         Raises:
-            Exception: What the source's own method raises.
+            Exception: Any error of the source's own method.
         """
-        noted = {place: entry.get(_ATTRIBUTES, {}) for place, entry in self._noted.items()}
-        marks = {place: _without(known, noted.get(place, {})) for place, known in self._digests.items()}
-        now = _captured(self._source, marks)
+        noted = {prefix: entry.get(_ATTRIBUTES, {}) for prefix, entry in self._noted.items()}
+        digests = {prefix: _without(known, noted.get(prefix, {})) for prefix, known in self._digests.items()}
+        now = _capture_parts(self._source, digests)
         then = {}
-        for place, entry in self._noted.items():
-            changed = _without(self._noted_rest[place], (now or {}).get(place, {}).get(_UNCHANGED, {}))
-            then[place] = _moved(entry, changed) if changed else entry
+        for prefix, entry in self._noted.items():
+            changed = _without(self._noted_unchanged[prefix], (now or {}).get(prefix, {}).get(_UNCHANGED, {}))
+            then[prefix] = _move_to_changed(entry, changed) if changed else entry
         return then or None, now
 
 
@@ -286,31 +289,31 @@ def _without(named: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]
     return {name: value for name, value in named.items() if name not in names}
 
 
-def _moved(entry: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an entry in which attributes that had not changed are among those that had."""
+def _move_to_changed(entry: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an entry whose attributes named in `changed` move from the unchanged to the changed ones."""
     attributes = {**entry[_ATTRIBUTES], **changed}
     return {_ATTRIBUTES: attributes, _UNCHANGED: _without(entry[_UNCHANGED], changed)}
 
 
-def _captured(source: Any, marks: Mapping[str, Mapping[str, str]]) -> dict[str, Any] | None:
+def _capture_parts(source: Any, digests: Mapping[str, Mapping[str, str]]) -> dict[str, Any] | None:
     found = {}
-    for place, holder in _parts(source):
-        if _methods(holder) is not None:
-            found[place] = {_POSITION: position(holder)}
+    for prefix, holder in _stateful_parts(source):
+        if _state_methods(holder) is not None:
+            found[prefix] = {_POSITION: position(holder)}
             continue
-        entry = _changed(holder, marks.get(place, {}))
+        entry = _capture_attributes(holder, digests.get(prefix, {}))
         if any(entry.values()):
-            found[place] = entry
+            found[prefix] = entry
     return found or None
 
 
-def _changed(holder: Any, marks: Mapping[str, str]) -> dict[str, Any]:
+def _capture_attributes(holder: Any, digests: Mapping[str, str]) -> dict[str, Any]:
     attributes, unchanged = {}, {}
     for name, value in run_time_attributes(holder):
         if not _is_small(value):
             continue
-        if is_watched(value) and marks.get(name) == digest_of(value):
-            unchanged[name] = marks[name]
+        if is_watched(value) and digests.get(name) == digest_of(value):
+            unchanged[name] = digests[name]
         else:
             attributes[name] = copy_of(value)
     return {_ATTRIBUTES: attributes, _UNCHANGED: unchanged}
@@ -323,36 +326,39 @@ def _is_small(value: Any) -> bool:
 # --- the parts of a source -------------------------------------------------------------------------
 
 
-def _parts(source: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the objects that may hold state, each with the beginning of its attributes' names."""
+def _stateful_parts(source: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the objects of a source that may hold state, each with the prefix of its attributes' names."""
     if kind(source) == "none":
         return
     if not _is_torch(source, "DataLoader"):
         yield "", source
         return
-    # Not the loader itself: all its other attributes are settings, or give the position in an epoch.
-    yield "", _Own(source)
-    batches = source.batch_sampler
-    inner = getattr(batches, "sampler", None)
+    # Not the loader itself: torch's and torchdata's attributes are settings, or the position in an epoch.
+    yield "", _LoaderAttributes(source)
+    batch_sampler = source.batch_sampler
+    inner_sampler = getattr(batch_sampler, "sampler", None)
     seen: list[Any] = []
-    for place, part in (
+    for prefix, part in (
         ("dataset.", source.dataset),
         ("sampler.", source.sampler),
-        ("batch_sampler.", batches),
-        ("batch_sampler.sampler.", inner),
+        ("batch_sampler.", batch_sampler),
+        ("batch_sampler.sampler.", inner_sampler),
     ):
         if part is not None and not any(part is other for other in seen) and kind(part) != "none":
             seen.append(part)
-            yield place, part
+            yield prefix, part
 
 
-class _Own:
-    """The attributes of a torch loader that are not torch's or torchdata's, and its generator."""
+class _LoaderAttributes:
+    """Attributes of a torch loader that neither torch nor torchdata defines, and its generator.
+
+    Assignments go to the loader.
+    """
 
     _loader: Any
 
     def __init__(self, loader: Any) -> None:
-        known = _settings_of_loaders() - {"generator"}
+        known = _loader_settings() - {"generator"}
         own = {name: value for name, value in vars(loader).items() if name not in known}
         self.__dict__.update(own, _loader=loader)
 
@@ -361,15 +367,15 @@ class _Own:
 
 
 @functools.cache
-def _settings_of_loaders() -> frozenset[str]:
-    """Return the names of the attributes that torch and torchdata give to every loader."""
+def _loader_settings() -> frozenset[str]:
+    """Return the names of the attributes that torch and torchdata set on every loader."""
     from torch.utils.data import DataLoader
 
-    return frozenset(vars(DataLoader([0]))) | _SETTINGS_OF_TORCHDATA
+    return frozenset(vars(DataLoader([0]))) | _TORCHDATA_SETTINGS
 
 
-def _methods(source: Any) -> tuple[str, str] | None:
-    for names in _METHODS:
+def _state_methods(source: Any) -> tuple[str, str] | None:
+    for names in _STATE_METHODS:
         if all(callable(getattr(source, name, None)) for name in names):
             return names
     return None
@@ -381,7 +387,7 @@ def _is_torch(source: Any, *names: str) -> bool:
 
 
 def _without_tensors(value: Any) -> Any:
-    """Return a position with torch's tensors as marked arrays: a loader wants them back as tensors."""
+    """Return a position with torch tensors as marked arrays; `_with_tensors` turns them into tensors again."""
     if type(value) is dict:
         return {key: _without_tensors(inner) for key, inner in value.items()}
     if type(value) in (list, tuple):

@@ -1,6 +1,9 @@
-"""Position in the validation data: the source's own state, and how often it was iterated over.
+"""Position in the validation data: the source's own state, and the number of iterators created over it.
 
-A tf.data pipeline that shuffles has another order in each iteration, which depends on the number of iterations before.
+`ValidationData` counts the iterators through the callbacks' test hooks, and captures the source at the end of an
+epoch's training batches. On resume it restores the source. A tf.data pipeline that shuffles has a new order in each
+iteration, which depends on the number of iterators before: it creates and drops as many. On TensorFlow it also restores
+the state again when the first validation begins, and restarts Keras' iterator.
 """
 
 from __future__ import annotations
@@ -21,101 +24,102 @@ from ckptstore.training.data import source as data_source
 
 
 class ValidationData:
-    """The validation data of one fit.
+    """Validation data of one fit.
 
     Args:
-        loop: The fit; counts how often its validations iterate over the data.
+        loop: The fit. Its callbacks' test hooks are wrapped to count the iterators over the data.
     """
 
     def __init__(self, loop: FitLoop) -> None:
         self._model = loop.model
         self._source = loop.validation_source
-        # What is trained on too is looked at there.
-        own = self._source is not None and self._source is not loop.source
-        self._tracker = data_source.ChangeTracker(self._source) if own else None
+        # `DataReplay` tracks a source that is also trained on.
+        is_separate = self._source is not None and self._source is not loop.source
+        self._tracker = data_source.ChangeTracker(self._source) if is_separate else None
         self._iterator_count = 0
-        self._captured: dict[str, Any] | None = None
+        self._source_state: dict[str, Any] | None = None
         self._generators = random_state.GlobalGenerators()
-        self._looks_ahead = loop.data.creates_iterators_at_once
-        # A thread that is asked for the next epoch while validation runs draws what must not be set back.
-        self._is_drawn_from = loop.data.reads_ahead and loop.data.spans_epochs
+        self._creates_iterators_at_once = loop.data.creates_iterators_at_once
+        # A thread then reads training data for the next epoch during validation: its draws must not be undone.
+        self._training_reads_ahead = loop.data.reads_ahead and loop.data.spans_epochs
         self._must_restart = False
-        # True if each batch is drawn by a thread that draws more of them than a validation takes.
-        self._is_drawn_ahead = False
-        self._before_first: dict[str, Any] | None = None
+        # True if the source changes with each batch, and a thread reads more batches than validation_steps.
+        self._reads_past_steps = False
+        self._state_before_first_batch: dict[str, Any] | None = None
         loop.wrap_method(loop.callbacks, "on_test_begin", self._wrap_test_begin)
         loop.wrap_method(loop.callbacks, "on_test_end", self._wrap_test_end)
-        if self._looks_ahead and self._tracker is not None:
+        if self._creates_iterators_at_once and self._tracker is not None:
             loop.wrap_method(loop.callbacks, "on_test_batch_begin", self._wrap_test_batch_begin)
             loop.wrap_method(loop.callbacks, "on_test_batch_end", self._wrap_test_batch_end)
 
-    def _wrap_test_begin(self, others: Callable[..., None]) -> Callable[..., None]:
+    def _wrap_test_begin(self, call_hooks: Callable[..., None]) -> Callable[..., None]:
         def hook(logs: Any = None) -> None:
-            if self._must_restart and self._captured is not None:
-                data_source.apply(self._source, self._captured)
-                if not self._is_drawn_from:
+            if self._must_restart and self._source_state is not None:
+                data_source.apply(self._source, self._source_state)
+                if not self._training_reads_ahead:
                     random_state.restore(self._generators)
                 restart_validation_data(self._model)
             self._must_restart = False
-            others(logs)
+            call_hooks(logs)
 
         return hook
 
-    def _wrap_test_batch_begin(self, others: Callable[..., None]) -> Callable[..., None]:
+    def _wrap_test_batch_begin(self, call_hooks: Callable[..., None]) -> Callable[..., None]:
         def hook(batch: int, logs: Any = None) -> None:
-            others(batch, logs)
-            if batch == 0 and not self._is_drawn_ahead and validation_leaves_batches(self._model):
-                self._before_first = self._state()
+            call_hooks(batch, logs)
+            if batch == 0 and not self._reads_past_steps and validation_leaves_batches(self._model):
+                self._state_before_first_batch = self._capture_source()
 
         return hook
 
-    def _wrap_test_batch_end(self, others: Callable[..., None]) -> Callable[..., None]:
+    def _wrap_test_batch_end(self, call_hooks: Callable[..., None]) -> Callable[..., None]:
         def hook(batch: int, logs: Any = None) -> None:
-            before, self._before_first = self._before_first, None
+            before, self._state_before_first_batch = self._state_before_first_batch, None
             if before is not None:
-                self._is_drawn_ahead = not data_source.same_state(before, self._state())
-            others(batch, logs)
+                self._reads_past_steps = not data_source.same_state(before, self._capture_source())
+            call_hooks(batch, logs)
 
         return hook
 
-    def _state(self) -> dict[str, Any] | None:
+    def _capture_source(self) -> dict[str, Any] | None:
         return None if self._tracker is None else self._tracker.capture()
 
-    def _wrap_test_end(self, others: Callable[..., None]) -> Callable[..., None]:
+    def _wrap_test_end(self, call_hooks: Callable[..., None]) -> Callable[..., None]:
         def hook(logs: Any = None) -> None:
-            others(logs)
+            call_hooks(logs)
             self._iterator_count += validation_iterator_count(self._model)
 
         return hook
 
     def capture(self) -> dict[str, Any]:
-        """Return the position, for another process; to be called when the training's batches end."""
-        self._captured = self._state()
-        if self._looks_ahead:
+        """Return the position, to be reached in another process; call it when an epoch's training batches end."""
+        self._source_state = self._capture_source()
+        if self._creates_iterators_at_once:
             self._generators = random_state.capture()
         return {
-            "validation": self._captured,
+            "validation": self._source_state,
             "validation_made": self._iterator_count,
-            "validation_drawn_ahead": self._is_drawn_ahead,
+            "validation_drawn_ahead": self._reads_past_steps,
         }
 
-    def go_to(self, place: Mapping[str, Any]) -> None:
-        """Go to the position that `capture` returned; checkpoints of earlier versions did not count."""
-        if place.get("validation") is not None:
-            data_source.apply(self._source, place["validation"])
-        before, self._iterator_count = self._iterator_count, place.get("validation_made", 0)
-        self._is_drawn_ahead = place.get("validation_drawn_ahead", False)
-        # On TensorFlow Keras looks at some batches before its first validation: what that draws was drawn long ago.
-        self._must_restart = self._looks_ahead and self._iterator_count > before
-        if _is_pipeline(self._source):
-            for _ in range(before, self._iterator_count):
+    def go_to(self, position: Mapping[str, Any]) -> None:
+        """Restore a position that `capture` returned; checkpoints of earlier versions lack the counts."""
+        if position.get("validation") is not None:
+            data_source.apply(self._source, position["validation"])
+        count_before, self._iterator_count = self._iterator_count, position.get("validation_made", 0)
+        self._reads_past_steps = position.get("validation_drawn_ahead", False)
+        # On TensorFlow, Keras reads some batches before its first validation. The saved run did that long before
+        # the save: these draws must be undone.
+        self._must_restart = self._creates_iterators_at_once and self._iterator_count > count_before
+        if _is_tf_dataset(self._source):
+            for _ in range(count_before, self._iterator_count):
                 iter(self._source)
 
     def inexact_reasons(self) -> Iterator[str]:
-        """Yield the reasons for which the position may not be exact."""
+        """Yield the reasons why the position may not be exact."""
         if isinstance(self._source, GeneratorType):
             yield "the validation data is a Python generator, which starts again; a PyDataset would continue"
-        if self._is_drawn_ahead:
+        if self._reads_past_steps:
             yield (
                 "TensorFlow asks the validation data for more than validation_steps, and it draws for each batch: how "
                 "far it was asked before is not known"
@@ -127,6 +131,6 @@ class ValidationData:
             )
 
 
-def _is_pipeline(source: Any) -> bool:
+def _is_tf_dataset(source: Any) -> bool:
     data = getattr(sys.modules.get("tensorflow"), "data", None)
     return data is not None and isinstance(source, data.Dataset)
