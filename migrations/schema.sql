@@ -1,4 +1,4 @@
--- 0003
+-- 0004
 CREATE TABLE alembic_version (
 	version_num VARCHAR(32) NOT NULL,
 	CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
@@ -282,5 +282,14 @@ JOIN runs ON runs.id = epochs.run_id
 JOIN epoch_metrics ON epoch_metrics.run_id = epochs.run_id AND epoch_metrics.epoch = epochs.epoch
 JOIN metric_names ON metric_names.id = epoch_metrics.metric_id;
 
-INSERT INTO alembic_version (version_num) VALUES ('0003');
+CREATE TABLE writers (
+	run_id INTEGER NOT NULL,
+	token TEXT NOT NULL,
+	CONSTRAINT pk_writers PRIMARY KEY (run_id),
+	CONSTRAINT fk_writers_run_id FOREIGN KEY(run_id) REFERENCES runs (id)
+)
+ WITHOUT ROWID
+;
+
+INSERT INTO alembic_version (version_num) VALUES ('0004');
 

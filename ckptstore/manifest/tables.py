@@ -146,6 +146,17 @@ class RunsTable:
 RUNS = RunsTable()
 
 
+class WritersTable:
+    """The token of the process that became each run's writer last; see `ckptstore.manifest.fences`."""
+
+    run_id: Column[int] = Column("run_id", Integer, ForeignKey("runs.id"), primary_key=True)
+    token: Column[str] = Column("token", Text, nullable=False)
+    table = Table("writers", metadata, run_id, token, sqlite_with_rowid=False)
+
+
+WRITERS = WritersTable()
+
+
 class CheckpointsTable:
     """One row for each checkpoint."""
 

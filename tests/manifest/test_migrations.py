@@ -479,7 +479,7 @@ def test_an_upgraded_store_has_the_same_history_as_a_new_one(path: Path, tmp_pat
                 manifest.attempts.begin("b")
         recorded = rows(path)
     with closing(sqlite3.connect(path)) as database, database:
-        for table in ("epoch_metrics", "epochs", "retention"):
+        for table in ("epoch_metrics", "epochs", "retention", "writers"):
             database.execute(f"DROP TABLE {table}")
         database.execute("DROP VIEW run_history")
         for index in (
