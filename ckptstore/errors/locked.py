@@ -62,7 +62,7 @@ class RunLockedError(LockedError):
         holder = f"process {pid} on {host}{since}" if pid is not None else "another process"
         super().__init__(
             f"{store}: run {run!r} is being written by {holder}",
-            hint="wait for it to end, or write to a run of another name",
+            hint="wait for it to end, or give each fit that writes at once a name: run='...'",
             run=run,
             store=store,
             host=host,

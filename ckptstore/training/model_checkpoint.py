@@ -115,10 +115,11 @@ class ModelCheckpoint(SavingCallback, keras.callbacks.ModelCheckpoint):
         check_keep(keep)
         check_on_save_error(on_save_error, max_save_failures)
         check_background(background, backpressure)
-        self.run = self._path.run if run is None else check_run(run)
+        named = self._path.run if run is None else check_run(run)
+        self.run = named
         self._saves: FileSaves = FileSaves(
             self._path,
-            self.run,
+            named,
             SaveFailures(on_save_error, max_save_failures),
             background=background,
             backpressure=backpressure,
@@ -194,7 +195,7 @@ class ModelCheckpoint(SavingCallback, keras.callbacks.ModelCheckpoint):
         self._thread = threading.get_ident()
         store = self._saves.open(self.params)
         self._saves.begin(self.model)
-        self._saves.monitored.begin_with_published(store, self.run)
+        self._saves.monitored.begin_with_published(store, self._saves.run)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Note the position."""
@@ -259,7 +260,7 @@ class ModelCheckpoint(SavingCallback, keras.callbacks.ModelCheckpoint):
         if epoch == 0 or store is None:
             return 0
         before = f"epoch < {epoch} and not step is None"
-        earlier = store.checkpoints(self.run, where=before, order_by="-version", limit=1)
+        earlier = store.checkpoints(self._saves.run, where=before, order_by="-version", limit=1)
         return earlier[0].step or 0 if earlier else 0
 
     # --- a fit that another callback resumes ---------------------------------------------------------

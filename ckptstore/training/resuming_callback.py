@@ -16,6 +16,8 @@ from ckptstore.training.saving.failures import SaveFailures
 from ckptstore.training.saving.saves import Saves
 from ckptstore.training.saving.schedule import SaveSchedule
 from ckptstore.training.saving_callback import SavingCallback
+from ckptstore.training.session import messages
+from ckptstore.training.session.fit_order import FIRST_RUN, fits_on
 from ckptstore.training.session.session import FitSession
 
 
@@ -24,7 +26,7 @@ class ResumingCallback(SavingCallback, keras.callbacks.Callback):
 
     Args:
         path: The store's directory, absolute.
-        run: The run.
+        run: The run; None for a run named by the order of the fits, see `ckptstore.training.session.fit_order`.
         resume: What to do with a resume point, see `FitSession`.
         signals: Signals at which to save and stop.
         save_on_exception: Whether to save when an exception ends the fit.
@@ -36,7 +38,7 @@ class ResumingCallback(SavingCallback, keras.callbacks.Callback):
     def __init__(
         self,
         path: Path,
-        run: str,
+        run: str | None,
         *,
         resume: Resume,
         signals: Sequence[signal.Signals],
@@ -48,10 +50,11 @@ class ResumingCallback(SavingCallback, keras.callbacks.Callback):
         super().__init__()
         check_background(background, backpressure)
         self.run = run
+        self._is_named = run is not None
         self._resume: Resume = resume
         self._signals = tuple(signals)
         self._save_on_exception = save_on_exception
-        self._saves = Saves(path, run, failures, background=background, backpressure=backpressure)
+        self._saves = Saves(path, run or "", failures, background=background, backpressure=backpressure)
         self._session: FitSession | None = None
         self._stop: StopRequest | None = None
 
@@ -69,14 +72,27 @@ class ResumingCallback(SavingCallback, keras.callbacks.Callback):
         """
         if self._session is not None:
             self._session.end()
-        self._session = FitSession(
+        session = FitSession(
             self._begin_fit(),
             self._saves,
-            resume=self._resume,
             stop=self._stop_request(),
             save_on_exception=self._save_on_exception,
         )
-        self._session.begin(self)
+        is_first = self._is_named or self._name_run(session)
+        self._session = session
+        # A script that was killed in its first fit has nothing to resume its later ones from.
+        session.begin(self, resume=self._resume if is_first or self._resume == "never" else "auto")
+
+    def _name_run(self, session: FitSession) -> bool:
+        """Name the run by the order of the fits; returns True for the first."""
+        fits = fits_on(self.store_path)
+        self.run = fits.begin_unnamed(session)
+        self._saves.use_run(self.run)
+        is_first = self.run == FIRST_RUN
+        if not is_first and not fits.is_explained:
+            fits.is_explained = True
+            messages.print_later_fit(self.run)
+        return is_first
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Tell the session."""

@@ -14,10 +14,10 @@ class SavingCallback:
     """Mixin of the callbacks that save, to stand before Keras' own class.
 
     Attributes:
-        run: The run.
+        run: The run; None before the first fit that names its run itself.
     """
 
-    run: str
+    run: str | None
     _saves: Saves
 
     @property

@@ -56,7 +56,10 @@ class StoreCheckpoint(ResumingCallback):
         save_freq: ``"epoch"``; a number of batches after which to save, counted across epochs; or ``"auto"`` to save as
             often as `max_overhead` allows, measured while training. The end of the last epoch is saved in any case.
         initial_value_threshold: The best to begin with.
-        run: The name of the run in the store. Two fits that write at once need two.
+        run: The name of the run in the store. By default it follows the order of the fits that this process makes on
+            the store: ``"default"``, ``"default-2"``, and so on; a fit that an exception or an interrupt ended keeps
+            its place, and the next fit resumes it. So the same script, started again, gives each fit its run again.
+            Copies of the callback count in the same line. Fits that run at once, or one inside another, need names.
         resume: ``"auto"``; ``"must"`` to refuse to start without a resume point; ``"never"`` to start again beside the
             checkpoints that there are, which stay and are not resumed.
         keep: A retention policy for the run; by default everything stays.
@@ -85,12 +88,13 @@ class StoreCheckpoint(ResumingCallback):
     Attributes:
         best: The best value of `monitor` so far, or None.
         last: The checkpoint saved last, or None.
+        run: The name of the run; None before the first fit if none was given.
         resumed_from: The checkpoint that the fit was resumed from, or None.
 
     Example:
         >>> callback = StoreCheckpoint("runs/digits", monitor="val_accuracy", save_freq=100)
-        >>> callback.run
-        'default'
+        >>> callback.store_path.name, callback.run
+        ('digits', None)
     """
 
     def __init__(  # noqa: PLR0917 - Keras' order
@@ -104,7 +108,7 @@ class StoreCheckpoint(ResumingCallback):
         save_freq: int | Literal["epoch", "auto"] = "epoch",
         initial_value_threshold: float | None = None,
         *,
-        run: str = "default",
+        run: str | None = None,
         resume: Resume = "auto",
         keep: Policy | None = None,
         background: bool = True,
@@ -123,7 +127,7 @@ class StoreCheckpoint(ResumingCallback):
         check_resume(resume)
         super().__init__(
             absolute(directory),
-            check_run(run),
+            None if run is None else check_run(run),
             resume=resume,
             signals=signals,
             save_on_exception=save_on_exception,

@@ -63,7 +63,7 @@ def resumed(folder: Path, model: keras.Model) -> None:
 
 
 def fit_resumed(folder: Path, model: keras.Model) -> None:
-    callback = StoreCheckpoint(folder, monitor="loss", resume="must", background=False)
+    callback = StoreCheckpoint(folder, run="default", monitor="loss", resume="must", background=False)
     x = np.zeros((2, WIDTH), "float32")
     model.fit(x, x, epochs=1, callbacks=[callback], verbose=0)
 

@@ -44,7 +44,7 @@ SCRATCH = {
 
 # The only place for private interfaces of Keras; then private names of other packages that are used elsewhere.
 KERAS_PRIVATE = "ckptstore.keras.private"
-OTHERS_PRIVATE = {"_asdict", "_exit", "_foreach_copy_", "_getframe", "_version"}
+OTHERS_PRIVATE = {"_asdict", "_current_frames", "_exit", "_foreach_copy_", "_getframe", "_version"}
 
 
 @functools.cache

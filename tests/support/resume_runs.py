@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import importlib
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import traceback
 from collections import Counter as Counter_
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +34,15 @@ class Outcome:
 
 
 class Runs:
-    """The parent process of one backend."""
+    """The parent process of one backend.
 
-    def __init__(self, backend: str, folder: Path) -> None:
+    Args:
+        backend: The backend.
+        folder: Where the children write what they found.
+        module: The module whose function `train` runs a case.
+    """
+
+    def __init__(self, backend: str, folder: Path, *, module: str = "resume_runs") -> None:
         self._folder = folder
         self._number = 0
         self._plain: dict[str, Outcome] = {}
@@ -43,7 +51,7 @@ class Runs:
         paths += filter(None, [os.environ.get("PYTHONPATH")])
         environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": os.pathsep.join(paths)}
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-W", "always::UserWarning", __file__],
+            [sys.executable, "-W", "ignore", "-W", "always::UserWarning", __file__, module],
             env={**environment, "TF_CPP_MIN_LOG_LEVEL": "3"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -211,13 +219,13 @@ def _die_in_step(number: int) -> None:
     files._hooks.append(hook)
 
 
-def _child(job: dict[str, Any], writers: Server) -> None:
+def _child(job: dict[str, Any], writers: Server, run: Callable[..., dict[str, Any]]) -> None:
     output = os.open(job["printed"], os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
     os.dup2(output, 1)
     os.dup2(output, 2)
     try:
         with writers.used() if job["forked"] else nullcontext():
-            found = train(job["case"], **job["options"])
+            found = run(job["case"], **job["options"])
     except SystemExit as error:
         os._exit(int(error.code or 0))
     except BaseException:
@@ -229,7 +237,7 @@ def _child(job: dict[str, Any], writers: Server) -> None:
     os._exit(0)
 
 
-def _serve() -> None:
+def _serve(module: str) -> None:
     # Once, for all children.
     writers = Server()
     import keras  # noqa: F401
@@ -239,6 +247,7 @@ def _serve() -> None:
     import resume_cases  # noqa: F401
     from crash import precompile
 
+    run = train if module == "resume_runs" else importlib.import_module(module).train
     precompile.warm_up()
     # Else each child would look through all that is imported, and copy the memory that it lies in.
     gc.collect()
@@ -246,10 +255,10 @@ def _serve() -> None:
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
-            _child(json.loads(line), writers)
+            _child(json.loads(line), writers, run)
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
 
 
 if __name__ == "__main__":
-    _serve()
+    _serve(sys.argv[1])

@@ -88,16 +88,16 @@ def keras_frees(no_collection: None) -> None:
 
 
 def test_data_is_freed_with_the_fit(tmp_path: Path, keras_frees: None) -> None:
-    callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", save_freq=3)
+    callback = ckptstore.StoreCheckpoint(tmp_path, run="default", monitor="loss", save_freq=3)
     assert freed_after(callback)
 
 
 def test_data_is_freed_with_a_fit_that_resumes(
     tmp_path: Path, keras_frees: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stopped = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", save_freq=3)
+    stopped = ckptstore.StoreCheckpoint(tmp_path, run="default", monitor="loss", save_freq=3)
     freed_after(stopped, Raising(), error=ZeroDivisionError)
-    callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", save_freq=3)
+    callback = ckptstore.StoreCheckpoint(tmp_path, run="default", monitor="loss", save_freq=3)
     assert freed_after(callback)
     assert "batches skipped in" in capsys.readouterr().out
     assert freed_after(callback)
@@ -106,7 +106,7 @@ def test_data_is_freed_with_a_fit_that_resumes(
 
 @pytest.mark.parametrize("how", ["a callback", "data"])
 def test_data_is_freed_when_an_error_ends_the_fit(how: str, tmp_path: Path) -> None:
-    callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", save_freq=3)
+    callback = ckptstore.StoreCheckpoint(tmp_path, run="default", monitor="loss", save_freq=3)
     if how == "data":
         assert freed_after(callback, fails_at=3, error=Exception)
     else:

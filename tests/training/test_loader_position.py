@@ -117,12 +117,12 @@ def test_batches_are_not_read_twice(make: Any, last: int, tmp_path: Path) -> Non
             epochs=2,
             verbose=0,
             shuffle=False,
-            callbacks=[ckptstore.StoreCheckpoint(store), stop_at(last)],
+            callbacks=[ckptstore.StoreCheckpoint(store, run="default"), stop_at(last)],
         )
     model, data = dense(), RecordingRows()
     source = make(data)
     model.build((None, FEATURES))
-    resumed = ckptstore.StoreCheckpoint(store)
+    resumed = ckptstore.StoreCheckpoint(store, run="default")
     data.requested.clear()
     begun = At(lambda callback, batch: seen.append(data.requested[-BATCH:]))
     seen: list[list[int]] = []
@@ -175,11 +175,11 @@ def test_persistent_workers_are_a_warning(epochs: int, tmp_path: Path) -> None:
     )  # settings alone: it starts none
     fit = {"verbose": 0, "shuffle": False}
     with pytest.raises(KeyboardInterrupt):
-        callbacks = [ckptstore.StoreCheckpoint(store), stop_at(3)]
+        callbacks = [ckptstore.StoreCheckpoint(store, run="default"), stop_at(3)]
         dense().fit(loader, epochs=epochs + 1, initial_epoch=epochs, callbacks=callbacks, **fit)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        callbacks = [ckptstore.StoreCheckpoint(store)]
+        callbacks = [ckptstore.StoreCheckpoint(store, run="default")]
         dense().fit(loader, epochs=epochs + 1, callbacks=callbacks, **fit)
     assert any("persistent_workers" in str(warning.message) for warning in caught) == bool(epochs)
 

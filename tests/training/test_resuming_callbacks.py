@@ -127,7 +127,7 @@ def test_only_the_best_and_the_newest_stay(tmp_path: Path) -> None:
 
 def test_weights_alone_can_be_resumed_from_and_loaded(tmp_path: Path) -> None:
     first = model()
-    fit(first, ckptstore.StoreCheckpoint(tmp_path, save_weights_only=True), epochs=1)
+    fit(first, ckptstore.StoreCheckpoint(tmp_path, run="default", save_weights_only=True), epochs=1)
     with ckptstore.CheckpointStore(tmp_path, read_only=True) as store:
         saved = store.latest()
     assert saved is not None
@@ -135,17 +135,17 @@ def test_weights_alone_can_be_resumed_from_and_loaded(tmp_path: Path) -> None:
     again = model()
     again.load_weights(saved.path)
     assert all(np.array_equal(*pair) for pair in zip(first.get_weights(), again.get_weights(), strict=True))
-    resumed = ckptstore.StoreCheckpoint(tmp_path, save_weights_only=True)
+    resumed = ckptstore.StoreCheckpoint(tmp_path, run="default", save_weights_only=True)
     fit(model(), resumed)
     assert resumed.resumed_from == saved
 
 
 def test_a_loss_that_is_not_finite_is_no_resume_point(tmp_path: Path) -> None:
-    fit(model(), ckptstore.StoreCheckpoint(tmp_path), epochs=1)
+    fit(model(), ckptstore.StoreCheckpoint(tmp_path, run="default"), epochs=1)
     broken = data()
     broken["y"] = np.full((ROWS, 1), np.nan)
     model_ = model()
-    model_.fit(**broken, epochs=2, verbose=0, callbacks=[ckptstore.StoreCheckpoint(tmp_path)])
+    model_.fit(**broken, epochs=2, verbose=0, callbacks=[ckptstore.StoreCheckpoint(tmp_path, run="default")])
     with ckptstore.CheckpointStore(tmp_path, read_only=True) as store:
         point = store.resume_point()
         assert len(store.checkpoints()) == 2
@@ -182,17 +182,20 @@ def test_a_callback_serves_one_fit_after_another(tmp_path: Path) -> None:
 
 
 def test_the_best_survives_a_restart(tmp_path: Path) -> None:
-    first = ckptstore.StoreCheckpoint(tmp_path, monitor="loss")
+    first = ckptstore.StoreCheckpoint(tmp_path, run="default", monitor="loss")
     fit(model(), first)
-    second = ckptstore.StoreCheckpoint(tmp_path, monitor="loss")
+    second = ckptstore.StoreCheckpoint(tmp_path, run="default", monitor="loss")
     fit(model(), second)
     assert second.best == first.best
 
 
 @pytest.mark.parametrize("change", [{"monitor": "mae"}, {"mode": "max"}])
 def test_the_best_by_another_metric_comes_from_the_store(change: dict[str, Any], tmp_path: Path) -> None:
-    fit(model(metrics=["mae"]), ckptstore.StoreCheckpoint(tmp_path, **{"monitor": "loss", **change}))
-    callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss")
+    fit(
+        model(metrics=["mae"]),
+        ckptstore.StoreCheckpoint(tmp_path, run="default", **{"monitor": "loss", **change}),
+    )
+    callback = ckptstore.StoreCheckpoint(tmp_path, run="default", monitor="loss")
     history = fit(model(metrics=["mae"]), callback)
     assert callback.best == min(history.history["loss"])
 
@@ -223,19 +226,19 @@ def test_bad_arguments_are_refused_and_nothing_is_made(tmp_path: Path, argument:
 
 
 def test_another_architecture_is_refused_and_named(tmp_path: Path) -> None:
-    fit(model(), ckptstore.StoreCheckpoint(tmp_path))
+    fit(model(), ckptstore.StoreCheckpoint(tmp_path, run="default"))
     other = model(units=5)
     before = other.get_weights()
     with pytest.raises(ckptstore.ModelMismatchError, match=r"units"):
-        fit(other, ckptstore.StoreCheckpoint(tmp_path), epochs=5)
+        fit(other, ckptstore.StoreCheckpoint(tmp_path, run="default"), epochs=5)
     assert all(np.array_equal(*pair) for pair in zip(before, other.get_weights(), strict=True))
     assert other._initial_epoch is None
 
 
 def test_other_settings_are_one_warning(tmp_path: Path) -> None:
-    fit(model(), ckptstore.StoreCheckpoint(tmp_path), epochs=1)
+    fit(model(), ckptstore.StoreCheckpoint(tmp_path, run="default"), epochs=1)
     with pytest.warns(UserWarning, match="mae") as warned:
-        fit(model(loss="mae"), ckptstore.StoreCheckpoint(tmp_path))
+        fit(model(loss="mae"), ckptstore.StoreCheckpoint(tmp_path, run="default"))
     assert len([warning for warning in warned if warning.category is UserWarning]) == 1
 
 
@@ -263,7 +266,7 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
         assert writer.stdout is not None
         assert writer.stdout.readline() == "ready\n"
         with pytest.raises(ckptstore.RunLockedError, match=str(writer.pid)):
-            fit(model(), ckptstore.StoreCheckpoint(tmp_path))
+            fit(model(), ckptstore.StoreCheckpoint(tmp_path, run="default"))
         writer.communicate()
 
 

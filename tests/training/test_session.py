@@ -91,8 +91,11 @@ def test_a_signal_at_the_very_end_is_not_swallowed(tmp_path: Path) -> None:
 
 def test_callbacks_see_the_end_of_an_epoch_in_which_one_exits(tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
-        fit(Acting("on_epoch_end", 1, raising(SystemExit(3))), ckptstore.StoreCheckpoint(tmp_path / "store"))
-    assert fit(ckptstore.StoreCheckpoint(tmp_path / "store")).epoch == [0, 1]
+        fit(
+            Acting("on_epoch_end", 1, raising(SystemExit(3))),
+            ckptstore.StoreCheckpoint(tmp_path / "store", run="default"),
+        )
+    assert fit(ckptstore.StoreCheckpoint(tmp_path / "store", run="default")).epoch == [0, 1]
 
 
 def test_a_fit_that_never_begins_leaves_nothing_to_the_next(tmp_path: Path) -> None:
@@ -100,7 +103,7 @@ def test_a_fit_that_never_begins_leaves_nothing_to_the_next(tmp_path: Path) -> N
     trained, before = model(), signal.getsignal(signal.SIGTERM)
     with pytest.raises(ValueError, match="as asked"):
         fit(
-            ckptstore.StoreCheckpoint(tmp_path / "store"),
+            ckptstore.StoreCheckpoint(tmp_path / "store", run="default"),
             Acting("on_train_begin", 1, raising(ValueError("as asked"))),
             trained=trained,
         )
@@ -111,9 +114,9 @@ def test_a_fit_that_never_begins_leaves_nothing_to_the_next(tmp_path: Path) -> N
 def test_an_epoch_of_other_batches_is_reported_or_refused(tmp_path: Path) -> None:
     interrupted(tmp_path / "store", at=5)
     with pytest.raises(ckptstore.InvalidArgumentError, match="after batch 5"):
-        fit(ckptstore.StoreCheckpoint(tmp_path / "store"), batch_size=12)
+        fit(ckptstore.StoreCheckpoint(tmp_path / "store", run="default"), batch_size=12)
     with pytest.warns(UserWarning, match="had 6 batches .* has 12 now"):
-        fit(ckptstore.StoreCheckpoint(tmp_path / "store"), batch_size=2)
+        fit(ckptstore.StoreCheckpoint(tmp_path / "store", run="default"), batch_size=2)
 
 
 def test_backups_of_an_early_stop_stay_when_it_is_started_again(tmp_path: Path) -> None:
@@ -123,7 +126,7 @@ def test_backups_of_an_early_stop_stay_when_it_is_started_again(tmp_path: Path) 
 
 
 def test_the_end_of_a_backed_up_fit_leaves_other_runs_alone(tmp_path: Path) -> None:
-    fit(ckptstore.StoreCheckpoint(tmp_path / "store"))
+    fit(ckptstore.StoreCheckpoint(tmp_path / "store", run="default"))
     fit(ckptstore.BackupAndRestore(tmp_path / "store"))
     with ckptstore.CheckpointStore(tmp_path / "store", read_only=True) as store:
         assert [checkpoint.run for checkpoint in store.checkpoints()] == ["default", "default"]

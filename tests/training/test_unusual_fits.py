@@ -37,7 +37,9 @@ def fit(model: Any, *callbacks: Any, alone: bool = False, **options: Any) -> Any
 
 
 def saving(path: Path, **options: Any) -> ckptstore.StoreCheckpoint:
-    return ckptstore.StoreCheckpoint(path, **{"monitor": "loss", "background": False, **options})
+    return ckptstore.StoreCheckpoint(
+        path, **{"monitor": "loss", "background": False, "run": "default", **options}
+    )
 
 
 class Acting(keras.callbacks.Callback):  # type: ignore[misc]
@@ -501,7 +503,7 @@ def test_a_second_process_with_the_same_run_is_refused_in_one_line(training: Any
     line = second.stderr.splitlines()[-1]
     assert line.startswith("ckptstore.errors.RunLockedError: ")
     assert f"run 'default' is being written by process {training.pid}" in line
-    assert "write to a run of another name" in line
+    assert "give each fit that writes at once a name" in line
     assert sorted(path for path in tmp_path.rglob("*") if "tmp" not in path.parts) == [
         path for path in before if "tmp" not in path.parts
     ]

@@ -100,7 +100,12 @@ def _loader(workload: Workload, name: str, files: Path) -> tuple[Callable[[Any],
         path = files / "model.weights.h5"
         return (lambda model: read(path)), path
     callback = ckptstore.StoreCheckpoint(
-        files / "fit", monitor="loss", resume="must", save_on_exception=False, background=False
+        files / "fit",
+        monitor="loss",
+        run="default",
+        resume="must",
+        save_on_exception=False,
+        background=False,
     )
     callbacks = [callback] if name.startswith("ours") else []
 

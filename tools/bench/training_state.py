@@ -108,7 +108,12 @@ def measure(workload: Workload, folder: Path) -> dict[str, Any]:
     for _ in range(LOADS):
         os.sync()
         resume = ckptstore.StoreCheckpoint(
-            folder / "fit", monitor="loss", resume="must", save_on_exception=False, background=False
+            folder / "fit",
+            monitor="loss",
+            run="default",
+            resume="must",
+            save_on_exception=False,
+            background=False,
         )
         with (
             watched(LOAD) as whole,

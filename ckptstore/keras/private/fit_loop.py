@@ -31,6 +31,8 @@ _BATCH_HOOKS = (
     "on_test_batch_begin",
     "on_test_batch_end",
 )
+# Variables of Keras' ``fit`` once validation data was split off.
+_ARGUMENTS = ("x", "y", "sample_weight", "val_x", "val_y", "val_sample_weight", "shuffle", "class_weight")
 
 
 class FitLoop:
@@ -45,6 +47,7 @@ class FitLoop:
         initial_epoch: The first epoch, as passed to ``fit``.
         source: The caller's training data: arrays, a dataset, a loader, a generator.
         validation_source: The caller's validation data, or None.
+        arguments: What the fit trains and validates on, and how, by the names of Keras' own variables.
     """
 
     def __init__(self, callback: Any, model: Any, frame_locals: dict[str, Any], code: CodeType) -> None:
@@ -55,6 +58,7 @@ class FitLoop:
         self.initial_epoch: int = frame_locals.get("initial_epoch") or 0
         self.source: Any = frame_locals.get("x")
         self.validation_source: Any = frame_locals.get("val_x")
+        self.arguments: dict[str, Any] = {name: frame_locals.get(name) for name in _ARGUMENTS}
         self._iterator: Any = frame_locals["epoch_iterator"]
         self._code = code
         self._hooks = Hooks()
@@ -158,6 +162,11 @@ class FitLoop:
                 return True
             frame = frame.f_back
         return False
+
+    @property
+    def is_on_a_stack(self) -> bool:
+        """True if a thread of this process runs this fit."""
+        return any(map(self.is_running, sys._current_frames().values()))
 
     # --- resume ------------------------------------------------------------------------------------
 

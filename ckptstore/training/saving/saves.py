@@ -129,6 +129,11 @@ class Saves:
         """The run."""
         return self._writer.run
 
+    def use_run(self, run: str) -> None:
+        """Write another run from now on; called between fits."""
+        if run != self.run:
+            self._writer = RunWriter(self.path, run)
+
     @property
     def store(self) -> CheckpointStore | None:
         """The store while it is open, else None."""

@@ -40,6 +40,13 @@ def print_resumed(resumed: ResumedRun, *, finished: bool, epochs: int) -> None:
         )
 
 
+def print_later_fit(run: str) -> None:
+    """Print that a fit is not the first of this process on its store, and so is another run."""
+    print_message(
+        f"ckptstore: each fit of this process is a run of its own: this one is {run}; run='...' gives it a name"
+    )
+
+
 def _age(resumed: ResumedRun) -> str:
     seconds = max((datetime.now(UTC) - resumed.checkpoint.created_at).total_seconds(), 0)
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):

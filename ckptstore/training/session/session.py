@@ -28,6 +28,7 @@ from ckptstore.training.saving.saves import Saves
 from ckptstore.training.saving.schedule import SaveSchedule
 from ckptstore.training.session import messages
 from ckptstore.training.session.end_on_error import EndOnError
+from ckptstore.training.session.fit_order import fits_on
 from ckptstore.training.session.fit_state import BeforeValidation, EpochEnd, plain_logs, values_of
 from ckptstore.training.session.position import BatchPosition
 from ckptstore.training.session.resumed_run import ResumedRun, load_resume_point
@@ -39,8 +40,6 @@ class FitSession:
     Args:
         schedule: Decides when to save.
         saves: Saves.
-        resume: ``"auto"`` resumes from the newest resume point if there is one, ``"must"`` refuses to begin without
-            one, ``"never"`` starts again beside the existing checkpoints.
         stop: Notices signals.
         save_on_exception: Whether to save when a callback or the user ends the fit by an exception.
 
@@ -55,13 +54,11 @@ class FitSession:
         schedule: SaveSchedule,
         saves: Saves,
         *,
-        resume: Resume,
         stop: StopRequest,
         save_on_exception: bool,
     ) -> None:
         self._schedule = schedule
         self._saves = saves
-        self._resume = resume
         self._stop = stop
         self._save_on_exception = save_on_exception
         self.position = BatchPosition()
@@ -79,51 +76,59 @@ class FitSession:
         self._logs: Mapping[str, Any] = {}
         self._finished = False
         self._is_by_hand = False
+        self._is_beginning = True
 
     # --- beginning ---------------------------------------------------------------------------------
 
-    def begin(self, callback: Any) -> None:
+    def begin(self, callback: Any, *, resume: Resume) -> None:
         """Open the store, load the resume point, and install the hooks; called in ``on_train_begin``.
 
         Args:
             callback: The callback that is called, to find its model and the loop that calls it.
+            resume: ``"auto"`` resumes from the newest resume point if there is one, ``"must"`` refuses to begin without
+                one, ``"never"`` starts again beside the existing checkpoints.
 
         Raises:
             CheckpointNotFoundError: There is no resume point, and there must be one.
             ModelMismatchError: The resume point is of another model; nothing was changed.
             CheckpointStoreError: As `CheckpointStore` and its `resume`.
         """
-        # Work alone: waiting for a lock, or for a disk, is no cost of saving.
-        began = time.thread_time()
-        store = self._saves.open(callback.params)
         try:
-            self._model = callback.model
-            self._loop = running_fit(callback)
-            self._is_by_hand = self._loop is None
-            refuse_second_resume(callback, is_resumed=self._loop is not None and self._loop.is_hooked)
-            self._saves.begin(self._model, self._schedule)
-            self._schedule.begin()
-            self._find_resume_point(store)
-            self._install_hooks()
-            self._stop.install()
+            self._begin(callback, resume)
         except BaseException as error:
             self.end(error)
             raise
+        finally:
+            self._is_beginning = False
+
+    def _begin(self, callback: Any, resume: Resume) -> None:
+        # Work alone: waiting for a lock, or for a disk, is no cost of saving.
+        began = time.thread_time()
+        store = self._saves.open(callback.params)
+        self._model = callback.model
+        self._loop = running_fit(callback)
+        self._is_by_hand = self._loop is None
+        refuse_second_resume(callback, is_resumed=self._loop is not None and self._loop.is_hooked)
+        self._saves.begin(self._model, self._schedule)
+        self._schedule.begin()
+        self._find_resume_point(store, resume)
+        self._install_hooks()
+        self._stop.install()
         if self.resumed is None:
             self._schedule.charge(time.thread_time() - began)
 
-    def _find_resume_point(self, store: CheckpointStore) -> None:
+    def _find_resume_point(self, store: CheckpointStore, resume: Resume) -> None:
         model, run = self._model, self._saves.run
         live = fingerprint.take(model)
         # As text: it is in every checkpoint of the fit, and need not be encoded for each.
         self._fingerprint = json.dumps(live)
-        if self._resume == "never":
+        if resume == "never":
             store.begin(run)
             return
         if self._loop is not None and store.resume_point(run) is not None:
             self._loop.build()
         self.resumed = self._pending = load_resume_point(store, run, model, live)
-        if self.resumed is None and self._resume == "must":
+        if self.resumed is None and resume == "must":
             raise CheckpointNotFoundError(ref="resume-point", store=store.path)
         if self.resumed is not None:
             self._saves.set_state(self.resumed.values.get("saver", {}))
@@ -428,6 +433,7 @@ class FitSession:
         complete = self._is_last(self.position.epoch) and (loss is None or math.isfinite(loss))
         self.end()
         self._saves.fit_ended(complete=complete)
+        fits_on(self._saves.path).complete(self._saves.run)
         # A signal that came while the last saves were waited for.
         self._stop.deliver()
 
@@ -435,6 +441,13 @@ class FitSession:
     def is_open(self) -> bool:
         """True while the fit is running."""
         return self._saves.store is not None
+
+    @property
+    def is_running(self) -> bool:
+        """True while the fit is on the stack of a thread; an exception may have ended it unnoticed."""
+        if self._is_beginning:
+            return True
+        return self.is_open and self._loop is not None and self._loop.is_on_a_stack
 
     def end(self, error: BaseException | None = None) -> None:
         """Release the fit, the run and the store; may be repeated."""
