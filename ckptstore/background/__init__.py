@@ -2,8 +2,8 @@
 
 Main door: `save_queue.SaveQueue`. From the bottom up: `handoff` (who owns a slot), `message` (a snapshot and its
 request as bytes in shared memory), `worker` (commits messages), `worker_handle` (the trainer's view of a worker),
-`process` and `thread` (where a worker runs), `process_loop` and `__main__` (the worker process), `save_queue` (two
-slots: one being saved, one waiting).
+`program` (the command that starts it), `process` and `thread` (where a worker runs), `process_loop` and `__main__`
+(the worker process), `save_queue` (two slots: one being saved, one waiting).
 
 May import: commit, formats, manifest, storage, system and the words.
 """

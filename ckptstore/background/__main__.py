@@ -30,10 +30,12 @@ def main() -> None:
 
 
 def _lower_priority() -> None:
-    os.nice(NICE)
+    # A container may forbid either.
+    with suppress(OSError):
+        os.nice(NICE)
     # A batch task does not preempt the training when it wakes up. Without this, where no core was idle, the step that
     # had just handed a snapshot over waited 2 ms, a whole slice of time.
-    with suppress(OSError):  # a container may forbid it; the nice value is set anyway
+    with suppress(OSError):
         if hasattr(os, "SCHED_BATCH") and os.sched_getscheduler(0) == os.SCHED_OTHER:
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 

@@ -1,35 +1,30 @@
 """A worker in a process of its own, which finishes its work even when the trainer is killed.
 
-It is started as ``python -m ckptstore.background`` and not by `multiprocessing`, so that it neither runs the user's
-script again nor copies its memory. All that it gets is descriptors.
+It is started as a program (see `program`) and not by `multiprocessing`, so that it neither runs the user's script again
+nor copies its memory. All that it gets is descriptors.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import select
 import socket
 import subprocess
-import sys
-import threading
+from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from ckptstore.background import program
 from ckptstore.background.worker import Outcome
 from ckptstore.background.worker_handle import FINISH, FLUSH_UP_TO, Slot
 from ckptstore.storage.run_lock import RunLock
 
-PROGRAM = "ckptstore.background"
 # Bytes of the worker's stderr that `exit_reason` quotes, from the end.
 _LOG_TAIL = 2000
-# Some libraries start a thread for each core when they are imported; these variables keep them to one.
-_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-
 # Processes that nobody has waited for yet. They are kept here so that Python does not warn of a running process when
-# the handle of a fit is garbage collected.
+# the handle of a fit is garbage collected. The next start looks which have ended, so that one zombie is left at most.
 _running: set[subprocess.Popen[bytes]] = set()
 
 
@@ -56,50 +51,50 @@ class WorkerProcess:
         lock: RunLock | None,
         maybe_committed: bool = False,
     ) -> None:
-        if not sys.executable:
-            raise FileNotFoundError("sys.executable, the path of this interpreter, is not known")
         self._slots = slots
         self._lock = lock
-        self._log = os.memfd_create("ckptstore-writer-log", os.MFD_CLOEXEC)
-        self.process, self._connection = self._start(root, maybe_committed)
+        _reap_ended()
+        self.process, self._connection, self._log = self._start(root, maybe_committed)
         _running.add(self.process)
         self._poll = select.poll()
         self._poll.register(self._connection.fileno(), select.POLLIN)
         if lock is not None:
             lock.shared = True
 
-    def _start(self, root: Path, maybe_committed: bool) -> tuple[subprocess.Popen[bytes], Any]:
-        our_end, worker_end = socket.socketpair()
-        trainer = os.pidfd_open(os.getpid())
-        try:
+    def _start(self, root: Path, maybe_committed: bool) -> tuple[subprocess.Popen[bytes], Any, int]:
+        """Return the process, the connection to it, and a descriptor of what it prints; on an error all is closed."""
+        with ExitStack() as ours, ExitStack() as passed_on:
+            log = os.memfd_create("ckptstore-writer-log", os.MFD_CLOEXEC)
+            ours.callback(os.close, log)
+            our_end, worker_end = socket.socketpair()
+            ours.callback(our_end.close)
+            passed_on.callback(worker_end.close)
+            trainer = os.pidfd_open(os.getpid())
+            passed_on.callback(os.close, trainer)
+            memories = [slot.memory.descriptor for slot in self._slots]
+            handoffs = [slot.handoff.descriptor for slot in self._slots]
             config = {
                 "root": str(root),
-                "memories": [slot.memory.descriptor for slot in self._slots],
-                "handoffs": [slot.handoff.descriptor for slot in self._slots],
+                "memories": memories,
+                "handoffs": handoffs,
                 "connection": worker_end.fileno(),
                 "trainer": trainer,
                 "maybe_committed": maybe_committed,
             }
-            passed = [*config["memories"], *config["handoffs"], worker_end.fileno(), trainer]  # type: ignore[misc]
+            passed: list[Any] = [*memories, *handoffs, worker_end.fileno(), trainer]
             if self._lock is not None and self._lock.descriptor is not None:
                 passed.append(self._lock.descriptor)
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", PROGRAM, json.dumps(config)],
+                program.command(config),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=self._log,
+                stderr=log,
                 pass_fds=passed,
                 start_new_session=True,
-                env=_environment(),
+                env=program.environment(),
             )
-        except BaseException:
-            our_end.close()
-            os.close(self._log)
-            raise
-        finally:
-            worker_end.close()
-            os.close(trainer)
-        return process, Connection(our_end.detach())
+            ours.pop_all()
+            return process, Connection(our_end.detach()), log
 
     @property
     def pid(self) -> int:
@@ -146,7 +141,8 @@ class WorkerProcess:
     def finish(self) -> list[Outcome]:
         """End the process after what it was given; returns when the run's lock is this process's alone again."""
         self._send(FINISH)
-        _reap(self.process)
+        self.process.wait()
+        _running.discard(self.process)
         left = self.outcomes(0.0)
         self._close()
         if self._lock is not None:
@@ -154,9 +150,8 @@ class WorkerProcess:
         return left
 
     def detach(self) -> None:
-        """Let the process finish its work alone; a thread waits for its end, so that no zombie is left."""
+        """Let the process finish its work alone. Waits for nothing: it may be called by the interpreter's exit."""
         self._send(FINISH)
-        threading.Thread(target=_reap, args=(self.process,), name="ckptstore-reaper", daemon=True).start()
         self._close()
 
     def _send(self, command: bytes) -> None:
@@ -170,17 +165,7 @@ class WorkerProcess:
         os.close(self._log)
 
 
-def _reap(process: subprocess.Popen[bytes]) -> None:
-    process.wait()
-    _running.discard(process)
-
-
-def can_start() -> bool:
-    """Return True if this platform has the system calls that a worker process needs."""
-    return all(hasattr(os, name) for name in ("memfd_create", "eventfd", "pidfd_open"))
-
-
-def _environment() -> dict[str, str]:
-    # The worker imports from the same places as the trainer. An empty entry means the current directory.
-    path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
-    return {**os.environ, **_ONE_THREAD, "PYTHONPATH": path, "PYTHONFAULTHANDLER": "1"}
+def _reap_ended() -> None:
+    for process in list(_running):
+        if process.poll() is not None:
+            _running.discard(process)

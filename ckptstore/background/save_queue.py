@@ -5,8 +5,8 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import threading
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,19 +16,19 @@ from weakref import WeakSet
 
 from ckptstore.background.handoff import EventfdHandoff, LocalHandoff
 from ckptstore.background.message import MessageWriter
-from ckptstore.background.process import WorkerProcess, can_start
+from ckptstore.background.process import WorkerProcess
+from ckptstore.background.program import WRITER_VARIABLE, refusal
 from ckptstore.background.thread import WorkerThread
 from ckptstore.background.worker import Outcome
 from ckptstore.background.worker_handle import Slot, WorkerHandle
 from ckptstore.commit.request import SaveRequest
 from ckptstore.formats.snapshot import Snapshot
 from ckptstore.storage.run_lock import RunLock
+from ckptstore.system import messages
 from ckptstore.system.shared_memory import SharedMemory
 
 Backpressure = Literal["replace", "wait"]
 SLOTS = 2
-# An environment variable: "thread" saves in a thread of the training process instead of a process.
-WRITER_VARIABLE = "CKPTSTORE_WRITER"
 # Processes started within one fit before a thread takes over.
 _MAX_STARTS = 3
 # Seconds between two looks at the outcomes, so that the worker is not asked at every batch.
@@ -98,6 +98,7 @@ class SaveQueue:
         self._slots: tuple[Slot, ...] = ()
         self._worker: WorkerHandle | None = None
         self._polled_at = 0.0
+        self._user = threading.current_thread()
         _open.add(self)
 
     @property
@@ -118,43 +119,56 @@ class SaveQueue:
             self._start()
 
     def _start(self) -> None:
-        maybe_committed = bool(self._slots)
-        if can_start() and os.environ.get(WRITER_VARIABLE) != "thread" and self._starts < _MAX_STARTS:
-            self._starts += 1
-            try:
-                if not self._slots:
-                    self._slots = tuple(Slot(SharedMemory(), EventfdHandoff()) for _ in range(SLOTS))
-                self._worker = WorkerProcess(
-                    self._root, self._slots, lock=self._lock, maybe_committed=maybe_committed
-                )
-                return
-            except OSError as error:
-                self._warn_of_thread(str(error))
-        elif os.environ.get(WRITER_VARIABLE) != "thread":
-            self._warn_of_thread(
-                "it has ended several times" if can_start() else "this platform has no memfd or pidfd"
+        """Start a worker, and give it the messages in flight, which a dead one held."""
+        reason = self._start_process()
+        if self._worker is None:
+            self._start_thread()
+        if reason is not None:
+            # Only now: a filter may turn the warning into an exception.
+            messages.warn(
+                f"checkpoints are saved by a thread of this process, since no process could be started for it "
+                f"({reason}): one that is being saved when this process is killed is lost",
+                RuntimeWarning,
+                stacklevel=5,
             )
+
+    def _start_process(self) -> str | None:
+        """Start a worker in a process; returns why there is none, to be reported, or None."""
+        if os.environ.get(WRITER_VARIABLE) == "thread":
+            return None
+        reason = refusal()
+        if reason is not None or self._starts >= _MAX_STARTS:
+            return reason or "it has ended several times"
+        self._starts += 1
+        try:
+            self._slots = self._slots or _slots_between_processes()
+            # All at once, before the worker looks: it begins with the oldest of those that it sees.
+            for message in self._in_flight:
+                handoff = self._slots[message.slot].handoff
+                handoff.take()
+                handoff.give()
+            self._worker = WorkerProcess(
+                self._root, self._slots, lock=self._lock, maybe_committed=bool(self._in_flight)
+            )
+        except OSError as error:
+            return str(error)
+        return None
+
+    def _start_thread(self) -> None:
+        for slot in self._slots:
+            slot.handoff.close()
         memories = [slot.memory for slot in self._slots] or [SharedMemory() for _ in range(SLOTS)]
         self._slots = tuple(Slot(memory, LocalHandoff()) for memory in memories)
-        self._worker = WorkerThread(self._root, self._slots, maybe_committed=maybe_committed)
-
-    def _warn_of_thread(self, reason: str) -> None:
-        warnings.warn(
-            f"checkpoints are saved by a thread of this process, since no process could be started for it ({reason}): "
-            "one that is being saved when this process is killed is lost",
-            RuntimeWarning,
-            stacklevel=5,
-        )
+        self._worker = WorkerThread(self._root, self._slots, maybe_committed=bool(self._in_flight))
+        for message in self._in_flight:
+            self._worker.give(message.slot)
 
     def _restart(self, dead: WorkerHandle) -> None:
-        """Start another worker, and give it what the dead one held."""
-        _print(f"{dead.exit_reason()}; another one takes over")
+        """Start another worker in place of one that has died."""
+        messages.log(f"ckptstore: {dead.exit_reason()}; another one takes over")
         dead.finish()
+        self._worker = None
         self._start()
-        assert self._worker is not None
-        for message in self._in_flight:
-            self._slots[message.slot].handoff.take()
-            self._worker.give(message.slot)
 
     # --- submitting --------------------------------------------------------------------------------
 
@@ -177,6 +191,7 @@ class SaveQueue:
         Returns:
             The receipt. None if it was dropped: no slot is free, and the best so far waits in the other.
         """
+        self._user = threading.current_thread()
         self.start()
         self._poll(0.0)
         if droppable and not best and self._best_is_waiting():
@@ -260,7 +275,7 @@ class SaveQueue:
             now = time.monotonic()
             if self._in_flight and now >= next_line:
                 next_line = now + _NEXT_LINE_S
-                (log or _print)(f"waiting for {self._waited_for()} to be saved ({now - began:.0f} s)")
+                (log or _log)(f"waiting for {self._waited_for()} to be saved ({now - began:.0f} s)")
 
     def _flush(self) -> None:
         if self._worker is not None and self._in_flight and self._pid == os.getpid():
@@ -288,30 +303,60 @@ class SaveQueue:
         if worker.survives_trainer:
             self._free_slots()  # the process has descriptors of its own
 
+    def end_at_exit(self) -> None:
+        """Wait for what is not saved yet, and close, when the interpreter exits; raises nothing."""
+        try:
+            if self._user is not threading.current_thread() and self._user.is_alive():
+                # A daemon thread is still training, and only one thread may use the queue. A process continues alone.
+                if self._worker is not None and not self.survives_trainer:
+                    self._worker.detach()
+                return
+            self.drain()
+            self.close()
+        except Exception as error:
+            _log(f"SAVING FAILED: {error}")
+        for outcome in self.outcomes():
+            if outcome.error is not None:
+                _log(f"SAVING FAILED: {outcome.error}")
+
     def _free_slots(self) -> None:
         slots, self._slots = self._slots, ()
         for slot in slots:
             slot.handoff.close()
             slot.memory.close()
 
-    def __del__(self) -> None:
-        if self._worker is not None and self._pid == os.getpid():
+    def __del__(self, _is_ending: Callable[[], bool] = sys.is_finalizing) -> None:
+        """Let the worker finish alone; at the interpreter's exit a process does so anyway."""
+        if not _is_ending() and self._worker is not None and self._pid == os.getpid():
             self._worker.detach()
 
 
 _open: WeakSet[SaveQueue] = WeakSet()
 
 
-def _print(text: str) -> None:
-    print(f"ckptstore: {text}", file=sys.stderr, flush=True)
+def _log(text: str) -> None:
+    messages.log(f"ckptstore: {text}")
+
+
+def _slots_between_processes() -> tuple[Slot, ...]:
+    """Return slots that a worker in another process can use.
+
+    Raises:
+        OSError: The system refuses the memory or the handoff.
+    """
+    handoffs: list[EventfdHandoff] = []
+    try:
+        for _ in range(SLOTS):
+            handoffs.append(EventfdHandoff())
+        return tuple(Slot(SharedMemory.shareable(), handoff) for handoff in handoffs)
+    except OSError:
+        for handoff in handoffs:
+            handoff.close()
+        raise
 
 
 @atexit.register
 def _drain_all() -> None:
     """Wait at the interpreter's exit for saves that no end of a fit has waited for."""
     for queue in list(_open):
-        queue.drain()
-        queue.close()
-        for outcome in queue.outcomes():
-            if outcome.error is not None:
-                _print(f"SAVING FAILED: {outcome.error}")
+        queue.end_at_exit()

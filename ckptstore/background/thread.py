@@ -7,10 +7,12 @@ import queue
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from ckptstore.background.worker import Outcome, Worker
 from ckptstore.background.worker_handle import Slot
+from ckptstore.system import messages
 
 # Threads with work left that nobody waits for. At exit the interpreter would stop them in the middle of it.
 _detached: set[threading.Thread] = set()
@@ -90,10 +92,13 @@ class WorkerThread:
             # A message that was withdrawn and replaced was given twice. Only the last time counts: before it, the slot
             # may already hold a message that is newer than the one in the other slot.
             if count == self._counts[slot] and self._slots[slot].handoff.take():
-                self._outcomes.put(self._worker.commit(slot, maybe_committed=self._maybe_committed))
-                failure = self._worker.remove()
+                with messages.collected() as warned:
+                    outcome = self._worker.commit(slot, maybe_committed=self._maybe_committed)
+                self._outcomes.put(replace(outcome, warnings=tuple(warning.text for warning in warned)))
+                with messages.collected() as warned:
+                    failure = self._worker.remove()
                 if failure is not None:
-                    self._outcomes.put(failure)
+                    self._outcomes.put(replace(failure, warnings=tuple(warning.text for warning in warned)))
                 self._pause()
         self._worker.close()
         _detached.discard(threading.current_thread())

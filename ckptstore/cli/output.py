@@ -18,6 +18,7 @@ from ckptstore.records import Checkpoint
 from ckptstore.report import text as report
 from ckptstore.report.table import TextTable
 from ckptstore.storage.layout import Layout
+from ckptstore.system import messages
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -68,8 +69,8 @@ def echo(text: str, end: str = "\n") -> None:
 
 
 def log(message: str) -> None:
-    """Print a message on stderr."""
-    print(message, file=sys.stderr)
+    """Print a message on stderr; where that cannot be written, nothing happens."""
+    messages.log(message)
 
 
 def print_lines(lines: Iterable[str]) -> None:

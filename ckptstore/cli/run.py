@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from ckptstore.cli.options import command, with_json
-from ckptstore.cli.output import log, print_json
+from ckptstore.cli.output import OutputClosedError, discard_stdout, log, print_json
 from ckptstore.errors import NotAStoreError
 from ckptstore.report import text
 
@@ -90,10 +90,13 @@ def run(  # noqa: PLR0917
         _log(f"{shlex.quote(command_line[0])}: {error.strerror}")
         return _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_EXECUTABLE
     if as_json:
-        print_json(outcome.to_json())
+        try:
+            print_json(outcome.to_json())
+            sys.stdout.flush()
+        except (OSError, OutputClosedError):
+            discard_stdout()  # the exit code is that of the training
     return outcome.exit_code
 
 
 def _log(message: str) -> None:
     log(f"ckptstore run: {text.printable(message)}")
-    sys.stderr.flush()

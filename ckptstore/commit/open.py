@@ -10,6 +10,7 @@ from ckptstore.manifest.manifest import Manifest
 from ckptstore.storage import reserve
 from ckptstore.storage.layout import Layout
 from ckptstore.storage.locks import probe_locks, store_lock
+from ckptstore.system import standard_descriptors
 
 
 def open_for_reading(layout: Layout) -> Manifest:
@@ -43,6 +44,7 @@ def open_for_writing(layout: Layout) -> Manifest:
     Raises:
         CheckpointStoreError: As `ckptstore.CheckpointStore` documents.
     """
+    standard_descriptors.occupy()
     if os.path.lexists(layout.manifest):
         Manifest.check(layout.manifest)
     from ckptstore.commit.recovery import reconcile  # reads payloads; queries do not need it

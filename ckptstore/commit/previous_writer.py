@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from ckptstore.records import Holder
+from ckptstore.system import messages
 
 # A writer process outlives its trainer by one or two saves.
 LIMIT_S = 120.0
@@ -46,11 +46,9 @@ class PreviousWriterWait:
             return False
         if not self._is_reported and waited > _QUIET_S:
             self._is_reported = True
-            print(
+            messages.log(
                 f"ckptstore: process {holder.pid}, which trained run {self._run!r}, has ended; "
-                "waiting for its last checkpoint to be saved",
-                file=sys.stderr,
-                flush=True,
+                "waiting for its last checkpoint to be saved"
             )
         time.sleep(_POLL_S)
         return True

@@ -8,7 +8,6 @@ it is in its place though its row is marked as damaged.
 from __future__ import annotations
 
 import os
-import warnings
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from ckptstore.storage.layout import (
 )
 from ckptstore.storage.leases import remove_stale_files
 from ckptstore.storage.publish import publish, remove_leftover
+from ckptstore.system import messages
 
 _FOLDER = "checkpoints/"
 
@@ -68,7 +68,7 @@ def _adopt(layout: Layout, manifest: Manifest, name: str) -> None:
     except StorageError as error:
         if error.operation != "read" or error.path.name != name:
             raise
-        warnings.warn(f"a payload that has no row cannot be read, and is left alone: {error}", stacklevel=2)
+        messages.warn(f"a payload that has no row cannot be read, and is left alone: {error}", stacklevel=2)
 
 
 def _listed(layout: Layout) -> set[str]:
@@ -130,7 +130,7 @@ def finish_publishing(layout: Layout, manifest: Manifest) -> None:
                 continue
             publish(checkpoint.path, target)
         except StorageError as error:
-            warnings.warn(f"{target} does not show version {published.version} yet: {error}", stacklevel=2)
+            messages.warn(f"{target} does not show version {published.version} yet: {error}", stacklevel=2)
         else:
             manifest.published.confirm(published.path)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Literal
 import xxhash
 
 from ckptstore.errors import CorruptPayloadError, DiskFullError, StorageError
+from ckptstore.system import messages
 
 if sys.platform == "darwin":  # pragma: no cover
     import fcntl
@@ -147,7 +147,7 @@ def fsync_directory(path: Path) -> None:
 def _warn_unsynced(path: Path, device: int) -> None:
     if device not in _unsynced:
         _unsynced.add(device)
-        warnings.warn(
+        messages.warn(
             f"{path}: this file system cannot sync a directory; a power cut may undo the last renames",
             stacklevel=4,
         )

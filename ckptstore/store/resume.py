@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
@@ -17,6 +16,7 @@ from ckptstore.manifest.manifest import Manifest
 from ckptstore.records import Checkpoint
 from ckptstore.storage.layout import Layout
 from ckptstore.store.verify import unacknowledged
+from ckptstore.system import messages
 
 # Verifies a checkpoint's payload, then brings it into a model; raises what `restore` raises.
 Load = Callable[[Checkpoint], object]
@@ -94,7 +94,7 @@ class ResumePointLoader:
         ]
         lost_before = sum(map(self._is_of_run, known))
         if lost_before:
-            warnings.warn(
+            messages.warn(
                 f"the run starts over: all its {lost_before} resume points are damaged or missing",
                 stacklevel=2,
             )
@@ -133,7 +133,7 @@ class ResumePointLoader:
 
     def _skip(self, checkpoint: Checkpoint, starts: int) -> None:
         self._skipped.append(checkpoint.version)
-        warnings.warn(
+        messages.warn(
             f"version {checkpoint.version} is skipped: started from {starts} times without a save since",
             stacklevel=2,
         )
@@ -169,7 +169,7 @@ class ResumePointLoader:
                 if now is not None and now.state == "complete":
                     withdraw(self._layout, self._manifest, checkpoint, reason)
             done = f"put aside in {self._layout.quarantine}"
-        warnings.warn(f"version {checkpoint.version} is {done}: {reason}", stacklevel=2)
+        messages.warn(f"version {checkpoint.version} is {done}: {reason}", stacklevel=2)
 
     def _conclude(self, checkpoint: Checkpoint, lost: set[int]) -> None:
         for failed, error in self._failed:
@@ -177,7 +177,7 @@ class ResumePointLoader:
         newer = sorted(version for version in lost if version > checkpoint.version)
         if newer:
             shown = ", ".join(map(str, newer))
-            warnings.warn(f"skipped, since missing or damaged: version {shown}", stacklevel=2)
+            messages.warn(f"skipped, since missing or damaged: version {shown}", stacklevel=2)
         if self._locked is None or self._max_starts is None:
             return
         detail = {

@@ -1,8 +1,9 @@
-"""The operating system apart from files: signals, fork safety, shared and pinned memory, parallel copies.
+"""The operating system apart from files: messages, signals, fork safety, shared and pinned memory, parallel copies.
 
-Main doors: `stop_signals.StopRequest` (turns a signal into a flag), `fork_safety.no_fork` and
-`fork_safety.reset_in_child` (SQLite over fork), `shared_memory.SharedMemory` (memfd), `parallel_copy.ParallelCopy`
-and `small_copies.SmallCopies` (many arrays into one memory).
+Main doors: `messages.log` and `messages.warn` (every message of the package), `stop_signals.StopRequest` (turns a
+signal into a flag), `fork_safety.no_fork` and `fork_safety.reset_in_child` (SQLite over fork),
+`shared_memory.SharedMemory` (memfd), `parallel_copy.ParallelCopy` and `small_copies.SmallCopies` (many arrays into one
+memory).
 
 May import: errors.
 """

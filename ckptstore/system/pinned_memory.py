@@ -13,13 +13,14 @@ import ctypes
 import mmap
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import numpy as np
+
+from ckptstore.system import messages
 
 # CU_MEMHOSTREGISTER_PORTABLE: pinned for all contexts of the process, not only for the current one.
 _PORTABLE = 1
@@ -55,7 +56,7 @@ class PinnablePages(mmap.mmap):
             _pin(self._begin(), len(self), device)
         except OSError as error:
             self._pinned = None
-            warnings.warn(
+            messages.warn(
                 f"copies from the GPU take longer: {len(self) / 1e6:,.0f} MB of memory for snapshots cannot be "
                 f"page-locked ({error})",
                 RuntimeWarning,

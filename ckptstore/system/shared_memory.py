@@ -40,20 +40,26 @@ class SharedMemory:
     """A block of memory that is reused, and grows when it must.
 
     Args:
-        descriptor: Of a memfd that another process has made. None to make one; where the platform has no memfd, the
-            memory then belongs to this process alone.
+        descriptor: Of a memfd; None for memory that belongs to this process alone.
 
     Attributes:
         descriptor: Of the memfd, or None.
     """
 
     def __init__(self, descriptor: int | None = None) -> None:
-        if descriptor is None and hasattr(os, "memfd_create"):
-            descriptor = os.memfd_create("ckptstore-snapshot", os.MFD_CLOEXEC)
         self.descriptor = descriptor
         self._map: PinnablePages | None = None
         self._prefaulted = 0
         self._prefaulting: threading.Thread | None = None
+
+    @classmethod
+    def shareable(cls) -> SharedMemory:
+        """Make memory that can be shared with another process, by its descriptor.
+
+        Raises:
+            OSError: The system refuses a memfd.
+        """
+        return cls(os.memfd_create("ckptstore-snapshot", os.MFD_CLOEXEC))
 
     @property
     def nbytes(self) -> int:
@@ -139,10 +145,12 @@ class SharedMemory:
         if descriptor is not None:
             os.close(descriptor)
 
-    def __del__(self) -> None:
-        """Close the descriptor if nobody did."""
-        if getattr(self, "descriptor", None) is not None:
-            self.close()
+    def __del__(self, _close: Callable[[int], None] = os.close) -> None:
+        """Close the descriptor if nobody did. Waits for no thread: once Python exits, that may never end."""
+        descriptor = getattr(self, "descriptor", None)
+        if descriptor is not None:
+            self.descriptor = None
+            _close(descriptor)
 
 
 def _find_madvise() -> Any:

@@ -10,6 +10,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from ckptstore.errors import InvalidArgumentError
+from ckptstore.system import messages
 from ckptstore.system.signal_handlers import SharedHandlers
 
 # EX_TEMPFAIL of sysexits.h: nothing is wrong, try again. Job queues and `ckptstore run` start the process again.
@@ -152,6 +153,7 @@ class StopRequest:
             return
         self._delivered = True
         self._handlers.call_old_handler(received)
+        messages.keep_exit_code("stdout", "stderr")
         if received == signal.SIGINT:
             raise KeyboardInterrupt
         raise TrainingInterrupted(received, self.exit_code)

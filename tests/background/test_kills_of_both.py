@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ckptstore.background.process import can_start
+from ckptstore.background.program import can_start
 from crash import kill_writer
 from crash.strace import available
 

@@ -79,7 +79,7 @@ def other_side(memory: SharedMemory) -> SharedMemory:
 @settings(max_examples=60)
 def test_a_message_is_read_as_it_was_written(shapes: list[tuple[tuple[int, ...], Any]]) -> None:
     values = {f"v/{i}": array(i, shape, dtype) for i, (shape, dtype) in enumerate(shapes)}
-    memory = SharedMemory()
+    memory = SharedMemory.shareable()
     request = SaveRequest(
         run="digits", epoch=3, metrics={"loss": 1.5}, keep=keep_last(2), publish=Path("/a/b")
     )
@@ -106,7 +106,7 @@ def test_a_message_is_read_as_it_was_written(shapes: list[tuple[tuple[int, ...],
 
 def test_a_message_holds_the_values_at_the_time_of_writing() -> None:
     live = np.ones((3, 3), "float32")
-    memory = SharedMemory()
+    memory = SharedMemory.shareable()
     MessageWriter().write(memory, snapshot({"v": live}), SaveRequest(run="r", epoch=0), 1)
     live[:] = 2
     (variable,) = MessageReader(other_side(memory)).read().snapshot.variables
@@ -115,7 +115,7 @@ def test_a_message_holds_the_values_at_the_time_of_writing() -> None:
 
 def test_messages_of_different_structures_follow_each_other_in_one_slot() -> None:
     """A model may be built further, or unfrozen: the reader must not use the structure of the last message."""
-    memory, writer = SharedMemory(), MessageWriter()
+    memory, writer = SharedMemory.shareable(), MessageWriter()
     reader = MessageReader(other_side(memory))
     rows = [3, 3, 100_000, 2, 400_000]
     for number, size in enumerate(rows, start=1):
@@ -129,7 +129,7 @@ def test_messages_of_different_structures_follow_each_other_in_one_slot() -> Non
 
 
 def test_the_structure_is_worked_out_once_while_it_stays_the_same() -> None:
-    memory, writer = SharedMemory(), MessageWriter()
+    memory, writer = SharedMemory.shareable(), MessageWriter()
     reader = MessageReader(other_side(memory))
     live = np.zeros(3, "float32")
     first = snapshot({"v": live}, {"n": 0})
@@ -147,7 +147,7 @@ def test_the_structure_is_worked_out_once_while_it_stays_the_same() -> None:
 
 
 def test_memory_is_used_again_and_grows_when_it_must() -> None:
-    memory = SharedMemory()
+    memory = SharedMemory.shareable()
     assert memory.reserve(10)
     size = memory.nbytes
     assert not memory.reserve(size)
@@ -184,7 +184,7 @@ class Copies:
 
 
 def test_a_thread_prepares_the_copy_with_the_arrays_of_the_first_save() -> None:
-    memory, writer = SharedMemory(), MessageWriter()
+    memory, writer = SharedMemory.shareable(), MessageWriter()
     made = replace(snapshot({"v": np.zeros(3)}), copy=Copies(np.arange(3.0)))
     writer.prepare(memory, made)
     writer.write(memory, made, SaveRequest(run="r", epoch=0), 1)
@@ -195,7 +195,7 @@ def test_a_thread_prepares_the_copy_with_the_arrays_of_the_first_save() -> None:
 def test_arrays_prepared_for_another_structure_are_not_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    memory, writer = SharedMemory(), MessageWriter()
+    memory, writer = SharedMemory.shareable(), MessageWriter()
     structure_changed = threading.Event()
     prefault, prefault_here = memory.prefault, memory._prefault
 
@@ -228,7 +228,7 @@ def test_memory_is_released(closed: bool) -> None:
 
     gc.collect()
     before = open_memories()
-    memory = SharedMemory()
+    memory = SharedMemory.shareable()
     memory.reserve(1 << 20)
     assert open_memories() > before
     if closed:
@@ -250,7 +250,7 @@ def test_a_handoff_is_taken_once(kind: Any) -> None:
 
 def test_the_time_of_a_save_is_when_it_was_requested() -> None:
     request = SaveRequest(run="r", epoch=0)
-    memory = SharedMemory()
+    memory = SharedMemory.shareable()
     MessageWriter().write(memory, snapshot({}), request, 1)
     message = MessageReader(other_side(memory)).read()
     assert message.request.began == request.began

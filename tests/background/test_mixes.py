@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from ckptstore import CheckpointStore
-from ckptstore.background.save_queue import WRITER_VARIABLE, Backpressure, SaveQueue
+from ckptstore.background.program import WRITER_VARIABLE
+from ckptstore.background.save_queue import Backpressure, SaveQueue
 from ckptstore.background.worker import Outcome
 from ckptstore.commit.request import SaveRequest
 from crash.sample_stores import is_seed, snapshot_of

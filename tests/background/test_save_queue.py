@@ -21,9 +21,9 @@ from typing import Any
 import pytest
 
 from ckptstore import CheckpointStore, RunLockedError, StorageError, UnfinishedSaveError, keep_last
-from ckptstore.background import worker
-from ckptstore.background.process import can_start
-from ckptstore.background.save_queue import WRITER_VARIABLE, SaveQueue
+from ckptstore.background import process, worker
+from ckptstore.background.program import WRITER_VARIABLE, can_start
+from ckptstore.background.save_queue import SaveQueue
 from ckptstore.background.worker import COMMIT_INTERVAL_S
 from ckptstore.commit import committer
 from ckptstore.commit.request import SaveRequest
@@ -431,6 +431,29 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(
     assert violations(store.path) == []
 
 
+def test_a_new_worker_begins_with_the_older_snapshot_though_the_dead_one_had_taken_it(
+    process_queue: SaveQueue, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trainer is held after it has started the new worker, until that has saved what it sees."""
+    with store_lock(Layout(store.path).locks):
+        submit(process_queue, 0)
+        wait_until_begun(process_queue)
+        submit(process_queue, 1)
+        os.kill(process_queue._worker.pid, signal.SIGKILL)  # type: ignore[union-attr]
+        process_queue._worker.process.wait()  # type: ignore[union-attr]
+    start = process.WorkerProcess._start
+
+    def held(*arguments: Any) -> Any:
+        started = start(*arguments)
+        assert started[1].poll(60)
+        return started
+
+    monkeypatch.setattr(process.WorkerProcess, "_start", held)
+    process_queue.drain()
+    assert [outcome.number for outcome in process_queue.outcomes()] == [1, 2]
+    assert epochs(store) == [0, 1]
+
+
 def test_a_worker_killed_after_its_commit_saves_nothing_twice(
     process_queue: SaveQueue, store: CheckpointStore
 ) -> None:
@@ -642,6 +665,56 @@ def test_exit_waits_for_saves_that_a_script_did_not_wait_for(
     with CheckpointStore(tmp_path / "store", read_only=True) as store:
         assert epochs(store) == [0, 1]
     assert writers(tmp_path / "store") == []
+
+
+AT_EXIT = """
+import atexit, sys, threading
+kept = []
+
+def begin():
+    from ckptstore import CheckpointStore
+    from ckptstore.commit.request import SaveRequest
+    from crash.sample_stores import snapshot_of
+    store = CheckpointStore(sys.argv[1])
+    queue = store.open_save_queue("default")
+    queue.prepare(snapshot_of(0))
+    queue.submit(snapshot_of(0), SaveRequest(run="default", epoch=0), droppable=False)
+    kept.extend([store, queue])
+
+def never_ends():
+    begin()
+    ready.set()
+    while True:
+        kept[1].outcomes()
+
+{begin}
+sys.exit(75)
+"""
+# Registered before the package is imported, it runs after all handlers of the package.
+LAST_HANDLER = "atexit.register(begin); import ckptstore.store.store"
+DAEMON_THREAD = """
+ready = threading.Event()
+threading.Thread(target=never_ends, daemon=True).start()
+ready.wait()
+"""
+
+
+@pytest.mark.parametrize("kind", [pytest.param("process", marks=needs_process), "thread"])
+@pytest.mark.parametrize(
+    "begin", [LAST_HANDLER, DAEMON_THREAD], ids=["after all handlers", "in a daemon thread"]
+)
+def test_a_queue_that_is_open_when_the_interpreter_ends_does_not_keep_it(
+    begin: str, kind: str, tmp_path: Path
+) -> None:
+    """Nothing starts a thread, or waits for one, while Python is finalized: it would wait for ever."""
+    command = [sys.executable, "-c", AT_EXIT.format(begin=begin), tmp_path / "store"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), WRITER_VARIABLE: kind}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (75, "")
+    with CheckpointStore(tmp_path / "store") as store:
+        store.claim("default")  # waits for a process that is still saving
+        saved = epochs(store)
+    assert saved == [0] or (kind == "thread" and begin == LAST_HANDLER and saved == [])
 
 
 def test_a_long_wait_at_the_end_is_reported(queue: SaveQueue, store: CheckpointStore) -> None:

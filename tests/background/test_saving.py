@@ -23,8 +23,7 @@ import numpy as np
 import pytest
 
 import ckptstore
-from ckptstore.background.process import can_start
-from ckptstore.background.save_queue import WRITER_VARIABLE
+from ckptstore.background.program import WRITER_VARIABLE, can_start
 from ckptstore.commit import committer
 from ckptstore.storage.layout import Layout
 from ckptstore.storage.locks import store_lock

@@ -91,7 +91,7 @@ def _tensor_class() -> Callable[..., Any]:
 
 def places(values: list[Any]) -> list[np.ndarray]:
     sizes = [aligned(max(1, value.numel() * value.element_size())) for value in values]
-    memory = SharedMemory()
+    memory = SharedMemory.shareable()
     memory.reserve(sum(sizes))
     ends = np.cumsum(sizes).tolist()
     return [

@@ -1,8 +1,9 @@
-"""Forbids a system call in this process, as the rules of a container do: it fails with EPERM from then on."""
+"""Forbids a system call in this process and its children, as the rules of a container do: it fails from then on."""
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import platform
 import struct
 import subprocess
@@ -12,12 +13,17 @@ from pathlib import Path
 import pytest
 
 _NUMBERS = {
+    "eventfd2": {"x86_64": 290, "aarch64": 19},
+    "memfd_create": {"x86_64": 319, "aarch64": 279},
+    "pidfd_open": {"x86_64": 434, "aarch64": 434},
     "process_vm_readv": {"x86_64": 310, "aarch64": 270},
     "sched_setscheduler": {"x86_64": 144, "aarch64": 119},
+    "setpriority": {"x86_64": 141, "aarch64": 140},
+    "socketpair": {"x86_64": 53, "aarch64": 199},
 }
 _SET_NO_NEW_PRIVILEGES, _SET_SECCOMP, _FILTER = 38, 22, 2
 _LOAD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06
-_FAIL_WITH_EPERM, _ALLOW = 0x50001, 0x7FFF0000
+_FAIL_WITH, _ALLOW = 0x50000, 0x7FFF0000
 
 
 needs_the_number = pytest.mark.skipif(
@@ -39,8 +45,12 @@ def output_of(script: str) -> str:
     return done.stdout
 
 
-def forbid(call: str) -> None:
-    """Forbid a system call in this process for the rest of its life.
+def forbid(call: str, error: int = errno.EPERM) -> None:
+    """Forbid a system call in this process for the rest of its life, and in the children that it starts.
+
+    Args:
+        call: The name of the call.
+        error: The error number that it fails with.
 
     Raises:
         OSError: System calls cannot be forbidden here.
@@ -48,7 +58,7 @@ def forbid(call: str) -> None:
     steps = (
         (_LOAD, 0, 0, 0),
         (_JUMP_IF_EQUAL, 0, 1, _NUMBERS[call][platform.machine()]),
-        (_RETURN, 0, 0, _FAIL_WITH_EPERM),
+        (_RETURN, 0, 0, _FAIL_WITH | error),
         (_RETURN, 0, 0, _ALLOW),
     )
     filters = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))

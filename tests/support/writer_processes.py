@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptstore.background.process import can_start
+from ckptstore.background.program import can_start
 
 needs_process = pytest.mark.skipif(not can_start(), reason="this platform has no memfd or pidfd")
 

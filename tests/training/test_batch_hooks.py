@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import ckptstore
-from ckptstore.background.process import can_start
+from ckptstore.background.program import can_start
 from ckptstore.formats.payload import read_state
 from ckptstore.keras.private import fit_loop
 from ckptstore.keras.state import training_state

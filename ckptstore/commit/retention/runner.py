@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -26,6 +25,7 @@ from ckptstore.retention.max_bytes_progress import BudgetProgress, CheckProgress
 from ckptstore.retention.policy import AnyOf, check_modes
 from ckptstore.storage.integrity import has_size
 from ckptstore.storage.layout import Layout
+from ckptstore.system import messages
 
 # New checkpoints that may expire before the progress of retention is recorded: recording it costs a transaction.
 _UNRECORDED = 8
@@ -150,7 +150,7 @@ class RetentionRunner:
             # Within an epoch there may have been no validation yet.
             if latest is not None and latest.batch is None and metric not in self._warned:
                 self._warned.add(metric)
-                warnings.warn(
+                messages.warn(
                     f"nothing is removed from run {run!r}: {policy!r} looks at {metric!r}, and no checkpoint has "
                     f"such a metric (metrics here: {', '.join(known) or 'none'})",
                     stacklevel=2,

@@ -8,7 +8,6 @@ back. That is slower and copies the state, but is just as correct.
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -20,6 +19,7 @@ from ckptstore.keras.private.assets import collected_assets
 from ckptstore.keras.private.capture import Capture, CapturedValue
 from ckptstore.keras.private.optimizers import optimizers_of, variables_by_reference
 from ckptstore.keras.private.skip_sets import cached_skip_sets
+from ckptstore.system import messages
 
 _METADATA, _CONFIG = "metadata.json", "config.json"
 
@@ -64,7 +64,7 @@ def config_documents(model: Any) -> dict[str, bytes] | None:
 
 @functools.cache
 def _warn_of_fallback(reason: str) -> None:
-    warnings.warn(
+    messages.warn(
         f"Keras {keras.__version__} saves in a way that ckptstore does not know ({reason}); "
         "models are saved into memory instead, which takes longer and copies the state",
         RuntimeWarning,

@@ -8,7 +8,6 @@ additions.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from ckptstore.formats.snapshot import FitState, TrainingState
 from ckptstore.keras.private.capture import Capture
 from ckptstore.keras.state import random_state, tree
 from ckptstore.keras.state.arrays import host_array, shape_and_dtype
+from ckptstore.system import messages
 from ckptstore.system.arrays import Array
 
 KIND = "keras"
@@ -109,7 +109,7 @@ def restore_generators(state: TrainingState | None) -> None:
     saved = None if state is None else random_state.from_training_state(state.document, state.arrays)
     left = [] if saved is None else random_state.restore(saved)
     if left:
-        warnings.warn(f"random generators that could not be restored: {', '.join(left)}", stacklevel=2)
+        messages.warn(f"random generators that could not be restored: {', '.join(left)}", stacklevel=2)
 
 
 def unsaved_variables(model: Any, captured: Capture) -> UnsavedVariables:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import sys
-import warnings
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -19,6 +18,7 @@ import keras
 
 from ckptstore.keras.state import tree
 from ckptstore.keras.state.backend_arrays import as_numpy
+from ckptstore.system import messages
 from ckptstore.training.data.attributes import (
     LARGEST_NBYTES,
     copy_of,
@@ -126,7 +126,7 @@ def apply(source: Any, saved: Mapping[str, Any]) -> None:
         problems += _differences(prefix, holder, entry.get(_UNCHANGED, {}))
     if problems:
         text = "; ".join(problems)
-        warnings.warn(f"the data is not as it was when the checkpoint was saved: {text}", stacklevel=2)
+        messages.warn(f"the data is not as it was when the checkpoint was saved: {text}", stacklevel=2)
 
 
 def same_state(first: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:

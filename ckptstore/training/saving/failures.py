@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 from ckptstore.commit.retry import with_retries
@@ -14,6 +13,7 @@ from ckptstore.errors import (
     UnfinishedSaveError,
 )
 from ckptstore.records import Checkpoint
+from ckptstore.system import messages
 from ckptstore.training.saving.arguments import OnSaveError
 
 
@@ -94,7 +94,7 @@ class SaveFailures:
                 error.add_note(f"{self.in_a_row} saves in a row have failed")
             raise error
         left = self.most - self.in_a_row
-        warnings.warn(
+        messages.warn(
             f"SAVING FAILED ({self.in_a_row} in a row; {left} more will end the training): {text}",
             UserWarning,
             stacklevel=4,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -15,6 +14,7 @@ from ckptstore.keras.private import print_message, synced_train_state
 from ckptstore.metrics import scalars
 from ckptstore.records import Checkpoint
 from ckptstore.store.store import CheckpointStore
+from ckptstore.system import messages
 from ckptstore.training.saving.arguments import refuse_directory, refuse_unwritable
 from ckptstore.training.saving.failures import SaveFailures
 from ckptstore.training.saving.file_template import CheckpointPath
@@ -114,7 +114,7 @@ class FileSaves(Saves):
                 if wanted
                 else "it is not saved, to replace no better one"
             )
-            warnings.warn(f"{text} Epoch {point.epoch + 1}: {rest}.", UserWarning, stacklevel=2)
+            messages.warn(f"{text} Epoch {point.epoch + 1}: {rest}.", UserWarning, stacklevel=2)
             return wanted
         best = "None" if self.monitored.best is None else f"{self.monitored.best:.5f}"
         if verdict is Verdict.NOT_BETTER:
@@ -136,7 +136,7 @@ class FileSaves(Saves):
         new = [name for name in dropped if name not in self._dropped_logs]
         if new:
             self._dropped_logs.update(new)
-            warnings.warn(
+            messages.warn(
                 f"Logs that are not single numbers are not recorded as metrics: {', '.join(new)}",
                 UserWarning,
                 stacklevel=2,

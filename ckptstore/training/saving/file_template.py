@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import string
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from ckptstore.errors import InvalidArgumentError
 from ckptstore.records import SUFFIXES, Format
 from ckptstore.storage.layout import DROP_IN_DIRECTORY
+from ckptstore.system import messages
 from ckptstore.validation import check_run
 
 _POSITION = ("epoch", "batch")
@@ -119,7 +119,7 @@ class CheckpointPath:
     def _warn(self, name: str, problem: str) -> None:
         if name not in self._warned:
             self._warned.add(name)
-            warnings.warn(
+            messages.warn(
                 f"{self.template!r}: {problem}; file names will have another text there",
                 UserWarning,
                 stacklevel=6,

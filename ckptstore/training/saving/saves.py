@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,8 @@ from ckptstore.records import Checkpoint, Format
 from ckptstore.retention import Policy
 from ckptstore.store.model_adapter import Snapshots, adapter_for
 from ckptstore.store.store import CheckpointStore
+from ckptstore.system import messages
+from ckptstore.system.messages import HeldWarning
 from ckptstore.training.saving.failures import SaveFailures
 from ckptstore.training.saving.monitor import MonitoredMetric
 from ckptstore.training.saving.run_writer import RunWriter
@@ -171,6 +172,10 @@ class Saves:
         Raises:
             CheckpointStoreError: As `settle`; everything is released anyway.
         """
+        with messages.held_back(may_raise=error is None):
+            self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
         queue = self._queue
         try:
             self.drain()
@@ -318,8 +323,7 @@ class Saves:
                         self._settle(self._pending.pop(later.number), later.checkpoint)
                 raise
         # At the end, since a filter may turn a warning into an exception.
-        for text in [text for outcome in outcomes for text in outcome.warnings]:
-            warnings.warn(text, UserWarning, stacklevel=2)
+        messages.issue([HeldWarning(text, UserWarning) for outcome in outcomes for text in outcome.warnings])
 
     def _settle_outcome(self, outcome: Outcome) -> None:
         error = outcome.error

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import signal
-import warnings
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ckptstore.keras.private import print_message, start_at_epoch
+from ckptstore.system import messages
 from ckptstore.training.data.replay import ReplayResult
 from ckptstore.training.session.resumed_run import ResumedRun
 
@@ -100,4 +100,4 @@ def print_stopped(received: signal.Signals, path: Path) -> None:
 
 
 def _warn(text: str) -> None:
-    warnings.warn(text, UserWarning, stacklevel=3)
+    messages.warn(text, UserWarning, stacklevel=3)

@@ -19,6 +19,7 @@ from ckptstore.keras.private import FitLoop, running_fit, synced, synced_train_s
 from ckptstore.keras.state import callbacks, optimizers
 from ckptstore.metrics import scalar
 from ckptstore.store.store import CheckpointStore
+from ckptstore.system.messages import held_back
 from ckptstore.system.stop_signals import StopRequest
 from ckptstore.training.data.replay import DataReplay, ReplayResult
 from ckptstore.training.fingerprint import fingerprint
@@ -354,7 +355,7 @@ class FitSession:
     ) -> None:
         if self._saved == (self.position.epoch, batch):
             return
-        with self._end_on_error:
+        with self._end_on_error, held_back(may_raise=self._stop.received is None):
             end = end or self._stop.received is not None
             with synced_train_state(self._model, keep=end) as kinds:
                 # Until here a device may still compute. The time that a save takes is measured from here.
@@ -413,7 +414,8 @@ class FitSession:
         """Save what is finished, since an exception is about to end the fit; a failure becomes a note on it."""
         try:
             if self._save_on_exception or due:
-                self._save(batch=batch, logs=logs, end=True)
+                with held_back(may_raise=False):
+                    self._save(batch=batch, logs=logs, end=True)
         except Exception as failure:
             error.add_note(f"the save at the end failed too: {failure}")
         finally:
@@ -459,9 +461,10 @@ class FitSession:
                 loop.restore_initial_epoch()
             loop.release()
         self.resumed = self.resumed and self.resumed.without_arrays()
-        try:
-            self._saves.end(error)
-        finally:
-            self._stop.uninstall()
-            self._stop.is_polled = None
-            self._saves.close(error)
+        with held_back(may_raise=error is None and self._stop.received is None):
+            try:
+                self._saves.end(error)
+            finally:
+                self._stop.uninstall()
+                self._stop.is_polled = None
+                self._saves.close(error)
