@@ -24,6 +24,7 @@ TOPICS = (
     "commands",
     "background",
     "loops",
+    "tuners",
     "jobs",
     "moving",
     "failures",

@@ -61,8 +61,8 @@ def test_examples_print_what_is_shown(tmp_path: Path) -> None:
     ran = {(output.page, output.start): output for output in in_a_process(tmp_path.resolve())}
     assert {page for page, _ in ran} == {page for page, _ in in_order()}
     unlike = []
-    for page, path in pages().items():
-        text = path.read_text(encoding="utf-8")
+    for page in (page for page, _ in in_order()):
+        text = text_of(page)
         for block in blocks(text):
             if block.language == "python":
                 found = [(block.code, shown_by(text, block), ran[page, block.start].text)]

@@ -2,6 +2,7 @@
 
 The blocks of a page run in their order: Python in one process for all pages, console commands in a shell. A page with
 ``<!-- builds on: PAGE -->`` begins with the names and the files that PAGE has left; any other begins with nothing.
+A page with ``<!-- needs: PACKAGE ... -->`` is left out where one of the packages is not installed.
 Behind a block of Python that prints, a block of text shows what it prints.
 
     python tests/support/page_examples.py
@@ -12,6 +13,7 @@ runs everything, and writes what was printed into the pages.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import json
 import os
@@ -32,6 +34,7 @@ GUIDE = ROOT / "ckptstore" / "guide"
 SHOWN_FOLDER = "/home/ada/digits"
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_NEEDS = re.compile(r"^<!-- needs: ([\w ]+) -->$", re.MULTILINE)
 _BUILDS_ON = re.compile(r"^<!-- builds on: ([\w-]+) -->$", re.MULTILINE)
 
 # What the shell of SQLite prints, where there is none.
@@ -101,13 +104,19 @@ def masked(output: str) -> list[str]:
     return [re.sub(r"\s+", " ", line).strip() for line in output.strip().splitlines()]
 
 
+def can_run(text: str) -> bool:
+    """Return True if the packages that a page needs are installed."""
+    found = _NEEDS.search(text)
+    return found is None or all(importlib.util.find_spec(package) for package in found[1].split())
+
+
 def in_order() -> list[tuple[str, str | None]]:
     """Return the pages that have examples, each after the page that it builds on."""
     base = {}
     for name, path in pages().items():
         text = path.read_text(encoding="utf-8")
         found = _BUILDS_ON.search(text)
-        if blocks(text, "python") or blocks(text, "console"):
+        if (blocks(text, "python") or blocks(text, "console")) and can_run(text):
             base[name] = None if found is None else found[1]
     return sorted(base.items(), key=lambda item: item[1] is not None)
 

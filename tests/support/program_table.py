@@ -1,0 +1,139 @@
+"""The programs in tests/programs: what each is like, where it can run, and what is expected of it."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+EVERY = ("jax", "torch", "tensorflow")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """What is expected of a program; by default, equal bits and not a word.
+
+    Attributes:
+        kind: What it is like.
+        backends: Those that it can run on.
+        needs: A package without which it is left out.
+        says: By backend, parts of the warnings that it must cause, and no others.
+        inexact: Backends on which it may differ after a resume, since a warning says so.
+        compares: The names that are compared; by default everything that the script leaves.
+        quick: Backends on which it runs with the suite.
+    """
+
+    kind: str
+    backends: tuple[str, ...] = EVERY
+    needs: str = ""
+    says: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    inexact: tuple[str, ...] = ()
+    compares: tuple[str, ...] = ()
+    quick: tuple[str, ...] = ()
+
+    @property
+    def can_run(self) -> bool:
+        """True if what it needs is installed."""
+        return not self.needs or importlib.util.find_spec(self.needs) is not None
+
+
+PROGRAMS: dict[str, Program] = {
+    "actor_critic_tensorflow": Program(
+        kind="actor-critic by hand",
+        compares=("model", "optimizer", "running_reward"),
+        backends=("tensorflow",),
+    ),
+    "augmentation_in_dataset": Program(kind="augmentation in a PyDataset"),
+    "augmentation_in_pipeline_tensorflow": Program(kind="augmentation in tf.data", backends=("tensorflow",)),
+    "autoencoder_denoising": Program(kind="autoencoder, two fits"),
+    "autoencoder_without_call_torch": Program(kind="no call", backends=("torch",)),
+    "callbacks_with_state": Program(kind="own callbacks with state"),
+    "callbacks_without_get_state": Program(
+        kind="own callbacks, state not given",
+        says=dict.fromkeys(EVERY, ("start again without their state: WarmUpCosine, StopAtMinimum",)),
+        inexact=EVERY,
+    ),
+    "convnet_augmentation": Program(kind="augmentation, convolutions"),
+    "cyclegan_tensorflow": Program(kind="CycleGAN, four optimizers", backends=("tensorflow",)),
+    "dataset_with_workers": Program(kind="PyDataset with workers"),
+    "dcgan_tensorflow": Program(kind="GAN, two optimizers", backends=("tensorflow",)),
+    "dcgan_torch": Program(kind="GAN, two optimizers", backends=("torch",)),
+    "deep_q_learning": Program(kind="deep Q-learning by hand", compares=("model", "target", "epsilon")),
+    "diffusion_tensorflow": Program(
+        kind="diffusion, average of weights, tf.random", backends=("tensorflow",)
+    ),
+    "diffusion_torch": Program(kind="diffusion, average of weights", backends=("torch",)),
+    "digits_mlp": Program(kind="dense, stops early, plateaus", quick=EVERY),
+    "distillation": Program(kind="distillation"),
+    "drop_in_callbacks": Program(kind="ModelCheckpoint and BackupAndRestore"),
+    "epoch_by_epoch": Program(kind="a fit for each epoch"),
+    "feature_space_tensorflow": Program(kind="FeatureSpace, tf.data", backends=("tensorflow",)),
+    "float8": Program(kind="float8"),
+    "forward_forward_tensorflow": Program(kind="optimizers in layers", backends=("tensorflow",)),
+    "gan_train_on_batch": Program(
+        kind="GAN by train_on_batch", compares=("combined", "generator", "optimizers")
+    ),
+    "graph_network": Program(kind="graph network"),
+    "images_in_folders_tensorflow": Program(kind="pictures in folders", backends=("tensorflow",)),
+    "imbalanced": Program(kind="class and sample weights"),
+    "jax_layer": Program(kind="JaxLayer with state", backends=("jax",)),
+    "keras_distiller": Program(kind="Keras' Distiller"),
+    "keras_tuner_search": Program(
+        kind="Keras Tuner",
+        needs="keras_tuner",
+        compares=("scores",),
+        says=dict.fromkeys(EVERY, ("start again without their state: SaveBestEpoch",)),
+    ),
+    "kfold": Program(kind="k-fold loop"),
+    "loop_by_hand_jax": Program(kind="loop by hand", compares=("model", "optimizer"), backends=("jax",)),
+    "loop_by_hand_tensorflow": Program(
+        kind="loop by hand", compares=("model", "optimizer"), backends=("tensorflow",)
+    ),
+    "loop_by_hand_torch": Program(
+        kind="loop by hand, torch optimizer", compares=("model", "optimizer", "rate"), backends=("torch",)
+    ),
+    "lora": Program(kind="LoRA after a full fit"),
+    "masked_padding": Program(kind="masked padding, bidirectional"),
+    "miniature_gpt": Program(kind="language model, generates text"),
+    "mixed_precision": Program(kind="mixed precision"),
+    "mixture_of_experts": Program(kind="mixture of experts"),
+    "more_epochs_later": Program(kind="two fits, initial_epoch"),
+    "nnclr_tensorflow": Program(kind="queue in a tf.Variable", backends=("tensorflow",)),
+    "nnclr_torch": Program(kind="queue in a tensor", backends=("torch",)),
+    "optimizer_options": Program(kind="accumulation, clipping, averages"),
+    "optuna_study": Program(kind="Optuna", needs="optuna", compares=("values",)),
+    "own_metrics_and_losses": Program(kind="own metric, add_loss, endpoint layer"),
+    "own_optimizer": Program(kind="own optimizers, two runs"),
+    "python_generator": Program(kind="Python generator"),
+    "recommender": Program(kind="recommender, built by its first batch"),
+    "seq2seq_lstm": Program(kind="sequence to sequence"),
+    "several_steps_at_once": Program(kind="steps_per_execution, run_eagerly", backends=("jax", "tensorflow")),
+    "siamese_contrastive": Program(kind="siamese"),
+    "simclr_tensorflow": Program(kind="SimCLR, probe, two optimizers", backends=("tensorflow",)),
+    "sklearn_cross_validation": Program(kind="scikit-learn", needs="sklearn", compares=("scores",)),
+    "sklearn_metric_callback": Program(kind="callback that writes logs"),
+    "speech_ctc": Program(kind="CTC, callback that predicts"),
+    "structured_data": Program(kind="preprocessing layers"),
+    "super_resolution": Program(kind="super-resolution, callback with lists"),
+    "supervised_contrastive": Program(kind="contrastive, then a classifier"),
+    "terminate_on_nan": Program(kind="TerminateOnNaN"),
+    "text_classification_tensorflow": Program(kind="TextVectorization, tf.data", backends=("tensorflow",)),
+    "text_transformer": Program(kind="transformer from layers"),
+    "tf_data_mixup": Program(kind="MixUp in tf.data", backends=("tensorflow",)),
+    "timeseries_stateful": Program(kind="stateful recurrent, reset_states", backends=("jax", "tensorflow")),
+    "timeseries_tensorflow": Program(kind="windows by tf.data", backends=("tensorflow",)),
+    "torch_data_loader": Program(kind="torch DataLoader", backends=("jax", "torch"), needs="torch"),
+    "torch_module": Program(kind="TorchModuleWrapper", backends=("torch",)),
+    "train_on_batch_loop": Program(kind="train_on_batch by hand", compares=("weights", "optimizer")),
+    "train_step_jax": Program(kind="own train_step", backends=("jax",)),
+    "train_step_tensorflow": Program(kind="own train_step", backends=("tensorflow",)),
+    "train_step_torch": Program(kind="own train_step", backends=("torch",)),
+    "transfer_learning": Program(kind="fine-tuning in stages"),
+    "tuner_by_deepcopy": Program(kind="tuner-like copies"),
+    "two_inputs_three_outputs": Program(kind="several inputs and outputs"),
+    "unet_segmentation": Program(kind="U-net, PyDataset, best only"),
+    "vae_add_loss": Program(kind="VAE by add_loss"),
+    "vae_tensorflow": Program(kind="VAE without call", backends=("tensorflow",)),
+    "vq_vae": Program(kind="VQ-VAE"),
+    "wgan_gp_torch": Program(kind="WGAN-GP, critic steps", backends=("torch",)),
+}
