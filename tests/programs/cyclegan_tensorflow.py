@@ -12,7 +12,7 @@ keras.utils.set_random_seed(74)
 
 def network(width, name):
     return keras.Sequential(
-        [keras.Input((6,)), layers.Dense(8, "relu"), layers.Dropout(0.1), layers.Dense(width)], name
+        [keras.Input((6,)), layers.Dense(8, "relu"), layers.Dropout(0.1), layers.Dense(width)], name=name
     )
 
 

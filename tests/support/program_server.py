@@ -61,7 +61,7 @@ class Server:
         )
 
     def run(
-        self, script: Path, folder: Path, *, saves: bool, kill: Kill | None = None, limit_s: int = 120
+        self, script: Path, folder: Path, *, saves: bool, kill: Kill | None = None, limit_s: int = 280
     ) -> Ran:
         """Run a script in a folder.
 
