@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -630,6 +631,88 @@ def loader_of_grain_over_epochs() -> Case:
     return Case(dense(layers.Dropout(0.3)), fit, save_freq=4)
 
 
+# --- state of the user's own, which Keras does not track ---------------------------------------------
+
+
+class Memory:
+    """An object of the user's own that a layer keeps."""
+
+    def __init__(self) -> None:
+        self.draw = np.random.default_rng(9)
+        self.scales = [1.0]
+
+
+class Remembering(layers.Layer):
+    """Changes plain attributes, arrays and tensors with each training step that runs its code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls, self.memory, self.recent = 0, Memory(), deque([0.0], maxlen=3)
+        self.total = np.zeros(2, "float32")
+        self.tensor = keras.ops.zeros(2)
+        if BACKEND == "torch":
+            import torch
+
+            self.raw = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
+            self.register_buffer("count", torch.zeros(1))
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        if not training:
+            return inputs
+        self.calls += 1
+        self.recent.append(0.1 * self.calls)
+        self.memory.scales.append(self.memory.scales[-1] * 1.001)
+        self.total += self.calls
+        self.tensor = self.tensor + 0.1
+        if BACKEND == "torch":
+            self.raw.add_(0.01)
+            self.count = self.count + 0.01
+            inputs = inputs + self.raw + self.count
+        noise = float(self.memory.draw.normal()) + sum(self.recent) + float(self.total[0]) / 1000
+        return inputs * self.memory.scales[-1] + noise * self.tensor[0]
+
+
+def annealed() -> Any:
+    """Return a loss that remembers in its closure how often it was computed."""
+    steps = 0
+
+    def loss(targets: Any, outputs: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        return keras.losses.sparse_categorical_crossentropy(targets, outputs) * 1.01**steps
+
+    return loss
+
+
+@case(rare="jax tensorflow")
+def state_of_the_users_own() -> Case:
+    model = dense(Remembering(), loss=annealed(), run_eagerly=BACKEND != "torch")
+    return Case(model, on_arrays(model, epochs=2, validation_split=0.25), save_freq=4)
+
+
+class Counting(layers.Layer):
+    """Counts and draws in TensorFlow's own variables."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        import tensorflow as tf
+
+        self.steps = tf.Variable(0.0, trainable=False)
+        self.draw = tf.random.Generator.from_seed(4)
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        if training:
+            self.steps.assign_add(1.0)
+            inputs = inputs * (1.0 + 0.01 * self.steps) + 0.1 * self.draw.normal(keras.ops.shape(inputs))
+        return inputs
+
+
+@case("tensorflow")
+def raw_variable_in_a_compiled_step() -> Case:
+    model = dense(Counting())
+    return Case(model, on_arrays(model))
+
+
 # --- what cannot be exact, and is reported so ------------------------------------------------
 
 
@@ -662,6 +745,48 @@ def generator_of_an_unseeded_script() -> Case:
     np.random.seed()
     fit = {"x": drawn(), "steps_per_epoch": 9, "epochs": 3}
     return Case(dense(layers.Dropout(0.3)), fit, save_freq=7)
+
+
+class Anneals(keras.callbacks.Callback):
+    """Sets attributes of its model."""
+
+    def __init__(self, change: Callable[[Any, int], None]) -> None:
+        super().__init__()
+        self.change = change
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.change(self.model, epoch)
+
+
+class Weighted(layers.Layer):
+    """Reads a number that a callback changes: a constant in a compiled step."""
+
+    weight = 1.0
+
+    def call(self, inputs: Any) -> Any:
+        return inputs * self.weight
+
+
+@inexact("jax", "tensorflow")
+def constant_of_a_compiled_step() -> Case:
+    layer = Weighted()
+    model = dense(layer)
+
+    def change(model: Any, epoch: int) -> None:
+        layer.weight = 1.0 + epoch
+
+    return Case(model, on_arrays(model), [Anneals(change)], save_freq=4)
+
+
+@inexact()
+def object_of_a_library_on_a_model() -> Case:
+    model = dense()
+    model.stream = None
+
+    def change(model: Any, epoch: int) -> None:
+        model.stream = stream()
+
+    return Case(model, on_arrays(model), [Anneals(change)], save_freq=4)
 
 
 @inexact("tensorflow")

@@ -20,8 +20,8 @@ in a Keras that lacks it. `modules` imports Keras' inner modules; a module that 
     Uses: ``saving_lib.get_attr_skipset``, ``keras.src.backend.common.global_state``.
     Fallback: saving and loading are slower.
 `optimizers`
-    Uses: a model's attributes that are optimizers, ``inner_optimizer``, ``Optimizer._trainable_variables``, and a
-    replaced ``save_own_variables`` in single objects.
+    Uses: a model's attributes that are optimizers, ``inner_optimizer``, ``Optimizer._learning_rate``,
+    ``Optimizer._trainable_variables``, and a replaced ``save_own_variables`` in single objects.
     Fallback: optimizer state is copied; a second optimizer of a model must be built before training.
 `legacy_h5`
     Uses: ``keras.src.legacy.saving.legacy_h5_format``, ``Trainer._compile_config.config``.
@@ -52,6 +52,10 @@ in a Keras that lacks it. `modules` imports Keras' inner modules; a module that 
     Uses: ``Callback._model``, ``Model._jax_state``, ``_jax_state_synced``, ``Variable._direct_assign``, ``_value``,
     ``_dtype``.
     Fallback: Keras' own ``Model.jax_state_sync``, which is slower.
+`user_attributes`
+    Uses: ``Layer._flatten_layers``, and the attributes that the methods of Keras' classes
+    assign; of torch's modules ``_parameters`` and ``_buffers``.
+    Fallback: the layers that are attributes of the model.
 `variables`
     Uses: ``Variable._value``; and that ``Layer.trainable_variables`` selects from ``Layer.variables`` by each
     variable's flag. A model that overrides this is asked itself. A Keras that selects differently fails
@@ -89,8 +93,14 @@ from ckptstore.keras.private.legacy_h5 import save_legacy_h5
 from ckptstore.keras.private.loading import load_variables
 from ckptstore.keras.private.messages import print_message
 from ckptstore.keras.private.metrics import metric_directions
-from ckptstore.keras.private.optimizers import optimizers_of, variables_trained_by
+from ckptstore.keras.private.optimizers import optimizers_of, schedule_of, variables_trained_by
 from ckptstore.keras.private.saving import capture_model, config_documents
+from ckptstore.keras.private.user_attributes import (
+    is_keras_object,
+    layers_of,
+    names_read_by,
+    user_attributes,
+)
 from ckptstore.keras.private.variables import raw_values, uses_trainable_flags, variables_by_kind
 
 __all__ = [
@@ -102,8 +112,11 @@ __all__ = [
     "global_seed",
     "has_custom_loading",
     "is_keras_class",
+    "is_keras_object",
+    "layers_of",
     "load_variables",
     "metric_directions",
+    "names_read_by",
     "optimizers_of",
     "print_message",
     "raw_values",
@@ -112,12 +125,14 @@ __all__ = [
     "run_time_attributes",
     "running_fit",
     "save_legacy_h5",
+    "schedule_of",
     "set_attribute",
     "start_at_epoch",
     "start_epoch_clock",
     "synced",
     "synced_train_state",
     "unsynced_model",
+    "user_attributes",
     "uses_trainable_flags",
     "validation_iterator_count",
     "validation_leaves_batches",

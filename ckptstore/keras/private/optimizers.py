@@ -27,6 +27,12 @@ def variables_trained_by(optimizer: Any) -> list[Any]:
     return list(getattr(optimizer, "_trainable_variables", ()))
 
 
+def schedule_of(optimizer: Any) -> Any:
+    """Return the schedule that an optimizer takes its learning rate from, or None."""
+    rate = getattr(optimizer, "_learning_rate", None)
+    return rate if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule) else None
+
+
 @contextmanager
 def variables_by_reference(optimizers: Iterable[Any]) -> Iterator[None]:
     """Make optimizers that save in Keras' own way pass their variables instead of copies, for the block."""

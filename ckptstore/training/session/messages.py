@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptstore.keras.private import print_message, start_at_epoch
+from ckptstore.keras.state.user_state import UserStateReport
 from ckptstore.system import messages
 from ckptstore.training.data.replay import ReplayResult
 from ckptstore.training.session.resumed_run import ResumedRun
@@ -79,6 +80,22 @@ def warn_not_restored(keys: list[str]) -> None:
     if keys:
         names = ", ".join(key.rpartition(":")[0] for key in keys)
         _warn(f"callbacks without get_state() and set_state(state) start again without their state: {names}")
+
+
+def warn_user_state(report: UserStateReport) -> None:
+    """Warn of state of the user's code that could not be restored, or that a compiled step does not see."""
+    if report.lost:
+        _warn(
+            "the run may not be exact: training changes values that Keras does not track, and these could not be "
+            f"restored: {'; '.join(report.lost)}. Keep them in variables (self.add_weight), or in a callback with "
+            "get_state() and set_state(state)"
+        )
+    if report.compiled:
+        _warn(
+            f"the run may not be exact: {', '.join(report.compiled)} changed while training, and a compiled step holds "
+            "such values as they were when it was compiled; after this resume it is compiled with the restored ones. "
+            "Keep them in variables (self.add_weight), or compile the model with run_eagerly=True"
+        )
 
 
 def begin_without_loop(resumed: ResumedRun | None, model: Any) -> None:

@@ -19,6 +19,7 @@ from ckptstore.keras.state import callbacks as callback_state
 from ckptstore.keras.state import optimizers, random_state, training_state
 from ckptstore.keras.state.arrays import first_not_finite
 from ckptstore.keras.state.random_state import GlobalGenerators
+from ckptstore.keras.state.user_state import UserState, UserStateReport
 from ckptstore.records import Checkpoint
 from ckptstore.store.store import CheckpointStore
 from ckptstore.training.data import loader_position
@@ -125,6 +126,10 @@ class ResumedRun:
     def restore_callbacks(self, callbacks: Sequence[Any]) -> list[str]:
         """Give the other callbacks their state; returns the keys of those whose state is not known."""
         return callback_state.set_states(callbacks, self.values.get("callbacks", {}))
+
+    def restore_user_state(self, live: UserState | None) -> UserStateReport:
+        """Restore what the user's code keeps outside of Keras' variables."""
+        return UserStateReport() if live is None else live.restore(self.values.get("user", {}))
 
     def restore_generators(self) -> None:
         """Set the global random generators to where they were at the save."""

@@ -17,6 +17,7 @@ from ckptstore.errors import CheckpointNotFoundError
 from ckptstore.formats.snapshot import FitState, VariableKinds
 from ckptstore.keras.private import FitLoop, running_fit, synced, synced_train_state, wait_for_step
 from ckptstore.keras.state import callbacks, optimizers
+from ckptstore.keras.state.user_state import UserState
 from ckptstore.metrics import scalar
 from ckptstore.store.store import CheckpointStore
 from ckptstore.system.messages import held_back
@@ -70,6 +71,7 @@ class FitSession:
         self._loop: FitLoop | None = None
         self._replay: DataReplay | None = None
         self._fingerprint = ""
+        self._user_state: UserState | None = None
         self._before_validation: BeforeValidation | None = None
         self._epoch_end: EpochEnd | None = None
         self._saved: tuple[int, int | None] | None = None
@@ -112,6 +114,7 @@ class FitSession:
         refuse_second_resume(callback, is_resumed=self._loop is not None and self._loop.is_hooked)
         self._saves.begin(self._model, self._schedule)
         self._schedule.begin()
+        self._user_state = None if self._loop is None else UserState(self._model)
         self._find_resume_point(store, resume)
         self._install_hooks()
         self._stop.install()
@@ -217,6 +220,7 @@ class FitSession:
         assert self._replay is not None
         resumed.restore_model(synced(self._model))
         messages.warn_not_restored(resumed.restore_callbacks(self._others()))
+        messages.warn_user_state(resumed.restore_user_state(self._user_state))
         resumed.restore_generators()
         messages.warn_inexact(self._replay.go_to(resumed.target(self._replay_finished)))
 
@@ -276,6 +280,8 @@ class FitSession:
             return
         saves = self._saves
         try:
+            if self._user_state is not None:
+                self._user_state.batch_done()
             others(batch, logs)
             due = self._is_due_after(batch) or self._stop.received is not None
             if due and self._loop is not None:
@@ -387,6 +393,7 @@ class FitSession:
             values |= values_of(
                 self._model, self._others(), self._replay, in_epoch=batch is not None, kinds=kinds
             )
+            values["user"] = {} if self._user_state is None else self._user_state.capture()
         if self._epoch_end is not None:
             values |= self._epoch_end.values
             before = BeforeValidation(generators=self._epoch_end.generators)
@@ -427,6 +434,7 @@ class FitSession:
             self._loop.restore_initial_epoch()  # not one epoch was left
             resumed.load_finished(synced(self._model), behind_last_epoch=self._loop.finalize_weights)
             resumed.restore_callbacks(self._others())
+            resumed.restore_user_state(self._user_state)
             resumed.restore_generators()
         with self._end_on_error:
             others(logs)
@@ -456,6 +464,7 @@ class FitSession:
         # The callback may live long: what the fit trained on, and its loader's processes, must not.
         loop, resumed = self._loop, self._pending
         self._loop = self._pending = self._replay = self._before_validation = self._epoch_end = None
+        self._user_state = None
         if loop is not None:
             if resumed is not None:
                 loop.restore_initial_epoch()
