@@ -138,6 +138,17 @@ class WorkerProcess:
             f": {text}" if text else ""
         )
 
+    def waiting_hint(self) -> str:
+        """Return how to continue the process if a signal has stopped it; see `WorkerHandle`."""
+        try:
+            fields = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii", errors="replace")
+        except OSError:
+            return ""
+        is_stopped = fields.rpartition(")")[2].split()[:1] == ["T"]
+        return (
+            f"; process {self.pid}, which saves it, is stopped: kill -CONT {self.pid}" if is_stopped else ""
+        )
+
     def finish(self) -> list[Outcome]:
         """End the process after what it was given; returns when the run's lock is this process's alone again."""
         self._send(FINISH)

@@ -275,7 +275,9 @@ class SaveQueue:
             now = time.monotonic()
             if self._in_flight and now >= next_line:
                 next_line = now + _NEXT_LINE_S
-                (log or _log)(f"waiting for {self._waited_for()} to be saved ({now - began:.0f} s)")
+                (log or _log)(
+                    f"waiting for {self._waited_for()} to be saved ({now - began:.0f} s){self._hint()}"
+                )
 
     def _flush(self) -> None:
         if self._worker is not None and self._in_flight and self._pid == os.getpid():
@@ -285,6 +287,9 @@ class SaveQueue:
         nbytes = sum(self._slots[message.slot].memory.nbytes for message in self._in_flight)
         count = len(self._in_flight)
         return f"{count} checkpoint{'s' if count > 1 else ''} of up to {nbytes // count / 1e6:,.0f} MB"
+
+    def _hint(self) -> str:
+        return "" if self._worker is None else self._worker.waiting_hint()
 
     def close(self) -> None:
         """End the worker, which has nothing left to save once `drain` has returned. May be called again.

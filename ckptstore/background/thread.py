@@ -71,6 +71,10 @@ class WorkerThread:
         """Return why it has died, as far as that is known."""
         return "the thread that saves has ended"
 
+    def waiting_hint(self) -> str:
+        """Return an empty text: a thread is not stopped alone."""
+        return ""
+
     def finish(self) -> list[Outcome]:
         """End the thread after what it was given; see `WorkerHandle`."""
         self._end()

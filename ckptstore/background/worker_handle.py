@@ -49,6 +49,9 @@ class WorkerHandle(Protocol):
     def exit_reason(self) -> str:
         """Return why it has died, as the beginning of a sentence."""
 
+    def waiting_hint(self) -> str:
+        """Return what a user can do while its work takes long, to be added to a line; empty where that is nothing."""
+
     def finish(self) -> list[Outcome]:
         """End the worker after what it was given; returns, when it is gone, the outcomes not reported before."""
 

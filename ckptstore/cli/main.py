@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from keyword import iskeyword
 
@@ -17,6 +18,7 @@ from ckptstore.cli.exit_codes import EPILOG, INTERRUPTED, exit_code
 from ckptstore.cli.output import OutputClosedError, discard_stdout, log, prepare_streams
 from ckptstore.errors import CheckpointStoreError
 from ckptstore.report import text
+from ckptstore.system.messages import keep_exit_code
 from ckptstore.version import __version__
 
 # The module of each command, in the order of the help.
@@ -50,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         sys.stdout.flush()
     except click.UsageError as error:
-        error.show()
+        keep_exit_code("stderr")
+        with suppress(OSError):
+            error.show()
         return exit_code(error)
     except CheckpointStoreError as error:
         log(f"ckptstore: {text.printable(str(error))}")

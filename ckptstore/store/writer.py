@@ -12,6 +12,7 @@ from ckptstore.storage.layout import Layout
 from ckptstore.storage.locks import store_lock
 from ckptstore.store.model_adapter import adapter_for
 from ckptstore.store.reader import Ref, StoreReader
+from ckptstore.system.messages import held_back
 from ckptstore.validation import check_tag
 
 if TYPE_CHECKING:
@@ -191,7 +192,8 @@ class StoreWriter(StoreReader):
 
     def commit(self, snapshot: Snapshot, request: SaveRequest) -> Checkpoint:
         """Save what `prepare` returned, before the model changes; raises as `save` does."""
-        return self._committer.commit(snapshot, request)
+        with held_back():
+            return self._committer.commit(snapshot, request)
 
     def open_save_queue(self, run: str, *, backpressure: Backpressure = "replace") -> SaveQueue:
         """Own a run, and return the queue that saves it in the background, in another process where possible.

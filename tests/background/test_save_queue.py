@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -742,6 +743,50 @@ def test_a_long_wait_at_the_end_is_reported(queue: SaveQueue, store: CheckpointS
     assert len(lines) == 1
     assert lines[0].startswith("waiting for 1 checkpoint of up to ")
     assert epochs(store) == [0]
+
+
+def test_a_stopped_process_is_named_while_it_is_waited_for(
+    process_queue: SaveQueue, store: CheckpointStore
+) -> None:
+    submit(process_queue, 0)
+    process_queue.drain()
+    pid = process_queue._worker.pid  # type: ignore[union-attr]
+    os.kill(pid, signal.SIGSTOP)
+    submit(process_queue, 1)
+    lines: list[str] = []
+
+    def resume(line: str) -> None:
+        lines.append(line)
+        os.kill(pid, signal.SIGCONT)
+
+    process_queue.drain(resume)
+    assert f"process {pid}, which saves it, is stopped: kill -CONT {pid}" in lines[0]
+    assert epochs(store) == [0, 1]
+
+
+def test_children_that_a_trainer_forks_keep_neither_the_run_nor_the_process(
+    process_queue: SaveQueue, store: CheckpointStore
+) -> None:
+    """As multiprocessing and loaders do: the child lives on after the trainer has released everything."""
+    submit(process_queue, 0)
+    context = multiprocessing.get_context("fork")
+    end = context.Event()
+    child = context.Process(target=end.wait)
+    child.start()
+    try:
+        submit(process_queue, 1)
+        process_queue.drain()
+        process_queue.close()
+        assert writers(store.path) == []
+        store.close()
+        with CheckpointStore(store.path) as other:
+            other.claim("default")
+            assert epochs(other) == [0, 1]
+        assert child.is_alive()
+    finally:
+        end.set()
+        child.join()
+    assert child.exitcode == 0
 
 
 def test_the_store_can_save_directly_while_a_queue_saves(queue: SaveQueue, store: CheckpointStore) -> None:

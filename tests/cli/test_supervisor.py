@@ -125,6 +125,29 @@ def test_a_crash_is_restarted_from_the_last_checkpoint(tmp_path: Path) -> None:
     assert "interrupted (exit code 75); start 4 resumes from version 2: epoch 2, batch 2, step 20" in third
 
 
+@pytest.mark.parametrize("options", [(), ("--json",)], ids=["text", "json"])
+def test_nobody_reading_its_lines_changes_neither_restarts_nor_exit_code(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    plan = ["save,kill 9", "exit 75"]
+    arguments = ["store", "--pause", 0, *options, "--", sys.executable, "-c", COMMAND, *plan]
+    try:
+        done = subprocess.run(
+            command_line(*arguments),
+            cwd=tmp_path,
+            env=environment(),
+            stdout=writer,
+            stderr=writer,
+            timeout=120,
+            check=False,
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, len((tmp_path / "starts").read_text())) == (75, 6)
+
+
 @pytest.mark.parametrize(("step", "code"), [("exit 75", 75), ("kill 9", 137), ("kill 15", 143)])
 def test_without_progress_it_gives_up_after_some_starts(tmp_path: Path, step: str, code: int) -> None:
     ran = steps(tmp_path, step)

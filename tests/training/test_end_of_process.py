@@ -7,13 +7,16 @@ import subprocess
 import sys
 import textwrap
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import ckptstore
 from ckptstore import CheckpointStore
-from writer_processes import needs_process
+from small_fits import fit, model
+from writer_processes import needs_process, writers
 
 # The last save waits for the store's lock, so that the fit prints a line about it while it ends. Its outcome carries a
 # warning, and warnings are errors.
@@ -113,3 +116,24 @@ def test_a_stopped_training_ends_with_75_and_releases_the_run(
         assert [checkpoint.step for checkpoint in store.checkpoints()] == [12]
         assert store.verify() == []
     assert time.monotonic() - began < 180
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+@pytest.mark.parametrize("background", [True, False], ids=["background", "foreground"])
+def test_a_warning_that_is_an_error_ends_a_fit_that_releases_the_run(
+    background: bool, tmp_path: Path
+) -> None:
+    """The save that the warning is about is complete; the same fit goes on where it stopped."""
+    keep = ckptstore.keep_best("val_lost", 1, mode="min")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", keep=keep, background=background)
+        with pytest.raises(UserWarning, match="nothing is removed"):
+            fit(model(), callback, epochs=1)
+    assert writers(tmp_path) == []
+    with CheckpointStore(tmp_path) as store:
+        store.claim("default")
+        assert [checkpoint.epoch for checkpoint in store.checkpoints()] == [0]
+    again = ckptstore.StoreCheckpoint(tmp_path, monitor="loss")
+    fit(model(), again, epochs=2)
+    assert again.resumed_from is not None
