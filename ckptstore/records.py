@@ -16,6 +16,8 @@ Format = Literal["keras", "weights", "h5"]
 Mode = Literal["min", "max"]
 State = Literal["complete", "missing", "damaged", "deleting"]
 
+# The kind of the event of the checkpoint at the end of a fit's last epoch.
+FINISHED = "finished"
 SUFFIXES: dict[Format, str] = {"keras": ".keras", "weights": ".weights.h5", "h5": ".h5"}
 
 
@@ -153,8 +155,38 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FinishedEpoch:
+    """An epoch that has ended, and whose metrics go to the manifest with a later checkpoint.
+
+    Attributes:
+        epoch: Zero-based index of the epoch.
+        step: Finished train batches of the run at its end, or None where the writer did not count.
+        ended_at: When it ended; aware, UTC.
+        metrics: Every metric known at its end; values may be NaN or infinite.
+    """
+
+    epoch: int
+    step: int | None
+    ended_at: datetime
+    metrics: Mapping[str, float] = field(hash=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as a JSON object."""
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "ended_at": json_time(self.ended_at),
+            "metrics": {name: json_number(value) for name, value in self.metrics.items()},
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NewCheckpoint:
-    """A payload that has its final name and is about to get its manifest row."""
+    """A payload that has its final name and is about to get its manifest row.
+
+    Attributes:
+        earlier_epochs: Epochs that ended before it and that no checkpoint before it is known to have recorded.
+    """
 
     version: int
     run: str
@@ -173,6 +205,7 @@ class NewCheckpoint:
     extra: Mapping[str, Any] | None = None
     blocked_s: float | None = None
     total_s: float | None = None
+    earlier_epochs: tuple[FinishedEpoch, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,14 +254,14 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Epoch:
-    """A run's metrics in one epoch, also where its checkpoints have been removed.
+    """A run's metrics in one epoch, also where it was not saved itself, or its checkpoints have been removed.
 
     Attributes:
         epoch: Zero-based index of the epoch.
         batch: None where the epoch was finished; else the zero-based batch that the metrics go up to.
         step: Finished train batches of the run, or None where the writer did not count.
         version: The checkpoint that recorded them, which may have been removed.
-        created_at: When that was saved; aware, UTC.
+        created_at: When the epoch ended or, while it has not, when that was saved; aware, UTC.
         metrics: Every metric known then; values may be NaN or infinite.
     """
 
@@ -297,16 +330,24 @@ class Resumed:
         version: The checkpoint that it resumed from, which may have been removed.
         epoch: Zero-based epoch of that checkpoint.
         batch: Zero-based index of its last finished batch, or None at the epoch's end.
+        interrupted: False if the run had come to its end with that checkpoint, and was started again.
     """
 
     at: datetime
     version: int
     epoch: int
     batch: int | None
+    interrupted: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """Return it as a JSON object."""
-        return {"at": json_time(self.at), "version": self.version, "epoch": self.epoch, "batch": self.batch}
+        return {
+            "at": json_time(self.at),
+            "version": self.version,
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "interrupted": self.interrupted,
+        }
 
 
 def json_number(value: float) -> float | str:

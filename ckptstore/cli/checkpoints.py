@@ -10,11 +10,13 @@ import click
 from ckptstore.cli.options import command, one_run, open_store, ref_argument, with_json
 from ckptstore.cli.output import echo, log, print_json, print_many, print_one, print_table
 from ckptstore.errors import CorruptPayloadError, StorageError
+from ckptstore.printable import printable
 from ckptstore.report import text
 
 if TYPE_CHECKING:
     from ckptstore.records import Checkpoint, Mode
     from ckptstore.report.variables import Layout
+    from ckptstore.store.store import CheckpointStore
 
 
 @command
@@ -85,7 +87,7 @@ def _layout(checkpoint: Checkpoint) -> Layout:
     try:
         return layout_of(checkpoint)
     except (CorruptPayloadError, StorageError) as error:
-        log(f"no table of layers: {text.printable(error.message)}")
+        log(f"no table of layers: {printable(error.message)}")
         return {}
 
 
@@ -105,13 +107,25 @@ def best(
     """Print the checkpoint with the best value of a metric.
 
     The first line is its file, the second a summary; with -k, a list. NaN is never best; of equal values
-    the earlier checkpoint is best.
+    the earlier checkpoint is best. A line on stderr says if an epoch without a checkpoint was better.
     """
     with open_store(store_path, run) as store:
         if count is not None:
             print_many(store.best(metric, mode=mode, run=run, k=count), f"best:{metric}", store, as_json)
             return
-        print_one(store.best(metric, mode=mode, run=run), f"best:{metric}", store, as_json)
+        found = store.best(metric, mode=mode, run=run)
+        print_one(found, f"best:{metric}", store, as_json)
+        if found is not None:
+            _log_better_epoch(store, found, store.better_epoch(found, metric, mode=mode))
+
+
+def _log_better_epoch(store: CheckpointStore, found: Checkpoint, epoch: int | None) -> None:
+    if epoch is not None:
+        run, path = printable(found.run), printable(str(store.path))
+        log(
+            f"epoch {epoch} of run {run} was better, but has no checkpoint: it was not saved, or removed "
+            f"(ckptstore history {path} --run {run})"
+        )
 
 
 @command

@@ -11,6 +11,7 @@ import click
 
 from ckptstore.cli.options import command, one_run, open_store, ref_argument, with_json
 from ckptstore.cli.output import echo, log, print_json, print_lines
+from ckptstore.printable import printable
 from ckptstore.report import text
 from ckptstore.storage.layout import find_store
 
@@ -154,8 +155,8 @@ def tag(store_path: Path, ref: str, name: str, as_json: bool) -> None:
         store.tag(ref, name)
         checkpoint = store.get(name)
     if before is not None and before != checkpoint.version:
-        log(f"{text.printable(name)} was version {before} before")
-    _print(checkpoint.to_json(), f"version {checkpoint.version} is {text.printable(name)}", as_json)
+        log(f"{printable(name)} was version {before} before")
+    _print(checkpoint.to_json(), f"version {checkpoint.version} is {printable(name)}", as_json)
 
 
 @command
@@ -166,7 +167,7 @@ def untag(store_path: Path, name: str, as_json: bool) -> None:
     with _writable(store_path) as store:
         version = store.untag(name)
         checkpoint = store.get(version)
-    _print(checkpoint.to_json(), f"version {version} is no longer {text.printable(name)}", as_json)
+    _print(checkpoint.to_json(), f"version {version} is no longer {printable(name)}", as_json)
 
 
 @command

@@ -6,9 +6,9 @@ Each command's module is imported when the command is first used, so that `ckpts
 from __future__ import annotations
 
 import gc
+import io
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from importlib import import_module
 from keyword import iskeyword
 
@@ -17,8 +17,7 @@ import click
 from ckptstore.cli.exit_codes import EPILOG, INTERRUPTED, exit_code
 from ckptstore.cli.output import OutputClosedError, discard_stdout, log, prepare_streams
 from ckptstore.errors import CheckpointStoreError
-from ckptstore.report import text
-from ckptstore.system.messages import keep_exit_code
+from ckptstore.printable import printable
 from ckptstore.version import __version__
 
 # The module of each command, in the order of the help.
@@ -52,12 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         sys.stdout.flush()
     except click.UsageError as error:
-        keep_exit_code("stderr")
-        with suppress(OSError):
-            error.show()
+        _show_usage(error)
         return exit_code(error)
     except CheckpointStoreError as error:
-        log(f"ckptstore: {text.printable(str(error))}")
+        log(f"ckptstore: {printable(str(error))}")
         return exit_code(error)
     except (BrokenPipeError, OutputClosedError):
         discard_stdout()
@@ -69,6 +66,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
     return code if isinstance(code, int) else 0
+
+
+def _show_usage(error: click.UsageError) -> None:
+    """Print a usage error as click does; what could act on a terminal is escaped."""
+    shown = io.StringIO()
+    error.show(shown)
+    log(shown.getvalue().rstrip("\n"))
 
 
 class _LazyGroup(click.Group):

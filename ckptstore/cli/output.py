@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from ckptstore.errors import CheckpointNotFoundError
+from ckptstore.printable import printable, printable_json, printable_lines
 from ckptstore.records import Checkpoint
 from ckptstore.report import text as report
 from ckptstore.report.table import TextTable
@@ -55,21 +56,26 @@ def discard_stdout() -> None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
 
 
-def echo(text: str, end: str = "\n") -> None:
-    """Print a command's result on stdout.
+def echo(text: str) -> None:
+    """Print a command's result on stdout; what could act on a terminal is escaped, but for line breaks.
 
     Raises:
         OutputClosedError: Its reader has closed it.
     """
+    _write(f"{printable_lines(text)}\n")
+
+
+def _write(text: str) -> None:
+    """Write text to stdout as it is, with the colours of our own."""
     try:
-        print(text, end=end)
+        sys.stdout.write(text)
     except BrokenPipeError as error:
         # Click would turn it into exit code 1, but a reader that has read enough is no failure.
         raise OutputClosedError from error
 
 
 def log(message: str) -> None:
-    """Print a message on stderr; where that cannot be written, nothing happens."""
+    """Print a message on stderr, with what could act on a terminal escaped; where that cannot be, nothing happens."""
     messages.log(message)
 
 
@@ -86,10 +92,13 @@ def _batches(pieces: Iterator[str], size: int = 1000) -> Iterator[list[str]]:
 
 
 def print_json(document: object) -> None:
-    """Print one JSON document; a long list or an iterator is printed one item a line, in batches."""
+    """Print one JSON document; a long list or an iterator is printed one item a line, in batches.
+
+    What could act on a terminal is escaped, as JSON can: the document means the same.
+    """
     for batch in _batches(_json_pieces(document)):
-        echo("".join(batch), end="")
-    echo("")
+        _write(printable_json("".join(batch)))
+    _write("\n")
 
 
 def _json_pieces(document: object) -> Iterator[str]:
@@ -141,14 +150,14 @@ def print_table(table: TextTable | RenderableType) -> None:
     if isinstance(table, TextTable):
         if width is None or table.width <= width:
             bold = width is not None and os.environ.get("TERM") not in ("dumb", "unknown")
-            echo("\n".join(table.lines(bold=bold)))
+            _write("".join(f"{line}\n" for line in table.lines(bold=bold)))
             return
         table = table.folded()
     console = console_on(sys.stdout)
     with console.capture() as capture:
         console.print(table)
     # Rich pads each cell to its column; the end of a line needs no padding.
-    echo("\n".join(line.rstrip() for line in capture.get().splitlines()))
+    _write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
 
 
 def print_one(checkpoint: Checkpoint | None, ref: str, store: CheckpointStore, as_json: bool) -> None:
@@ -162,7 +171,7 @@ def print_one(checkpoint: Checkpoint | None, ref: str, store: CheckpointStore, a
     if as_json:
         print_json(checkpoint.to_json())
     else:
-        echo(report.printable(str(checkpoint.path)))
+        echo(printable(str(checkpoint.path)))
         echo(report.summary(checkpoint))
 
 

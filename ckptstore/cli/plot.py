@@ -10,6 +10,7 @@ import click
 from ckptstore.cli.options import command, open_store, several_runs, with_json, with_overwrite
 from ckptstore.cli.output import echo, log, print_json
 from ckptstore.errors import InvalidArgumentError, MetricNotFoundError, RunNotFoundError
+from ckptstore.printable import printable
 from ckptstore.report import text
 from ckptstore.storage.layout import absolute, require_outside
 
@@ -46,14 +47,14 @@ def plot(
 
     format = _FORMATS.get(file.suffix.lower())
     if format is None:
-        raise click.UsageError(f"{text.printable(str(file))}: ends neither in .png nor in .svg")
+        raise click.UsageError(f"{printable(str(file))}: ends neither in .png nor in .svg")
     with open_store(store_path) as store:
         target = require_outside(store.path, absolute(file), "FILE")
         plotted = plotted_runs(store, runs, metrics)
         image, left_out = draw(plotted, title_of(store, plotted), format, metrics)
     written = write_file(target, image, overwrite=overwrite)
     if left_out:
-        log(f"no room for: {', '.join(map(text.printable, left_out))} (choose with --metric)")
+        log(f"no room for: {', '.join(map(printable, left_out))} (choose with --metric)")
     if as_json:
         names = [run.history.run for run in plotted]
         print_json({"path": str(target), "nbytes": written.nbytes, "runs": names, "left_out": [*left_out]})
@@ -63,7 +64,7 @@ def plot(
 
 def written_line(target: Path, runs: int, nbytes: int) -> str:
     """Return the line that reports a file of some runs as written."""
-    return f"{text.printable(str(target))}: {runs} run{'' if runs == 1 else 's'}, {text.size_text(nbytes)}"
+    return f"{printable(str(target))}: {runs} run{'' if runs == 1 else 's'}, {text.size_text(nbytes)}"
 
 
 def title_of(store: CheckpointStore, runs: list[PlottedRun]) -> str:

@@ -11,7 +11,7 @@ import click
 from ckptstore.cli.options import command, with_json
 from ckptstore.cli.output import OutputClosedError, discard_stdout, log, print_json
 from ckptstore.errors import NotAStoreError
-from ckptstore.report import text
+from ckptstore.printable import printable
 
 # The exit codes of a shell for a command that does not exist, or that may not be executed.
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
@@ -83,7 +83,7 @@ def run(  # noqa: PLR0917
             store_path, command_line, limits, log=_log, run=run, stdout=_STDERR if as_json else None
         )
     except NotAStoreError as error:
-        raise click.UsageError(text.printable(str(error))) from error
+        raise click.UsageError(printable(str(error))) from error
     except OSError as error:
         if error.filename != command_line[0]:
             raise
@@ -99,4 +99,4 @@ def run(  # noqa: PLR0917
 
 
 def _log(message: str) -> None:
-    log(f"ckptstore run: {text.printable(message)}")
+    log(f"ckptstore run: {printable(message)}")

@@ -9,6 +9,7 @@ import click
 from ckptstore.cli.options import command, one_run, open_store, ref_argument, with_json
 from ckptstore.cli.output import echo, log, print_json, print_table, progress_bar
 from ckptstore.errors import InvalidArgumentError
+from ckptstore.printable import printable
 from ckptstore.report import text
 
 
@@ -32,7 +33,8 @@ def history(store_path: Path, run: str | None, metrics: tuple[str, ...], as_json
     print_table(text.history_table(found, metrics))
     for resumed in found.resumes:
         where = "at its end" if resumed.batch is None else f"at batch {resumed.batch}"
-        log(f"{text.time_text(resumed.at)}: resumed from epoch {resumed.epoch}, {where}")
+        again = "" if resumed.interrupted else ", where it had finished"
+        log(f"{text.time_text(resumed.at)}: resumed from epoch {resumed.epoch}, {where}{again}")
 
 
 def _only_run(runs: tuple[str, ...]) -> str:
@@ -88,7 +90,7 @@ def diff(store_path: Path, first: str, second: str, as_json: bool) -> None:
         print_table(change_table(found.changed))
     echo(f"{len(found.changed)} of {len(found.variables)} variables differ")
     for path, (in_first, in_second) in found.unlike.items():
-        echo(f"{text.printable(path)}: {in_first} in A, {in_second} in B")
+        echo(f"{printable(path)}: {in_first} in A, {in_second} in B")
     for name, paths in (("A", found.only_first), ("B", found.only_second)):
         for path in paths:
-            echo(f"{text.printable(path)}: only in {name}")
+            echo(f"{printable(path)}: only in {name}")

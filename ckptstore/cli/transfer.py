@@ -8,6 +8,7 @@ import click
 
 from ckptstore.cli.options import command, open_store, ref_argument, with_json
 from ckptstore.cli.output import echo, log, print_json, progress_bar
+from ckptstore.printable import printable
 from ckptstore.records import Checkpoint
 from ckptstore.report import text
 
@@ -29,7 +30,7 @@ def export(store_path: Path, ref: str, target: str, as_json: bool) -> None:
     if as_json:
         print_json(exported.to_json())
     else:
-        path, size = text.printable(str(exported.path)), text.size_text(exported.nbytes)
+        path, size = printable(str(exported.path)), text.size_text(exported.nbytes)
         echo(f"version {exported.version} is in {path} ({exported.format}, {size})")
 
 
@@ -56,10 +57,10 @@ def copy(store_path: Path, refs: tuple[str, ...], target: Path, run: str | None,
         return
     for copied in copies:
         verb = "was there already as" if copied.existing else "is"
-        version = f"version {copied.checkpoint.version} of {text.printable(str(other.path))}"
+        version = f"version {copied.checkpoint.version} of {printable(str(other.path))}"
         echo(f"version {copied.source.version} {verb} {version}")
         for tag in copied.tags_left:
-            log(f"the tag {text.printable(tag)} stays with another checkpoint there")
+            log(f"the tag {printable(tag)} stays with another checkpoint there")
 
 
 @command
@@ -102,15 +103,13 @@ def import_(
         return
     for imported in imports:
         if imported.said:
-            log(f"{text.printable(str(imported.path.parent))}: {text.printable(imported.said)}")
+            log(f"{printable(str(imported.path.parent))}: {printable(imported.said)}")
         verb = "was imported before as" if imported.existing else "is"
-        echo(f"{text.printable(imported.path.name)} {verb} {_description(imported.checkpoint)}")
+        echo(f"{printable(imported.path.name)} {verb} {_description(imported.checkpoint)}")
 
 
 def _description(checkpoint: Checkpoint) -> str:
-    metrics = (
-        f"{text.printable(name)} {text.metric_text(value)}" for name, value in checkpoint.metrics.items()
-    )
+    metrics = (f"{printable(name)} {text.metric_text(value)}" for name, value in checkpoint.metrics.items())
     return ", ".join([f"version {checkpoint.version}", text.position_text(checkpoint), *metrics])
 
 

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ckptstore.commit.earlier_epochs import EARLIER_EPOCHS
 from ckptstore.commit.request import SaveRequest
 from ckptstore.commit.retention.deferred_mark import DeferredMark
 from ckptstore.commit.retention.deletion import unlink_marked
@@ -217,6 +218,7 @@ class Committer:
             "batch": request.batch,
             "step": request.step,
             "metrics": {name: json_number(value) for name, value in request.metrics.items()},
+            EARLIER_EPOCHS: [epoch.to_json() for epoch in request.earlier_epochs],
             "created_at": json_time(request.created_at),
             "tags": list(request.tags),
             "format": snapshot.format,
@@ -287,6 +289,7 @@ class Committer:
             extra=request.extra,
             blocked_s=waited if request.blocked_s is None else request.blocked_s,
             total_s=waited if request.total_s is None else request.total_s,
+            earlier_epochs=request.earlier_epochs,
         )
 
     def _published_path(self, request: SaveRequest) -> str | None:

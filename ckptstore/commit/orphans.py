@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ckptstore.commit.earlier_epochs import read_earlier_epochs
 from ckptstore.commit.quarantine import quarantine_stray
 from ckptstore.errors import CorruptPayloadError
 from ckptstore.formats import payload
@@ -145,6 +146,7 @@ def _row_of(description: dict[str, Any], path: Path) -> NewCheckpoint:
         resumable=bool(description["resumable"]),
         tags=tuple(check_tag(tag) for tag in description["tags"]),
         extra=check_extra(description["extra"]),
+        earlier_epochs=read_earlier_epochs(description),
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptstore.errors import InvalidArgumentError
-from ckptstore.records import SUFFIXES, Mode
+from ckptstore.records import SUFFIXES, FinishedEpoch, Mode
 from ckptstore.retention.policy import Policy, as_policy, check_modes
 from ckptstore.storage.layout import absolute, require_outside
 from ckptstore.validation import check_extra, check_metrics, check_position, check_run, check_tag
@@ -24,6 +24,7 @@ class SaveRequest:
 
     Attributes:
         notes: Events to record with the checkpoint, by kind.
+        earlier_epochs: Epochs that ended before, and whose metrics the manifest does not have yet.
         created_at: Time of the save; aware, UTC.
         began: `time.perf_counter()` when the caller began to wait; the same clock in all processes of a machine.
         blocked_s: Seconds that the caller waited, if it did not wait for the end.
@@ -41,6 +42,7 @@ class SaveRequest:
     keep: Policy | None = None
     monitor: tuple[str, Mode] | None = None
     notes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    earlier_epochs: tuple[FinishedEpoch, ...] = ()
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     began: float = field(default_factory=time.perf_counter)
     blocked_s: float | None = None
@@ -64,6 +66,7 @@ def checked_request(
     keep: Policy | None,
     monitor: tuple[str, Mode] | None,
     notes: Mapping[str, Mapping[str, Any]],
+    earlier_epochs: Collection[FinishedEpoch] = (),
 ) -> SaveRequest:
     """Return a request from a caller's arguments, each of them checked; `position` is epoch, batch and step.
 
@@ -92,4 +95,5 @@ def checked_request(
         keep=policy,
         monitor=monitor,
         notes=notes,
+        earlier_epochs=tuple(earlier_epochs),
     )

@@ -5,7 +5,7 @@ back to an older checkpoint (`CorruptError`), upgrade (`SchemaError`), change th
 free space (`StorageError`), correct the call (`InvalidArgumentError`). Each is also the built-in exception
 that a Python programmer would catch. All of them pickle.
 
-May import: records, for type checkers alone.
+May import: printable; records, for type checkers alone.
 """
 
 from __future__ import annotations

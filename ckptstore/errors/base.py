@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from ckptstore.printable import printable
+
 
 class CheckpointStoreError(Exception):
     """Base of all errors raised by ckptstore.
 
     Attributes:
-        message: One line: what happened, and where.
+        message: One line: what happened, and where. Names in it are escaped where they could act on a terminal.
         hint: What to do next, often a command; empty where there is no useful hint.
         facts: The keyword arguments that the error was created from; each is also an attribute.
 
@@ -27,9 +29,9 @@ class CheckpointStoreError(Exception):
     facts: dict[str, Any]
 
     def __init__(self, message: str, *, hint: str = "", **facts: Any) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = printable(message)
+        self.hint = printable(hint)
+        super().__init__(self.message)
         self.facts = facts
         for name, value in facts.items():
             setattr(self, name, value)

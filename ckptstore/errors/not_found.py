@@ -57,19 +57,32 @@ class RunNotFoundError(NotFoundError):
 
 
 class MetricNotFoundError(NotFoundError):
-    """No checkpoint recorded this metric."""
+    """No checkpoint recorded this metric.
+
+    Attributes:
+        known: The metrics that checkpoints have.
+        in_epochs: True if epochs have it that were not saved, or whose checkpoints are removed.
+    """
 
     metric: str
     store: Path
     known: tuple[str, ...]
+    in_epochs: bool
 
-    def __init__(self, *, metric: str, store: Path, known: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, *, metric: str, store: Path, known: tuple[str, ...] = (), in_epochs: bool = False
+    ) -> None:
+        elsewhere = (
+            f"it is known of epochs that have no checkpoint (ckptstore history {store}); "
+            f"StoreCheckpoint(..., monitor={metric!r}) saves the best of them; "
+        )
         super().__init__(
             f"{store}: no checkpoint has a metric {metric!r}",
-            hint=f"metrics here: {_listed(known)}",
+            hint=f"{elsewhere if in_epochs else ''}metrics here: {_listed(known)}",
             metric=metric,
             store=store,
             known=known,
+            in_epochs=in_epochs,
         )
 
 

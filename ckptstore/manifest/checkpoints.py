@@ -30,7 +30,7 @@ from ckptstore.manifest.checkpoint_rows import (
     require,
 )
 from ckptstore.manifest.conditions import Condition, Term
-from ckptstore.manifest.epochs import record_epoch
+from ckptstore.manifest.epochs import record_epochs
 from ckptstore.manifest.events import add_event
 from ckptstore.manifest.metrics import best_version, metric_ids, ranked_versions
 from ckptstore.manifest.retention.progress import forget_progress_of
@@ -67,7 +67,8 @@ def insert_checkpoint(connection: Connection, new: NewCheckpoint) -> int:
     found, next_version = connection.execute(_RUN_AND_NEXT_VERSION, {"run": new.run}).one()
     run = new_run(connection, new.run) if found is None else found
     connection.execute(_ADD, _row(new, run))
-    ids = metric_ids(connection, new.metrics)
+    earlier = (name for epoch in new.earlier_epochs for name in epoch.metrics)
+    ids = metric_ids(connection, dict.fromkeys([*new.metrics, *earlier]))
     values = [
         {
             "version": new.version,
@@ -80,7 +81,7 @@ def insert_checkpoint(connection: Connection, new: NewCheckpoint) -> int:
     ]
     if values:
         connection.execute(_ADD_METRICS, values)
-    record_epoch(connection, run, new, {ids[name]: value for name, value in new.metrics.items()})
+    record_epochs(connection, run, new, ids)
     for name in new.tags:
         put_tag(connection, new.version, name)
     if next_version is not None and next_version <= new.version:
@@ -126,9 +127,11 @@ def drop_checkpoints(connection: Connection, versions: Sequence[int]) -> None:
 _POINT = CHECKPOINTS.table.alias("point")
 
 
-def latest_version(run: str | None) -> Select[Any]:
-    """Return the statement for the version of the newest complete checkpoint."""
+def latest_version(run: str | None, before: int | None = None) -> Select[Any]:
+    """Return the statement for the version of the newest complete checkpoint, or of the newest below `before`."""
     newest = select(func.max(CHECKPOINTS.version)).where(CHECKPOINTS.state == COMPLETE)
+    if before is not None:
+        newest = newest.where(CHECKPOINTS.version < before)
     return newest if run is None else newest.where(CHECKPOINTS.run_id == id_of_run(run))
 
 
@@ -174,10 +177,15 @@ class Checkpoints(Repository):
         with self._transactions.reading() as connection:
             return fetch(connection, self._store, version)
 
-    def latest(self, run: str | None = None) -> Checkpoint | None:
-        """Return the newest complete checkpoint of a run, or of all; None where there is none."""
+    def latest(self, run: str | None = None, *, before: int | None = None) -> Checkpoint | None:
+        """Return the newest complete checkpoint of a run, or of all; None where there is none.
+
+        Args:
+            run: The run; None for all.
+            before: Only below this version.
+        """
         with self._transactions.reading() as connection:
-            return fetch(connection, self._store, latest_version(run))
+            return fetch(connection, self._store, latest_version(run, before))
 
     def best(self, metric: str, mode: Mode, run: str | None = None) -> Checkpoint | None:
         """Return the best complete checkpoint of a run, or of all; None where none has the metric.

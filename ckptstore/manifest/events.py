@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, exists, func, insert, select
 
 from ckptstore.manifest.runs import run_id
 from ckptstore.manifest.statements import WHICH, first_version_of_attempt, id_of_run
 from ckptstore.manifest.tables import CHECKPOINTS, EVENTS, RUNS
 from ckptstore.manifest.transactions import Repository
-from ckptstore.records import Event, Resumed
+from ckptstore.records import FINISHED, Event, Resumed
 
 RUN_OF_CHECKPOINT = select(CHECKPOINTS.run_id).where(CHECKPOINTS.version == WHICH)
 _ADD = insert(EVENTS.table)
+_OTHER = EVENTS.table.alias("other")
 
 
 def add_event(
@@ -104,18 +105,25 @@ class Events(Repository):
 
     def resumes(self, run: str) -> list[Resumed]:
         """Return where a run's newest attempt was resumed, oldest first."""
-        chosen = select(EVENTS.at, EVENTS.version, EVENTS.detail).where(
+        finished = exists().where(_OTHER.c.kind == FINISHED, _OTHER.c.version == EVENTS.version)
+        chosen = select(EVENTS.at, EVENTS.version, EVENTS.detail, finished).where(
             EVENTS.kind == "resumed",
             EVENTS.run_id == id_of_run(run),
             EVENTS.version >= first_version_of_attempt(id_of_run(run)),
         )
         found = []
         with self._transactions.reading() as connection:
-            for at, version, detail in connection.execute(chosen.order_by(EVENTS.id)):
+            for at, version, detail, was_finished in connection.execute(chosen.order_by(EVENTS.id)):
                 where = detail or {}
                 if version is not None and isinstance(where.get("epoch"), int):
                     found.append(
-                        Resumed(at=at, version=version, epoch=where["epoch"], batch=where.get("batch"))
+                        Resumed(
+                            at=at,
+                            version=version,
+                            epoch=where["epoch"],
+                            batch=where.get("batch"),
+                            interrupted=not was_finished,
+                        )
                     )
         return found
 

@@ -1,7 +1,7 @@
 """A report on runs as one HTML file: plot, checkpoints, configuration, cost of saving, events.
 
-The file is complete in itself. Every text that comes from a store is escaped, and a content security policy lets the
-page load nothing.
+The file is complete in itself. Every text that comes from a store is escaped, for HTML and against what would change
+the direction of the text around it, and a content security policy lets the page load nothing.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from html import escape
+from html import escape as escape_markup
 from typing import Any
 
+from ckptstore.printable import printable_json, printable_lines
 from ckptstore.records import Checkpoint, Event, json_time
 from ckptstore.report.plot import PlottedRun
 from ckptstore.report.text import metric_text, position_text, size_text
@@ -58,19 +59,22 @@ class RunReport:
         return self.plotted.history.run
 
 
-def page(title: str, made_at: datetime, runs: Sequence[RunReport], image: bytes | None) -> str:
+def page(
+    title: str, made_at: datetime, runs: Sequence[RunReport], image: bytes | None, *, no_image: str = ""
+) -> str:
     """Return the page.
 
     Args:
         title: The heading; names the store.
         made_at: The time of the report; aware.
         runs: The runs.
-        image: A plot of them as PNG, or None where there is nothing to plot.
+        image: A plot of them as PNG, or None where there is none.
+        no_image: The reason why there is none.
     """
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="quiet">made by ckptstore, {escape(json_time(made_at))}</p>',
-        "<p>No metrics yet.</p>" if image is None else _image(image),
+        f"<p>{escape(no_image)}</p>" if image is None else _image(image),
     ]
     for run in runs:
         parts += _run(run)
@@ -84,6 +88,11 @@ def page(title: str, made_at: datetime, runs: Sequence[RunReport], image: bytes 
     )
 
 
+def escape(text: str) -> str:
+    """Return text that a page shows as it is; what is not printable is shown as an escape."""
+    return escape_markup(printable_lines(text))
+
+
 def _image(image: bytes) -> str:
     data = base64.b64encode(image).decode("ascii")
     return f'<img alt="metrics over epochs" src="data:image/png;base64,{data}">'
@@ -91,12 +100,12 @@ def _image(image: bytes) -> str:
 
 def _run(run: RunReport) -> list[str]:
     checkpoints = run.plotted.checkpoints
-    resumes = run.plotted.history.resumes
+    interruptions = len(run.plotted.history.interruptions)
     nbytes = sum(checkpoint.nbytes for checkpoint in checkpoints)
     counted = f"{len(checkpoints)} checkpoints, {size_text(nbytes)}"
     parts = [
         f"<h2>Run {escape(run.run)}</h2>",
-        f"<p>{counted}; interrupted {len(resumes)} time{'' if len(resumes) == 1 else 's'}.</p>",
+        f"<p>{counted}; interrupted {interruptions} time{'' if interruptions == 1 else 's'}.</p>",
     ]
     if run.plotted.best or run.plotted.resume_point is not None:
         parts += ["<h3>Best and resume point</h3>", _best(run.plotted)]
@@ -111,11 +120,18 @@ def _run(run: RunReport) -> list[str]:
         head = ("layer", "variables", "dtype", "values", "size")
         parts += ["<h3>Configuration</h3>", _table(head, layer_rows(run.layout), numbers=(3, 4))]
     for name, document in run.configuration.items():
-        text = json.dumps(document, indent=2, ensure_ascii=False)
-        parts.append(f"<details><summary>{escape(name)}</summary><pre>{escape(text)}</pre></details>")
+        text = printable_json(json.dumps(document, indent=2, ensure_ascii=False))
+        parts.append(_folded(name, f"<pre>{escape(text)}</pre>"))
     if run.events:
-        parts += ["<h3>Events</h3>", _events(run.events)]
+        parts += [
+            "<h3>Events</h3>",
+            _folded(f"the newest {min(len(run.events), MAX_EVENTS)}", _events(run.events)),
+        ]
     return parts
+
+
+def _folded(title: str, content: str) -> str:
+    return f"<details><summary>{escape(title)}</summary>{content}</details>"
 
 
 def _best(run: PlottedRun) -> str:
@@ -171,7 +187,9 @@ def _events(events: Sequence[Event]) -> str:
             json_time(event.at)[:19],
             event.kind,
             "" if event.version is None else str(event.version),
-            "" if event.detail is None else json.dumps(dict(event.detail), ensure_ascii=False),
+            ""
+            if event.detail is None
+            else printable_json(json.dumps(dict(event.detail), ensure_ascii=False)),
         )
         for event in events[:MAX_EVENTS]
     ]

@@ -12,8 +12,9 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from ckptstore.errors import MissingPackageError
+from ckptstore.printable import printable
 from ckptstore.records import Checkpoint
-from ckptstore.report.text import metric_text, position_text, printable
+from ckptstore.report.text import metric_text, position_text
 from ckptstore.store.history import History
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def _draw_panel(axis: Axes, runs: Sequence[PlottedRun], name: str, metrics: Sequ
 
     values = []
     for run, colour in zip(runs, _colours(runs), strict=True):
-        for resumed in run.history.resumes:
+        for resumed in run.history.interruptions:
             axis.axvline(
                 run.x(resumed.epoch, resumed.batch), color=colour if len(runs) > 1 else _GREY,
                 linestyle=":", linewidth=1.1, zorder=1,
@@ -259,7 +260,7 @@ def _legend(runs: Sequence[PlottedRun], panels: Mapping[str, Sequence[str]]) -> 
         point = points[0].resume_point
         details = f": version {point.version} ({position_text(point)})" if len(runs) == 1 and point else ""
         entries.append(entry(f"resume point{details}", color=base, marker="^", markersize=8))
-    if any(run.history.resumes for run in runs):
+    if any(run.history.interruptions for run in runs):
         entries.append(entry("interrupted, and resumed from here", linestyle=":", linewidth=1.1))
     return entries
 

@@ -9,6 +9,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from ckptstore.printable import printable
 from ckptstore.records import Checkpoint, Problem
 from ckptstore.report.table import (
     ALWAYS_SHOWN,
@@ -77,18 +78,6 @@ def age_text(seconds: float) -> str:
     if seconds < 7200:
         return f"{seconds // 60:.0f} min"
     return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"
-
-
-def printable(text: str) -> str:
-    r"""Return text in which all is escaped that could move the cursor, change colours or break the line.
-
-    Example:
-        >>> printable("val_loss\x1b[31m\n 损失")
-        'val_loss\\x1b[31m\\n 损失'
-    """
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def position_text(checkpoint: Checkpoint) -> str:

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ckptstore.printable import printable
 from ckptstore.report.table import table_of
-from ckptstore.report.text import metric_text, printable, size_text
+from ckptstore.report.text import metric_text, size_text
 
 if TYPE_CHECKING:
     from ckptstore.report.table import TextTable

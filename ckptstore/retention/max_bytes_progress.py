@@ -11,11 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ckptstore.records import FINISHED
+
 # The last checkpoints that a budget let expire are checked again: with payloads of other sizes it may let fewer expire.
 RECHECKED = 64
 
 # Events that matter to a budget only through the versions that always stay.
-_HARMLESS = ("tagged", "untagged", "resuming", "resumed", "ended")
+_HARMLESS = ("tagged", "untagged", "resuming", "resumed", "ended", FINISHED)
 
 # The version up to which a budget lets everything expire, and the bytes of those that are still there.
 Reached = tuple[int, int]

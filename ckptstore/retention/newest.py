@@ -30,8 +30,9 @@ def keep_last(n: int) -> Policy:
 def keep_within(time: timedelta) -> Policy:
     """Keep what was saved within `time` before the run's newest checkpoint.
 
-    The time counts back from the newest checkpoint, not from now: a run that waits for a machine over a weekend loses
-    none.
+    The time counts back from the checkpoint with the highest version, not from now: a run that waits for a machine over
+    a weekend loses none, and one that was saved while the clock was wrong does not decide over those after it. What the
+    clock says is later than the newest stays. A clock that is set forward for good is a long wait to this rule.
 
     Raises:
         InvalidArgumentError: It is not a timedelta above zero.
@@ -79,7 +80,7 @@ class KeepLast(Rule):
 
 @dataclass(frozen=True, slots=True)
 class KeepWithin(Rule):
-    """Keeps what was saved within a time before the newest."""
+    """Keeps what was saved within a time before the newest, which is the one with the highest version."""
 
     time: timedelta
 
@@ -87,7 +88,7 @@ class KeepWithin(Rule):
         """Return those saved within the time."""
         if not checkpoints:
             return {}
-        since = max(checkpoint.created_at for checkpoint in checkpoints) - self.time
+        since = checkpoints[-1].created_at - self.time
         why = (f"keep_within({self.time})",)
         kept = (checkpoint.version for checkpoint in checkpoints if checkpoint.created_at >= since)
         return SharedReasons((version, why) for version in kept)

@@ -98,7 +98,7 @@ class RunView(Protocol):
 
     @property
     def before(self) -> datetime | None:
-        """Time of the newest save at the last check; None if there was none."""
+        """The result of `newest_at` at the last check; None if there was none."""
         ...
 
     @property
@@ -135,7 +135,7 @@ class RunView(Protocol):
         ...
 
     def newest_at(self) -> datetime:
-        """Return the latest time of a save."""
+        """Return the time of the newest checkpoint; a clock may have been set back since older ones."""
         ...
 
     def oldest(self, after: int = 0, *, without_metrics: bool = False) -> Iterator[Checkpoint]:

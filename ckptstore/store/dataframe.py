@@ -1,12 +1,12 @@
-"""Checkpoints as a pandas table, if pandas is installed: a row for each."""
+"""Checkpoints and epochs as pandas tables, if pandas is installed: a row for each."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.errors import MissingPackageError
-from ckptstore.records import Checkpoint
+from ckptstore.records import Checkpoint, Epoch
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -29,6 +29,13 @@ _FIELDS = {
     "total_s": "float64",
     "path": "object",
 }
+_EPOCH_FIELDS = {
+    "epoch": "int64",
+    "batch": "Int64",
+    "step": "Int64",
+    "version": "int64",
+    "created_at": "datetime64[ns, UTC]",
+}
 
 
 def dataframe_of(checkpoints: Iterable[Checkpoint]) -> DataFrame:
@@ -39,21 +46,34 @@ def dataframe_of(checkpoints: Iterable[Checkpoint]) -> DataFrame:
     Raises:
         MissingPackageError: pandas is not installed.
     """
+    return _dataframe(checkpoints, _FIELDS)
+
+
+def dataframe_of_epochs(epochs: Iterable[Epoch]) -> DataFrame:
+    """Return a table of epochs, as `dataframe_of` does of checkpoints.
+
+    Raises:
+        MissingPackageError: pandas is not installed.
+    """
+    return _dataframe(epochs, _EPOCH_FIELDS)
+
+
+def _dataframe(records: Iterable[Checkpoint | Epoch], fields: Mapping[str, str]) -> DataFrame:
     try:
         import pandas as pd
     except ImportError as error:
         raise MissingPackageError(package="pandas", needed_for="to_dataframe()", extra="pandas") from error
-    columns: dict[str, list[Any]] = {name: [] for name in _FIELDS}
+    columns: dict[str, list[Any]] = {name: [] for name in fields}
     metrics: dict[str, dict[int, float]] = {}
     count = 0
-    for row, checkpoint in enumerate(checkpoints):
+    for row, record in enumerate(records):
         for name, values in columns.items():
-            value = getattr(checkpoint, name)
+            value = getattr(record, name)
             values.append(str(value) if name == "path" else value)
-        for name, number in checkpoint.metrics.items():
+        for name, number in record.metrics.items():
             metrics.setdefault(name, {})[row] = number
         count = row + 1
-    table = {name: pd.Series(values, dtype=_FIELDS[name]) for name, values in columns.items()}
+    table: dict[str, Any] = {name: pd.Series(values, dtype=fields[name]) for name, values in columns.items()}
     for name, known in metrics.items():
         column = [known.get(row, float("nan")) for row in range(count)]
         table[f"metric.{name}" if name in table else name] = pd.Series(column, dtype="float64")

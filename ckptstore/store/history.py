@@ -7,29 +7,38 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ckptstore.errors import MetricNotFoundError, RunNotFoundError
 from ckptstore.manifest.manifest import Manifest
 from ckptstore.metrics import mode_of
-from ckptstore.records import Checkpoint, Epoch, Mode, Resumed, json_number, json_time
+from ckptstore.records import Checkpoint, Epoch, FinishedEpoch, Mode, Resumed, json_number, json_time
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
     """A run's metrics by epoch, as its checkpoints recorded them, including checkpoints that were removed.
 
-    Of an epoch trained twice, as after a crash, the later record counts; of a run started over, the newest attempt.
+    A checkpoint also records the epochs that ended before it without being saved. Of an epoch trained twice, as after a
+    crash, the later record counts; of a run started over, the newest attempt.
 
     Attributes:
         run: The run.
         epochs: The record of each epoch, in order.
-        resumes: The positions from which the run was resumed after an interruption, in order.
+        resumes: The positions from which the run was resumed, in order: after an interruption, or after its end.
     """
 
     run: str
     epochs: Sequence[Epoch]
     resumes: Sequence[Resumed]
+
+    @property
+    def interruptions(self) -> tuple[Resumed, ...]:
+        """The positions from which the run was resumed after an interruption, in order."""
+        return tuple(resumed for resumed in self.resumes if resumed.interrupted)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -40,6 +49,16 @@ class History:
         """Return the epochs, zero-based, in which a metric is known, and its values there."""
         known = [epoch for epoch in self.epochs if metric in epoch.metrics]
         return [epoch.epoch for epoch in known], [epoch.metrics[metric] for epoch in known]
+
+    def to_dataframe(self) -> DataFrame:
+        """Return it as a pandas table: a row for each epoch, its fields, then a column for each metric.
+
+        Raises:
+            MissingPackageError: (an ImportError) pandas is not installed.
+        """
+        from ckptstore.store.dataframe import dataframe_of_epochs
+
+        return dataframe_of_epochs(self.epochs)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as a JSON object."""
@@ -60,7 +79,7 @@ class RunSummary:
         epochs: Number of epochs that it has recorded.
         resumes: Number of times it was resumed.
         latest: Its newest checkpoint, or None.
-        first_at: Time of its first recorded save; aware, UTC; None if it saved nothing.
+        first_at: When its first recorded epoch ended or was saved; aware, UTC; None if it saved nothing.
         best: Its best checkpoint by each metric whose better direction is known.
         modes: The better direction of each of these metrics.
     """
@@ -110,6 +129,16 @@ def history_of(manifest: Manifest, store: Path, run: str) -> History:
     return History(
         run=run, epochs=tuple(manifest.epochs.iterate(run)), resumes=tuple(manifest.events.resumes(run))
     )
+
+
+def epochs_since_checkpoint_before(manifest: Manifest, checkpoint: Checkpoint) -> list[FinishedEpoch]:
+    """Return the finished epochs between a checkpoint and the existing one before it in its run.
+
+    They were not saved, or their checkpoints have been removed.
+    """
+    before = manifest.checkpoints.latest(checkpoint.run, before=checkpoint.version)
+    after = 0 if before is None else before.version
+    return manifest.epochs.not_saved_between(checkpoint.run, after, checkpoint)
 
 
 def compare(

@@ -10,6 +10,7 @@ from ckptstore.errors import CheckpointNotFoundError, InvalidArgumentError, Metr
 from ckptstore.manifest.checkpoints import COMPLETE_ONLY
 from ckptstore.manifest.conditions import Condition, Metric, Term, metrics_in, parse, parse_order
 from ckptstore.manifest.manifest import Manifest
+from ckptstore.metrics import is_better
 from ckptstore.records import Checkpoint, Event, Mode, State
 from ckptstore.storage.layout import published_path
 from ckptstore.store import refs
@@ -119,7 +120,8 @@ class StoreReader:
     ) -> Checkpoint | list[Checkpoint] | None:
         """Return the checkpoint with the best value of a metric, or None where there is none; or the `k` best.
 
-        NaN is never best; of equals the earlier is returned.
+        NaN is never best; of equals the earlier is returned. Only checkpoints are compared: an epoch that was not saved
+        may have been better by a metric that was not monitored; `better_epoch` tells.
 
         Args:
             metric: The metric's name, as in Keras' logs.
@@ -138,6 +140,26 @@ class StoreReader:
             raise InvalidArgumentError(argument="k", value=k, reason="must be a positive integer")
         direction = refs.direction_of(self._manifest, self.path, metric, mode=mode, run=run)
         return [] if direction is None else self._manifest.checkpoints.ranked(metric, direction, run, limit=k)
+
+    def better_epoch(self, checkpoint: Checkpoint, metric: str, *, mode: Mode | None = None) -> int | None:
+        """Return the best epoch of a checkpoint's run by a metric, if it is better than the checkpoint; else None.
+
+        There is no checkpoint of such an epoch: it was not saved, or the checkpoint was removed.
+
+        Args:
+            checkpoint: A checkpoint, such as `best` returns.
+            metric: The metric's name.
+            mode: As for `best`.
+
+        Raises:
+            MetricNotFoundError: As `best`; likewise `InvalidArgumentError`.
+        """
+        direction = refs.direction_of(self._manifest, self.path, metric, mode=mode, run=checkpoint.run)
+        found = None if direction is None else self._manifest.epochs.best(metric, direction, checkpoint.run)
+        if direction is None or found is None:
+            return None
+        epoch, value = found
+        return epoch if is_better(value, checkpoint.metrics.get(metric), direction) else None
 
     def resume_point(self, run: str | None = None) -> Checkpoint | None:
         """Return the newest checkpoint that a run can resume from, or None where there is none.

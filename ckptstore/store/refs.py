@@ -75,7 +75,8 @@ def direction_of(
     if metric not in known:
         if manifest.checkpoints.latest(run) is None:
             return None
-        raise MetricNotFoundError(metric=metric, store=store, known=tuple(known))
+        in_epochs = manifest.epochs.best(metric, "max", run) is not None
+        raise MetricNotFoundError(metric=metric, store=store, known=tuple(known), in_epochs=in_epochs)
     direction = mode or manifest.runs.monitored_mode(metric, run) or mode_of(metric)
     if direction is None:
         raise InvalidArgumentError(

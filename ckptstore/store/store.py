@@ -285,8 +285,9 @@ class CheckpointStore(StoreWriter):
         """Copy a checkpoint to another store, where it gets the next version; durable when it returns.
 
         Digests are checked, and metrics, position, time, cost, extra, pin and training state stay what they were; tags
-        too, except those that another checkpoint has there. A crash leaves the copy complete, or none; copying again
-        finds it.
+        too, except those that another checkpoint has there. The metrics of the epochs since the run's checkpoint before
+        it come along, so that a run of which everything is copied has the same history there. A crash leaves the copy
+        complete, or none; copying again finds it.
 
         Args:
             ref: A version, ``"latest"``, ``"best:METRIC"``, ``"resume-point"``, a tag, or a `Checkpoint`.
@@ -301,12 +302,17 @@ class CheckpointStore(StoreWriter):
             RunLockedError: Another writer owns the run there.
             DiskFullError: The disk is full; nothing was copied.
         """
-        from ckptstore.transfer.copy import copy
+        from ckptstore.store.history import epochs_since_checkpoint_before
+        from ckptstore.transfer.copy import CopySource, copy
 
         target._check_writable("copy")
         checkpoint = self.get(ref)
-        monitors = self.monitors(checkpoint.run)
-        return copy(checkpoint, self.uuid, monitors, target, run=run, progress=progress)
+        source = CopySource(
+            uuid=self.uuid,
+            monitors=self.monitors(checkpoint.run),
+            earlier_epochs=epochs_since_checkpoint_before(self._manifest, checkpoint),
+        )
+        return copy(checkpoint, source, target, run=run, progress=progress)
 
     def import_files(
         self,

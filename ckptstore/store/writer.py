@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from ckptstore.errors import ReadOnlyError
-from ckptstore.records import Checkpoint, Format, Mode
+from ckptstore.records import Checkpoint, FinishedEpoch, Format, Mode
 from ckptstore.storage.layout import Layout
 from ckptstore.storage.locks import store_lock
 from ckptstore.store.model_adapter import adapter_for
@@ -46,6 +46,7 @@ class SaveOptions(TypedDict, total=False):
     monitor: tuple[str, Mode] | None
     fit: FitState | None
     notes: Mapping[str, Mapping[str, Any]]
+    earlier_epochs: Collection[FinishedEpoch]
 
 
 class StoreWriter(StoreReader):
@@ -152,7 +153,8 @@ class StoreWriter(StoreReader):
             model: As for `save`.
             epoch: As for `save`.
             snapshots: The snapshot maker of earlier saves of the same fit, which reuses what does not change.
-            **options: As for `save`; and `notes`, events to record with the checkpoint, by kind.
+            **options: As for `save`; and `notes`, events to record with the checkpoint, by kind, and
+                `earlier_epochs`, which ended before and whose metrics the manifest does not have yet.
 
         Returns:
             The snapshot, whose arrays are the model's own, and the request: for `commit`, or for the queue of
@@ -176,6 +178,7 @@ class StoreWriter(StoreReader):
             keep=options.get("keep"),
             monitor=options.get("monitor"),
             notes=options.get("notes", {}),
+            earlier_epochs=options.get("earlier_epochs", ()),
         )
         self._check_writable("save")
         snapshot = (snapshots or adapter_for(model).snapshots()).take(
@@ -240,6 +243,20 @@ class StoreWriter(StoreReader):
         if wanted:
             with store_lock(self._layout.locks):
                 self._manifest.runs.set_monitors(run, wanted)
+
+    def record_epochs(self, run: str, epochs: Collection[FinishedEpoch]) -> None:
+        """Record the metrics of epochs that no checkpoint will bring any more, since the training is over.
+
+        They are recorded with the run's newest checkpoint; of a run without checkpoints nothing is recorded. A crash
+        leaves all of them recorded, or none.
+
+        Args:
+            run: The run, which this store owns.
+            epochs: The epochs.
+        """
+        self._check_writable("record_epochs")
+        with store_lock(self._layout.locks):
+            self._manifest.epochs.add(run, epochs)
 
     # --- names and pins ------------------------------------------------------------------------------
 

@@ -5,5 +5,5 @@ signal into a flag), `fork_safety.no_fork` and `fork_safety.reset_in_child` (SQL
 `shared_memory.SharedMemory` (memfd), `parallel_copy.ParallelCopy` and `small_copies.SmallCopies` (many arrays into one
 memory).
 
-May import: errors.
+May import: errors, printable.
 """

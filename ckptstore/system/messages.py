@@ -1,8 +1,9 @@
 """The messages of the package: lines on stdout or stderr, and warnings. No message ends a training or keeps a lock.
 
 All modules except the command line print and warn through here. A stream may be missing, closed, full, unable to
-encode a name, or a pipe without a reader: then the message is lost, and nothing else happens. Where a pipe has a reader
-that does not read, a write would never return; a message waits for a second, and is then left out.
+encode a name, or a pipe without a reader: then the message is lost, and nothing else happens. What a name from a store
+could do to a terminal is escaped. Where a pipe has a reader that does not read, a write would never return; a message
+waits for a second, and is then left out.
 
 A filter may turn warnings into exceptions (``python -W error``). They are raised, as the user has asked, but not in the
 middle of work that must be complete: see `held_back`.
@@ -20,6 +21,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
+
+from ckptstore.printable import printable_lines
 
 # Seconds to wait for a stream that takes nothing. After the first time, later messages to it do not wait.
 BLOCKED_AFTER_S = 1.0
@@ -80,8 +83,9 @@ def _print(name: str, text: str) -> None:
 
 
 def _escaped(text: str, stream: Any) -> str:
+    """Return text without what could act on a terminal, or cannot be encoded."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
+    return printable_lines(text).encode(encoding, "backslashreplace").decode(encoding)
 
 
 def can_write(stream: Any) -> bool:
@@ -105,9 +109,12 @@ def can_write(stream: Any) -> bool:
 def warn(text: str, category: type[Warning] = UserWarning, *, stacklevel: int = 1) -> None:
     """Issue a warning, or hold it back in a block that does so; see `warnings.warn`.
 
+    What could act on a terminal is escaped: a warning may quote a payload.
+
     Raises:
         Warning: A filter turns it into an exception. Nothing else is raised.
     """
+    text = printable_lines(text)
     if _held.blocks:
         _held.blocks[-1].append(HeldWarning(text, category))
         return

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import keras
 
 from ckptstore.background.save_queue import Backpressure
+from ckptstore.commit.earlier_epochs import EARLIER_EPOCHS, read_earlier_epochs
 from ckptstore.errors import InvalidArgumentError
 from ckptstore.keras.private import unsynced_model
 from ckptstore.retention import Policy, keep_last
@@ -39,7 +40,8 @@ class ModelCheckpoint(SavingCallback, keras.callbacks.ModelCheckpoint):
     The first eight arguments are Keras'. Each checkpoint is written to the store ``.ckptstore`` beside the file, made
     durable and recorded with its position and all its metrics; then `filepath` shows it, by an atomic rename of a hard
     link. A crash at any instant leaves at `filepath` the complete old file or the complete new one, and every
-    checkpoint that was reported saved. It is a subclass of Keras' class, so that code which looks for one finds it.
+    checkpoint that was reported saved. The metrics of epochs that are not saved are recorded with the next save, or at
+    the end of the fit. It is a subclass of Keras' class, so that code which looks for one finds it.
 
     Where it differs from Keras':
 
@@ -195,6 +197,7 @@ class ModelCheckpoint(SavingCallback, keras.callbacks.ModelCheckpoint):
         self._thread = threading.get_ident()
         store = self._saves.open(self.params)
         self._saves.begin(self.model)
+        self._saves.unrecorded.replace()
         self._saves.monitored.begin_with_published(store, self._saves.run)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -220,13 +223,15 @@ class ModelCheckpoint(SavingCallback, keras.callbacks.ModelCheckpoint):
             self._save(position.epoch, batch, logs or {})
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Save, unless `save_freq` counts batches."""
+        """Save, unless `save_freq` counts batches; the epoch's metrics go to the manifest with the next save."""
         self._saves.settle()
+        self._saves.epoch_ended(epoch, self._position.step, logs or {})
         if self.save_freq == "epoch":
             self._save(epoch, None, logs or {})
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Wait for what is still being saved, and release the run and the store."""
+        """Wait for what is still being saved, record the epochs behind it, and release the run and the store."""
+        self._saves.record_last_epochs()
         self._saves.close_for_another()
 
     def _save(self, epoch: int, batch: int | None, logs: dict[str, Any]) -> None:
@@ -272,6 +277,7 @@ class ModelCheckpoint(SavingCallback, keras.callbacks.ModelCheckpoint):
             "batches_in_epoch": self._position.counted,
             "batches_since_save": self._schedule.since_save,
             "steps_before_epoch": self._position.steps_before,
+            EARLIER_EPOCHS: [finished.to_json() for finished in self._saves.unrecorded.all()],
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -285,3 +291,4 @@ class ModelCheckpoint(SavingCallback, keras.callbacks.ModelCheckpoint):
         position.counted = position.batches = 0
         position.batch_done(state["batches_in_epoch"] - 1)
         self._schedule.since_save = state["batches_since_save"]
+        self._saves.unrecorded.replace(read_earlier_epochs(state))

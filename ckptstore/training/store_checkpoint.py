@@ -16,6 +16,7 @@ from ckptstore.keras.state.arrays import state_nbytes
 from ckptstore.records import Checkpoint
 from ckptstore.retention import Policy, keep_last
 from ckptstore.storage.layout import absolute
+from ckptstore.system import messages
 from ckptstore.system.stop_signals import STOP_SIGNALS
 from ckptstore.training.resuming_callback import ResumingCallback
 from ckptstore.training.saving.arguments import (
@@ -47,14 +48,17 @@ class StoreCheckpoint(ResumingCallback):
 
     Args:
         directory: The store; str or PathLike, made if there is none.
-        monitor: The metric whose best checkpoint always stays.
+        monitor: The metric whose best epoch's end is always saved, and always stays. A warning says so if it is not
+            among the metrics of the first epoch.
         verbose: 0 is silent but for one line at a resume, 1 prints a line for each save.
         save_best_only: Keep only the best checkpoint by `monitor`, and the newest as the resume point.
         save_weights_only: Save weights, optimizer and training state, without the model's configuration; it can be
             resumed from, and loads with ``model.load_weights``.
         mode: ``"min"``, ``"max"``, or ``"auto"`` to decide by the metric.
-        save_freq: ``"epoch"``; a number of batches after which to save, counted across epochs; or ``"auto"`` to save as
-            often as `max_overhead` allows, measured while training. The end of the last epoch is saved in any case.
+        save_freq: How often to save at least: ``"epoch"``; a number of batches after which to save, counted across
+            epochs; or ``"auto"`` for as often as `max_overhead` allows, measured while training. Besides, whatever it
+            is, an epoch's end is saved at which `monitor` is the best so far, and that of the last epoch; and the
+            metrics of every epoch are recorded with the next save.
         initial_value_threshold: The best to begin with.
         run: The name of the run in the store. By default it follows the order of the fits that this process makes on
             the store: ``"default"``, ``"default-2"``, and so on; a fit that an exception or an interrupt ended keeps
@@ -71,8 +75,8 @@ class StoreCheckpoint(ResumingCallback):
             ``"wait"`` for the disk, and leave none out.
         max_overhead: With ``save_freq="auto"``, the share of the run that saving may cost: the time that steps wait,
             what steps during a save take longer, and the work of this callback without a save. An epoch's end that is
-            the best so far is saved a little early; where epochs are shorter than the interval that is allowed, some of
-            these are not saved.
+            the best so far is saved at any cost: a row of such epochs that are shorter than the interval takes longer
+            than this share. It is not made up for afterwards, when saves come as often as before.
         save_interval: Save also when so much time has passed since the last save, at the next batch: seconds, or a
             `datetime.timedelta`.
         save_on_exception: Save what is finished when a callback ends the fit by an exception.
@@ -168,6 +172,7 @@ class StoreCheckpoint(ResumingCallback):
             format="weights" if self.save_weights_only else "keras",
             keep=keep_last(1) if self.save_best_only and self.keep is None else self.keep,
             verbose=self.verbose,
+            best_only=self.save_best_only,
         )
         self._saves.monitored = self._monitored()
         try:
@@ -175,7 +180,13 @@ class StoreCheckpoint(ResumingCallback):
         except InvalidArgumentError:
             if self.save_best_only:
                 raise
-            # A fit without this metric has no best, and is saved anyway.
+            # The fit is saved anyway; it only has no best.
+            messages.warn(
+                f"nothing tells whether a lower or a higher {self.monitor} is better, so that no checkpoint counts as "
+                "the best: pass mode='min' or mode='max'",
+                UserWarning,
+                stacklevel=2,
+            )
         schedule = self._by_save_freq()
         return (
             schedule

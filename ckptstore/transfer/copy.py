@@ -5,14 +5,14 @@ The payload is written again, since it names the store that it belongs to; its v
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ckptstore.commit.request import SaveRequest
 from ckptstore.errors import InvalidArgumentError
 from ckptstore.formats.decode import decoded
-from ckptstore.records import Checkpoint, Mode
+from ckptstore.records import Checkpoint, FinishedEpoch, Mode
 from ckptstore.transfer.existing import find_existing
 from ckptstore.transfer.target import TransferTarget
 from ckptstore.validation import check_run
@@ -46,10 +46,24 @@ class Copied:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopySource:
+    """The store that a checkpoint is copied from, as far as the copy needs it.
+
+    Attributes:
+        uuid: The id of the store.
+        monitors: The metrics that the checkpoint's run watches, each with its better direction.
+        earlier_epochs: Epochs that ended before the checkpoint, and whose metrics come along.
+    """
+
+    uuid: str
+    monitors: Mapping[str, Mode]
+    earlier_epochs: Sequence[FinishedEpoch] = ()
+
+
 def copy(
     checkpoint: Checkpoint,
-    uuid: str,
-    monitors: Mapping[str, Mode],
+    source: CopySource,
     target: TransferTarget,
     *,
     run: str | None = None,
@@ -59,23 +73,22 @@ def copy(
 
     Args:
         checkpoint: The checkpoint.
-        uuid: The id of its store.
-        monitors: The metrics that its run watches, each with its better direction.
+        source: Its store.
         target: The store to copy it to.
         run: The run of the copy; None for the same.
         progress: Called with numbers of bytes as they are read.
     """
-    if uuid == target.uuid:
+    if source.uuid == target.uuid:
         raise InvalidArgumentError(
             argument="target", value=str(target.path), reason="is the same store, or a copy of it"
         )
     run = checkpoint.run if run is None else check_run(run)
-    origin = {"store": uuid, "version": checkpoint.version, "digest": checkpoint.digest}
+    origin = {"store": source.uuid, "version": checkpoint.version, "digest": checkpoint.digest}
     tags = {tag: target.tags().get(tag) for tag in checkpoint.tags}
     # Claimed before the search, so that nobody else copies it meanwhile.
     target.claim(run)
-    target.watch(run, monitors)
-    request = _request(checkpoint, run, origin, tags)
+    target.watch(run, source.monitors)
+    request = replace(_request(checkpoint, run, origin, tags), earlier_epochs=tuple(source.earlier_epochs))
     existing = find_existing(target, COPIED, origin, request, checkpoint.path)
     made = existing or _write(checkpoint, target, request, progress)
     if checkpoint.pinned and not made.pinned:

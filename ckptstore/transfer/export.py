@@ -20,6 +20,7 @@ from ckptstore.errors import InvalidArgumentError, MissingPackageError
 from ckptstore.formats import copy as payload_copy
 from ckptstore.formats import payload
 from ckptstore.formats.safetensors import bytes_of, header_of
+from ckptstore.printable import printable_json
 from ckptstore.records import SUFFIXES, Checkpoint
 from ckptstore.storage.durable_writer import DurableWriter, Written
 from ckptstore.storage.files import fsync_directory, make_directory, rename_to_new
@@ -200,7 +201,9 @@ def _write_folder(checkpoint: Checkpoint, folder: Path, progress: Progress | Non
     file = f"model{SUFFIXES[checkpoint.format]}"
     written = _write(checkpoint, folder / file, checkpoint.format, progress)
     texts = {
-        "checkpoint.json": json.dumps(checkpoint.to_json(), indent=2, ensure_ascii=False) + "\n",
+        "checkpoint.json": printable_json(
+            json.dumps(checkpoint.to_json(), indent=2, ensure_ascii=False) + "\n"
+        ),
         "README.md": card_of(checkpoint, file, _versions(folder / file)),
     }
     for name, text in texts.items():

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ckptstore.commit.earlier_epochs import read_earlier_epochs
 from ckptstore.commit.request import SaveRequest
 from ckptstore.errors import CorruptPayloadError, InvalidArgumentError, StorageError
 from ckptstore.formats.decode import decoded
@@ -182,6 +183,7 @@ def _described(path: Path, description: Mapping[str, Any], run: str | None) -> S
             metrics=check_metrics({name: float(value) for name, value in description["metrics"].items()}),
             tags=tuple(check_tag(tag) for tag in description["tags"]),
             extra=check_extra(description["extra"]),
+            earlier_epochs=read_earlier_epochs(description),
             created_at=datetime.fromisoformat(description["created_at"]).astimezone(UTC),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -199,7 +201,14 @@ def _with_name(request: SaveRequest, values: Mapping[str, float], *, given: Mapp
     epoch = counts.get("epoch", request.epoch)
     batch = counts.get("batch", request.batch)
     check_position(epoch, batch)
-    return replace(request, epoch=epoch, batch=batch, metrics={**request.metrics, **check_metrics(metrics)})
+    return replace(
+        request,
+        epoch=epoch,
+        batch=batch,
+        metrics={**request.metrics, **check_metrics(metrics)},
+        # Under another number the epochs before it would be others too.
+        earlier_epochs=request.earlier_epochs if epoch == request.epoch else (),
+    )
 
 
 # --- Keras' BackupAndRestore ---------------------------------------------------------------------

@@ -334,6 +334,9 @@ def test_a_dataframe(store: CheckpointStore, tmp_path: Path) -> None:
         assert other.to_dataframe().empty
         add(other._manifest, metrics={"epoch": 2.5})
         assert other.to_dataframe()["metric.epoch"].tolist() == [2.5]
+        epochs = other.history("a").to_dataframe()
+        assert list(epochs.columns) == ["epoch", "batch", "step", "version", "created_at", "metric.epoch"]
+        assert epochs["version"].tolist() == [1] and str(epochs["batch"].dtype) == "Int64"
 
 
 def test_a_condition_is_parsed_into_records() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -99,6 +100,25 @@ def test_hostile_names_stay_text(store: CheckpointStore, tmp_path: Path) -> None
     assert HOSTILE in page.texts
     assert '"><img src=x>' in page.texts
     assert any("st<o>re" in text for text in page.texts)
+
+
+def test_events_are_folded(store: CheckpointStore, tmp_path: Path) -> None:
+    text = written(store, tmp_path / "a.html") and (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert "<h3>Events</h3>\n<details><summary>the newest 1</summary>" in text
+
+
+def test_without_matplotlib_the_report_lacks_the_picture_and_says_so(
+    store: CheckpointStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    page = written(store, tmp_path / "a.html")
+    said = capsys.readouterr().err
+    assert said.startswith("The picture is left out: ") and "pip install 'ckptstore[plot]'" in said
+    assert said.strip() in page.texts
+    assert "img" not in page.tags and "Checkpoints" in page.texts
 
 
 def test_a_damaged_payload_only_removes_the_configuration(

@@ -98,9 +98,14 @@ def test_interruptions_are_dotted_lines(tmp_path: Path) -> None:
         save(store, 1, batch=4, step=15)
     with CheckpointStore(tmp_path / "s") as store:
         store.load_newest_resume_point(lambda checkpoint: None, "default")
-        save(store, 1, step=20)
+        save(store, 1, step=20, notes={"finished": {"epoch": 1}})
+    with CheckpointStore(tmp_path / "s") as store:
+        store.load_newest_resume_point(lambda checkpoint: None, "default")  # it was not interrupted there
+        save(store, 2, step=30)
         [run] = runs_of(store)
-    assert [(checkpoint.epoch, checkpoint.batch) for checkpoint in run.history.resumes] == [(1, 4)]
+    resumes = [(resumed.epoch, resumed.batch, resumed.interrupted) for resumed in run.history.resumes]
+    assert resumes == [(1, 4, True), (1, None, False)]
+    assert [resumed.batch for resumed in run.history.interruptions] == [4]
     with plot._matplotlib():
         figure = plot._figure([run], "title", {"loss": ["loss"]})
     dotted = [line for line in figure.axes[0].lines if line.get_linestyle() == ":"]

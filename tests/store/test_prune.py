@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import pickle
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -126,6 +126,22 @@ def test_only_intact_checkpoints_count(tmp_path: Path) -> None:
         save(store, 7, keep=keep_last(3))
         save(store, 8, keep=keep_last(3))
         assert _versions(store) == [5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("jump", [timedelta(days=365), timedelta(days=-365)], ids=["ahead", "back"])
+def test_a_clock_that_jumps_for_a_while_removes_nothing_new(tmp_path: Path, jump: timedelta) -> None:
+    """One of eight checkpoints is dated by a wrong clock; after each save, and by a look at everything."""
+    hour = keep_within(timedelta(hours=1))
+    for name, keep in (("each save", hour), ("prune", None)):
+        with CheckpointStore(tmp_path / name) as store:
+            for number in range(1, 13):
+                at = datetime(2026, 3, 1, 10, tzinfo=UTC) + timedelta(minutes=10 * number)
+                save(store, number, created_at=at + jump * (number == 4), keep=keep)
+            if keep is None:
+                store.prune(hour)
+            kept = [checkpoint.version for checkpoint in store.checkpoints()]
+        # What seems to be of the future stays, until the clock has come there.
+        assert kept == [*([4] if jump > timedelta(0) else []), 6, 7, 8, 9, 10, 11, 12]
 
 
 def test_a_users_own_function(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import ckptstore
 from resume_cases import BACKENDS, CASES, INEXACT, NEEDS, RARE, is_installed
 from resume_runs import Outcome, Runs
 
@@ -196,3 +197,22 @@ def test_a_run_that_must_resume_refuses_to_begin(runs: Runs, tmp_path: Path) -> 
     refused = runs.run("arrays", store=str(tmp_path / "store"), saving={"resume": "must"})
     assert refused.status == 1
     assert "CheckpointNotFoundError" in refused.output
+
+
+def test_a_run_that_is_killed_has_the_metrics_of_all_epochs(runs: Runs, tmp_path: Path) -> None:
+    """Killed before, between and after saves; neither number nor time of the saves falls on the ends of epochs."""
+    store = str(tmp_path / "store")
+    options: dict[str, Any] = {"epochs": 6, "saving": {"save_freq": 11, "monitor": "val_loss"}}
+    plain = found(runs.run("arrays", epochs=6))
+    for after in (17, 6, 9):
+        assert runs.run("arrays", store=store, die_after=after, **options).status == -signal.SIGKILL
+    resumed = found(runs.run("arrays", store=store, **options))
+    assert resumed["history"] == plain["history"]
+    with ckptstore.CheckpointStore(store, read_only=True) as opened:
+        history = opened.history()
+        best = opened.best("val_loss")
+    assert [(epoch.epoch, epoch.batch) for epoch in history.epochs] == [(epoch, None) for epoch in range(6)]
+    for metric, values in plain["history"].items():
+        assert [value.hex() for value in history.of(metric)[1]] == values, metric
+    assert best is not None
+    assert best.metrics["val_loss"] == min(map(float.fromhex, plain["history"]["val_loss"]))

@@ -12,7 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptstore.training.saving.overhead_budget import OverheadBudget
-from ckptstore.training.saving.schedule import AnySchedule, EveryEpoch, EveryInterval, WithinOverhead
+from ckptstore.training.saving.schedule import (
+    AnySchedule,
+    EveryEpoch,
+    EveryInterval,
+    SaveSchedule,
+    WithinOverhead,
+)
 
 
 @dataclass
@@ -146,16 +152,31 @@ def test_steps_are_measured_in_short_epochs_too() -> None:
     assert budget.step_s == pytest.approx(0.002)
 
 
-def test_an_early_save_is_paid_for_afterwards() -> None:
+def test_after_many_saves_at_any_cost_at_most_one_is_owed() -> None:
+    """Each of 30 epochs is the best so far and saved, at twice the share; the next saves come as they did before."""
+    run = Run(step_s=0.01, blocked_s=0.05, write_s=0.01).train(2_000)
+    usual = max(later - earlier for earlier, later in pairwise(run.saves[5:]))
+    cost_s, now = run.cost_s, run.now
+    for first in range(2_000, 3_500, 50):
+        run.train(50, first=first)
+        run.budget.pause()
+        run.budget.forgive()
+        run.save(first + 49)
+    assert run.cost_s - cost_s > 2 * 0.035 * (run.now - now)
+    run.train(2_000, first=3_500)
+    after = [batch for batch in run.saves if batch >= 3_500]
+    assert after[0] - 3_499 <= 2 * usual
+    assert max(later - earlier for earlier, later in pairwise(after)) <= usual + 1
+
+
+def test_a_save_at_any_cost_leaves_what_is_earned() -> None:
+    """It is paid for as any other, where nothing is owed: a run of rare ones costs no more than the share."""
     run = Run(step_s=0.01, blocked_s=0.05, write_s=0.01).train(1_000)
-    assert not run.budget.is_due()
-    early = 0
-    for batch in range(1_000, 9_000):
-        run.train(1, first=batch)
-        if run.until is None and run.budget.is_due(early=True):
-            run.save(batch)
-            early += 1
-    assert early > 10
+    for first in range(1_000, 20_000, 1_000):
+        run.train(1_000, first=first)
+        run.budget.pause()
+        run.budget.forgive()
+        run.save(first + 999)
     assert run.cost_s <= 0.035 * run.now + 0.1
 
 
@@ -479,15 +500,26 @@ def test_a_large_state_is_not_saved_before_time_for_it_is_earned() -> None:
 
 
 def test_a_save_that_is_due_anyway_takes_nothing_from_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[bool] = []
-    paused: list[bool] = []
-    monkeypatch.setattr(OverheadBudget, "is_due", lambda budget, early=False: bool(asked.append(early)))
-    monkeypatch.setattr(OverheadBudget, "pause", lambda budget: paused.append(True))
+    calls: list[str] = []
+    for name in ("is_due", "pause", "forgive"):
+        monkeypatch.setattr(OverheadBudget, name, lambda budget, name=name: calls.append(name))
     within = WithinOverhead(0.1, nbytes=1, wait_for_device=lambda: None)
-    assert AnySchedule(EveryEpoch(), within).due_at_epoch_end(last=False, best=True)
-    assert (asked, paused) == ([], [True])
-    assert not AnySchedule(within).due_at_epoch_end(last=False, best=True)
-    assert (asked, paused) == ([True], [True, True])
+    assert AnySchedule(EveryEpoch(), within).due_at_epoch_end(last=False)
+    assert calls == ["pause"]
+    assert not AnySchedule(within).due_at_epoch_end(last=False)
+    assert calls == ["pause", "pause", "is_due"]
+
+
+@pytest.mark.parametrize("others", [(), (EveryInterval(3600),)], ids=["alone", "with an interval"])
+def test_the_best_is_saved_whatever_the_budget_says(
+    monkeypatch: pytest.MonkeyPatch, others: tuple[SaveSchedule, ...]
+) -> None:
+    calls: list[str] = []
+    for name in ("is_due", "forgive"):
+        monkeypatch.setattr(OverheadBudget, name, lambda budget, name=name: calls.append(name))
+    within = WithinOverhead(0.1, nbytes=1, wait_for_device=lambda: None)
+    assert AnySchedule(*others, within).due_at_epoch_end(last=False, best=True, saving=True)
+    assert calls == ["forgive"]
 
 
 def test_an_interval_starts_when_the_store_is_open() -> None:

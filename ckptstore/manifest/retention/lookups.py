@@ -60,7 +60,7 @@ NTH = _VERSIONS.order_by(CHECKPOINTS.version.desc()).offset(bindparam("skip", ty
 NEWEST_AT = (
     select(CHECKPOINTS.created_at, CHECKPOINTS.file, CHECKPOINTS.nbytes)
     .where(*_HERE)
-    .order_by(CHECKPOINTS.created_at.desc())
+    .order_by(CHECKPOINTS.version.desc())
 )
 
 # --- by a scale --------------------------------------------------------------------------------------

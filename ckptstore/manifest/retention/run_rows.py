@@ -280,7 +280,7 @@ class RunRows:
         return list(self._execute(lookups.SAVED_BETWEEN, low=low, high=high).scalars())
 
     def newest_at(self) -> datetime:
-        """Return the latest time of a save, among the intact checkpoints."""
+        """Return the time of the newest intact checkpoint; a clock may have been set back since older ones."""
         with self._execute(lookups.NEWEST_AT) as rows:
             at = (moment for moment, file, nbytes in rows if self._is_intact(self._store / file, nbytes))
             found: datetime = next(at, _UNIX_EPOCH)

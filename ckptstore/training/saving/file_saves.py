@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptstore.background.save_queue import Backpressure
+from ckptstore.errors import StorageError, StoreLockedError
 from ckptstore.keras.private import print_message, synced_train_state
 from ckptstore.metrics import scalars
 from ckptstore.records import Checkpoint
@@ -142,6 +143,23 @@ class FileSaves(Saves):
                 stacklevel=2,
             )
         return metrics
+
+    def _warn_if_not_monitored(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Say nothing here: a save that needs the metric says it, in Keras' words."""
+
+    def record_last_epochs(self) -> None:
+        """Record the metrics of the epochs behind the last save at the end of a fit, since no other save will."""
+        self.drain()
+        epochs = self.unrecorded.all()
+        if not epochs or self.store is None:
+            return
+        try:
+            self.store.record_epochs(self.run, epochs)
+        except (StorageError, StoreLockedError) as error:
+            messages.warn(
+                f"the metrics of the last epochs are not recorded: {error}", UserWarning, stacklevel=2
+            )
+        self.unrecorded.replace()
 
     # --- messages ----------------------------------------------------------------------------------
 

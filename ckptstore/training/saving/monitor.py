@@ -14,6 +14,8 @@ from ckptstore.metrics import better_of, is_better, mode_of, scalar
 from ckptstore.records import Mode
 from ckptstore.store.store import CheckpointStore
 
+DEFAULT_MONITOR = "val_loss"
+
 
 class Verdict(Enum):
     """A new value, compared with the best so far."""
@@ -173,6 +175,14 @@ class MonitoredMetric:
             return None
         value = metrics.get(self.name)
         return scalar(value) if self.judge(value) is Verdict.BETTER else None
+
+    def is_missed_in(self, metrics: Mapping[str, float], *, required: bool) -> bool:
+        """Return True if the metrics of an epoch lack this one, and its user has reason to expect it.
+
+        Without a validation, the callbacks' default is expected only if the best is all that is wanted.
+        """
+        is_default = self.name == DEFAULT_MONITOR and not any(name.startswith("val_") for name in metrics)
+        return self.name not in metrics and (required or not is_default)
 
     def begin_save(self, value: float | None) -> None:
         """Take a value whose save is on its way as the best; None for a save that is not the best."""

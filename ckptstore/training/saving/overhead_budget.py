@@ -326,28 +326,43 @@ class OverheadBudget:
             return self._expected_s
         return self._blocked_s + (self._slowed_s or 0.0)
 
-    def is_due(self, *, early: bool = False) -> bool:
-        """Return True if enough is earned for a save; `early` for one that may be paid for afterwards."""
+    def is_due(self) -> bool:
+        """Return True if enough is earned for a save."""
         # In epochs of one batch, batches cannot be measured.
-        if self._began is None or (max(len(self._steps), self._pauses) < _FEWEST and not early):
+        if self._began is None or max(len(self._steps), self._pauses) < _FEWEST:
             return False
         now = self._clock()
-        if now < self._earliest and not early:
+        if now < self._earliest:
             self._pause_measuring()
             return False
-        earned = self._share * (now - self._began - self._waited_s)
         cost = self.cost_s
-        earned -= _for_hooks(earned, self._hooks_s)
-        # The fit's end waits for the last save.
-        ahead = 0.0 if self._blocked_s is None else cost + self._write_s
-        most = _FOR_FIXED_COSTS_AT_FIRST if self._blocked_s is None else _FOR_FIXED_COSTS
-        earned -= min(self._fixed_s + self._lost_s(now) + ahead, most * earned)
         # Unspent time is not saved up: a long validation is no reason for many saves.
-        left = earned - self._spent_s
+        left = self._left(now)
         self._spent_s += max(0.0, left - cost)
         # Unless a save is settled before, which may show a lower cost.
         self._earliest = now + (cost - left) / self._share
-        return left >= (0.0 if early else cost)
+        return left >= cost
+
+    def forgive(self) -> None:
+        """Forget what is owed, before a save that is made whatever it costs.
+
+        So a row of such saves, as of epochs that are each the best so far, takes longer than the share; but afterwards
+        at most one of them is owed, and the next save within an epoch comes as soon as after any other.
+        """
+        if self._began is not None:
+            self._spent_s += min(0.0, self._left(self._clock()))
+            self._earliest = -math.inf
+
+    def _left(self, now: float) -> float:
+        """Return the seconds that are earned and not spent; less than 0 if some are owed."""
+        assert self._began is not None
+        earned = self._share * (now - self._began - self._waited_s)
+        earned -= _for_hooks(earned, self._hooks_s)
+        # The fit's end waits for the last save.
+        ahead = 0.0 if self._blocked_s is None else self.cost_s + self._write_s
+        most = _FOR_FIXED_COSTS_AT_FIRST if self._blocked_s is None else _FOR_FIXED_COSTS
+        earned -= min(self._fixed_s + self._lost_s(now) + ahead, most * earned)
+        return earned - self._spent_s
 
     def _pause_measuring(self) -> None:
         """Only count the batches up to the next measurement, or until a save may be due."""

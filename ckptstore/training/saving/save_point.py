@@ -23,6 +23,7 @@ class SavePoint:
         resumable: False after a loss that is not finite: such a checkpoint is no resume point.
         droppable: True if a newer save may replace this one while it waits for the disk.
         publish: The path at which the file appears, or None.
+        finishes: True at the end of the last epoch: the run is finished once this is saved.
     """
 
     epoch: int
@@ -33,3 +34,9 @@ class SavePoint:
     resumable: bool = True
     droppable: bool = False
     publish: Path | None = None
+    finishes: bool = False
+
+    @property
+    def last_finished_epoch(self) -> int:
+        """The epoch that was finished last; -1 within the first."""
+        return self.epoch - (self.batch is not None)

@@ -14,7 +14,7 @@ from ckptstore.errors import UnfinishedSaveError
 from ckptstore.formats.payload import is_streamable
 from ckptstore.keras.private import print_message
 from ckptstore.metrics import scalars
-from ckptstore.records import Checkpoint, Format
+from ckptstore.records import FINISHED, Checkpoint, Format
 from ckptstore.retention import Policy
 from ckptstore.store.model_adapter import Snapshots, adapter_for
 from ckptstore.store.store import CheckpointStore
@@ -25,6 +25,7 @@ from ckptstore.training.saving.monitor import MonitoredMetric
 from ckptstore.training.saving.run_writer import RunWriter
 from ckptstore.training.saving.save_point import SavePoint
 from ckptstore.training.saving.schedule import SaveSchedule
+from ckptstore.training.saving.unrecorded_epochs import UnrecordedEpochs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,12 +37,14 @@ class SaveSettings:
         keep: The retention policy; None keeps everything.
         verbose: 1 to print a line for each checkpoint, 0 for none.
         discard_at_end: Whether to remove the run from the store when the fit is complete.
+        best_only: Whether the user wants the best alone, besides the resume point.
     """
 
     format: Format = "keras"
     keep: Policy | None = None
     verbose: int = 0
     discard_at_end: bool = False
+    best_only: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,12 +56,14 @@ class _Pending:
         best: The monitored value if it is the best so far, else None.
         policy: The user's own retention policy, which another process does not know; None for ours.
         name: The published path as the user spelled it.
+        last_epoch: The last finished epoch whose metrics this save brings to the manifest.
     """
 
     batches: int
     best: float | None
     policy: Policy | None
     name: str
+    last_epoch: int
 
 
 class Saves:
@@ -79,6 +84,7 @@ class Saves:
         backpressure: See `ckptstore.background.save_queue.SaveQueue`.
         settings: What all saves have in common; set before a fit begins.
         monitored: The monitored metric, or None; set before a fit begins.
+        unrecorded: Finished epochs whose metrics go to the manifest with the next save.
         needs_preparation: True until `prepare` is called, in a fit that saves in the background.
         last: The checkpoint that was saved last, or None.
     """
@@ -97,6 +103,7 @@ class Saves:
         self.settings = SaveSettings()
         self.monitored: MonitoredMetric | None = None
         self.last: Checkpoint | None = None
+        self.unrecorded = UnrecordedEpochs()
         self._failures = failures
         self._writer = RunWriter(path, run)
         self._schedule = SaveSchedule()
@@ -104,6 +111,7 @@ class Saves:
         self._queue: SaveQueue | None = None
         self.needs_preparation = False
         self._start_s = 0.0
+        self._is_checked = False
         self._pending: dict[int, _Pending] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -117,6 +125,7 @@ class Saves:
             "_snapshots": None,
             "_queue": None,
             "_pending": {},
+            "unrecorded": UnrecordedEpochs(),
             "needs_preparation": False,
         }
 
@@ -157,7 +166,7 @@ class Saves:
         assert store is not None
         self._schedule = SaveSchedule() if schedule is None else schedule
         self._snapshots = adapter_for(model).snapshots()
-        self._pending, self._start_s = {}, 0.0
+        self._pending, self._start_s, self._is_checked = {}, 0.0, False
         self.needs_preparation = self.background
         if self.background:
             self._queue = store.open_save_queue(self.run, backpressure=self.backpressure)
@@ -255,11 +264,14 @@ class Saves:
             format=self.settings.format,
             fit=point.fit,
             resumable=point.resumable,
-            notes=schedule.events(),
+            notes=schedule.events() | ({FINISHED: {"epoch": point.epoch}} if point.finishes else {}),
+            earlier_epochs=self.unrecorded.before(point.epoch, batch=point.batch),
         )
         # Another process does not know a user's own function.
         policy = None if request.keep is None or getattr(request.keep, "is_builtin", False) else request.keep
-        pending = _Pending(batches=batches, best=best, policy=policy, name=name)
+        pending = _Pending(
+            batches=batches, best=best, policy=policy, name=name, last_epoch=point.last_finished_epoch
+        )
         if self._queue is None or not is_streamable(snapshot):
             # What only h5py can write is not copied, and comes after the saves in the background.
             self.drain()
@@ -282,6 +294,22 @@ class Saves:
                 monitored.begin_save(best)
         schedule.handed_over(saving=self.is_saving)
         return True
+
+    def epoch_ended(self, epoch: int, step: int | None, logs: Mapping[str, Any]) -> None:
+        """Let the next save bring the metrics of an epoch that has ended, whether or not its end is saved."""
+        metrics = self._metrics(logs)
+        self.unrecorded.add(epoch, step=step, metrics=metrics)
+        self._warn_if_not_monitored(epoch, metrics)
+
+    def _warn_if_not_monitored(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        monitored, self._is_checked = (None if self._is_checked else self.monitored), True
+        if monitored is not None and monitored.is_missed_in(metrics, required=self.settings.best_only):
+            messages.warn(
+                f"monitor={monitored.name!r} is not among the metrics of epoch {epoch + 1} "
+                f"({', '.join(metrics)}): until it is, no checkpoint counts as the best",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def _metrics(self, logs: Mapping[str, Any]) -> dict[str, float]:
         """Return the logs that are numbers."""
@@ -351,6 +379,7 @@ class Saves:
         if saved is None:
             return
         self._start_s = 0.0
+        self.unrecorded.recorded(pending.last_epoch)
         self.last = saved
         if self.settings.verbose > 0:
             self._print_saved(saved, pending.best, pending.name)

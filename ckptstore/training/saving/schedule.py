@@ -1,6 +1,7 @@
 """Save schedules: every epoch, every n batches, after an interval, within an overhead budget, or several of these.
 
-A schedule decides *when* to save and knows positions and outcomes alone: neither Keras nor the store.
+Whichever it is, two kinds of epoch ends are saved besides: those at which the monitored metric is the best so far, and
+the last one. A schedule decides *when* to save and knows positions and outcomes alone: neither Keras nor the store.
 `ckptstore.training.saving.saves` knows *how*, and reports every save to the schedule.
 """
 
@@ -15,7 +16,9 @@ from ckptstore.training.saving.overhead_budget import OverheadBudget
 
 
 class SaveSchedule:
-    """Decides after each batch and each epoch whether a save is due; by itself only the end of the last epoch is.
+    """Decides after each batch and each epoch whether a save is due.
+
+    By itself it saves the end of each epoch that is the best so far, and the end of the last epoch.
 
     Args:
         at_end: Whether the end of the last epoch is saved in any case.
@@ -27,6 +30,8 @@ class SaveSchedule:
         >>> schedule = SaveSchedule()
         >>> schedule.due_at_epoch_end(last=False), schedule.due_at_epoch_end(last=True)
         (False, True)
+        >>> schedule.due_at_epoch_end(last=False, best=True)
+        True
     """
 
     def __init__(self, *, at_end: bool = True) -> None:
@@ -55,10 +60,10 @@ class SaveSchedule:
             best: True if the epoch's monitored metric is the best so far.
             saving: True while an earlier save is being written.
         """
-        return last and self.at_end
+        return best or (last and self.at_end)
 
-    def epoch_ends(self) -> None:
-        """Take note of an epoch's end at which another schedule has found a save due."""
+    def epoch_ends(self, *, best: bool = False) -> None:
+        """Take note of an epoch's end at which another schedule has found a save due; `best` as above."""
 
     # --- saves and their outcomes ------------------------------------------------------------------
 
@@ -195,8 +200,8 @@ class EveryInterval(SaveSchedule):
         return self._clock() - self._saved_at >= self._seconds
 
     def due_at_epoch_end(self, *, last: bool, best: bool = False, saving: bool = False) -> bool:
-        """Return True if the interval has passed, or training ends."""
-        return (last and self.at_end) or self.due_after(0)
+        """Return True if the interval has passed, the epoch is the best so far, or training ends."""
+        return super().due_at_epoch_end(last=last, best=best) or self.due_after(0)
 
     def handed_over(self, *, saving: bool) -> None:
         """Start the interval again."""
@@ -248,14 +253,16 @@ class WithinOverhead(SaveSchedule):
         self.about_to_save()
         return True
 
-    def epoch_ends(self) -> None:
-        """Leave the time from here to the next batch out of the measurements."""
+    def epoch_ends(self, *, best: bool = False) -> None:
+        """Leave the time from here to the next batch out of the measurements; the best is saved at any cost."""
         self._budget.pause()
+        if best:
+            self._budget.forgive()
 
     def due_at_epoch_end(self, *, last: bool, best: bool = False, saving: bool = False) -> bool:
-        """Return True if the budget pays for a save, a little early for the best so far; or training ends."""
-        self.epoch_ends()
-        return (last and self.at_end) or (not saving and self._budget.is_due(early=best))
+        """Return True if the budget pays for a save, the epoch is the best so far, or training ends."""
+        self.epoch_ends(best=best)
+        return super().due_at_epoch_end(last=last, best=best) or (not saving and self._budget.is_due())
 
     def about_to_save(self) -> None:
         """Begin to measure the save when the device has caught up."""
@@ -335,15 +342,15 @@ class AnySchedule(SaveSchedule):
         due = False
         for schedule in self._schedules:
             if due:
-                schedule.epoch_ends()
+                schedule.epoch_ends(best=best)
             else:
                 due = schedule.due_at_epoch_end(last=last, best=best, saving=saving)
         return due
 
-    def epoch_ends(self) -> None:
+    def epoch_ends(self, *, best: bool = False) -> None:
         """Tell each of them."""
         for schedule in self._schedules:
-            schedule.epoch_ends()
+            schedule.epoch_ends(best=best)
 
     def about_to_save(self) -> None:
         """Pass it on to each of them."""

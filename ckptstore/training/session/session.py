@@ -113,6 +113,7 @@ class FitSession:
         self._is_by_hand = self._loop is None
         refuse_second_resume(callback, is_resumed=self._loop is not None and self._loop.is_hooked)
         self._saves.begin(self._model, self._schedule)
+        self._saves.unrecorded.replace()
         self._schedule.begin()
         self._user_state = None if self._loop is None else UserState(self._model)
         self._find_resume_point(store, resume)
@@ -238,15 +239,17 @@ class FitSession:
             others(epoch, logs)
         except BaseException as error:
             self._call_remaining("on_epoch_end", epoch, error)
+            self._saves.epoch_ended(epoch, self.position.step, logs or {})
             due = self._is_due_at_epoch_end(logs or {}, last=False)
             self._save_before_end(error, due=due, batch=None, logs=logs)
             raise
         self._epoch_ended(epoch, self._epoch_logs or logs or {})
 
     def _epoch_ended(self, epoch: int, logs: Mapping[str, Any]) -> None:
+        self._saves.epoch_ended(epoch, self.position.step, logs)
         last = self._model.stop_training or self._is_last(epoch)
         if self._is_due_at_epoch_end(logs, last=last) or self._stop.received is not None:
-            self._save(batch=None, logs=logs)
+            self._save(batch=None, logs=logs, last=last)
         self._logs = logs
         self._stop_on_signal()
 
@@ -357,7 +360,13 @@ class FitSession:
     # --- saving ------------------------------------------------------------------------------------
 
     def _save(
-        self, *, batch: int | None, logs: Any, before: BeforeValidation | None = None, end: bool = False
+        self,
+        *,
+        batch: int | None,
+        logs: Any,
+        before: BeforeValidation | None = None,
+        end: bool = False,
+        last: bool = False,
     ) -> None:
         if self._saved == (self.position.epoch, batch):
             return
@@ -376,6 +385,7 @@ class FitSession:
                     fit=self._state(batch, numbers, before or BeforeValidation(), kinds),
                     resumable=loss is None or math.isfinite(loss),
                     droppable=batch is not None and not end,
+                    finishes=last,
                 )
                 if self._saves.save(self._model, point):
                     self._saved = (self.position.epoch, batch)
