@@ -118,6 +118,42 @@ def test_a_stopped_training_ends_with_75_and_releases_the_run(
     assert time.monotonic() - began < 180
 
 
+PIPELINE = textwrap.dedent("""
+    import os, signal, sys, time
+    import keras
+    from small_fits import AtBatch, fit, model
+    import ckptstore
+
+    reader, writer = os.pipe()
+    os.dup2(writer, 1)
+
+    def stop():
+        os.close(reader)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)  # Keras prints at most every 0.05 s
+
+    callback = ckptstore.StoreCheckpoint(sys.argv[1], monitor="loss", save_on_exception=False)
+    fit(model(), callback, AtBatch(5, stop), epochs=3, verbose=1)
+    """)
+
+
+def test_a_signal_that_also_ends_the_reader_of_the_progress_bar_ends_with_75(tmp_path: Path) -> None:
+    """As in ``python train.py | tee log``: Keras' own bar raises BrokenPipeError before the fit sees the signal."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", PIPELINE, tmp_path],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 75, done.stderr
+    with CheckpointStore(tmp_path) as store:
+        store.claim("default")
+        assert [checkpoint.step for checkpoint in store.checkpoints()] == [6]
+
+
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 @pytest.mark.parametrize("background", [True, False], ids=["background", "foreground"])
 def test_a_warning_that_is_an_error_ends_a_fit_that_releases_the_run(

@@ -429,14 +429,19 @@ class FitSession:
 
     def _save_before_end(self, error: BaseException, *, due: bool, batch: int | None, logs: Any) -> None:
         """Save what is finished, since an exception is about to end the fit; a failure becomes a note on it."""
+        # Of `train.py | tee log` the signal has ended both; that Keras cannot print is no reason to end otherwise.
+        is_stopped = self._stop.received is not None and isinstance(error, BrokenPipeError)
         try:
-            if self._save_on_exception or due:
+            if self._save_on_exception or due or is_stopped:
                 with held_back(may_raise=False):
                     self._save(batch=batch, logs=logs, end=True)
         except Exception as failure:
             error.add_note(f"the save at the end failed too: {failure}")
+            is_stopped = False
         finally:
             self.end(error)
+        if is_stopped:
+            self._stop.deliver()
 
     def _train_ends(self, others: Callable[..., None], logs: Any = None) -> None:
         resumed, self._pending = self._pending, None
