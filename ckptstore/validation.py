@@ -149,6 +149,35 @@ def check_extra(extra: object) -> dict[str, Any] | None:
     return loaded
 
 
+def check_objects(
+    objects: Mapping[str, Any] | None, *, weights_only: bool = False, resumable: bool = True
+) -> Mapping[str, Any] | None:
+    """Return ``objects=`` if it is a dict of objects by name, for a checkpoint that carries training state.
+
+    Raises:
+        InvalidArgumentError: It is something else, or the checkpoint carries none.
+
+    Example:
+        >>> check_objects([1])
+        Traceback (most recent call last):
+        ...
+        ckptstore.errors.InvalidArgumentError: objects=[1]: must be a dict of objects by name
+    """
+    if objects is None:
+        return None
+    if not isinstance(objects, Mapping) or not all(isinstance(name, str) for name in objects):
+        raise InvalidArgumentError(
+            argument="objects", value=objects, reason="must be a dict of objects by name"
+        )
+    if weights_only or not resumable:
+        raise InvalidArgumentError(
+            argument="objects",
+            value=sorted(objects),
+            reason="is part of the training state, which weights_only=True and resumable=False leave out",
+        )
+    return objects
+
+
 def _check_text(argument: str, text: str, max_length: int) -> None:
     if not text or text != text.strip() or not text.isprintable():
         raise InvalidArgumentError(

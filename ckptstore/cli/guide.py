@@ -24,6 +24,8 @@ TOPICS = (
     "commands",
     "background",
     "loops",
+    "torch-loops",
+    "jax-loops",
     "tuners",
     "jobs",
     "moving",

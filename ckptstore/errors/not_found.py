@@ -56,6 +56,27 @@ class RunNotFoundError(NotFoundError):
         )
 
 
+class NoResumePointError(NotFoundError):
+    """A run has checkpoints, and none of them carries the training state that a resume needs."""
+
+    run: str | None
+    store: Path
+    latest: int
+
+    def __init__(self, *, run: str | None, store: Path, latest: int) -> None:
+        which = "the store" if run is None else f"run {run!r}"
+        super().__init__(
+            f"{store}: {which} has checkpoints (the latest is version {latest}), but none can be resumed from: "
+            "all were saved without training state",
+            hint="save without weights_only=True and resumable=False (of a loop by hand: with "
+            "objects={'optimizer': optimizer}); to load the weights alone: "
+            f"store.restore({latest}, model); to start the run over: store.begin(run)",
+            run=run,
+            store=store,
+            latest=latest,
+        )
+
+
 class MetricNotFoundError(NotFoundError):
     """No checkpoint recorded this metric.
 

@@ -57,6 +57,52 @@ class RefusedByLayerError(ModelMismatchError):
         )
 
 
+class ObjectsMismatchError(CheckpointStoreError, ValueError):
+    """The objects of a checkpoint are not those that were given as ``objects=``; nothing was changed.
+
+    Attributes:
+        where: The first difference: an object's name, or the place in it, such as ``"optimizer.mu['kernel']"``.
+        in_checkpoint: What the checkpoint has there, such as ``"AdamW"``, ``"(3, 8) float32"`` or ``"nothing"``.
+        in_objects: What was given.
+    """
+
+    where: str
+    in_checkpoint: str
+    in_objects: str
+
+    def __init__(
+        self, *, where: str, in_checkpoint: str, in_objects: str, hint: str = "", **facts: Any
+    ) -> None:
+        super().__init__(
+            f"the checkpoint does not fit objects=: {where} is {in_checkpoint} in the checkpoint "
+            f"and {in_objects} in objects=",
+            hint=hint or "nothing was changed; make the objects as they were when they were saved",
+            where=where,
+            in_checkpoint=in_checkpoint,
+            in_objects=in_objects,
+            **facts,
+        )
+
+
+class RefusedByObjectError(ObjectsMismatchError):
+    """The checkpoint is intact, but one of the objects raised an error when it was to load its state.
+
+    Attributes:
+        reason: The object's own error; also the cause of this one.
+    """
+
+    reason: str
+
+    def __init__(self, *, where: str, reason: str) -> None:
+        super().__init__(
+            where=where,
+            in_checkpoint="there",
+            in_objects=f"refused by the object ({reason})",
+            hint="the model and all objects are as they were; make the object as it was when it was saved",
+            reason=reason,
+        )
+
+
 class ModelNotReadyError(CheckpointStoreError, ValueError):
     """The model is not built or not compiled, and so cannot be saved or restored."""
 
@@ -65,6 +111,34 @@ class ModelNotReadyError(CheckpointStoreError, ValueError):
 
     def __init__(self, *, model: str, missing: str, hint: str) -> None:
         super().__init__(f"model {model!r} is not {missing}", hint=hint, model=model, missing=missing)
+
+
+class SeveralProcessesError(CheckpointStoreError, RuntimeError):
+    """One model is trained by several processes together, which is not supported here; nothing was saved or changed.
+
+    Attributes:
+        operation: What was refused, such as ``"StoreCheckpoint"``.
+        by: What connects the processes, such as ``"jax.distributed"``.
+        processes: Their number.
+        process: The number of this one, from 0.
+    """
+
+    operation: str
+    by: str
+    processes: int
+    process: int
+
+    def __init__(self, *, operation: str, by: str, processes: int, process: int) -> None:
+        super().__init__(
+            f"{operation} works in one process, and this is process {process} of {processes} that train together "
+            f"({by})",
+            hint="train in one process, on as many devices as it has; or write a loop for torch's DDP in which "
+            "process 0 alone calls store.save: ckptstore guide torch-loops",
+            operation=operation,
+            by=by,
+            processes=processes,
+            process=process,
+        )
 
 
 class NotAStoreError(CheckpointStoreError, ValueError):

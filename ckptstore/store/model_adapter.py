@@ -5,6 +5,7 @@ The store knows no framework: `ckptstore.frameworks` names the module that imple
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ckptstore.errors import InvalidArgumentError
@@ -28,6 +29,7 @@ class Snapshots(Protocol):
         fit: FitState | None = None,
         resumable: bool = True,
         in_epoch: bool = False,
+        objects: Mapping[str, Any] | None = None,
     ) -> Snapshot:
         """Take a snapshot of a model; nothing is written.
 
@@ -39,9 +41,11 @@ class Snapshots(Protocol):
             fit: State of the running fit, which joins the training state.
             resumable: False to leave out only the training state.
             in_epoch: True in the middle of an epoch, where the configuration of an earlier snapshot may be reused.
+            objects: Objects of a training loop written by hand, by name, for the training state.
 
         Raises:
-            ModelNotReadyError: It is not built; or not compiled, with neither `optimizer` nor `weights_only`.
+            ModelNotReadyError: It is not built; or not compiled, with neither `optimizer`, `objects` nor
+                `weights_only`.
         """
 
 
@@ -52,15 +56,23 @@ class ModelAdapter(Protocol):
         """Return a `Snapshots`; one object for all saves of a fit computes only once what stays the same."""
 
     def restore(
-        self, model: Any, checkpoint: Checkpoint, *, optimizer: Any = None, generators: bool = False
+        self,
+        model: Any,
+        checkpoint: Checkpoint,
+        *,
+        optimizer: Any = None,
+        generators: bool = False,
+        objects: Mapping[str, Any] | None = None,
     ) -> TrainingState | None:
         """Verify the payload, check that it fits, then restore weights, optimizer and training state.
 
-        Returns the training state. `generators` is True to restore the process' global random generators too.
+        Returns the training state. `generators` is True to restore the process' global random generators too; then
+        `objects` must have all that the checkpoint has.
 
         Raises:
             CorruptPayloadError: The payload is damaged; the model is unchanged.
             ModelMismatchError: It does not fit; the model is unchanged.
+            ObjectsMismatchError: It does not fit the objects; nothing is changed.
         """
 
     def load_model(self, checkpoint: Checkpoint, **kwargs: Any) -> Any:

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from ckptstore.commit.open import open_for_reading, open_for_writing
-from ckptstore.errors import StoreNotFoundError
+from ckptstore.errors import NoResumePointError, StoreNotFoundError
 from ckptstore.records import Checkpoint, Problem
 from ckptstore.storage.layout import Layout, absolute, find_store
 from ckptstore.storage.locks import store_lock
@@ -17,6 +17,7 @@ from ckptstore.store.model_adapter import adapter_for
 from ckptstore.store.reader import Ref
 from ckptstore.store.refs import RESUME_POINT
 from ckptstore.store.writer import StoreWriter
+from ckptstore.validation import check_objects
 
 if TYPE_CHECKING:
     from keras import Model, Optimizer
@@ -101,7 +102,14 @@ class CheckpointStore(StoreWriter):
 
     # --- restoring -----------------------------------------------------------------------------------
 
-    def restore(self, ref: Ref, model: Model, *, optimizer: Optimizer | None = None) -> Checkpoint:
+    def restore(
+        self,
+        ref: Ref,
+        model: Model,
+        *,
+        optimizer: Optimizer | None = None,
+        objects: Mapping[str, Any] | None = None,
+    ) -> Checkpoint:
         """Bring a checkpoint's weights, optimizer and training state back into a model; returns the checkpoint.
 
         The payload is verified and compared with the model before the model changes. An interrupt after that leaves
@@ -111,15 +119,21 @@ class CheckpointStore(StoreWriter):
             ref: A version, ``"latest"``, ``"best:METRIC"``, ``"resume-point"``, a tag, or a `Checkpoint`.
             model: The model, built and compiled as it was when it was saved.
             optimizer: The optimizer of a custom training loop, if one was passed to `save`.
+            objects: The objects that were passed to `save`, under the same names: all are restored, or none. A tree of
+                arrays that cannot be changed in place (an optax state) is replaced in this dict: use it from there.
+                None to restore the model alone.
 
         Raises:
             CheckpointNotFoundError: No checkpoint answers to `ref`.
             CorruptPayloadError: The payload is damaged; the model is unchanged. With ``"resume-point"`` the damaged one
                 is quarantined and the one before restored, as `resume` does; `NoUsableCheckpointError` if all are.
             ModelMismatchError: The checkpoint does not fit the model, which is unchanged.
+            ObjectsMismatchError: It has other objects, or of another structure, or one refuses it
+                (`RefusedByObjectError`); model and objects are unchanged.
             RefusedByLayerError: A layer could not load it; `put_back` tells whether the model is as it was.
         """
-        load = partial(adapter_for(model).restore, model, optimizer=optimizer)
+        check_objects(objects)
+        load = partial(adapter_for(model).restore, model, optimizer=optimizer, objects=objects)
         if ref == RESUME_POINT:
             # Evaluations that restore again and again are no run that keeps crashing: no start is counted.
             return self.load_newest_resume_point(load, count_starts=False) or self.get(ref)
@@ -128,7 +142,12 @@ class CheckpointStore(StoreWriter):
         return checkpoint
 
     def resume(
-        self, model: Model, run: str | None = None, *, optimizer: Optimizer | None = None
+        self,
+        model: Model,
+        run: str | None = None,
+        *,
+        optimizer: Optimizer | None = None,
+        objects: Mapping[str, Any] | None = None,
     ) -> Checkpoint | None:
         """Restore the newest resume point that loads, and return it; None where a run has none.
 
@@ -142,16 +161,27 @@ class CheckpointStore(StoreWriter):
             model: The model, built and compiled as it was when it was saved.
             run: The run, which this store then owns; None for the newest of all runs.
             optimizer: The optimizer of a custom training loop, if one was passed to `save`.
+            objects: The objects that were passed to `save`, under the same names; as for `restore`. A checkpoint that
+                has objects is not resumed without them.
 
         Raises:
+            NoResumePointError: (a LookupError) The run has checkpoints, and all were saved without training state.
             NoUsableCheckpointError: There are resume points, and all are damaged or missing.
             ModelMismatchError: The newest undamaged one does not fit the model, which is unchanged.
+            ObjectsMismatchError: It does not fit the objects; model and objects are unchanged.
             RefusedByLayerError: A layer could load none; `put_back` tells whether the model is as it was.
             RunLockedError: Another writer owns the run.
             StorageError: One cannot be read, which does not mean that it is damaged.
         """
-        load = partial(adapter_for(model).restore, model, optimizer=optimizer, generators=True)
-        return self.load_newest_resume_point(load, run)
+        check_objects(objects)
+        load = partial(
+            adapter_for(model).restore, model, optimizer=optimizer, objects=objects, generators=True
+        )
+        resumed = self.load_newest_resume_point(load, run)
+        without_state = self.checkpoint_without_state(run) if resumed is None else None
+        if without_state is not None:
+            raise NoResumePointError(run=run, store=self.path, latest=without_state.version)
+        return resumed
 
     def load_newest_resume_point(
         self, load: Callable[[Checkpoint], object], run: str | None = None, *, count_starts: bool = True

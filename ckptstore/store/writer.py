@@ -13,7 +13,7 @@ from ckptstore.storage.locks import store_lock
 from ckptstore.store.model_adapter import adapter_for
 from ckptstore.store.reader import Ref, StoreReader
 from ckptstore.system.messages import held_back
-from ckptstore.validation import check_tag
+from ckptstore.validation import check_objects, check_tag
 
 if TYPE_CHECKING:
     from keras import Model, Optimizer
@@ -45,6 +45,7 @@ class SaveOptions(TypedDict, total=False):
     keep: Policy | None
     monitor: tuple[str, Mode] | None
     fit: FitState | None
+    objects: Mapping[str, Any] | None
     notes: Mapping[str, Mapping[str, Any]]
     earlier_epochs: Collection[FinishedEpoch]
 
@@ -88,13 +89,14 @@ class StoreWriter(StoreReader):
         keep: Policy | None = None,
         monitor: tuple[str, Mode] | None = None,
         fit: FitState | None = None,
+        objects: Mapping[str, Any] | None = None,
     ) -> Checkpoint:
         """Save a model; when this returns, the checkpoint is durable, indexed, and shown at `publish`.
 
         A crash during the save leaves all older checkpoints as they were, and this one either complete or not at all.
 
         Args:
-            model: A built and compiled Keras model.
+            model: A built Keras model; compiled, or with `optimizer`, `objects` or `weights_only`.
             epoch: Zero-based index of the epoch.
             batch: Zero-based index of the last finished train batch, or None at the epoch's end.
             step: Finished train batches of the run so far, or None.
@@ -110,9 +112,13 @@ class StoreWriter(StoreReader):
             keep: The retention policy applied to the run after this save; None keeps everything.
             monitor: A watched metric and its better direction: the best by it is never removed.
             fit: State of the running fit that a callback needs to resume it.
+            objects: Objects of a loop written by hand, by name, to be passed to `resume` under the same names: what
+                has ``state_dict`` and ``load_state_dict``, or ``get_state`` and ``set_state`` (an optimizer, scheduler,
+                scaler or loader of torch); random generators; optimizers, metrics, layers and models of Keras; and
+                trees of arrays and plain values (an optax state). They are stored without pickle.
 
         Raises:
-            InvalidArgumentError: An argument cannot be used; nothing changed.
+            InvalidArgumentError: An argument cannot be used, or a value in `objects` cannot be kept; nothing changed.
             ModelNotReadyError: The model is not built or not compiled; nothing changed.
             RunLockedError: Another writer owns the run.
             DiskFullError: The disk is full; older checkpoints are as they were.
@@ -136,6 +142,7 @@ class StoreWriter(StoreReader):
             keep=keep,
             monitor=monitor,
             fit=fit,
+            objects=objects,
         )
         return self.commit(snapshot, request)
 
@@ -180,6 +187,11 @@ class StoreWriter(StoreReader):
             notes=options.get("notes", {}),
             earlier_epochs=options.get("earlier_epochs", ()),
         )
+        objects = check_objects(
+            options.get("objects"),
+            weights_only=options.get("weights_only", False),
+            resumable=options.get("resumable", True),
+        )
         self._check_writable("save")
         snapshot = (snapshots or adapter_for(model).snapshots()).take(
             model,
@@ -189,6 +201,7 @@ class StoreWriter(StoreReader):
             fit=options.get("fit"),
             resumable=options.get("resumable", True),
             in_epoch=options.get("batch") is not None,
+            objects=objects,
         )
         self.claim(run)
         return snapshot, request

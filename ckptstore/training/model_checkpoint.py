@@ -13,6 +13,7 @@ from ckptstore.background.save_queue import Backpressure
 from ckptstore.commit.earlier_epochs import EARLIER_EPOCHS, read_earlier_epochs
 from ckptstore.errors import InvalidArgumentError
 from ckptstore.keras.private import unsynced_model
+from ckptstore.keras.state.processes import refuse_fit_in_several_processes
 from ckptstore.retention import Policy, keep_last
 from ckptstore.training.saving.arguments import (
     OnSaveError,
@@ -180,11 +181,13 @@ class ModelCheckpoint(SavingCallback, keras.callbacks.ModelCheckpoint):
         """Open the store, finish what a crash left, take the run, and look up its best.
 
         Raises:
+            SeveralProcessesError: Several processes train the model together; nothing was opened.
             InvalidArgumentError: Nothing tells the direction of `monitor`; or two callbacks of this fit write
                 one run.
             RunLockedError: Another process writes the run.
             StorageError: `filepath` is a directory, or its folder cannot be written.
         """
+        refuse_fit_in_several_processes(self, self.model)
         self._set_up_saves()
         self._saves.monitored.resolve(self.model)
         if not self._path.has_placeholders:

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from ckptstore.background.save_queue import Backpressure
+from ckptstore.keras.state.processes import refuse_fit_in_several_processes
 from ckptstore.system.stop_signals import StopRequest
 from ckptstore.training.saving.arguments import Resume, check_background
 from ckptstore.training.saving.failures import SaveFailures
@@ -68,8 +69,10 @@ class ResumingCallback(SavingCallback, keras.callbacks.Callback):
         """Open the store, finish what a crash left, take the run, and resume it from its resume point.
 
         Raises:
+            SeveralProcessesError: Several processes train the model together; nothing was opened.
             CheckpointStoreError: As `CheckpointStore` and its `resume`; nothing of the model was changed.
         """
+        refuse_fit_in_several_processes(self, self.model)
         if self._session is not None:
             self._session.end()
         session = FitSession(

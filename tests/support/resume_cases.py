@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -829,3 +831,52 @@ def validation_by_a_shuffled_pipeline() -> Case:
     callbacks = [keras.callbacks.ReduceLROnPlateau(monitor="val_loss", patience=0, min_delta=0.01)]
     # Other rows in each pass.
     return Case(model, on_arrays(model, validation_data=pipeline().take(5)), callbacks, save_freq=7)
+
+
+# --- several devices of one process ----------------------------------------------------------------
+
+
+@case("tensorflow")
+def mirrored_over_two_devices() -> Case:
+    import tensorflow as tf
+
+    import ckptstore
+
+    [cpu] = tf.config.list_physical_devices("CPU")
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+        # Each replica has moving statistics, and sums of metrics, of its own.
+        model = dense(layers.BatchNormalization(), layers.Dropout(0.4))
+    folder = tempfile.TemporaryDirectory()
+    best = ckptstore.ModelCheckpoint(Path(folder.name) / "best.keras", save_best_only=True)
+    best.folder = folder  # removed with the callback
+    return Case(model, on_arrays(model, validation_split=0.25), [best])
+
+
+def distributed(distribute: Callable[[list[Any]], Any]) -> Case:
+    # Read when JAX starts, which is when it is asked for its devices.
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+    devices = keras.distribution.list_devices("cpu")
+    assert len(devices) == 8
+    keras.distribution.set_distribution(distribute(devices))
+    model = dense(layers.BatchNormalization(), layers.Dropout(0.4))
+    return Case(model, on_arrays(model, validation_split=0.25))
+
+
+@case("jax")
+def data_parallel_over_eight_devices() -> Case:
+    return distributed(lambda devices: keras.distribution.DataParallel(devices=devices))
+
+
+@case("jax")
+def model_parallel_over_eight_devices() -> Case:
+    def distribution(devices: list[Any]) -> Any:
+        mesh = keras.distribution.DeviceMesh((2, 4), ("batch", "model"), devices)
+        layout = keras.distribution.LayoutMap(mesh)
+        layout[".*/dense/kernel"] = (None, "model")
+        return keras.distribution.ModelParallel(layout_map=layout, batch_dim_name="batch")
+
+    made = distributed(distribution)
+    kernel = made.model.layers[0].kernel.value
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {(FEATURES, 2)}
+    return made

@@ -155,7 +155,11 @@ def _digest(variables: Any) -> str:
 
     digest = hashlib.sha256()
     for variable in variables:
-        digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(variable)).tobytes())
+        # Of TensorFlow's variables that are spread over devices, the value of each.
+        strategy = getattr(variable.value, "distribute_strategy", None)
+        values = [variable] if strategy is None else strategy.experimental_local_results(variable.value)
+        for value in values:
+            digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(value)).tobytes())
     return digest.hexdigest()
 
 

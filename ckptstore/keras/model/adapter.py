@@ -42,7 +42,10 @@ from ckptstore.keras.model.snapshots import (
 )
 from ckptstore.keras.state import optimizers as keras_optimizers
 from ckptstore.keras.state import training_state
+from ckptstore.keras.state.objects import Objects, ObjectsPlan
+from ckptstore.keras.state.processes import refuse_shared_arrays
 from ckptstore.records import Checkpoint
+from ckptstore.system import messages
 
 
 class KerasAdapter:
@@ -66,6 +69,7 @@ class KerasAdapter:
         optimizer: Any = None,
         generators: bool = False,
         check: Callable[[TrainingState | None], None] | None = None,
+        objects: Objects | None = None,
     ) -> TrainingState | None:
         """Restore weights, optimizer and training state of a model; return the training state.
 
@@ -78,44 +82,58 @@ class KerasAdapter:
                 checkpoint is a whole model, it is built as it was.
             checkpoint: The checkpoint; its size and digest are checked.
             optimizer: The optimizer of a training loop written by hand, if one was saved.
-            generators: True to restore the global random generators, too, to continue as if never interrupted.
+            generators: True to restore the global random generators, too, to continue as if never interrupted; then
+                `objects` must have all that the checkpoint has.
             check: Called with the training state before the model is changed; may raise to refuse it.
+            objects: The objects that were saved with it, by name; trees that cannot be changed in place are replaced
+                in it.
 
         Raises:
+            SeveralProcessesError: Several processes share the model's arrays.
             CorruptPayloadError: The payload is damaged; the model is unchanged.
             ModelMismatchError: It does not match the model; the model is unchanged.
+            ObjectsMismatchError: It does not match `objects`; nothing is changed.
             RefusedByLayerError: A layer could not load it; `put_back` tells whether the model is as it was.
             ModelNotReadyError: The model is not built.
         """
+        refuse_shared_arrays("a restore", model)
         with open_checkpoint(checkpoint) as found:
-            return self._restore(model, checkpoint, found, optimizer, generators=generators, check=check)
+            state = found.state()
+            plan = ObjectsPlan(objects, state, must_name_all=generators)
+            if check is not None:
+                check(state)
+            self._restore(model, checkpoint, found, state, plan, optimizer=optimizer)
+            if generators:
+                training_state.restore_generators(state)
+            return state
 
     def _restore(
         self,
         model: Any,
         checkpoint: Checkpoint,
         found: OpenPayload,
-        optimizer: Any,
+        state: TrainingState | None,
+        objects: ObjectsPlan,
         *,
-        generators: bool,
-        check: Callable[[TrainingState | None], None] | None,
-    ) -> TrainingState | None:
+        optimizer: Any,
+    ) -> None:
         if checkpoint.format == "keras" and not model.built:
             _build_as_saved(model, found.documents())
         require_built(model, f"{BUILD}; or take a new one from Checkpoint.load_model()")
         extra = uncompiled_optimizer(model, optimizer)
-        state = found.state()
-        if check is not None:
-            check(state)
         keras_optimizers.build_optimizers(model, training_state.fit_values(state))
         optimizers = built_optimizers(model, extra)
         captured = checked_capture(model, extra)
         groups = training_state.unsaved_variables(model, captured)
         self._groups[model] = _held(model), groups
+        other_replicas = training_state.other_replicas(groups, state)
+        if other_replicas is not None:
+            messages.warn(other_replicas)
         if checkpoint.format == "h5":
             loaded = legacy_h5.assignments(model, checkpoint, extra)
             assignments = [*loaded, *training_state.plan_assignments(groups, optimizers, state)]
-            assign_atomically(assignments)
+            with objects.loaded(keep_on_interrupt=False):
+                assign_atomically(assignments)
         else:
             compatibility.check(captured.entries, found.layout())
             assignments = training_state.plan_assignments(groups, optimizers, state)
@@ -134,10 +152,8 @@ class KerasAdapter:
                 )
                 assign(assignments)
 
-            load_atomically(load, plain, model, optimizers)
-        if generators:
-            training_state.restore_generators(state)
-        return state
+            with objects.loaded(keep_on_interrupt=plain):
+                load_atomically(load, plain, model, optimizers)
 
     def restore_state(self, model: Any, state: TrainingState | None, *, metrics: bool) -> None:
         """Restore again what Keras leaves out of its files: seed generators and metrics, not the weights.
@@ -153,7 +169,11 @@ class KerasAdapter:
         optimizers = built_optimizers(model, None)
         assignments = training_state.plan_assignments(self._groups_of(model), optimizers, state)
         left = set() if metrics else {id(variable) for variable in model.metrics_variables}
-        assignments = [assignment for assignment in assignments if id(assignment.variable) not in left]
+        assignments = [
+            assignment
+            for assignment in assignments
+            if id(getattr(assignment.variable, "variable", assignment.variable)) not in left
+        ]
         assign_atomically(assignments)
 
     def _groups_of(self, model: Any) -> training_state.UnsavedVariables:

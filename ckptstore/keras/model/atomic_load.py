@@ -18,6 +18,7 @@ from ckptstore.keras import private
 from ckptstore.keras.model.torch_tensors import TensorViews
 from ckptstore.keras.private.capture import Capture
 from ckptstore.keras.state.arrays import stable_value
+from ckptstore.keras.state.replicas import replica_values
 from ckptstore.keras.state.training_state import Assignment
 from ckptstore.records import Checkpoint
 
@@ -108,6 +109,8 @@ def live_variables(model: Any, optimizers: Iterable[Any]) -> Iterator[Any]:
     yield from model.metrics_variables
     for optimizer in optimizers:
         yield from optimizer.variables
+    # Last: an assignment to a variable sets it on all replicas.
+    yield from replica_values([*model.variables, *model.metrics_variables])
 
 
 @contextmanager

@@ -26,11 +26,15 @@ from ckptstore.keras.model.copy import Copier
 from ckptstore.keras.private.capture import Capture, CapturedValue
 from ckptstore.keras.state import training_state
 from ckptstore.keras.state.arrays import host_array, host_arrays, shape_and_dtype
+from ckptstore.keras.state.processes import refuse_shared_arrays
 from ckptstore.keras.state.training_state import UnsavedVariables
 from ckptstore.records import Format
 
 BUILD = "call it once on data, or model.build(input_shape)"
-_COMPILE = "model.compile(...); or pass optimizer= (a loop written by hand), or weights_only=True"
+_COMPILE = (
+    "model.compile(...); in a loop written by hand pass optimizer= for an optimizer of Keras, or for any other "
+    "objects={'optimizer': optimizer}; weights_only=True saves a checkpoint that cannot be resumed from"
+)
 _SERIALISE = (
     "Keras asks for a get_config() that returns plain values; or save the weights alone "
     "(format='weights', save_weights_only=True)"
@@ -100,6 +104,7 @@ class Snapshots:
         fit: FitState | None = None,
         resumable: bool = True,
         in_epoch: bool = False,
+        objects: Mapping[str, Any] | None = None,
     ) -> Snapshot:
         """Take a snapshot of a model; nothing is written, and its variables are read when the payload is written.
 
@@ -111,21 +116,25 @@ class Snapshots:
             fit: Position of the running fit, for the training state.
             resumable: False to leave out only the training state.
             in_epoch: True in the middle of an epoch, where an earlier configuration is good enough.
+            objects: Objects of a training loop written by hand, by name, for the training state.
 
         Raises:
-            ModelNotReadyError: The model is not built; or not compiled, with neither `optimizer` nor `weights_only`; or
-                is to be saved whole and has no configuration.
-            InvalidArgumentError: `optimizer` is given for a model that was compiled with another one.
+            SeveralProcessesError: Several processes share the model's arrays.
+            ModelNotReadyError: The model is not built; or not compiled, with neither `optimizer`, `objects` nor
+                `weights_only`; or is to be saved whole and has no configuration.
+            InvalidArgumentError: `optimizer` is given for a model that was compiled with another one; or a value in
+                `objects` cannot be kept.
         """
+        refuse_shared_arrays("a save", model)
         require_built(model, BUILD)
         if weights_only:
             return _weights_snapshot(model, format)
         extra = uncompiled_optimizer(model, optimizer)
-        if extra is None and not model.compiled:
+        if extra is None and objects is None and not model.compiled:
             raise ModelNotReadyError(model=model.name, missing="compiled", hint=_COMPILE)
         kinds = (None if fit is None else fit.variables) or private.variables_by_kind(model)
         found, members = self._captured(model, extra, kinds, documents=format == "keras", in_epoch=in_epoch)
-        state = training_state.collect(found.groups, found.optimizers, fit) if resumable else None
+        state = training_state.collect(found.groups, found.optimizers, fit, objects) if resumable else None
         if format == "h5":
             return Snapshot(format=format, state=state, fill=partial(_fill_legacy, model, extra))
         return Snapshot(

@@ -199,9 +199,15 @@ class EpochData:
         return created
 
     def symbolic_batch(self) -> Any:
-        """Return a symbolic batch if its shapes are known before the first batch (TensorFlow), else None."""
+        """Return a symbolic batch if its shapes are known before the first batch (TensorFlow), else None.
+
+        Where a strategy spreads batches over replicas, Keras has built the model before it calls any callback.
+        """
         dataset = getattr(self._iterator, "_distributed_dataset", None)
-        return None if dataset is None else keras.tree.map_structure(_symbolic_tensor, dataset.element_spec)
+        specs = None if dataset is None else dataset.element_spec
+        if specs is None or not all(hasattr(spec, "shape") for spec in keras.tree.flatten(specs)):
+            return None
+        return keras.tree.map_structure(_symbolic_tensor, specs)
 
 
 def _symbolic_tensor(spec: Any) -> Any:

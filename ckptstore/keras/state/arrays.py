@@ -16,6 +16,7 @@ import numpy as np
 
 from ckptstore.keras.private import raw_values
 from ckptstore.keras.state.backend_arrays import torch_array, torch_views
+from ckptstore.keras.state.replicas import ReplicaValue, cross_replica_array
 from ckptstore.system.arrays import Array
 
 # Values of a variable that are checked for NaN.
@@ -24,7 +25,7 @@ _CHECKED = 4096
 
 def shape_and_dtype(value: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Return shape and numpy dtype of a value, without reading it."""
-    if isinstance(value, keras.Variable):
+    if isinstance(value, keras.Variable | ReplicaValue):
         # Not the variable's own dtype: JAX without 64-bit types keeps a float64 variable as float32.
         value = value.value
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
@@ -41,7 +42,7 @@ def host_array(value: Any) -> Array:
 
     A view is valid until the next training step; copy it to keep it longer.
     """
-    if isinstance(value, keras.Variable):
+    if isinstance(value, keras.Variable | ReplicaValue):
         value = value.value
     if isinstance(value, np.ndarray | np.generic):
         return np.asarray(value, order="C")
@@ -49,7 +50,8 @@ def host_array(value: Any) -> Array:
         return torch_array(value)
     if keras.backend.backend() == "jax":
         return np.asarray(value, order="C")
-    return np.asarray(keras.ops.convert_to_numpy(value), order="C")
+    reduced = cross_replica_array(value)
+    return np.asarray(keras.ops.convert_to_numpy(value), order="C") if reduced is None else reduced
 
 
 def host_arrays(values: Iterable[Any]) -> Iterator[Array]:
@@ -94,7 +96,7 @@ def stable_value(variable: Any) -> Any:
         return value  # immutable: the reference is enough
     if hasattr(value, "detach"):
         return value.detach().to("cpu", copy=True)
-    return np.array(keras.ops.convert_to_numpy(value), copy=True)
+    return np.array(host_array(value), copy=True)
 
 
 def independent_copies(variables: Sequence[Any]) -> list[Any]:

@@ -15,15 +15,17 @@ from typing import Any
 from ckptstore.errors import ModelMismatchError
 from ckptstore.formats.snapshot import FitState, TrainingState
 from ckptstore.keras.private.capture import Capture
+from ckptstore.keras.state import objects as objects_state
 from ckptstore.keras.state import random_state, tree
 from ckptstore.keras.state.arrays import host_array, shape_and_dtype
+from ckptstore.keras.state.replicas import ReplicaValue, replica_values
 from ckptstore.system import messages
 from ckptstore.system.arrays import Array
 
 KIND = "keras"
 VERSION = 1
 
-_VARIABLES, _METRICS, _FIT = "variables", "metrics", "fit"
+_VARIABLES, _METRICS, _REPLICAS, _FIT = "variables", "metrics", "replicas", "fit"
 
 UnsavedVariables = dict[str, list[Any]]
 
@@ -36,26 +38,33 @@ class Assignment:
     value: Array
 
 
-def collect(groups: UnsavedVariables, optimizers: list[Any], fit: FitState | None = None) -> TrainingState:
+def collect(
+    groups: UnsavedVariables,
+    optimizers: list[Any],
+    fit: FitState | None = None,
+    objects: objects_state.Objects | None = None,
+) -> TrainingState:
     """Return the training state of a model, as views of its variables.
 
     Args:
         groups: Its variables that Keras' own file leaves out.
         optimizers: Its optimizers; their classes are recorded, since the variables of several classes look the same.
         fit: Position of the running fit, if one of its callbacks saves.
+        objects: Objects of a loop written by hand, by name.
 
     Raises:
-        InvalidArgumentError: A value of the fit is neither JSON nor an array; the message says where it is.
+        InvalidArgumentError: A value of the fit or of an object is neither JSON nor an array; the message says where.
     """
     fit = fit or FitState(values={})
     arrays: dict[str, Array] = {}
     document: dict[str, Any] = {"kind": KIND, "version": VERSION, "optimizers": _kinds(optimizers)}
     for group, variables in groups.items():
         document[group] = [str(variable.path) for variable in variables]
-        arrays |= {
-            f"{group}/{index}": fit.overrides.get(id(variable), host_array(variable))
-            for index, variable in enumerate(variables)
-        }
+        arrays |= {f"{group}/{index}": _value_of(variable, fit) for index, variable in enumerate(variables)}
+    if objects:
+        # Before the generators: a loader that has not begun draws from them when it tells its state.
+        document[objects_state.GROUP], found = objects_state.collect(objects)
+        arrays |= found
     generators = fit.generators or random_state.capture()
     document[random_state.GROUP] = generators.document
     arrays |= {f"{random_state.GROUP}/{name}": array for name, array in generators.arrays.items()}
@@ -63,6 +72,11 @@ def collect(groups: UnsavedVariables, optimizers: list[Any], fit: FitState | Non
         document[_FIT], found = tree.pack(dict(fit.values), _FIT)
         arrays |= found
     return TrainingState(document=document, arrays=arrays)
+
+
+def _value_of(variable: Any, fit: FitState) -> Array:
+    key = id(variable.value) if isinstance(variable, ReplicaValue) else id(variable)
+    return fit.overrides[key] if key in fit.overrides else host_array(variable)
 
 
 def fit_values(state: TrainingState | None) -> dict[str, Any]:
@@ -98,7 +112,21 @@ def plan_assignments(
         except ModelMismatchError:
             # Other metrics are no reason to refuse: they measure the training and are not part of it.
             return assignments
+    if not other_replicas(live, state):
+        # Last: an assignment to a variable sets it on all replicas.
+        assignments += _matched(_REPLICAS, live[_REPLICAS], state)
     return assignments
+
+
+def other_replicas(live: UnsavedVariables, state: TrainingState | None) -> str | None:
+    """Return a short line where values of replicas were saved, and there are other replicas now; None otherwise."""
+    saved = len(state.document.get(_REPLICAS, ())) if state is not None else 0
+    if saved == len(live[_REPLICAS]):
+        return None
+    return (
+        f"the checkpoint has {saved} values of single replicas and the model {len(live[_REPLICAS])}: moving statistics "
+        "and metrics of each replica begin with the values of all"
+    )
 
 
 def restore_generators(state: TrainingState | None) -> None:
@@ -118,7 +146,12 @@ def unsaved_variables(model: Any, captured: Capture) -> UnsavedVariables:
     left_out = [variable for variable in model.variables if id(variable) not in saved]
     # A metric that is an attribute of the model is saved as part of it.
     metrics = [variable for variable in model.metrics_variables if id(variable) not in saved]
-    return {_VARIABLES: left_out, _METRICS: metrics}
+    moving = [variable for variable in model.variables if not variable.trainable]
+    return {
+        _VARIABLES: left_out,
+        _METRICS: metrics,
+        _REPLICAS: replica_values([*moving, *model.metrics_variables]),
+    }
 
 
 def _matched(group: str, variables: list[Any], state: TrainingState) -> Iterator[Assignment]:

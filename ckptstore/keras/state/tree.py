@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ckptstore.errors import InvalidArgumentError
-from ckptstore.keras.state import array_codec, generators
+from ckptstore.keras.state import array_codec, framework_values, generators
 from ckptstore.keras.state.backend_arrays import as_numpy
 from ckptstore.keras.state.generators import GeneratorState
 from ckptstore.system.arrays import Array
@@ -35,7 +35,7 @@ _FACTORIES: dict[str, Callable[[], Any] | None] = {
 _KEYS = (int, float, complex, bool, str, bytes, type(None))
 
 
-def pack(value: Any, name: str) -> tuple[Any, dict[str, Array]]:
+def pack(value: Any, name: str, *, keep_frameworks: bool = False) -> tuple[Any, dict[str, Array]]:
     """Convert a state to a JSON document and named arrays.
 
     It may consist of None, bool, int, float, complex, str, bytes, list, tuple, set, frozenset, dict (keys of any of
@@ -46,6 +46,8 @@ def pack(value: Any, name: str) -> tuple[Any, dict[str, Array]]:
     Args:
         value: The state.
         name: Name of the state; the names of its arrays begin with it.
+        keep_frameworks: True to have tensors, dtypes and devices of torch, and arrays and keys of JAX, come back as
+            what they were, and not as numpy arrays.
 
     Returns:
         A document of standard JSON, and arrays by name. The arrays may be views of the state's memory: copy them to
@@ -61,7 +63,7 @@ def pack(value: Any, name: str) -> tuple[Any, dict[str, Array]]:
         >>> document, list(arrays)
         ([{'array': 0}], ['state/0'])
     """
-    packer = _Packer(name)
+    packer = _Packer(name, keep_frameworks)
     return packer.document(value), packer.arrays
 
 
@@ -92,8 +94,9 @@ def unpack(document: Any, arrays: Mapping[str, Array], name: str) -> Any:
 
 
 class _Packer:
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, keep_frameworks: bool) -> None:
         self._name = name
+        self._keep_frameworks = keep_frameworks
         self._steps: list[tuple[str, Any]] = []
         self.arrays: dict[str, Array] = {}
 
@@ -106,6 +109,11 @@ class _Packer:
         state = value if isinstance(value, GeneratorState) else self._tried(generators.state_of, value)
         if state is not None:
             return {"generator": [state.kind, self._inside("<{}>", "state", state.state)]}
+        if self._keep_frameworks:
+            found = self._tried(framework_values.encode, value)
+            if found is not None:
+                array = None if found.array is None else self._array(found.array)
+                return {found.tag: [found.facts, array]}
         array = self._tried(as_numpy, value)
         if array is None or type(array) not in (np.ndarray, np.memmap):
             raise self._refused(value, f"a value of type {_type_name(value)} cannot be kept in a checkpoint")
@@ -268,6 +276,10 @@ class _Unpacker:
     def pairs(self, pairs: Iterable[Any]) -> Iterable[tuple[Any, Any]]:
         return [(self.value(key), self.value(value)) for key, value in pairs]
 
+    def framework_value(self, tag: str, parts: Any) -> Any:
+        facts, array = parts
+        return framework_values.decode(tag, facts, None if array is None else self._array(array))
+
     def scalar(self, facts: Any) -> Any:
         dtype, text = facts
         return array_codec.decode(np.frombuffer(b64decode(text), np.uint8), {"dtype": dtype, "shape": ()})[()]
@@ -277,7 +289,12 @@ def _unpacked_as(into: Callable[[Any], Any]) -> Callable[[_Unpacker, Any], Any]:
     return lambda unpacker, document: into(unpacker.value(document))
 
 
+def _unpacked_framework_value(tag: str) -> Callable[[_Unpacker, Any], Any]:
+    return lambda unpacker, parts: unpacker.framework_value(tag, parts)
+
+
 _UNPACKED: dict[str, Callable[[_Unpacker, Any], Any]] = {
+    **{tag: _unpacked_framework_value(tag) for tag in framework_values.TAGS},
     "int": lambda _, text: int(text, 16),
     "float": lambda _, text: float(text),
     "complex": lambda _, parts: complex(*map(float.fromhex, parts)),

@@ -17,6 +17,7 @@ from ckptstore.formats.snapshot import FitState, VariableKinds
 from ckptstore.keras.state import callbacks, optimizers, random_state
 from ckptstore.keras.state.arrays import host_array, independent_copies
 from ckptstore.keras.state.random_state import GlobalGenerators
+from ckptstore.keras.state.replicas import replica_values
 from ckptstore.metrics import scalar
 from ckptstore.training.data.replay import DataReplay
 from ckptstore.training.session.position import BatchPosition
@@ -78,8 +79,10 @@ class BeforeValidation:
         weights = {id(variable) for variable in model.weights}
         everything = [*model.variables, *model.metrics_variables]
         left_out = {id(variable): variable for variable in everything if id(variable) not in weights}
-        copies = independent_copies(list(left_out.values()))
-        return cls(dict(zip(left_out, copies, strict=True)), random_state.capture())
+        replicas = {id(replica.value): replica for replica in replica_values(left_out.values())}
+        changed = {**left_out, **replicas}
+        copies = independent_copies(list(changed.values()))
+        return cls(dict(zip(changed, copies, strict=True)), random_state.capture())
 
     def state(self, values: Mapping[str, Any], kinds: VariableKinds | None) -> FitState:
         """Return the state of a fit with the copies in place of the present values.

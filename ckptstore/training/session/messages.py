@@ -9,6 +9,7 @@ from typing import Any
 
 from ckptstore.keras.private import print_message, start_at_epoch
 from ckptstore.keras.state.user_state import UserStateReport
+from ckptstore.records import Checkpoint
 from ckptstore.system import messages
 from ckptstore.training.data.replay import ReplayResult
 from ckptstore.training.session.resumed_run import ResumedRun
@@ -45,6 +46,16 @@ def print_later_fit(run: str) -> None:
     """Print that a fit is not the first of this process on its store, and so is another run."""
     print_message(
         f"ckptstore: each fit of this process is a run of its own: this one is {run}; run='...' gives it a name"
+    )
+
+
+def warn_without_state(checkpoint: Checkpoint | None) -> None:
+    """Warn of a run that begins at its first epoch beside checkpoints that it cannot be resumed from."""
+    if checkpoint is None:
+        return
+    _warn(
+        f"run {checkpoint.run} starts over: it has checkpoints (the latest is version {checkpoint.version}), but none "
+        "can be resumed from, since all were saved without training state"
     )
 
 

@@ -135,7 +135,9 @@ class FitSession:
         self.resumed = self._pending = load_resume_point(store, run, model, live)
         if self.resumed is None and resume == "must":
             raise CheckpointNotFoundError(ref="resume-point", store=store.path)
-        if self.resumed is not None:
+        if self.resumed is None:
+            messages.warn_without_state(store.checkpoint_without_state(run))
+        else:
             self._saves.set_state(self.resumed.values.get("saver", {}))
 
     def _install_hooks(self) -> None:
