@@ -81,6 +81,16 @@ def record_epochs(connection: Connection, run_id: int, new: NewCheckpoint, ids: 
     _record(connection, run_id, new.version, [*earlier, own], own=own)
 
 
+def record_finished(
+    connection: Connection, run: str, version: int, epochs: Collection[FinishedEpoch]
+) -> None:
+    """Record finished epochs with a checkpoint of a run, which may have been removed; ignores an unknown run."""
+    run_id = connection.scalar(select(id_of_run(run)))
+    if run_id is not None and epochs:
+        ids = metric_ids(connection, dict.fromkeys(name for epoch in epochs for name in epoch.metrics))
+        _record(connection, run_id, version, [_finished(epoch, ids) for epoch in epochs], own=None)
+
+
 def _record(
     connection: Connection, run_id: int, version: int, records: Sequence[_Record], *, own: _Record | None
 ) -> None:
@@ -232,11 +242,7 @@ class Epochs(Repository):
         with self._transactions.writing("add_epochs") as connection:
             version = connection.scalar(newest)
             if version is not None:
-                run_id = connection.execute(select(id_of_run(run))).scalar_one()
-                ids = metric_ids(
-                    connection, dict.fromkeys(name for epoch in epochs for name in epoch.metrics)
-                )
-                _record(connection, run_id, version, [_finished(epoch, ids) for epoch in epochs], own=None)
+                record_finished(connection, run, version, epochs)
 
     def not_saved_between(self, run: str, after: int, checkpoint: Checkpoint) -> list[FinishedEpoch]:
         """Return the finished epochs that versions above `after`, up to a checkpoint's, recorded, but for its own."""

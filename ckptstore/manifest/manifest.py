@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -15,7 +15,7 @@ from ckptstore.manifest import schema, store_row
 from ckptstore.manifest.attempts import Attempts, record_attempt
 from ckptstore.manifest.checkpoint_rows import fetch
 from ckptstore.manifest.checkpoints import Checkpoints, drop_checkpoints, insert_checkpoint
-from ckptstore.manifest.epochs import Epochs
+from ckptstore.manifest.epochs import Epochs, record_finished
 from ckptstore.manifest.events import Events, add_event, append_event
 from ckptstore.manifest.metrics import Metrics
 from ckptstore.manifest.published import PublishedPaths, confirm_published, put_published
@@ -24,7 +24,7 @@ from ckptstore.manifest.runs import Runs, set_monitor
 from ckptstore.manifest.tables import CHECKPOINTS, STORE
 from ckptstore.manifest.tags import Tags, put_tag
 from ckptstore.manifest.transactions import Transactions
-from ckptstore.records import Checkpoint, Mode, NewCheckpoint
+from ckptstore.records import Checkpoint, FinishedEpoch, Mode, NewCheckpoint
 
 
 class Manifest:
@@ -173,6 +173,7 @@ class Manifest:
         tags: Mapping[str, int],
         monitors: Iterable[tuple[str, str, Mode]] = (),
         attempts: Iterable[tuple[str, int, int]] = (),
+        epochs: Mapping[tuple[str, int], Collection[FinishedEpoch]] = MappingProxyType({}),
     ) -> None:
         """Fill a new manifest that replaces a lost one, all at once.
 
@@ -183,6 +184,7 @@ class Manifest:
             tags: Versions by tag; those whose version is not among `rows` are left out.
             monitors: Run, metric and better direction.
             attempts: Run, number and first version of attempts, each run's in order.
+            epochs: Finished epochs by run and the version that recorded them, which may have been removed.
         """
         with self._transactions.writing("rebuild_from") as connection:
             store_row.set_uuid(connection, uuid)
@@ -202,6 +204,8 @@ class Manifest:
                 set_monitor(connection, run, metric, mode)
             for run, number, first in attempts:
                 record_attempt(connection, run, number, first)
+            for (run, version), finished in sorted(epochs.items()):
+                record_finished(connection, run, version, finished)
         self.__dict__.pop("uuid", None)
 
     def integrity_problems(self) -> list[str]:

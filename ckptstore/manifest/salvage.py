@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeGuard
 
 from ckptstore.errors import CorruptManifestError, InvalidArgumentError
 from ckptstore.manifest.engine import roll_back_hot_journal, uri_of
-from ckptstore.records import Mode
-from ckptstore.validation import check_tag
+from ckptstore.records import FinishedEpoch, Mode
+from ckptstore.validation import check_metrics, check_position, check_tag
 
 _MONITORS = (
     "SELECT runs.name, metric_names.name, mode FROM monitors"
@@ -21,6 +23,14 @@ _MONITORS = (
 _BEGINNINGS = (
     "SELECT runs.name, version, detail FROM events JOIN runs ON runs.id = run_id"
     " WHERE kind = 'began' ORDER BY events.id"
+)
+# The ends of epochs; ordered so that the rows of one epoch follow each other.
+_EPOCHS = (
+    "SELECT runs.name, epochs.epoch, epochs.step, epochs.version, epochs.created_at, metric_names.name, value"
+    " FROM epochs JOIN runs ON runs.id = epochs.run_id"
+    " JOIN epoch_metrics ON epoch_metrics.run_id = epochs.run_id AND epoch_metrics.epoch = epochs.epoch"
+    " JOIN metric_names ON metric_names.id = metric_id"
+    " WHERE epochs.batch IS NULL ORDER BY epochs.run_id, epochs.epoch"
 )
 
 
@@ -36,6 +46,7 @@ class Salvaged:
         costs: `blocked_s` and `total_s` by version.
         monitors: Run, metric and better direction.
         attempts: First versions of the attempts, by run and number.
+        epochs: Epochs that were finished, by run and the version that recorded them.
     """
 
     uuid: str | None = None
@@ -45,6 +56,7 @@ class Salvaged:
     costs: dict[int, tuple[float | None, float | None]] = field(default_factory=dict)
     monitors: list[tuple[str, str, Mode]] = field(default_factory=list)
     attempts: dict[tuple[str, int], int] = field(default_factory=dict)
+    epochs: dict[tuple[str, int], list[FinishedEpoch]] = field(default_factory=dict)
 
 
 def salvage(path: Path) -> Salvaged:
@@ -74,7 +86,27 @@ def salvage(path: Path) -> Salvaged:
         if isinstance(run, str) and isinstance(metric, str) and mode in ("min", "max"):
             found.monitors.append((run, metric, "min" if mode == "min" else "max"))
     found.attempts = _attempts(path, found.next_version)
+    found.epochs = _epochs(path)
     return found
+
+
+def _epochs(path: Path) -> dict[tuple[str, int], list[FinishedEpoch]]:
+    found: dict[tuple[str, int], dict[int, FinishedEpoch]] = {}
+    for run, epoch, step, version, ended_at, name, value in _rows(path, _EPOCHS):
+        with suppress(ValueError, TypeError, OverflowError):
+            check_position(epoch, None, step)
+            metrics = check_metrics({str(name): math.nan if value is None else float(str(value))})
+            moment = datetime.fromisoformat(str(ended_at)).astimezone(UTC)
+            if isinstance(run, str) and isinstance(version, int) and isinstance(epoch, int):
+                of_version = found.setdefault((run, version), {})
+                known = of_version.get(epoch)
+                of_version[epoch] = FinishedEpoch(
+                    epoch=epoch,
+                    step=step if isinstance(step, int) else None,
+                    ended_at=moment,
+                    metrics=metrics if known is None else {**known.metrics, **metrics},
+                )
+    return {key: list(epochs.values()) for key, epochs in found.items()}
 
 
 def _is_tag(name: object) -> TypeGuard[str]:

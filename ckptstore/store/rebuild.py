@@ -1,8 +1,8 @@
 """Rebuilds a manifest from the payloads when it was lost or cannot be read.
 
 All that a payload's description holds comes back: version, run, position, metrics, tags, format, training state. What
-only the manifest held (pins, later tags, costs, the better directions of metrics, the next version) is read from the
-damaged one as far as SQLite still can.
+only the manifest held (pins, later tags, costs, the better directions of metrics, the metrics of epochs whose
+checkpoints are removed, the next version) is read from the damaged one as far as SQLite still can.
 """
 
 from __future__ import annotations
@@ -208,6 +208,7 @@ def _fill(layout: Layout, manifest: Manifest, found: list[Described], saved: Sal
         tags=saved.tags,
         monitors=saved.monitors,
         attempts=_attempts(found, saved),
+        epochs=saved.epochs,
     )
 
 

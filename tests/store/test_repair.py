@@ -18,6 +18,7 @@ from ckptstore.commit.orphans import adopt
 from ckptstore.errors import CorruptManifestError, RunLockedError, StorageError
 from ckptstore.manifest.schema import HEAD
 from ckptstore.records import Checkpoint, json_number
+from ckptstore.retention import keep_last
 from ckptstore.storage.files import digest_file
 from ckptstore.store.store import CheckpointStore
 from crash.invariants import Saved, violations
@@ -247,7 +248,11 @@ def test_a_rebuild_skips_an_unreadable_payload_and_the_next_opening_adopts_it(tm
 
 def test_a_rebuild_salvages_what_only_the_manifest_held(tmp_path: Path) -> None:
     root = tmp_path / "store"
-    before = _made(root)
+    _made(root)
+    with CheckpointStore(root) as store:
+        store.prune(keep_last(1), run="default")
+        before, history = store.checkpoints(), store.history()
+        assert len(history.epochs) > len(store.checkpoints("default"))
     with sqlite3.connect(root / "manifest.sqlite") as database:
         database.execute("UPDATE store SET next_version = 70")
         database.execute("DROP TABLE alembic_version")
@@ -257,6 +262,7 @@ def test_a_rebuild_salvages_what_only_the_manifest_held(tmp_path: Path) -> None:
     CheckpointStore.rebuild(root)
     with CheckpointStore(root) as store:
         assert store.checkpoints() == before
+        assert store.history() == history
         assert store.get("later").version == 5 and store.get(2).pinned
         assert store.best("odd").version == 4
         assert save(store, 6).version == 70
