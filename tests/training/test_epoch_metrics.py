@@ -325,14 +325,14 @@ def test_a_finished_run_that_is_started_again_was_not_interrupted(tmp_path: Path
             if batch == 5 and self.params["epochs"] == 4:
                 raise RuntimeError("as asked")
 
-    train(saving(tmp_path), epochs=1)
-    train(saving(tmp_path), epochs=1)  # nothing is left to train
+    train(saving(tmp_path, run="again"), epochs=1)
+    train(saving(tmp_path, run="again"), epochs=1)  # nothing is left to train
     with pytest.raises(RuntimeError, match="as asked"):
-        train(saving(tmp_path), Dying(), epochs=4)
-    train(saving(tmp_path), epochs=3)
-    train(saving(tmp_path), epochs=3)
+        train(saving(tmp_path, run="again"), Dying(), epochs=4)
+    train(saving(tmp_path, run="again"), epochs=3)
+    train(saving(tmp_path, run="again"), epochs=3)
     with ckptstore.CheckpointStore(tmp_path, read_only=True) as store:
-        history = store.history()
+        history = store.history("again")
     resumes = [(resumed.epoch, resumed.batch, resumed.interrupted) for resumed in history.resumes]
     assert resumes == [(0, None, False), (0, None, False), (1, 5, True), (2, None, False)]
     assert [(resumed.epoch, resumed.batch) for resumed in history.interruptions] == [(1, 5)]
