@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from ckptstore.formats.hdf5.reader import StoredDataset, read_texts
+from ckptstore.formats.hdf5.reader import StoredDataset
 from ckptstore.formats.streamed_hdf5 import DESCRIPTION, STATE_ARRAYS, STATE_DOCUMENT, unescaped
 from ckptstore.storage.random_access import RandomAccessFile
 from ckptstore.storage.read_ahead import parts_without_thread
@@ -96,9 +96,10 @@ def read_bytes(source: RandomAccessFile, dataset: StoredDataset) -> npt.NDArray[
 
 def values_of(source: RandomAccessFile, dataset: StoredDataset, data: npt.NDArray[np.uint8]) -> Array:
     """Return the array that stored bytes represent: a view of them, except for float8 and text."""
-    if dataset.kind.dtype.kind == "O":
-        texts = np.empty(len(data) // 16, object)
-        texts[:] = read_texts(source, data.tobytes())
+    if dataset.texts is not None:
+        found = dataset.texts.texts(data.tobytes(), dataset.path)
+        texts = np.empty(len(found), object)
+        texts[:] = found
         return texts.reshape(dataset.shape)
     values: Array = data.view(dataset.kind.stored)
     if dataset.kind.restore is not None:

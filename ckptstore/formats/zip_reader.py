@@ -7,6 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 
 from ckptstore.errors import CorruptPayloadError, StorageError
 from ckptstore.formats.zip_writer import WEIGHTS, is_unsafe_name
@@ -15,6 +16,10 @@ from ckptstore.storage.random_access import RandomAccessFile
 _LOCAL_HEADER = 30
 # DEFLATE reaches 1032 at most; Keras stores its members, and text rarely gets past 20.
 _DOCUMENT_EXPANSION_MOST = 100
+# What all documents may unpack to: so many times the file's size, and so many bytes besides.
+_DOCUMENTS_MOST, _DOCUMENTS_ALLOWANCE = 4, 16 << 20
+# Bytes of the archive's directory, of which each member takes 46 and its name.
+_DIRECTORY_MOST = 1 << 20
 _ZIP_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
@@ -35,13 +40,14 @@ class KerasArchive:
         file: The whole file.
 
     Raises:
-        CorruptPayloadError: It is not an archive, or a member would be unpacked elsewhere, or is there twice.
+        CorruptPayloadError: It is not an archive, or a member would be unpacked elsewhere, is there twice, or shares
+            bytes with another.
     """
 
     def __init__(self, file: RandomAccessFile) -> None:
         self._file = file
         self._stream = _AsFile(file)
-        with self._translated(), zipfile.ZipFile(self._stream) as archive:
+        with self._translated(), self._opened() as archive:
             members = archive.infolist()
         self._members = {member.filename: member for member in members}
         if len(self._members) != len(members):
@@ -49,6 +55,24 @@ class KerasArchive:
         for name in self._members:
             if is_unsafe_name(name):
                 raise file.corrupt(f"its archive has a member named {name!r}")
+        self._check_disjoint()
+
+    def _check_disjoint(self) -> None:
+        """Check that no two members share bytes, which could be unpacked as often as there are members."""
+        spans = sorted(
+            (member.header_offset, member.header_offset + _LOCAL_HEADER + member.compress_size)
+            for member in self._members.values()
+        )
+        for (_, end), (begin, _) in pairwise(spans):
+            if begin < end:
+                raise self._file.corrupt("its archive has members that share bytes")
+
+    @contextmanager
+    def _opened(self) -> Iterator[zipfile.ZipFile]:
+        self._stream.most = _DIRECTORY_MOST
+        with zipfile.ZipFile(self._stream) as archive:
+            self._stream.most = self._file.nbytes
+            yield archive
 
     def weights(self) -> tuple[int, int]:
         """Return the weights' offset in the file, and their size in bytes."""
@@ -72,7 +96,10 @@ class KerasArchive:
     def documents(self) -> dict[str, bytes]:
         """Return the members other than the weights, by name, checked against their CRC-32."""
         found = {}
-        with self._translated(), zipfile.ZipFile(self._stream) as archive:
+        unpacked = sum(member.file_size for name, member in self._members.items() if name != WEIGHTS)
+        if unpacked > _DOCUMENTS_MOST * self._file.nbytes + _DOCUMENTS_ALLOWANCE:
+            raise self._file.corrupt(f"its documents claim {unpacked:,} bytes that are not there")
+        with self._translated(), self._opened() as archive:
             for name, member in self._members.items():
                 if name != WEIGHTS and not member.is_dir():
                     found[name] = self._document(archive, member)
@@ -111,6 +138,7 @@ class _AsFile:
     def __init__(self, source: RandomAccessFile) -> None:
         self._source = source
         self._position = 0
+        self.most = source.nbytes
         self.failure: StorageError | None = None
 
     def seekable(self) -> bool:
@@ -129,6 +157,8 @@ class _AsFile:
     def read(self, count: int = -1) -> bytes:
         left = max(self._source.nbytes - self._position, 0)
         count = left if count < 0 else min(count, left)
+        if count > self.most:
+            raise self._source.corrupt("its archive's directory is larger than it can be")
         try:
             data = self._source.read(self._position, count) if count else b""
         except StorageError as error:

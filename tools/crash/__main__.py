@@ -75,6 +75,12 @@ PARTS = {
         ("--stride", "13"),
     ),
     "disks": Part("disks that are really full", ("crash.full_disks",)),
+    "structures": Part(
+        "payloads whose structures overlap, nest, loop or lie about sizes",
+        ("crash.structures",),
+        ("--files", "1000"),
+        ("--files", "50000"),
+    ),
     "processes": Part(
         "many writers and readers, killed and restarted",
         ("crash.many_processes",),

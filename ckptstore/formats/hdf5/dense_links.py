@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NoReturn
 
-ReadBytes = Callable[[int, int], bytes]
+from ckptstore.formats.hdf5.metadata import Metadata
+
 _BY_NAME = 5
 _RECORD_SIZE = 11  # a hash of 4 bytes and a heap id of 7
 _NODE_OVERHEAD = 10
@@ -23,21 +24,21 @@ class DenseLinks:
     """The links of one such group.
 
     Args:
-        read: Reads a number of bytes at an offset of the file.
+        metadata: The file's metadata.
         fail: Raises an error with a reason.
         heap: Address of the fractal heap.
         index: Address of the B-tree.
     """
 
-    def __init__(self, read: ReadBytes, fail: Callable[[str], NoReturn], heap: int, index: int) -> None:
-        self._read = read
+    def __init__(self, metadata: Metadata, fail: Callable[[str], NoReturn], heap: int, index: int) -> None:
+        self._metadata = metadata
         self._fail = fail
         self._index = index
-        self._heap = _FractalHeap(read, fail, heap)
+        self._heap = _FractalHeap(metadata, fail, heap)
 
     def messages(self) -> Iterator[bytes]:
         """Yield the bodies of the link messages, in the order of the index."""
-        head = self._read(self._index, 38)
+        head = self._metadata.take(self._index, 38)
         kind, node_size, record_size, depth = struct.unpack_from("<BIHH", head, 5)
         root, count = struct.unpack_from("<QH", head, 16)
         if head[:4] != b"BTHD" or (kind, record_size) != (_BY_NAME, _RECORD_SIZE) or depth > _DEPTH_MOST:
@@ -46,7 +47,7 @@ class DenseLinks:
         stack = [(root, count, depth)] if count else []
         while stack:
             address, count, level = stack.pop()
-            node = self._read(address, node_size)
+            node = self._metadata.take(address, node_size)
             if node[:4] != (b"BTIN" if level else b"BTLF"):
                 self._fail("an index of links is damaged")
             records = node[6 : 6 + count * _RECORD_SIZE]
@@ -103,10 +104,10 @@ class _Table:
 
 
 class _FractalHeap:
-    def __init__(self, read: ReadBytes, fail: Callable[[str], NoReturn], address: int) -> None:
-        self._read = read
+    def __init__(self, metadata: Metadata, fail: Callable[[str], NoReturn], address: int) -> None:
+        self._metadata = metadata
         self._fail = fail
-        head = read(address, 146)
+        head = metadata.take(address, 146)
         if head[:4] != b"FRHP" or struct.unpack_from("<HH", head, 5) != (7, 0):
             fail("a heap of links is damaged")
         (most,) = struct.unpack_from("<I", head, 10)
@@ -126,7 +127,7 @@ class _FractalHeap:
         end = 1 + self._offset_size
         offset = int.from_bytes(identifier[1:end], "little")
         length = int.from_bytes(identifier[end : end + self._length_size], "little")
-        return self._read(self._locate(offset), length)
+        return self._metadata.take(self._locate(offset), length)
 
     def _locate(self, offset: int) -> int:
         """Return the file address of an offset in the heap, searching down from the root block."""
@@ -140,10 +141,10 @@ class _FractalHeap:
                 self._fail("a link lies outside its heap")
             begin = table.first * table.width << (row - 1) if row else 0
             column, offset = divmod(offset - begin, table.row_size(row))
-            if self._read(address, 4) != b"FHIB":
+            if self._metadata.read(address, 4) != b"FHIB":
                 self._fail("a heap of links is damaged")
             entry = address + 13 + self._offset_size + 8 * (row * table.width + column)
-            (address,) = struct.unpack("<Q", self._read(entry, 8))
+            (address,) = struct.unpack("<Q", self._metadata.read(entry, 8))
             if row < table.direct_rows():
                 return address + offset
             rows = table.rows_of(table.row_size(row))

@@ -3,20 +3,24 @@
 It lists the datasets of the plain form that `writer` and, by default, every h5py write: superblock version 0,
 version 1 object headers, groups as symbol tables or as links, contiguous datasets. Soft, external and repeated links,
 values outside the file, and everything that neither of the two writes are refused by name. No size in the file is
-trusted: each is compared with the bytes that are there before anything is allocated. Chapters are those of the "HDF5
-File Format Specification", version 3.0.
+trusted: each is compared with the bytes that are there before anything is allocated, and what structures cost together
+is bounded by the file's size (`ckptstore.formats.hdf5.metadata`). Chapters are those of the "HDF5 File Format
+Specification", version 3.0.
 """
 
 from __future__ import annotations
 
 import struct
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import NamedTuple, NoReturn
 
 from ckptstore.formats.hdf5.dense_links import DenseLinks
 from ckptstore.formats.hdf5.dtypes import StoredType, read_type
+from ckptstore.formats.hdf5.metadata import Metadata
+from ckptstore.formats.hdf5.text_reader import REFERENCE_SIZE, TextReader
 from ckptstore.formats.hdf5.writer import (
     ATTRIBUTE,
     DATASPACE,
@@ -35,8 +39,6 @@ _RANK_MOST = 32
 # A compressed dataset of zeros can be this many times smaller than its values; more is a decompression bomb.
 _EXPANSION_MOST = 1100
 _ELEMENTS_MOST = 1 << 48
-# Bytes of one piece of metadata; the largest that Keras writes is a list of 64 KiB.
-_METADATA_MOST = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +51,7 @@ class StoredDataset:
         kind: The storage of its values.
         offset: Offset of the values, or None if they are not in one piece (`refusal` says why).
         refusal: Reason why the values cannot be read; empty if they can.
+        texts: The file's texts of variable length.
     """
 
     path: str
@@ -56,6 +59,7 @@ class StoredDataset:
     kind: StoredType
     offset: int | None
     refusal: str = ""
+    texts: TextReader | None = field(default=None, repr=False, compare=False)
 
     @property
     def nbytes(self) -> int:
@@ -88,8 +92,8 @@ class _DatasetReader:
     def __init__(self, source: RandomAccessFile) -> None:
         self.source = source
         self._seen: set[int] = set()
-        self._budget = 4 * source.nbytes + (1 << 20)
-        self._heaps = _StringHeaps(source)
+        self._metadata = Metadata(source)
+        self._texts = TextReader(source)
         self._found: dict[str, StoredDataset] = {}
 
     def run(self) -> dict[str, StoredDataset]:
@@ -101,18 +105,27 @@ class _DatasetReader:
             if DATATYPE in kinds:
                 self._found[path] = self._dataset(path, messages)
             elif kinds & {LINK_INFO, _SYMBOL_TABLE}:
-                prefix = f"{path}/" if path else ""
-                stack += reversed([(prefix + name, to) for name, to in self._links(path, messages)])
+                stack += reversed(
+                    [(self._joined(path, name), to) for name, to in self._links(path, messages)]
+                )
             else:
                 raise self.source.corrupt(f"{_shown(path)} is neither a group nor an array")
+        placed = [
+            (found.offset, found.offset + found.nbytes) for found in self._found.values() if found.offset
+        ]
+        self._metadata.check_disjoint(placed)
         return self._found
+
+    def _joined(self, path: str, name: str) -> str:
+        self._metadata.charge_name(len(path) + len(name))
+        return f"{path}/{name}" if path else name
 
     def _root(self) -> int:
         """Check the superblock (II.A, version 0) and return the address of the root group."""
         source = self.source
         if source.nbytes < 96 or source.read(0, 8) != SIGNATURE:
             raise source.corrupt("it is not an HDF5 file")
-        head = source.read(0, 96)
+        head = self._metadata.take(0, 96)
         if head[8] != 0:
             raise source.corrupt(f"its HDF5 superblock has version {head[8]}; Keras and ckptstore write 0")
         base, _, end, _, _, root = struct.unpack_from("<6Q", head, 24)
@@ -122,13 +135,6 @@ class _DatasetReader:
             raise source.corrupt(f"it is cut short: {source.nbytes:,} bytes of {end:,}")
         return int(root)
 
-    def _read(self, offset: int, count: int) -> bytes:
-        """Read metadata, in total not much more than the file has: overlapping parts could be endless."""
-        self._budget -= count
-        if count > _METADATA_MOST or self._budget < 0:
-            raise self.source.corrupt("its HDF5 metadata are larger than they can be")
-        return self.source.read(offset, count)
-
     def _visit(self, address: int, what: str) -> None:
         if address in self._seen:
             raise self.source.corrupt(f"{what} is reached in two ways")
@@ -137,13 +143,13 @@ class _DatasetReader:
     def _messages(self, address: int, path: str) -> Iterator[_Message]:
         """Yield the messages of a version 1 object header (IV.A.1.a) and its continuations."""
         self._visit(address, _shown(path))
-        version, _, size = struct.unpack("<BxHxxxxI4x", self._read(address, 16))
+        version, _, size = struct.unpack("<BxHxxxxI4x", self._metadata.take(address, 16))
         if version != 1:
             raise self.source.corrupt(f"{_shown(path)} has no HDF5 object header of version 1")
-        blocks = [(address + 16, size)]
+        blocks = deque([(address + 16, size)])
         while blocks:
-            start, size = blocks.pop(0)
-            block = self._read(start, size)
+            start, size = blocks.popleft()
+            block = self._metadata.take(start, size)
             position = 0
             while position + 8 <= size:
                 kind, length, flags = struct.unpack_from("<HHB", block, position)
@@ -180,7 +186,7 @@ class _DatasetReader:
         if heap == UNDEFINED:
             return
         self._visit(heap, f"a heap of {_shown(path)}")
-        for message in DenseLinks(self._read, self._fail, heap, index).messages():
+        for message in DenseLinks(self._metadata, self._fail, heap, index).messages():
             yield self._link(path, message)
 
     def _fail(self, reason: str) -> NoReturn:
@@ -204,17 +210,17 @@ class _DatasetReader:
 
     def _symbol_table(self, path: str, tree: int, heap: int) -> Iterator[tuple[str, int]]:
         """Yield the links of an old-style group: a B-tree, nodes, names in a heap (III.A.1, III.B, III.D)."""
-        head = self._read(heap, 32)
+        head = self._metadata.take(heap, 32)
         size, _, start = struct.unpack_from("<QQQ", head, 8)
         if head[:4] != b"HEAP":
             raise self.source.corrupt(f"{_shown(path)} has no heap of names")
-        names = self._read(start, size)
+        names = self._metadata.take(start, size)
         for node in self._leaves(path, tree):
-            entries = self._read(node, 8)
+            entries = self._metadata.take(node, 8)
             if entries[:4] != b"SNOD":
                 raise self.source.corrupt(f"{_shown(path)} has a damaged list of members")
             (count,) = struct.unpack_from("<H", entries, 6)
-            table = self._read(node + 8, 40 * count)
+            table = self._metadata.take(node + 8, 40 * count)
             for position in range(0, len(table), 40):
                 name_at, address, cached = struct.unpack_from("<QQI", table, position)
                 if cached == 2 or address == UNDEFINED:
@@ -222,6 +228,7 @@ class _DatasetReader:
                 name_end = names.find(b"\0", name_at)
                 if name_end < 0:
                     raise self.source.corrupt(f"{_shown(path)} has a member without a name")
+                self._metadata.charge_name(name_end - name_at)
                 yield names[name_at:name_end].decode(), address
 
     def _leaves(self, path: str, root: int) -> Iterator[int]:
@@ -229,11 +236,11 @@ class _DatasetReader:
         while stack:
             address = stack.pop()
             self._visit(address, f"a list of {_shown(path)}")
-            head = self._read(address, 24)
+            head = self._metadata.take(address, 24)
             kind, level, count = struct.unpack_from("<BBH", head, 4)
             if head[:4] != b"TREE" or kind != 0:
                 raise self.source.corrupt(f"{_shown(path)} has a damaged tree of members")
-            keys = self._read(address + 24, 16 * count)
+            keys = self._metadata.take(address + 24, 16 * count)
             children = [child for _, child in struct.iter_unpack("<QQ", keys)]
             if level:
                 stack += reversed(children)
@@ -247,7 +254,7 @@ class _DatasetReader:
         mark = None
         for kind, body in messages:
             if kind == ATTRIBUTE:
-                mark = self._mark(body) or mark
+                mark = self._mark(path, body) or mark
             elif kind == _EXTERNAL_FILES:
                 raise self.source.corrupt(f"the values of {path!r} lie in another file")
             else:
@@ -281,7 +288,8 @@ class _DatasetReader:
             refusal = f"{path!r} is stored in chunks or compressed, as Keras and ckptstore do not write"
             return StoredDataset(path=path, shape=shape, kind=kind, offset=None, refusal=refusal)
         offset, nbytes = struct.unpack_from("<QQ", body, 2)
-        dataset = StoredDataset(path=path, shape=shape, kind=kind, offset=offset)
+        texts = self._texts if kind.dtype.kind == "O" else None
+        dataset = StoredDataset(path=path, shape=shape, kind=kind, offset=offset, texts=texts)
         if dataset.nbytes == 0:
             return StoredDataset(path=path, shape=shape, kind=kind, offset=0)
         if dataset.nbytes != nbytes or offset + nbytes > self.source.nbytes:
@@ -290,7 +298,7 @@ class _DatasetReader:
             )
         return dataset
 
-    def _mark(self, body: bytes) -> str | None:
+    def _mark(self, path: str, body: bytes) -> str | None:
         """Return the text of an attribute ``dtype``, or None for any other attribute (IV.A.2.m)."""
         version, flags, name_size, kind_size, space_size = struct.unpack_from("<BBHHH", body)
         position = 9 if version == 3 else 8
@@ -303,52 +311,13 @@ class _DatasetReader:
         if kind is None or space_size == 0:
             return None
         value = body[position : position + kind.stored.itemsize]
-        text = self._heaps.text(value) if kind.dtype.kind == "O" else value.rstrip(b"\0")
+        if kind.dtype.kind == "O":
+            if len(value) < REFERENCE_SIZE:
+                raise self.source.corrupt(f"{_shown(path)} has an attribute that is cut short")
+            (text,) = self._texts.texts(value, f"{path}@dtype")
+        else:
+            text = value.rstrip(b"\0")
         return text.decode() if kind.dtype.kind in "OS" else None
-
-
-class _StringHeaps:
-    """Texts in global heap collections (III.E); each collection is read once."""
-
-    def __init__(self, source: RandomAccessFile) -> None:
-        self._source = source
-        self._collections: dict[int, dict[int, bytes]] = {}
-
-    def text(self, reference: bytes) -> bytes:
-        """Return the text for a reference of 16 bytes."""
-        length, address, index = struct.unpack("<IQI", reference)
-        if length == 0:
-            return b""
-        if address not in self._collections:
-            self._collections[address] = self._read(address)
-        text = self._collections[address].get(index)
-        if text is None or len(text) < length:
-            raise self._source.corrupt("a text is not where it should be")
-        return text[:length]
-
-    def _read(self, address: int) -> dict[int, bytes]:
-        head = self._source.read(address, 16)
-        (size,) = struct.unpack_from("<Q", head, 8)
-        if head[:4] != b"GCOL" or head[4] != 1:
-            raise self._source.corrupt("a heap of texts is damaged")
-        if size > _METADATA_MOST:
-            raise self._source.corrupt("a heap of texts is damaged")
-        collection = self._source.read(address, size)
-        texts: dict[int, bytes] = {}
-        position = 16
-        while position + 16 <= size:
-            index, _, length = struct.unpack_from("<HHxxxxQ", collection, position)
-            if index == 0:
-                break
-            texts[index] = collection[position + 16 : position + 16 + length]
-            position += 16 + -(-length // 8) * 8
-        return texts
-
-
-def read_texts(source: RandomAccessFile, references: bytes) -> list[bytes]:
-    """Return the texts of variable length that a dataset's bytes refer to."""
-    heaps = _StringHeaps(source)
-    return [heaps.text(references[position : position + 16]) for position in range(0, len(references), 16)]
 
 
 def _shown(path: str) -> str:
