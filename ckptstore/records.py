@@ -234,6 +234,21 @@ class Holder:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """The right of a process, and of those that work for it, to write one run until another process claims it.
+
+    Attributes:
+        run: The run.
+        store: The store's id.
+        token: Drawn when the process became the run's writer.
+    """
+
+    run: str
+    store: str
+    token: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """Something that happened to a store, kept for a person to read.
 

@@ -12,6 +12,7 @@ import select
 import socket
 import subprocess
 from contextlib import ExitStack
+from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ class WorkerProcess:
     Args:
         root: The store's directory.
         slots: The slots for messages, with handoffs between processes.
-        lock: The run's lock, which the process shares for as long as it lives.
+        lock: The run's lock, which the process shares for as long as it lives, with the claim.
         maybe_committed: True if a worker before this one may have committed the first messages.
 
     Raises:
@@ -80,7 +81,11 @@ class WorkerProcess:
                 "connection": worker_end.fileno(),
                 "trainer": trainer,
                 "maybe_committed": maybe_committed,
+                "claim": None,
             }
+            if self._lock is not None and self._lock.claim is not None:
+                config["claim"] = asdict(self._lock.claim)
+                config["lock"] = self._lock.descriptor
             passed: list[Any] = [*memories, *handoffs, worker_end.fileno(), trainer]
             if self._lock is not None and self._lock.descriptor is not None:
                 passed.append(self._lock.descriptor)

@@ -18,6 +18,9 @@ from typing import Any
 from ckptstore.background.handoff import EventfdHandoff
 from ckptstore.background.worker import Outcome, Worker
 from ckptstore.background.worker_handle import FINISH, FLUSH_UP_TO
+from ckptstore.records import Claim
+from ckptstore.storage.layout import Layout
+from ckptstore.storage.run_lock import RunLock
 from ckptstore.system.shared_memory import SharedMemory
 
 
@@ -35,7 +38,10 @@ class ProcessLoop:
         self._trainer: int = config["trainer"]
         # A worker before this one may have committed as many messages as there are slots.
         self._maybe_committed = len(memories) if config["maybe_committed"] else 0
-        self._worker = Worker(Path(config["root"]), memories)
+        lock, layout = None, Layout(Path(config["root"]))
+        if config["claim"] is not None:
+            lock = RunLock.inherited(layout.locks, config["lock"], Claim(**config["claim"]))
+        self._worker = Worker(layout.root, memories, lock)
         self._warnings: list[str] = []
         self._ending = self._started = False
         self._flush_up_to = 0

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -22,6 +23,7 @@ from ckptstore.background.thread import WorkerThread
 from ckptstore.background.worker import Outcome
 from ckptstore.background.worker_handle import Slot, WorkerHandle
 from ckptstore.commit.request import SaveRequest
+from ckptstore.errors import StorageError
 from ckptstore.formats.snapshot import Snapshot
 from ckptstore.storage.run_lock import RunLock
 from ckptstore.system import messages
@@ -80,7 +82,7 @@ class SaveQueue:
 
     Args:
         root: The store's directory.
-        lock: The run's lock; the worker holds it as long as it lives.
+        lock: The run's lock, with the claim under which each worker writes; it holds the lock as long as it lives.
         backpressure: What to do when one snapshot is being saved and another waits: ``"replace"`` the waiting one, if
             it may be dropped, or ``"wait"``.
     """
@@ -159,7 +161,9 @@ class SaveQueue:
             slot.handoff.close()
         memories = [slot.memory for slot in self._slots] or [SharedMemory() for _ in range(SLOTS)]
         self._slots = tuple(Slot(memory, LocalHandoff()) for memory in memories)
-        self._worker = WorkerThread(self._root, self._slots, maybe_committed=bool(self._in_flight))
+        self._worker = WorkerThread(
+            self._root, self._slots, lock=self._lock, maybe_committed=bool(self._in_flight)
+        )
         for message in self._in_flight:
             self._worker.give(message.slot)
 
@@ -175,7 +179,8 @@ class SaveQueue:
     def prepare(self, snapshot: Snapshot) -> None:
         """Start the worker, and let a thread make room for snapshots of this kind."""
         self.start()
-        self._writer.prepare(self._slots[0].memory, snapshot)
+        with suppress(OSError):  # the save itself meets it too
+            self._writer.prepare(self._slots[0].memory, snapshot)
 
     def submit(
         self, snapshot: Snapshot, request: SaveRequest, *, droppable: bool, best: bool = False
@@ -187,6 +192,9 @@ class SaveQueue:
             request: How it is to be saved.
             droppable: True if a newer snapshot may replace it while it waits.
             best: True if it is the best so far; then only a better one may replace it.
+
+        Raises:
+            StorageError: There is no memory for the snapshot; nothing was given to the worker.
 
         Returns:
             The receipt. None if it was dropped: no slot is free, and the best so far waits in the other.
@@ -201,7 +209,10 @@ class SaveQueue:
         self._number += 1
         slot = 1 - self._in_flight[0].slot if self._in_flight else 0
         may_wait = droppable and self._backpressure == "replace"
-        self._writer.write(self._slots[slot].memory, snapshot, request, self._number, may_wait=may_wait)
+        try:
+            self._writer.write(self._slots[slot].memory, snapshot, request, self._number, may_wait=may_wait)
+        except OSError as error:
+            raise StorageError(operation="copying the snapshot", path=self._root, error=error) from error
         self._in_flight.append(InFlight(number=self._number, slot=slot, droppable=droppable, best=best))
         self._worker.give(slot)
         if not may_wait:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ckptstore.background.worker import Outcome, Worker
 from ckptstore.background.worker_handle import Slot
+from ckptstore.storage.run_lock import RunLock
 from ckptstore.system import messages
 
 # Threads with work left that nobody waits for. At exit the interpreter would stop them in the middle of it.
@@ -24,14 +25,22 @@ class WorkerThread:
     Args:
         root: The store's directory.
         slots: The slots for messages.
+        lock: The run's lock, with the claim.
         maybe_committed: True if a worker before this one may have committed the first messages.
     """
 
     survives_trainer = False
 
-    def __init__(self, root: Path, slots: tuple[Slot, ...], *, maybe_committed: bool = False) -> None:
+    def __init__(
+        self,
+        root: Path,
+        slots: tuple[Slot, ...],
+        *,
+        lock: RunLock | None,
+        maybe_committed: bool = False,
+    ) -> None:
         self._slots = slots
-        self._worker = Worker(root, tuple(slot.memory for slot in slots))
+        self._worker = Worker(root, tuple(slot.memory for slot in slots), lock)
         self._maybe_committed = maybe_committed
         # `SimpleQueue` is C code: it has no lock that an interrupt could leave held.
         self._given: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()

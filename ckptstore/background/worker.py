@@ -15,6 +15,7 @@ from ckptstore.commit.retry import with_retries
 from ckptstore.manifest.manifest import Manifest
 from ckptstore.records import Checkpoint
 from ckptstore.storage.layout import Layout
+from ckptstore.storage.run_lock import RunLock
 from ckptstore.system.shared_memory import SharedMemory
 
 # Seconds from the beginning of one commit to that of the next, after a save that may wait. A commit takes processor
@@ -50,13 +51,15 @@ class Worker:
     Args:
         root: The store's directory.
         memories: The memory of each slot.
+        lock: The run's lock and claim; None if nobody has locked a run.
 
     Attributes:
         idle_until: When to begin the next commit, on the monotonic clock, if nobody waits for it.
     """
 
-    def __init__(self, root: Path, memories: tuple[SharedMemory, ...]) -> None:
+    def __init__(self, root: Path, memories: tuple[SharedMemory, ...], lock: RunLock | None = None) -> None:
         self.idle_until = 0.0
+        self._lock = lock
         self._number = 0
         self._layout = Layout(root)
         self._readers = [MessageReader(memory) for memory in memories]
@@ -95,6 +98,8 @@ class Worker:
         return None
 
     def _commit(self, message: SaveMessage, maybe_committed: bool) -> Checkpoint:
+        if self._lock is not None:
+            self._lock.keep_in_place()
         committer, manifest = self._opened()
         if maybe_committed:
             # Opening the store has adopted a payload without a row: a row of this save is now its checkpoint.
@@ -105,7 +110,10 @@ class Worker:
 
     def _opened(self) -> tuple[Committer, Manifest]:
         if self._committer is None or self._manifest is None:
-            self._manifest = open_for_writing(self._layout)
+            claim = None if self._lock is None else self._lock.claim
+            self._manifest = open_for_writing(self._layout, create=claim is None)
+            if claim is not None:
+                self._manifest.runs.write_under(claim)
             self._committer = Committer(self._layout, self._manifest)
         return self._committer, self._manifest
 

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ckptstore.commit.directories import restore_directories
 from ckptstore.commit.earlier_epochs import EARLIER_EPOCHS
 from ckptstore.commit.request import SaveRequest
 from ckptstore.commit.retention.deferred_mark import DeferredMark
@@ -25,6 +26,7 @@ from ckptstore.errors import (
     SaveInProgressError,
     StorageError,
     StoreLockedError,
+    StoreRemovedError,
     UnfinishedSaveError,
 )
 from ckptstore.manifest.manifest import Manifest
@@ -89,6 +91,8 @@ class Committer:
             UnfinishedSaveError: The checkpoint is saved, but could not be shown, or retention failed.
             StorageError: The disk failed; older checkpoints are as they were.
             StoreLockedError: The store's lock was not free in time; nothing changed.
+            RunTakenOverError: The run was claimed here, and another process has claimed it since; nothing changed.
+            StoreRemovedError: The store was removed, or replaced, since it was opened; nothing is made in its place.
         """
         with self._exclusive():
             mark = self._deferred_mark(request)
@@ -133,7 +137,7 @@ class Committer:
         return None if request.keep is None else self._retention.deferred_mark(request.run, request.keep)
 
     def _save(self, snapshot: Snapshot, request: SaveRequest, mark: DeferredMark | None) -> Checkpoint:
-        version = self._begin()
+        version = self._begin(request.run)
         assert self._lease is not None
         temporary = self._lease.new_path(SUFFIXES[snapshot.format])
         try:
@@ -170,11 +174,11 @@ class Committer:
         if self._pid != os.getpid():
             return
         deferred_unlink.wait()
-        lease, self._lease = self._lease, None
-        if lease is not None or self._dropped:
+        if self._lease is None and not self._dropped:
+            return
+        try:
             with self._locked():
-                if lease is not None:
-                    lease.release()
+                self._end_lease()
                 if self._dropped:
                     # If this fails, the next opening does it; no saved checkpoint depends on it.
                     with suppress(StorageError, StoreLockedError):
@@ -182,16 +186,30 @@ class Committer:
                             self._layout.reserve, partial(self._manifest.checkpoints.remove, self._dropped)
                         )
                     self._dropped = []
+        except StoreRemovedError:
+            self._end_lease()  # whoever saves hears of it, and there is nothing left to end
 
-    def _begin(self) -> int:
-        """Reserve a version, and take a lease if this process has none."""
+    def _end_lease(self) -> None:
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            # If its file stays, nobody holds it, and the next opening removes it.
+            with suppress(StorageError):
+                lease.release()
+
+    def _begin(self, run: str) -> int:
+        """Reserve a version, and take a lease if this process has none, or somebody removed it."""
         # This save can use the space that earlier ones have freed.
         deferred_unlink.wait()
         with self._locked():
+            restore_directories(self._layout, self._manifest)
+            lease = self._lease
+            if lease is not None and not lease.is_in_place():
+                self._lease = None
+                lease.release()
             if self._lease is None:
                 self._lease = Lease(self._layout.tmp)
             self._leftovers = [path for path in self._leftovers if not self._removed(path)]
-            version = self._manifest.reserve_version(dropping=self._dropped)
+            version = self._manifest.reserve_version(run=run, dropping=self._dropped)
             self._dropped = []
             return version
 

@@ -36,14 +36,21 @@ def _check_one_disk(layout: Layout) -> None:
         )
 
 
-def open_for_writing(layout: Layout) -> Manifest:
+def open_for_writing(layout: Layout, *, create: bool = True) -> Manifest:
     """Open a manifest, make or upgrade it, and finish or undo what a dead writer left.
 
     A file system that lacks what a store needs is refused here: see `ckptstore.storage.locks.probe_locks`.
 
+    Args:
+        layout: The store's paths.
+        create: False for a store that is in use already: if it is gone, none is begun in its place.
+
     Raises:
+        StoreRemovedError: There is no store, and none is to be made.
         CheckpointStoreError: As `ckptstore.CheckpointStore` documents.
     """
+    if not create:
+        layout.require_manifest()
     standard_descriptors.occupy()
     if os.path.lexists(layout.manifest):
         Manifest.check(layout.manifest)

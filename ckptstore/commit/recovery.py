@@ -82,6 +82,13 @@ def _names(manifest: Manifest, state: State) -> set[str]:
     return {file.removeprefix(_FOLDER) for file in manifest.checkpoints.files(state)}
 
 
+def mark_missing(layout: Layout, manifest: Manifest) -> int:
+    """Mark the rows whose payload is not in its place, and return how many; the caller holds the store's lock."""
+    missing = _names(manifest, "complete") - _listed(layout)
+    _mark_missing(manifest, missing)
+    return len(missing)
+
+
 def _mark_missing(manifest: Manifest, names: set[str]) -> None:
     """Mark rows whose file is missing; the rows stay."""
     if names:

@@ -11,6 +11,7 @@ from ckptstore.errors import (
     RunLockedError,
     SaveInProgressError,
     StorageError,
+    StoreRemovedError,
     UnfinishedSaveError,
 )
 
@@ -29,7 +30,7 @@ def with_retries(save: Callable[[], _Result]) -> _Result:
     for delay in DELAYS_S:
         try:
             return save()
-        except (UnfinishedSaveError, RunLockedError, SaveInProgressError):
+        except (UnfinishedSaveError, RunLockedError, SaveInProgressError, StoreRemovedError):
             raise
         except (StorageError, LockedError):
             time.sleep(delay)

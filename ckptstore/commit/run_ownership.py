@@ -48,11 +48,13 @@ class RunOwnership:
         if self._pid != os.getpid():
             self._locks, self._pid, self._mutex = {}, os.getpid(), threading.RLock()
         with self._mutex:
-            if run not in self._locks:
+            if run in self._locks:
+                self._locks[run].keep_in_place()
+            else:
                 self._locks[run] = self._claimed(run)
 
     def lock_of(self, run: str) -> RunLock:
-        """Return the lock of an owned run, for a process that works for this one."""
+        """Return the lock of an owned run, with the claim, for a process that works for this one."""
         return self._locks[run]
 
     def _claimed(self, run: str) -> RunLock:
@@ -63,7 +65,9 @@ class RunOwnership:
                 if not os.path.lexists(self._layout.manifest):
                     # Its last run ended, and removed the store, after we had opened it.
                     raise StoreNotFoundError(path=self._layout.root)
-                release_and_retry(self._layout.reserve, partial(self._manifest.runs.set_holder, run, holder))
+                lock.claim = release_and_retry(
+                    self._layout.reserve, partial(self._manifest.runs.claim, run, holder)
+                )
         except BaseException:
             lock.release()
             raise

@@ -20,7 +20,13 @@ from ckptstore.errors.corrupt import (
     SchemaTooNewError,
     SchemaTooOldError,
 )
-from ckptstore.errors.locked import LockedError, RunLockedError, SaveInProgressError, StoreLockedError
+from ckptstore.errors.locked import (
+    LockedError,
+    RunLockedError,
+    RunTakenOverError,
+    SaveInProgressError,
+    StoreLockedError,
+)
 from ckptstore.errors.not_found import (
     CheckpointNotFoundError,
     MetricNotFoundError,
@@ -32,6 +38,7 @@ from ckptstore.errors.not_found import (
 from ckptstore.errors.storage import (
     DiskFullError,
     StorageError,
+    StoreRemovedError,
     UnfinishedSaveError,
     UnsafeFileSystemError,
 )
@@ -71,6 +78,7 @@ __all__ = [
     "RefusedByObjectError",
     "RunLockedError",
     "RunNotFoundError",
+    "RunTakenOverError",
     "SaveInProgressError",
     "SchemaError",
     "SchemaTooNewError",
@@ -79,6 +87,7 @@ __all__ = [
     "StorageError",
     "StoreLockedError",
     "StoreNotFoundError",
+    "StoreRemovedError",
     "UnfinishedSaveError",
     "UnsafeFileSystemError",
 ]

@@ -58,10 +58,8 @@ class RunLockedError(LockedError):
         pid: int | None = None,
         started_at: datetime | None = None,
     ) -> None:
-        since = f" since {started_at.isoformat(timespec='seconds')}" if started_at else ""
-        holder = f"process {pid} on {host}{since}" if pid is not None else "another process"
         super().__init__(
-            f"{store}: run {run!r} is being written by {holder}",
+            f"{store}: run {run!r} is being written by {_writer(host, pid, started_at)}",
             hint="wait for it to end, or give each fit that writes at once a name: run='...'",
             run=run,
             store=store,
@@ -69,3 +67,36 @@ class RunLockedError(LockedError):
             pid=pid,
             started_at=started_at,
         )
+
+
+class RunTakenOverError(RunLockedError):
+    """Another process became the writer of this run while this one was writing it; nothing was changed.
+
+    That needs locks that do not work, or a lock file that somebody removed. What this process saved before stays.
+    """
+
+    def __init__(
+        self,
+        *,
+        run: str,
+        store: Path,
+        host: str | None = None,
+        pid: int | None = None,
+        started_at: datetime | None = None,
+    ) -> None:
+        CheckpointStoreError.__init__(
+            self,
+            f"{store}: run {run!r} was taken over by {_writer(host, pid, started_at)}: this process may no longer "
+            "save to it",
+            hint="keep one of the two trainings; never remove a store's locks directory while one is running",
+            run=run,
+            store=store,
+            host=host,
+            pid=pid,
+            started_at=started_at,
+        )
+
+
+def _writer(host: str | None, pid: int | None, started_at: datetime | None) -> str:
+    since = f" since {started_at.isoformat(timespec='seconds')}" if started_at else ""
+    return f"process {pid} on {host}{since}" if pid is not None else "another process"

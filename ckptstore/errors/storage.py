@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 _HINTS = {
     _errno.EROFS: "the file system is mounted read-only; to query: read_only=True",
     _errno.EACCES: "this user lacks the permission; to query: read_only=True",
+    _errno.EFBIG: "a limit forbids files of this size: see `ulimit -f`, and what the file system allows",
 }
 _UNAFFECTED = "older checkpoints are not affected"
 _UNREADABLE = "if this persists, move the file out of the store: `resume` then steps back to the one before"
@@ -79,6 +80,32 @@ class DiskFullError(StorageError):
             free=free,
             disk=disk,
             errno=code,
+        )
+
+
+class StoreRemovedError(StorageError):
+    """The store was removed, or another was put in its place, while this process was using it; nothing was changed.
+
+    No store is begun in its place: if it comes back, the next save works.
+
+    Attributes:
+        store: The store's directory.
+        reason: What was found there.
+    """
+
+    store: Path
+    reason: str
+
+    def __init__(self, *, store: Path, reason: str, hint: str = "") -> None:
+        CheckpointStoreError.__init__(
+            self,
+            f"{store}: {reason} while this process was using it",
+            hint=hint or "put the store back, and saving works again; or end this process",
+            operation="open",
+            path=store,
+            store=store,
+            reason=reason,
+            errno=_errno.ESTALE,
         )
 
 

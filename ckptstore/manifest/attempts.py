@@ -49,7 +49,7 @@ class Attempts(Repository):
         Raises:
             InvalidArgumentError: `detail` is not JSON.
         """
-        with self._transactions.writing("begin_attempt") as connection:
+        with self._transactions.writing("begin_attempt", run=run) as connection:
             last = self._number(connection, run, None)
             if last is None:
                 last = int(_has_saved(connection, run))

@@ -65,7 +65,7 @@ class Events(Repository):
         Raises:
             InvalidArgumentError: `detail` is not JSON.
         """
-        with self._transactions.writing("add_event") as connection:
+        with self._transactions.writing("add_event", run=run) as connection:
             add_event(connection, kind, run=run, version=version, detail=detail)
 
     def find(

@@ -112,13 +112,14 @@ class Manifest:
         with self._transactions.reading() as connection:
             return store_row.next_version(connection)
 
-    def reserve_version(self, *, dropping: Sequence[int] = ()) -> int:
+    def reserve_version(self, *, run: str | None = None, dropping: Sequence[int] = ()) -> int:
         """Take the next version. It is never given out again, whatever happens to the save that took it.
 
         Args:
+            run: The run that is going to be saved; if it was claimed here, the claim is checked.
             dropping: Checkpoints to drop in the same transaction, as `Checkpoints.remove` does.
         """
-        with self._transactions.writing("reserve_version") as connection:
+        with self._transactions.writing("reserve_version", run=run) as connection:
             drop_checkpoints(connection, dropping)
             return store_row.reserve_version(connection)
 
@@ -149,8 +150,9 @@ class Manifest:
 
         Raises:
             InvalidArgumentError: The version or the file is there already, or a value cannot be stored.
+            RunTakenOverError: The run was claimed here, and another process has claimed it since; nothing changed.
         """
-        with self._transactions.writing("add_checkpoint") as connection:
+        with self._transactions.writing("add_checkpoint", run=new.run) as connection:
             run_id = insert_checkpoint(connection, new)
             if published_path is not None:
                 put_published(connection, published_path, new.run, new.version)

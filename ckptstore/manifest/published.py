@@ -70,17 +70,17 @@ class PublishedPaths(Repository):
             row = connection.execute(_AT_PATH, {"path": path}).one_or_none()
             return None if row is None else Published(**row._asdict())
 
-    def confirm(self, path: str, *, run: str = "", retention: RetentionCheck | None = None) -> None:
+    def confirm(self, path: str, *, run: str | None = None, retention: RetentionCheck | None = None) -> None:
         """Record that a path shows its checkpoint.
 
         Args:
             path: The path.
-            run: The run that retention is applied to.
+            run: The run of the checkpoint, which retention is applied to.
             retention: Applied to that run in the same transaction.
         """
-        with self._transactions.writing("confirm_published") as connection:
+        with self._transactions.writing("confirm_published", run=run) as connection:
             confirm_published(connection, path)
-            if retention is not None:
+            if retention is not None and run is not None:
                 apply_retention(connection, self._store, run, retention)
 
     def forget(self, path: str) -> None:

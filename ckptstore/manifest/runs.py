@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import cast
@@ -10,12 +11,14 @@ from sqlalchemy import Connection, select, update
 
 from ckptstore.manifest.metrics import metric_ids
 from ckptstore.manifest.statements import RUN, id_of_run, insert_with_new_id, upsert, upsert_by
-from ckptstore.manifest.tables import METRIC_NAMES, MONITORS, RUNS
+from ckptstore.manifest.store_row import uuid as uuid_of_store
+from ckptstore.manifest.tables import METRIC_NAMES, MONITORS, RUNS, WRITERS
 from ckptstore.manifest.transactions import Repository
-from ckptstore.records import Holder, Mode
+from ckptstore.records import Claim, Holder, Mode
 
 RUN_ID = select(RUNS.id).where(RUNS.name == RUN)
 _PUT_MONITOR = upsert_by(MONITORS.table, "run_id", "metric_id")
+_PUT_WRITER = upsert_by(WRITERS.table, "run_id")
 _MONITORS = select(METRIC_NAMES.name, MONITORS.mode).join_from(
     MONITORS.table, METRIC_NAMES.table, METRIC_NAMES.id == MONITORS.metric_id
 )
@@ -65,17 +68,27 @@ class Runs(Repository):
                 return None
             return Holder(host=row.holder_host, pid=row.holder_pid, started_at=row.holder_started_at)
 
-    def set_holder(self, run: str, holder: Holder | None) -> None:
-        """Record the process that writes a run, or that none does; makes the run if there is none."""
-        values: dict[str, object] = {"holder_host": None, "holder_pid": None, "holder_started_at": None}
-        if holder is not None:
-            values = {
-                "holder_host": holder.host,
-                "holder_pid": holder.pid,
-                "holder_started_at": holder.started_at,
-            }
-        with self._transactions.writing("set_holder") as connection:
-            connection.execute(update(RUNS.table).where(RUNS.id == run_id(connection, run)).values(values))
+    def claim(self, run: str, holder: Holder) -> Claim:
+        """Record a process as the writer of a run, and write the run under its claim; makes the run if there is none.
+
+        From the COMMIT on, whoever wrote the run before can change nothing of it any more.
+        """
+        values = {
+            "holder_host": holder.host,
+            "holder_pid": holder.pid,
+            "holder_started_at": holder.started_at,
+        }
+        with self._transactions.writing("claim") as connection:
+            id_ = run_id(connection, run)
+            connection.execute(update(RUNS.table).where(RUNS.id == id_).values(values))
+            claim = Claim(run=run, store=uuid_of_store(connection), token=uuid.uuid4().hex)
+            upsert(connection, _PUT_WRITER, {"run_id": id_}, {"token": claim.token})
+        self.write_under(claim)
+        return claim
+
+    def write_under(self, claim: Claim) -> None:
+        """Write a run under the claim of a process that this one works for; see `ckptstore.manifest.fences`."""
+        self._transactions.fences.hold(claim)
 
     def monitors(self, run: str) -> dict[str, Mode]:
         """Return the metrics that a run monitors, each with its better direction."""
@@ -90,6 +103,6 @@ class Runs(Repository):
 
     def set_monitors(self, run: str, monitors: Mapping[str, Mode]) -> None:
         """Record which metrics a run monitors, each with its better direction; makes the run if there is none."""
-        with self._transactions.writing("set_monitors") as connection:
+        with self._transactions.writing("set_monitors", run=run) as connection:
             for metric, mode in monitors.items():
                 set_monitor(connection, run, metric, mode)

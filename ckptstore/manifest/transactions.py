@@ -21,6 +21,7 @@ from ckptstore.errors import (
 )
 from ckptstore.manifest import schema
 from ckptstore.manifest.engine import WRITES, roll_back_hot_journal
+from ckptstore.manifest.fences import Fences
 from ckptstore.manifest.sqlite_errors import FOREIGN_ERRORS, needs_rollback_of_hot_journal, translated
 from ckptstore.storage.locks import in_process_lock
 from ckptstore.system.fork_safety import no_fork
@@ -33,6 +34,9 @@ class Transactions:
         path: The manifest file.
         read_only: True to refuse writing.
 
+    Attributes:
+        fences: The claims under which runs are written.
+
     Raises:
         CheckpointStoreError: As `ckptstore.manifest.schema.open_manifest` says.
     """
@@ -40,6 +44,7 @@ class Transactions:
     def __init__(self, path: Path, *, read_only: bool) -> None:
         self.path = path
         self.read_only = read_only
+        self.fences = Fences(path.parent)
         self._engine = schema.open_manifest(path, read_only=read_only)
         self._closing = finalize(self, self._engine.dispose)
 
@@ -75,7 +80,7 @@ class Transactions:
                 ) from error
 
     @contextmanager
-    def writing(self, operation: str) -> Iterator[Connection]:
+    def writing(self, operation: str, *, run: str | None = None) -> Iterator[Connection]:
         """Open a transaction for writing, alone among all processes, and COMMIT it when the block ends well.
 
         When the block fails, nothing has changed. When COMMIT itself fails, the change may be durable anyway: the
@@ -83,8 +88,11 @@ class Transactions:
 
         Args:
             operation: A name for the change, used in the error on a manifest that is open for reading.
+            run: A run whose rows change; if it was claimed here, the claim must still be the newest.
 
         Raises:
+            RunTakenOverError: The run was claimed here, and another process has claimed it since.
+            StoreRemovedError: The run was claimed here, and this manifest does not know of it.
             ReadOnlyError: The manifest is open for reading.
             StoreLockedError: Another process wrote for too long.
             DiskFullError: There is no room.
@@ -94,6 +102,8 @@ class Transactions:
             raise ReadOnlyError(store=self.store, operation=operation)
         with self._translating(), no_fork(), in_process_lock(), self._begun(writes=True) as connection:
             try:
+                if run is not None:
+                    self.fences.check(connection, run)
                 yield connection
                 self._check_open(connection)
                 connection.commit()

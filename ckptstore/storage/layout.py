@@ -13,6 +13,7 @@ from ckptstore.errors import (
     NotAStoreError,
     StorageError,
     StoreNotFoundError,
+    StoreRemovedError,
 )
 from ckptstore.records import SUFFIXES, Format
 from ckptstore.storage.files import make_directory
@@ -77,14 +78,33 @@ class Layout:
             raise CorruptManifestError(path=self.manifest, reason="it is missing, though there are payloads")
         self.make_directories()
 
-    def make_directories(self) -> None:
-        """Make the directories that are missing, durably.
+    def make_directories(self) -> list[Path]:
+        """Make the directories that are missing, durably, and return them.
 
         Raises:
             StorageError: One cannot be made.
         """
-        for path in (self.root, self.locks, self.checkpoints, self.tmp, self.quarantine):
+        directories = (self.root, self.locks, self.checkpoints, self.tmp, self.quarantine)
+        missing = [path for path in directories if not path.is_dir()]
+        for path in missing:
             make_directory(path)
+        return missing
+
+    def require_manifest(self) -> None:
+        """Check that a store that is in use is still here, so that nothing is made in its place.
+
+        Raises:
+            StoreRemovedError: It has no manifest any more.
+        """
+        if os.path.lexists(self.manifest):
+            return
+        if self.holds_payloads():
+            raise StoreRemovedError(
+                store=self.root,
+                reason="the manifest was removed",
+                hint=f"end this process, then run: ckptstore repair {self.root}",
+            )
+        raise StoreRemovedError(store=self.root, reason="the store was removed")
 
     def holds_payloads(self) -> bool:
         """Return True if there are payloads, also in quarantine: a manifest then belongs to them."""

@@ -10,7 +10,7 @@ from filelock import Timeout
 
 from ckptstore.errors import StorageError
 from ckptstore.storage.files import unlink
-from ckptstore.storage.locks import acquire, file_lock
+from ckptstore.storage.locks import acquire, file_lock, release
 
 _LEASE = ".lease"
 
@@ -42,10 +42,16 @@ class Lease:
         self._count += 1
         return self.directory / f"{self.id}.{self._count}{suffix}"
 
+    def is_in_place(self) -> bool:
+        """Return False if somebody removed the lease's file: then nothing protects the writer's files."""
+        return os.path.lexists(self._path)
+
     def release(self) -> None:
         """End the lease and remove its file."""
-        unlink(self._path)
-        self._lock.release()
+        try:
+            unlink(self._path)
+        finally:
+            release(self._lock, self._path)
 
 
 def remove_stale_files(directory: Path) -> list[Path]:

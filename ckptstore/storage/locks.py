@@ -17,7 +17,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ckptstore.errors import StorageError, StoreLockedError, UnsafeFileSystemError
-from ckptstore.storage.files import io_step
+from ckptstore.storage.files import io_step, make_directory
+from ckptstore.storage.layout import Layout
 
 STORE_LOCK_TIMEOUT_S = 60.0
 # An environment variable: a user sets it to 1 where the file system has no locks, and only one process uses the store.
@@ -81,10 +82,12 @@ def store_lock(directory: Path, *, timeout_s: float = STORE_LOCK_TIMEOUT_S) -> I
 
     Raises:
         StoreLockedError: It was not free in time.
+        StoreRemovedError: The directory is gone, and so is the store.
         UnsafeFileSystemError: This file system has no locks.
         StorageError: The lock file cannot be opened.
     """
     path = directory / "store.lock"
+    make_lock_directory(directory)
     lock = file_lock(path, timeout_s=timeout_s, per_thread=False)
     try:
         try:
@@ -97,10 +100,34 @@ def store_lock(directory: Path, *, timeout_s: float = STORE_LOCK_TIMEOUT_S) -> I
             with in_process_lock():
                 yield
         finally:
-            lock.release()
+            release(lock, path)
     finally:
         # Twice, since an interrupt may come before the first has begun; releasing a free lock does nothing.
+        release(lock, path)
+
+
+def make_lock_directory(directory: Path) -> None:
+    """Make the directory of a store's locks again if somebody removed it, but no store where there is none.
+
+    Raises:
+        StoreRemovedError: There is no store any more.
+        StorageError: The directory cannot be made.
+    """
+    if not directory.is_dir():  # filelock would make it, whatever is above it
+        Layout(directory.parent).require_manifest()
+        make_directory(directory)
+
+
+def release(lock: FileLock | _NoLock, path: Path) -> None:
+    """Release a lock of `file_lock`; does nothing if it is not held.
+
+    Raises:
+        StorageError: The lock file could not be unlocked or closed.
+    """
+    try:
         lock.release()
+    except OSError as error:
+        raise StorageError(operation="unlock", path=path, error=error) from error
 
 
 def acquire(lock: FileLock | _NoLock, operation: str, path: Path) -> None:

@@ -12,13 +12,16 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Self
 from weakref import WeakSet
 
 from filelock import lock_descriptor, unlock_descriptor
 
 from ckptstore.errors import RunLockedError, StorageError
+from ckptstore.records import Claim
 from ckptstore.storage.files import io_step
-from ckptstore.storage.locks import NO_LOCKS, locks_disabled, unsafe_file_system
+from ckptstore.storage.locks import NO_LOCKS, locks_disabled, make_lock_directory, unsafe_file_system
+from ckptstore.system import messages
 
 _MAX_TRIES = 100
 
@@ -32,6 +35,7 @@ class RunLock:
 
     Attributes:
         run: The run's name.
+        claim: The claim under which the lock's holder writes the run, once it has one.
         shared: True while another process holds the lock too; `release` then only closes this process's copy.
 
     Raises:
@@ -47,12 +51,9 @@ class RunLock:
     """
 
     def __init__(self, directory: Path, run: str) -> None:
-        self.run = run
-        self.shared = False
-        self._descriptor = -1
+        path = self._begin(directory, run)
         if locks_disabled():
             return
-        self._path = path = directory / f"{run}.lock"
         try:
             with io_step("lock", path):
                 self._descriptor = _locked(path)
@@ -64,22 +65,71 @@ class RunLock:
             raise RunLockedError(run=run, store=directory.parent)
         _held.add(self)
 
+    def _begin(self, directory: Path, run: str) -> Path:
+        self.run = run
+        self.claim: Claim | None = None
+        self.shared = False
+        self._descriptor = -1
+        self._path: Path = directory / f"{run}.lock"
+        return self._path
+
+    @classmethod
+    def inherited(cls, directory: Path, descriptor: int | None, claim: Claim) -> Self:
+        """Return the lock that another process holds and has passed to this one.
+
+        Args:
+            directory: The store's ``locks`` directory.
+            descriptor: The open file that the lock belongs to; None if locks are disabled.
+            claim: The other process's claim.
+        """
+        lock = cls.__new__(cls)
+        lock._begin(directory, claim.run)
+        lock.claim, lock.shared = claim, True
+        lock._descriptor = -1 if descriptor is None else descriptor
+        return lock
+
+    def keep_in_place(self) -> None:
+        """Lock the run again, with a warning, if somebody removed the lock's file: another writer would be admitted.
+
+        It costs two system calls while the file is in its place. If another process holds the new file, nothing is
+        done: it works for the same writer, or it is a new one, and the claim decides (`ckptstore.manifest.fences`).
+        """
+        if self._descriptor < 0:
+            return
+        with suppress(OSError):  # the save that follows meets it too
+            if _is_at(self._path, self._descriptor):
+                return
+            make_lock_directory(self._path.parent)
+            found = _locked(self._path)
+            if found < 0:
+                return
+            removed, self._descriptor = self._descriptor, found
+            os.close(removed)
+            messages.warn(
+                f"{self._path} was removed while run {self.run!r} is being written; it is locked again. Never remove "
+                "it: a second training of this run would be admitted",
+                stacklevel=2,
+            )
+
     @property
     def descriptor(self) -> int | None:
         """The open file that the lock belongs to, to be passed to another process; None if locks are disabled."""
         return None if self._descriptor < 0 else self._descriptor
 
     def release(self) -> None:
-        """Release the lock. May be called again."""
+        """Release the lock. May be called again. A file that cannot be closed is a warning: the lock is released."""
         descriptor, self._descriptor = self._descriptor, -1
         _held.discard(self)
         if descriptor < 0:
             return
         try:
-            if not self.shared:
-                unlock_descriptor(descriptor)
-        finally:
-            os.close(descriptor)
+            try:
+                if not self.shared:
+                    unlock_descriptor(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            messages.warn(f"{self._path}: the lock file could not be closed ({error})", stacklevel=2)
 
     def __del__(self, _is_ending: Callable[[], bool] = sys.is_finalizing) -> None:
         """Release the lock of a store that was not closed and is no longer used."""

@@ -393,19 +393,21 @@ def test_an_unreadable_message_fails_alone(queue: SaveQueue, store: CheckpointSt
     assert epochs(store) == [0, 2]
 
 
-def test_a_store_whose_tmp_is_gone_is_a_failure(queue: SaveQueue, store: CheckpointStore) -> None:
+def test_a_tmp_that_cannot_be_made_again_is_a_failure(queue: SaveQueue, store: CheckpointStore) -> None:
     submit(queue, 0)
     queue.drain()
     assert queue.outcomes()[0].error is None
     tmp = Layout(store.path).tmp
     moved = tmp.with_name("moved")
     tmp.rename(moved)
+    tmp.touch()
     submit(queue, 1)
     queue.drain()
     (outcome,) = queue.outcomes()
+    tmp.unlink()
     moved.rename(tmp)
     assert isinstance(outcome.error, OSError)
-    assert outcome.error.errno == errno.ENOENT
+    assert outcome.error.errno == errno.EEXIST
     submit(queue, 2)
     queue.drain()
     assert queue.outcomes()[0].error is None

@@ -265,7 +265,7 @@ def test_saves_of_a_killed_trainer_are_finished_and_a_restart_waits_for_them(tmp
 
 
 class NoTemporaryFolder(keras.callbacks.Callback):  # type: ignore[misc]
-    """Renames the folder for temporary files at a batch, and restores it at another."""
+    """Puts a file in the place of the folder for temporary files at a batch, and restores it at another."""
 
     def __init__(self, callback: Any, rename_at: int, restore_at: int) -> None:
         super().__init__()
@@ -277,12 +277,14 @@ class NoTemporaryFolder(keras.callbacks.Callback):  # type: ignore[misc]
         if batch == self.rename_at:
             self.callback.wait()
             self.folder.rename(self.folder.with_name("away"))
+            self.folder.touch()
         if batch == self.restore_at:
-            self.folder.with_name("away").rename(self.folder)
+            self.on_train_end()
 
     def on_train_end(self, logs: Any = None) -> None:
         away = self.folder.with_name("away")
         if away.exists():
+            self.folder.unlink()
             away.rename(self.folder)
 
 
@@ -317,6 +319,7 @@ def test_a_failure_of_the_last_save_is_raised_by_fit(tmp_path: Path) -> None:
             callback.wait()
             tmp = Layout(tmp_path).tmp
             tmp.rename(tmp.with_name("away"))
+            tmp.touch()
 
     callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", save_freq=4, on_save_error="raise")
     with pytest.raises(ckptstore.StorageError):

@@ -22,6 +22,9 @@ EXAMPLES = [
     errors.StoreLockedError(path=PATH, waited_s=60.0),
     errors.SaveInProgressError(store=PATH),
     errors.RunLockedError(run="a", store=PATH, host="n1", pid=3, started_at=datetime(2026, 1, 1, tzinfo=UTC)),
+    errors.RunTakenOverError(
+        run="a", store=PATH, host="n1", pid=3, started_at=datetime(2026, 1, 1, tzinfo=UTC)
+    ),
     errors.CorruptPayloadError(path=PATH, reason="cut short"),
     errors.CorruptManifestError(path=PATH, reason="malformed"),
     errors.NoUsableCheckpointError(run="a", store=PATH, versions=tuple(range(9))),
@@ -45,6 +48,7 @@ EXAMPLES = [
         undone="showing it at best.keras",
         error=errors.StorageError(operation="rename", path=PATH, error=OSError(errno.EROFS, "Read-only")),
     ),
+    errors.StoreRemovedError(store=PATH, reason="the store was removed"),
     errors.UnsafeFileSystemError(
         path=PATH,
         lacks="has no locks",
@@ -111,5 +115,6 @@ def test_storage_errors_have_an_errno() -> None:
         errno.EIO,
         errno.ENOSPC,
         errno.EROFS,
+        errno.ESTALE,
         errno.ENOLCK,
     ]

@@ -13,6 +13,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from functools import partial
 from pathlib import Path
@@ -22,10 +23,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckptstore.errors import CheckpointNotFoundError, InvalidArgumentError
+from ckptstore.errors import (
+    CheckpointNotFoundError,
+    InvalidArgumentError,
+    RunTakenOverError,
+    StoreRemovedError,
+)
 from ckptstore.manifest.checkpoints import latest_version, resume_version
 from ckptstore.manifest.manifest import Manifest
 from ckptstore.manifest.metrics import best_version
+from ckptstore.manifest.retention.checks import Decision, RetentionCheck
 from ckptstore.records import Checkpoint, Holder, Mode, Published, State
 from ckptstore.system import fork_safety
 from manifests import add, files, fill, in_fork, new, steps_of
@@ -249,11 +256,60 @@ def test_monitors(manifest: Manifest) -> None:
 def test_holders(manifest: Manifest) -> None:
     assert manifest.runs.holder("a") is None
     holder = Holder(host="here", pid=2**22, started_at=datetime(2026, 1, 1, tzinfo=UTC))
-    manifest.runs.set_holder("a", holder)
+    claim = manifest.runs.claim("a", holder)
+    assert (claim.run, claim.store) == ("a", manifest.uuid)
     assert manifest.runs.holder("a") == holder
     assert manifest.runs.names() == ("a",)
-    manifest.runs.set_holder("a", None)
-    assert manifest.runs.holder("a") is None
+
+
+def test_a_claim_ends_all_writing_under_the_one_before(tmp_path: Path) -> None:
+    """Every method that changes rows of a run refuses, and changes nothing; other runs and unclaimed ones go on."""
+    path = tmp_path / "manifest.sqlite"
+    holder = Holder(host="here", pid=2**22, started_at=datetime(2026, 1, 1, tzinfo=UTC))
+    with closing(Manifest.open(path)) as old, closing(Manifest.open(path)) as young:
+        old.runs.claim("a", replace(holder, pid=7))
+        old.runs.claim("b", holder)
+        add(old, "a")
+        young.runs.claim("a", holder)
+        before = (young.events.last_id(), young.next_version)
+        check = RetentionCheck(
+            decide=lambda view: Decision(expired=[young.checkpoints.get(1)], progress=None),
+            is_intact=lambda _: True,
+            is_shown=lambda *_: False,
+        )
+        for change in (
+            lambda: old.reserve_version(run="a"),
+            lambda: old.add_checkpoint(new(2, "a")),
+            lambda: old.retention.apply("a", check),
+            lambda: old.retention.expire("a", [1]),
+            lambda: old.attempts.begin("a"),
+            lambda: old.events.add("ended", run="a"),
+            lambda: old.runs.set_monitors("a", {"loss": "min"}),
+            lambda: old.published.confirm("best.keras", run="a"),
+        ):
+            with pytest.raises(
+                RunTakenOverError, match=r"run 'a' was taken over by process 4194304 on here"
+            ) as caught:
+                change()
+            assert (caught.value.run, caught.value.pid) == ("a", holder.pid)
+        assert (young.events.last_id(), young.next_version) == before
+        assert [checkpoint.version for checkpoint in young.checkpoints.all()] == [1]
+        add(old, "b")
+        add(old, "c")
+        add(young, "a")
+
+
+def test_another_manifest_in_its_place_is_not_written(tmp_path: Path) -> None:
+    path, other = tmp_path / "manifest.sqlite", tmp_path / "other.sqlite"
+    holder = Holder(host="here", pid=7, started_at=datetime(2026, 1, 1, tzinfo=UTC))
+    with closing(Manifest.open(path)) as manifest:
+        claim = manifest.runs.claim("a", holder)
+    with closing(Manifest.open(other)) as manifest:
+        manifest.runs.write_under(claim)
+        with pytest.raises(StoreRemovedError, match="another manifest was put in its place"):
+            manifest.reserve_version(run="a")
+        manifest.runs.claim("a", holder)
+        assert manifest.reserve_version(run="a") == 1
 
 
 def test_events_outlive_checkpoints(manifest: Manifest) -> None:

@@ -177,9 +177,9 @@ def test_a_save_with_retention_takes_no_more_transactions_than_one_without(
     begun: list[str] = []
     writing = Transactions.writing
 
-    def noted(transactions: Transactions, operation: str) -> Any:
+    def noted(transactions: Transactions, operation: str, **options: Any) -> Any:
         begun.append(operation)
-        return writing(transactions, operation)
+        return writing(transactions, operation, **options)
 
     monkeypatch.setattr(Transactions, "writing", noted)
     save(store, 3, metrics={}, keep=keep_last(2), **options)

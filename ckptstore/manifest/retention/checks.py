@@ -89,10 +89,10 @@ class RunRetention(Repository):
 
     def apply(self, run: str, check: RetentionCheck) -> list[Checkpoint]:
         """Check a run, mark what expires for deletion and record that, all at once; returns what expires."""
-        with self._transactions.writing("retention") as connection:
+        with self._transactions.writing("retention", run=run) as connection:
             return apply_retention(connection, self._store, run, check)
 
     def expire(self, run: str, versions: Sequence[int]) -> None:
         """Mark checkpoints of a run for deletion, and forget how far retention had come, all at once."""
-        with self._transactions.writing("retention") as connection:
+        with self._transactions.writing("retention", run=run) as connection:
             _expire(connection, run_id(connection, run), versions, None)

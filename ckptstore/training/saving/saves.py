@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ckptstore.background.save_queue import Backpressure, SaveQueue
 from ckptstore.background.worker import Outcome
-from ckptstore.errors import UnfinishedSaveError
+from ckptstore.commit.request import SaveRequest
+from ckptstore.errors import StorageError, StoreNotFoundError, UnfinishedSaveError
 from ckptstore.formats.payload import is_streamable
+from ckptstore.formats.snapshot import Snapshot
 from ckptstore.keras.private import print_message
 from ckptstore.metrics import scalars
 from ckptstore.records import FINISHED, Checkpoint, Format
@@ -212,7 +215,8 @@ class Saves:
     def fit_ended(self, *, complete: bool) -> None:
         """Discard the run if that is wanted and the fit is complete; a crash meanwhile leaves all of it, or nothing."""
         if complete and self.settings.discard_at_end:
-            CheckpointStore.discard(self.path, run=self.run)
+            with suppress(StoreNotFoundError):
+                CheckpointStore.discard(self.path, run=self.run)
 
     # --- saving ------------------------------------------------------------------------------------
 
@@ -283,16 +287,35 @@ class Saves:
         else:
             if policy is not None:
                 request = replace(request, keep=None)
-            handed = self._queue.submit(snapshot, request, droppable=point.droppable, best=best is not None)
-            if handed is None:
-                schedule.left_out(batches)
+            if not self._submit(self._queue, snapshot, request, pending, droppable=point.droppable):
                 return False
-            if handed.dropped is not None:
-                self._pending.pop(handed.dropped, None)
-            self._pending[handed.number] = pending
             if monitored is not None:
                 monitored.begin_save(best)
         schedule.handed_over(saving=self.is_saving)
+        return True
+
+    def _submit(
+        self,
+        queue: SaveQueue,
+        snapshot: Snapshot,
+        request: SaveRequest,
+        pending: _Pending,
+        *,
+        droppable: bool,
+    ) -> bool:
+        """Hand a snapshot over to the background; returns False if it was left out, or there is no memory for it."""
+        try:
+            handed = queue.submit(snapshot, request, droppable=droppable, best=pending.best is not None)
+        except StorageError as error:
+            self._failures.count(None, error)
+            self._schedule.not_saved()
+            return False
+        if handed is None:
+            self._schedule.left_out(pending.batches)
+            return False
+        if handed.dropped is not None:
+            self._pending.pop(handed.dropped, None)
+        self._pending[handed.number] = pending
         return True
 
     def epoch_ended(self, epoch: int, step: int | None, logs: Mapping[str, Any]) -> None:

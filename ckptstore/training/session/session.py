@@ -34,6 +34,7 @@ from ckptstore.training.session.fit_order import fits_on
 from ckptstore.training.session.fit_state import BeforeValidation, EpochEnd, plain_logs, values_of
 from ckptstore.training.session.position import BatchPosition
 from ckptstore.training.session.resumed_run import ResumedRun, load_resume_point
+from ckptstore.training.session.vanished_store import check_store
 
 
 class FitSession:
@@ -92,6 +93,7 @@ class FitSession:
                 one, ``"never"`` starts again beside the existing checkpoints.
 
         Raises:
+            StoreNotFoundError: There is no store, and there must be a resume point; none is begun.
             CheckpointNotFoundError: There is no resume point, and there must be one.
             ModelMismatchError: The resume point is of another model; nothing was changed.
             CheckpointStoreError: As `CheckpointStore` and its `resume`.
@@ -107,6 +109,7 @@ class FitSession:
     def _begin(self, callback: Any, resume: Resume) -> None:
         # Work alone: waiting for a lock, or for a disk, is no cost of saving.
         began = time.thread_time()
+        check_store(self._saves.path, resume)
         store = self._saves.open(callback.params)
         self._model = callback.model
         self._loop = running_fit(callback)

@@ -1,0 +1,33 @@
+"""Makes a store's directories again that somebody removed while it was in use, and says what was lost with them."""
+
+from __future__ import annotations
+
+from ckptstore.manifest.manifest import Manifest
+from ckptstore.storage.layout import Layout
+from ckptstore.system import messages
+
+
+def restore_directories(layout: Layout, manifest: Manifest) -> None:
+    """Make the directories of a store that are missing, with a warning; the caller holds the store's lock.
+
+    Where payloads are gone, their checkpoints are marked as missing, as the next opening would. A crash leaves some of
+    the directories made.
+
+    Raises:
+        StoreRemovedError: The store itself is gone.
+        StorageError: A directory cannot be made.
+    """
+    layout.require_manifest()
+    made = layout.make_directories()
+    if not made:
+        return
+    lost = ""
+    if layout.checkpoints in made:
+        from ckptstore.commit.recovery import mark_missing  # reads payloads; a save does not need it
+
+        lost = f"; with it went the payloads of {mark_missing(layout, manifest)} checkpoints"
+    names = ", ".join(path.name for path in made)
+    messages.warn(
+        f"{layout.root}: somebody removed {names} while the store was in use, and it is made again{lost}",
+        stacklevel=2,
+    )
