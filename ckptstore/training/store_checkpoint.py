@@ -64,8 +64,8 @@ class StoreCheckpoint(ResumingCallback):
             the store: ``"default"``, ``"default-2"``, and so on; a fit that an exception or an interrupt ended keeps
             its place, and the next fit resumes it. So the same script, started again, gives each fit its run again.
             Copies of the callback count in the same line. Fits that run at once, or one inside another, need names.
-        resume: ``"auto"``; ``"must"`` to refuse to start without a resume point; ``"never"`` to start again beside the
-            checkpoints that there are, which stay and are not resumed.
+        resume: ``"auto"``; ``"must"`` to refuse to start without a store and a resume point; ``"never"`` to start again
+            beside the checkpoints that there are, which stay and are not resumed.
         keep: A retention policy for the run; by default everything stays.
         background: Save in the background, in a process of its own: a step waits for one copy of the state in memory.
             False to have it wait until each checkpoint is durable.

@@ -196,7 +196,7 @@ def test_a_run_that_never_resumes_starts_again_beside_the_old(runs: Runs, tmp_pa
 def test_a_run_that_must_resume_refuses_to_begin(runs: Runs, tmp_path: Path) -> None:
     refused = runs.run("arrays", store=str(tmp_path / "store"), saving={"resume": "must"})
     assert refused.status == 1
-    assert "CheckpointNotFoundError" in refused.output
+    assert "StoreNotFoundError" in refused.output
 
 
 def test_a_run_that_is_killed_has_the_metrics_of_all_epochs(runs: Runs, tmp_path: Path) -> None:

@@ -182,12 +182,18 @@ def test_a_run_that_must_go_on_begins_no_store(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     _fit(tmp_path / "store")
     _fit(tmp_path / "store", resume="must")
+    with ckptstore.CheckpointStore(tmp_path / "another") as store:
+        store.begin("default")
+    with pytest.raises(ckptstore.CheckpointNotFoundError):
+        _fit(tmp_path / "another", resume="must")
 
 
 def test_a_store_that_is_gone_is_begun_again_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    _fit(tmp_path / "a")
+    ckptstore.CheckpointStore.discard(tmp_path / "a")
     _fit(tmp_path / "a")
     _fit(tmp_path / "a")
     assert [warning for warning in recwarn if "is gone" in str(warning.message)] == []

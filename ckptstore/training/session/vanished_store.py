@@ -7,11 +7,10 @@ from pathlib import Path
 
 from ckptstore.errors import StoreNotFoundError
 from ckptstore.storage.layout import Layout, find_store
+from ckptstore.store import opened_before
 from ckptstore.system import messages
 from ckptstore.training.saving.arguments import Resume
 
-# Directories of the stores that fits of this process have used.
-_used: set[Path] = set()
 # Set by Slurm in a job that it started again.
 _RESTARTS = "SLURM_RESTART_COUNT"
 
@@ -39,12 +38,11 @@ def check_store(path: Path, resume: Resume) -> None:
                 UserWarning,
                 stacklevel=2,
             )
-    _used.add(path)
 
 
 def _reason(path: Path) -> str:
     """Return the reason to believe that there was a store; empty if there is none."""
-    if path in _used:
+    if opened_before.was_opened(path):
         return "this process has used it before"
     locked = [lock.stem for lock in Layout(path).locks.glob("*.lock") if lock.name != "store.lock"]
     if locked:
