@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
+
 import pytest
 
+from ckptstore.errors import StorageError
+from ckptstore.store.store import CheckpointStore
 from crash import failing_calls, full_disks
-from crash.strace import available
+from crash.sample_stores import save
+from crash.strace import available, run_traced
 
 
 @pytest.fixture
@@ -46,3 +52,35 @@ def test_a_save_on_a_full_disk_changes_nothing_and_succeeds_once_there_is_space(
     result = full_disks.fill_disk(kind, step=12_288)
     assert result.violations == ()
     assert result.tried >= (2 if "files" in kind else 10)
+
+
+def _save_twice(root: Path, report: Path) -> None:
+    said = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with CheckpointStore(root) as store:
+            for seed in (1, 2):
+                try:
+                    save(store, seed)
+                except StorageError as error:
+                    said.append(f"{error.operation}: {error.strerror or error.errno}")
+    report.write_text("\n".join([*said, *(str(warning.message) for warning in caught)]))
+
+
+@pytest.mark.usefixtures("needs_strace")
+def test_a_lock_file_that_cannot_be_closed_or_unlocked_is_our_error(tmp_path: Path) -> None:
+    with CheckpointStore(tmp_path / "store") as store:
+        store.claim("default")
+
+    def report(lock: str, call: str, injected: str) -> str:
+        path = tmp_path / "store" / "locks" / lock
+        options = ["-e", f"trace={call}", "-e", f"inject={call}:{injected}", "-P", str(path)]
+        assert run_traced(_save_twice, (tmp_path / "store", tmp_path / "report"), options) == 0
+        with CheckpointStore(tmp_path / "store") as store:
+            assert save(store, 3).epoch == 3 and store.verify() == []
+        return (tmp_path / "report").read_text()
+
+    assert "default.lock: the lock file could not be closed" in report("default.lock", "close", "error=EIO")
+    # Every other call unlocks; the first ones open the store and take the run.
+    reports = [report("store.lock", "flock", f"error=EIO:when={number}") for number in (12, 13)]
+    assert sorted(reports) == ["lock: 5", "unlock: 5"]
