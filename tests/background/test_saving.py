@@ -387,7 +387,7 @@ def test_auto_counts_the_cost_of_starting_but_not_of_loading(
 ) -> None:
     calls: list[str] = []
     monkeypatch.setattr(OverheadBudget, "charge", recording(calls, "charge", OverheadBudget.charge))
-    callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", save_freq="auto")
+    callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", save_freq="auto", run="a")
     fit(model(), callback, epochs=1)
     assert len(calls) == 2  # the beginning of the fit, and of the epoch
     fit(model(), callback, epochs=2)
