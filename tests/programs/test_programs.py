@@ -35,6 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     started.close()
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", HERE)
 def test_a_program_ends_the_same(
     server: Server, name: str, tmp_path: Path, record_property: pytest.RecordProperty

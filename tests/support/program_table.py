@@ -76,7 +76,6 @@ PROGRAMS: dict[str, Program] = {
     "graph_network": Program(kind="graph network"),
     "images_in_folders_tensorflow": Program(kind="pictures in folders", backends=("tensorflow",)),
     "imbalanced": Program(kind="class and sample weights"),
-    "jax_layer": Program(kind="JaxLayer with state", backends=("jax",)),
     "keras_distiller": Program(kind="Keras' Distiller"),
     "keras_tuner_search": Program(
         kind="Keras Tuner",
@@ -102,7 +101,7 @@ PROGRAMS: dict[str, Program] = {
     "nnclr_torch": Program(kind="queue in a tensor", backends=("torch",)),
     "optimizer_options": Program(kind="accumulation, clipping, averages"),
     "optuna_study": Program(kind="Optuna", needs="optuna", compares=("values",)),
-    "own_metrics_and_losses": Program(kind="own metric, add_loss, endpoint layer"),
+    "own_metrics_and_losses": Program(kind="own metric, add_loss, endpoint layer", backends=("torch", "tensorflow")),
     "own_optimizer": Program(kind="own optimizers, two runs"),
     "python_generator": Program(kind="Python generator"),
     "recommender": Program(kind="recommender, built by its first batch"),

@@ -172,8 +172,9 @@ def table(trials: list[dict[str, Any]]) -> list[str]:
 
 
 def main() -> None:
-    """Print the table of a file of trials."""
-    print("\n".join(table(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))))
+    """Print the table of a file of trials, if there is one."""
+    if (file := Path(sys.argv[1])).exists():
+        print("\n".join(table(json.loads(file.read_text(encoding="utf-8")))))
 
 
 if __name__ == "__main__":
