@@ -24,14 +24,11 @@ def objective(trial):
     return history.history["val_loss"][-1]
 
 
-study = optuna.create_study(
-    study_name="units",
-    storage="sqlite:///study.db",
-    load_if_exists=True,
-    sampler=optuna.samplers.GridSampler({"units": [4, 8, 16], "rate": [0.01]}, seed=1),
-)
+study = optuna.create_study(study_name="units", storage="sqlite:///study.db", load_if_exists=True)
 for trial in study.get_trials(states=[TrialState.RUNNING]):
     study.tell(trial.number, state=TrialState.FAIL)
     study.enqueue_trial(trial.params, user_attrs=trial.user_attrs)
+for units in (4, 8, 16):
+    study.enqueue_trial({"units": units, "rate": 0.01}, skip_if_exists=True)
 study.optimize(objective, n_trials=3 - len(study.get_trials(states=[TrialState.COMPLETE])))
 values = {str(trial.params): trial.value for trial in study.get_trials(states=[TrialState.COMPLETE])}

@@ -101,7 +101,9 @@ PROGRAMS: dict[str, Program] = {
     "nnclr_torch": Program(kind="queue in a tensor", backends=("torch",)),
     "optimizer_options": Program(kind="accumulation, clipping, averages"),
     "optuna_study": Program(kind="Optuna", needs="optuna", compares=("values",)),
-    "own_metrics_and_losses": Program(kind="own metric, add_loss, endpoint layer", backends=("torch", "tensorflow")),
+    "own_metrics_and_losses": Program(
+        kind="own metric, add_loss, endpoint layer", backends=("torch", "tensorflow")
+    ),
     "own_optimizer": Program(kind="own optimizers, two runs"),
     "python_generator": Program(kind="Python generator"),
     "recommender": Program(kind="recommender, built by its first batch"),
