@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         StoreRemovedError,
         UnfinishedSaveError,
         UnsafeFileSystemError,
+        UnserialisableModelError,
     )
     from ckptstore.records import Checkpoint, Epoch, Event, Problem, Resumed
     from ckptstore.retention import (
@@ -128,6 +129,7 @@ __all__ = [
     "TrainingInterrupted",
     "UnfinishedSaveError",
     "UnsafeFileSystemError",
+    "UnserialisableModelError",
     "VariableChange",
     "__version__",
     "find_store",

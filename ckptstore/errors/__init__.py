@@ -53,6 +53,7 @@ from ckptstore.errors.usage import (
     RefusedByLayerError,
     RefusedByObjectError,
     SeveralProcessesError,
+    UnserialisableModelError,
 )
 
 __all__ = [
@@ -90,6 +91,7 @@ __all__ = [
     "StoreRemovedError",
     "UnfinishedSaveError",
     "UnsafeFileSystemError",
+    "UnserialisableModelError",
 ]
 
 for _name in __all__:

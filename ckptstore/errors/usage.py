@@ -109,8 +109,32 @@ class ModelNotReadyError(CheckpointStoreError, ValueError):
     model: str
     missing: str
 
-    def __init__(self, *, model: str, missing: str, hint: str) -> None:
-        super().__init__(f"model {model!r} is not {missing}", hint=hint, model=model, missing=missing)
+    def __init__(self, *, model: str, missing: str, hint: str, **facts: Any) -> None:
+        super().__init__(
+            f"model {model!r} is not {missing}", hint=hint, model=model, missing=missing, **facts
+        )
+
+
+class UnserialisableModelError(ModelNotReadyError):
+    """Keras cannot describe the model by a configuration, so that it can be saved as weights, but not whole.
+
+    Attributes:
+        reason: What its configuration raises.
+        is_final: True if the model has no configuration at all, so that building it changes nothing.
+    """
+
+    reason: str
+    is_final: bool
+
+    def __init__(self, *, model: str, reason: str, is_final: bool = True) -> None:
+        super().__init__(
+            model=model,
+            missing=f"serialisable as a whole ({reason})",
+            hint="Keras asks for a get_config() that returns plain values; or save its weights: format='weights', or "
+            "save_weights_only=True and a filepath that ends in .weights.h5",
+            reason=reason,
+            is_final=is_final,
+        )
 
 
 class SeveralProcessesError(CheckpointStoreError, RuntimeError):

@@ -55,6 +55,13 @@ class ModelAdapter(Protocol):
     def snapshots(self) -> Snapshots:
         """Return a `Snapshots`; one object for all saves of a fit computes only once what stays the same."""
 
+    def check_format(self, model: Any, format: Format) -> None:
+        """Check that a model can be saved in a format, as far as that is known before it is built.
+
+        Raises:
+            UnserialisableModelError: It is to be saved whole, and nothing can describe it.
+        """
+
     def restore(
         self,
         model: Any,

@@ -46,6 +46,9 @@ class StoreCheckpoint(ResumingCallback):
     position and all metrics, when `fit` continues after the save; a crash at any instant leaves all that were saved,
     and the next start resumes from the newest. A warning at the resume names what cannot be exact.
 
+    Any model that Keras trains will do. One whose configuration Keras cannot make is saved as weights with optimizers
+    and training state, and a warning before training says so.
+
     Args:
         directory: The store; str or PathLike, made if there is none.
         monitor: The metric whose best epoch's end is always saved, and always stays. A warning says so if it is not

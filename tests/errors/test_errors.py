@@ -41,6 +41,7 @@ EXAMPLES = [
     errors.RefusedByLayerError(reason="will not have it"),
     errors.RefusedByLayerError(reason="no memory", put_back=False),
     errors.ModelNotReadyError(model="m", missing="compiled", hint="compile it"),
+    errors.UnserialisableModelError(model="m", reason="NotImplementedError: no get_config()"),
     errors.StorageError(operation="fsync", path=PATH, error=OSError(errno.EIO, "Input/output error")),
     errors.DiskFullError(path=PATH, needed=800, free=3, disk=Path("/runs")),
     errors.UnfinishedSaveError(

@@ -505,11 +505,37 @@ def test_an_unbuilt_model_cannot_be_saved(tmp_path: Path) -> None:
     model = keras.Sequential([keras.layers.Dense(3)], name="lazy")
     with pytest.raises(ModelNotReadyError, match=r"model 'lazy' is not built \(call it once"):
         stored(model, tmp_path)
-    checkpoint = stored(zoo.dense(), tmp_path, format="weights")
-    with pytest.raises(ModelNotReadyError, match="load_model"):
+    # Without training state, a payload does not tell how to build a model.
+    checkpoint = stored(zoo.dense(), tmp_path, format="weights", weights_only=True)
+    with pytest.raises(ModelNotReadyError, match=r"call it once on data, or model.build\(input_shape\); the"):
         adapter.restore(model, checkpoint)
     with pytest.raises(ModelNotReadyError, match="not built"):
         adapter.load_weights(checkpoint, model)
+    model(np.ones((1, zoo.FEATURES)))
+    with pytest.raises(ModelMismatchError):
+        adapter.load_weights(checkpoint, model)
+
+
+def test_a_model_that_cannot_be_built_again_can_be_loaded_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = zoo.subclassed()
+    checkpoint = stored(model, tmp_path)
+    fresh = zoo.Subclassed()
+    fresh.compile("adam", "mse")
+
+    def refuse(_: Any, config: Any) -> None:
+        raise ValueError("no shapes")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(zoo.Subclassed, "build_from_config", refuse)
+        patched.setattr(keras.layers.Dense, "build_from_config", refuse)
+        with pytest.raises(
+            ModelNotReadyError,
+            match=r"or take a new one from Checkpoint.load_model\(\);.*ValueError: no shapes",
+        ):
+            adapter.restore(fresh, checkpoint)
+    assert weights_of(checkpoint.load_model()) == weights_of(model)
 
 
 def test_an_uncompiled_model_needs_an_optimizer(tmp_path: Path) -> None:

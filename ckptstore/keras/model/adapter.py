@@ -6,21 +6,18 @@ that, the model is restored. The payload is read from the disk once for that, an
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import keras
 
-from ckptstore.errors import (
-    InvalidArgumentError,
-    ModelNotReadyError,
-)
+from ckptstore.errors import InvalidArgumentError, UnserialisableModelError
 from ckptstore.formats import payload
 from ckptstore.formats.payload import OpenPayload
 from ckptstore.formats.snapshot import TrainingState
+from ckptstore.keras import private
 from ckptstore.keras.model import compatibility, legacy_h5
 from ckptstore.keras.model.assignment_tracker import AssignmentTracker
 from ckptstore.keras.model.atomic_load import (
@@ -32,19 +29,20 @@ from ckptstore.keras.model.atomic_load import (
     loadable_variables,
     uses_only_keras_code,
 )
+from ckptstore.keras.model.building import build_as_saved
 from ckptstore.keras.model.snapshots import (
-    BUILD,
     Snapshots,
     built_optimizers,
     checked_capture,
     require_built,
     uncompiled_optimizer,
+    unserialisable_named,
 )
 from ckptstore.keras.state import optimizers as keras_optimizers
 from ckptstore.keras.state import training_state
 from ckptstore.keras.state.objects import Objects, ObjectsPlan
 from ckptstore.keras.state.processes import refuse_shared_arrays
-from ckptstore.records import Checkpoint
+from ckptstore.records import Checkpoint, Format
 from ckptstore.system import messages
 
 
@@ -61,6 +59,22 @@ class KerasAdapter:
         """Return a `ckptstore.keras.model.snapshots.Snapshots`; one object serves all saves of a fit."""
         return Snapshots()
 
+    def check_format(self, model: Any, format: Format) -> None:
+        """Check that a model can be saved in a format, as far as that is known before it is built.
+
+        Raises:
+            UnserialisableModelError: It is to be saved whole, and Keras cannot make its configuration.
+        """
+        if format == "weights":
+            return
+        try:
+            with unserialisable_named(model):
+                private.config_documents(model)
+        except UnserialisableModelError as error:
+            # Some configurations can be made only once the model is built.
+            if model.built or error.is_final:
+                raise
+
     def restore(
         self,
         model: Any,
@@ -70,6 +84,7 @@ class KerasAdapter:
         generators: bool = False,
         check: Callable[[TrainingState | None], None] | None = None,
         objects: Objects | None = None,
+        build: Callable[[], None] | None = None,
     ) -> TrainingState | None:
         """Restore weights, optimizer and training state of a model; return the training state.
 
@@ -78,8 +93,7 @@ class KerasAdapter:
         was, or (if no layer has loading of its own) as it was saved.
 
         Args:
-            model: The model, built and compiled as it was when it was saved. If it is not built yet and the
-                checkpoint is a whole model, it is built as it was.
+            model: The model, compiled as it was when it was saved. What is not built yet is built as it was.
             checkpoint: The checkpoint; its size and digest are checked.
             optimizer: The optimizer of a training loop written by hand, if one was saved.
             generators: True to restore the global random generators, too, to continue as if never interrupted; then
@@ -87,6 +101,7 @@ class KerasAdapter:
             check: Called with the training state before the model is changed; may raise to refuse it.
             objects: The objects that were saved with it, by name; trees that cannot be changed in place are replaced
                 in it.
+            build: Builds what cannot be built as it was; called where something is missing.
 
         Raises:
             SeveralProcessesError: Several processes share the model's arrays.
@@ -102,7 +117,7 @@ class KerasAdapter:
             plan = ObjectsPlan(objects, state, must_name_all=generators)
             if check is not None:
                 check(state)
-            self._restore(model, checkpoint, found, state, plan, optimizer=optimizer)
+            self._restore(model, checkpoint, found, state, plan, optimizer=optimizer, build=build)
             if generators:
                 training_state.restore_generators(state)
             return state
@@ -116,15 +131,16 @@ class KerasAdapter:
         objects: ObjectsPlan,
         *,
         optimizer: Any,
+        build: Callable[[], None] | None,
     ) -> None:
-        if checkpoint.format == "keras" and not model.built:
-            _build_as_saved(model, found.documents())
-        require_built(model, f"{BUILD}; or take a new one from Checkpoint.load_model()")
         extra = uncompiled_optimizer(model, optimizer)
-        keras_optimizers.build_optimizers(model, training_state.fit_values(state))
+        if checkpoint.format != "h5":
+            build_as_saved(model, found.layout(), found.documents(), state, build)
+        require_built(model)
+        keras_optimizers.build_optimizers(model, training_state.how_built(state).trained)
         optimizers = built_optimizers(model, extra)
         captured = checked_capture(model, extra)
-        groups = training_state.unsaved_variables(model, captured)
+        groups = training_state.unsaved_variables(model, optimizers, captured)
         self._groups[model] = _held(model), groups
         other_replicas = training_state.other_replicas(groups, state)
         if other_replicas is not None:
@@ -182,7 +198,9 @@ class KerasAdapter:
         now = _held(model)
         if len(held) == len(now) and all(before is after for before, after in zip(held, now, strict=True)):
             return groups
-        return training_state.unsaved_variables(model, checked_capture(model, None))
+        return training_state.unsaved_variables(
+            model, built_optimizers(model, None), checked_capture(model, None)
+        )
 
     def track_assignments(self, model: Any) -> AssignmentTracker:
         """Return a tracker of assignments to all variables that a resume loads."""
@@ -222,7 +240,9 @@ class KerasAdapter:
 
     def _load_weights(self, checkpoint: Checkpoint, found: OpenPayload, model: Any) -> None:
         assets = found.documents()
-        require_built(model, BUILD)
+        if checkpoint.format != "h5":
+            build_as_saved(model, found.layout(), assets, found.state())
+        require_built(model)
         if checkpoint.format == "h5":
             assignments = legacy_h5.assignments(model, checkpoint, None, weights_only=True)
             assign_atomically(assignments)
@@ -230,9 +250,10 @@ class KerasAdapter:
         optimizers = built_optimizers(model, None)
         captured = checked_capture(model, None)
         layout = found.layout()
-        compatibility.check_weights(captured.entries, layout)
+        slots = training_state.how_built(found.state()).slots
+        compatibility.check_weights(captured.entries, layout, slots)
         same_optimizer = compatibility.optimizer_matches(
-            captured.entries, layout
+            captured.entries, layout, slots
         ) and training_state.same_optimizer_kinds(optimizers, found.state())
         skip = [] if same_optimizer else optimizers
         plain = uses_only_keras_code(captured, model, optimizers)
@@ -250,20 +271,6 @@ adapter = KerasAdapter()
 
 def _held(model: Any) -> tuple[Any, ...]:
     return (*model.variables, *model.metrics_variables)
-
-
-def _build_as_saved(model: Any, documents: Mapping[str, bytes]) -> None:
-    config = json.loads(documents["config.json"])
-    how = config.get("build_config")
-    if not how:
-        return
-    try:
-        model.build_from_config(how)
-        # A subclass's layers are built now, but `built` may still be False; Keras' loading sets it, too.
-        model.built = True
-    except Exception as error:
-        # Any error of a model's own build means that it cannot be built from here.
-        raise ModelNotReadyError(model=model.name, missing="built", hint=f"{BUILD}: {error}") from error
 
 
 @contextmanager

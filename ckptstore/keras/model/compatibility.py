@@ -5,7 +5,7 @@ Errors name the first difference, with both sides.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -50,8 +50,13 @@ def check(entries: Sequence[CapturedValue], layout: Layout) -> None:
     _check_nothing_left(entries, layout)
 
 
-def check_weights(entries: Sequence[CapturedValue], layout: Layout) -> None:
+def check_weights(entries: Sequence[CapturedValue], layout: Layout, saved_slots: Collection[str]) -> None:
     """Check that the payload has all of a model's weights in their shapes; loading converts other dtypes.
+
+    Args:
+        entries: What Keras would write for the model.
+        layout: The payload's variables.
+        saved_slots: Groups of the payload that hold optimizers' variables.
 
     Raises:
         ModelMismatchError: It does not; names the first difference.
@@ -63,13 +68,14 @@ def check_weights(entries: Sequence[CapturedValue], layout: Layout) -> None:
             if found is None or not _same(entry, found, any_dtype=True):
                 _refuse(entry, found, "")
     slots = {entry.path for entry in entries if entry.owner == "optimizer"}
-    _check_nothing_left(weights, {path: found for path, found in layout.items() if not _is_slot(path, slots)})
+    others = {path: found for path, found in layout.items() if not _is_slot(path, slots, saved_slots)}
+    _check_nothing_left(weights, others)
 
 
-def optimizer_matches(entries: Sequence[CapturedValue], layout: Layout) -> bool:
+def optimizer_matches(entries: Sequence[CapturedValue], layout: Layout, saved_slots: Collection[str]) -> bool:
     """Return True if the payload has the state of exactly this optimizer, judged by shapes."""
     slots = {entry.path: entry for entry in entries if entry.owner == "optimizer"}
-    saved = {path for path in layout if _is_slot(path, slots)}
+    saved = {path for path in layout if _is_slot(path, slots, saved_slots)}
     return saved == set(slots) and all(_same(slots[path], layout[path], any_dtype=False) for path in saved)
 
 
@@ -121,8 +127,8 @@ def _hint_for(path: str, entries: Iterable[CapturedValue], layout: Layout) -> st
     return _OTHER_OPTIMIZER if any(_is_slot(other, slots) for other in layout) else _NO_OPTIMIZER
 
 
-def _is_slot(path: str, slots: Iterable[str]) -> bool:
-    return path.startswith("optimizer/") or path in slots
+def _is_slot(path: str, slots: Iterable[str], groups: Collection[str] = ()) -> bool:
+    return path.startswith("optimizer/") or path in slots or path.rpartition("/")[0] in groups
 
 
 def _same(entry: CapturedValue, found: tuple[tuple[int, ...], str], *, any_dtype: bool) -> bool:

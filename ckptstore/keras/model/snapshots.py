@@ -19,25 +19,21 @@ from typing import Any
 import h5py
 import keras
 
-from ckptstore.errors import InvalidArgumentError, ModelNotReadyError
+from ckptstore.errors import InvalidArgumentError, ModelNotReadyError, UnserialisableModelError
 from ckptstore.formats.snapshot import FitState, Snapshot, Variable, VariableKinds
 from ckptstore.keras import private
 from ckptstore.keras.model.copy import Copier
 from ckptstore.keras.private.capture import Capture, CapturedValue
+from ckptstore.keras.state import optimizers as keras_optimizers
 from ckptstore.keras.state import training_state
 from ckptstore.keras.state.arrays import host_array, host_arrays, shape_and_dtype
 from ckptstore.keras.state.processes import refuse_shared_arrays
-from ckptstore.keras.state.training_state import UnsavedVariables
+from ckptstore.keras.state.training_state import HowBuilt, UnsavedVariables
 from ckptstore.records import Format
 
-BUILD = "call it once on data, or model.build(input_shape)"
 _COMPILE = (
     "model.compile(...); in a loop written by hand pass optimizer= for an optimizer of Keras, or for any other "
     "objects={'optimizer': optimizer}; weights_only=True saves a checkpoint that cannot be resumed from"
-)
-_SERIALISE = (
-    "Keras asks for a get_config() that returns plain values; or save the weights alone "
-    "(format='weights', save_weights_only=True)"
 )
 # Making the configuration again may take this part of the time since it was last made.
 _DOCUMENTS_SHARE = 0.01
@@ -54,6 +50,7 @@ class _CapturedModel:
         variables: The same as variables of a payload.
         groups: The variables that Keras would not write.
         optimizers: All optimizers.
+        built: How the model and its optimizers were built.
         copier: Copies all values at once.
         held: The objects in `key`.
     """
@@ -63,6 +60,7 @@ class _CapturedModel:
     variables: tuple[Variable, ...]
     groups: UnsavedVariables
     optimizers: list[Any]
+    built: HowBuilt
     copier: Copier
     held: tuple[Any, ...]
 
@@ -120,13 +118,14 @@ class Snapshots:
 
         Raises:
             SeveralProcessesError: Several processes share the model's arrays.
-            ModelNotReadyError: The model is not built; or not compiled, with neither `optimizer`, `objects` nor
-                `weights_only`; or is to be saved whole and has no configuration.
+            ModelNotReadyError: The model has no weights yet; or is not compiled, with neither `optimizer`, `objects`
+                nor `weights_only`.
+            UnserialisableModelError: It is to be saved whole, and Keras cannot make its configuration.
             InvalidArgumentError: `optimizer` is given for a model that was compiled with another one; or a value in
                 `objects` cannot be kept.
         """
         refuse_shared_arrays("a save", model)
-        require_built(model, BUILD)
+        require_built(model)
         if weights_only:
             return _weights_snapshot(model, format)
         extra = uncompiled_optimizer(model, optimizer)
@@ -134,7 +133,11 @@ class Snapshots:
             raise ModelNotReadyError(model=model.name, missing="compiled", hint=_COMPILE)
         kinds = (None if fit is None else fit.variables) or private.variables_by_kind(model)
         found, members = self._captured(model, extra, kinds, documents=format == "keras", in_epoch=in_epoch)
-        state = training_state.collect(found.groups, found.optimizers, fit, objects) if resumable else None
+        state = (
+            training_state.collect(found.groups, found.optimizers, fit, objects, found.built)
+            if resumable
+            else None
+        )
         if format == "h5":
             return Snapshot(format=format, state=state, fill=partial(_fill_legacy, model, extra))
         return Snapshot(
@@ -168,8 +171,13 @@ class Snapshots:
             key=key,
             captured=captured,
             variables=_variables(captured.entries),
-            groups=training_state.unsaved_variables(model, captured),
+            groups=training_state.unsaved_variables(model, optimizers, captured),
             optimizers=optimizers,
+            built=HowBuilt(
+                layers=private.build_record(model),
+                trained=keras_optimizers.trained_indices(model),
+                slots=captured.optimizer_groups(),
+            ),
             copier=Copier([entry.value for entry in captured.entries]),
             held=held,
         )
@@ -191,7 +199,7 @@ class Snapshots:
         began = time.monotonic()
         if in_epoch or kept.cost_s > _DOCUMENTS_SHARE * (began - kept.made_at):
             return kept.members
-        with _with_hint(model):
+        with unserialisable_named(model):
             members = private.config_documents(model)
         if members is not None:
             self._keep(members, key, began, may_have_assets=False)
@@ -219,14 +227,26 @@ def _is_trainable(value: Any) -> bool:
 # --- conditions ----------------------------------------------------------------------------------
 
 
-def require_built(model: Any, hint: str) -> None:
-    """Refuse a model that is not built.
+def require_built(model: Any) -> None:
+    """Refuse a model that has no weights yet.
+
+    A model without a `call` of its own is never ``built`` by Keras; its layers are, and they are what is saved.
 
     Raises:
-        ModelNotReadyError: It is not.
+        ModelNotReadyError: It has none.
     """
-    if not model.built:
-        raise ModelNotReadyError(model=model.name, missing="built", hint=hint)
+    if not model.built and not model.weights:
+        raise not_built(model)
+
+
+def not_built(model: Any, more: str = "") -> ModelNotReadyError:
+    """Return the error for a model that is not built, or not wholly; `more` is added to its hint."""
+    hint = "call it once on data, or model.build(input_shape)"
+    if type(model).call is keras.Model.call:
+        names = [layer.name for layer in model.layers if not layer.built]
+        which = f", here {', '.join(names[:3])}{', …' if len(names) > 3 else ''}" if names else ""
+        hint = f"build each of its layers with layer.build(input_shape){which}"
+    return ModelNotReadyError(model=model.name, missing="built", hint=hint + more)
 
 
 def uncompiled_optimizer(model: Any, optimizer: Any) -> Any:
@@ -262,19 +282,24 @@ def checked_capture(model: Any, optimizer: Any, *, documents: bool = False) -> C
     """Return everything that Keras would write for a model.
 
     Raises:
-        ModelNotReadyError: The model has no configuration.
+        UnserialisableModelError: Keras cannot make the model's configuration, and it is asked for.
     """
-    with _with_hint(model):
+    with unserialisable_named(model):
         return private.capture_model(model, optimizer=optimizer, documents=documents)
 
 
 @contextmanager
-def _with_hint(model: Any) -> Iterator[None]:
+def unserialisable_named(model: Any) -> Iterator[None]:
+    """Raise the error that a model has no configuration with the model's name.
+
+    Raises:
+        UnserialisableModelError: The block found that it has none.
+    """
     try:
         yield
-    except NotImplementedError as error:
-        raise ModelNotReadyError(
-            model=model.name, missing="serialisable as a whole", hint=_SERIALISE
+    except private.NoConfigurationError as error:
+        raise UnserialisableModelError(
+            model=model.name, reason=str(error), is_final=isinstance(error.__cause__, NotImplementedError)
         ) from error
 
 
@@ -322,9 +347,7 @@ def _fill_legacy(model: Any, optimizer: Any, file: h5py.File) -> None:
     try:
         private.save_legacy_h5(model, file, optimizer=optimizer)
     except NotImplementedError as error:
-        raise ModelNotReadyError(
-            model=model.name, missing="serialisable as a whole", hint=_SERIALISE
-        ) from error
+        raise UnserialisableModelError(model=model.name, reason=f"NotImplementedError: {error}") from error
     except ValueError as error:
         # There Keras names datasets after variables, and these names need not be unique (Adafactor's are not).
         raise ModelNotReadyError(

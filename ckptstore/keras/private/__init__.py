@@ -20,8 +20,8 @@ in a Keras that lacks it. `modules` imports Keras' inner modules; a module that 
     Uses: ``saving_lib.get_attr_skipset``, ``keras.src.backend.common.global_state``.
     Fallback: saving and loading are slower.
 `optimizers`
-    Uses: a model's attributes that are optimizers, ``inner_optimizer``, ``Optimizer._learning_rate``,
-    ``Optimizer._trainable_variables``, and a replaced ``save_own_variables`` in single objects.
+    Uses: a model's attributes and ``Layer._layers``, for the optimizers in them; ``inner_optimizer``,
+    ``Optimizer._learning_rate``, ``_trainable_variables``, and a replaced ``save_own_variables`` in single objects.
     Fallback: optimizer state is copied; a second optimizer of a model must be built before training.
 `legacy_h5`
     Uses: ``keras.src.legacy.saving.legacy_h5_format``, ``Trainer._compile_config.config``.
@@ -32,6 +32,10 @@ in a Keras that lacks it. `modules` imports Keras' inner modules; a module that 
 `messages`
     Uses: ``keras.src.utils.io_utils.print_msg``.
     Fallback: ``print``.
+`building`
+    Uses: ``Layer._layers``, ``_flatten_layers``; and that functional models, which are built when they are made, have
+    ``_operations_by_depth``.
+    Fallback: a model that is not built before its first batch is resumed by tracing its training step.
 `metrics`
     Uses: ``Metric._direction``, ``Model._compile_metrics``, ``_user_metrics``, ``_user_weighted_metrics``.
     Fallback: the metric's name tells which direction is better, or ``mode`` must be given.
@@ -68,6 +72,7 @@ Of Keras' private interfaces these use nothing: `capture` (the captured parts of
 May import: formats, system and the words.
 """
 
+from ckptstore.keras.private.building import all_layers_built, build_from_record, build_record, trace_step
 from ckptstore.keras.private.callback_attributes import (
     is_keras_class,
     run_time_attributes,
@@ -94,7 +99,7 @@ from ckptstore.keras.private.loading import load_variables
 from ckptstore.keras.private.messages import print_message
 from ckptstore.keras.private.metrics import metric_directions
 from ckptstore.keras.private.optimizers import optimizers_of, schedule_of, variables_trained_by
-from ckptstore.keras.private.saving import capture_model, config_documents
+from ckptstore.keras.private.saving import NoConfigurationError, capture_model, config_documents
 from ckptstore.keras.private.user_attributes import (
     is_keras_object,
     layers_of,
@@ -106,6 +111,10 @@ from ckptstore.keras.private.variables import raw_values, uses_trainable_flags, 
 __all__ = [
     "EpochData",
     "FitLoop",
+    "NoConfigurationError",
+    "all_layers_built",
+    "build_from_record",
+    "build_record",
     "capture_model",
     "config_documents",
     "copies_on_assign",
@@ -131,6 +140,7 @@ __all__ = [
     "start_epoch_clock",
     "synced",
     "synced_train_state",
+    "trace_step",
     "unsynced_model",
     "user_attributes",
     "uses_trainable_flags",

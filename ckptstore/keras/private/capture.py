@@ -55,6 +55,14 @@ class Capture:
         """Return the ids of the variables that are saved unchanged."""
         return frozenset(id(entry.value) for entry in self.entries if entry.is_variable)
 
+    def optimizer_groups(self) -> list[str]:
+        """Return the groups that hold optimizers' variables."""
+        return list(
+            dict.fromkeys(
+                entry.path.rpartition("/")[0] for entry in self.entries if entry.owner == "optimizer"
+            )
+        )
+
 
 class LazyGroup(Mapping[str, Any]):
     """Saved values of one object of a model: arrays by key, each read from the payload on access."""

@@ -199,7 +199,12 @@ class EpochData:
         return created
 
     def symbolic_batch(self) -> Any:
-        """Return a symbolic batch if its shapes are known before the first batch (TensorFlow), else None.
+        """Return a symbolic batch if its shapes are known before the first batch (TensorFlow), else None."""
+        spec = self.batch_spec()
+        return None if spec is None else keras.tree.map_structure(_symbolic_tensor, spec)
+
+    def batch_spec(self) -> Any:
+        """Return the specification of a batch if it is known before the first batch (TensorFlow), else None.
 
         Where a strategy spreads batches over replicas, Keras has built the model before it calls any callback.
         """
@@ -207,7 +212,7 @@ class EpochData:
         specs = None if dataset is None else dataset.element_spec
         if specs is None or not all(hasattr(spec, "shape") for spec in keras.tree.flatten(specs)):
             return None
-        return keras.tree.map_structure(_symbolic_tensor, specs)
+        return specs
 
 
 def _symbolic_tensor(spec: Any) -> Any:

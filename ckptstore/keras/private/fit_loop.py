@@ -12,14 +12,17 @@ resume at the ends of epochs, without the state of the other callbacks.
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from types import CodeType, FrameType
 from typing import Any
 
 import keras
 
 from ckptstore.keras.private import epoch_data
+from ckptstore.keras.private.building import trace_step
 from ckptstore.keras.private.epoch_data import EpochData
 from ckptstore.keras.private.hooks import Hooks
 
@@ -199,8 +202,22 @@ class FitLoop:
         """Build model, optimizer and metrics now if the batch shapes are known (TensorFlow)."""
         batch = self.data.symbolic_batch()
         build = getattr(self.model, "_symbolic_build", None)
-        if batch is not None and build is not None:
+        if batch is None or build is None or type(self.model).call is keras.Model.call:
+            return
+        with warnings.catch_warnings(), suppress(Exception):
+            # A model that is called otherwise by its own step is built later, see `build_by_step`.
+            warnings.simplefilter("ignore")
             build(data_batch=batch)
+
+    def build_by_step(self) -> None:
+        """Build whatever a training step uses (TensorFlow); elsewhere Keras has built it before.
+
+        Raises:
+            Exception: What the model's own step raises.
+        """
+        batch = self.data.batch_spec()
+        if batch is not None:
+            trace_step(self.model, batch, self.data.batch_size)
 
 
 def _has_batch_hooks(callback: Any) -> bool:

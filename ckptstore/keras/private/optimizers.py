@@ -3,23 +3,64 @@
 from __future__ import annotations
 
 import functools
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import keras
 
+# Longer containers of a model hold data (a replay buffer, a vocabulary); of private ones, what Keras keeps itself.
+_MAX_ITEMS, _MAX_PRIVATE_ITEMS = 1000, 20
+
 
 def optimizers_of(model: Any, optimizer: Any = None) -> list[Any]:
-    """Return the optimizers that are saved with a model, wrapped ones after their wrappers."""
+    """Return the optimizers that are saved with a model, wrapped ones after their wrappers.
+
+    They are attributes of the model, or in lists, tuples and dicts of its attributes; after these come those of the
+    models in it.
+
+    Args:
+        model: The model.
+        optimizer: One that the model does not know.
+    """
     found: list[Any] = []
-    waiting = [*vars(model).values(), optimizer]
-    while waiting:
-        value = waiting.pop(0)
-        if isinstance(value, keras.optimizers.Optimizer) and not any(value is known for known in found):
-            found.append(value)
-            waiting.append(getattr(value, "inner_optimizer", None))
+    seen = {id(model)}
+    owners, extra = deque([model]), [optimizer]
+    while owners:
+        waiting = deque([*_attributes(owners.popleft()), *extra])
+        extra = []
+        while waiting:
+            value = waiting.popleft()
+            if not isinstance(value, _HOLDERS) or id(value) in seen:
+                continue
+            seen.add(id(value))
+            if isinstance(value, keras.optimizers.Optimizer):
+                found.append(value)
+                waiting.append(getattr(value, "inner_optimizer", None))
+            elif isinstance(value, keras.Layer):
+                if value._layers:  # else nothing in it is compiled
+                    owners.append(value)
+            else:
+                waiting.extend(value.values() if isinstance(value, dict) else value)
     return found
+
+
+_HOLDERS = (keras.optimizers.Optimizer, keras.Layer, list, tuple, dict)
+
+
+def _attributes(owner: Any) -> Iterator[Any]:
+    for name, value in vars(owner).items():
+        if name == "_layers":
+            yield from [layer for layer in value if layer._layers]
+        elif not isinstance(value, list | tuple | dict):
+            yield value
+        elif name.startswith("_"):
+            # What TensorFlow tracks refers to all that there is.
+            if len(value) <= _MAX_PRIVATE_ITEMS and not name.startswith("_self_"):
+                yield value
+        elif len(value) <= _MAX_ITEMS:
+            yield value
 
 
 def variables_trained_by(optimizer: Any) -> list[Any]:

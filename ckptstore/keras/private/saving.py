@@ -8,6 +8,8 @@ back. That is slower and copies the state, but is just as correct.
 from __future__ import annotations
 
 import functools
+import json
+import textwrap
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -24,6 +26,10 @@ from ckptstore.system import messages
 _METADATA, _CONFIG = "metadata.json", "config.json"
 
 
+class NoConfigurationError(Exception):
+    """Keras cannot make a model's configuration; the cause tells why."""
+
+
 def capture_model(model: Any, *, optimizer: Any = None, documents: bool = False) -> Capture:
     """Return everything that Keras would write for `model`; nothing is written and no value is copied.
 
@@ -33,33 +39,62 @@ def capture_model(model: Any, *, optimizer: Any = None, documents: bool = False)
         documents: True to include the configuration and the layers' assets.
 
     Raises:
-        NotImplementedError: From Keras: the model has no configuration.
+        NoConfigurationError: The configuration cannot be made.
     """
     if modules.saving_lib is not None:
         try:
             return _traverse(model, optimizer, documents)
-        except NotImplementedError:
+        except NoConfigurationError:
             raise
         except Exception as error:
             # If the model is at fault and not the private interface, the public one fails, too.
-            found = fallback.capture(model, optimizer, documents)
+            found = _capture_publicly(model, optimizer, documents)
             _warn_of_fallback(f"{type(error).__name__}: {error}")
             return found
     _warn_of_fallback("keras.src.saving.saving_lib is not there")
-    return fallback.capture(model, optimizer, documents)
+    return _capture_publicly(model, optimizer, documents)
 
 
 def config_documents(model: Any) -> dict[str, bytes] | None:
     """Return a model's configuration alone, as `capture_model` does; None in a Keras that cannot tell it.
 
     Raises:
-        NotImplementedError: From Keras: the model has no configuration.
+        NoConfigurationError: The configuration cannot be made.
     """
     serialise = getattr(modules.saving_lib, "_serialize_model_as_json", None)
     if serialise is None:
         return None
-    config, metadata = serialise(model)
+    return _documents(model)
+
+
+def _documents(model: Any) -> dict[str, bytes]:
+    try:
+        config, metadata = modules.saving_lib._serialize_model_as_json(model)
+    except Exception as error:
+        # Any error of the model's own code. One that public Keras does not raise is the private interface's.
+        if isinstance(error, NotImplementedError) or not _is_serialisable(model):
+            raise NoConfigurationError(_one_line(error)) from error
+        raise
     return {_METADATA: metadata.encode(), _CONFIG: config.encode()}
+
+
+def _one_line(error: Exception) -> str:
+    return textwrap.shorten(f"{type(error).__name__}: {error}", 160, placeholder=" …")
+
+
+def _is_serialisable(model: Any) -> bool:
+    try:
+        json.dumps(keras.saving.serialize_keras_object(model))
+    except Exception:
+        return False
+    return True
+
+
+def _capture_publicly(model: Any, optimizer: Any, documents: bool) -> Capture:
+    try:
+        return fallback.capture(model, optimizer, documents)
+    except NotImplementedError as error:
+        raise NoConfigurationError(_one_line(error)) from error
 
 
 @functools.cache
@@ -76,8 +111,7 @@ def _traverse(model: Any, optimizer: Any, documents: bool) -> Capture:
     recorder = _recorder()
     members: dict[str, bytes] = {}
     if documents:
-        config, metadata = modules.saving_lib._serialize_model_as_json(model)
-        members |= {_METADATA: metadata.encode(), _CONFIG: config.encode()}
+        members |= _documents(model)
     optimizers = optimizers_of(model, optimizer)
     visited: set[int] = set()
     with ExitStack() as stack:

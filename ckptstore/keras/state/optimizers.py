@@ -8,13 +8,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ckptstore.keras import private
 from ckptstore.keras.state.arrays import host_array
 
-RATES, TRAINED = "learning_rates", "trained"
+RATES = "learning_rates"
 
 
 def learning_rates(model: Any) -> list[float | None]:
@@ -66,30 +66,27 @@ def changed_learning_rates(
     ]
 
 
-def trained_indices(model: Any, trainable: Sequence[Any] | None = None) -> list[list[int]]:
-    """Return, for each optimizer, the indices of the variables that it trains among the model's trainable ones.
+def trained_indices(model: Any) -> list[list[int]]:
+    """Return, for each optimizer, the indices of the variables that it trains among all of the model's variables.
 
-    Args:
-        model: The model.
-        trainable: Its trainable variables, if the caller has just collected them.
+    Whether a variable is trainable may change during a step: many models freeze one part while they train another.
     """
-    known = list(map(id, model.trainable_variables if trainable is None else trainable))
+    optimizers = private.optimizers_of(model)
+    known = {id(variable): index for index, variable in enumerate(model.variables)}
     return [
-        _indices(list(map(id, private.variables_trained_by(optimizer))), known)
-        for optimizer in private.optimizers_of(model)
+        [known[id(variable)] for variable in private.variables_trained_by(optimizer) if id(variable) in known]
+        for optimizer in optimizers
     ]
 
 
-def _indices(wanted: list[int], known: list[int]) -> list[int]:
-    if wanted == known:  # most often
-        return list(range(len(known)))
-    indices = {variable: index for index, variable in enumerate(known)}
-    return [indices[variable] for variable in wanted if variable in indices]
+def build_optimizers(model: Any, trained: Sequence[Sequence[int]]) -> None:
+    """Build the optimizers that have made no step yet for the variables that they trained when they were saved.
 
-
-def build_optimizers(model: Any, values: Mapping[str, Any]) -> None:
-    """Build the optimizers that have made no step yet for the variables that they trained when the fit was saved."""
-    variables = model.trainable_variables
-    for optimizer, indices in zip(private.optimizers_of(model), values.get(TRAINED, ()), strict=False):
+    Args:
+        model: The model.
+        trained: What `trained_indices` returned at the save.
+    """
+    variables = model.variables
+    for optimizer, indices in zip(private.optimizers_of(model), trained, strict=False):
         if not optimizer.built and indices and max(indices) < len(variables):
             optimizer.build([variables[index] for index in indices])

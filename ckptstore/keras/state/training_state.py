@@ -8,7 +8,7 @@ additions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ KIND = "keras"
 VERSION = 1
 
 _VARIABLES, _METRICS, _REPLICAS, _FIT = "variables", "metrics", "replicas", "fit"
+_BUILD, _TRAINED, _SLOTS = "build", "trained", "slots"
 
 UnsavedVariables = dict[str, list[Any]]
 
@@ -38,11 +39,27 @@ class Assignment:
     value: Array
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HowBuilt:
+    """How a model and its optimizers were built, so that another process can build what it has not called yet.
+
+    Attributes:
+        layers: What `ckptstore.keras.private.build_record` returned.
+        trained: What `ckptstore.keras.state.optimizers.trained_indices` returned.
+        slots: Groups of the payload that hold optimizers' variables.
+    """
+
+    layers: str = ""
+    trained: Sequence[Sequence[int]] = ()
+    slots: Sequence[str] = ()
+
+
 def collect(
     groups: UnsavedVariables,
     optimizers: list[Any],
     fit: FitState | None = None,
     objects: objects_state.Objects | None = None,
+    built: HowBuilt | None = None,
 ) -> TrainingState:
     """Return the training state of a model, as views of its variables.
 
@@ -51,6 +68,7 @@ def collect(
         optimizers: Its optimizers; their classes are recorded, since the variables of several classes look the same.
         fit: Position of the running fit, if one of its callbacks saves.
         objects: Objects of a loop written by hand, by name.
+        built: How the model and its optimizers were built.
 
     Raises:
         InvalidArgumentError: A value of the fit or of an object is neither JSON nor an array; the message says where.
@@ -58,6 +76,8 @@ def collect(
     fit = fit or FitState(values={})
     arrays: dict[str, Array] = {}
     document: dict[str, Any] = {"kind": KIND, "version": VERSION, "optimizers": _kinds(optimizers)}
+    if built is not None:
+        document |= {_BUILD: built.layers, _TRAINED: built.trained, _SLOTS: list(built.slots)}
     for group, variables in groups.items():
         document[group] = [str(variable.path) for variable in variables]
         arrays |= {f"{group}/{index}": _value_of(variable, fit) for index, variable in enumerate(variables)}
@@ -85,6 +105,21 @@ def fit_values(state: TrainingState | None) -> dict[str, Any]:
         return {}
     values: dict[str, Any] = tree.unpack(state.document[_FIT], state.arrays, _FIT)
     return values
+
+
+def how_built(state: TrainingState | None) -> HowBuilt:
+    """Return how the model of a training state was built, as far as the state tells."""
+    document = {} if state is None else state.document
+    return HowBuilt(
+        layers=document.get(_BUILD, ""),
+        trained=document.get(_TRAINED, ()),
+        slots=document.get(_SLOTS, ()),
+    )
+
+
+def lacks_metrics(model: Any, state: TrainingState | None) -> bool:
+    """Return True if a training state has variables of metrics that the model has not built yet."""
+    return state is not None and len(model.metrics_variables) < len(state.document.get(_METRICS, ()))
 
 
 def plan_assignments(
@@ -140,10 +175,14 @@ def restore_generators(state: TrainingState | None) -> None:
         messages.warn(f"random generators that could not be restored: {', '.join(left)}", stacklevel=2)
 
 
-def unsaved_variables(model: Any, captured: Capture) -> UnsavedVariables:
+def unsaved_variables(model: Any, optimizers: list[Any], captured: Capture) -> UnsavedVariables:
     """Return the variables that Keras' own file leaves out, in the model's own stable order."""
     saved = captured.saved_ids() if captured.exact else {id(variable) for variable in model.weights}
     left_out = [variable for variable in model.variables if id(variable) not in saved]
+    if captured.exact:
+        # Some releases of Keras leave out what is in a container of containers.
+        slots = [variable for optimizer in optimizers for variable in optimizer.variables]
+        left_out += [variable for variable in slots if id(variable) not in saved]
     # A metric that is an attribute of the model is saved as part of it.
     metrics = [variable for variable in model.metrics_variables if id(variable) not in saved]
     moving = [variable for variable in model.variables if not variable.trainable]

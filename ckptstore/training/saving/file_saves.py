@@ -40,6 +40,7 @@ class FileSaves(Saves):
     """
 
     monitored: MonitoredMetric
+    has_fixed_format = True
 
     def __init__(
         self,

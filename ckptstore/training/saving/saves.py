@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from ckptstore.system import messages
 from ckptstore.system.messages import HeldWarning
 from ckptstore.training.saving.failures import SaveFailures
 from ckptstore.training.saving.monitor import MonitoredMetric
+from ckptstore.training.saving.payload_format import PayloadFormat
 from ckptstore.training.saving.run_writer import RunWriter
 from ckptstore.training.saving.save_point import SavePoint
 from ckptstore.training.saving.schedule import SaveSchedule
@@ -90,7 +92,10 @@ class Saves:
         unrecorded: Finished epochs whose metrics go to the manifest with the next save.
         needs_preparation: True until `prepare` is called, in a fit that saves in the background.
         last: The checkpoint that was saved last, or None.
+        has_fixed_format: True if all saves have to have the format of `settings`.
     """
+
+    has_fixed_format = False
 
     def __init__(
         self,
@@ -111,6 +116,7 @@ class Saves:
         self._writer = RunWriter(path, run)
         self._schedule = SaveSchedule()
         self._snapshots: Snapshots | None = None
+        self._format = PayloadFormat(self.settings.format, is_fixed=self.has_fixed_format)
         self._queue: SaveQueue | None = None
         self.needs_preparation = False
         self._start_s = 0.0
@@ -164,11 +170,16 @@ class Saves:
         Args:
             model: The model.
             schedule: Takes note of each save and its outcome.
+
+        Raises:
+            UnserialisableModelError: The model cannot be saved in a format that is fixed.
         """
         store = self._writer.store
         assert store is not None
         self._schedule = SaveSchedule() if schedule is None else schedule
         self._snapshots = adapter_for(model).snapshots()
+        self._format = PayloadFormat(self.settings.format, is_fixed=self.has_fixed_format)
+        self._format.check(model)
         self._pending, self._start_s, self._is_checked = {}, 0.0, False
         self.needs_preparation = self.background
         if self.background:
@@ -230,9 +241,8 @@ class Saves:
         self.needs_preparation = False
         if self._queue is None or self.store is None:
             return
-        snapshot, _ = self.store.prepare(
-            model, run=self.run, snapshots=self._snapshots, epoch=0, format=self.settings.format
-        )
+        prepare = partial(self.store.prepare, model, run=self.run, snapshots=self._snapshots, epoch=0)
+        snapshot, _ = self._format.take(lambda format: prepare(format=format))
         if is_streamable(snapshot):
             self._queue.prepare(snapshot)
 
@@ -254,7 +264,8 @@ class Saves:
         metrics = self._metrics(point.logs)
         best = None if monitored is None else monitored.improvement(metrics)
         batches = schedule.save_begins()
-        snapshot, request = store.prepare(
+        prepare = partial(
+            store.prepare,
             model,
             run=self.run,
             snapshots=self._snapshots or adapter_for(model).snapshots(),
@@ -265,12 +276,12 @@ class Saves:
             keep=self.settings.keep,
             monitor=None if monitored is None else monitored.with_mode,
             publish=point.publish,
-            format=self.settings.format,
             fit=point.fit,
             resumable=point.resumable,
             notes=schedule.events() | ({FINISHED: {"epoch": point.epoch}} if point.finishes else {}),
             earlier_epochs=self.unrecorded.before(point.epoch, batch=point.batch),
         )
+        snapshot, request = self._format.take(lambda format: prepare(format=format))
         # Another process does not know a user's own function.
         policy = None if request.keep is None or getattr(request.keep, "is_builtin", False) else request.keep
         pending = _Pending(

@@ -23,14 +23,7 @@ from ckptstore.training.data.replay import DataReplay
 from ckptstore.training.session.position import BatchPosition
 
 
-def values_of(
-    model: Any,
-    others: Sequence[Any],
-    replay: DataReplay,
-    *,
-    in_epoch: bool,
-    kinds: VariableKinds | None = None,
-) -> dict[str, Any]:
+def values_of(model: Any, others: Sequence[Any], replay: DataReplay, *, in_epoch: bool) -> dict[str, Any]:
     """Return the state of the parts of a fit.
 
     Args:
@@ -38,7 +31,6 @@ def values_of(
         others: The callbacks of the fit but the one that saves.
         replay: Position in its data.
         in_epoch: False at an epoch's end.
-        kinds: The model's variables, if they were just looked up.
     """
     return {
         "stopped": bool(model.stop_training),
@@ -46,7 +38,6 @@ def values_of(
         "callbacks": callbacks.get_states(others),
         "data": replay.position(in_epoch=in_epoch),
         optimizers.RATES: optimizers.learning_rates(model),
-        optimizers.TRAINED: optimizers.trained_indices(model, kinds and kinds[0]),
     }
 
 

@@ -137,9 +137,20 @@ class ResumedRun:
 
 
 def load_resume_point(
-    store: CheckpointStore, run: str, model: Any, live_fingerprint: dict[str, Any]
+    store: CheckpointStore,
+    run: str,
+    model: Any,
+    live_fingerprint: dict[str, Any],
+    build: Callable[[], None] | None = None,
 ) -> ResumedRun | None:
     """Load the newest resume point of a run that can be loaded, or return None where it has none.
+
+    Args:
+        store: The store.
+        run: The run.
+        model: The model.
+        live_fingerprint: Its fingerprint.
+        build: Builds what the model has not built yet and the checkpoint cannot tell.
 
     Raises:
         ModelMismatchError: It was saved of another architecture; the model is unchanged.
@@ -159,7 +170,7 @@ def load_resume_point(
         )
 
     def load(checkpoint: Checkpoint) -> None:
-        found["state"] = adapter.restore(model, checkpoint, check=check)
+        found["state"] = adapter.restore(model, checkpoint, check=check, build=build)
 
     checkpoint = store.load_newest_resume_point(load, run)
     if checkpoint is None:

@@ -135,7 +135,8 @@ class FitSession:
             return
         if self._loop is not None and store.resume_point(run) is not None:
             self._loop.build()
-        self.resumed = self._pending = load_resume_point(store, run, model, live)
+        build = None if self._loop is None else self._loop.build_by_step
+        self.resumed = self._pending = load_resume_point(store, run, model, live, build)
         if self.resumed is None and resume == "must":
             raise CheckpointNotFoundError(ref="resume-point", store=store.path)
         if self.resumed is None:
@@ -405,9 +406,7 @@ class FitSession:
         values: dict[str, Any] = {"fingerprint": self._fingerprint, "logs": dict(logs)}
         if self._replay is not None:
             values["saver"] = self._saves.state(logs)
-            values |= values_of(
-                self._model, self._others(), self._replay, in_epoch=batch is not None, kinds=kinds
-            )
+            values |= values_of(self._model, self._others(), self._replay, in_epoch=batch is not None)
             values["user"] = {} if self._user_state is None else self._user_state.capture()
         if self._epoch_end is not None:
             values |= self._epoch_end.values
