@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from functools import partial
 
 from ckptstore.commit.previous_writer import PreviousWriterWait
-from ckptstore.errors import CheckpointStoreError, RunLockedError, StoreNotFoundError
+from ckptstore.errors import CheckpointStoreError, RefusedByLayerError, RunLockedError, StoreNotFoundError
 from ckptstore.manifest.manifest import Manifest
 from ckptstore.records import Holder
 from ckptstore.storage.layout import Layout
@@ -99,6 +99,12 @@ class RunOwnership:
     def record_start(self, run: str) -> None:
         """Remember that a run was resumed here, until `release` can record that it ended well."""
         self._started.add(run)
+
+    def record_refusal(self, run: str, error: CheckpointStoreError) -> None:
+        """Record that a start ended before anything was loaded, so that it does not count as a crash."""
+        if not isinstance(error, RefusedByLayerError):
+            with store_lock(self._layout.locks):
+                self._manifest.events.add("ended", run=run)
 
     def forget_starts(self) -> None:
         """Let the starts so far count as crashes: an error ends the process."""

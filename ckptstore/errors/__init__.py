@@ -52,6 +52,7 @@ from ckptstore.errors.usage import (
     ReadOnlyError,
     RefusedByLayerError,
     RefusedByObjectError,
+    RunMismatchError,
     SeveralProcessesError,
     UnserialisableModelError,
 )
@@ -78,6 +79,7 @@ __all__ = [
     "RefusedByLayerError",
     "RefusedByObjectError",
     "RunLockedError",
+    "RunMismatchError",
     "RunNotFoundError",
     "RunTakenOverError",
     "SaveInProgressError",

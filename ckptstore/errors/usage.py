@@ -35,6 +35,33 @@ class ModelMismatchError(CheckpointStoreError, ValueError):
         )
 
 
+class RunMismatchError(CheckpointStoreError, ValueError):
+    """The run has finished, and by another fit than this one, which would get that fit's weights; nothing was changed.
+
+    Attributes:
+        run: The run.
+        where: The first difference, such as ``"learning_rate"`` or ``"x.shape"``.
+        in_run: What the finished run has there.
+        in_fit: What the fit that was about to begin has there.
+    """
+
+    run: str
+    where: str
+    in_run: str
+    in_fit: str
+
+    def __init__(self, *, run: str, where: str, in_run: str, in_fit: str) -> None:
+        super().__init__(
+            f"run {run!r} was finished by another fit: {where} was {in_run} there and is {in_fit} in this fit",
+            hint="give this fit a run of its own (run='...'), or start this one over beside its checkpoints "
+            "(resume='never'); the model was left as it was",
+            run=run,
+            where=where,
+            in_run=in_run,
+            in_fit=in_fit,
+        )
+
+
 class RefusedByLayerError(ModelMismatchError):
     """The checkpoint is intact and fits the model, but a layer could not load it.
 

@@ -9,7 +9,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from ckptstore.commit.open import open_for_reading, open_for_writing
-from ckptstore.errors import NoResumePointError, StoreNotFoundError
+from ckptstore.errors import (
+    ModelMismatchError,
+    NoResumePointError,
+    RunMismatchError,
+    StoreNotFoundError,
+)
 from ckptstore.records import Checkpoint, Problem
 from ckptstore.storage.layout import Layout, absolute, find_store
 from ckptstore.storage.locks import store_lock
@@ -209,7 +214,12 @@ class CheckpointStore(StoreWriter):
             locked=None if self.read_only else partial(store_lock, self._layout.locks),
             max_starts=MAX_STARTS if count_starts else None,
         )
-        resumed = loader.load(load)
+        try:
+            resumed = loader.load(load)
+        except (ModelMismatchError, RunMismatchError) as error:
+            if run is not None and count_starts and not self.read_only:
+                self._ownership.record_refusal(run, error)
+            raise
         if resumed is not None and count_starts and not self.read_only:
             self._ownership.record_start(resumed.run)
         return resumed

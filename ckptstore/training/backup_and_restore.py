@@ -17,6 +17,9 @@ from ckptstore.training.saving.arguments import OnSaveError, check_backup_argume
 from ckptstore.training.saving.failures import SaveFailures
 from ckptstore.training.saving.saves import SaveSettings
 from ckptstore.training.saving.schedule import SaveSchedule, every
+from ckptstore.training.session.fit_order import fits_on
+from ckptstore.training.session.fit_start import FitStart
+from ckptstore.training.session.session import FitSession
 
 _RUN = "backup"
 
@@ -36,7 +39,9 @@ class BackupAndRestore(ResumingCallback):
     - `model._initial_epoch` is put back, so that another fit of the same model is not cut short.
     - ``save_freq=False`` saves at signals and exceptions alone.
     - ``delete_checkpoint=True`` removes the backup only once the last epoch is reached with a finite loss: after a NaN
-      stop or an early stop it stays. What others have put into `backup_dir` stays in any case.
+      stop or an early stop it stays, and the same fit of another process trains nothing. The next fit of the same
+      process, and one with other hyperparameters or data, trains from the beginning, as with Keras'. What others have
+      put into `backup_dir` stays in any case.
     - After a save that failed on the disk, training continues; see `on_save_error`.
 
     Args:
@@ -101,6 +106,11 @@ class BackupAndRestore(ResumingCallback):
         if self.save_freq is False:
             return SaveSchedule(at_end=at_end)
         return every(self.save_freq, at_end=at_end)
+
+    def _choose_run(self, session: FitSession) -> FitStart:
+        """As with Keras' own, a fit after one that has ended trains, though backups of an early stop stay."""
+        ended = fits_on(self.store_path).reopen(_RUN)
+        return FitStart(resume="never" if ended else "auto", is_named=False, after_another="start over")
 
     # --- what Keras' class has, too ----------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from ckptstore.errors import InvalidArgumentError
 from ckptstore.keras.private import unsynced_model
 from ckptstore.keras.state.processes import refuse_fit_in_several_processes
 from ckptstore.retention import Policy, keep_last
+from ckptstore.system.messages import warn
 from ckptstore.training.saving.arguments import (
     OnSaveError,
     check_background,
@@ -31,6 +32,7 @@ from ckptstore.training.saving.save_point import SavePoint
 from ckptstore.training.saving.saves import SaveSettings
 from ckptstore.training.saving.schedule import every
 from ckptstore.training.saving_callback import SavingCallback
+from ckptstore.training.session.fit_order import fits_on
 from ckptstore.training.session.position import BatchPosition
 from ckptstore.validation import check_run
 
@@ -47,7 +49,9 @@ class ModelCheckpoint(SavingCallback, keras.callbacks.ModelCheckpoint):
     Where it differs from Keras':
 
     - The best survives a restart: it is looked up in the store when training begins, for the file at `filepath` (of a
-      name with placeholders: for the best one's file). Removing that file makes the best void.
+      name with placeholders: for the best one's file). Removing that file makes the best void. As with Keras', the
+      next fit of the same process with another callback begins without a best: give each fold its own file, since a
+      script that is started again finds the last one's.
     - A metric that is missing, NaN or not a scalar never replaces a best, nor a file that is there. Where none is there
       yet the checkpoint is saved, with Keras' warning.
     - ``save_best_only`` with an integer `save_freq` works from the first batch on.
@@ -201,7 +205,10 @@ class ModelCheckpoint(SavingCallback, keras.callbacks.ModelCheckpoint):
         store = self._saves.open(self.params)
         self._saves.begin(self.model)
         self._saves.unrecorded.replace()
-        self._saves.monitored.begin_with_published(store, self._saves.run)
+        if not fits_on(self.store_path).reopen(self._saves.run, by=self):
+            change = self._saves.monitored.begin_with_published(store, self._saves.run)
+            if change is not None:
+                warn(change, stacklevel=2)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Note the position."""
@@ -236,6 +243,7 @@ class ModelCheckpoint(SavingCallback, keras.callbacks.ModelCheckpoint):
         """Wait for what is still being saved, record the epochs behind it, and release the run and the store."""
         self._saves.record_last_epochs()
         self._saves.close_for_another()
+        fits_on(self.store_path).complete(self._saves.run, by=self)
 
     def _save(self, epoch: int, batch: int | None, logs: dict[str, Any]) -> None:
         self._pass_on_settings()

@@ -19,6 +19,7 @@ from ckptstore.training.saving.schedule import SaveSchedule
 from ckptstore.training.saving_callback import SavingCallback
 from ckptstore.training.session import messages
 from ckptstore.training.session.fit_order import FIRST_RUN, fits_on
+from ckptstore.training.session.fit_start import FitStart
 from ckptstore.training.session.session import FitSession
 
 
@@ -81,21 +82,24 @@ class ResumingCallback(SavingCallback, keras.callbacks.Callback):
             stop=self._stop_request(),
             save_on_exception=self._save_on_exception,
         )
-        is_first = self._is_named or self._name_run(session)
+        start = self._choose_run(session)
         self._session = session
-        # A script that was killed in its first fit has nothing to resume its later ones from.
-        session.begin(self, resume=self._resume if is_first or self._resume == "never" else "auto")
+        session.begin(self, start=start)
 
-    def _name_run(self, session: FitSession) -> bool:
-        """Name the run by the order of the fits; returns True for the first."""
+    def _choose_run(self, session: FitSession) -> FitStart:
+        """Name the run by the order of the fits, if the user has not; returns how to begin it."""
         fits = fits_on(self.store_path)
+        if self._is_named:
+            return FitStart(resume=self._resume, is_named=not fits.has_completed(self._saves.run))
         self.run = fits.begin_unnamed(session)
         self._saves.use_run(self.run)
-        is_first = self.run == FIRST_RUN
-        if not is_first and not fits.is_explained:
+        if self.run == FIRST_RUN:
+            return FitStart(resume=self._resume, is_named=False)
+        if not fits.is_explained:
             fits.is_explained = True
             messages.print_later_fit(self.run)
-        return is_first
+        # A script that was killed in its first fit has nothing to resume its later ones from.
+        return FitStart(resume="auto" if self._resume == "must" else self._resume, is_named=False)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Tell the session."""

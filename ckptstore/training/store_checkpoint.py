@@ -66,7 +66,8 @@ class StoreCheckpoint(ResumingCallback):
         run: The name of the run in the store. By default it follows the order of the fits that this process makes on
             the store: ``"default"``, ``"default-2"``, and so on; a fit that an exception or an interrupt ended keeps
             its place, and the next fit resumes it. So the same script, started again, gives each fit its run again.
-            Copies of the callback count in the same line. Fits that run at once, or one inside another, need names.
+            Copies of the callback count in the same line. A finished run that meets a fit with other hyperparameters or
+            data is a `RunMismatchError`. Fits that run at once, or one inside another, need names.
         resume: ``"auto"``; ``"must"`` to refuse to start without a store and a resume point; ``"never"`` to start again
             beside the checkpoints that there are, which stay and are not resumed.
         keep: A retention policy for the run; by default everything stays.

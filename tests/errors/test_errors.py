@@ -21,6 +21,7 @@ EXAMPLES = [
     errors.MetricNotFoundError(metric="auc", store=PATH, known=("loss",)),
     errors.StoreLockedError(path=PATH, waited_s=60.0),
     errors.SaveInProgressError(store=PATH),
+    errors.RunMismatchError(run="a", where="x.shape", in_run="(8, 3)", in_fit="(9, 3)"),
     errors.RunLockedError(run="a", store=PATH, host="n1", pid=3, started_at=datetime(2026, 1, 1, tzinfo=UTC)),
     errors.RunTakenOverError(
         run="a", store=PATH, host="n1", pid=3, started_at=datetime(2026, 1, 1, tzinfo=UTC)

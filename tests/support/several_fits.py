@@ -21,7 +21,7 @@ Fits = Iterator[dict[str, Any]]
 
 
 class Program:
-    """What the programs have in common.
+    """The common parts of the programs: data, models, one fit after the other.
 
     Args:
         store: The store; None for plain Keras.
@@ -130,8 +130,22 @@ def stages(program: Program) -> Fits:
     yield program.fit(model, program.x, program.y, epochs=6, initial_epoch=4)
 
 
+def continued(program: Program) -> Fits:
+    """The same model trained on by a second call, with data from a generator that draws from numpy's generator."""
+
+    def batches() -> Iterator[tuple[Any, Any]]:
+        while True:
+            rows = np.random.randint(0, ROWS, 8)
+            yield program.x[rows], program.y[rows]
+
+    model = program.model()
+    for first in (0, 2, 4):
+        options = {"initial_epoch": first, "epochs": first + 2, "batch_size": None, "steps_per_epoch": 6}
+        yield program.fit(model, batches(), None, **options)
+
+
 PROGRAMS: dict[str, Callable[[Program], Fits]] = {
-    program.__name__: program for program in (folds, epochs, stages)
+    program.__name__: program for program in (folds, epochs, stages, continued)
 }
 
 

@@ -55,6 +55,16 @@ def positions(path: Path, run: str | None = None) -> list[tuple[int, int | None,
         ]
 
 
+def spoiling(trained: Any) -> Any:
+    """Return a callback that makes the loss of the second epoch NaN."""
+
+    def spoil(epoch: int, logs: Any = None) -> None:
+        if epoch == 1:
+            trained.layers[0].bias.assign(np.full(2, np.nan))
+
+    return keras.callbacks.LambdaCallback(on_epoch_begin=spoil)
+
+
 class Raising(keras.callbacks.Callback):
     """Ends a fit at its n-th batch."""
 
@@ -141,11 +151,8 @@ def test_weights_alone_can_be_resumed_from_and_loaded(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_is_no_resume_point(tmp_path: Path) -> None:
-    fit(model(), ckptstore.StoreCheckpoint(tmp_path, run="default"), epochs=1)
-    broken = data()
-    broken["y"] = np.full((ROWS, 1), np.nan)
-    model_ = model()
-    model_.fit(**broken, epochs=2, verbose=0, callbacks=[ckptstore.StoreCheckpoint(tmp_path, run="default")])
+    trained = model()
+    fit(trained, ckptstore.StoreCheckpoint(tmp_path), spoiling(trained))
     with ckptstore.CheckpointStore(tmp_path, read_only=True) as store:
         point = store.resume_point()
         assert len(store.checkpoints()) == 2
@@ -173,7 +180,7 @@ def test_a_fit_leaves_nothing_in_model_or_process(tmp_path: Path, ends: int | No
 
 
 def test_a_callback_serves_one_fit_after_another(tmp_path: Path) -> None:
-    callback = ckptstore.StoreCheckpoint(tmp_path)
+    callback = ckptstore.StoreCheckpoint(tmp_path, run="default")
     trained = model()
     fit(trained, callback, epochs=1)
     assert fit(trained, callback, epochs=3).epoch == [0, 1, 2]
@@ -196,8 +203,13 @@ def test_the_best_by_another_metric_comes_from_the_store(change: dict[str, Any],
         ckptstore.StoreCheckpoint(tmp_path, run="default", **{"monitor": "loss", **change}),
     )
     callback = ckptstore.StoreCheckpoint(tmp_path, run="default", monitor="loss")
-    history = fit(model(metrics=["mae"]), callback)
+    was = f"monitor={change.get('monitor', 'loss')!r}, mode={change.get('mode', 'min')!r}"
+    with pytest.warns(
+        UserWarning, match=f"{was}, and continues with monitor='loss', mode='min': best is "
+    ) as warned:
+        history = fit(model(metrics=["mae"]), callback)
     assert callback.best == min(history.history["loss"])
+    assert f"best is {callback.best} (version " in str(warned[0].message)
 
 
 # --- what is refused ---------------------------------------------------------------------------
@@ -236,9 +248,10 @@ def test_another_architecture_is_refused_and_named(tmp_path: Path) -> None:
 
 
 def test_other_settings_are_one_warning(tmp_path: Path) -> None:
-    fit(model(), ckptstore.StoreCheckpoint(tmp_path, run="default"), epochs=1)
+    with pytest.raises(RuntimeError, match="as asked"):
+        fit(model(), ckptstore.StoreCheckpoint(tmp_path), Raising(6))
     with pytest.warns(UserWarning, match="mae") as warned:
-        fit(model(loss="mae"), ckptstore.StoreCheckpoint(tmp_path, run="default"))
+        fit(model(loss="mae"), ckptstore.StoreCheckpoint(tmp_path))
     assert len([warning for warning in warned if warning.category is UserWarning]) == 1
 
 
@@ -265,8 +278,10 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", WRITER, tmp_path], text=True, **pipes) as writer:
         assert writer.stdout is not None
         assert writer.stdout.readline() == "ready\n"
-        with pytest.raises(ckptstore.RunLockedError, match=str(writer.pid)):
-            fit(model(), ckptstore.StoreCheckpoint(tmp_path, run="default"))
+        with pytest.raises(ckptstore.RunLockedError, match=str(writer.pid)) as caught:
+            fit(model(), ckptstore.StoreCheckpoint(tmp_path))
+        # Such as the workers of joblib, each of which counts its fits for itself.
+        assert "run='...'" in caught.value.hint
         writer.communicate()
 
 
@@ -292,11 +307,8 @@ def test_a_backup_stays_after_an_early_stop(tmp_path: Path) -> None:
 
 
 def test_a_backup_stays_after_a_loss_that_is_not_finite(tmp_path: Path) -> None:
-    good = ckptstore.BackupAndRestore(tmp_path, delete_checkpoint=False)
-    fit(model(), good, epochs=1)
-    broken = data()
-    broken["y"] = np.full((ROWS, 1), np.inf)
-    model().fit(**broken, epochs=2, verbose=0, callbacks=[ckptstore.BackupAndRestore(tmp_path)])
+    trained = model()
+    fit(trained, ckptstore.BackupAndRestore(tmp_path), spoiling(trained))
     with ckptstore.CheckpointStore(tmp_path, read_only=True) as store:
         point = store.resume_point()
     assert point is not None

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import ckptstore
+from ckptstore.training.session.fit_order import fits_on
 from resume_runs import Outcome, Runs
 from small_fits import AtBatch, fit, model
 
@@ -47,22 +48,32 @@ def names(folder: Path) -> tuple[str, ...]:
 # --- killed and started again ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("program", ["folds", "epochs", "stages"])
+@pytest.mark.parametrize("program", ["folds", "epochs", "stages", "continued"])
 def test_folds_that_are_killed_end_as_those_that_were_not(
     programs: Runs, program: str, tmp_path: Path
 ) -> None:
     plain = found(programs.run(program))
     store = str(tmp_path / "store")
-    batches = {"folds": 7, "epochs": 4, "stages": 9}[program]
+    batches = {"folds": 7, "epochs": 4, "stages": 9, "continued": 9}[program]
     for death in ([1, batches], [1, 2], [2, 3]):
         outcome = programs.run(program, store=store, die_in=death)
         assert outcome.status == -signal.SIGKILL, outcome.output
-    resumed = found(programs.run(program, store=store))
+    outcome = programs.run(program, store=store)
+    resumed = found(outcome)
     assert resumed["fits"] == plain["fits"]
+    assert "not be exact" not in outcome.output
     assert resumed["runs"] == ["default", "default-2", "default-3"]
     # Nothing is left: all come back at once.
     assert found(programs.run(program, store=store))["fits"] == plain["fits"]
-    assert "not be exact" not in outcome.output
+
+
+def test_a_run_that_a_second_fit_continues_is_as_without_us(programs: Runs, tmp_path: Path) -> None:
+    """One name for both fits, and `initial_epoch`: History is the fit's own, and nothing is inexact."""
+    plain = found(programs.run("continued"))
+    outcome = programs.run("continued", store=str(tmp_path / "store"), saving={"run": "mine"})
+    assert found(outcome)["fits"] == plain["fits"]
+    assert found(outcome)["runs"] == ["mine"] * 3
+    assert "may not be exact" not in outcome.output
 
 
 # --- names -------------------------------------------------------------------------------------
@@ -110,6 +121,19 @@ def test_a_store_that_was_removed_begins_with_the_first_name(tmp_path: Path) -> 
     for _ in range(2):
         assert fit_named(store_checkpoint(tmp_path / "store")) == "default"
         shutil.rmtree(tmp_path / "store")
+
+
+def test_a_forked_child_counts_on(tmp_path: Path) -> None:
+    assert fit_named(store_checkpoint(tmp_path)) == "default"
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(write, fits_on(tmp_path).next_run().encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(read, 100) == b"default-2"
+    os.close(read)
+    os.close(write)
 
 
 # --- how the fit before ended ------------------------------------------------------------------
@@ -225,7 +249,7 @@ def test_a_fit_in_another_thread_needs_a_name(tmp_path: Path) -> None:
 
 
 def test_the_first_fit_alone_must_resume(tmp_path: Path) -> None:
-    with pytest.raises(ckptstore.CheckpointNotFoundError):
+    with pytest.raises(ckptstore.NotFoundError):
         fit(model(), store_checkpoint(tmp_path, resume="must"))
     with pytest.raises(ValueError, match="as asked"):
         fit(model(), store_checkpoint(tmp_path), AtBatch(4, raises(ValueError("as asked"))))
@@ -251,7 +275,6 @@ def test_fits_that_never_resume_have_names_of_their_own(tmp_path: Path) -> None:
 
 def test_scikit_learn_trains_each_fold(tmp_path: Path) -> None:
     selection = pytest.importorskip("sklearn.model_selection")
-    pytest.importorskip("sklearn.utils")
     if not hasattr(keras, "wrappers"):
         pytest.skip("this Keras has no wrappers")
     draw = np.random.default_rng(0)
@@ -260,9 +283,10 @@ def test_scikit_learn_trains_each_fold(tmp_path: Path) -> None:
 
     def scores(*callbacks: Any) -> Any:
         keras.utils.set_random_seed(1)
+        # A clone of Keras' wrapper loses its `fit_kwargs`.
         options = {"epochs": 2, "verbose": 0, "batch_size": 5, "callbacks": list(callbacks)}
-        wrapped = keras.wrappers.SKLearnRegressor(model(), fit_kwargs=options)
-        return selection.cross_val_score(wrapped, x, y, cv=3, error_score="raise")
+        wrapped = keras.wrappers.SKLearnRegressor(model())
+        return selection.cross_val_score(wrapped, x, y, cv=3, error_score="raise", params=options)
 
     assert (scores() == scores(store_checkpoint(tmp_path))).all()
     assert names(tmp_path) == ("default", "default-2", "default-3")

@@ -392,7 +392,7 @@ def warned(tmp_path: Path, make: Callable[[], Any], **options: Any) -> list[str]
 
 def test_another_batch_size_is_a_warning(tmp_path: Path) -> None:
     """Also where an epoch has as many batches as before."""
-    fit(made(plain), saving(tmp_path), epochs=1, batch_size=ROWS - 1)
+    interrupt(made(plain), saving(tmp_path), hook="on_epoch_begin", at=2, batch_size=ROWS - 1)
     (message,) = warned(tmp_path, plain, batch_size=ROWS - 2)
     assert f"batch_size was {ROWS - 1} when the checkpoint was saved, and is {ROWS - 2} now" in message
 

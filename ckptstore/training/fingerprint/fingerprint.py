@@ -15,6 +15,7 @@ from ckptstore import version
 from ckptstore.errors import ModelMismatchError
 from ckptstore.keras import private
 from ckptstore.keras.state import optimizers
+from ckptstore.training.fingerprint import finished
 from ckptstore.training.fingerprint.config import described, plain, without_counts
 from ckptstore.training.fingerprint.difference import NOTHING, ConfigDifference, differences
 
@@ -22,7 +23,7 @@ _RATE = "learning_rate"
 _OPTIONS = ("loss", "metrics", "weighted_metrics", "loss_weights")
 _HINT = (
     "the model was left as it was; build it as it was when it was saved, start the run again beside its checkpoints "
-    "(resume='never'), or choose another run"
+    "(resume='never'), or give it another run (run='...')"
 )
 _OTHER_OPTIMIZER = (
     "compile the model with the optimizer that it was saved with, or load its weights alone with "
@@ -115,6 +116,7 @@ def _drift(saved: Mapping[str, Any], live: Mapping[str, Any]) -> Iterator[Config
     for part in ("compile", "versions"):
         yield from differences(_part(saved, part), _part(live, part))
     yield from differences(saved.get("backend"), live.get("backend"), "backend")
+    yield from finished.of_data(saved, live)
 
 
 def _part(fingerprint: Mapping[str, Any], name: str) -> Mapping[str, Any]:

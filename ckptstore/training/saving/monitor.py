@@ -11,7 +11,7 @@ from typing import Any
 from ckptstore.errors import InvalidArgumentError, MetricNotFoundError
 from ckptstore.keras.private import metric_directions
 from ckptstore.metrics import better_of, is_better, mode_of, scalar
-from ckptstore.records import Mode
+from ckptstore.records import Checkpoint, Mode
 from ckptstore.store.store import CheckpointStore
 
 DEFAULT_MONITOR = "val_loss"
@@ -157,10 +157,23 @@ class MonitoredMetric:
         """Begin with a best value, such as one in the store."""
         self.best = self._saved = best
 
-    def begin_with_published(self, store: CheckpointStore, run: str) -> None:
-        """Begin with the best value that a published file of the run shows, or the threshold if that is better."""
+    def begin_with_published(self, store: CheckpointStore, run: str) -> str | None:
+        """Begin with the best value that a published file of the run shows, or the threshold if that is better.
+
+        Returns:
+            What changed, if the file was chosen by another metric or in another direction; else None.
+        """
         assert self.mode is not None
-        self.begin(better_of(self._threshold, best_shown(store, run, self.name, self.mode), self.mode))
+        shown = best_shown(store, run, self.name, self.mode)
+        self.begin(better_of(self._threshold, shown, self.mode))
+        known = store.monitors(run)
+        if not known or known.get(self.name) == self.mode or not store.published(run):
+            return None
+        before = ", ".join(f"monitor={name!r}, mode={mode!r}" for name, mode in known.items())
+        return (
+            f"the file of run {run} was saved with {before}, and is compared with monitor={self.name!r}, "
+            f"mode={self.mode!r} from now on: best is {self.best}; for a new best remove the file, or take another name"
+        )
 
     # --- values ------------------------------------------------------------------------------------
 
@@ -208,24 +221,37 @@ class MonitoredMetric:
             "mode": self.mode,
         }
 
-    def set_state(self, saved: Mapping[str, Any], store: CheckpointStore, run: str) -> None:
-        """Continue with the value that `state` returned; where that is of another metric, with the store's best."""
-        live = {"monitor": self.name, "mode": self.mode}
-        same = all(saved.get(name, value) == value for name, value in live.items())
-        self.begin(saved.get("best", self.best) if same else self._best_in(store, run))
+    def set_state(self, saved: Mapping[str, Any], store: CheckpointStore, run: str) -> str | None:
+        """Continue with the value that `state` returned; where that is of another metric, with the store's best.
 
-    def _best_in(self, store: CheckpointStore, run: str) -> float | None:
-        if self.mode is None:
-            return self._threshold
+        Returns:
+            What changed, and what that means for the best; None if the metric and its direction are the same.
+        """
+        live = {"monitor": self.name, "mode": self.mode}
+        if all(saved.get(name, value) == value for name, value in live.items()):
+            self.begin(saved.get("best", self.best))
+            return None
+        found = None if self.mode is None else self._best_in(store, run)
+        value = self._threshold if found is None else found.metrics[self.name]
+        self.begin(value if self.mode is None else better_of(self._threshold, value, self.mode))
+        return _changed(saved, live, self.best, found)
+
+    def _best_in(self, store: CheckpointStore, run: str) -> Checkpoint | None:
         try:
-            found = store.best(self.name, mode=self.mode, run=run)
+            return store.best(self.name, mode=self.mode, run=run)
         except MetricNotFoundError:
-            return self._threshold
-        return (
-            self._threshold
-            if found is None
-            else better_of(self._threshold, found.metrics[self.name], self.mode)
-        )
+            return None
+
+
+def _changed(
+    saved: Mapping[str, Any], live: Mapping[str, Any], best: float | None, found: Checkpoint | None
+) -> str:
+    before, now = (f"monitor={side.get('monitor')!r}, mode={side.get('mode')!r}" for side in (saved, live))
+    by = "" if found is None else f" (version {found.version})"
+    return (
+        f"the run was trained with {before}, and continues with {now}: best is {best}{by}, of the checkpoints that are "
+        "still in the store; for the best of the whole run use the former monitor and mode, or begin another run"
+    )
 
 
 def best_shown(store: CheckpointStore, run: str, monitor: str, mode: Mode) -> float | None:

@@ -443,7 +443,8 @@ class Saves:
         """Return the training state of the saves themselves, if `logs` were saved now."""
         return {} if self.monitored is None else self.monitored.state(logs)
 
-    def set_state(self, saved: Mapping[str, Any]) -> None:
-        """Continue with what `state` returned."""
-        if self.monitored is not None and self.store is not None:
-            self.monitored.set_state(saved, self.store, self.run)
+    def set_state(self, saved: Mapping[str, Any]) -> str | None:
+        """Continue with what `state` returned; returns what to tell the user where that was of another metric."""
+        if self.monitored is None or self.store is None:
+            return None
+        return self.monitored.set_state(saved, self.store, self.run)

@@ -43,7 +43,7 @@ class FitOrder:
     """
 
     def __init__(self) -> None:
-        self._completed: set[str] = set()
+        self._completed: dict[str, weakref.ref[object] | None] = {}
         self._unnamed: weakref.WeakValueDictionary[str, RunningFit] = weakref.WeakValueDictionary()
         self._number = 1
         self.is_explained = False
@@ -66,8 +66,8 @@ class FitOrder:
                     raise InvalidArgumentError(
                         argument="run",
                         value=None,
-                        reason=f"another fit of this process is writing run {run!r} of this store, and names by the "
-                        "order of fits need one fit after the other",
+                        reason=f"another fit, or another callback of this fit, is writing run {run!r} of this store: "
+                        "fits that run at once have no order to be named by",
                         hint="give each of them a name: run='...'",
                     )
             self._unnamed.clear()
@@ -75,14 +75,32 @@ class FitOrder:
             self._unnamed[run] = fit
             return run
 
-    def complete(self, run: str) -> None:
-        """Record that a fit of this run has ended, at its last epoch or stopped by a callback."""
+    def complete(self, run: str, *, by: object = None) -> None:
+        """Record that a fit of this run has ended, at its last epoch or stopped by a callback.
+
+        Args:
+            run: The run.
+            by: The callback that saved it.
+        """
         with _process.lock:
-            self._completed.add(run)
+            self._completed[run] = None if by is None else weakref.ref(by)
 
     def has_completed(self, run: str) -> bool:
         """Return True if a fit of this process has brought the run to its end."""
         return run in self._completed
+
+    def reopen(self, run: str, *, by: object = None) -> bool:
+        """Record that another fit of a run begins; returns True if one has brought the run to its end before.
+
+        Args:
+            run: The run.
+            by: The callback that saves it: only a fit of another callback counts.
+        """
+        with _process.lock:
+            if run not in self._completed:
+                return False
+            callback = self._completed.pop(run)
+            return callback is None or callback() is not by
 
     @property
     def is_in_use(self) -> bool:

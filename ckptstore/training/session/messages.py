@@ -27,9 +27,8 @@ def print_resumed(resumed: ResumedRun, *, finished: bool, epochs: int) -> None:
         line += f"; {early}nothing is left to train of {epochs} epochs"
     print_message(line)
     if resumed.drift:
-        _warn(
-            f"the run continues with other settings or versions than it was saved with: {'; '.join(resumed.drift)}"
-        )
+        changes = "; ".join(resumed.drift)
+        _warn(f"the run continues with other settings, data or versions than it was saved with: {changes}")
     if resumed.not_finite is not None:
         _warn(
             f"version {checkpoint.version} holds weights that are not finite ({resumed.not_finite}), though the loss "
@@ -84,6 +83,12 @@ def warn_inexact(reasons: list[str]) -> None:
     """Warn of what may keep the run from being exact."""
     for reason in reasons:
         _warn(f"the run may not be exact: {reason}")
+
+
+def warn_other_monitor(change: str | None) -> None:
+    """Warn of a metric, or a direction, that the best was not looked up by before."""
+    if change is not None:
+        _warn(change)
 
 
 def warn_not_restored(keys: list[str]) -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Self
 
-from ckptstore.errors import InvalidArgumentError
+from ckptstore.errors import CheckpointNotFoundError, InvalidArgumentError, RunMismatchError
 from ckptstore.formats.snapshot import TrainingState
 from ckptstore.keras.model.adapter import adapter
 from ckptstore.keras.model.assignment_tracker import AssignmentTracker
+from ckptstore.keras.private import FitLoop, print_message
 from ckptstore.keras.state import callbacks as callback_state
 from ckptstore.keras.state import optimizers, random_state, training_state
 from ckptstore.keras.state.arrays import first_not_finite
@@ -24,7 +26,8 @@ from ckptstore.records import Checkpoint
 from ckptstore.store.store import CheckpointStore
 from ckptstore.training.data import loader_position
 from ckptstore.training.data.replay import ReplayResult, ReplayTarget
-from ckptstore.training.fingerprint import fingerprint
+from ckptstore.training.fingerprint import finished
+from ckptstore.training.session.fit_start import FitStart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +96,16 @@ class ResumedRun:
             more_epochs=epochs > self.values.get("epochs", epochs),
         )
 
+    def begins_new_fit(self, initial_epoch: int) -> bool:
+        """Return True if a finished run is continued by a fit that itself says where, by its ``initial_epoch``.
+
+        Then History, other callbacks, generators and data begin as they do without us.
+        """
+        checkpoint = self.checkpoint
+        return initial_epoch == self.next_epoch and finished.is_finished(
+            self.values, epoch=checkpoint.epoch, in_epoch=checkpoint.batch is not None
+        )
+
     def refuse_other_epoch(self, epoch: int) -> None:
         """Refuse to begin with an epoch that the caller chose, and that the run has finished or not reached.
 
@@ -141,28 +154,34 @@ def load_resume_point(
     run: str,
     model: Any,
     live_fingerprint: dict[str, Any],
-    build: Callable[[], None] | None = None,
+    start: FitStart,
+    *,
+    loop: FitLoop | None,
 ) -> ResumedRun | None:
     """Load the newest resume point of a run that can be loaded, or return None where it has none.
 
     Args:
         store: The store.
         run: The run.
-        model: The model.
-        live_fingerprint: Its fingerprint.
-        build: Builds what the model has not built yet and the checkpoint cannot tell.
+        model: The model, which is not changed before the resume point is known to fit.
+        live_fingerprint: The fingerprint of the fit that begins.
+        start: What a run means to it that another fit has finished.
+        loop: The fit, which builds what the model has not built yet; None in a loop that is not Keras' own.
 
     Raises:
+        CheckpointNotFoundError: There is none, and there must be one.
         ModelMismatchError: It was saved of another architecture; the model is unchanged.
+        RunMismatchError: The run was finished by another fit, and is not to start over; the model is unchanged.
         CheckpointStoreError: As `CheckpointStore.resume`.
     """
     found: dict[str, Any] = {}
 
-    def check(state: TrainingState | None) -> None:
+    def check(checkpoint: Checkpoint, state: TrainingState | None) -> None:
         found["values"] = training_state.fit_values(state)
         saved = found["values"].get("fingerprint")
         begun = None if saved is None else json.loads(saved)
-        found["drift"] = fingerprint.check(begun, live_fingerprint)
+        epochs = None if loop is None else loop.epochs
+        found["drift"] = start.check(checkpoint, found["values"], begun, live_fingerprint, epochs=epochs)
         found["drift"] += optimizers.changed_learning_rates(
             (begun or {}).get(optimizers.RATES, []),
             live_fingerprint[optimizers.RATES],
@@ -170,9 +189,10 @@ def load_resume_point(
         )
 
     def load(checkpoint: Checkpoint) -> None:
-        found["state"] = adapter.restore(model, checkpoint, check=check, build=build)
+        fits, build = partial(check, checkpoint), None if loop is None else loop.build_by_step
+        found["state"] = adapter.restore(model, checkpoint, check=fits, build=build)
 
-    checkpoint = store.load_newest_resume_point(load, run)
+    checkpoint = _newest(store, run, load, start)
     if checkpoint is None:
         return None
     return ResumedRun(
@@ -183,3 +203,23 @@ def load_resume_point(
         tracker=adapter.track_assignments(model),
         not_finite=first_not_finite(model.trainable_variables),
     )
+
+
+def _newest(
+    store: CheckpointStore, run: str, load: Callable[[Checkpoint], None], start: FitStart
+) -> Checkpoint | None:
+    """Load the newest resume point, or start the run over if another fit has finished it and that is wanted."""
+    try:
+        found = store.load_newest_resume_point(load, run)
+    except RunMismatchError as error:
+        if start.after_another == "refuse":
+            raise
+        print_message(
+            f"ckptstore: run {run} was finished by another fit ({error.where} was {error.in_run} and is "
+            f"{error.in_fit}), and starts over"
+        )
+        store.begin(run)
+        return None
+    if found is None and start.resume == "must":
+        raise CheckpointNotFoundError(ref="resume-point", store=store.path)
+    return found

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from ckptstore.errors import CheckpointNotFoundError
 from ckptstore.formats.snapshot import FitState, VariableKinds
 from ckptstore.keras.private import FitLoop, running_fit, synced, synced_train_state, wait_for_step
 from ckptstore.keras.state import callbacks, optimizers
@@ -23,14 +22,15 @@ from ckptstore.store.store import CheckpointStore
 from ckptstore.system.messages import held_back
 from ckptstore.system.stop_signals import StopRequest
 from ckptstore.training.data.replay import DataReplay, ReplayResult
-from ckptstore.training.fingerprint import fingerprint
-from ckptstore.training.saving.arguments import Resume, refuse_second_resume
+from ckptstore.training.fingerprint import fingerprint, fit_data
+from ckptstore.training.saving.arguments import refuse_second_resume
 from ckptstore.training.saving.save_point import SavePoint
 from ckptstore.training.saving.saves import Saves
 from ckptstore.training.saving.schedule import SaveSchedule
 from ckptstore.training.session import messages
 from ckptstore.training.session.end_on_error import EndOnError
 from ckptstore.training.session.fit_order import fits_on
+from ckptstore.training.session.fit_start import FitStart
 from ckptstore.training.session.fit_state import BeforeValidation, EpochEnd, plain_logs, values_of
 from ckptstore.training.session.position import BatchPosition
 from ckptstore.training.session.resumed_run import ResumedRun, load_resume_point
@@ -84,13 +84,12 @@ class FitSession:
 
     # --- beginning ---------------------------------------------------------------------------------
 
-    def begin(self, callback: Any, *, resume: Resume) -> None:
+    def begin(self, callback: Any, *, start: FitStart) -> None:
         """Open the store, load the resume point, and install the hooks; called in ``on_train_begin``.
 
         Args:
             callback: The callback that is called, to find its model and the loop that calls it.
-            resume: ``"auto"`` resumes from the newest resume point if there is one, ``"must"`` refuses to begin without
-                one, ``"never"`` starts again beside the existing checkpoints.
+            start: Whether to resume.
 
         Raises:
             StoreNotFoundError: There is no store, and there must be a resume point; none is begun.
@@ -99,17 +98,17 @@ class FitSession:
             CheckpointStoreError: As `CheckpointStore` and its `resume`.
         """
         try:
-            self._begin(callback, resume)
+            self._begin(callback, start)
         except BaseException as error:
             self.end(error)
             raise
         finally:
             self._is_beginning = False
 
-    def _begin(self, callback: Any, resume: Resume) -> None:
+    def _begin(self, callback: Any, start: FitStart) -> None:
         # Work alone: waiting for a lock, or for a disk, is no cost of saving.
         began = time.thread_time()
-        check_store(self._saves.path, resume)
+        check_store(self._saves.path, start.resume)
         store = self._saves.open(callback.params)
         self._model = callback.model
         self._loop = running_fit(callback)
@@ -119,30 +118,27 @@ class FitSession:
         self._saves.unrecorded.replace()
         self._schedule.begin()
         self._user_state = None if self._loop is None else UserState(self._model)
-        self._find_resume_point(store, resume)
+        self._find_resume_point(store, start)
         self._install_hooks()
         self._stop.install()
         if self.resumed is None:
             self._schedule.charge(time.thread_time() - began)
 
-    def _find_resume_point(self, store: CheckpointStore, resume: Resume) -> None:
+    def _find_resume_point(self, store: CheckpointStore, start: FitStart) -> None:
         model, run = self._model, self._saves.run
-        live = fingerprint.take(model)
+        live = fingerprint.take(model) | fit_data.part(self._loop)
         # As text: it is in every checkpoint of the fit, and need not be encoded for each.
         self._fingerprint = json.dumps(live)
-        if resume == "never":
+        if start.resume == "never":
             store.begin(run)
             return
         if self._loop is not None and store.resume_point(run) is not None:
             self._loop.build()
-        build = None if self._loop is None else self._loop.build_by_step
-        self.resumed = self._pending = load_resume_point(store, run, model, live, build)
-        if self.resumed is None and resume == "must":
-            raise CheckpointNotFoundError(ref="resume-point", store=store.path)
+        self.resumed = self._pending = load_resume_point(store, run, model, live, start, loop=self._loop)
         if self.resumed is None:
             messages.warn_without_state(store.checkpoint_without_state(run))
         else:
-            self._saves.set_state(self.resumed.values.get("saver", {}))
+            messages.warn_other_monitor(self._saves.set_state(self.resumed.values.get("saver", {})))
 
     def _install_hooks(self) -> None:
         loop, resumed = self._loop, self.resumed
@@ -225,9 +221,12 @@ class FitSession:
 
     def _restore(self, resumed: ResumedRun) -> None:
         assert self._replay is not None
+        assert self._loop is not None
         resumed.restore_model(synced(self._model))
-        messages.warn_not_restored(resumed.restore_callbacks(self._others()))
         messages.warn_user_state(resumed.restore_user_state(self._user_state))
+        if resumed.begins_new_fit(self._loop.initial_epoch):
+            return
+        messages.warn_not_restored(resumed.restore_callbacks(self._others()))
         resumed.restore_generators()
         messages.warn_inexact(self._replay.go_to(resumed.target(self._replay_finished)))
 
