@@ -715,6 +715,24 @@ def raw_variable_in_a_compiled_step() -> Case:
     return Case(model, on_arrays(model))
 
 
+class Noise(layers.Layer):
+    """Draws by TensorFlow's own operations, which keep their state in the kernels of a compiled step."""
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        import tensorflow as tf
+
+        shape = tf.shape(inputs)
+        noise = tf.random.normal(shape, seed=7) + tf.random.uniform(shape) + tf.random.truncated_normal(shape)
+        noise += tf.cast(tf.random.uniform(shape, 0, 9, tf.int32), tf.float32)
+        return tf.nn.dropout(inputs + 0.05 * noise, 0.2)  # in validation too
+
+
+@case("tensorflow")
+def operations_of_tensorflow_that_draw() -> Case:
+    model = dense(Noise())
+    return Case(model, on_arrays(model, batch_size=10, validation_split=0.25))
+
+
 # --- what cannot be exact, and is reported so ------------------------------------------------
 
 
@@ -778,6 +796,21 @@ def constant_of_a_compiled_step() -> Case:
         layer.weight = 1.0 + epoch
 
     return Case(model, on_arrays(model), [Anneals(change)], save_freq=4)
+
+
+class Shuffling(layers.Layer):
+    """Draws by an operation whose state nobody can read."""
+
+    def call(self, inputs: Any) -> Any:
+        import tensorflow as tf
+
+        return inputs + 0.1 * tf.random.shuffle(inputs, seed=3)
+
+
+@inexact("tensorflow")
+def operation_of_tensorflow_with_a_hidden_state() -> Case:
+    model = dense(Shuffling())
+    return Case(model, on_arrays(model))
 
 
 @inexact()

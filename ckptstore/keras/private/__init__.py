@@ -56,6 +56,10 @@ in a Keras that lacks it. `modules` imports Keras' inner modules; a module that 
     Uses: ``Callback._model``, ``Model._jax_state``, ``_jax_state_synced``, ``Variable._direct_assign``, ``_value``,
     ``_dtype``.
     Fallback: Keras' own ``Model.jax_state_sync``, which is slower.
+`tensorflow_random`
+    Uses: ``Model.make_train_function(force=True)`` and the closure of what it makes; TensorFlow's own
+    ``gen_random_ops``, ``gen_stateful_random_ops``, ``ResourceVariable``, ``Context._rng``.
+    Fallback: steps are traced as they are, and the resume is not exact.
 `user_attributes`
     Uses: ``Layer._flatten_layers``, and the attributes that the methods of Keras' classes
     assign; of torch's modules ``_parameters`` and ``_buffers``.
@@ -100,6 +104,7 @@ from ckptstore.keras.private.messages import print_message
 from ckptstore.keras.private.metrics import metric_directions
 from ckptstore.keras.private.optimizers import optimizers_of, schedule_of, variables_trained_by
 from ckptstore.keras.private.saving import NoConfigurationError, capture_model, config_documents
+from ckptstore.keras.private.tensorflow_random import eager_generator, step_draws
 from ckptstore.keras.private.user_attributes import (
     is_keras_object,
     layers_of,
@@ -118,6 +123,7 @@ __all__ = [
     "capture_model",
     "config_documents",
     "copies_on_assign",
+    "eager_generator",
     "global_seed",
     "has_custom_loading",
     "is_keras_class",
@@ -138,6 +144,7 @@ __all__ = [
     "set_attribute",
     "start_at_epoch",
     "start_epoch_clock",
+    "step_draws",
     "synced",
     "synced_train_state",
     "trace_step",

@@ -21,7 +21,7 @@ from typing import Any
 
 import keras
 
-from ckptstore.keras.private import epoch_data
+from ckptstore.keras.private import epoch_data, tensorflow_random
 from ckptstore.keras.private.building import trace_step
 from ckptstore.keras.private.epoch_data import EpochData
 from ckptstore.keras.private.hooks import Hooks
@@ -170,6 +170,10 @@ class FitLoop:
     def is_on_a_stack(self) -> bool:
         """True if a thread of this process runs this fit."""
         return any(map(self.is_running, sys._current_frames().values()))
+
+    def trace_with_states(self) -> None:
+        """Have random operations in compiled steps of TensorFlow keep their states where they can be saved."""
+        tensorflow_random.trace_with_states(self.model, self._hooks)
 
     # --- resume ------------------------------------------------------------------------------------
 

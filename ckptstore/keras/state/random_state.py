@@ -2,8 +2,9 @@
 
 States are arrays and JSON, never pickles. Keras' layers have generators of their own (variables of the model); JAX has
 no global one. Other sources cannot be captured here: an unseeded `numpy.random.default_rng()` of the user's, the
-operating system's entropy, random operations for which TensorFlow keeps a state inside a `tf.function`. `generators`
-has the state of a single generator object.
+operating system's entropy, random operations for which TensorFlow keeps a state inside a `tf.function` of the user's.
+Those in Keras' compiled steps are captured, see `ckptstore.keras.private.tensorflow_random`. `generators` has the state
+of a single generator object.
 """
 
 from __future__ import annotations
@@ -17,9 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from ckptstore.keras.private import global_seed, reset_global_seed
+from ckptstore.keras.private import eager_generator, global_seed, reset_global_seed, step_draws
 from ckptstore.keras.state.arrays import host_array, shape_and_dtype
 from ckptstore.system.arrays import Array
+
+# Name of the random operations in compiled steps.
+STEPS = "tensorflow-steps"
+_EAGER = "tensorflow-eager"
 
 # Name of the group among a training state's arrays.
 GROUP = "generators"
@@ -83,7 +88,7 @@ def restore(saved: GlobalGenerators, *, leave: Collection[str] = ()) -> list[str
         left += _restore_torch(saved.arrays)
     if "tensorflow" in saved.arrays and "tensorflow" not in leave:
         left += _restore_tensorflow(saved)
-    return left
+    return left + _restore_tensorflow_steps(saved, leave)
 
 
 def names(states: GlobalGenerators) -> tuple[str, ...]:
@@ -226,6 +231,14 @@ def _capture_tensorflow(found: GlobalGenerators) -> None:
     if generator is not None:
         found.arrays["tensorflow"] = generator.state.numpy().copy()
         found.document["tensorflow"] = {"algorithm": int(generator.algorithm)}
+    draws = step_draws()
+    if draws is not None:
+        found.arrays.update({f"{STEPS}/{name}": state for name, state in draws.states().items()})
+        if draws.unsaved:
+            found.document[STEPS] = draws.unsaved
+    eager = eager_generator()
+    if eager is not None:
+        found.arrays[_EAGER] = np.array(eager.getstate()[1], np.uint32)
 
 
 def _restore_tensorflow(saved: GlobalGenerators) -> list[str]:
@@ -240,3 +253,15 @@ def _restore_tensorflow(saved: GlobalGenerators) -> list[str]:
     else:
         tf.random.set_global_generator(tf.random.Generator.from_state(state, algorithm))
     return []
+
+
+def _restore_tensorflow_steps(saved: GlobalGenerators, leave: Collection[str]) -> list[str]:
+    states = {
+        name.partition("/")[2]: array for name, array in saved.arrays.items() if name.startswith(f"{STEPS}/")
+    }
+    draws, eager = step_draws(), eager_generator()
+    if draws is not None and states and STEPS not in leave:
+        draws.restore(states)
+    if eager is not None and _EAGER in saved.arrays and _EAGER not in leave:
+        eager.setstate((eager.VERSION, tuple(map(int, saved.arrays[_EAGER])), None))
+    return [STEPS] if states and draws is None else []

@@ -74,6 +74,17 @@ class ResumedRun:
             else random_state.from_training_state(self.state.document, self.state.arrays)
         )
 
+    def unsaved_draws(self) -> list[str]:
+        """Return why the random operations in compiled steps of TensorFlow are not exact, if they are not."""
+        saved = self.generators
+        names = [] if saved is None else saved.document.get(random_state.STEPS, [])
+        if not names:
+            return []
+        return [
+            f"a compiled step draws random numbers by operations whose state TensorFlow keeps to itself: "
+            f"{', '.join(names)}; draw with keras.random and a keras.random.SeedGenerator"
+        ]
+
     def target(self, on_finished: Callable[[ReplayResult], None]) -> ReplayTarget:
         """Return the position in the data to go to; `on_finished` is called there."""
         return ReplayTarget(

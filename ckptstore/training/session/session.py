@@ -147,6 +147,7 @@ class FitSession:
             return
         self._stop.is_polled = loop.is_running
         loop.schedule_hooks_without()
+        loop.trace_with_states()
         self.position.per_epoch = loop.data.batches_per_epoch
         self._replay = DataReplay(loop, partial(self._progress, loop), self._data_failed)
         for name, method in (
@@ -228,6 +229,7 @@ class FitSession:
             return
         messages.warn_not_restored(resumed.restore_callbacks(self._others()))
         resumed.restore_generators()
+        messages.warn_inexact(resumed.unsaved_draws())
         messages.warn_inexact(self._replay.go_to(resumed.target(self._replay_finished)))
 
     def _replay_finished(self, replay_result: ReplayResult) -> None:
