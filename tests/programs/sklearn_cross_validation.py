@@ -1,4 +1,4 @@
-"""scikit-learn's cross_val_score around a wrapped model; the wrapper is cloned, with its callbacks, for each fold."""
+"""scikit-learn's cross_val_score around a wrapped model; one callback for all folds."""
 
 import keras
 from keras.wrappers import SKLearnClassifier
@@ -25,5 +25,5 @@ fit = {
     "verbose": 0,
     "callbacks": [ckptstore.StoreCheckpoint("runs/folds", "loss")],
 }
-classifier = SKLearnClassifier(build, fit_kwargs=fit)
-scores = cross_val_score(classifier, x, y, cv=StratifiedKFold(3, shuffle=True, random_state=0))
+folds = StratifiedKFold(3, shuffle=True, random_state=0)
+scores = cross_val_score(SKLearnClassifier(build), x, y, cv=folds, params=fit)
