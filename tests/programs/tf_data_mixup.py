@@ -9,7 +9,7 @@ import ckptstore
 keras.utils.set_random_seed(48)
 draw = np.random.default_rng(0)
 x = draw.normal(size=(64, 6)).astype("float32")
-y = keras.utils.to_categorical(draw.integers(0, 3, 64), 3)
+y = keras.utils.to_categorical(draw.integers(0, 3, 64), 3).astype("float32")
 
 
 def mix(first, second):
