@@ -240,7 +240,7 @@ class Claim:
     Attributes:
         run: The run.
         store: The store's id.
-        token: Drawn when the process became the run's writer.
+        token: The fencing token, drawn when the process became the run's writer.
     """
 
     run: str

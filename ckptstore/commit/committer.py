@@ -197,7 +197,7 @@ class Committer:
                 lease.release()
 
     def _begin(self, run: str) -> int:
-        """Reserve a version, and take a lease if this process has none, or somebody removed it."""
+        """Reserve a version, and take a lease if this process has none, or its file was removed."""
         # This save can use the space that earlier ones have freed.
         deferred_unlink.wait()
         with self._locked():

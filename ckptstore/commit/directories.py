@@ -1,4 +1,4 @@
-"""Makes a store's directories again that somebody removed while it was in use, and says what was lost with them."""
+"""Makes directories of a store again that were removed while it was in use, and warns of what was lost with them."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def restore_directories(layout: Layout, manifest: Manifest) -> None:
     if layout.checkpoints in made:
         from ckptstore.commit.recovery import mark_missing  # reads payloads; a save does not need it
 
-        lost = f"; with it went the payloads of {mark_missing(layout, manifest)} checkpoints"
+        lost = f" (payloads lost: {mark_missing(layout, manifest)})"
     names = ", ".join(path.name for path in made)
     messages.warn(
-        f"{layout.root}: somebody removed {names} while the store was in use, and it is made again{lost}",
+        f"{layout.root}: removed while the store was in use, and made again: {names}{lost}",
         stacklevel=2,
     )

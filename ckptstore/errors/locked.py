@@ -49,6 +49,9 @@ class RunLockedError(LockedError):
     pid: int | None
     started_at: datetime | None
 
+    _problem = "is being written by {writer}"
+    _hint = "wait for it to end, or give each fit that writes at once a name: run='...'"
+
     def __init__(
         self,
         *,
@@ -58,9 +61,10 @@ class RunLockedError(LockedError):
         pid: int | None = None,
         started_at: datetime | None = None,
     ) -> None:
+        problem = self._problem.format(writer=_writer(host, pid, started_at))
         super().__init__(
-            f"{store}: run {run!r} is being written by {_writer(host, pid, started_at)}",
-            hint="wait for it to end, or give each fit that writes at once a name: run='...'",
+            f"{store}: run {run!r} {problem}",
+            hint=self._hint,
             run=run,
             store=store,
             host=host,
@@ -72,29 +76,11 @@ class RunLockedError(LockedError):
 class RunTakenOverError(RunLockedError):
     """Another process became the writer of this run while this one was writing it; nothing was changed.
 
-    That needs locks that do not work, or a lock file that somebody removed. What this process saved before stays.
+    That needs locks that do not work, or a lock file that was removed. What this process saved before stays.
     """
 
-    def __init__(
-        self,
-        *,
-        run: str,
-        store: Path,
-        host: str | None = None,
-        pid: int | None = None,
-        started_at: datetime | None = None,
-    ) -> None:
-        CheckpointStoreError.__init__(
-            self,
-            f"{store}: run {run!r} was taken over by {_writer(host, pid, started_at)}: this process may no longer "
-            "save to it",
-            hint="keep one of the two trainings; never remove a store's locks directory while one is running",
-            run=run,
-            store=store,
-            host=host,
-            pid=pid,
-            started_at=started_at,
-        )
+    _problem = "was taken over by {writer}: this process may no longer save to it"
+    _hint = "keep one of the two trainings; never remove a store's locks directory while one is running"
 
 
 def _writer(host: str | None, pid: int | None, started_at: datetime | None) -> str:

@@ -1,6 +1,6 @@
-"""The fence between two writers of one run: a commit of the older one is refused.
+"""Fencing tokens: of two writers of one run, the older one's commits are refused.
 
-The lock of a run keeps a second writer out, but somebody may remove the lock's file, or use a file system without
+The lock of a run keeps a second writer out, but the lock's file may be removed, or the file system may have no
 locks. So each process that becomes the writer of a run draws a token, and records it in the same transaction as itself.
 Every later transaction that writes rows of the run first compares the token: it costs one query, and no transaction.
 """

@@ -43,7 +43,7 @@ class Lease:
         return self.directory / f"{self.id}.{self._count}{suffix}"
 
     def is_in_place(self) -> bool:
-        """Return False if somebody removed the lease's file: then nothing protects the writer's files."""
+        """Return False if the lease's file was removed: then nothing protects the writer's files."""
         return os.path.lexists(self._path)
 
     def release(self) -> None:

@@ -107,7 +107,7 @@ def store_lock(directory: Path, *, timeout_s: float = STORE_LOCK_TIMEOUT_S) -> I
 
 
 def make_lock_directory(directory: Path) -> None:
-    """Make the directory of a store's locks again if somebody removed it, but no store where there is none.
+    """Make the directory of a store's locks again if it was removed, but no store where there is none.
 
     Raises:
         StoreRemovedError: There is no store any more.

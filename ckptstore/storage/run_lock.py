@@ -89,7 +89,7 @@ class RunLock:
         return lock
 
     def keep_in_place(self) -> None:
-        """Lock the run again, with a warning, if somebody removed the lock's file: another writer would be admitted.
+        """Lock the run again, with a warning, if the lock's file was removed: another writer would be admitted.
 
         It costs two system calls while the file is in its place. If another process holds the new file, nothing is
         done: it works for the same writer, or it is a new one, and the claim decides (`ckptstore.manifest.fences`).

@@ -1,4 +1,4 @@
-"""The stores that this process has opened for writing, so that one that is gone since can be told from a new one."""
+"""Stores that this process has opened for writing: tells a store that was removed since from one that is new."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from ckptstore.errors import (
 from ckptstore.records import Checkpoint, Problem
 from ckptstore.storage.layout import Layout, absolute, find_store
 from ckptstore.storage.locks import store_lock
-from ckptstore.store import opened_before
+from ckptstore.store import opened_stores
 from ckptstore.store.model_adapter import adapter_for
 from ckptstore.store.reader import Ref
 from ckptstore.store.refs import RESUME_POINT
@@ -82,7 +82,7 @@ class CheckpointStore(StoreWriter):
 
         self._committer = Committer(self._layout, self._manifest)
         self._ownership = RunOwnership(self._layout, self._manifest)
-        opened_before.note(self.path)
+        opened_stores.note(self.path)
 
     def close(self) -> None:
         """Release runs, lease and connections. Nothing is pending: every save was durable when it returned."""
@@ -427,5 +427,5 @@ class CheckpointStore(StoreWriter):
             remove_checkpoints(store._layout, store._manifest, discarded)
             if set(runs) - set(discarded):
                 return False
-            opened_before.forget(store.path)
+            opened_stores.forget(store.path)
             return remove_empty_store(store._layout)

@@ -108,9 +108,11 @@ class BackupAndRestore(ResumingCallback):
         return every(self.save_freq, at_end=at_end)
 
     def _choose_run(self, session: FitSession) -> FitStart:
-        """As with Keras' own, a fit after one that has ended trains, though backups of an early stop stay."""
+        """Start over after a fit of this process that has ended, as Keras' own does, even if its backups are there."""
         ended = fits_on(self.store_path).reopen(_RUN)
-        return FitStart(resume="never" if ended else "auto", is_named=False, after_another="start over")
+        return FitStart(
+            resume="never" if ended else "auto", allows_other_values=False, after_another="start over"
+        )
 
     # --- what Keras' class has, too ----------------------------------------------------------------
 

@@ -90,16 +90,16 @@ class ResumingCallback(SavingCallback, keras.callbacks.Callback):
         """Name the run by the order of the fits, if the user has not; returns how to begin it."""
         fits = fits_on(self.store_path)
         if self._is_named:
-            return FitStart(resume=self._resume, is_named=not fits.has_completed(self._saves.run))
+            return FitStart(resume=self._resume, allows_other_values=not fits.has_completed(self._saves.run))
         self.run = fits.begin_unnamed(session)
         self._saves.use_run(self.run)
         if self.run == FIRST_RUN:
-            return FitStart(resume=self._resume, is_named=False)
+            return FitStart(resume=self._resume, allows_other_values=False)
         if not fits.is_explained:
             fits.is_explained = True
             messages.print_later_fit(self.run)
         # A script that was killed in its first fit has nothing to resume its later ones from.
-        return FitStart(resume="auto" if self._resume == "must" else self._resume, is_named=False)
+        return FitStart(resume="auto" if self._resume == "must" else self._resume, allows_other_values=False)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Tell the session."""

@@ -66,7 +66,7 @@ class StoreCheckpoint(ResumingCallback):
         run: The name of the run in the store. By default it follows the order of the fits that this process makes on
             the store: ``"default"``, ``"default-2"``, and so on; a fit that an exception or an interrupt ended keeps
             its place, and the next fit resumes it. So the same script, started again, gives each fit its run again.
-            Copies of the callback count in the same line. A finished run that meets a fit with other hyperparameters or
+            Copies of the callback are counted too. A finished run that meets a fit with other hyperparameters or
             data is a `RunMismatchError`. Fits that run at once, or one inside another, need names.
         resume: ``"auto"``; ``"must"`` to refuse to start without a store and a resume point; ``"never"`` to start again
             beside the checkpoints that there are, which stay and are not resumed.
@@ -79,7 +79,7 @@ class StoreCheckpoint(ResumingCallback):
             ``"wait"`` for the disk, and leave none out.
         max_overhead: With ``save_freq="auto"``, the share of the run that saving may cost: the time that steps wait,
             what steps during a save take longer, and the work of this callback without a save. An epoch's end that is
-            the best so far is saved at any cost: a row of such epochs that are shorter than the interval takes longer
+            the best so far is saved at any cost: where such epochs are shorter than the interval, saving takes more
             than this share. It is not made up for afterwards, when saves come as often as before.
         save_interval: Save also when so much time has passed since the last save, at the next batch: seconds, or a
             `datetime.timedelta`.

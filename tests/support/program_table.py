@@ -11,7 +11,7 @@ EVERY = ("jax", "torch", "tensorflow")
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """What is expected of a program; by default, equal bits and not a word.
+    """A program's row in the table: by default the bits are equal and there is no warning.
 
     Attributes:
         kind: What it is like.

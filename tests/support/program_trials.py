@@ -19,7 +19,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "programs"
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What came out for a program on a backend.
+    """The result of a program on a backend.
 
     Attributes:
         name: The program.

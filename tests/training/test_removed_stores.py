@@ -125,9 +125,9 @@ def test_what_is_removed_under_a_training_is_made_again_or_named(
     background: bool, root: Path, ends: dict[str, tuple[str, list[str]]]
 ) -> None:
     made_again = {
-        "tmp": ["removed tmp while"],
-        "folders": ["default.lock was removed", "removed tmp, quarantine while"],
-        "checkpoints": ["removed checkpoints while.*payloads of 1 check"],
+        "tmp": ["made again: tmp$"],
+        "folders": ["default.lock was removed", "made again: tmp, quarantine$"],
+        "checkpoints": [r"made again: checkpoints \(payloads lost: 1\)$"],
     }
     for name, said in made_again.items():
         end, warned = ends[f"{name} {background}"]

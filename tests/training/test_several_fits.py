@@ -98,7 +98,7 @@ def test_a_store_is_one_however_its_path_is_spelled(
     assert callback.run is None
     monkeypatch.chdir(tmp_path / "sub")
     spelled = [callback, store_checkpoint(tmp_path / "link"), store_checkpoint("../store")]
-    # Copies, and the same callback again, count in the same line.
+    # Copies, and the same callback again, are counted too.
     spelled += [copy.deepcopy(callback), pickle.loads(pickle.dumps(callback)), callback]
     assert [fit_named(each) for each in spelled] == [
         "default",

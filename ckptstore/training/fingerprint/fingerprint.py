@@ -22,7 +22,7 @@ from ckptstore.training.fingerprint.difference import NOTHING, ConfigDifference,
 _RATE = "learning_rate"
 _OPTIONS = ("loss", "metrics", "weighted_metrics", "loss_weights")
 _HINT = (
-    "the model was left as it was; build it as it was when it was saved, start the run again beside its checkpoints "
+    "the model was left as it was; build it as it was when it was saved, start the run over and keep its checkpoints "
     "(resume='never'), or give it another run (run='...')"
 )
 _OTHER_OPTIMIZER = (
@@ -116,7 +116,7 @@ def _drift(saved: Mapping[str, Any], live: Mapping[str, Any]) -> Iterator[Config
     for part in ("compile", "versions"):
         yield from differences(_part(saved, part), _part(live, part))
     yield from differences(saved.get("backend"), live.get("backend"), "backend")
-    yield from finished.of_data(saved, live)
+    yield from finished.data_differences(saved, live)
 
 
 def _part(fingerprint: Mapping[str, Any], name: str) -> Mapping[str, Any]:

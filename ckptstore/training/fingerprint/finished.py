@@ -38,7 +38,7 @@ def differences_from(
     *,
     trained: int,
     epochs: int | None,
-    values_too: bool,
+    values_count: bool,
 ) -> Iterator[ConfigDifference]:
     """Yield the differences of a fit from the one that finished a run: hyperparameters, data, epochs.
 
@@ -48,17 +48,17 @@ def differences_from(
         live: The fingerprint of the fit that begins.
         trained: Epochs that the run has trained.
         epochs: Total number of epochs of the fit that begins; None if not known.
-        values_too: Whether data of other values, and fewer epochs, are differences.
+        values_count: True if data of other values, and fewer epochs, count as differences.
     """
     yield from _of_settings(saved, live, values.get(optimizers.RATES) or [])
-    if not values_too:
+    if not values_count:
         return
     if epochs is not None and epochs < trained:
         yield ConfigDifference(where="epochs", in_checkpoint=str(trained), in_model=str(epochs))
     yield from _of_values(saved, live)
 
 
-def of_data(saved: Mapping[str, Any], live: Mapping[str, Any]) -> Iterator[ConfigDifference]:
+def data_differences(saved: Mapping[str, Any], live: Mapping[str, Any]) -> Iterator[ConfigDifference]:
     """Yield all differences of the data but those of its sizes."""
     for first, other in _data(saved, live):
         yield from differences(_without_sizes(first), _without_sizes(other))

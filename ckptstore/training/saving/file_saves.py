@@ -149,7 +149,7 @@ class FileSaves(Saves):
         """Say nothing here: a save that needs the metric says it, in Keras' words."""
 
     def record_last_epochs(self) -> None:
-        """Record the metrics of the epochs behind the last save at the end of a fit, since no other save will."""
+        """Record the metrics of the epochs after the last save, at the end of a fit: no other save will."""
         self.drain()
         epochs = self.unrecorded.all()
         if not epochs or self.store is None:

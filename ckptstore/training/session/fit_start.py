@@ -1,4 +1,4 @@
-"""How a fit begins its run: whether it resumes, and what a run means to it that another fit has finished."""
+"""The beginning of a fit's run: whether to resume, and what to do with a run that another fit has finished."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ class FitStart:
     Attributes:
         resume: ``"auto"`` resumes from the newest resume point if there is one, ``"must"`` refuses to begin without
             one, ``"never"`` starts again beside the existing checkpoints.
-        is_named: True if the user named the run, and no fit of this process has finished it. Then data with other
-            values is a warning; it is an error where the order of the fits named the run.
+        allows_other_values: True to resume a finished run with data of other values, or with fewer epochs, and a
+            warning: the user named the run, and no fit of this process has finished it. False to refuse that, as
+            where the order of the fits named the run.
         after_another: What to do with a run that another fit has finished: ``"refuse"`` to begin, or ``"start over"``.
     """
 
     resume: Resume = "auto"
-    is_named: bool = True
+    allows_other_values: bool = True
     after_another: Literal["refuse", "start over"] = "refuse"
 
     def check(
@@ -63,7 +64,12 @@ class FitStart:
             raise
         if is_finished and saved is not None:
             for found in finished.differences_from(
-                values, saved, live, trained=checkpoint.epoch + 1, epochs=epochs, values_too=not self.is_named
+                values,
+                saved,
+                live,
+                trained=checkpoint.epoch + 1,
+                epochs=epochs,
+                values_count=not self.allows_other_values,
             ):
                 raise RunMismatchError(
                     run=checkpoint.run, where=found.where, in_run=found.in_checkpoint, in_fit=found.in_model

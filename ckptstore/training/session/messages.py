@@ -49,7 +49,7 @@ def print_later_fit(run: str) -> None:
 
 
 def warn_without_state(checkpoint: Checkpoint | None) -> None:
-    """Warn of a run that begins at its first epoch beside checkpoints that it cannot be resumed from."""
+    """Warn of a run that begins at its first epoch though it has checkpoints: none can be resumed from."""
     if checkpoint is None:
         return
     _warn(
@@ -86,7 +86,7 @@ def warn_inexact(reasons: list[str]) -> None:
 
 
 def warn_other_monitor(change: str | None) -> None:
-    """Warn of a metric, or a direction, that the best was not looked up by before."""
+    """Warn that another metric, or another direction, decides about the best from now on."""
     if change is not None:
         _warn(change)
 

@@ -1,4 +1,4 @@
-"""Notices before a fit begins that its store is gone: a new one is never begun in silence where one was before."""
+"""Detection of a store that was removed before a fit begins: no new store replaces it without a word."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ckptstore.errors import StoreNotFoundError
 from ckptstore.storage.layout import Layout, find_store
-from ckptstore.store import opened_before
+from ckptstore.store import opened_stores
 from ckptstore.system import messages
 from ckptstore.training.saving.arguments import Resume
 
@@ -20,10 +20,10 @@ def check_store(path: Path, resume: Resume) -> None:
 
     Args:
         path: The store's directory, absolute.
-        resume: ``"must"`` if the run must go on. Otherwise a store that seems to have been there is a warning.
+        resume: ``"must"`` to refuse to begin without a store. Otherwise signs that there was one are a warning.
 
     Raises:
-        StoreNotFoundError: There is no store, and the run must go on.
+        StoreNotFoundError: There is no store, and the run must be resumed.
     """
     try:
         find_store(path)
@@ -42,7 +42,7 @@ def check_store(path: Path, resume: Resume) -> None:
 
 def _reason(path: Path) -> str:
     """Return the reason to believe that there was a store; empty if there is none."""
-    if opened_before.was_opened(path):
+    if opened_stores.was_opened(path):
         return "this process has used it before"
     locked = [lock.stem for lock in Layout(path).locks.glob("*.lock") if lock.name != "store.lock"]
     if locked:

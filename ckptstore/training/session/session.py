@@ -33,8 +33,8 @@ from ckptstore.training.session.fit_order import fits_on
 from ckptstore.training.session.fit_start import FitStart
 from ckptstore.training.session.fit_state import BeforeValidation, EpochEnd, plain_logs, values_of
 from ckptstore.training.session.position import BatchPosition
+from ckptstore.training.session.removed_store import check_store
 from ckptstore.training.session.resumed_run import ResumedRun, load_resume_point
-from ckptstore.training.session.vanished_store import check_store
 
 
 class FitSession:
