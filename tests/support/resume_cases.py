@@ -859,6 +859,22 @@ def repeating_pipeline() -> Case:
 
 
 @case(needs="tensorflow")
+def cached_pipeline() -> Case:
+    data = pipeline(seed=7).cache().prefetch(2)  # keeps the order of its first pass
+    validation = pipeline(seed=8).take(5).cache()
+    fit = {"x": data, "validation_data": validation, "epochs": EPOCHS}
+    return Case(dense(layers.Dropout(0.3)), fit)
+
+
+@case("tensorflow")
+def cached_pipeline_that_validates_too() -> Case:
+    data = pipeline(seed=7).cache()
+    return Case(
+        dense(layers.Dropout(0.3)), {"x": data, "validation_data": data, "epochs": EPOCHS}, save_freq=7
+    )
+
+
+@case(needs="tensorflow")
 def validation_by_a_shuffled_pipeline() -> Case:
     model = dense(layers.Dropout(0.3))
     callbacks = [keras.callbacks.ReduceLROnPlateau(monitor="val_loss", patience=0, min_delta=0.01)]

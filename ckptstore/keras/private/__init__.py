@@ -86,6 +86,7 @@ from ckptstore.keras.private.callback_attributes import (
 from ckptstore.keras.private.custom_loading import copies_on_assign, has_custom_loading
 from ckptstore.keras.private.epoch_data import (
     EpochData,
+    keeps_first_order,
     restart_validation_data,
     validation_iterator_count,
     validation_leaves_batches,
@@ -128,6 +129,7 @@ __all__ = [
     "has_custom_loading",
     "is_keras_class",
     "is_keras_object",
+    "keeps_first_order",
     "layers_of",
     "load_variables",
     "metric_directions",

@@ -128,6 +128,11 @@ class EpochData:
         return self.adapter_name == "TFDatasetAdapter"
 
     @property
+    def keeps_first_order(self) -> bool:
+        """True if the order of the first whole iteration is the order of all later ones (``cache`` of tf.data)."""
+        return keeps_first_order(getattr(self._iterator.data_adapter, "_dataset", None))
+
+    @property
     def creates_iterators_at_once(self) -> bool:
         """True if Keras creates an iterator at once (TensorFlow), not when it reads the first batch."""
         return _is_tensorflow()
@@ -224,6 +229,17 @@ def _with_wrapped_dataset(loader: Any, make: Callable[[Any], Any]) -> Any:
     if hasattr(loader.dataset, "iterable"):
         loader.dataset.iterable = make(loader.dataset.iterable)
     return loader
+
+
+def keeps_first_order(dataset: Any) -> bool:
+    """Return True if a tf.data pipeline caches its elements: later iterations have the order of the first whole one.
+
+    `Dataset._inputs` was tried with TensorFlow 2.20. Without it, no pipeline is known to cache.
+    """
+    if type(dataset).__name__ == "CacheDataset":
+        return True
+    inputs = getattr(dataset, "_inputs", None)
+    return callable(inputs) and any(keeps_first_order(source) for source in inputs())
 
 
 def restart_validation_data(model: Any) -> None:

@@ -14,6 +14,7 @@ A source that reports its position (`ckptstore.training.data.loader_position`) n
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -303,8 +304,12 @@ class DataReplay:
         self._iterator_count = position["made"] if spanning is not None else created_before
 
     def _create_iterators(self, number: int) -> None:
-        for _ in range(number):
+        for index in range(number):
             iterator = self._loop.data.new_iterator()
+            if index == 0 and self._loop.data.keeps_first_order and not self._loop.data.spans_epochs:
+                # The first epoch filled the cache, in the order that all others have.
+                deque(iterator, maxlen=0)
+                continue
             if not self._loop.data.creates_iterators_at_once:
                 next(iterator, None)
 

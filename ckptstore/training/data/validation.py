@@ -2,19 +2,22 @@
 
 `ValidationData` counts the iterators through the callbacks' test hooks, and captures the source at the end of an
 epoch's training batches. On resume it restores the source. A tf.data pipeline that shuffles has a new order in each
-iteration, which depends on the number of iterators before: it creates and drops as many. On TensorFlow it also restores
-the state again when the first validation begins, and restarts Keras' iterator.
+iteration, which depends on the number of iterators before: it creates and drops as many, and reads the first to its end
+if the pipeline caches. On TensorFlow it also restores the state again when the first validation begins, and restarts
+Keras' iterator.
 """
 
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from types import GeneratorType
 from typing import Any
 
 from ckptstore.keras.private import (
     FitLoop,
+    keeps_first_order,
     restart_validation_data,
     validation_iterator_count,
     validation_leaves_batches,
@@ -36,7 +39,10 @@ class ValidationData:
         # `DataReplay` tracks a source that is also trained on.
         is_separate = self._source is not None and self._source is not loop.source
         self._tracker = data_source.ChangeTracker(self._source) if is_separate else None
+        self._is_shared = self._source is not None and not is_separate
         self._iterator_count = 0
+        # True if a validation has read all of the data.
+        self._was_read_whole = False
         self._source_state: dict[str, Any] | None = None
         self._generators = random_state.GlobalGenerators()
         self._creates_iterators_at_once = loop.data.creates_iterators_at_once
@@ -88,6 +94,7 @@ class ValidationData:
         def hook(logs: Any = None) -> None:
             call_hooks(logs)
             self._iterator_count += validation_iterator_count(self._model)
+            self._was_read_whole |= not validation_leaves_batches(self._model)
 
         return hook
 
@@ -99,6 +106,7 @@ class ValidationData:
         return {
             "validation": self._source_state,
             "validation_made": self._iterator_count,
+            "validation_whole": self._was_read_whole,
             "validation_drawn_ahead": self._reads_past_steps,
         }
 
@@ -111,9 +119,17 @@ class ValidationData:
         # On TensorFlow, Keras reads some batches before its first validation. The saved run did that long before
         # the save: these draws must be undone.
         self._must_restart = self._creates_iterators_at_once and self._iterator_count > count_before
+        self._was_read_whole = position.get("validation_whole", True)
         if _is_tf_dataset(self._source):
-            for _ in range(count_before, self._iterator_count):
-                iter(self._source)
+            self._create_iterators(self._iterator_count - count_before)
+
+    def _create_iterators(self, number: int) -> None:
+        is_cached = keeps_first_order(self._source) and (self._was_read_whole or self._is_shared)
+        for index in range(number):
+            iterator = iter(self._source)
+            if index == 0 and is_cached:
+                # The first whole iteration filled the cache, in the order that all others have.
+                deque(iterator, maxlen=0)
 
     def inexact_reasons(self) -> Iterator[str]:
         """Yield the reasons why the position may not be exact."""
