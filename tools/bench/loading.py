@@ -49,12 +49,19 @@ def prepare(workload: Workload, files: Path) -> dict[str, Any]:
 def saves_inside_an_epoch(folder: Path, **options: Any) -> Any:
     """Return a callback that saves every second batch, and leaves the middle of an epoch as the newest checkpoint."""
 
+    class AfterBatches(EveryBatches):
+        """Leaves out the ends of epochs, also of the best."""
+
+        def due_at_epoch_end(self, *, last: bool, best: bool = False, saving: bool = False) -> bool:
+            """Return False."""
+            return False
+
     class SavesInside(ckptstore.StoreCheckpoint):
         """Saves after batches only."""
 
         def _begin_fit(self) -> SaveSchedule:
             super()._begin_fit()
-            return EveryBatches(2, at_end=False)
+            return AfterBatches(2, at_end=False)
 
     return SavesInside(folder, monitor="loss", **options)
 

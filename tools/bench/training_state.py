@@ -90,6 +90,8 @@ def siblings() -> list[Any]:
 def measure(workload: Workload, folder: Path) -> dict[str, Any]:
     """Save every second batch of a fit, then resume from the last save several times."""
     model = workloads.build(workload)
+    # The last one is trained after the last save.
+    batches = 2 * workload.saves + 1
     workloads.fit(model, workload, batches=3)
     saves: list[tuple[float, float]] = []
     loads: list[tuple[float, float]] = []
@@ -104,7 +106,7 @@ def measure(workload: Workload, folder: Path) -> dict[str, Any]:
 
     callback = loading.saves_inside_an_epoch(folder / "fit", background=False)
     with watched(SAVE) as whole, watched(CAPTURE) as part:
-        workloads.fit(model, workload, [callback, *siblings(), Each()], batches=2 * workload.saves + 1)
+        workloads.fit(model, workload, [callback, *siblings(), Each()], batches=batches)
     for _ in range(LOADS):
         os.sync()
         resume = ckptstore.StoreCheckpoint(
@@ -121,7 +123,7 @@ def measure(workload: Workload, folder: Path) -> dict[str, Any]:
             contextlib.suppress(loading.ReachedError),
         ):
             callbacks = [resume, *siblings(), loading.FirstBatch()]
-            workloads.fit(model, workload, callbacks, batches=2 * workload.saves + 3)
+            workloads.fit(model, workload, callbacks, batches=batches)
         loads.append((whole.seconds, part.seconds))
     return {"capture": _medians(saves[1:]), "apply": _medians(loads[1:])}
 
