@@ -12,7 +12,7 @@ import click
 
 from ckptstore.cli.exit_codes import EPILOG
 from ckptstore.cli.options import with_json
-from ckptstore.cli.output import console_on, echo, print_json
+from ckptstore.cli.output import echo, print_json, print_rendered
 
 # In the order in which they are read; each is a file of `ckptstore/guide/`.
 TOPICS = (
@@ -94,11 +94,7 @@ def guide(topic: str | None, as_json: bool) -> None:
     elif sys.stdout.isatty():
         from rich.markdown import Markdown
 
-        console = console_on(sys.stdout)
-        console.width = min(console.width, _WIDEST)
-        with console.capture() as capture:
-            console.print(Markdown(found.text))
-        echo("\n".join(line.rstrip() for line in capture.get().splitlines()))
+        print_rendered(Markdown(found.text), max_width=_WIDEST)
     else:
         echo(found.text)
 

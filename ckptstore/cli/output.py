@@ -153,10 +153,22 @@ def print_table(table: TextTable | RenderableType) -> None:
             _write("".join(f"{line}\n" for line in table.lines(bold=bold)))
             return
         table = table.folded()
+    print_rendered(table)
+
+
+def print_rendered(content: RenderableType, *, max_width: int | None = None) -> None:
+    """Print on stdout what rich renders, colours included; the content has nothing else that acts on a terminal.
+
+    Args:
+        content: The content.
+        max_width: Columns to use at most, on a wider terminal.
+    """
     console = console_on(sys.stdout)
+    if max_width is not None:
+        console.width = min(console.width, max_width)
     with console.capture() as capture:
-        console.print(table)
-    # Rich pads each cell to its column; the end of a line needs no padding.
+        console.print(content)
+    # Rich pads lines to the width; their ends need no padding.
     _write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
 
 
