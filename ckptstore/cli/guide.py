@@ -18,6 +18,7 @@ from ckptstore.cli.output import echo, print_json, print_rendered
 TOPICS = (
     "start",
     "resume",
+    "several-fits",
     "exact",
     "retention",
     "queries",
