@@ -100,6 +100,12 @@ def adapter_for(model: object) -> ModelAdapter:
         if framework in ADAPTERS:
             adapter: ModelAdapter = adapter_named(framework)
             return adapter
+    hint = "pass a keras.Model"
+    if any(base.__module__.startswith("torch.nn.") for base in type(model).__mro__):
+        hint += "; keras.Sequential([keras.layers.TorchModuleWrapper(module)]) makes one of a module of torch"
     raise InvalidArgumentError(
-        argument="model", value=type(model).__name__, reason="is not a model of a known framework (keras)"
+        argument="model",
+        value=type(model).__name__,
+        reason="is not a model of a known framework (keras)",
+        hint=hint,
     )

@@ -541,3 +541,15 @@ def test_without_locks_threads_of_one_process_still_exclude_each_other(
             reads = [pool.submit(reader.checkpoints) for _ in range(200)]
             assert all(future.result() is not None for future in (*saves, *reads))
         assert len(store.checkpoints()) == 20 and store.verify() == []
+
+
+def test_a_module_of_torch_is_refused_with_the_way_to_save_it(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    with CheckpointStore(tmp_path / "store") as store:
+        with pytest.raises(
+            InvalidArgumentError, match=r"Sequential.*\(pass a keras\.Model; .*TorchModuleWrapper"
+        ):
+            store.save(torch.nn.Sequential(torch.nn.Linear(2, 2)), epoch=0)
+        with pytest.raises(InvalidArgumentError, match=r"dict.*\(pass a keras\.Model\)"):
+            store.save({}, epoch=0)
+        assert store.checkpoints() == []

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -407,12 +408,38 @@ def test_another_learning_rate_is_a_warning_and_not_used(tmp_path: Path) -> None
     assert float(np.array(model.optimizer.learning_rate)) == np.float32(0.01)
 
 
+def test_a_learning_rate_that_is_not_used_is_a_warning_at_each_resume(tmp_path: Path) -> None:
+    def adam(rate: float) -> Any:
+        return made(lambda: plain(optimizer=keras.optimizers.Adam(rate)))
+
+    interrupt(adam(0.01), saving(tmp_path))
+    for epochs in (4, 5, 5):  # at the last there is nothing left to train, and it is not refused
+        with pytest.warns(UserWarning, match="learning_rate 0.01 -> 0.5 .the run keeps the saved 0.01;"):
+            fit(adam(0.5), saving(tmp_path), epochs=epochs)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*learning_rate")
+        fit(adam(0.01), saving(tmp_path), epochs=6)
+
+
 def test_a_learning_rate_changed_by_training_is_no_warning(tmp_path: Path) -> None:
     reduce = keras.callbacks.ReduceLROnPlateau(monitor="loss", patience=0, min_delta=9.0, factor=0.5)
     fit(made(plain), saving(tmp_path), reduce, epochs=2)
     model = made(plain)
     fit(model, saving(tmp_path), keras.callbacks.ReduceLROnPlateau(monitor="loss", patience=99))
     assert float(np.array(model.optimizer.learning_rate)) == np.float32(0.005)
+
+
+def test_callbacks_that_the_saved_fit_did_not_have_are_named_as_new(tmp_path: Path) -> None:
+    interrupt(made(plain), saving(tmp_path), at=10)
+    stopping = keras.callbacks.EarlyStopping(monitor="loss", patience=99)
+    with pytest.warns(UserWarning, match="callbacks") as found:
+        interrupt(made(plain), saving(tmp_path), stopping, at=1)
+    said = [str(warning.message) for warning in found if "callbacks" in str(warning.message)]
+    new = "callbacks that the fit did not have when it was saved start as new: EarlyStopping"
+    assert new in said
+    with warnings.catch_warnings():  # it is saved now
+        warnings.filterwarnings("error", message=".*start as new.*")
+        fit(made(plain), saving(tmp_path), stopping)
 
 
 def test_weights_that_are_not_finite_are_a_warning_at_the_resume(tmp_path: Path) -> None:

@@ -8,13 +8,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ckptstore.keras import private
 from ckptstore.keras.state.arrays import host_array
 
 RATES = "learning_rates"
+# In a fit that was resumed: the rates that the run has kept, whatever the script sets now.
+RATES_IN_USE = "learning_rates_in_use"
 
 
 def learning_rates(model: Any) -> list[float | None]:
@@ -43,13 +45,22 @@ def set_learning_rates(model: Any, rates: Sequence[float | None]) -> None:
             optimizer.learning_rate = rate
 
 
+def rates_in_use(fingerprint: Mapping[str, Any]) -> list[float | None]:
+    """Return the learning rates that a run began with, from the fingerprint of any fit of it.
+
+    A script that was changed since sets others at each start, and each resume has to report that they are not used.
+    """
+    rates: list[float | None] = fingerprint.get(RATES_IN_USE, fingerprint.get(RATES, []))
+    return rates
+
+
 def changed_learning_rates(
     begun: Sequence[float | None], live: Sequence[float | None], saved: Sequence[float | None]
 ) -> list[str]:
     """Return a short line for each learning rate that the script changed, and that is not used.
 
     Args:
-        begun: The rates that the script set when the attempt that saved the checkpoint began.
+        begun: The rates that the script set when the run began.
         live: The rates that it sets now.
         saved: The rates at the save.
 

@@ -91,11 +91,14 @@ def warn_other_monitor(change: str | None) -> None:
         _warn(change)
 
 
-def warn_not_restored(keys: list[str]) -> None:
-    """Warn of callbacks whose state could not be restored."""
-    if keys:
-        names = ", ".join(key.rpartition(":")[0] for key in keys)
+def warn_not_restored(keys: list[str], added: list[str]) -> None:
+    """Warn of callbacks whose state could not be restored; `added` are those that the saved fit did not have."""
+    names = ", ".join(key.rpartition(":")[0] for key in keys if key not in added)
+    if names:
         _warn(f"callbacks without get_state() and set_state(state) start again without their state: {names}")
+    if added:
+        names = ", ".join(key.rpartition(":")[0] for key in added)
+        _warn(f"callbacks that the fit did not have when it was saved start as new: {names}")
 
 
 def warn_user_state(report: UserStateReport) -> None:

@@ -39,6 +39,7 @@ class ResumedRun:
         state: Its training state.
         values: State of the fit that saved it; empty if it was saved otherwise.
         drift: Differences in settings and versions since the save.
+        rates_in_use: The learning rates that the script set when the run began, and that the run has kept.
         tracker: The variables as they were loaded.
         not_finite: A weight that is not finite, or None.
     """
@@ -47,6 +48,7 @@ class ResumedRun:
     state: TrainingState | None
     values: dict[str, Any]
     drift: tuple[str, ...]
+    rates_in_use: Sequence[float | None]
     tracker: AssignmentTracker
     not_finite: str | None = None
 
@@ -147,9 +149,16 @@ class ResumedRun:
         adapter.restore_state(model, self.state, metrics=True)
         behind_last_epoch()
 
-    def restore_callbacks(self, callbacks: Sequence[Any]) -> list[str]:
-        """Give the other callbacks their state; returns the keys of those whose state is not known."""
-        return callback_state.set_states(callbacks, self.values.get("callbacks", {}))
+    def restore_callbacks(self, callbacks: Sequence[Any]) -> tuple[list[str], list[str]]:
+        """Give the other callbacks their state.
+
+        Returns:
+            The keys of those whose state is not known; and of these, the ones that the saved fit did not have.
+        """
+        saved = self.values.get("callbacks")
+        left = callback_state.set_states(callbacks, saved or {})
+        known = callback_state.get_states(callbacks) if left else {}
+        return left, [key for key in left if saved is not None and key in known and key not in saved]
 
     def restore_user_state(self, live: UserState | None) -> UserStateReport:
         """Restore what the user's code keeps outside of Keras' variables."""
@@ -193,8 +202,9 @@ def load_resume_point(
         begun = None if saved is None else json.loads(saved)
         epochs = None if loop is None else loop.epochs
         found["drift"] = start.check(checkpoint, found["values"], begun, live_fingerprint, epochs=epochs)
+        found["rates"] = optimizers.rates_in_use(begun or {})
         found["drift"] += optimizers.changed_learning_rates(
-            (begun or {}).get(optimizers.RATES, []),
+            found["rates"],
             live_fingerprint[optimizers.RATES],
             found["values"].get(optimizers.RATES, []),
         )
@@ -211,6 +221,7 @@ def load_resume_point(
         state=found["state"],
         values=found["values"],
         drift=tuple(found["drift"]),
+        rates_in_use=found["rates"],
         tracker=adapter.track_assignments(model),
         not_finite=first_not_finite(model.trainable_variables),
     )

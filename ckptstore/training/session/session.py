@@ -138,6 +138,7 @@ class FitSession:
         if self.resumed is None:
             messages.warn_without_state(store.checkpoint_without_state(run))
         else:
+            self._fingerprint = json.dumps(live | {optimizers.RATES_IN_USE: self.resumed.rates_in_use})
             messages.warn_other_monitor(self._saves.set_state(self.resumed.values.get("saver", {})))
 
     def _install_hooks(self) -> None:
@@ -227,7 +228,7 @@ class FitSession:
         messages.warn_user_state(resumed.restore_user_state(self._user_state))
         if resumed.begins_new_fit(self._loop.initial_epoch):
             return
-        messages.warn_not_restored(resumed.restore_callbacks(self._others()))
+        messages.warn_not_restored(*resumed.restore_callbacks(self._others()))
         resumed.restore_generators()
         messages.warn_inexact(resumed.unsaved_draws())
         messages.warn_inexact(self._replay.go_to(resumed.target(self._replay_finished)))
