@@ -245,7 +245,7 @@ class Epochs(Repository):
                 record_finished(connection, run, version, epochs)
 
     def not_saved_between(self, run: str, after: int, checkpoint: Checkpoint) -> list[FinishedEpoch]:
-        """Return the finished epochs that versions above `after`, up to a checkpoint's, recorded, but for its own."""
+        """Return the finished epochs that versions above `after` recorded, up to a checkpoint and without its own."""
         chosen = select(EPOCHS.epoch, EPOCHS.step, EPOCHS.created_at).where(
             EPOCHS.run_id == id_of_run(run),
             EPOCHS.version > after,

@@ -31,8 +31,8 @@ def keep_within(time: timedelta) -> Policy:
     """Keep what was saved within `time` before the run's newest checkpoint.
 
     The time counts back from the checkpoint with the highest version, not from now: a run that waits for a machine over
-    a weekend loses none, and one that was saved while the clock was wrong does not decide over those after it. What the
-    clock says is later than the newest stays. A clock that is set forward for good is a long wait to this rule.
+    a weekend loses none, and one that was saved while the clock was wrong does not expire those after it. What the
+    clock says is later than the newest stays. A clock that was set forward for good makes older ones that much older.
 
     Raises:
         InvalidArgumentError: It is not a timedelta above zero.

@@ -51,5 +51,5 @@ class UnrecordedEpochs:
         return tuple(self._epochs.values())
 
     def replace(self, epochs: Iterable[FinishedEpoch] = ()) -> None:
-        """Begin a fit: with the given epochs, which a fit before has left unrecorded."""
+        """Begin a fit: with the given epochs, which an earlier fit has left unrecorded."""
         self._epochs = {finished.epoch: finished for finished in epochs}
