@@ -18,8 +18,9 @@ _LOCAL_HEADER = 30
 _DOCUMENT_EXPANSION_MOST = 100
 # What all documents may unpack to: so many times the file's size, and so many bytes besides.
 _DOCUMENTS_MOST, _DOCUMENTS_ALLOWANCE = 4, 16 << 20
-# Bytes of the archive's directory, of which each member takes 46 and its name.
-_DIRECTORY_MOST = 1 << 20
+# Bytes of the archive's directory, of which each member takes 46 and its name: so many, or this part of the file, which
+# holds each name once more.
+_DIRECTORY_MOST, _DIRECTORY_PART = 1 << 20, 4
 _ZIP_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
@@ -69,7 +70,7 @@ class KerasArchive:
 
     @contextmanager
     def _opened(self) -> Iterator[zipfile.ZipFile]:
-        self._stream.most = _DIRECTORY_MOST
+        self._stream.most = max(_DIRECTORY_MOST, self._file.nbytes // _DIRECTORY_PART)
         with zipfile.ZipFile(self._stream) as archive:
             self._stream.most = self._file.nbytes
             yield archive

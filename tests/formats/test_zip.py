@@ -6,6 +6,7 @@ import io
 import zipfile
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptstore.formats import zip_writer
+from ckptstore.formats.zip_reader import KerasArchive
 from ckptstore.formats.zip_writer import WEIGHTS, archive_nbytes, crc32, write_archive
+from ckptstore.storage.random_access import open_random_access
 
 DOCUMENTS = {"metadata.json": b'{"keras_version": "3"}', "config.json": b"{}", "assets/wörter.txt": b""}
 WEIGHT_BYTES = bytes(range(256)) * 5
@@ -79,3 +82,15 @@ def test_weights_of_another_size_than_announced_are_refused() -> None:
 def test_checksums_are_those_of_zlib(data: bytes, start: int) -> None:
     assert crc32(data, start) == zlib.crc32(data, start)
     assert crc32(memoryview(np.frombuffer(data, np.uint8)), start) == zlib.crc32(data, start)
+
+
+def test_an_archive_of_very_many_assets_is_read(tmp_path: Path) -> None:
+    """Its directory alone is larger than a megabyte."""
+    scope = "/".join(["layer_scope"] * 14)
+    documents = {f"assets/{scope}/{number}.txt": b"word\n" * 100 for number in range(6_000)}
+    path = tmp_path / "model.keras"
+    path.write_bytes(ours(documents, b"hdf"))
+    with open_random_access(path) as file:
+        archive = KerasArchive(file)
+        assert len(archive.documents()) == 6_000
+        assert archive.weights()[1] == 3

@@ -446,3 +446,15 @@ def test_two_optimizers_of_keras_in_a_loop_by_hand(tmp_path: Path) -> None:
             store.resume(again, "default", objects=unbuilt)
     assert _bits(again) == _bits(model)
     assert _bits(others["critic"]) == _bits(objects["critic"])
+
+
+@pytest.mark.parametrize("kind", ["contains itself", "keys look alike"])
+def test_a_tree_that_cannot_come_back_as_it_was_is_refused(kind: str, tmp_path: Path) -> None:
+    within: list[Any] = [np.zeros(2)]
+    within.append(within)
+    alike = {float("nan"): 1, float("nan"): 2}
+    tree = within if kind == "contains itself" else alike
+    with ckptstore.CheckpointStore(tmp_path) as store:
+        with pytest.raises(InvalidArgumentError, match=rf"objects\['tree'\].*{kind}"):
+            store.save(_model(), epoch=0, objects={"tree": tree})
+        assert not list(store.checkpoints())

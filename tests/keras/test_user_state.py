@@ -167,6 +167,53 @@ def test_a_mark_of_what_is_made_does_not_come_back_without_it() -> None:
     assert len(lost) == 2
 
 
+class Unlike:
+    """An object of a library whose length, attributes or state cannot be asked for."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def __len__(self) -> int:
+        raise self._error
+
+    def state_dict(self) -> dict[str, Any]:
+        raise self._error
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Lazy(Unlike):
+    def __getattr__(self, name: str) -> Any:
+        raise ZeroDivisionError(name)
+
+
+for kind in (Unlike, Lazy):
+    kind.__module__ = "numpy.made_up"
+
+
+def test_objects_that_raise_when_they_are_looked_at_end_no_training() -> None:
+    """Datasets of unknown length do (``len()`` raises), and loaders that have not begun."""
+    layer = Holding()
+    layer.dataset, layer.lazy = Unlike(TypeError("the length is unknown")), Lazy(OSError())
+    state = UserState(model_of(layer))
+    assert state.capture() == {}
+    layer.dataset = Unlike(ValueError("not begun"))
+    (lost,) = UserState(model_of(Holding())).restore(stored(state)).lost
+    assert lost == "Holding[2].dataset (its state_dict() raises ValueError: not begun)"
+
+
+def test_only_a_value_that_changed_is_named_as_lost() -> None:
+    layer = Holding()
+    note: Any = layer.notes["one"]
+    note.names, note.counts = {Note: 1}, defaultdict(lambda: 0, a=1)
+    state = UserState(model_of(layer))
+    assert state.capture() == {}
+    note.counts["a"] += 1
+    assert state.capture() == {
+        "lost": {"Holding[2].notes['one'].counts": "it cannot be saved without pickle"}
+    }
+
+
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="torch's own objects")
 def test_a_torch_optimizer_on_a_model_is_restored() -> None:
     import torch

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ckptstore.errors import ObjectsMismatchError
+from ckptstore.errors import InvalidArgumentError, ObjectsMismatchError
 from ckptstore.keras.state import generators
 from ckptstore.keras.state.backend_arrays import as_numpy
 from ckptstore.keras.state.framework_values import is_key, tensor_of
@@ -23,6 +23,7 @@ from ckptstore.system.arrays import Array
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 NOTHING = "nothing"
+_DEEPEST = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +41,15 @@ class _Node:
     rebuilt: Callable[[list[Any]], Any]
 
 
-def flatten(tree: Any) -> dict[str, Any]:
+def flatten(tree: Any, name: str = "objects") -> dict[str, Any]:
     """Return the state of a tree: its containers and its leaves, each with its path.
+
+    Args:
+        tree: The live tree.
+        name: Its name, for errors.
+
+    Raises:
+        InvalidArgumentError: It contains itself, or two of its values have one path (two NaN keys of a dict).
 
     Example:
         >>> flatten({"mu": (1.0, None)})
@@ -49,7 +57,15 @@ def flatten(tree: Any) -> dict[str, Any]:
     """
     nodes: list[list[str]] = []
     leaves: list[list[Any]] = []
-    for path, value, node in _walk(tree, ""):
+    seen: set[str] = set()
+    for path, value, node in _walk(tree, "", name):
+        if path in seen:
+            raise InvalidArgumentError(
+                argument=f"{name}{path}",
+                value=_type_name(value),
+                reason="is the place of two values: their keys look alike",
+            )
+        seen.add(path)
         (leaves.append([path, value]) if node is None else nodes.append([path, node.kind]))
     return {"nodes": nodes, "leaves": leaves}
 
@@ -66,7 +82,7 @@ def check(name: str, tree: Any, saved: Mapping[str, Any], *, hint: str = "") -> 
     Raises:
         ObjectsMismatchError: It does not; names the first difference.
     """
-    live = flatten(tree)
+    live = flatten(tree, name)
     for kind in ("nodes", "leaves"):
         there = {f"{name}{path}": value for path, value in saved[kind]}
         here = {f"{name}{path}": value for path, value in live[kind]}
@@ -104,12 +120,22 @@ def _filled(tree: Any, leaves: dict[str, Any], path: str) -> Any:
     return node.rebuilt([_filled(child, leaves, path + step) for step, child in node.children])
 
 
-def _walk(tree: Any, path: str) -> Iterator[tuple[str, Any, _Node | None]]:
+def _walk(tree: Any, path: str, name: str, depth: int = 0) -> Iterator[tuple[str, Any, _Node | None]]:
+    if depth > _DEEPEST:
+        raise InvalidArgumentError(
+            argument=name,
+            value=_type_name(tree),
+            reason=f"is more than {_DEEPEST} levels deep, or contains itself",
+        )
     node = _node(tree)
     yield path, tree, node
     if node is not None:
         for step, child in node.children:
-            yield from _walk(child, path + step)
+            yield from _walk(child, path + step, name, depth + 1)
+
+
+def _type_name(value: Any) -> str:
+    return type(value).__name__
 
 
 # --- containers ----------------------------------------------------------------------------------

@@ -192,7 +192,7 @@ def _captured(name: str, value: Any) -> dict[str, Any]:
     captured = _type_of(value)
     kind = captured["kind"]
     if kind in (_TREE, _VARIABLES):
-        captured["state"] = object_tree.flatten(_tree_of(value))
+        captured["state"] = object_tree.flatten(_tree_of(value), f"objects[{name!r}]")
     elif kind == _GENERATOR:
         captured["state"] = generators.state_of(value)
     else:

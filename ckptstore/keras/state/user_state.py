@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from types import CellType
 from typing import Any
@@ -67,10 +68,11 @@ class UserState:
         for place in self._places():
             path = place.path
             if place.reason is None:
-                found = digest(place.plain)
-                if found is None:
+                if path not in self._restored and self._before.get(path) == _mark(place):
+                    continue
+                if digest(place.plain) is None:
                     lost[path] = "it cannot be saved without pickle"
-                elif path in self._restored or self._before.get(path) != found:
+                else:
                     values.setdefault(place.owner_path, {})[place.key] = place.plain
             elif self._before.get(path) != _mark(place):
                 lost[path] = place.reason
@@ -140,18 +142,26 @@ class UserState:
 
     def _digests(self) -> dict[str, Any]:
         self._roots = None
-        found = {
-            place.path: digest(place.plain) if place.reason is None else _mark(place)
-            for place in self._places()
-        }
+        found = {place.path: _mark(place) for place in self._places()}
         self._roots = None
         return found
 
 
-def _mark(place: Place) -> tuple[str, int, int]:
-    """Return what differs once another object is at a place, or more or fewer elements are in it."""
+def _mark(place: Place) -> Any:
+    """Return what differs once a value has changed.
+
+    Of a value that cannot be saved it is what can be seen: its text, or which object it is, and how long.
+    """
+    found = digest(place.plain) if place.reason is None else None
+    if found is not None:
+        return found
     value = place.value
-    return type(value).__name__, id(value), len(value) if hasattr(value, "__len__") else 0
+    # The user's code runs here, and datasets of unknown length raise.
+    with suppress(Exception):
+        if place.reason is None:
+            return repr(value)
+        return type(value).__name__, id(value), len(value)
+    return type(value).__name__, id(value), 0
 
 
 def is_compiled(model: Any) -> bool:

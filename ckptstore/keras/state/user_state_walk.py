@@ -10,7 +10,7 @@ import functools
 import sys
 import sysconfig
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from ckptstore.keras.state.user_state_values import NotPlainError, TooLargeError
 # Objects that one walk looks at.
 _MOST_OBJECTS = 10_000
 _STATE_DICT = "state_dict()"
+_STATE_DICT_METHODS = ("state_dict", "load_state_dict")
 _STDLIB = frozenset(sys.stdlib_module_names) | {"builtins", "ckptstore"}
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")})
 
@@ -138,6 +139,9 @@ class _Walk:
         except TooLargeError:
             yield place(reason="it has too many elements")
             return
+        except RuntimeError as error:  # a thread adds to a dict
+            yield place(reason=str(error))
+            return
         except NotPlainError:
             path = place().path
         if isinstance(value, keras.Variable | type | types.ModuleType):
@@ -148,11 +152,16 @@ class _Walk:
             yield from self._inside(path, value)
         elif private.is_keras_object(value) or _is_users(value):
             yield from self._object(path, value)
-        elif _has_state_dict(value):
-            yield from self._value(path, value, _STATE_DICT, value.state_dict())
+        elif _has(value, _STATE_DICT_METHODS):
+            try:
+                state = value.state_dict()
+            except Exception as error:
+                yield place(reason=f"its state_dict() raises {type(error).__name__}: {error}")
+                return
+            yield from self._value(path, value, _STATE_DICT, state)
         elif callable(value):
             yield from self._inside(path, value)
-        elif not hasattr(value, "shape"):  # a symbolic tensor is left behind by a trace
+        elif not _has(value, ("shape",)):  # a symbolic tensor is left behind by a trace
             yield place(reason=f"a value of type {type(value).__name__} cannot be saved")
 
     def _inside(self, path: str, value: Any) -> Iterator[Place]:
@@ -233,5 +242,9 @@ def _is_tensorflow_generator(value: Any) -> bool:
     return isinstance(kind, type) and isinstance(value, kind)
 
 
-def _has_state_dict(value: Any) -> bool:
-    return all(callable(getattr(value, name, None)) for name in ("state_dict", "load_state_dict"))
+def _has(value: Any, names: Iterable[str]) -> bool:
+    """Return True if an object has all of some attributes; looking for them may run code that raises anything."""
+    try:
+        return all(hasattr(value, name) for name in names)
+    except Exception:
+        return False
