@@ -53,7 +53,8 @@ class RunMismatchError(CheckpointStoreError, ValueError):
     def __init__(self, *, run: str, where: str, in_run: str, in_fit: str) -> None:
         super().__init__(
             f"run {run!r} was finished by another fit: {where} was {in_run} there and is {in_fit} in this fit",
-            hint="give this fit a run of its own (run='...'), or start this one over and keep its checkpoints "
+            hint=("seed what draws or splits the data; or " if where.endswith(".values") else "")
+            + "give this fit a run of its own (run='...'), or start this one over and keep its checkpoints "
             "(resume='never'); the model was left as it was",
             run=run,
             where=where,
