@@ -40,7 +40,7 @@ in a Keras that lacks it. `modules` imports Keras' inner modules; a module that 
     Uses: ``Metric._direction``, ``Model._compile_metrics``, ``_user_metrics``, ``_user_weighted_metrics``.
     Fallback: the metric's name tells which direction is better, or ``mode`` must be given.
 `callback_attributes`
-    Uses: attributes of Keras' callbacks that change during a fit, by name.
+    Uses: attributes of Keras' callbacks that change during a fit, by name; TensorBoard's ``_epoch_start_time``.
     Fallback: `ckptstore.keras.state.callbacks.set_states` names the callback, which starts from zero.
 `fit_loop`, `epoch_data`
     Uses: the local variables ``callbacks``, ``epoch_iterator``, ``epochs``, ``initial_epoch``, ``x`` and ``val_x`` of
@@ -48,8 +48,8 @@ in a Keras that lacks it. `modules` imports Keras' inner modules; a module that 
     ``CallbackList._async_train``, ``_async_test``, ``_executor``, ``_futures``, ``_progbar``, ``_history``;
     ``EpochIterator._enumerate_iterator``, ``_get_iterator``, ``_current_iterator``, ``_steps_seen``, ``_num_batches``,
     ``_distributed_dataset``, ``_one_batch_ahead_iterator`` or ``_prefetch_numpy_iterator``; ``data_adapter`` with the
-    names of the adapters' classes, ``_dataloader``, ``get_torch_dataloader``, ``get_jax_iterator`` and
-    ``enqueuer.ready_queue``; on TensorFlow its own ``tensorflow.python.eager.context.global_seed``.
+    names of the adapters' classes, ``_dataset``, ``_dataloader``, ``get_torch_dataloader``, ``get_jax_iterator`` and
+    ``enqueuer.ready_queue``; of TensorFlow ``Dataset._inputs`` and ``tensorflow.python.eager.context.global_seed``.
     Fallback: `running_fit` finds no fit. Callbacks save, and resume at the ends of epochs without the state of other
     callbacks, and a warning says so.
 `jax_train_state`
