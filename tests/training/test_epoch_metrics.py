@@ -209,9 +209,9 @@ def test_a_save_brings_what_is_new_and_takes_no_transaction_more(
     names: list[str] = []
     writing = Transactions.writing
 
-    def noted(self: Transactions, name: str) -> Any:
+    def noted(self: Transactions, name: str, **options: Any) -> Any:
         names.append(name)
-        return writing(self, name)
+        return writing(self, name, **options)
 
     monkeypatch.setattr(Transactions, "writing", noted)
     train(saving(tmp_path, save_freq=10_000, background=False))

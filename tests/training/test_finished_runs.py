@@ -13,8 +13,7 @@ import pytest
 
 import ckptstore
 from ckptstore.training.fingerprint import fingerprint, fit_data
-from ckptstore.training.session import fit_order
-from small_fits import AtBatch, data, fit
+from small_fits import AtBatch, another_process, data, fit
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
@@ -25,11 +24,6 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     keras.utils.set_random_seed(1)
-
-
-def another_process() -> None:
-    """Forget the fits of this process, as the start of a script does."""
-    fit_order._process.orders.clear()
 
 
 def model(optimizer: Any = "sgd", **compiled: Any) -> Any:

@@ -28,6 +28,7 @@ from ckptstore.errors import (
     RunLockedError,
     StorageError,
 )
+from small_fits import another_process
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
@@ -253,9 +254,11 @@ def test_an_unknown_mode_warns_and_falls_back(tmp_path: Path) -> None:
 def test_the_best_survives_a_restart(model: keras.Model, tmp_path: Path) -> None:
     path = tmp_path / "best.keras"
     run(ModelCheckpoint(path, save_best_only=True), model, [{"val_loss": 0.295}])
+    another_process()
     restarted = ModelCheckpoint(path, save_best_only=True)
     run(restarted, model, [{"val_loss": 3.335}])
     assert shown_at(path) == restarted.best == 0.295
+    another_process()
     run(ModelCheckpoint(path, save_best_only=True), model, [{"val_loss": 0.25}])
     assert shown_at(path) == 0.25
 
@@ -264,6 +267,7 @@ def test_the_best_is_better_than_the_threshold_or_the_other_way(model: keras.Mod
     path = tmp_path / "best.keras"
     run(ModelCheckpoint(path, save_best_only=True), model, [{"val_loss": 0.5}])
     for threshold, best in ((0.7, 0.5), (0.3, 0.3), (None, 0.5)):
+        another_process()
         callback = ModelCheckpoint(path, save_best_only=True, initial_value_threshold=threshold)
         begin(callback, model)
         assert callback.best == best
@@ -274,10 +278,12 @@ def test_the_best_is_better_than_the_threshold_or_the_other_way(model: keras.Mod
 def test_removing_the_file_resets_the_best(name: str, model: keras.Model, tmp_path: Path) -> None:
     run(ModelCheckpoint(tmp_path / name, save_best_only=True), model, [{"val_loss": 0.25}, {"val_loss": 0.5}])
     (shown,) = files(tmp_path)
+    another_process()
     kept = ModelCheckpoint(tmp_path / name, save_best_only=True)
     run(kept, model, [{"val_loss": 0.75}])
     assert files(tmp_path) == {shown}
     (tmp_path / shown).unlink()
+    another_process()
     run(ModelCheckpoint(tmp_path / name, save_best_only=True), model, [{"val_loss": 0.75}])
     assert len(files(tmp_path)) == 1
     assert metrics_in(tmp_path)[-1] == 0.75
@@ -286,6 +292,7 @@ def test_removing_the_file_resets_the_best(name: str, model: keras.Model, tmp_pa
 def test_a_best_that_was_reset_stays_reset_at_the_next_restart(model: keras.Model, tmp_path: Path) -> None:
     path = tmp_path / "best.keras"
     for values, shown in (([0.1], 0.1), ([0.5], 0.5), ([0.3, 0.4], 0.3)):
+        another_process()
         run(ModelCheckpoint(path, save_best_only=True), model, [{"val_loss": value} for value in values])
         assert shown_at(path) == shown
         if shown == 0.1:
@@ -295,6 +302,7 @@ def test_a_best_that_was_reset_stays_reset_at_the_next_restart(model: keras.Mode
 def test_a_new_best_must_be_better_than_the_published_file(model: keras.Model, tmp_path: Path) -> None:
     path = tmp_path / "best.keras"
     run(ModelCheckpoint(path), model, [{"val_loss": 0.1}, {"val_loss": 0.5}])
+    another_process()
     run(ModelCheckpoint(path, save_best_only=True), model, [{"val_loss": 0.3}, {"val_loss": 0.4}])
     assert shown_at(path) == 0.3
 
@@ -304,6 +312,7 @@ def test_the_best_survives_whatever_the_placeholders_are_filled_with(
 ) -> None:
     path = tmp_path / "{stage}-{epoch}.keras"
     run(ModelCheckpoint(path, save_best_only=True), model, [{"val_loss": 0.1, "stage": 2}])
+    another_process()
     run(ModelCheckpoint(path, save_best_only=True), model, [{"val_loss": 0.5, "stage": 3}])
     assert files(tmp_path) == {"2-1.keras"}
 

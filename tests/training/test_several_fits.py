@@ -34,6 +34,10 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     started.close()
 
 
+# There the plain program itself ends in several ways: threads that read ahead draw from numpy's generator too.
+draws_in_order = pytest.mark.skipif(BACKEND == "tensorflow", reason="threads of TensorFlow draw in any order")
+
+
 def found(outcome: Outcome) -> dict[str, Any]:
     assert outcome.status == 0, outcome.output
     assert outcome.found is not None
@@ -48,7 +52,9 @@ def names(folder: Path) -> tuple[str, ...]:
 # --- killed and started again ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("program", ["folds", "epochs", "stages", "continued"])
+@pytest.mark.parametrize(
+    "program", ["folds", "epochs", "stages", pytest.param("continued", marks=draws_in_order)]
+)
 def test_folds_that_are_killed_end_as_those_that_were_not(
     programs: Runs, program: str, tmp_path: Path
 ) -> None:
@@ -67,6 +73,7 @@ def test_folds_that_are_killed_end_as_those_that_were_not(
     assert found(programs.run(program, store=store))["fits"] == plain["fits"]
 
 
+@draws_in_order
 def test_a_run_that_a_second_fit_continues_is_as_without_us(programs: Runs, tmp_path: Path) -> None:
     """One name for both fits, and `initial_epoch`: History is the fit's own, and nothing is inexact."""
     plain = found(programs.run("continued"))
@@ -118,9 +125,10 @@ def test_a_name_that_a_fit_of_this_process_was_given_is_taken(tmp_path: Path) ->
 def test_a_store_that_was_removed_begins_with_the_first_name(tmp_path: Path) -> None:
     import shutil
 
-    for _ in range(2):
+    assert fit_named(store_checkpoint(tmp_path / "store")) == "default"
+    shutil.rmtree(tmp_path / "store")
+    with pytest.warns(UserWarning, match="the store is gone"):
         assert fit_named(store_checkpoint(tmp_path / "store")) == "default"
-        shutil.rmtree(tmp_path / "store")
 
 
 def test_a_forked_child_counts_on(tmp_path: Path) -> None:
