@@ -131,7 +131,6 @@ class SaveQueue:
                 f"checkpoints are saved by a thread of this process, since no process could be started for it "
                 f"({reason}): one that is being saved when this process is killed is lost",
                 RuntimeWarning,
-                stacklevel=5,
             )
 
     def _start_process(self) -> str | None:

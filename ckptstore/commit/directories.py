@@ -27,7 +27,4 @@ def restore_directories(layout: Layout, manifest: Manifest) -> None:
 
         lost = f" (payloads lost: {mark_missing(layout, manifest)})"
     names = ", ".join(path.name for path in made)
-    messages.warn(
-        f"{layout.root}: removed while the store was in use, and made again: {names}{lost}",
-        stacklevel=2,
-    )
+    messages.warn(f"{layout.root}: removed while the store was in use, and made again: {names}{lost}")

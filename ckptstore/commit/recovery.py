@@ -68,7 +68,7 @@ def _adopt(layout: Layout, manifest: Manifest, name: str) -> None:
     except StorageError as error:
         if error.operation != "read" or error.path.name != name:
             raise
-        messages.warn(f"a payload that has no row cannot be read, and is left alone: {error}", stacklevel=2)
+        messages.warn(f"a payload that has no row cannot be read, and is left alone: {error}")
 
 
 def _listed(layout: Layout) -> set[str]:
@@ -137,7 +137,7 @@ def finish_publishing(layout: Layout, manifest: Manifest) -> None:
                 continue
             publish(checkpoint.path, target)
         except StorageError as error:
-            messages.warn(f"{target} does not show version {published.version} yet: {error}", stacklevel=2)
+            messages.warn(f"{target} does not show version {published.version} yet: {error}")
         else:
             manifest.published.confirm(published.path)
 

@@ -148,8 +148,7 @@ def _warn_unsynced(path: Path, device: int) -> None:
     if device not in _unsynced:
         _unsynced.add(device)
         messages.warn(
-            f"{path}: this file system cannot sync a directory; a power cut may undo the last renames",
-            stacklevel=4,
+            f"{path}: this file system cannot sync a directory; a power cut may undo the last renames"
         )
 
 

@@ -107,8 +107,7 @@ class RunLock:
             os.close(removed)
             messages.warn(
                 f"{self._path} was removed while run {self.run!r} is being written; it is locked again. Never remove "
-                "it: a second training of this run would be admitted",
-                stacklevel=2,
+                "it: a second training of this run would be admitted"
             )
 
     @property
@@ -129,7 +128,7 @@ class RunLock:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            messages.warn(f"{self._path}: the lock file could not be closed ({error})", stacklevel=2)
+            messages.warn(f"{self._path}: the lock file could not be closed ({error})")
 
     def __del__(self, _is_ending: Callable[[], bool] = sys.is_finalizing) -> None:
         """Release the lock of a store that was not closed and is no longer used."""

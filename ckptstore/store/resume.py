@@ -94,10 +94,7 @@ class ResumePointLoader:
         ]
         lost_before = sum(map(self._is_of_run, known))
         if lost_before:
-            messages.warn(
-                f"the run starts over: all its {lost_before} resume points are damaged or missing",
-                stacklevel=2,
-            )
+            messages.warn(f"the run starts over: all its {lost_before} resume points are damaged or missing")
         return None
 
     def _record_start(self, checkpoint: Checkpoint) -> None:
@@ -134,8 +131,7 @@ class ResumePointLoader:
     def _skip(self, checkpoint: Checkpoint, starts: int) -> None:
         self._skipped.append(checkpoint.version)
         messages.warn(
-            f"version {checkpoint.version} is skipped: started from {starts} times without a save since",
-            stacklevel=2,
+            f"version {checkpoint.version} is skipped: started from {starts} times without a save since"
         )
 
     def _can_load(self, checkpoint: Checkpoint, load: Load) -> bool:
@@ -169,7 +165,7 @@ class ResumePointLoader:
                 if now is not None and now.state == "complete":
                     withdraw(self._layout, self._manifest, checkpoint, reason)
             done = f"put aside in {self._layout.quarantine}"
-        messages.warn(f"version {checkpoint.version} is {done}: {reason}", stacklevel=2)
+        messages.warn(f"version {checkpoint.version} is {done}: {reason}")
 
     def _conclude(self, checkpoint: Checkpoint, lost: set[int]) -> None:
         for failed, error in self._failed:
@@ -177,7 +173,7 @@ class ResumePointLoader:
         newer = sorted(version for version in lost if version > checkpoint.version)
         if newer:
             shown = ", ".join(map(str, newer))
-            messages.warn(f"skipped, since missing or damaged: version {shown}", stacklevel=2)
+            messages.warn(f"skipped, since missing or damaged: version {shown}")
         if self._locked is None or self._max_starts is None:
             return
         detail = {

@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ckptstore.printable import printable_lines
@@ -30,6 +31,9 @@ BLOCKED_AFTER_S = 1.0
 _PIECE = 400
 
 _blocked: set[int] = set()
+# This package's folder, and files of Python through which its calls pass.
+_PACKAGE = str(Path(__file__).parents[1])
+_BETWEEN = ("contextlib.py", "functools.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +110,11 @@ def can_write(stream: Any) -> bool:
 # --- warnings --------------------------------------------------------------------------------------
 
 
-def warn(text: str, category: type[Warning] = UserWarning, *, stacklevel: int = 1) -> None:
+def warn(text: str, category: type[Warning] = UserWarning) -> None:
     """Issue a warning, or hold it back in a block that does so; see `warnings.warn`.
 
-    What could act on a terminal is escaped: a warning may quote a payload.
+    It is shown with the user's line that led to it, such as the call of ``fit``. What could act on a terminal is
+    escaped: a warning may quote a payload.
 
     Raises:
         Warning: A filter turns it into an exception. Nothing else is raised.
@@ -121,12 +126,25 @@ def warn(text: str, category: type[Warning] = UserWarning, *, stacklevel: int = 
     if not can_write(getattr(sys, "stderr", None)):
         return
     try:
-        warnings.warn(text, category, stacklevel=stacklevel + 1)
+        warnings.warn(text, category, stacklevel=_level_of_user())
     except Warning:
         raise
     except Exception:
         # It cannot be printed; or a function that a program put in the place of `warnings.showwarning` failed.
         keep_exit_code("stderr")
+
+
+def _level_of_user() -> int:
+    """Return the ``stacklevel``, as seen from the caller, of the first frame outside of this package and Keras."""
+    keras = getattr(sys.modules.get("keras"), "__file__", None)
+    passed = tuple(f"{folder}{os.sep}" for folder in (_PACKAGE, keras and os.path.dirname(keras)) if folder)  # noqa: PTH120
+    frame, level = sys._getframe(1).f_back, 2
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not file.startswith(passed) and Path(file).name not in _BETWEEN:
+            return level
+        frame, level = frame.f_back, level + 1
+    return 2  # a thread of this package's own
 
 
 @contextmanager
@@ -167,7 +185,7 @@ def issue(found: list[HeldWarning], *, may_raise: bool = True) -> None:
     first = None
     for held in found:
         try:
-            warn(held.text, held.category, stacklevel=4)
+            warn(held.text, held.category)
         except Warning as error:
             if may_raise and first is None:
                 first = error

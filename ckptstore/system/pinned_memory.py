@@ -60,7 +60,6 @@ class PinnablePages(mmap.mmap):
                 f"copies from the GPU take longer: {len(self) / 1e6:,.0f} MB of memory for snapshots cannot be "
                 f"page-locked ({error})",
                 RuntimeWarning,
-                stacklevel=2,
             )
 
     def _begin(self) -> int:

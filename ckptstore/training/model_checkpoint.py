@@ -208,7 +208,7 @@ class ModelCheckpoint(SavingCallback, keras.callbacks.ModelCheckpoint):
         if not fits_on(self.store_path).reopen(self._saves.run, by=self):
             change = self._saves.monitored.begin_with_published(store, self._saves.run)
             if change is not None:
-                warn(change, stacklevel=2)
+                warn(change)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Note the position."""

@@ -10,9 +10,10 @@ from typing import Any
 import keras
 
 from ckptstore.background.save_queue import Backpressure
+from ckptstore.keras.private import running_fit
 from ckptstore.keras.state.processes import refuse_fit_in_several_processes
 from ckptstore.system.stop_signals import StopRequest
-from ckptstore.training.saving.arguments import Resume, check_background
+from ckptstore.training.saving.arguments import Resume, check_background, refuse_second_resume
 from ckptstore.training.saving.failures import SaveFailures
 from ckptstore.training.saving.saves import Saves
 from ckptstore.training.saving.schedule import SaveSchedule
@@ -71,9 +72,12 @@ class ResumingCallback(SavingCallback, keras.callbacks.Callback):
 
         Raises:
             SeveralProcessesError: Several processes train the model together; nothing was opened.
+            InvalidArgumentError: Another callback of this fit resumes it already; nothing was opened.
             CheckpointStoreError: As `CheckpointStore` and its `resume`; nothing of the model was changed.
         """
         refuse_fit_in_several_processes(self, self.model)
+        loop = running_fit(self)
+        refuse_second_resume(self, is_resumed=loop is not None and loop.is_hooked)
         if self._session is not None:
             self._session.end()
         session = FitSession(
@@ -84,7 +88,7 @@ class ResumingCallback(SavingCallback, keras.callbacks.Callback):
         )
         start = self._choose_run(session)
         self._session = session
-        session.begin(self, start=start)
+        session.begin(self, loop, start=start)
 
     def _choose_run(self, session: FitSession) -> FitStart:
         """Name the run by the order of the fits, if the user has not; returns how to begin it."""

@@ -189,7 +189,6 @@ class StoreCheckpoint(ResumingCallback):
                 f"nothing tells whether a lower or a higher {self.monitor} is better, so that no checkpoint counts as "
                 "the best: pass mode='min' or mode='max'",
                 UserWarning,
-                stacklevel=2,
             )
         schedule = self._by_save_freq()
         return (

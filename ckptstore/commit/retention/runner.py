@@ -152,8 +152,7 @@ class RetentionRunner:
                 self._warned.add(metric)
                 messages.warn(
                     f"nothing is removed from run {run!r}: {policy!r} looks at {metric!r}, and no checkpoint has "
-                    f"such a metric (metrics here: {', '.join(known) or 'none'})",
-                    stacklevel=2,
+                    f"such a metric (metrics here: {', '.join(known) or 'none'})"
                 )
         return bool(missing)
 

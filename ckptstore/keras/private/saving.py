@@ -103,7 +103,6 @@ def _warn_of_fallback(reason: str) -> None:
         f"Keras {keras.__version__} saves in a way that ckptstore does not know ({reason}); "
         "models are saved into memory instead, which takes longer and copies the state",
         RuntimeWarning,
-        stacklevel=4,
     )
 
 

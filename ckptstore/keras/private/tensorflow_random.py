@@ -116,7 +116,6 @@ class StepDraws:
                     f"the run may not be exact: the random operations of a {kind} step were saved of a step that was "
                     "traced for batches of another shape or type",
                     UserWarning,
-                    stacklevel=2,
                 )
             return result
 

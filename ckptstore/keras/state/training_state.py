@@ -172,7 +172,7 @@ def restore_generators(state: TrainingState | None) -> None:
     saved = None if state is None else random_state.from_training_state(state.document, state.arrays)
     left = [] if saved is None else random_state.restore(saved)
     if left:
-        messages.warn(f"random generators that could not be restored: {', '.join(left)}", stacklevel=2)
+        messages.warn(f"random generators that could not be restored: {', '.join(left)}")
 
 
 def unsaved_variables(model: Any, optimizers: list[Any], captured: Capture) -> UnsavedVariables:

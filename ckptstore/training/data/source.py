@@ -126,7 +126,7 @@ def apply(source: Any, saved: Mapping[str, Any]) -> None:
         problems += _differences(prefix, holder, entry.get(_UNCHANGED, {}))
     if problems:
         text = "; ".join(problems)
-        messages.warn(f"the data is not as it was when the checkpoint was saved: {text}", stacklevel=2)
+        messages.warn(f"the data is not as it was when the checkpoint was saved: {text}")
 
 
 def same_state(first: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:

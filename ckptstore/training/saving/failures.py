@@ -97,5 +97,4 @@ class SaveFailures:
         messages.warn(
             f"SAVING FAILED ({self.in_a_row} in a row; {left} more will end the training): {text}",
             UserWarning,
-            stacklevel=4,
         )

@@ -116,7 +116,7 @@ class FileSaves(Saves):
                 if wanted
                 else "it is not saved, to replace no better one"
             )
-            messages.warn(f"{text} Epoch {point.epoch + 1}: {rest}.", UserWarning, stacklevel=2)
+            messages.warn(f"{text} Epoch {point.epoch + 1}: {rest}.", UserWarning)
             return wanted
         best = "None" if self.monitored.best is None else f"{self.monitored.best:.5f}"
         if verdict is Verdict.NOT_BETTER:
@@ -139,9 +139,7 @@ class FileSaves(Saves):
         if new:
             self._dropped_logs.update(new)
             messages.warn(
-                f"Logs that are not single numbers are not recorded as metrics: {', '.join(new)}",
-                UserWarning,
-                stacklevel=2,
+                f"Logs that are not single numbers are not recorded as metrics: {', '.join(new)}", UserWarning
             )
         return metrics
 
@@ -157,9 +155,7 @@ class FileSaves(Saves):
         try:
             self.store.record_epochs(self.run, epochs)
         except (StorageError, StoreLockedError) as error:
-            messages.warn(
-                f"the metrics of the last epochs are not recorded: {error}", UserWarning, stacklevel=2
-            )
+            messages.warn(f"the metrics of the last epochs are not recorded: {error}", UserWarning)
         self.unrecorded.replace()
 
     # --- messages ----------------------------------------------------------------------------------

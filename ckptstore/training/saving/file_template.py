@@ -120,9 +120,7 @@ class CheckpointPath:
         if name not in self._warned:
             self._warned.add(name)
             messages.warn(
-                f"{self.template!r}: {problem}; file names will have another text there",
-                UserWarning,
-                stacklevel=6,
+                f"{self.template!r}: {problem}; file names will have another text there", UserWarning
             )
 
 

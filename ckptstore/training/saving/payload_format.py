@@ -57,5 +57,4 @@ class PayloadFormat:
             "from them, and Checkpoint.load_weights(model) loads them into a model made by its code; "
             "Checkpoint.load_model() needs a get_config() that returns plain values",
             UserWarning,
-            stacklevel=2,
         )

@@ -342,7 +342,6 @@ class Saves:
                 f"monitor={monitored.name!r} is not among the metrics of epoch {epoch + 1} "
                 f"({', '.join(metrics)}): until it is, no checkpoint counts as the best",
                 UserWarning,
-                stacklevel=2,
             )
 
     def _metrics(self, logs: Mapping[str, Any]) -> dict[str, float]:

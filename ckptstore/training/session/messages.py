@@ -69,9 +69,8 @@ def _age(resumed: ResumedRun) -> str:
 def print_replay_result(replay_result: ReplayResult) -> None:
     """Print what the replay of the data has cost; warn of generators that make it inexact."""
     if replay_result.batches:
-        print_message(
-            f"\nckptstore: {replay_result.batches} batches skipped in {replay_result.seconds:.2f} s, training continues"
-        )
+        skipped = "1 batch" if replay_result.batches == 1 else f"{replay_result.batches} batches"
+        print_message(f"\nckptstore: {skipped} skipped in {replay_result.seconds:.2f} s, training continues")
     if replay_result.inexact:
         _warn(
             "the run will not be exact: the data draws random numbers during an epoch from the global generator of "
@@ -136,4 +135,4 @@ def print_stopped(received: signal.Signals, path: Path) -> None:
 
 
 def _warn(text: str) -> None:
-    messages.warn(text, UserWarning, stacklevel=3)
+    messages.warn(text, UserWarning)

@@ -36,7 +36,6 @@ def check_store(path: Path, resume: Resume) -> None:
                 f"{path}: the store is gone ({reason}): a new one is begun, and training starts from the beginning. "
                 'With resume="must" that is an error',
                 UserWarning,
-                stacklevel=2,
             )
 
 

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from ckptstore.formats.snapshot import FitState, VariableKinds
-from ckptstore.keras.private import FitLoop, running_fit, synced, synced_train_state, wait_for_step
+from ckptstore.keras.private import FitLoop, synced, synced_train_state, wait_for_step
 from ckptstore.keras.state import callbacks, optimizers
 from ckptstore.keras.state.user_state import UserState
 from ckptstore.metrics import scalar
@@ -23,7 +23,6 @@ from ckptstore.system.messages import held_back
 from ckptstore.system.stop_signals import StopRequest
 from ckptstore.training.data.replay import DataReplay, ReplayResult
 from ckptstore.training.fingerprint import fingerprint, fit_data
-from ckptstore.training.saving.arguments import refuse_second_resume
 from ckptstore.training.saving.save_point import SavePoint
 from ckptstore.training.saving.saves import Saves
 from ckptstore.training.saving.schedule import SaveSchedule
@@ -84,11 +83,12 @@ class FitSession:
 
     # --- beginning ---------------------------------------------------------------------------------
 
-    def begin(self, callback: Any, *, start: FitStart) -> None:
+    def begin(self, callback: Any, loop: FitLoop | None, *, start: FitStart) -> None:
         """Open the store, load the resume point, and install the hooks; called in ``on_train_begin``.
 
         Args:
-            callback: The callback that is called, to find its model and the loop that calls it.
+            callback: The callback that is called, to find its model.
+            loop: The loop that calls it; None if it is not Keras' own.
             start: Whether to resume.
 
         Raises:
@@ -98,22 +98,21 @@ class FitSession:
             CheckpointStoreError: As `CheckpointStore` and its `resume`.
         """
         try:
-            self._begin(callback, start)
+            self._begin(callback, loop, start)
         except BaseException as error:
             self.end(error)
             raise
         finally:
             self._is_beginning = False
 
-    def _begin(self, callback: Any, start: FitStart) -> None:
+    def _begin(self, callback: Any, loop: FitLoop | None, start: FitStart) -> None:
         # Work alone: waiting for a lock, or for a disk, is no cost of saving.
         began = time.thread_time()
         check_store(self._saves.path, start.resume)
         store = self._saves.open(callback.params)
         self._model = callback.model
-        self._loop = running_fit(callback)
-        self._is_by_hand = self._loop is None
-        refuse_second_resume(callback, is_resumed=self._loop is not None and self._loop.is_hooked)
+        self._loop = loop
+        self._is_by_hand = loop is None
         self._saves.begin(self._model, self._schedule)
         self._saves.unrecorded.replace()
         self._schedule.begin()
