@@ -12,8 +12,8 @@ import keras
 from ckptstore.background.save_queue import Backpressure
 from ckptstore.commit.earlier_epochs import EARLIER_EPOCHS, read_earlier_epochs
 from ckptstore.errors import InvalidArgumentError
+from ckptstore.keras.model.processes import refuse_fit_in_several_processes
 from ckptstore.keras.private import unsynced_model
-from ckptstore.keras.state.processes import refuse_fit_in_several_processes
 from ckptstore.retention import Policy, keep_last
 from ckptstore.system.messages import warn
 from ckptstore.training.saving.arguments import (

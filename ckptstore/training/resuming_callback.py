@@ -10,8 +10,8 @@ from typing import Any
 import keras
 
 from ckptstore.background.save_queue import Backpressure
+from ckptstore.keras.model.processes import refuse_fit_in_several_processes
 from ckptstore.keras.private import running_fit
-from ckptstore.keras.state.processes import refuse_fit_in_several_processes
 from ckptstore.system.stop_signals import StopRequest
 from ckptstore.training.saving.arguments import Resume, check_background, refuse_second_resume
 from ckptstore.training.saving.failures import SaveFailures

@@ -30,6 +30,7 @@ from ckptstore.keras.model.atomic_load import (
     uses_only_keras_code,
 )
 from ckptstore.keras.model.building import build_as_saved
+from ckptstore.keras.model.processes import refuse_shared_arrays
 from ckptstore.keras.model.snapshots import (
     Snapshots,
     built_optimizers,
@@ -41,7 +42,6 @@ from ckptstore.keras.model.snapshots import (
 from ckptstore.keras.state import optimizers as keras_optimizers
 from ckptstore.keras.state import training_state
 from ckptstore.keras.state.objects import Objects, ObjectsPlan
-from ckptstore.keras.state.processes import refuse_shared_arrays
 from ckptstore.records import Checkpoint, Format
 from ckptstore.system import messages
 

@@ -23,11 +23,11 @@ from ckptstore.errors import InvalidArgumentError, ModelNotReadyError, Unseriali
 from ckptstore.formats.snapshot import FitState, Snapshot, Variable, VariableKinds
 from ckptstore.keras import private
 from ckptstore.keras.model.copy import Copier
+from ckptstore.keras.model.processes import refuse_shared_arrays
 from ckptstore.keras.private.capture import Capture, CapturedValue
 from ckptstore.keras.state import optimizers as keras_optimizers
 from ckptstore.keras.state import training_state
 from ckptstore.keras.state.arrays import host_array, host_arrays, shape_and_dtype
-from ckptstore.keras.state.processes import refuse_shared_arrays
 from ckptstore.keras.state.training_state import HowBuilt, UnsavedVariables
 from ckptstore.records import Format
 
