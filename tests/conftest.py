@@ -29,6 +29,15 @@ os.environ["KERAS_HOME"] = str(Path(tempfile.gettempdir(), f"ckptstore-tests-{os
 for name in ("COLUMNS", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
     os.environ.pop(name, None)
 
+# Programs that tests start import what the tests do, whoever starts the tests and wherever.
+ROOT = Path(__file__).parent.parent
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [
+        *(str(ROOT / path) for path in (".", "tools", "tests/support")),
+        *filter(None, [os.environ.get("PYTHONPATH")]),
+    ]
+)
+
 # A shell makes background jobs ignore these signals, and so would the processes that tests start and stop.
 for kind in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
     if signal.getsignal(kind) is signal.SIG_IGN:

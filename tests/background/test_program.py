@@ -44,7 +44,7 @@ print("process" if process else "thread", len(errors), *texts, sep="|")
 
 
 def run(*command: str | Path, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **variables}
+    environment = {**os.environ, **variables}
     environment.pop(program.WRITER_VARIABLE, None)
     environment |= {name: value for name, value in variables.items() if name == program.WRITER_VARIABLE}
     return subprocess.run(

@@ -241,7 +241,6 @@ def test_saves_of_a_killed_trainer_are_finished_and_a_restart_waits_for_them(tmp
         fit(model(), callback, *(dying if "die" in sys.argv else ()))
         print("resumed from", callback.resumed_from.step)
         """)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     # From standard input: there is no file that a child process could run again.
     runs = [
         subprocess.run(
@@ -249,7 +248,6 @@ def test_saves_of_a_killed_trainer_are_finished_and_a_restart_waits_for_them(tmp
             input=script,
             capture_output=True,
             text=True,
-            env=environment,
             check=False,
         )
         for words in (["die"], [])

@@ -67,10 +67,6 @@ while True:
 """
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tools'}"}
-
-
 def command_line(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "ckptstore.cli", "run", *map(str, arguments)]
 
@@ -82,7 +78,6 @@ class Ran:
         done = subprocess.run(
             command_line(*arguments),
             cwd=folder,
-            env=environment(),
             capture_output=True,
             text=True,
             timeout=120,
@@ -137,7 +132,6 @@ def test_nobody_reading_its_lines_changes_neither_restarts_nor_exit_code(
         done = subprocess.run(
             command_line(*arguments),
             cwd=tmp_path,
-            env=environment(),
             stdout=writer,
             stderr=writer,
             timeout=120,
@@ -268,7 +262,6 @@ class Running:
         self.process = subprocess.Popen(
             command_line(*arguments),
             cwd=folder,
-            env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -24,10 +24,9 @@ def runs_of(program: str, folder: Path, backend: str) -> list[dict[str, Any]]:
     """Run a program whole, then killed twice and started again; return how each ended."""
     path = folder / "program.py"
     path.write_text(program, encoding="utf-8")
-    above = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", __file__, path, folder],
-        env={**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": os.pathsep.join([str(above), *sys.path])},
+        env={**os.environ, "KERAS_BACKEND": backend},
         capture_output=True,
         text=True,
         timeout=300,

@@ -23,14 +23,12 @@ BACKEND = os.environ["KERAS_BACKEND"]
 
 def attempts_of(backend: str, folder: Path) -> list[dict[str, Any]]:
     """Return what the attempts came to, of each process."""
-    above = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", __file__, folder],
         env={
             **os.environ,
             "KERAS_BACKEND": backend,
             "TF_CPP_MIN_LOG_LEVEL": "3",
-            "PYTHONPATH": os.pathsep.join([str(above), *sys.path]),
         },
         capture_output=True,
         text=True,

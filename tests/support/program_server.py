@@ -48,13 +48,9 @@ class Server:
     def __init__(self, backend: str, folder: Path) -> None:
         self._folder = folder
         self._number = 0
-        above = Path(__file__).parent.parent.parent
-        paths = [str(above / "tests" / "support"), str(above / "tools"), str(above)]
-        paths += filter(None, [os.environ.get("PYTHONPATH")])
-        environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": os.pathsep.join(paths)}
         self._process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-W", "always::UserWarning", __file__],
-            env={**environment, "TF_CPP_MIN_LOG_LEVEL": "3"},
+            env={**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -46,13 +46,9 @@ class Runs:
         self._folder = folder
         self._number = 0
         self._plain: dict[str, Outcome] = {}
-        above = Path(__file__).parent.parent.parent
-        paths = [str(above / "tests" / "support"), str(above / "tools"), str(above)]
-        paths += filter(None, [os.environ.get("PYTHONPATH")])
-        environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": os.pathsep.join(paths)}
         self._process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-W", "always::UserWarning", __file__, module],
-            env={**environment, "TF_CPP_MIN_LOG_LEVEL": "3"},
+            env={**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

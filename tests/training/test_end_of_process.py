@@ -88,7 +88,6 @@ def test_a_stopped_training_ends_with_75_and_releases_the_run(
     root = tmp_path / "größe"
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(sys.path),
         "CKPTSTORE_WRITER": kind,
         "LC_ALL": "C",
         "PYTHONCOERCECLOCALE": "0",
@@ -139,10 +138,8 @@ PIPELINE = textwrap.dedent("""
 
 def test_a_signal_that_also_ends_the_reader_of_the_progress_bar_ends_with_75(tmp_path: Path) -> None:
     """As in ``python train.py | tee log``: Keras' own bar raises BrokenPipeError before the fit sees the signal."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [sys.executable, "-c", PIPELINE, tmp_path],
-        env=environment,
         stderr=subprocess.PIPE,
         text=True,
         timeout=200,
