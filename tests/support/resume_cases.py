@@ -733,6 +733,29 @@ def operations_of_tensorflow_that_draw() -> Case:
     return Case(model, on_arrays(model, batch_size=10, validation_split=0.25))
 
 
+class OwnOptimizer(keras.Sequential):
+    """Trains by an optimizer of its own; nobody steps the one that `compile` makes."""
+
+    def train_step(self, data: Any) -> Any:
+        import tensorflow as tf
+
+        inputs, targets = data
+        with tf.GradientTape() as tape:
+            losses = keras.losses.sparse_categorical_crossentropy(targets, self(inputs, training=True))
+            loss = tf.reduce_mean(losses)
+        weights = self.trainable_weights
+        self.own.apply(tape.gradient(loss, weights), weights)
+        return {"loss": loss}
+
+
+@case("tensorflow")
+def optimizer_that_nobody_steps() -> Case:
+    model = OwnOptimizer([keras.Input((FEATURES,)), layers.Dropout(0.2), layers.Dense(CLASSES, "softmax")])
+    model.own = keras.optimizers.Adam(0.01)
+    model.compile()
+    return Case(model, on_arrays(model))
+
+
 # --- what cannot be exact, and is reported so ------------------------------------------------
 
 

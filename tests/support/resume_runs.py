@@ -133,6 +133,7 @@ def train(
     return {
         "weights": _digest(made.model.variables),
         "optimizer": _digest(optimizer.variables),
+        "built": [optimizer.built, *[variable.path for variable in optimizer.variables]],
         "metrics": _digest(made.model.metrics_variables),
         "steps": int(keras.ops.convert_to_numpy(optimizer.iterations)),
         "history": {

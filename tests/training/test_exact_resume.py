@@ -66,6 +66,18 @@ def test_a_run_that_is_killed_ends_as_one_that_was_not(runs: Runs, name: str, tm
     assert_same(resumed, plain)
 
 
+STEPLESS = ["optimizer_that_nobody_steps"] if BACKEND == "tensorflow" else []
+
+
+@pytest.mark.parametrize("name", ["mixed_precision", *STEPLESS])
+def test_an_optimizer_has_the_slots_of_an_uninterrupted_run(runs: Runs, name: str, tmp_path: Path) -> None:
+    plain = found(runs.run(name))["built"]
+    assert found(runs.run(name, store=str(tmp_path / "uninterrupted")))["built"] == plain
+    store = str(tmp_path / "killed")
+    assert runs.run(name, store=store, die_after=17).status == -signal.SIGKILL
+    assert found(runs.run(name, store=store))["built"] == plain
+
+
 @pytest.mark.parametrize("name", sorted(name for name in INEXACT if BACKEND in BACKENDS[name]))
 def test_inexactness_is_a_warning(runs: Runs, name: str, tmp_path: Path) -> None:
     store = str(tmp_path / "store")

@@ -6,6 +6,7 @@ that, the model is restored. The payload is read from the disk once for that, an
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +19,7 @@ from ckptstore.formats import payload
 from ckptstore.formats.payload import OpenPayload
 from ckptstore.formats.snapshot import TrainingState
 from ckptstore.keras import private
-from ckptstore.keras.model import compatibility, legacy_h5
+from ckptstore.keras.model import compatibility, legacy_h5, optimizer_building
 from ckptstore.keras.model.assignment_tracker import AssignmentTracker
 from ckptstore.keras.model.atomic_load import (
     assign,
@@ -33,13 +34,11 @@ from ckptstore.keras.model.building import build_as_saved
 from ckptstore.keras.model.processes import refuse_shared_arrays
 from ckptstore.keras.model.snapshots import (
     Snapshots,
-    built_optimizers,
     checked_capture,
     require_built,
     uncompiled_optimizer,
     unserialisable_named,
 )
-from ckptstore.keras.state import optimizers as keras_optimizers
 from ckptstore.keras.state import training_state
 from ckptstore.keras.state.objects import Objects, ObjectsPlan
 from ckptstore.records import Checkpoint, Format
@@ -137,8 +136,10 @@ class KerasAdapter:
         if checkpoint.format != "h5":
             build_as_saved(model, found.layout(), found.documents(), state, build)
         require_built(model)
-        keras_optimizers.build_optimizers(model, training_state.how_built(state).trained)
-        optimizers = built_optimizers(model, extra)
+        saved = optimizer_building.optimizer_in(found, checkpoint, model, extra, state)
+        optimizer_building.build_optimizers(model, extra, saved, state)
+        initial = optimizer_building.initial_assignments(model, extra, saved)
+        optimizers = private.optimizers_of(model, extra)
         captured = checked_capture(model, extra)
         groups = training_state.unsaved_variables(model, optimizers, captured)
         self._groups[model] = _held(model), groups
@@ -146,13 +147,23 @@ class KerasAdapter:
         if other_replicas is not None:
             messages.warn(other_replicas)
         if checkpoint.format == "h5":
-            loaded = legacy_h5.assignments(model, checkpoint, extra)
-            assignments = [*loaded, *training_state.plan_assignments(groups, optimizers, state)]
+            loaded = legacy_h5.assignments(model, checkpoint, extra, with_optimizer=not initial)
+            assignments = [*loaded, *initial, *training_state.plan_assignments(groups, optimizers, state)]
             with objects.loaded(keep_on_interrupt=False):
                 assign_atomically(assignments)
         else:
-            compatibility.check(captured.entries, found.layout())
-            assignments = training_state.plan_assignments(groups, optimizers, state)
+            compared, layout = captured.entries, found.layout()
+            if initial:
+                compared = tuple(
+                    entry for entry in compared if not entry.path.startswith(optimizer_building.GROUP)
+                )
+                layout = {
+                    path: saved
+                    for path, saved in layout.items()
+                    if not path.startswith(optimizer_building.GROUP)
+                }
+            compatibility.check(compared, layout)
+            assignments = [*initial, *training_state.plan_assignments(groups, optimizers, state)]
 
             plain = uses_only_keras_code(captured, model, optimizers)
             assets = found.documents()
@@ -165,6 +176,7 @@ class KerasAdapter:
                     assets,
                     plain=plain,
                     optimizer=extra,
+                    skip=optimizer_building.all_assigned(optimizers, initial),
                 )
                 assign(assignments)
 
@@ -182,7 +194,7 @@ class KerasAdapter:
         Raises:
             ModelMismatchError: It does not match the model; the model is unchanged.
         """
-        optimizers = built_optimizers(model, None)
+        optimizers = private.optimizers_of(model)
         assignments = training_state.plan_assignments(self._groups_of(model), optimizers, state)
         left = set() if metrics else {id(variable) for variable in model.metrics_variables}
         assignments = [
@@ -199,12 +211,12 @@ class KerasAdapter:
         if len(held) == len(now) and all(before is after for before, after in zip(held, now, strict=True)):
             return groups
         return training_state.unsaved_variables(
-            model, built_optimizers(model, None), checked_capture(model, None)
+            model, private.optimizers_of(model), checked_capture(model, None)
         )
 
     def track_assignments(self, model: Any) -> AssignmentTracker:
         """Return a tracker of assignments to all variables that a resume loads."""
-        return AssignmentTracker(live_variables(model, built_optimizers(model, None)))
+        return AssignmentTracker(live_variables(model, private.optimizers_of(model)))
 
     def load_model(self, checkpoint: Checkpoint, **kwargs: Any) -> Any:
         """Verify a checkpoint's payload, and return the whole model in it, loaded by Keras.
@@ -220,8 +232,16 @@ class KerasAdapter:
                 reason="holds weights only, not a whole model",
                 hint="build the model and call Checkpoint.load_weights(model)",
             )
-        inspect_payload(checkpoint)
-        return keras.saving.load_model(str(checkpoint.path), **kwargs)
+        with open_checkpoint(checkpoint) as found:
+            found.layout()
+            found.documents()
+            with warnings.catch_warnings():
+                # Keras builds the optimizer, and has no slots for it if it was saved before its first step.
+                warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
+                model = keras.saving.load_model(str(checkpoint.path), **kwargs)
+            saved = optimizer_building.optimizer_in(found, checkpoint, model, None, found.state())
+            assign(optimizer_building.initial_assignments(model, None, saved))
+        return model
 
     def load_weights(self, checkpoint: Checkpoint, model: Any) -> None:
         """Verify a checkpoint's payload, and load its weights into a built model.
@@ -244,17 +264,20 @@ class KerasAdapter:
             build_as_saved(model, found.layout(), assets, found.state())
         require_built(model)
         if checkpoint.format == "h5":
-            assignments = legacy_h5.assignments(model, checkpoint, None, weights_only=True)
+            assignments = legacy_h5.assignments(model, checkpoint, None, with_optimizer=False, any_dtype=True)
             assign_atomically(assignments)
             return
-        optimizers = built_optimizers(model, None)
+        state = found.state()
+        saved = optimizer_building.optimizer_in(found, checkpoint, model, None, state)
+        optimizer_building.build_optimizers(model, None, saved, state)
+        optimizers = private.optimizers_of(model)
         captured = checked_capture(model, None)
         layout = found.layout()
-        slots = training_state.how_built(found.state()).slots
+        slots = training_state.how_built(state).slots
         compatibility.check_weights(captured.entries, layout, slots)
         same_optimizer = compatibility.optimizer_matches(
             captured.entries, layout, slots
-        ) and training_state.same_optimizer_kinds(optimizers, found.state())
+        ) and training_state.same_optimizer_kinds(optimizers, state)
         skip = [] if same_optimizer else optimizers
         plain = uses_only_keras_code(captured, model, optimizers)
 
@@ -284,16 +307,3 @@ def open_checkpoint(checkpoint: Checkpoint) -> Iterator[OpenPayload]:
     """
     with payload.open_verified(checkpoint.path, nbytes=checkpoint.nbytes, digest=checkpoint.digest) as found:
         yield found
-
-
-def inspect_payload(checkpoint: Checkpoint) -> None:
-    """Verify a payload, and check its structure before Keras reads it.
-
-    The digest proves that it is the file in the manifest, not who made it.
-
-    Raises:
-        CorruptPayloadError: It is not what was saved, links to other files, or claims more than it holds.
-    """
-    with open_checkpoint(checkpoint) as found:
-        found.layout()
-        found.documents()

@@ -21,22 +21,40 @@ _WEIGHTS, _TOP = "model_weights", "top_level_model_weights"
 
 
 def assignments(
-    model: Any, checkpoint: Checkpoint, optimizer: Any, *, weights_only: bool = False
+    model: Any,
+    checkpoint: Checkpoint,
+    optimizer: Any,
+    *,
+    with_optimizer: bool = True,
+    any_dtype: bool = False,
 ) -> list[Assignment]:
     """Return the assignments that load a checkpoint of this format; arrays and variables are matched by order.
+
+    Args:
+        model: The model.
+        checkpoint: The checkpoint.
+        optimizer: An optimizer that the model does not know.
+        with_optimizer: False to leave the optimizer out.
+        any_dtype: True to allow other dtypes, which are converted.
 
     Raises:
         ModelMismatchError: A pair differs, or one side has more.
     """
-    with_optimizer = None if weights_only else optimizer or getattr(model, "optimizer", None)
-    live = list(variables(model, with_optimizer))
+    live_optimizer = (optimizer or getattr(model, "optimizer", None)) if with_optimizer else None
+    live = list(variables(model, live_optimizer))
     with h5py.File(checkpoint.path, "r") as file:
         saved = [
             (path, _original_dtype(dataset[()]))
             for path, dataset in arrays(file)
-            if not (weights_only and path.startswith(OPTIMIZER))
+            if with_optimizer or not path.startswith(OPTIMIZER)
         ]
-    return compatibility.match_in_order(live, saved, any_dtype=weights_only)
+    return compatibility.match_in_order(live, saved, any_dtype=any_dtype)
+
+
+def optimizer_values(checkpoint: Checkpoint) -> list[Array]:
+    """Return the optimizer's variables in a checkpoint of this format, in their order."""
+    with h5py.File(checkpoint.path, "r") as file:
+        return [_original_dtype(dataset[()]) for path, dataset in arrays(file) if path.startswith(OPTIMIZER)]
 
 
 def arrays(file: h5py.File) -> Iterator[tuple[str, Any]]:

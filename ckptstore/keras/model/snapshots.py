@@ -44,7 +44,7 @@ class _CapturedModel:
     """A captured model, and everything derived from the capture.
 
     Attributes:
-        key: Number of trained variables, and ids of all objects of the model; `held` keeps these alive, so that no
+        key: Numbers of trained variables, and ids of all objects of the model; `held` keeps these alive, so that no
             other object can have one of the ids.
         captured: The capture itself.
         variables: The same as variables of a payload.
@@ -153,11 +153,13 @@ class Snapshots:
     def _captured(
         self, model: Any, extra: Any, kinds: VariableKinds, *, documents: bool, in_epoch: bool
     ) -> tuple[_CapturedModel, Mapping[str, bytes]]:
-        optimizers = built_optimizers(model, extra)
+        optimizers = private.optimizers_of(model, extra)
         held = _held(model, optimizers, kinds)
         # The order and the number of trained variables tell which ones are trained; some models need the flags.
         flags = () if private.uses_trainable_flags(model) else map(_is_trainable, held)
-        key = len(kinds[0]), *map(id, held), *flags
+        # An optimizer without slots may have been built since.
+        trained = [len(private.variables_trained_by(optimizer)) for optimizer in optimizers]
+        key = len(kinds[0]), *trained, *map(id, held), *flags
         kept = self._cached if self._cached is not None and self._cached.key == key else None
         if kept is not None:
             members = self._cached_documents(model, key, in_epoch=in_epoch) if documents else {}
@@ -177,6 +179,7 @@ class Snapshots:
                 layers=private.build_record(model),
                 trained=keras_optimizers.trained_indices(model),
                 slots=captured.optimizer_groups(),
+                scoped=[private.builds_in_scope(optimizer) for optimizer in optimizers],
             ),
             copier=Copier([entry.value for entry in captured.entries]),
             held=held,
@@ -265,17 +268,6 @@ def uncompiled_optimizer(model: Any, optimizer: Any) -> Any:
             hint="leave optimizer= out, or do not compile the model",
         )
     return optimizer
-
-
-def built_optimizers(model: Any, extra: Any) -> list[Any]:
-    """Return the model's optimizers, after building those that have made no training step yet.
-
-    Only those that certainly train this model's variables are built: the compiled one, and `extra`.
-    """
-    for optimizer in (getattr(model, "optimizer", None), extra):
-        if isinstance(optimizer, keras.optimizers.Optimizer) and not optimizer.built:
-            optimizer.build(model.trainable_variables)
-    return private.optimizers_of(model, extra)
 
 
 def checked_capture(model: Any, optimizer: Any, *, documents: bool = False) -> Capture:

@@ -103,7 +103,13 @@ from ckptstore.keras.private.legacy_h5 import save_legacy_h5
 from ckptstore.keras.private.loading import load_variables
 from ckptstore.keras.private.messages import print_message
 from ckptstore.keras.private.metrics import metric_directions
-from ckptstore.keras.private.optimizers import optimizers_of, schedule_of, variables_trained_by
+from ckptstore.keras.private.optimizers import (
+    build_optimizer,
+    builds_in_scope,
+    optimizers_of,
+    schedule_of,
+    variables_trained_by,
+)
 from ckptstore.keras.private.saving import NoConfigurationError, capture_model, config_documents
 from ckptstore.keras.private.tensorflow_random import eager_generator, step_draws
 from ckptstore.keras.private.user_attributes import (
@@ -120,7 +126,9 @@ __all__ = [
     "NoConfigurationError",
     "all_layers_built",
     "build_from_record",
+    "build_optimizer",
     "build_record",
+    "builds_in_scope",
     "capture_model",
     "config_documents",
     "copies_on_assign",

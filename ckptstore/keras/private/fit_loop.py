@@ -25,6 +25,7 @@ from ckptstore.keras.private import epoch_data, tensorflow_random
 from ckptstore.keras.private.building import trace_step
 from ckptstore.keras.private.epoch_data import EpochData
 from ckptstore.keras.private.hooks import Hooks
+from ckptstore.keras.private.optimizers import left_unbuilt
 
 _BATCH_HOOKS = (
     "on_batch_begin",
@@ -203,12 +204,12 @@ class FitLoop:
             self.model.optimizer.finalize_variable_values(self.model.trainable_weights)
 
     def build(self) -> None:
-        """Build model, optimizer and metrics now if the batch shapes are known (TensorFlow)."""
+        """Build model and metrics now if the batch shapes are known (TensorFlow); the optimizer is left as it is."""
         batch = self.data.symbolic_batch()
         build = getattr(self.model, "_symbolic_build", None)
         if batch is None or build is None or type(self.model).call is keras.Model.call:
             return
-        with warnings.catch_warnings(), suppress(Exception):
+        with warnings.catch_warnings(), suppress(Exception), left_unbuilt(self.model.optimizer):
             # A model that is called otherwise by its own step is built later, see `build_by_step`.
             warnings.simplefilter("ignore")
             build(data_batch=batch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import keras
@@ -66,6 +66,39 @@ def _attributes(owner: Any) -> Iterator[Any]:
 def variables_trained_by(optimizer: Any) -> list[Any]:
     """Return the variables that an optimizer was built for, in its order; empty if that is unknown."""
     return list(getattr(optimizer, "_trainable_variables", ()))
+
+
+def build_optimizer(optimizer: Any, variables: Any, *, in_scope: bool) -> None:
+    """Build an optimizer that has made no step.
+
+    Args:
+        optimizer: The optimizer.
+        variables: What it trains.
+        in_scope: True to build it as its first step does: then the paths of a wrapped one's slots begin with its name.
+    """
+    with keras.name_scope(optimizer.name, caller=optimizer) if in_scope else nullcontext():
+        optimizer.build(variables)
+
+
+def builds_in_scope(optimizer: Any) -> bool:
+    """Return True if an optimizer built the one that it wraps in its own name scope."""
+    inner: Any = getattr(optimizer, "inner_optimizer", None)
+    if not isinstance(inner, keras.optimizers.Optimizer):
+        return False
+    return any(str(slot.path).startswith(f"{optimizer.name}/{inner.name}/") for slot in inner.variables)
+
+
+@contextmanager
+def left_unbuilt(optimizer: Any) -> Iterator[None]:
+    """Make Keras build no optimizer of a model for the block."""
+    if not isinstance(optimizer, keras.optimizers.Optimizer) or optimizer.built:
+        yield
+        return
+    optimizer.built = True
+    try:
+        yield
+    finally:
+        optimizer.built = False
 
 
 def schedule_of(optimizer: Any) -> Any:

@@ -90,14 +90,16 @@ def trained_indices(model: Any) -> list[list[int]]:
     ]
 
 
-def build_optimizers(model: Any, trained: Sequence[Sequence[int]]) -> None:
+def build_optimizers(model: Any, trained: Sequence[Sequence[int]], in_scope: Mapping[int, bool]) -> None:
     """Build the optimizers that have made no step yet for the variables that they trained when they were saved.
 
     Args:
         model: The model.
-        trained: What `trained_indices` returned at the save.
+        trained: What `trained_indices` returned at the save; those that trained nothing are not built.
+        in_scope: By the optimizers' ids, whether they built the one that they wrap in their own name scope.
     """
     variables = model.variables
-    for optimizer, indices in zip(private.optimizers_of(model), trained, strict=False):
-        if not optimizer.built and indices and max(indices) < len(variables):
-            optimizer.build([variables[index] for index in indices])
+    for optimizer, places in zip(private.optimizers_of(model), trained, strict=False):
+        if not optimizer.built and places and max(places) < len(variables):
+            scoped = in_scope.get(id(optimizer), False)
+            private.build_optimizer(optimizer, [variables[place] for place in places], in_scope=scoped)

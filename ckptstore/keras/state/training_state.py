@@ -26,7 +26,7 @@ KIND = "keras"
 VERSION = 1
 
 _VARIABLES, _METRICS, _REPLICAS, _FIT = "variables", "metrics", "replicas", "fit"
-_BUILD, _TRAINED, _SLOTS = "build", "trained", "slots"
+_BUILD, _TRAINED, _SLOTS, _SCOPED = "build", "trained", "slots", "built_in_scope"
 
 UnsavedVariables = dict[str, list[Any]]
 
@@ -47,11 +47,13 @@ class HowBuilt:
         layers: What `ckptstore.keras.private.build_record` returned.
         trained: What `ckptstore.keras.state.optimizers.trained_indices` returned.
         slots: Groups of the payload that hold optimizers' variables.
+        scoped: For each optimizer, whether it built the one that it wraps in its own name scope.
     """
 
     layers: str = ""
     trained: Sequence[Sequence[int]] = ()
     slots: Sequence[str] = ()
+    scoped: Sequence[bool] = ()
 
 
 def collect(
@@ -78,6 +80,7 @@ def collect(
     document: dict[str, Any] = {"kind": KIND, "version": VERSION, "optimizers": _kinds(optimizers)}
     if built is not None:
         document |= {_BUILD: built.layers, _TRAINED: built.trained, _SLOTS: list(built.slots)}
+        document[_SCOPED] = list(built.scoped)
     for group, variables in groups.items():
         document[group] = [str(variable.path) for variable in variables]
         arrays |= {f"{group}/{index}": _value_of(variable, fit) for index, variable in enumerate(variables)}
@@ -114,6 +117,7 @@ def how_built(state: TrainingState | None) -> HowBuilt:
         layers=document.get(_BUILD, ""),
         trained=document.get(_TRAINED, ()),
         slots=document.get(_SLOTS, ()),
+        scoped=document.get(_SCOPED, ()),
     )
 
 
