@@ -497,8 +497,9 @@ def test_an_optimizer_that_made_no_step_stays_unbuilt(
     adapter.restore(zoo.scrambled(model), checkpoint)
     assert [zoo.bits(variable) for variable in model.optimizer.variables] == begun
 
-    loaded = adapter.load_model(checkpoint)
-    assert [zoo.bits(variable) for variable in loaded.optimizer.variables] == begun
+    if format == "keras":  # from the older format Keras builds the optimizer for no variable
+        loaded = adapter.load_model(checkpoint)
+        assert [zoo.bits(variable) for variable in loaded.optimizer.variables] == begun
     assert not [str(warning.message) for warning in recwarn if "optimizer" in str(warning.message)]
 
 
