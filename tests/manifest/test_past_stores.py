@@ -91,3 +91,18 @@ def test_a_lost_manifest_is_rebuilt_from_past_payloads(past: Path) -> None:
     with ckptstore.CheckpointStore(past) as store:
         assert len(store.checkpoints()) == 4 and store.get("paper").version == 2
         assert store.resume(model_of_the_stores(), RUN).version == 4
+
+
+def test_slots_of_an_optimizer_that_was_built_for_the_save_are_loaded(past: Path) -> None:
+    model = model_of_the_stores()
+    for version in (1, 4):
+        model.compile("adam", "mse", metrics=["mae"])
+        assert not model.optimizer.built
+        with ckptstore.CheckpointStore(past) as store:
+            store.restore(version, model)
+        assert model.optimizer.built
+        variables = [*model.weights, *model.optimizer.variables]
+        assert len(variables) == len(model.weights) + 2 + 2 * len(model.trainable_variables)
+        for number, variable in enumerate(variables):
+            expected = value_of(variable, number, version)
+            np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable.value), expected)

@@ -6,7 +6,6 @@ that, the model is restored. The payload is read from the disk once for that, an
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -152,17 +151,7 @@ class KerasAdapter:
             with objects.loaded(keep_on_interrupt=False):
                 assign_atomically(assignments)
         else:
-            compared, layout = captured.entries, found.layout()
-            if initial:
-                compared = tuple(
-                    entry for entry in compared if not entry.path.startswith(optimizer_building.GROUP)
-                )
-                layout = {
-                    path: saved
-                    for path, saved in layout.items()
-                    if not path.startswith(optimizer_building.GROUP)
-                }
-            compatibility.check(compared, layout)
+            compatibility.check(captured.entries, found.layout(), with_optimizer=not initial)
             assignments = [*initial, *training_state.plan_assignments(groups, optimizers, state)]
 
             plain = uses_only_keras_code(captured, model, optimizers)
@@ -232,16 +221,8 @@ class KerasAdapter:
                 reason="holds weights only, not a whole model",
                 hint="build the model and call Checkpoint.load_weights(model)",
             )
-        with open_checkpoint(checkpoint) as found:
-            found.layout()
-            found.documents()
-            with warnings.catch_warnings():
-                # Keras builds the optimizer, and has no slots for it if it was saved before its first step.
-                warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
-                model = keras.saving.load_model(str(checkpoint.path), **kwargs)
-            saved = optimizer_building.optimizer_in(found, checkpoint, model, None, found.state())
-            assign(optimizer_building.initial_assignments(model, None, saved))
-        return model
+        inspect_payload(checkpoint)
+        return keras.saving.load_model(str(checkpoint.path), **kwargs)
 
     def load_weights(self, checkpoint: Checkpoint, model: Any) -> None:
         """Verify a checkpoint's payload, and load its weights into a built model.
@@ -307,3 +288,16 @@ def open_checkpoint(checkpoint: Checkpoint) -> Iterator[OpenPayload]:
     """
     with payload.open_verified(checkpoint.path, nbytes=checkpoint.nbytes, digest=checkpoint.digest) as found:
         yield found
+
+
+def inspect_payload(checkpoint: Checkpoint) -> None:
+    """Verify a payload, and check its structure before Keras reads it.
+
+    The digest proves that it is the file in the manifest, not who made it.
+
+    Raises:
+        CorruptPayloadError: It is not what was saved, links to other files, or claims more than it holds.
+    """
+    with open_checkpoint(checkpoint) as found:
+        found.layout()
+        found.documents()

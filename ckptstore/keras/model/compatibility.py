@@ -17,6 +17,7 @@ from ckptstore.keras.state.training_state import Assignment
 from ckptstore.system.arrays import Array
 
 Layout = Mapping[str, tuple[tuple[int, ...], str]]
+_OPTIMIZER = "optimizer/"
 
 _NOTHING = "nothing"
 _COMPILE = (
@@ -33,14 +34,22 @@ _OTHER_OPTIMIZER = (
 )
 
 
-def check(entries: Sequence[CapturedValue], layout: Layout) -> None:
+def check(entries: Sequence[CapturedValue], layout: Layout, *, with_optimizer: bool = True) -> None:
     """Check that model and payload have the same variables, with the same shapes and dtypes.
 
     Arrays that a layer's own code makes for saving are not compared: only that code can tell if they are right.
 
+    Args:
+        entries: What Keras would write for the model.
+        layout: The payload's variables.
+        with_optimizer: False to leave out the optimizer that the model is compiled with, or that a loop passes.
+
     Raises:
         ModelMismatchError: They differ; names the first difference.
     """
+    if not with_optimizer:
+        entries = [entry for entry in entries if not entry.path.startswith(_OPTIMIZER)]
+        layout = {path: found for path, found in layout.items() if not path.startswith(_OPTIMIZER)}
     for entry in entries:
         if entry.path not in layout:
             if entry.is_variable:
@@ -128,7 +137,7 @@ def _hint_for(path: str, entries: Iterable[CapturedValue], layout: Layout) -> st
 
 
 def _is_slot(path: str, slots: Iterable[str], groups: Collection[str] = ()) -> bool:
-    return path.startswith("optimizer/") or path in slots or path.rpartition("/")[0] in groups
+    return path.startswith(_OPTIMIZER) or path in slots or path.rpartition("/")[0] in groups
 
 
 def _same(entry: CapturedValue, found: tuple[tuple[int, ...], str], *, any_dtype: bool) -> bool:

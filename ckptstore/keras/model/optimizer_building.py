@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import h5py
@@ -25,13 +26,12 @@ from ckptstore.keras.state.training_state import Assignment
 from ckptstore.records import Checkpoint
 from ckptstore.system.arrays import Array
 
-GROUP = "optimizer/"
 _VARIABLES = "optimizer/vars/"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedOptimizer:
-    """The variables of the optimizer that a model is compiled with, or that a loop passes, in a payload.
+    """The variables in a payload of the optimizer that a model is compiled with, or that a loop passes.
 
     Attributes:
         count: Their number.
@@ -46,11 +46,12 @@ class SavedOptimizer:
     in_scope: bool = False
 
     def is_unbuilt(self, unbuilt: Any) -> bool:
-        """Return True if there are exactly the variables of an optimizer that is not built, before its first step."""
+        """Return True if it was saved before it was built, judged by one of its kind that is not built."""
         variables = unbuilt.variables
         if self.is_built or self.count != len(variables):
             return False
         if self.is_built is None:
+            # A kind without slots has the same variables once it is built; then it has counted its steps.
             counters = [index for index, variable in enumerate(variables) if "int" in str(variable.dtype)]
             return not any(self.value(index).any() for index in counters)
         return True
@@ -69,36 +70,24 @@ def optimizer_in(
         state: The training state in the payload.
     """
     how = training_state.how_built(state)
-    live = _main_optimizer(model, extra)
-    built = [known for known, is_live in _paired(how.trained, private.optimizers_of(model), live) if is_live]
-    scoped = [
-        known for known, is_live in _paired(how.scoped, private.optimizers_of(model, extra), live) if is_live
-    ]
-    is_built = bool(built[0]) if built else None
-    in_scope = any(scoped)
-    if checkpoint.format != "h5":
+    live = id(_main_optimizer(model, extra))
+    trained = dict(zip(map(id, private.optimizers_of(model)), how.trained, strict=False))
+    is_built = bool(trained[live]) if live in trained else None
+    in_scope = _scopes(model, extra, state).get(live, False)
+    if checkpoint.format == "h5":
+        with h5py.File(checkpoint.path, "r") as file:
+            count = sum(path.startswith(legacy_h5.OPTIMIZER) for path, _ in legacy_h5.arrays(file))
+        value = partial(_legacy_value, checkpoint)
+    else:
         count = sum(path.startswith(_VARIABLES) for path in found.layout())
-        return SavedOptimizer(
-            count=count,
-            value=lambda index: found.variables()[f"{_VARIABLES}{index}"],
-            is_built=is_built,
-            in_scope=in_scope,
-        )
-    with h5py.File(checkpoint.path, "r") as file:
-        count = sum(path.startswith(legacy_h5.OPTIMIZER) for path, _ in legacy_h5.arrays(file))
-    return SavedOptimizer(
-        count=count,
-        value=lambda index: legacy_h5.optimizer_values(checkpoint)[index],
-        is_built=is_built,
-        in_scope=in_scope,
-    )
+        value = partial(_value, found)
+    return SavedOptimizer(count=count, value=value, is_built=is_built, in_scope=in_scope)
 
 
 def build_optimizers(model: Any, extra: Any, saved: SavedOptimizer, state: TrainingState | None) -> None:
     """Build the live optimizers that were built when they were saved; the others stay as they are."""
-    how = training_state.how_built(state)
-    scoped = dict(zip(map(id, private.optimizers_of(model, extra)), how.scoped, strict=False))
-    keras_optimizers.build_optimizers(model, how.trained, scoped)
+    trained = training_state.how_built(state).trained
+    keras_optimizers.build_optimizers(model, trained, _scopes(model, extra, state))
     optimizer = _main_optimizer(model, extra)
     if optimizer is None or optimizer.built or not saved.count or saved.is_unbuilt(optimizer):
         return
@@ -149,5 +138,16 @@ def _main_optimizer(model: Any, extra: Any) -> Any:
     return optimizer if isinstance(optimizer, keras.optimizers.Optimizer) else None
 
 
-def _paired(known: Any, optimizers: list[Any], live: Any) -> list[tuple[Any, bool]]:
-    return [(what, optimizer is live) for what, optimizer in zip(known, optimizers, strict=False)]
+def _scopes(model: Any, extra: Any, state: TrainingState | None) -> dict[int, bool]:
+    """Return, by the live optimizers' ids, whether they built the one that they wrap in their own name scope."""
+    scoped = training_state.how_built(state).scoped
+    return dict(zip(map(id, private.optimizers_of(model, extra)), scoped, strict=False))
+
+
+def _value(found: OpenPayload, index: int) -> Array:
+    value: Array = found.variables()[f"{_VARIABLES}{index}"]
+    return value
+
+
+def _legacy_value(checkpoint: Checkpoint, index: int) -> Array:
+    return legacy_h5.optimizer_values(checkpoint)[index]
