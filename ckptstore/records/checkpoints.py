@@ -1,4 +1,4 @@
-"""Records that the rooms exchange: frozen, typed, without I/O."""
+"""Records of checkpoints, events and claims."""
 
 from __future__ import annotations
 

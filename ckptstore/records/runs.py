@@ -1,0 +1,168 @@
+"""Records of runs and of the attempts at them: frozen, typed, without I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from ckptstore.records.checkpoints import Checkpoint, json_number, json_time
+
+RunState = Literal["running", "saving", "hung", "interrupted", "finished", "failed", "stopped"]
+EndReason = Literal[
+    "finished",
+    "preempted",
+    "interrupted",
+    "killed",
+    "oom",
+    "disk_full",
+    "nan",
+    "exception",
+    "hang",
+    "unknown",
+]
+END_REASONS: tuple[EndReason, ...] = get_args(EndReason)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One process that trained a run, from its start to its end.
+
+    Attributes:
+        run: Name of the run.
+        attempt: Its number within the run; the first is 1.
+        started_at: When its training began; aware, UTC.
+        ended_at: When it ended, or was last known to be alive if it was killed; None while it trains.
+        host: Name of the machine.
+        pid: Id of the process on that machine.
+        command: Program and arguments.
+        directory: Working directory.
+        git_commit: Commit of the working directory's repository, or None where there is none.
+        git_dirty: True if the files differed from that commit; None where there is no repository.
+        versions: Versions of Python, Keras, the backend (and its name) and packages that results depend on.
+        devices: Names of the devices that it trained on.
+        environment: Variables that tell where and how it ran, from a list of allowed names; never secrets.
+        supervised: True if ``ckptstore run`` started it.
+        resumed_from: Version of the checkpoint that it resumed from, or None if it began from scratch.
+        batches_lost: Batches that the attempt before had trained behind that checkpoint; None where unknown.
+        exit_code: The process's exit code; None where nobody saw it, or where a signal ended it.
+        signal: Name of the signal that ended it, such as ``"SIGKILL"``, or None.
+        reason: Probable reason of its end; None while it trains.
+        detail: What is known beyond that: of an exception its type, message and last frames; the last lines of output;
+            why a hang is believed to be one.
+        log: File with its output, absolute, or None without a supervisor.
+        diff: Compressed file with what differed from the commit, absolute, or None.
+    """
+
+    run: str
+    attempt: int
+    started_at: datetime
+    ended_at: datetime | None = None
+    host: str = ""
+    pid: int = 0
+    command: tuple[str, ...] = ()
+    directory: str = ""
+    git_commit: str | None = None
+    git_dirty: bool | None = None
+    versions: Mapping[str, str] = field(default_factory=dict, hash=False)
+    devices: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict, hash=False)
+    supervised: bool = False
+    resumed_from: int | None = None
+    batches_lost: int | None = None
+    exit_code: int | None = None
+    signal: str | None = None
+    reason: EndReason | None = None
+    detail: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    log: Path | None = None
+    diff: Path | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the attempt as the JSON object of the command line; times are ISO 8601 in UTC."""
+        return {
+            "run": self.run,
+            "attempt": self.attempt,
+            "started_at": json_time(self.started_at),
+            "ended_at": None if self.ended_at is None else json_time(self.ended_at),
+            "host": self.host,
+            "pid": self.pid,
+            "command": list(self.command),
+            "directory": self.directory,
+            "git_commit": self.git_commit,
+            "git_dirty": self.git_dirty,
+            "versions": dict(self.versions),
+            "devices": list(self.devices),
+            "environment": dict(self.environment),
+            "supervised": self.supervised,
+            "resumed_from": self.resumed_from,
+            "batches_lost": self.batches_lost,
+            "exit_code": self.exit_code,
+            "signal": self.signal,
+            "reason": self.reason,
+            "detail": dict(self.detail),
+            "log": None if self.log is None else str(self.log),
+            "diff": None if self.diff is None else str(self.diff),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A run, and where it stands now.
+
+    Attributes:
+        name: Its name.
+        state: ``"running"``, ``"saving"`` (its training waits for a save, or has ended and a save has not), ``"hung"``,
+            ``"interrupted"`` (it can be resumed), ``"finished"``, ``"failed"`` (it ended by an error) or ``"stopped"``
+            (a supervisor gave up, or a person stopped it). It rests on held locks and on the heartbeat.
+        attempts: Number of its attempts.
+        checkpoints: Number of its complete checkpoints.
+        epoch: Zero-based index of the epoch that it is in, or was last known to be in; None before the first.
+        batch: Zero-based index of the last finished batch of that epoch; None at the epoch's end, or before the first.
+        step: Finished train batches so far, or None.
+        steps_per_s: Train batches per second, lately; None if it does not train, or has just begun.
+        latest: Its newest complete checkpoint, or None.
+        best: Its best checkpoint by the metric that its callback watches, or None.
+        resume_point: The checkpoint that it would resume from, or None.
+        parent: The checkpoint that it was forked from, as ``"run:version"``, or None.
+        epochs: Number of epochs that it trains to, or None where unknown.
+        batches: Number of batches in an epoch, or None where unknown.
+        last_attempt: Its newest attempt, or None.
+    """
+
+    name: str
+    state: RunState
+    attempts: int
+    checkpoints: int
+    epoch: int | None = None
+    batch: int | None = None
+    step: int | None = None
+    steps_per_s: float | None = None
+    latest: Checkpoint | None = None
+    best: Checkpoint | None = None
+    resume_point: Checkpoint | None = None
+    parent: str | None = None
+    epochs: int | None = None
+    batches: int | None = None
+    last_attempt: Attempt | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the run as the JSON object of the command line."""
+        return {
+            "run": self.name,
+            "state": self.state,
+            "attempts": self.attempts,
+            "checkpoints": self.checkpoints,
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "step": self.step,
+            "steps_per_s": None if self.steps_per_s is None else json_number(self.steps_per_s),
+            "latest": None if self.latest is None else self.latest.to_json(),
+            "best": None if self.best is None else self.best.to_json(),
+            "resume_point": None if self.resume_point is None else self.resume_point.to_json(),
+            "parent": self.parent,
+            "epochs": self.epochs,
+            "batches": self.batches,
+            "last_attempt": None if self.last_attempt is None else self.last_attempt.to_json(),
+        }
