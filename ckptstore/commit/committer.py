@@ -231,7 +231,7 @@ class Committer:
             "store": self._manifest.uuid,
             "version": version,
             "run": request.run,
-            "attempt": self._manifest.attempts.number(request.run, version),
+            "beginning": self._manifest.beginnings.number(request.run, version),
             "epoch": request.epoch,
             "batch": request.batch,
             "step": request.step,

@@ -26,13 +26,13 @@ class Described:
         new: The manifest row of the payload.
         store: The id of the store that it was written for.
         published: The path that was to show it, relative to its store, or None.
-        attempt: Number of the attempt at its run; 1 in payloads that do not have it.
+        beginning: Number of the run's beginning that it belongs to; 1 in payloads that do not have it.
     """
 
     new: NewCheckpoint
     store: str
     published: str | None
-    attempt: int
+    beginning: int
 
 
 def adopt(layout: Layout, manifest: Manifest, name: str) -> str | None:
@@ -62,7 +62,7 @@ def adopt(layout: Layout, manifest: Manifest, name: str) -> str | None:
         return error.reason
     tags = tuple(tag for tag in found.new.tags if _is_free(manifest, tag, found.new.version))
     new = replace(found.new, tags=tags)
-    manifest.attempts.record(new.run, found.attempt, new.version)
+    manifest.beginnings.record(new.run, found.beginning, new.version)
     manifest.add_checkpoint(new, published_path=_published_path(manifest, found), event="adopted")
     return None
 
@@ -111,7 +111,7 @@ def describe(path: Path, *, name: str | None = None) -> Described:
             new,
             store=_text(description["store"]),
             published=_path(description.get("published")),
-            attempt=_attempt(description.get("attempt", 1)),
+            beginning=_beginning(description),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CorruptPayloadError(path=path, reason=f"its description cannot be read: {error!r}") from error
@@ -162,7 +162,8 @@ def _path(value: object) -> str | None:
     return None if value is None else _text(value)
 
 
-def _attempt(value: object) -> int:
+def _beginning(description: dict[str, Any]) -> int:
+    value = description.get("beginning", description.get("attempt", 1))  # earlier payloads call it attempt
     if type(value) is not int or value < 1:
-        raise ValueError(f"attempt is {value!r}")
+        raise ValueError(f"beginning is {value!r}")
     return value

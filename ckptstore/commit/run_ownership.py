@@ -92,9 +92,9 @@ class RunOwnership:
                     ) from error
 
     def begin(self, run: str) -> int:
-        """Begin a new attempt at an owned run; returns its number."""
+        """Begin an owned run from scratch; returns the number of the beginning."""
         with store_lock(self._layout.locks):
-            return release_and_retry(self._layout.reserve, partial(self._manifest.attempts.begin, run))
+            return release_and_retry(self._layout.reserve, partial(self._manifest.beginnings.begin, run))
 
     def record_start(self, run: str) -> None:
         """Remember that a run was resumed here, until `release` can record that it ended well."""

@@ -36,7 +36,7 @@ from ckptstore.manifest.metrics import best_version, metric_ids, ranked_versions
 from ckptstore.manifest.retention.progress import forget_progress_of
 from ckptstore.manifest.runs import RUN_ID, new_run
 from ckptstore.manifest.search import search_statement
-from ckptstore.manifest.statements import WHICH, execute_for_each, first_version_of_attempt, id_of_run
+from ckptstore.manifest.statements import WHICH, execute_for_each, first_version_of_beginning, id_of_run
 from ckptstore.manifest.store_row import NEXT_VERSION, raise_next_version
 from ckptstore.manifest.tables import CHECKPOINTS, COMPLETE, METRICS, PUBLISHED, RUNS, TAGS
 from ckptstore.manifest.tags import put_tag
@@ -138,14 +138,14 @@ def latest_version(run: str | None, before: int | None = None) -> Select[Any]:
 def resume_version(run: str | None, before: int | None) -> Select[Any]:
     """Return the statement for the version of the newest resume point, or of the newest below version `before`.
 
-    Checkpoints of earlier attempts at a run are left out. Of all runs, it is nearly always the newest with training
-    state; if a new attempt at its run has begun since, each run is asked for its own.
+    Checkpoints of a run's earlier beginnings are left out. Of all runs, it is nearly always the newest with training
+    state; if its run has begun from scratch since, each run is asked for its own.
     """
     if run is not None:
         return select(_newest_resumable(before, of_run=id_of_run(run)))
     newest = select(_POINT.c.version).where(
         _POINT.c.version == _newest_resumable(before),
-        _POINT.c.version >= first_version_of_attempt(_POINT.c.run_id),
+        _POINT.c.version >= first_version_of_beginning(_POINT.c.run_id),
     )
     of_each = select(_newest_resumable(before, of_run=RUNS.id).label("version")).select_from(RUNS.table)
     of_any = select(func.max(of_each.subquery("of_each").c.version))
@@ -155,11 +155,11 @@ def resume_version(run: str | None, before: int | None) -> Select[Any]:
 def _newest_resumable(
     before: int | None, *, of_run: ColumnElement[int] | ScalarSelect[int] | None = None
 ) -> ScalarSelect[int]:
-    """Return the newest version with training state: of any attempt, or of a run's newest attempt."""
+    """Return the newest version with training state: of any beginning, or of a run's newest."""
     newest = select(func.max(CHECKPOINTS.version)).where(CHECKPOINTS.state == COMPLETE, CHECKPOINTS.resumable)
     if of_run is not None:
         newest = newest.where(
-            CHECKPOINTS.run_id == of_run, CHECKPOINTS.version >= first_version_of_attempt(of_run)
+            CHECKPOINTS.run_id == of_run, CHECKPOINTS.version >= first_version_of_beginning(of_run)
         )
     if before is not None:
         newest = newest.where(CHECKPOINTS.version < before)
@@ -204,7 +204,7 @@ class Checkpoints(Repository):
     def resume_points(self, run: str | None = None) -> Iterator[Checkpoint]:
         """Yield the complete checkpoints with training state of a run, or of all, newest first.
 
-        Those that were saved before the newest attempt at their run are left out.
+        Those that were saved before the newest beginning of their run are left out.
 
         Each is looked up when it is asked for, in a transaction of its own: a slow caller keeps no writer waiting.
         """

@@ -2,7 +2,7 @@
 
 A checkpoint records its own epoch, and the epochs that ended before it without being saved. An epoch is represented by
 its end, or, before that, by the newest checkpoint within it; if a resumed run trains an epoch again, by the newer
-record; if there are several attempts at a run, by the newest attempt's.
+record; of a run that was begun several times, by the newest beginning's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 from sqlalchemy import Connection, bindparam, delete, func, insert, select
 
 from ckptstore.manifest.metrics import metric_ids
-from ckptstore.manifest.statements import first_version_of_attempt, id_of_metric, id_of_run, raw_rows
+from ckptstore.manifest.statements import first_version_of_beginning, id_of_metric, id_of_run, raw_rows
 from ckptstore.manifest.tables import CHECKPOINTS, EPOCH_METRICS, EPOCHS, METRIC_NAMES
 from ckptstore.manifest.transactions import Repository
 from ckptstore.records import Checkpoint, Epoch, FinishedEpoch, Mode, NewCheckpoint
@@ -30,7 +30,7 @@ _RECORDED = select(
     EPOCHS.version,
     EPOCHS.batch,
     EPOCHS.step,
-    first_version_of_attempt(EPOCHS.run_id).label("attempt"),
+    first_version_of_beginning(EPOCHS.run_id).label("beginning"),
 ).where(EPOCHS.run_id == bindparam("run_id"), _SPAN)
 _RECORDED_METRICS = select(EPOCH_METRICS.epoch, EPOCH_METRICS.metric_id, EPOCH_METRICS.value).where(
     EPOCH_METRICS.run_id == bindparam("run_id"),
@@ -44,13 +44,13 @@ _ADD, _ADD_METRICS = insert(EPOCHS.table), insert(EPOCH_METRICS.table)
 
 
 class _Recorded(NamedTuple):
-    """The record of an epoch in the database; `attempt` is the first version of the run's newest attempt."""
+    """The record of an epoch in the database; `beginning` is the first version of the run's newest beginning."""
 
     epoch: int
     version: int
     batch: int | None
     step: int | None
-    attempt: int
+    beginning: int
 
 
 class _Record(NamedTuple):
@@ -163,10 +163,10 @@ def _recorded_values(connection: Connection, span: Mapping[str, int]) -> dict[in
 
 
 def _is_same(record: _Record, recorded: _Recorded, values: Mapping[int, float | None]) -> bool:
-    """Return True if an ended epoch is recorded already, as it is, in the newest attempt."""
+    """Return True if an ended epoch is recorded already, as it is, in the newest beginning."""
     return (
         recorded.batch is None
-        and recorded.version >= recorded.attempt
+        and recorded.version >= recorded.beginning
         and recorded.step == record.step
         and values == record.values
     )
@@ -174,16 +174,16 @@ def _is_same(record: _Record, recorded: _Recorded, values: Mapping[int, float | 
 
 def _is_better(version: int, batch: int | None, recorded: _Recorded) -> bool:
     """Return True if a checkpoint's record of an epoch represents it better than the recorded one."""
-    if (version >= recorded.attempt) != (recorded.version >= recorded.attempt):
-        return version >= recorded.attempt
+    if (version >= recorded.beginning) != (recorded.version >= recorded.beginning):
+        return version >= recorded.beginning
     if (batch is None) != (recorded.batch is None):
         return batch is None
     return version > recorded.version
 
 
 def _page(connection: Connection, run: str, after: int, limit: int) -> list[Epoch]:
-    """Return the recorded epochs of a run's newest attempt, after an epoch, in order."""
-    of_run = (EPOCHS.run_id == id_of_run(run), EPOCHS.version >= first_version_of_attempt(id_of_run(run)))
+    """Return the recorded epochs of a run's newest beginning, after an epoch, in order."""
+    of_run = (EPOCHS.run_id == id_of_run(run), EPOCHS.version >= first_version_of_beginning(id_of_run(run)))
     chosen = select(EPOCHS.epoch, EPOCHS.batch, EPOCHS.step, EPOCHS.version, EPOCHS.created_at)
     rows = list(
         raw_rows(connection, chosen.where(*of_run, EPOCHS.epoch > after).order_by(EPOCHS.epoch).limit(limit))
@@ -226,7 +226,7 @@ class Epochs(Repository):
     """The epochs of a manifest's runs."""
 
     def iterate(self, run: str) -> Iterator[Epoch]:
-        """Yield the recorded epochs of a run's newest attempt, in order, a page at a time."""
+        """Yield the recorded epochs of a run's newest beginning, in order, a page at a time."""
         after = -1
         while True:
             with self._transactions.reading() as connection:
@@ -269,7 +269,7 @@ class Epochs(Repository):
     def best(self, metric: str, mode: Mode, run: str | None) -> tuple[int, float] | None:
         """Return the ended epoch with the best value of a metric, and the value; None where no epoch has it.
 
-        Of equals it is the first; NaN is never best. Epochs of a run's earlier attempts are left out.
+        Of equals it is the first; NaN is never best. Epochs of a run's earlier beginnings are left out.
         """
         value = EPOCH_METRICS.value
         chosen = (
@@ -283,7 +283,7 @@ class Epochs(Repository):
                 EPOCH_METRICS.metric_id == id_of_metric(metric),
                 value.is_not(None),
                 EPOCHS.batch.is_(None),
-                EPOCHS.version >= first_version_of_attempt(EPOCHS.run_id),
+                EPOCHS.version >= first_version_of_beginning(EPOCHS.run_id),
             )
             .order_by(value if mode == "min" else value.desc(), EPOCHS.epoch)
             .limit(1)
@@ -295,8 +295,11 @@ class Epochs(Repository):
         return None if found is None or found[1] is None else (found[0], found[1])
 
     def count_and_start(self, run: str) -> tuple[int, datetime | None]:
-        """Return how many epochs of a run's newest attempt are known, and when the first was saved or ended."""
-        of_run = (EPOCHS.run_id == id_of_run(run), EPOCHS.version >= first_version_of_attempt(id_of_run(run)))
+        """Return how many epochs of a run's newest beginning are known, and when the first was saved or ended."""
+        of_run = (
+            EPOCHS.run_id == id_of_run(run),
+            EPOCHS.version >= first_version_of_beginning(id_of_run(run)),
+        )
         with self._transactions.reading() as connection:
             count = connection.execute(select(func.count()).where(*of_run)).scalar_one()
             first: datetime | None = connection.scalar(

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, exists, func, insert, select
 
 from ckptstore.manifest.runs import run_id
-from ckptstore.manifest.statements import WHICH, first_version_of_attempt, id_of_run
+from ckptstore.manifest.statements import WHICH, first_version_of_beginning, id_of_run
 from ckptstore.manifest.tables import CHECKPOINTS, EVENTS, RUNS
 from ckptstore.manifest.transactions import Repository
 from ckptstore.records import FINISHED, Event, Resumed
@@ -104,12 +104,12 @@ class Events(Repository):
             return {version for version in connection.scalars(repaired) if version is not None}
 
     def resumes(self, run: str) -> list[Resumed]:
-        """Return where a run's newest attempt was resumed, oldest first."""
+        """Return where a run's newest beginning was resumed, oldest first."""
         finished = exists().where(_OTHER.c.kind == FINISHED, _OTHER.c.version == EVENTS.version)
         chosen = select(EVENTS.at, EVENTS.version, EVENTS.detail, finished).where(
             EVENTS.kind == "resumed",
             EVENTS.run_id == id_of_run(run),
-            EVENTS.version >= first_version_of_attempt(id_of_run(run)),
+            EVENTS.version >= first_version_of_beginning(id_of_run(run)),
         )
         found = []
         with self._transactions.reading() as connection:
@@ -137,7 +137,7 @@ class Events(Repository):
     def resumes_without_progress(self, run: str | None = None) -> dict[int, int]:
         """Return how often each checkpoint was resumed from since a run, or any, last saved something or ended well.
 
-        Checkpoints of earlier attempts at a run are left out.
+        Checkpoints of a run's earlier beginnings are left out.
         """
         saved = select(func.max(EVENTS.id)).where(EVENTS.kind.in_(("saved", "adopted", "ended")))
         resumed = select(EVENTS.version, func.count()).where(EVENTS.kind == "resuming")
@@ -145,7 +145,9 @@ class Events(Repository):
             saved = saved.where(EVENTS.run_id == id_of_run(run))
             resumed = resumed.where(EVENTS.run_id == id_of_run(run))
         since = func.coalesce(saved.correlate(None).scalar_subquery(), 0)
-        resumed = resumed.where(EVENTS.id > since, EVENTS.version >= first_version_of_attempt(EVENTS.run_id))
+        resumed = resumed.where(
+            EVENTS.id > since, EVENTS.version >= first_version_of_beginning(EVENTS.run_id)
+        )
         with self._transactions.reading() as connection:
             rows = connection.execute(resumed.group_by(EVENTS.version))
             return {version: count for version, count in rows if version is not None}

@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 
 from ckptstore.errors import CorruptManifestError
 from ckptstore.manifest import schema, store_row
-from ckptstore.manifest.attempts import Attempts, record_attempt
+from ckptstore.manifest.beginnings import Beginnings, record_beginning
 from ckptstore.manifest.checkpoint_rows import fetch
 from ckptstore.manifest.checkpoints import Checkpoints, drop_checkpoints, insert_checkpoint
 from ckptstore.manifest.epochs import Epochs, record_finished
@@ -43,7 +43,7 @@ class Manifest:
         path: The manifest file.
         checkpoints: Its checkpoints, with their states.
         runs: Its runs: names, writers, monitored metrics.
-        attempts: The attempts at its runs.
+        beginnings: Where its runs were begun from scratch.
         epochs: The epochs of its runs, which outlive their checkpoints.
         events: Its events.
         metrics: The names of metrics.
@@ -65,7 +65,7 @@ class Manifest:
         self._transactions = Transactions(self.path, read_only=read_only)
         self.checkpoints = Checkpoints(self._transactions)
         self.runs = Runs(self._transactions)
-        self.attempts = Attempts(self._transactions)
+        self.beginnings = Beginnings(self._transactions)
         self.epochs = Epochs(self._transactions)
         self.events = Events(self._transactions)
         self.metrics = Metrics(self._transactions)
@@ -174,7 +174,7 @@ class Manifest:
         next_version: int,
         tags: Mapping[str, int],
         monitors: Iterable[tuple[str, str, Mode]] = (),
-        attempts: Iterable[tuple[str, int, int]] = (),
+        beginnings: Iterable[tuple[str, int, int]] = (),
         epochs: Mapping[tuple[str, int], Collection[FinishedEpoch]] = MappingProxyType({}),
     ) -> None:
         """Fill a new manifest that replaces a lost one, all at once.
@@ -185,7 +185,7 @@ class Manifest:
             next_version: The lowest number that the next version may have.
             tags: Versions by tag; those whose version is not among `rows` are left out.
             monitors: Run, metric and better direction.
-            attempts: Run, number and first version of attempts, each run's in order.
+            beginnings: Run, number and first version of beginnings, each run's in order.
             epochs: Finished epochs by run and the version that recorded them, which may have been removed.
         """
         with self._transactions.writing("rebuild_from") as connection:
@@ -204,8 +204,8 @@ class Manifest:
                     put_tag(connection, version, name)
             for run, metric, mode in monitors:
                 set_monitor(connection, run, metric, mode)
-            for run, number, first in attempts:
-                record_attempt(connection, run, number, first)
+            for run, number, first in beginnings:
+                record_beginning(connection, run, number, first)
             for (run, version), finished in sorted(epochs.items()):
                 record_finished(connection, run, version, finished)
         self.__dict__.pop("uuid", None)

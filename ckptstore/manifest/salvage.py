@@ -20,7 +20,7 @@ _MONITORS = (
     "SELECT runs.name, metric_names.name, mode FROM monitors"
     " JOIN runs ON runs.id = run_id JOIN metric_names ON metric_names.id = metric_id"
 )
-_BEGINNINGS = (
+_BEGAN = (
     "SELECT runs.name, version, detail FROM events JOIN runs ON runs.id = run_id"
     " WHERE kind = 'began' ORDER BY events.id"
 )
@@ -45,7 +45,7 @@ class Salvaged:
         tags: Versions by tag.
         costs: `blocked_s` and `total_s` by version.
         monitors: Run, metric and better direction.
-        attempts: First versions of the attempts, by run and number.
+        beginnings: First versions of the beginnings, by run and number.
         epochs: Epochs that were finished, by run and the version that recorded them.
     """
 
@@ -55,7 +55,7 @@ class Salvaged:
     tags: dict[str, int] = field(default_factory=dict)
     costs: dict[int, tuple[float | None, float | None]] = field(default_factory=dict)
     monitors: list[tuple[str, str, Mode]] = field(default_factory=list)
-    attempts: dict[tuple[str, int], int] = field(default_factory=dict)
+    beginnings: dict[tuple[str, int], int] = field(default_factory=dict)
     epochs: dict[tuple[str, int], list[FinishedEpoch]] = field(default_factory=dict)
 
 
@@ -85,7 +85,7 @@ def salvage(path: Path) -> Salvaged:
     for run, metric, mode in _rows(path, _MONITORS):
         if isinstance(run, str) and isinstance(metric, str) and mode in ("min", "max"):
             found.monitors.append((run, metric, "min" if mode == "min" else "max"))
-    found.attempts = _attempts(path, found.next_version)
+    found.beginnings = _beginnings(path, found.next_version)
     found.epochs = _epochs(path)
     return found
 
@@ -117,9 +117,9 @@ def _is_tag(name: object) -> TypeGuard[str]:
     return True
 
 
-def _attempts(path: Path, next_version: int) -> dict[tuple[str, int], int]:
+def _beginnings(path: Path, next_version: int) -> dict[tuple[str, int], int]:
     found: dict[tuple[str, int], int] = {}
-    for run, version, detail in _rows(path, _BEGINNINGS):
+    for run, version, detail in _rows(path, _BEGAN):
         number = _number(detail)
         if isinstance(run, str) and isinstance(version, int) and 0 < version <= next_version and number:
             found[run, number] = version
@@ -128,8 +128,9 @@ def _attempts(path: Path, next_version: int) -> dict[tuple[str, int], int]:
 
 def _number(detail: object) -> int | None:
     try:
-        number = json.loads(detail)["attempt"] if isinstance(detail, str) else None
-    except (ValueError, TypeError, LookupError):
+        found = json.loads(detail) if isinstance(detail, str) else {}
+        number = found.get("beginning", found.get("attempt"))
+    except (ValueError, AttributeError):
         return None
     return number if type(number) is int and number > 0 else None
 

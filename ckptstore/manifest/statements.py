@@ -32,8 +32,8 @@ RUN: BindParameter[str] = bindparam("run")
 # The version that a statement of `execute_for_each` is about.
 WHICH: BindParameter[int] = bindparam("which")
 
-# The kind of the event that marks where an attempt at a run begins.
-ATTEMPT_BEGAN = "began"
+# The kind of the event that marks where a run begins from scratch.
+RUN_BEGAN = "began"
 
 # Versions that one call of the driver changes.
 _VERSIONS_PER_CALL = 5000
@@ -52,16 +52,16 @@ def id_of_metric(name: str | BindParameter[str]) -> ScalarSelect[int]:
     return select(METRIC_NAMES.id).where(METRIC_NAMES.name == name).scalar_subquery()
 
 
-def first_version_of_attempt(
+def first_version_of_beginning(
     run_id: ColumnElement[int] | ColumnElement[int | None] | ScalarSelect[int],
 ) -> ColumnElement[int]:
-    """Return the lowest version of a run's newest attempt, as part of a statement; 1 if the run was never restarted.
+    """Return the lowest version of a run's newest beginning, as part of a statement; 1 if the run was never restarted.
 
-    It costs one look at the end of an index and one at a row, however many attempts there are.
+    It costs one look at the end of an index and one at a row, however many beginnings there are.
     """
     newest = (
         select(func.max(_OTHER.c.id))
-        .where(_OTHER.c.kind == ATTEMPT_BEGAN, _OTHER.c.run_id == run_id)
+        .where(_OTHER.c.kind == RUN_BEGAN, _OTHER.c.run_id == run_id)
         .correlate_except(_OTHER)
         .scalar_subquery()
     )

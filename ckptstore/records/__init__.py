@@ -1,4 +1,9 @@
-"""The records that the rooms exchange: frozen, typed, without I/O."""
+"""The records that the rooms exchange: frozen, typed, without I/O.
+
+`checkpoints` has checkpoints and what belongs to them, `runs` has runs and the attempts at them.
+
+May import: frameworks, on first use.
+"""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class History:
     """A run's metrics by epoch, as its checkpoints recorded them, including checkpoints that were removed.
 
     A checkpoint also records the epochs that ended before it without being saved. Of an epoch trained twice, as after a
-    crash, the later record counts; of a run started over, the newest attempt.
+    crash, the later record counts; of a run begun from scratch again, the newest beginning.
 
     Attributes:
         run: The run.

@@ -171,13 +171,13 @@ class StoreReader:
     def checkpoint_without_state(self, run: str | None = None) -> Checkpoint | None:
         """Return the newest checkpoint where there are some, and none that a run could ever be resumed from.
 
-        None if there are no checkpoints, if a new attempt has begun since, or if one carries training state, though its
-        payload may be lost or damaged.
+        None if there are no checkpoints, if the run has begun from scratch since, or if one carries training state,
+        though its payload may be lost or damaged.
         """
         newest = self.latest(run)
         if newest is None:
             return None
-        first = self._manifest.attempts.first_version(newest.run)
+        first = self._manifest.beginnings.first_version(newest.run)
         with_state = self.checkpoints(
             newest.run, states=None, where=f"version >= {first} and resumable", limit=1
         )

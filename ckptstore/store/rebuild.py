@@ -207,22 +207,22 @@ def _fill(layout: Layout, manifest: Manifest, found: list[Described], saved: Sal
         next_version=max(highest + 1, saved.next_version),
         tags=saved.tags,
         monitors=saved.monitors,
-        attempts=_attempts(found, saved),
+        beginnings=_beginnings(found, saved),
         epochs=saved.epochs,
     )
 
 
-def _attempts(found: list[Described], saved: Salvaged) -> list[tuple[str, int, int]]:
-    """Return run, number and first version of each attempt after a run's first.
+def _beginnings(found: list[Described], saved: Salvaged) -> list[tuple[str, int, int]]:
+    """Return run, number and first version of each beginning after a run's first.
 
-    Payloads are trusted more than a damaged manifest; only the manifest knows an attempt that has saved nothing yet.
+    Payloads are trusted more than a damaged manifest; only the manifest knows a beginning that has saved nothing yet.
     """
-    described_attempts: dict[tuple[str, int], int] = {}
+    described_beginnings: dict[tuple[str, int], int] = {}
     for described in found:
-        key, version = (described.new.run, described.attempt), described.new.version
-        if described.attempt > 1:
-            described_attempts[key] = min(described_attempts.get(key, version), version)
-    known = saved.attempts | described_attempts
+        key, version = (described.new.run, described.beginning), described.new.version
+        if described.beginning > 1:
+            described_beginnings[key] = min(described_beginnings.get(key, version), version)
+    known = saved.beginnings | described_beginnings
     return [(run, number, known[run, number]) for run, number in sorted(known)]
 
 

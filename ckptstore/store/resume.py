@@ -34,7 +34,7 @@ class ResumePointLoader:
     lies elsewhere and all stay. Another architecture, or a disk that cannot be read, is raised.
 
     A checkpoint that was started from `max_starts` times without a save since is skipped: older ones come first. If all
-    of them were, the newest is tried again. Checkpoints of earlier attempts at the run are never considered.
+    of them were, the newest is tried again. Checkpoints of the run's earlier beginnings are never considered.
 
     Args:
         layout: The store's paths.
@@ -104,12 +104,12 @@ class ResumePointLoader:
                 self._manifest.events.add("resuming", run=checkpoint.run, version=checkpoint.version)
 
     def _is_of_run(self, checkpoint: Checkpoint) -> bool:
-        """True if a checkpoint is, or was, a resume point of the run's newest attempt."""
+        """True if a checkpoint is, or was, a resume point of the run's newest beginning."""
         run = checkpoint.run
         if not checkpoint.resumable or self._run not in (None, run):
             return False
         if run not in self._first_versions:
-            self._first_versions[run] = self._manifest.attempts.first_version(run)
+            self._first_versions[run] = self._manifest.beginnings.first_version(run)
         return checkpoint.version >= self._first_versions[run]
 
     def _candidates(self) -> Iterator[Checkpoint]:

@@ -236,11 +236,11 @@ class StoreWriter(StoreReader):
         self._ownership.claim(run)
 
     def begin(self, run: str) -> int:
-        """Begin a new attempt at a run, and own the run; returns the attempt's number, from 1.
+        """Begin a run from scratch, and own it; returns the beginning's number, from 1.
 
-        The checkpoints of earlier attempts stay and can be queried, but `resume` and `resume_point` never return to
-        them: until the new attempt has saved something, there is nothing to resume from. A crash during the call
-        leaves the attempt begun, or the run as it was.
+        The checkpoints of earlier beginnings stay and can be queried, but `resume` and `resume_point` never return to
+        them: until something is saved after it, there is nothing to resume from. A crash during the call
+        leaves the beginning recorded, or the run as it was.
 
         Raises:
             RunLockedError: Another writer owns the run.

@@ -172,8 +172,10 @@ def put_aside(root: Path, path: Path) -> None:
 
 
 def test_a_payload_that_was_not_forged_is_adopted(root: Path) -> None:
-    forge(root)
+    forge(root, attempt=3)  # earlier payloads call the beginning so
     assert [checkpoint.version for checkpoint in still_works(root)] == [1, 2, 3, 8]
+    with CheckpointStore(root) as store:
+        assert store._manifest.beginnings.number("default") == 3
     assert is_seed(root.parent / "shown.keras", 9)
 
 
@@ -204,10 +206,11 @@ def test_a_payload_that_was_not_forged_is_adopted(root: Path) -> None:
         {"extra": [1]},
         {"published": "a\0b.keras"},
         {"published": 5},
+        {"beginning": 0},
+        {"beginning": "2"},
+        {"beginning": True},
+        {"beginning": None},
         {"attempt": 0},
-        {"attempt": "2"},
-        {"attempt": True},
-        {"attempt": None},
     ],
     ids=str,
 )

@@ -73,7 +73,7 @@ def test_an_epoch_that_was_trained_again_counts_as_it_was_then(manifest: Manifes
         manifest, epoch=3, batch=1, earlier_epochs=(ended(2, 1.5, val_acc=0.5),)
     )  # it was known up to a batch
     assert recorded(manifest) == [(0, None, 1, 3.0), (1, None, 2, 2.5), (2, None, 3, 1.5), (3, 1, 3, None)]
-    manifest.attempts.begin("a")
+    manifest.beginnings.begin("a")
     add(manifest, epoch=1, batch=1, earlier_epochs=(ended(0, 3.0),))
     # The same numbers, but of another attempt at the run.
     assert recorded(manifest) == [(0, None, 4, 3.0), (1, 1, 4, None)]

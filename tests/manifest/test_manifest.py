@@ -282,7 +282,7 @@ def test_a_claim_ends_all_writing_under_the_one_before(tmp_path: Path) -> None:
             lambda: old.add_checkpoint(new(2, "a")),
             lambda: old.retention.apply("a", check),
             lambda: old.retention.expire("a", [1]),
-            lambda: old.attempts.begin("a"),
+            lambda: old.beginnings.begin("a"),
             lambda: old.events.add("ended", run="a"),
             lambda: old.runs.set_monitors("a", {"loss": "min"}),
             lambda: old.published.confirm("best.keras", run="a"),

@@ -476,7 +476,7 @@ def test_an_upgraded_store_has_the_same_history_as_a_new_one(path: Path, tmp_pat
         for number, (run, epoch, batch) in enumerate(positions):
             add(manifest, run, epoch=epoch, batch=batch, metrics={"loss": float(number), "odd": float("nan")})
             if number == 5:
-                manifest.attempts.begin("b")
+                manifest.beginnings.begin("b")
         recorded = rows(path)
     with closing(sqlite3.connect(path)) as database, database:
         for table in ("epoch_metrics", "epochs", "retention", "writers"):

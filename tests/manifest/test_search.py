@@ -247,7 +247,7 @@ def test_a_history_spans_restarts_and_outlives_checkpoints(tmp_path: Path) -> No
         assert history.of("loss")[1][:2] == [1.0, 2.5] and math.isnan(history.of("loss")[1][2])
         assert [(resume.epoch, resume.batch, resume.version) for resume in history.resumes] == [(1, 3, 3)]
         assert history.metrics == ("loss",)
-        manifest.attempts.begin("a")
+        manifest.beginnings.begin("a")
         assert store.history("a").epochs == store.history("a").resumes == ()
         add(manifest, epoch=1, batch=2, metrics={"loss": 5.0, "new": 1.0})
         assert [(epoch.epoch, epoch.batch) for epoch in store.history("a").epochs] == [(1, 2)]

@@ -1,4 +1,4 @@
-"""A new attempt at a run never resumes from an earlier one, whose checkpoints stay; also after a rebuild."""
+"""A run begun from scratch never resumes from what it saved before, which stays; also after a rebuild."""
 
 from __future__ import annotations
 
@@ -45,38 +45,38 @@ def points(manifest: Manifest, run: str | None = "a") -> list[int]:
 # --- the manifest ------------------------------------------------------------------------------------
 
 
-def test_a_runs_first_attempt_number_depends_on_whether_it_has_saved(manifest: Manifest) -> None:
-    assert manifest.attempts.number("a") == manifest.attempts.first_version("a") == 1
+def test_a_runs_first_beginning_number_depends_on_whether_it_has_saved(manifest: Manifest) -> None:
+    assert manifest.beginnings.number("a") == manifest.beginnings.first_version("a") == 1
     assert manifest.runs.names() == ()  # asking makes none
-    assert manifest.attempts.begin("a") == 1
-    assert manifest.attempts.begin("a", {"why": "resume='never'"}) == 2
+    assert manifest.beginnings.begin("a") == 1
+    assert manifest.beginnings.begin("a", {"why": "resume='never'"}) == 2
     add(manifest, "b")
-    assert manifest.attempts.begin("b") == 2
+    assert manifest.beginnings.begin("b") == 2
     manifest.checkpoints.remove([1])
-    assert manifest.attempts.begin("b") == 3
+    assert manifest.beginnings.begin("b") == 3
     assert [(event.run, event.version, event.detail) for event in manifest.events.find(kind="began")] == [
-        ("b", 2, {"attempt": 3}),
-        ("b", 2, {"attempt": 2}),
-        ("a", 1, {"why": "resume='never'", "attempt": 2}),
-        ("a", 1, {"attempt": 1}),
+        ("b", 2, {"beginning": 3}),
+        ("b", 2, {"beginning": 2}),
+        ("a", 1, {"why": "resume='never'", "beginning": 2}),
+        ("a", 1, {"beginning": 1}),
     ]
 
 
-def test_a_run_whose_checkpoints_were_removed_still_counts_as_an_attempt(manifest: Manifest) -> None:
+def test_a_run_whose_checkpoints_were_removed_still_counts_as_a_beginning(manifest: Manifest) -> None:
     add(manifest)
     manifest.checkpoints.remove([1])
-    assert manifest.attempts.begin("a") == 2
+    assert manifest.beginnings.begin("a") == 2
 
 
-def test_checkpoints_of_earlier_attempts_are_no_resume_points(manifest: Manifest) -> None:
+def test_checkpoints_of_earlier_beginnings_are_no_resume_points(manifest: Manifest) -> None:
     for run in "abab":
         add(manifest, run, metrics={"loss": 1.0})
-    manifest.attempts.begin("a")
-    assert manifest.attempts.first_version("a") == 5 and manifest.attempts.first_version("b") == 1
+    manifest.beginnings.begin("a")
+    assert manifest.beginnings.first_version("a") == 5 and manifest.beginnings.first_version("b") == 1
     assert (points(manifest), points(manifest, "b"), points(manifest, None)) == ([], [4, 2], [4, 2])
     add(manifest)
     assert (points(manifest), points(manifest, None)) == ([5], [5, 4, 2])
-    manifest.attempts.begin("b")
+    manifest.beginnings.begin("b")
     assert points(manifest, None) == [5]
     # All else sees them as before.
     assert [checkpoint.version for checkpoint in manifest.checkpoints.all("a")] == [1, 3, 5]
@@ -84,41 +84,51 @@ def test_checkpoints_of_earlier_attempts_are_no_resume_points(manifest: Manifest
     assert best is not None and best.version == 1
 
 
-def test_a_save_in_progress_belongs_to_the_attempt_that_reserved_its_version(manifest: Manifest) -> None:
+def test_a_save_in_progress_belongs_to_the_beginning_that_reserved_its_version(manifest: Manifest) -> None:
     version = manifest.reserve_version()
-    manifest.attempts.begin("a")
-    manifest.attempts.begin("a")
+    manifest.beginnings.begin("a")
+    manifest.beginnings.begin("a")
     manifest.add_checkpoint(new(version))
     assert points(manifest) == []
-    assert [manifest.attempts.number("a", at) for at in (version, version + 1)] == [1, 2]
-    assert manifest.attempts.number("a") == 2
+    assert [manifest.beginnings.number("a", at) for at in (version, version + 1)] == [1, 2]
+    assert manifest.beginnings.number("a") == 2
 
 
 def test_detail_must_be_json(manifest: Manifest) -> None:
     with pytest.raises(InvalidArgumentError):
-        manifest.attempts.begin("a", {"set": {1}})
+        manifest.beginnings.begin("a", {"set": {1}})
     assert manifest.runs.names() == ()
-    manifest.attempts.begin("a", {"attempt": 77})
-    assert manifest.attempts.number("a") == 1
+    manifest.beginnings.begin("a", {"beginning": 77})
+    assert manifest.beginnings.number("a") == 1
 
 
-@pytest.mark.parametrize("detail", [None, "[]", "{}", '{"attempt": "2"}', '{"attempt": true}', "{"])
-def test_an_unreadable_attempt_is_reported(manifest: Manifest, detail: str | None) -> None:
-    manifest.attempts.begin("a")
+@pytest.mark.parametrize("detail", [None, "[]", "{}", '{"beginning": "2"}', '{"beginning": true}', "{"])
+def test_an_unreadable_beginning_is_reported(manifest: Manifest, detail: str | None) -> None:
+    manifest.beginnings.begin("a")
     with closing(sqlite3.connect(manifest.path)) as database, database:
         database.execute("UPDATE events SET detail = ?", [detail])
-    for ask in (manifest.attempts.number, manifest.attempts.begin):
+    for ask in (manifest.beginnings.number, manifest.beginnings.begin):
         with pytest.raises(CorruptManifestError):
             ask("a")
 
 
-def test_resumes_of_earlier_attempts_do_not_count(manifest: Manifest) -> None:
+def test_beginnings_of_earlier_stores_are_read_under_their_key(manifest: Manifest) -> None:
+    add(manifest)
+    manifest.beginnings.begin("a")
+    with closing(sqlite3.connect(manifest.path)) as database, database:
+        database.execute("UPDATE events SET detail = '{\"attempt\": 2}' WHERE kind = 'began'")
+    assert manifest.beginnings.number("a") == 2 and manifest.beginnings.first_version("a") == 2
+    assert salvage(manifest.path).beginnings == {("a", 2): 2}
+    assert manifest.beginnings.begin("a") == 3
+
+
+def test_resumes_of_earlier_beginnings_do_not_count(manifest: Manifest) -> None:
     add(manifest)
     add(manifest, "b")
     for run, version in (("a", 1), ("a", 1), ("b", 2)):
         manifest.events.add("resuming", run=run, version=version)
     assert manifest.events.resumes_without_progress() == {1: 2, 2: 1}
-    manifest.attempts.begin("a")
+    manifest.beginnings.begin("a")
     for run, resumes in (("a", {}), ("b", {2: 1}), (None, {2: 1})):
         assert manifest.events.resumes_without_progress(run) == resumes
 
@@ -137,7 +147,7 @@ def test_resume_points_equal_those_of_a_reference_model(
         expected: dict[str, list[int]] = {run: [] for run in "abc"}
         for run, what in steps:
             if what == "begin":
-                manifest.attempts.begin(run)
+                manifest.beginnings.begin(run)
                 expected[run] = []
             else:
                 version = add(manifest, run, resumable=what == "save")
@@ -149,7 +159,7 @@ def test_resume_points_equal_those_of_a_reference_model(
         )
 
 
-def test_the_cost_of_a_look_up_does_not_grow_with_earlier_attempts(tmp_path: Path) -> None:
+def test_the_cost_of_a_look_up_does_not_grow_with_earlier_beginnings(tmp_path: Path) -> None:
     work: dict[int, list[int]] = {}
     for size in (100, 4000):
         (tmp_path / str(size)).mkdir()
@@ -159,13 +169,13 @@ def test_the_cost_of_a_look_up_does_not_grow_with_earlier_attempts(tmp_path: Pat
             with manifest._transactions.writing("test") as connection:
                 connection.exec_driver_sql(
                     "INSERT INTO events (at, kind, run_id, version, detail) SELECT '2026-01-01T00:00:00+00:00',"
-                    f" 'began', 1, version, json_object('attempt', version) FROM checkpoints WHERE version < {size}"
+                    f" 'began', 1, version, json_object('beginning', version) FROM checkpoints WHERE version < {size}"
                 )
             calls: list[Any] = [
                 lambda manifest=manifest: points(manifest),
                 lambda manifest=manifest: points(manifest, None),
-                lambda manifest=manifest: manifest.attempts.first_version("a"),
-                lambda manifest=manifest: manifest.attempts.number("a"),
+                lambda manifest=manifest: manifest.beginnings.first_version("a"),
+                lambda manifest=manifest: manifest.beginnings.number("a"),
             ]
             assert [call() for call in calls] == [[], [], size - 1, size - 1]
             work[size] = [steps_of(manifest, call) for call in calls]
@@ -189,7 +199,7 @@ def version_of(checkpoint: Checkpoint | None) -> int | None:
     return None if checkpoint is None else checkpoint.version
 
 
-def test_a_new_attempt_has_nothing_to_resume_from(store: CheckpointStore) -> None:
+def test_a_new_beginning_has_nothing_to_resume_from(store: CheckpointStore) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert load_newest(store) is load_newest(store, run=None) is store.resume_point("default") is None
@@ -202,7 +212,7 @@ def test_a_new_attempt_has_nothing_to_resume_from(store: CheckpointStore) -> Non
     assert version_of(store.best("loss")) == 1
 
 
-def test_resuming_past_damage_stays_in_the_newest_attempt(store: CheckpointStore) -> None:
+def test_resuming_past_damage_stays_in_the_newest_beginning(store: CheckpointStore) -> None:
     damage(save(store, 3).path)
     with pytest.warns(UserWarning, match="put aside"), pytest.raises(NoUsableCheckpointError) as caught:
         load_newest(store)
@@ -213,7 +223,7 @@ def test_resuming_past_damage_stays_in_the_newest_attempt(store: CheckpointStore
     assert [store.get(version).state for version in (1, 2)] == ["complete", "complete"]
 
 
-def test_losses_of_an_earlier_attempt_are_not_reported(store: CheckpointStore) -> None:
+def test_losses_of_an_earlier_beginning_are_not_reported(store: CheckpointStore) -> None:
     for version in (1, 2):
         store.get(version).path.unlink()
     with CheckpointStore(store.path) as again, warnings.catch_warnings():
@@ -222,24 +232,24 @@ def test_losses_of_an_earlier_attempt_are_not_reported(store: CheckpointStore) -
         assert load_newest(again) is None
 
 
-def test_beginning_an_attempt_claims_the_run(store: CheckpointStore) -> None:
+def test_beginning_a_run_claims_it(store: CheckpointStore) -> None:
     with CheckpointStore(store.path) as other, pytest.raises(RunLockedError):
         other.begin("default")
     with CheckpointStore(store.path, read_only=True) as reader, pytest.raises(ReadOnlyError):
         reader.begin("other")
-    assert store._manifest.attempts.number("default") == 2
+    assert store._manifest.beginnings.number("default") == 2
 
 
 # --- after a loss ------------------------------------------------------------------------------------
 
 
-def test_a_payload_records_its_attempt(store: CheckpointStore) -> None:
+def test_a_payload_records_its_beginning(store: CheckpointStore) -> None:
     paths = [store.get(1).path, save(store, 3).path]
-    assert [payload.read_description(path)["attempt"] for path in paths] == [1, 2]
+    assert [payload.read_description(path)["beginning"] for path in paths] == [1, 2]
 
 
 @pytest.mark.parametrize("lost", [True, False])
-def test_a_rebuilt_manifest_has_the_attempts(store: CheckpointStore, lost: bool) -> None:
+def test_a_rebuilt_manifest_has_the_beginnings(store: CheckpointStore, lost: bool) -> None:
     save(store, 3)
     store.begin("default")
     for seed in (4, 5):
@@ -256,39 +266,39 @@ def test_a_rebuilt_manifest_has_the_attempts(store: CheckpointStore, lost: bool)
     CheckpointStore.rebuild(store.path)
     with CheckpointStore(store.path) as again:
         assert [(e.version, e.detail) for e in again._manifest.events.find(kind="began", run="default")] == [
-            (4, {"attempt": 3}),
-            (3, {"attempt": 2}),
+            (4, {"beginning": 3}),
+            (3, {"beginning": 2}),
         ]
         assert points(again._manifest, "default") == [5, 4]
         assert again.begin("default") == 4
 
 
-def test_a_rebuilt_manifest_has_an_attempt_that_saved_nothing_if_it_is_readable(
+def test_a_rebuilt_manifest_has_a_beginning_that_saved_nothing_if_it_is_readable(
     store: CheckpointStore,
 ) -> None:
     store.close()
     path = store.path / "manifest.sqlite"
-    assert salvage(path).attempts == {("default", 2): 3}
+    assert salvage(path).beginnings == {("default", 2): 3}
     with closing(sqlite3.connect(path)) as database, database:
         database.execute("PRAGMA ignore_check_constraints = ON")
         database.execute("UPDATE checkpoints SET epoch = -1")
     CheckpointStore.rebuild(store.path)
     with CheckpointStore(store.path) as again:
-        assert again._manifest.attempts.first_version("default") == 3
+        assert again._manifest.beginnings.first_version("default") == 3
         assert load_newest(again) is None
 
 
-@pytest.mark.parametrize("detail", [None, 7, "[", "[1]", "{}", '{"attempt": "1"}', '{"attempt": -1}'])
-def test_unreadable_attempts_are_left_out_of_a_rebuild(store: CheckpointStore, detail: object) -> None:
+@pytest.mark.parametrize("detail", [None, 7, "[", "[1]", "{}", '{"beginning": "1"}', '{"beginning": -1}'])
+def test_unreadable_beginnings_are_left_out_of_a_rebuild(store: CheckpointStore, detail: object) -> None:
     store.begin("other")
     store.close()
     path = store.path / "manifest.sqlite"
     with closing(sqlite3.connect(path)) as database, database:
         database.execute("UPDATE events SET detail = ? WHERE version = 3 AND run_id = 1", [detail])
-    assert salvage(path).attempts == {("other", 1): 3}
+    assert salvage(path).beginnings == {("other", 1): 3}
 
 
-def test_an_orphan_brings_its_attempt_to_an_older_manifest(tmp_path: Path) -> None:
+def test_an_orphan_brings_its_beginning_to_an_older_manifest(tmp_path: Path) -> None:
     root = tmp_path / "store"
     with CheckpointStore(root) as store:
         save(store, 1)
