@@ -1,6 +1,7 @@
 """The records that the rooms exchange: frozen, typed, without I/O.
 
-`checkpoints` has checkpoints and what belongs to them, `runs` has runs and the attempts at them.
+`checkpoints` has checkpoints and what belongs to them, `runs` has runs and the attempts at them,
+`heartbeats` where a training stands.
 
 May import: frameworks, on first use.
 """
@@ -28,13 +29,17 @@ from ckptstore.records.checkpoints import (
     json_number,
     json_time,
 )
+from ckptstore.records.heartbeats import PHASES, SILENCES, Beat, Phase, Silence
 from ckptstore.records.runs import END_REASONS, Attempt, EndReason, Run, RunState
 
 __all__ = [
     "END_REASONS",
     "FINISHED",
+    "PHASES",
+    "SILENCES",
     "SUFFIXES",
     "Attempt",
+    "Beat",
     "Checkpoint",
     "Claim",
     "EndReason",
@@ -45,6 +50,7 @@ __all__ = [
     "Holder",
     "Mode",
     "NewCheckpoint",
+    "Phase",
     "Problem",
     "Published",
     "Resumed",
@@ -52,6 +58,7 @@ __all__ = [
     "RowKey",
     "Run",
     "RunState",
+    "Silence",
     "State",
     "json_number",
     "json_time",

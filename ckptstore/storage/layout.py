@@ -59,6 +59,11 @@ class Layout:
         return self.root / "quarantine"
 
     @property
+    def heartbeats(self) -> Path:
+        """The directory of heartbeats, one small file for each run; nothing is lost if it is removed."""
+        return self.root / "heartbeats"
+
+    @property
     def reserve(self) -> Path:
         """A small file that is removed when the disk is full, so that a deletion can be recorded."""
         return self.root / "reserve"

@@ -45,9 +45,18 @@ def remove_empty_store(layout: Layout) -> bool:
         manifest = layout.manifest
         for path in (*layout.root.glob(_BACKUPS), layout.reserve, manifest, _journal(manifest)):
             unlink(path)
-        for path in _files_in(layout.tmp, layout.locks):
+        heartbeats = [layout.heartbeats] if layout.heartbeats.is_dir() else []
+        for path in _files_in(layout.tmp, layout.locks, *heartbeats):
             unlink(path)
-    for directory in (layout.tmp, layout.quarantine, layout.checkpoints, layout.locks, layout.root):
+    directories = (
+        layout.tmp,
+        layout.quarantine,
+        layout.checkpoints,
+        layout.heartbeats,
+        layout.locks,
+        layout.root,
+    )
+    for directory in directories:
         if not remove_directory(directory):
             return False
     fsync_directory(layout.root.parent)
