@@ -1,4 +1,4 @@
--- 0004
+-- 0005
 CREATE TABLE alembic_version (
 	version_num VARCHAR(32) NOT NULL,
 	CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
@@ -291,5 +291,68 @@ CREATE TABLE writers (
  WITHOUT ROWID
 ;
 
-INSERT INTO alembic_version (version_num) VALUES ('0004');
+CREATE TABLE attempts (
+	run_id INTEGER NOT NULL,
+	attempt INTEGER NOT NULL,
+	started_at TEXT NOT NULL,
+	ended_at TEXT,
+	host TEXT NOT NULL,
+	pid BIGINT NOT NULL,
+	boot_id TEXT,
+	oom_kills BIGINT,
+	command TEXT NOT NULL,
+	directory TEXT NOT NULL,
+	git_commit TEXT,
+	git_dirty BOOLEAN,
+	versions TEXT NOT NULL,
+	devices TEXT NOT NULL,
+	environment TEXT NOT NULL,
+	supervised BOOLEAN NOT NULL,
+	resumed_from INTEGER,
+	batches_lost BIGINT,
+	exit_code INTEGER,
+	signal TEXT,
+	reason TEXT,
+	detail TEXT NOT NULL,
+	log TEXT,
+	diff TEXT,
+	CONSTRAINT pk_attempts PRIMARY KEY (run_id, attempt),
+	CONSTRAINT ck_attempts_attempt CHECK (attempt >= 1),
+	CONSTRAINT ck_attempts_reason CHECK (reason IN ('finished', 'preempted', 'interrupted', 'killed', 'oom', 'disk_full', 'nan', 'exception', 'hang', 'unknown')),
+	CONSTRAINT ck_attempts_ended CHECK ((reason IS NULL) = (ended_at IS NULL)),
+	CONSTRAINT fk_attempts_run_id FOREIGN KEY(run_id) REFERENCES runs (id),
+	CONSTRAINT ck_attempts_git_dirty CHECK (git_dirty IN (0, 1)),
+	CONSTRAINT ck_attempts_supervised CHECK (supervised IN (0, 1))
+)
+ WITHOUT ROWID
+;
+
+CREATE VIEW attempt_list AS
+SELECT
+    runs.name AS run,
+    attempts.attempt,
+    attempts.started_at,
+    attempts.ended_at,
+    attempts.reason,
+    attempts.exit_code,
+    attempts.signal,
+    attempts.detail,
+    attempts.resumed_from,
+    attempts.batches_lost,
+    attempts.host,
+    attempts.pid,
+    attempts.command,
+    attempts.directory,
+    attempts.git_commit,
+    attempts.git_dirty,
+    attempts.versions,
+    attempts.devices,
+    attempts.environment,
+    attempts.supervised,
+    attempts.log,
+    attempts.diff
+FROM attempts
+JOIN runs ON runs.id = attempts.run_id;
+
+INSERT INTO alembic_version (version_num) VALUES ('0005');
 

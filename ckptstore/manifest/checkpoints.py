@@ -34,7 +34,7 @@ from ckptstore.manifest.epochs import record_epochs
 from ckptstore.manifest.events import add_event
 from ckptstore.manifest.metrics import best_version, metric_ids, ranked_versions
 from ckptstore.manifest.retention.progress import forget_progress_of
-from ckptstore.manifest.runs import RUN_ID, new_run
+from ckptstore.manifest.runs.runs import RUN_ID, new_run
 from ckptstore.manifest.search import search_statement
 from ckptstore.manifest.statements import WHICH, execute_for_each, first_version_of_beginning, id_of_run
 from ckptstore.manifest.store_row import NEXT_VERSION, raise_next_version

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, exists, func, insert, select
 
-from ckptstore.manifest.runs import run_id
+from ckptstore.manifest.runs.runs import run_id
 from ckptstore.manifest.statements import WHICH, first_version_of_beginning, id_of_run
 from ckptstore.manifest.tables import CHECKPOINTS, EVENTS, RUNS
 from ckptstore.manifest.transactions import Repository

@@ -12,7 +12,6 @@ from sqlalchemy import func, select
 
 from ckptstore.errors import CorruptManifestError
 from ckptstore.manifest import schema, store_row
-from ckptstore.manifest.beginnings import Beginnings, record_beginning
 from ckptstore.manifest.checkpoint_rows import fetch
 from ckptstore.manifest.checkpoints import Checkpoints, drop_checkpoints, insert_checkpoint
 from ckptstore.manifest.epochs import Epochs, record_finished
@@ -20,11 +19,13 @@ from ckptstore.manifest.events import Events, add_event, append_event
 from ckptstore.manifest.metrics import Metrics
 from ckptstore.manifest.published import PublishedPaths, confirm_published, put_published
 from ckptstore.manifest.retention.checks import RetentionCheck, RunRetention, apply_retention
-from ckptstore.manifest.runs import Runs, set_monitor
+from ckptstore.manifest.runs.attempts import Attempts, insert_attempts
+from ckptstore.manifest.runs.beginnings import Beginnings, record_beginning
+from ckptstore.manifest.runs.runs import Runs, set_monitor
 from ckptstore.manifest.tables import CHECKPOINTS, STORE
 from ckptstore.manifest.tags import Tags, put_tag
 from ckptstore.manifest.transactions import Transactions
-from ckptstore.records import Checkpoint, FinishedEpoch, Mode, NewCheckpoint
+from ckptstore.records import Attempt, Checkpoint, FinishedEpoch, Mode, NewCheckpoint
 
 
 class Manifest:
@@ -43,6 +44,7 @@ class Manifest:
         path: The manifest file.
         checkpoints: Its checkpoints, with their states.
         runs: Its runs: names, writers, monitored metrics.
+        attempts: The processes that trained its runs.
         beginnings: Where its runs were begun from scratch.
         epochs: The epochs of its runs, which outlive their checkpoints.
         events: Its events.
@@ -65,6 +67,7 @@ class Manifest:
         self._transactions = Transactions(self.path, read_only=read_only)
         self.checkpoints = Checkpoints(self._transactions)
         self.runs = Runs(self._transactions)
+        self.attempts = Attempts(self._transactions)
         self.beginnings = Beginnings(self._transactions)
         self.epochs = Epochs(self._transactions)
         self.events = Events(self._transactions)
@@ -176,6 +179,7 @@ class Manifest:
         monitors: Iterable[tuple[str, str, Mode]] = (),
         beginnings: Iterable[tuple[str, int, int]] = (),
         epochs: Mapping[tuple[str, int], Collection[FinishedEpoch]] = MappingProxyType({}),
+        attempts: Collection[Attempt] = (),
     ) -> None:
         """Fill a new manifest that replaces a lost one, all at once.
 
@@ -187,6 +191,7 @@ class Manifest:
             monitors: Run, metric and better direction.
             beginnings: Run, number and first version of beginnings, each run's in order.
             epochs: Finished epochs by run and the version that recorded them, which may have been removed.
+            attempts: Attempts at runs.
         """
         with self._transactions.writing("rebuild_from") as connection:
             store_row.set_uuid(connection, uuid)
@@ -208,6 +213,7 @@ class Manifest:
                 record_beginning(connection, run, number, first)
             for (run, version), finished in sorted(epochs.items()):
                 record_finished(connection, run, version, finished)
+            insert_attempts(connection, attempts, self._transactions.store)
         self.__dict__.pop("uuid", None)
 
     def integrity_problems(self) -> list[str]:

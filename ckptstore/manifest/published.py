@@ -11,7 +11,7 @@ from sqlalchemy import Connection, bindparam, delete, select, update
 
 from ckptstore.manifest.events import add_event
 from ckptstore.manifest.retention.checks import apply_retention
-from ckptstore.manifest.runs import run_id
+from ckptstore.manifest.runs.runs import run_id
 from ckptstore.manifest.statements import upsert, upsert_by
 from ckptstore.manifest.tables import PUBLISHED, RUNS
 from ckptstore.manifest.transactions import Repository

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sqlite3
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from ckptstore.errors import CorruptManifestError, InvalidArgumentError
 from ckptstore.manifest.engine import roll_back_hot_journal, uri_of
-from ckptstore.records import FinishedEpoch, Mode
-from ckptstore.validation import check_metrics, check_position, check_tag
+from ckptstore.records import END_REASONS, Attempt, FinishedEpoch, Mode
+from ckptstore.validation import check_metrics, check_position, check_run, check_tag
 
 _MONITORS = (
     "SELECT runs.name, metric_names.name, mode FROM monitors"
@@ -32,6 +33,11 @@ _EPOCHS = (
     " JOIN metric_names ON metric_names.id = metric_id"
     " WHERE epochs.batch IS NULL ORDER BY epochs.run_id, epochs.epoch"
 )
+_ATTEMPT_COLUMNS = tuple(field.name for field in fields(Attempt) if field.name != "run")
+_ATTEMPTS = (
+    f"SELECT runs.name, {', '.join(_ATTEMPT_COLUMNS)} FROM attempts"
+    " JOIN runs ON runs.id = attempts.run_id ORDER BY attempts.run_id, attempts.attempt"
+)
 
 
 @dataclass(slots=True)
@@ -47,6 +53,7 @@ class Salvaged:
         monitors: Run, metric and better direction.
         beginnings: First versions of the beginnings, by run and number.
         epochs: Epochs that were finished, by run and the version that recorded them.
+        attempts: Attempts at runs.
     """
 
     uuid: str | None = None
@@ -57,6 +64,7 @@ class Salvaged:
     monitors: list[tuple[str, str, Mode]] = field(default_factory=list)
     beginnings: dict[tuple[str, int], int] = field(default_factory=dict)
     epochs: dict[tuple[str, int], list[FinishedEpoch]] = field(default_factory=dict)
+    attempts: list[Attempt] = field(default_factory=list)
 
 
 def salvage(path: Path) -> Salvaged:
@@ -87,6 +95,7 @@ def salvage(path: Path) -> Salvaged:
             found.monitors.append((run, metric, "min" if mode == "min" else "max"))
     found.beginnings = _beginnings(path, found.next_version)
     found.epochs = _epochs(path)
+    found.attempts = _attempts(path)
     return found
 
 
@@ -124,6 +133,46 @@ def _beginnings(path: Path, next_version: int) -> dict[tuple[str, int], int]:
         if isinstance(run, str) and isinstance(version, int) and 0 < version <= next_version and number:
             found[run, number] = version
     return found
+
+
+def _attempts(path: Path) -> list[Attempt]:
+    found = {}
+    for run, *row in _rows(path, _ATTEMPTS):
+        with suppress(ValueError, TypeError, AttributeError):
+            values = dict(zip(_ATTEMPT_COLUMNS, row, strict=True))
+            found[run, values["attempt"]] = _attempt(path.parent, check_run(run), values)
+    return list(found.values())
+
+
+def _attempt(store: Path, run: str, values: dict[str, Any]) -> Attempt:
+    """Return the attempt of a row; raises TypeError, ValueError or AttributeError of one that is damaged."""
+    for name in ("attempt", "pid"):
+        if type(values[name]) is not int or values["attempt"] < 1:
+            raise ValueError(f"{name} is {values[name]!r}")
+    for name in ("resumed_from", "batches_lost", "exit_code"):
+        if values[name] is not None and type(values[name]) is not int:
+            raise ValueError(f"{name} is {values[name]!r}")
+    for name in ("host", "directory"):
+        values[name] = str(values[name])
+    for name in ("git_commit", "signal"):
+        values[name] = None if values[name] is None else str(values[name])
+    for name in ("command", "devices"):
+        values[name] = tuple(map(str, json.loads(values[name])))
+    for name in ("versions", "environment", "detail"):
+        values[name] = dict(json.loads(values[name]).items())
+    values["started_at"] = datetime.fromisoformat(values["started_at"]).astimezone(UTC)
+    if values["ended_at"] is not None:
+        values["ended_at"] = datetime.fromisoformat(values["ended_at"]).astimezone(UTC)
+    for name in ("log", "diff"):
+        values[name] = None if values[name] is None else Path(os.path.normpath(store / values[name]))
+    values["git_dirty"] = None if values["git_dirty"] is None else bool(values["git_dirty"])
+    values["supervised"] = bool(values["supervised"])
+    if (values["reason"] is None) != (values["ended_at"] is None) or values["reason"] not in (
+        None,
+        *END_REASONS,
+    ):
+        raise ValueError(f"reason is {values['reason']!r}")
+    return Attempt(run=run, **values)
 
 
 def _number(detail: object) -> int | None:

@@ -35,7 +35,7 @@ from sqlalchemy import (
 from sqlalchemy.engine import Dialect
 
 from ckptstore.errors import InvalidArgumentError
-from ckptstore.records import json_time
+from ckptstore.records import END_REASONS, json_time
 
 
 class UtcTime(TypeDecorator[datetime]):
@@ -65,12 +65,7 @@ class JsonObject(TypeDecorator[Mapping[str, Any]]):
 
     def process_bind_param(self, value: Mapping[str, Any] | None, dialect: Dialect) -> str | None:
         """Return the JSON text, in standard JSON only."""
-        if value is None:
-            return None
-        try:
-            return json.dumps(dict(value), ensure_ascii=False, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise InvalidArgumentError(argument="JSON", value=value, reason=str(error)) from error
+        return None if value is None else _json_text(dict(value))
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> Mapping[str, Any] | None:
         """Return the object of a JSON text."""
@@ -78,6 +73,28 @@ class JsonObject(TypeDecorator[Mapping[str, Any]]):
             return None
         document: dict[str, Any] = json.loads(value)
         return document
+
+
+class JsonTexts(TypeDecorator[tuple[str, ...]]):
+    """A JSON array of strings, kept as text."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: tuple[str, ...] | None, dialect: Dialect) -> str | None:
+        """Return the JSON text."""
+        return None if value is None else _json_text(list(value))
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> tuple[str, ...] | None:
+        """Return the strings of a JSON text."""
+        return None if value is None else tuple(map(str, json.loads(value)))
+
+
+def _json_text(value: dict[str, Any] | list[str]) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgumentError(argument="JSON", value=value, reason=str(error)) from error
 
 
 metadata = MetaData(
@@ -341,6 +358,52 @@ class PublishedTable:
 
 
 PUBLISHED = PublishedTable()
+
+
+class AttemptsTable:
+    """The processes that trained each run; paths in the store are relative to it. An open attempt has no reason yet.
+
+    `boot_id` and `oom_kills` are as they were at the start: they tell how an attempt ended that was killed.
+    """
+
+    run_id: Column[int] = Column("run_id", Integer, ForeignKey("runs.id"), primary_key=True)
+    attempt: Column[int] = Column("attempt", Integer, primary_key=True, autoincrement=False)
+    started_at: Column[datetime] = Column("started_at", UtcTime, nullable=False)
+    ended_at: Column[datetime | None] = Column("ended_at", UtcTime)
+    host: Column[str] = Column("host", Text, nullable=False)
+    pid: Column[int] = Column("pid", BigInteger, nullable=False)
+    boot_id: Column[str | None] = Column("boot_id", Text)
+    oom_kills: Column[int | None] = Column("oom_kills", BigInteger)
+    command: Column[tuple[str, ...]] = Column("command", JsonTexts, nullable=False)
+    directory: Column[str] = Column("directory", Text, nullable=False)
+    git_commit: Column[str | None] = Column("git_commit", Text)
+    git_dirty: Column[bool | None] = Column("git_dirty", Boolean(create_constraint=True, name="git_dirty"))
+    versions: Column[Mapping[str, Any]] = Column("versions", JsonObject, nullable=False)
+    devices: Column[tuple[str, ...]] = Column("devices", JsonTexts, nullable=False)
+    environment: Column[Mapping[str, Any]] = Column("environment", JsonObject, nullable=False)
+    supervised: Column[bool] = Column(
+        "supervised", Boolean(create_constraint=True, name="supervised"), nullable=False
+    )
+    resumed_from: Column[int | None] = Column("resumed_from", Integer)
+    batches_lost: Column[int | None] = Column("batches_lost", BigInteger)
+    exit_code: Column[int | None] = Column("exit_code", Integer)
+    signal: Column[str | None] = Column("signal", Text)
+    reason: Column[str | None] = Column("reason", Text)
+    detail: Column[Mapping[str, Any]] = Column("detail", JsonObject, nullable=False)
+    log: Column[str | None] = Column("log", Text)
+    diff: Column[str | None] = Column("diff", Text)
+    table = Table(
+        "attempts", metadata, run_id, attempt, started_at, ended_at, host, pid, boot_id, oom_kills, command, directory,
+        git_commit, git_dirty, versions, devices, environment, supervised, resumed_from, batches_lost, exit_code,
+        signal, reason, detail, log, diff,
+        CheckConstraint("attempt >= 1", name="attempt"),
+        CheckConstraint(f"reason IN ({', '.join(map(repr, END_REASONS))})", name="reason"),
+        CheckConstraint("(reason IS NULL) = (ended_at IS NULL)", name="ended"),
+        sqlite_with_rowid=False,
+    )  # fmt: skip
+
+
+ATTEMPTS = AttemptsTable()
 
 
 class EpochsTable:

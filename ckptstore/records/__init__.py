@@ -30,7 +30,16 @@ from ckptstore.records.checkpoints import (
     json_time,
 )
 from ckptstore.records.heartbeats import PHASES, SILENCES, Beat, Phase, Silence
-from ckptstore.records.runs import END_REASONS, Attempt, EndReason, Run, RunState
+from ckptstore.records.runs import (
+    END_REASONS,
+    Attempt,
+    AttemptEnd,
+    EndReason,
+    NewAttempt,
+    OpenAttempt,
+    Run,
+    RunState,
+)
 
 __all__ = [
     "END_REASONS",
@@ -39,6 +48,7 @@ __all__ = [
     "SILENCES",
     "SUFFIXES",
     "Attempt",
+    "AttemptEnd",
     "Beat",
     "Checkpoint",
     "Claim",
@@ -49,7 +59,9 @@ __all__ = [
     "Format",
     "Holder",
     "Mode",
+    "NewAttempt",
     "NewCheckpoint",
+    "OpenAttempt",
     "Phase",
     "Problem",
     "Published",

@@ -108,6 +108,81 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NewAttempt:
+    """The facts that are recorded when an attempt begins.
+
+    Attributes:
+        run: As for `Attempt`, like all that follow but the last two.
+        started_at: When its training began.
+        host: Name of the machine.
+        pid: Id of the process.
+        command: Program and arguments, without secrets.
+        directory: Working directory.
+        git_commit: Commit, if it is known by now.
+        git_dirty: Whether the files differ from it, if that is known by now.
+        versions: Versions of Python and packages.
+        devices: Names of devices.
+        environment: Variables that tell where and how it runs.
+        supervised: True if ``ckptstore run`` started it.
+        detail: What is known beyond that.
+        log: File with its output, or None.
+        boot_id: Id of the machine's boot, or None where it has none.
+        oom_kills: How often the kernel had killed a process of its cgroup for want of memory; None where unknown.
+    """
+
+    run: str
+    started_at: datetime
+    host: str
+    pid: int
+    command: tuple[str, ...] = ()
+    directory: str = ""
+    git_commit: str | None = None
+    git_dirty: bool | None = None
+    versions: Mapping[str, str] = field(default_factory=dict, hash=False)
+    devices: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict, hash=False)
+    supervised: bool = False
+    detail: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    log: Path | None = None
+    boot_id: str | None = None
+    oom_kills: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenAttempt:
+    """An attempt whose end is not recorded, with what tells how it ended.
+
+    Attributes:
+        attempt: The attempt.
+        boot_id: Id of the machine's boot when it began, or None.
+        oom_kills: Kills for want of memory in its cgroup when it began, or None.
+    """
+
+    attempt: Attempt
+    boot_id: str | None
+    oom_kills: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptEnd:
+    """How an attempt ended; as for `Attempt`.
+
+    Attributes:
+        reason: Probable reason.
+        ended_at: When it ended, or was last known to be alive.
+        exit_code: Exit code, or None.
+        signal: Name of the signal that ended it, or None.
+        detail: Added to the attempt's detail.
+    """
+
+    reason: EndReason
+    ended_at: datetime
+    exit_code: int | None = None
+    signal: str | None = None
+    detail: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """A run, and where it stands now.
 

@@ -64,6 +64,11 @@ class Layout:
         return self.root / "heartbeats"
 
     @property
+    def logs(self) -> Path:
+        """The directory of the runs' output and of what differed from their commits; made when the first is kept."""
+        return self.root / "logs"
+
+    @property
     def reserve(self) -> Path:
         """A small file that is removed when the disk is full, so that a deletion can be recorded."""
         return self.root / "reserve"
@@ -131,6 +136,26 @@ class Layout:
         except OSError as error:
             raise StorageError(operation="list", path=self.checkpoints, error=error) from error
         return sorted(name for name in names if is_payload_name(name))
+
+
+def log_file(run: str, attempt: int) -> str:
+    """Return the path of an attempt's output, relative to its store.
+
+    Example:
+        >>> log_file("digits", 3)
+        'logs/digits/3.log'
+    """
+    return f"logs/{run}/{attempt}.log"
+
+
+def diff_file(run: str, attempt: int) -> str:
+    """Return the path of what differed from the commit of an attempt, relative to its store.
+
+    Example:
+        >>> diff_file("digits", 3)
+        'logs/digits/3.diff.gz'
+    """
+    return f"logs/{run}/{attempt}.diff.gz"
 
 
 def payload_file(version: int, run: str, format: Format) -> str:

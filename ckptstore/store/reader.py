@@ -11,7 +11,7 @@ from ckptstore.manifest.checkpoints import COMPLETE_ONLY
 from ckptstore.manifest.conditions import Condition, Metric, Term, metrics_in, parse, parse_order
 from ckptstore.manifest.manifest import Manifest
 from ckptstore.metrics import is_better
-from ckptstore.records import Checkpoint, Event, Mode, State
+from ckptstore.records import Attempt, Checkpoint, Event, Mode, State
 from ckptstore.storage.layout import published_path
 from ckptstore.store import refs
 
@@ -200,6 +200,14 @@ class StoreReader:
     def runs(self) -> tuple[str, ...]:
         """Return the names of all runs."""
         return self._manifest.runs.names()
+
+    def attempts(self, run: str | None = None) -> list[Attempt]:
+        """Return the attempts at a run, or at all: the processes that trained it, in the order in which they began.
+
+        Args:
+            run: The run; None for all.
+        """
+        return self._manifest.attempts.of_run(run)
 
     def metric_names(self, run: str | None = None) -> tuple[str, ...]:
         """Return the names of all metrics that a run, or any run, has recorded."""

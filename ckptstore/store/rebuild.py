@@ -209,6 +209,7 @@ def _fill(layout: Layout, manifest: Manifest, found: list[Described], saved: Sal
         monitors=saved.monitors,
         beginnings=_beginnings(found, saved),
         epochs=saved.epochs,
+        attempts=saved.attempts,
     )
 
 

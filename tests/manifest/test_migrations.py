@@ -42,7 +42,7 @@ from ckptstore.manifest import schema
 from ckptstore.manifest.engine import APPLICATION_ID
 from ckptstore.manifest.manifest import Manifest
 from ckptstore.manifest.tables import metadata
-from manifests import DIED, add, die_at_statement, files, in_fork
+from manifests import DIED, add, die_at_statement, files, in_fork, new_attempt
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 Step = Callable[[], object]
@@ -65,6 +65,7 @@ def upgrade() -> None:
     op.execute("DROP VIEW checkpoint_list")
     op.execute("DROP VIEW metric_ranges")
     op.execute("DROP VIEW run_history")
+    op.execute("DROP VIEW attempt_list")
     with op.batch_alter_table("runs") as runs:
         runs.add_column(sa.Column("note", sa.Text))
         runs.create_check_constraint("ck_runs_name", "length(name) > 0")
@@ -89,6 +90,7 @@ def old(path: Path) -> Path:
     for number in range(5):
         add(manifest, "a" if number % 2 else "b", metrics={"loss": 1.0 / (number + 1), "odd": float("nan")})
     manifest.tags.put(2, "production")
+    manifest.attempts.begin(new_attempt("a"))
     manifest.close()
     return path
 
@@ -165,6 +167,7 @@ def test_tables_and_head_have_the_same_sql(path: Path) -> None:
             assert made.pop(str(index.name)) == meant(CreateIndex(index))
     assert sorted(made) == [
         "alembic_version",
+        "attempt_list",
         "checkpoint_list",
         "checkpoint_metrics",
         "metric_ranges",
@@ -479,9 +482,10 @@ def test_an_upgraded_store_has_the_same_history_as_a_new_one(path: Path, tmp_pat
                 manifest.beginnings.begin("b")
         recorded = rows(path)
     with closing(sqlite3.connect(path)) as database, database:
-        for table in ("epoch_metrics", "epochs", "retention", "writers"):
+        for table in ("epoch_metrics", "epochs", "retention", "writers", "attempts"):
             database.execute(f"DROP TABLE {table}")
-        database.execute("DROP VIEW run_history")
+        for view in ("run_history", "attempt_list"):
+            database.execute(f"DROP VIEW {view}")
         for index in (
             "checkpoints_by_epoch", "checkpoints_by_step", "checkpoints_by_time", "unpinned_checkpoints"
         ):  # fmt: skip

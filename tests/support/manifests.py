@@ -16,7 +16,7 @@ import pytest
 
 from ckptstore.manifest import engine, schema
 from ckptstore.manifest.manifest import Manifest
-from ckptstore.records import NewCheckpoint
+from ckptstore.records import NewAttempt, NewCheckpoint
 
 DIED = 77
 
@@ -38,6 +38,26 @@ def new(version: int, run: str = "a", **fields: Any) -> NewCheckpoint:
         "resumable": True,
     }
     return NewCheckpoint(**(defaults | fields))
+
+
+def new_attempt(run: str = "a", **fields: Any) -> NewAttempt:
+    """Return an attempt to begin."""
+    defaults: dict[str, Any] = {
+        "run": run,
+        "started_at": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+        "host": "node7",
+        "pid": 4711,
+        "command": ("python", "train.py", "--epochs", "3"),
+        "directory": "/home/me",
+        "git_commit": "3f2a9c1",
+        "git_dirty": True,
+        "versions": {"python": "3.12.3", "keras": "3.15.0"},
+        "devices": ("cuda:0",),
+        "environment": {"KERAS_BACKEND": "jax"},
+        "boot_id": "b-1",
+        "oom_kills": 2,
+    }
+    return NewAttempt(**(defaults | fields))
 
 
 def add(manifest: Manifest, run: str = "a", **fields: Any) -> int:

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from ckptstore.manifest.checkpoints import change_state
 from ckptstore.manifest.events import append_event
 from ckptstore.manifest.retention.progress import forget_progress, record_progress
-from ckptstore.manifest.runs import run_id
+from ckptstore.manifest.runs.runs import run_id
 from ckptstore.manifest.transactions import Repository
 from ckptstore.records import Checkpoint, RetentionProgress
 

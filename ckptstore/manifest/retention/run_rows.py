@@ -19,7 +19,7 @@ from ckptstore.manifest.checkpoint_rows import fetch_versions
 from ckptstore.manifest.metrics import metric_names, ranked_files
 from ckptstore.manifest.retention import lookups
 from ckptstore.manifest.retention.lookups import Scale
-from ckptstore.manifest.runs import monitors
+from ckptstore.manifest.runs.runs import monitors
 from ckptstore.manifest.statements import raw_rows
 from ckptstore.records import Checkpoint, Mode, RowKey
 

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, exists, select
 
 from ckptstore.errors import CorruptManifestError
 from ckptstore.manifest.events import add_event
-from ckptstore.manifest.runs import run_id
+from ckptstore.manifest.runs.runs import run_id
 from ckptstore.manifest.statements import RUN, RUN_BEGAN, first_version_of_beginning, id_of_run
 from ckptstore.manifest.store_row import next_version
 from ckptstore.manifest.tables import EVENTS
