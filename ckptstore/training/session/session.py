@@ -15,7 +15,7 @@ from typing import Any
 
 from ckptstore.formats.snapshot import FitState, VariableKinds
 from ckptstore.keras.private import FitLoop, synced, synced_train_state, wait_for_step
-from ckptstore.keras.state import callbacks, optimizers
+from ckptstore.keras.state import optimizers
 from ckptstore.keras.state.user_state import UserState
 from ckptstore.metrics import scalar
 from ckptstore.store.store import CheckpointStore
@@ -33,6 +33,7 @@ from ckptstore.training.session.fit_start import FitStart
 from ckptstore.training.session.fit_state import BeforeValidation, EpochEnd, plain_logs, values_of
 from ckptstore.training.session.position import BatchPosition
 from ckptstore.training.session.removed_store import check_store
+from ckptstore.training.session.restore import FitToRestore
 from ckptstore.training.session.resumed_run import ResumedRun, load_resume_point
 
 
@@ -206,31 +207,16 @@ class FitSession:
         self.end(error)
 
     def _resume_epoch(self, resumed: ResumedRun, others: Callable[..., None], epoch: int, logs: Any) -> None:
-        assert self._loop is not None
-        self._loop.restore_initial_epoch()
-        resumed.refuse_other_epoch(epoch)
-        if resumed.batches:
-            # Those that keep no state of their own are new, and have to see the epoch begin.
-            for callback in self._others():
-                if not callbacks.has_own_state(callback):
-                    callback.on_epoch_begin(epoch, logs)
-        self._restore(resumed)
+        self._to_restore().begin_epoch(resumed, others, epoch, logs, on_replayed=self._replay_finished)
         self.resumed = resumed.without_arrays()
-        if not resumed.batches:
-            others(epoch, logs)
         self.position.move_to(epoch=epoch, batches=resumed.batches, step=resumed.checkpoint.step)
 
-    def _restore(self, resumed: ResumedRun) -> None:
-        assert self._replay is not None
+    def _to_restore(self) -> FitToRestore:
         assert self._loop is not None
-        resumed.restore_model(synced(self._model))
-        messages.warn_user_state(resumed.restore_user_state(self._user_state))
-        if resumed.begins_new_fit(self._loop.initial_epoch):
-            return
-        messages.warn_not_restored(*resumed.restore_callbacks(self._others()))
-        resumed.restore_generators()
-        messages.warn_inexact(resumed.unsaved_draws())
-        messages.warn_inexact(self._replay.go_to(resumed.target(self._replay_finished)))
+        assert self._replay is not None
+        return FitToRestore(
+            model=self._model, loop=self._loop, replay=self._replay, user_state=self._user_state
+        )
 
     def _replay_finished(self, replay_result: ReplayResult) -> None:
         self.replay_result = replay_result
@@ -451,11 +437,7 @@ class FitSession:
     def _train_ends(self, others: Callable[..., None], logs: Any = None) -> None:
         resumed, self._pending = self._pending, None
         if resumed is not None and self._loop is not None:
-            self._loop.restore_initial_epoch()  # not one epoch was left
-            resumed.load_finished(synced(self._model), behind_last_epoch=self._loop.finalize_weights)
-            resumed.restore_callbacks(self._others())
-            resumed.restore_user_state(self._user_state)
-            resumed.restore_generators()
+            self._to_restore().load_finished(resumed)  # not one epoch was left
         with self._end_on_error:
             others(logs)
         self._stop_on_signal()
