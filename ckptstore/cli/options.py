@@ -43,8 +43,8 @@ def open_store(path: Path, run: str | None = None) -> CheckpointStore:
     from ckptstore.store.store import CheckpointStore
 
     store = CheckpointStore(find_store(path), read_only=True)
-    if run is not None and run not in store.runs():
-        known = store.runs()
+    if run is not None and run not in store.run_names():
+        known = store.run_names()
         store.close()
         raise RunNotFoundError(run=run, store=store.path, known=known)
     return store

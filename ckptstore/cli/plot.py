@@ -84,7 +84,7 @@ def plotted_runs(
     """
     from ckptstore.report.plot import PlottedRun
 
-    known = store.runs()
+    known = store.run_names()
     for run in runs:
         if run not in known:
             raise RunNotFoundError(run=run, store=store.path, known=known)

@@ -23,7 +23,7 @@ def history(store_path: Path, run: str | None, metrics: tuple[str, ...], as_json
     Includes epochs whose checkpoints retention has removed. Where the run was resumed is reported on stderr.
     """
     with open_store(store_path, run) as store:
-        found = store.history(run or _only_run(store.runs()))
+        found = store.history(run or _only_run(store.run_names()))
     if as_json:
         print_json(found.to_json())
         return

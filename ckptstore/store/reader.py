@@ -197,7 +197,7 @@ class StoreReader:
             raise CheckpointNotFoundError(ref=ref, store=self.path)
         return found
 
-    def runs(self) -> tuple[str, ...]:
+    def run_names(self) -> tuple[str, ...]:
         """Return the names of all runs."""
         return self._manifest.runs.names()
 

@@ -420,7 +420,7 @@ class CheckpointStore(StoreWriter):
         from ckptstore.store.discard import remove_checkpoints, remove_empty_store
 
         with CheckpointStore(find_store(path)) as store:
-            runs = store.runs()
+            runs = store.run_names()
             discarded = runs if run is None else [run]
             for name in discarded:
                 store.claim(name)

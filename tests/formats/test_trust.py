@@ -369,7 +369,7 @@ def test_names_that_the_api_would_refuse_are_just_text(root: Path, name: str) ->
     )
     sql(root, "UPDATE runs SET name = ?", name)
     with CheckpointStore(root) as store:
-        assert store.get(2).tags == (name,) and store.runs() == (name,)
+        assert store.get(2).tags == (name,) and store.run_names() == (name,)
         point = store.resume_point(name)
         assert point is not None and (point.run, point.version) == (name, 3)
         store.tag(1, "mine")

@@ -90,7 +90,7 @@ def test_latest_best_and_resume_point(store: CheckpointStore) -> None:
     assert (store.best("loss", mode="max").version, store.best("accuracy").version) == (1, 2)
     assert store.best("accuracy", run="b") is None
     assert (store.resume_point().version, store.resume_point("a").version) == (3, 2)
-    assert store.runs() == ("a", "b")
+    assert store.run_names() == ("a", "b")
     with pytest.raises(MetricNotFoundError, match="accuracy, loss, odd"):
         store.best("auc")
     with pytest.raises(InvalidArgumentError, match="better low or high"):
@@ -297,7 +297,7 @@ def test_processes_share_a_store(store: CheckpointStore) -> None:
     while any(process.is_alive() for process in processes):
         store.latest(), store.checkpoints()
     assert [process.exitcode for process in processes] == [0] * 4
-    assert [len(store.checkpoints(run)) for run in store.runs()] == [2] * 4
+    assert [len(store.checkpoints(run)) for run in store.run_names()] == [2] * 4
     assert store.verify() == []
 
 

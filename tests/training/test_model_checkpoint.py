@@ -615,7 +615,7 @@ def test_two_callbacks_of_one_fit_need_two_runs(tmp_path: Path) -> None:
         ]
     )
     with store_in(tmp_path) as store:
-        assert set(store.runs()) >= {"best", "other", "b-weights"}
+        assert set(store.run_names()) >= {"best", "other", "b-weights"}
 
 
 def test_another_process_on_the_same_run_is_named(model: keras.Model, tmp_path: Path) -> None:

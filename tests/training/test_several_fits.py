@@ -46,7 +46,7 @@ def found(outcome: Outcome) -> dict[str, Any]:
 
 def names(folder: Path) -> tuple[str, ...]:
     with ckptstore.CheckpointStore(folder, read_only=True) as store:
-        return store.runs()
+        return store.run_names()
 
 
 # --- killed and started again ------------------------------------------------------------------

@@ -131,7 +131,7 @@ def measure(folder: Path, repeat: int) -> dict[str, float]:
         for name, query in queries.items():
             found[name] = _median(query, repeat)
         found["history of all epochs"] = _median(store.history, 1)
-        if len(store.runs()) == 2:
+        if len(store.run_names()) == 2:
             found["checkpoints(where=...), all"] = _median(
                 lambda: sum(1 for _ in store.iterate(where="val_loss < 0.001 and epoch >= 5")), 1
             )
