@@ -31,6 +31,7 @@ TOPICS = (
     "jobs",
     "moving",
     "failures",
+    "bad-losses",
     "file-systems",
     "on-disk",
     "design",

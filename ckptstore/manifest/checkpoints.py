@@ -38,7 +38,7 @@ from ckptstore.manifest.runs.runs import RUN_ID, new_run
 from ckptstore.manifest.search import search_statement
 from ckptstore.manifest.statements import WHICH, execute_for_each, first_version_of_beginning, id_of_run
 from ckptstore.manifest.store_row import NEXT_VERSION, raise_next_version
-from ckptstore.manifest.tables import CHECKPOINTS, COMPLETE, METRICS, PUBLISHED, RUNS, TAGS
+from ckptstore.manifest.tables import CHECKPOINTS, COMPLETE, METRIC_NAMES, METRICS, PUBLISHED, RUNS, TAGS
 from ckptstore.manifest.tags import put_tag
 from ckptstore.manifest.transactions import Repository
 from ckptstore.records import Checkpoint, Mode, NewCheckpoint, State
@@ -55,6 +55,9 @@ _RUN_AND_NEXT_VERSION = select(RUN_ID.scalar_subquery(), NEXT_VERSION.scalar_sub
 _ADD, _ADD_METRICS = insert(CHECKPOINTS.table), insert(METRICS.table)
 _CHANGE = update(CHECKPOINTS.table).where(CHECKPOINTS.version == WHICH)
 _CHANGE_METRICS = update(METRICS.table).where(METRICS.version == WHICH)
+_METRICS_OF = select(METRIC_NAMES.name, METRICS.value).where(
+    METRICS.version == WHICH, METRICS.metric_id == METRIC_NAMES.id
+)
 # In an order in which no row refers to one that is gone.
 _DROP = tuple(
     delete(table).where(table.c["version"] == WHICH)
@@ -329,6 +332,36 @@ class Checkpoints(Repository):
             change_state(connection, versions, state)
             for version in versions if event else ():
                 add_event(connection, str(event), version=version, detail=detail)
+
+    def mark_unsound(
+        self,
+        versions: Sequence[int],
+        *,
+        run: str,
+        event: str,
+        version: int | None = None,
+        detail: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Record that the losses of a run went bad: some of its checkpoints are no resume points, and never the best.
+
+        They and their payloads stay. Their metrics become NaN; an event ``unsound`` of each has the values.
+
+        Args:
+            versions: The checkpoints.
+            run: Their run.
+            event: Kind of an event to append for the run, in the same transaction.
+            version: The checkpoint that this event is about, or None.
+            detail: What this event says beyond that.
+        """
+        with self._transactions.writing("mark_unsound", run=run) as connection:
+            for one in versions:
+                values = connection.execute(_METRICS_OF, {"which": one})
+                known = {name: value for name, value in values if value is not None and math.isfinite(value)}
+                add_event(connection, "unsound", version=one, detail={"metrics": known})
+            forget_progress_of(connection, versions)
+            execute_for_each(connection, _CHANGE, versions, resumable=False)
+            execute_for_each(connection, _CHANGE_METRICS, versions, value=None)
+            add_event(connection, event, run=run, version=version, detail=detail)
 
     def pin(self, version: int, pinned: bool = True) -> None:
         """Keep a checkpoint from retention, or no longer with ``pinned=False``; a change is recorded in the events.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from functools import partial
 from types import MappingProxyType
@@ -322,6 +322,38 @@ class StoreWriter(StoreReader):
         )
         with store_lock(self._layout.locks):
             return release_and_retry(self._layout.reserve, record)
+
+    def roll_back(
+        self,
+        run: str,
+        load: Callable[[Checkpoint], bool] | None,
+        *,
+        sound_step: int,
+        detail: Mapping[str, Any],
+    ) -> Checkpoint | None:
+        """Find the newest resume point at which a run's losses were sound, and record why it is looked for.
+
+        Later ones stay, but are no resume points any more, and never the best. A crash leaves them as they were.
+
+        Args:
+            run: The run, which this store owns.
+            load: Brings a checkpoint into the model, and returns False if its weights are not finite; None where the
+                training stops.
+            sound_step: Finished batches when the losses were last sound.
+            detail: What the event says; its kind is ``rolled_back``, or ``bad_loss`` where nothing was loaded.
+        """
+        from ckptstore.store.rollback import roll_back
+
+        self._check_writable("roll_back")
+        return roll_back(self._layout, self._manifest, run, load, sound_step=sound_step, detail=detail)
+
+    def record_bad_loss(self, run: str, detail: Mapping[str, Any]) -> None:
+        """Record a loss that went bad, where the training continues with it."""
+        from ckptstore.store.rollback import BAD_LOSS
+
+        self._check_writable("record_bad_loss")
+        with store_lock(self._layout.locks):
+            self._manifest.events.add(BAD_LOSS, run=run, detail=detail)
 
     # --- names and pins ------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from ckptstore.training.saving_callback import SavingCallback
 from ckptstore.training.session import messages
 from ckptstore.training.session.fit_order import FIRST_RUN, fits_on
 from ckptstore.training.session.fit_start import FitStart
+from ckptstore.training.session.loss_guard import LossGuard
 from ckptstore.training.session.session import FitSession
 
 
@@ -65,6 +66,10 @@ class ResumingCallback(SavingCallback, keras.callbacks.Callback):
         """Set what the saves of a fit have in common; returns when to save."""
         raise NotImplementedError
 
+    def _loss_guard(self) -> LossGuard:
+        """Return what watches the losses of a fit; by default nothing does."""
+        return LossGuard()
+
     # --- Keras' hooks ------------------------------------------------------------------------------
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -85,6 +90,7 @@ class ResumingCallback(SavingCallback, keras.callbacks.Callback):
             self._saves,
             stop=self._stop_request(),
             save_on_exception=self._save_on_exception,
+            losses=self._loss_guard(),
         )
         start = self._choose_run(session)
         self._session = session

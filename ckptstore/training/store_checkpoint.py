@@ -34,6 +34,7 @@ from ckptstore.training.saving.monitor import MonitoredMetric
 from ckptstore.training.saving.overhead_budget import MAX_OVERHEAD
 from ckptstore.training.saving.saves import SaveSettings
 from ckptstore.training.saving.schedule import AnySchedule, EveryInterval, SaveSchedule, WithinOverhead, every
+from ckptstore.training.session.loss_guard import LossGuard, OnBadLoss, check_on_bad_loss
 from ckptstore.validation import check_metric_name, check_run
 
 
@@ -89,6 +90,12 @@ class StoreCheckpoint(ResumingCallback):
         on_save_error: What happens when the disk fails or is full, after some tries: ``"warn"`` lets training
             continue without that checkpoint, ``"raise"`` ends it.
         max_save_failures: With ``"warn"``, the number of failures in a row that ends the training anyway.
+        on_bad_loss: What happens when a loss is NaN or infinite, or spikes (the guide's page ``bad-losses`` has the
+            bound), and when the validation's loss is not finite; None does not look. ``"warn"`` says so and trains on.
+            ``"stop"`` ends the fit as it is and saves none of it. ``"rollback"`` goes back to the newest resume point
+            from before and continues with the data behind the bad batch: the batches between are skipped, in this
+            process and in every one that resumes later.
+        max_rollbacks: With ``"rollback"``, the most of a run; then the fit stops.
 
     Raises:
         InvalidArgumentError: (a ValueError) An argument cannot be used; nothing was made on the disk.
@@ -127,12 +134,15 @@ class StoreCheckpoint(ResumingCallback):
         signals: Sequence[signal.Signals] = STOP_SIGNALS,
         on_save_error: OnSaveError = "warn",
         max_save_failures: int = 3,
+        on_bad_loss: OnBadLoss | None = None,
+        max_rollbacks: int = 3,
     ) -> None:
         check_save_freq(save_freq, auto=True)
         check_max_overhead(max_overhead)
         check_keep(keep)
         check_on_save_error(on_save_error, max_save_failures)
         check_resume(resume)
+        check_on_bad_loss(on_bad_loss, max_rollbacks)
         super().__init__(
             absolute(directory),
             None if run is None else check_run(run),
@@ -152,6 +162,8 @@ class StoreCheckpoint(ResumingCallback):
         self.initial_value_threshold = initial_value_threshold
         self.keep = keep
         self.max_overhead = max_overhead
+        self.on_bad_loss: OnBadLoss | None = on_bad_loss
+        self.max_rollbacks = max_rollbacks
         self.save_interval_s = interval_s(save_interval)
         self._saves.monitored = self._monitored()
 
@@ -165,6 +177,9 @@ class StoreCheckpoint(ResumingCallback):
         """The checkpoint that the fit was resumed from, or None."""
         resumed = None if self._session is None else self._session.resumed
         return None if resumed is None else resumed.checkpoint
+
+    def _loss_guard(self) -> LossGuard:
+        return LossGuard(self.on_bad_loss, self.max_rollbacks)
 
     def _begin_fit(self) -> SaveSchedule:
         """Set what the saves of a fit have in common; returns when to save.

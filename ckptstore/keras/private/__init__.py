@@ -102,7 +102,7 @@ from ckptstore.keras.private.jax_train_state import (
 from ckptstore.keras.private.legacy_h5 import save_legacy_h5
 from ckptstore.keras.private.loading import load_variables
 from ckptstore.keras.private.messages import print_message
-from ckptstore.keras.private.metrics import metric_directions
+from ckptstore.keras.private.metrics import logs_mean_loss, metric_directions
 from ckptstore.keras.private.optimizers import (
     build_optimizer,
     builds_in_scope,
@@ -140,6 +140,7 @@ __all__ = [
     "keeps_first_order",
     "layers_of",
     "load_variables",
+    "logs_mean_loss",
     "metric_directions",
     "names_read_by",
     "optimizers_of",

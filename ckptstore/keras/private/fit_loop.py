@@ -123,6 +123,11 @@ class FitLoop:
             # Keras shuts it down when the fit ends.
             self.callbacks._executor = ThreadPoolExecutor(thread_name_prefix="keras-callbacks")
 
+    @property
+    def calls_hooks_in_thread(self) -> bool:
+        """True if Keras calls batch hooks in another thread, and does not wait for a batch's result."""
+        return bool(getattr(self.callbacks, "_async_train", False))
+
     def wait_for_callbacks(self) -> None:
         """Wait until the hooks that Keras calls in another thread have ended; raise the first error among them.
 

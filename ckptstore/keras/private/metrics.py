@@ -1,11 +1,14 @@
-"""Better direction of a model's compiled metrics, as their classes define it, also before they are built."""
+"""A model's metrics: their better direction, as their classes define it, and whether the logged loss is a mean."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import keras
+
+from ckptstore.keras.private.jax_train_state import synced
 
 
 def metric_directions(model: Any) -> dict[str, str]:
@@ -20,6 +23,29 @@ def metric_directions(model: Any) -> dict[str, str]:
         if isinstance(name, str) and direction in ("up", "down"):
             found.setdefault(name, direction)
     return found
+
+
+def logs_mean_loss(model: Any, logged: float | None = None) -> bool | None:
+    """Return whether the loss in the logs of a batch is the mean over the epoch so far, as Keras' own step logs it.
+
+    Args:
+        model: The model of the running fit.
+        logged: The loss in the logs of the epoch's second batch.
+
+    Returns:
+        False if it is the batch's own; None if the model has a step of its own, and `logged` was not given.
+    """
+    if type(model).train_step is keras.Model.train_step:
+        return True
+    means = [
+        metric for metric in model.metrics if metric.name == "loss" and isinstance(metric, keras.metrics.Mean)
+    ]
+    if not means:
+        return False
+    if logged is None:
+        return None
+    synced(model)
+    return math.isclose(float(means[0].result()), logged, rel_tol=1e-4)
 
 
 def _compiled_metrics(model: Any) -> Iterator[Any]:

@@ -436,6 +436,21 @@ class Saves:
             return unfinished
         return None
 
+    # --- losses that went bad ------------------------------------------------------------------------
+
+    def roll_back(
+        self, load: Callable[[Checkpoint], bool] | None, *, sound_step: int, detail: Mapping[str, Any]
+    ) -> Checkpoint | None:
+        """Wait for the saves so far, and go back to the newest sound one; as `CheckpointStore.roll_back`."""
+        assert self.store is not None
+        self.drain()
+        return self.store.roll_back(self.run, load, sound_step=sound_step, detail=detail)
+
+    def record_bad_loss(self, detail: Mapping[str, Any]) -> None:
+        """Record a loss that went bad, where the training continues with it."""
+        assert self.store is not None
+        self.store.record_bad_loss(self.run, detail)
+
     # --- a fit that is resumed -----------------------------------------------------------------------
 
     def state(self, logs: Mapping[str, Any]) -> dict[str, Any]:

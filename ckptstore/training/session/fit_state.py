@@ -52,6 +52,11 @@ def plain_logs(logs: Mapping[str, Any]) -> dict[str, Any]:
     return numbers
 
 
+def logs_of(model: Any, logs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the logs of a save as plain numbers; where no batch has logged anything since a rollback, the metrics."""
+    return dict(logs) or plain_logs(model.get_metrics_result())
+
+
 @dataclass(frozen=True, slots=True)
 class BeforeValidation:
     """Copies of what a validation changes, taken before it.

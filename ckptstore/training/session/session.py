@@ -30,7 +30,8 @@ from ckptstore.training.session import messages
 from ckptstore.training.session.end_on_error import EndOnError
 from ckptstore.training.session.fit_order import fits_on
 from ckptstore.training.session.fit_start import FitStart
-from ckptstore.training.session.fit_state import BeforeValidation, EpochEnd, plain_logs, values_of
+from ckptstore.training.session.fit_state import BeforeValidation, EpochEnd, logs_of, plain_logs, values_of
+from ckptstore.training.session.loss_guard import LossGuard
 from ckptstore.training.session.position import BatchPosition
 from ckptstore.training.session.removed_store import check_store
 from ckptstore.training.session.restore import FitToRestore
@@ -45,8 +46,10 @@ class FitSession:
         saves: Saves.
         stop: Notices signals.
         save_on_exception: Whether to save when a callback or the user ends the fit by an exception.
+        losses: Answers losses that went bad.
 
     Attributes:
+        losses: As above; knows which loss stopped the fit.
         position: The position of the fit.
         resumed: What the fit was resumed from, or None.
         replay_result: How the position in the data was reached again, or None.
@@ -59,11 +62,13 @@ class FitSession:
         *,
         stop: StopRequest,
         save_on_exception: bool,
+        losses: LossGuard,
     ) -> None:
         self._schedule = schedule
         self._saves = saves
         self._stop = stop
         self._save_on_exception = save_on_exception
+        self.losses = losses
         self.position = BatchPosition()
         self.resumed: ResumedRun | None = None
         self.replay_result: ReplayResult | None = None
@@ -148,6 +153,7 @@ class FitSession:
             return
         self._stop.is_polled = loop.is_running
         loop.schedule_hooks_without()
+        self.losses.begin(self._model, loop, self._saves)
         loop.trace_with_states()
         self.position.per_epoch = loop.data.batches_per_epoch
         self._replay = DataReplay(loop, partial(self._progress, loop), self._data_failed)
@@ -186,6 +192,7 @@ class FitSession:
         began = time.perf_counter()
         with self._end_on_error:
             assert self._replay is not None
+            self.losses.epoch_begins(self.position.step)
             self._epoch_end = EpochEnd.of(synced(self._model), self.position, self._others(), self._replay)
         self._schedule.charge(time.perf_counter() - began)
         try:
@@ -208,8 +215,11 @@ class FitSession:
 
     def _resume_epoch(self, resumed: ResumedRun, others: Callable[..., None], epoch: int, logs: Any) -> None:
         self._to_restore().begin_epoch(resumed, others, epoch, logs, on_replayed=self._replay_finished)
-        self.resumed = resumed.without_arrays()
         self.position.move_to(epoch=epoch, batches=resumed.batches, step=resumed.checkpoint.step)
+        self.losses.set_state(
+            resumed.values.get("losses", {}), step=self.position.step, in_epoch=resumed.batches > 0
+        )
+        self.resumed = resumed.without_arrays()
 
     def _to_restore(self) -> FitToRestore:
         assert self._loop is not None
@@ -241,7 +251,9 @@ class FitSession:
     def _epoch_ended(self, epoch: int, logs: Mapping[str, Any]) -> None:
         self._saves.epoch_ended(epoch, self.position.step, logs)
         last = self._model.stop_training or self._is_last(epoch)
-        if self._is_due_at_epoch_end(logs, last=last) or self._stop.received is not None:
+        due = self._is_due_at_epoch_end(logs, last=last) or self._stop.received is not None
+        due, logs = self.losses.epoch_ends(self.position, logs, due=due)
+        if due:
             self._save(batch=None, logs=logs, last=last)
         self._logs = logs
         self._stop_on_signal()
@@ -262,6 +274,7 @@ class FitSession:
     def _batch_begins(self, others: Callable[..., None], batch: int, logs: Any = None) -> None:
         if self._is_skipping():
             return
+        self.losses.batch_begins()
         try:
             others(batch, logs)
         except BaseException as error:
@@ -293,6 +306,8 @@ class FitSession:
             if preparing:
                 saves.prepare(synced(self._model))
             self._schedule.batch_ends(once=preparing)
+            urgent = self._stop.received is not None
+            due, logs = self.losses.batch_ends(batch, self.position, logs, due=due, urgent=urgent)
         if due:
             self._save(batch=self.position.batch, logs=logs)
         self._logs = logs or {}
@@ -319,6 +334,7 @@ class FitSession:
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None) -> None:
         """Save if a save is due, in a loop that is not Keras' own."""
+        self.losses.logs_arrived(batch, logs or {})
         if self._is_by_hand:
             self._batch_ends(lambda *_: None, batch, logs)
 
@@ -361,7 +377,7 @@ class FitSession:
         end: bool = False,
         last: bool = False,
     ) -> None:
-        if self._saved == (self.position.epoch, batch):
+        if self._saved == (self.position.epoch, batch) or self.losses.refuses_save(logs):
             return
         with self._end_on_error, held_back(may_raise=self._stop.received is None):
             end = end or self._stop.received is not None
@@ -390,8 +406,9 @@ class FitSession:
         before: BeforeValidation,
         kinds: VariableKinds | None,
     ) -> FitState:
-        values: dict[str, Any] = {"fingerprint": self._fingerprint, "logs": dict(logs)}
+        values: dict[str, Any] = {"fingerprint": self._fingerprint, "logs": logs_of(self._model, logs)}
         if self._replay is not None:
+            values["losses"] = self.losses.state()
             values["saver"] = self._saves.state(logs)
             values |= values_of(self._model, self._others(), self._replay, in_epoch=batch is not None)
             values["user"] = {} if self._user_state is None else self._user_state.capture()
@@ -467,6 +484,7 @@ class FitSession:
         loop, resumed = self._loop, self._pending
         self._loop = self._pending = self._replay = self._before_validation = self._epoch_end = None
         self._user_state = None
+        self.losses.end()
         if loop is not None:
             if resumed is not None:
                 loop.restore_initial_epoch()
