@@ -718,11 +718,19 @@ def raw_variable_in_a_compiled_step() -> Case:
 class Noise(layers.Layer):
     """Draws by TensorFlow's own operations, which keep their state in the kernels of a compiled step."""
 
+    def __init__(self, seed: int | None = 7) -> None:
+        super().__init__()
+        self.seed = seed
+
     def call(self, inputs: Any, training: bool = False) -> Any:
         import tensorflow as tf
 
         shape = tf.shape(inputs)
-        noise = tf.random.normal(shape, seed=7) + tf.random.uniform(shape) + tf.random.truncated_normal(shape)
+        noise = (
+            tf.random.normal(shape, seed=self.seed)
+            + tf.random.uniform(shape)
+            + tf.random.truncated_normal(shape)
+        )
         noise += tf.cast(tf.random.uniform(shape, 0, 9, tf.int32), tf.float32)
         return tf.nn.dropout(inputs + 0.05 * noise, 0.2)  # in validation too
 
@@ -731,6 +739,18 @@ class Noise(layers.Layer):
 def operations_of_tensorflow_that_draw() -> Case:
     model = dense(Noise())
     return Case(model, on_arrays(model, batch_size=10, validation_split=0.25))
+
+
+@case("tensorflow", rare="tensorflow")
+def operations_of_tensorflow_that_draw_in_several_steps() -> Case:
+    model = dense(Noise(), steps_per_execution=3)
+    return Case(model, on_arrays(model, batch_size=10))
+
+
+@case("tensorflow", rare="tensorflow")
+def operations_of_tensorflow_that_draw_without_a_graph() -> Case:
+    model = dense(Noise(seed=None), run_eagerly=True)
+    return Case(model, on_arrays(model, batch_size=10))
 
 
 class OwnOptimizer(keras.Sequential):
@@ -833,6 +853,12 @@ class Shuffling(layers.Layer):
 @inexact("tensorflow")
 def operation_of_tensorflow_with_a_hidden_state() -> Case:
     model = dense(Shuffling())
+    return Case(model, on_arrays(model))
+
+
+@inexact("tensorflow")
+def operation_of_tensorflow_with_a_seed_without_a_graph() -> Case:
+    model = dense(Noise(), run_eagerly=True)
     return Case(model, on_arrays(model))
 
 

@@ -111,7 +111,7 @@ from ckptstore.keras.private.optimizers import (
     variables_trained_by,
 )
 from ckptstore.keras.private.saving import NoConfigurationError, capture_model, config_documents
-from ckptstore.keras.private.tensorflow_random import eager_generator, step_draws
+from ckptstore.keras.private.tensorflow_random import eager_draws, step_draws
 from ckptstore.keras.private.user_attributes import (
     is_keras_object,
     layers_of,
@@ -132,7 +132,7 @@ __all__ = [
     "capture_model",
     "config_documents",
     "copies_on_assign",
-    "eager_generator",
+    "eager_draws",
     "global_seed",
     "has_custom_loading",
     "is_keras_class",

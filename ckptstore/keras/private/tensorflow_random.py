@@ -27,6 +27,7 @@ from ckptstore.keras.private.hooks import Hooks
 from ckptstore.system import messages
 
 _PHILOX = 1
+_MAX_NAMED = 20
 # Operation, and the one on a variable that draws the same.
 _ON_VARIABLES = {
     "random_standard_normal": "stateful_standard_normal_v2",
@@ -204,12 +205,50 @@ def _in_kernels(graph: Any) -> list[str]:
 _known: WeakKeyDictionary[Any, tuple[Any, StepDraws]] = WeakKeyDictionary()
 
 
+class EagerDraws:
+    """The random operations of a fit that runs eagerly.
+
+    An operation without a seed gets a new one at each call, from a generator that can be read. One with a seed continues
+    where the kernel of that seed stands, which nobody can read: it is noted for a warning at the resume.
+
+    Args:
+        hooks: Hold the fit's replaced functions.
+    """
+
+    def __init__(self, hooks: Hooks) -> None:
+        self.unsaved: list[str] = []
+        from tensorflow.python.framework import random_seed
+
+        hooks.wrap_method(random_seed, "get_seed", self._noting_seeds)
+
+    @property
+    def generator(self) -> Any:
+        """The generator of seeds; None if there is no global seed."""
+        context: Any = sys.modules.get("tensorflow.python.eager.context")
+        if context is None or context.global_seed() is None:
+            return None
+        return getattr(context.context(), "_rng", None)
+
+    def _noting_seeds(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        import tensorflow as tf
+
+        @functools.wraps(original)
+        def get_seed(op_seed: Any) -> Any:
+            if op_seed is not None and tf.executing_eagerly():
+                name = f"an operation that runs eagerly with a seed of its own ({op_seed})"
+                if name not in self.unsaved and len(self.unsaved) < _MAX_NAMED:
+                    self.unsaved.append(name)
+            return original(op_seed)
+
+        return get_seed
+
+
 @dataclass(slots=True)
 class _RunningFit:
-    """The random operations of the fit that runs, and whether it runs eagerly on TensorFlow."""
+    """The random operations of the fit that runs: in compiled steps, or eagerly."""
 
     draws: StepDraws | None = None
-    is_eager: bool = False
+    eager: EagerDraws | None = None
 
 
 _running = _RunningFit()
@@ -217,9 +256,11 @@ _running = _RunningFit()
 
 def trace_with_states(model: Any, hooks: Hooks) -> None:
     """Have the steps of a fit traced with operations on variables; a step that was traced before stays as it is."""
-    _running.draws, is_tensorflow = None, keras.backend.backend() == "tensorflow"
-    _running.is_eager = is_tensorflow and bool(getattr(model, "run_eagerly", False))
-    if not is_tensorflow or _running.is_eager:
+    _running.draws = _running.eager = None
+    if keras.backend.backend() != "tensorflow":
+        return
+    if getattr(model, "run_eagerly", False):
+        _running.eager = EagerDraws(hooks)
         return
     function, draws = _known.get(model, (None, None))
     if function is None or function is not model.train_function:
@@ -268,9 +309,6 @@ def step_draws() -> StepDraws | None:
     return _running.draws
 
 
-def eager_generator() -> Any:
-    """Return the generator of the seeds of operations that a fit runs eagerly; None if it has no global seed."""
-    context: Any = sys.modules.get("tensorflow.python.eager.context")
-    if not _running.is_eager or context is None or context.global_seed() is None:
-        return None
-    return getattr(context.context(), "_rng", None)
+def eager_draws() -> EagerDraws | None:
+    """Return the random operations of the running fit if it runs eagerly on TensorFlow."""
+    return _running.eager

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ckptstore.keras.private import eager_generator, global_seed, reset_global_seed, step_draws
+from ckptstore.keras.private import eager_draws, global_seed, reset_global_seed, step_draws
 from ckptstore.keras.state.arrays import host_array, shape_and_dtype
 from ckptstore.system.arrays import Array
 
@@ -234,11 +234,12 @@ def _capture_tensorflow(found: GlobalGenerators) -> None:
     draws = step_draws()
     if draws is not None:
         found.arrays.update({f"{STEPS}/{name}": state for name, state in draws.states().items()})
-        if draws.unsaved:
-            found.document[STEPS] = draws.unsaved
-    eager = eager_generator()
-    if eager is not None:
-        found.arrays[_EAGER] = np.array(eager.getstate()[1], np.uint32)
+    eager = eager_draws()
+    if eager is not None and eager.generator is not None:
+        found.arrays[_EAGER] = np.array(eager.generator.getstate()[1], np.uint32)
+    unsaved = [name for operations in (draws, eager) if operations is not None for name in operations.unsaved]
+    if unsaved:
+        found.document[STEPS] = unsaved
 
 
 def _restore_tensorflow(saved: GlobalGenerators) -> list[str]:
@@ -259,9 +260,10 @@ def _restore_tensorflow_steps(saved: GlobalGenerators, leave: Collection[str]) -
     states = {
         name.partition("/")[2]: array for name, array in saved.arrays.items() if name.startswith(f"{STEPS}/")
     }
-    draws, eager = step_draws(), eager_generator()
+    draws, eager = step_draws(), eager_draws()
+    generator = None if eager is None else eager.generator
     if draws is not None and states and STEPS not in leave:
         draws.restore(states)
-    if eager is not None and _EAGER in saved.arrays and _EAGER not in leave:
-        eager.setstate((eager.VERSION, tuple(map(int, saved.arrays[_EAGER])), None))
+    if generator is not None and _EAGER in saved.arrays and _EAGER not in leave:
+        generator.setstate((generator.VERSION, tuple(map(int, saved.arrays[_EAGER])), None))
     return [STEPS] if states and draws is None else []
