@@ -11,9 +11,9 @@ keras.utils.set_random_seed(77)
 
 class Router(layers.Layer):
     def __init__(self, experts, **kwargs):
+        super().__init__(**kwargs)
         self.route = layers.Dense(experts)
         self.noise = layers.Dropout(0.1)
-        super().__init__(**kwargs)
         self.experts = experts
 
     def call(self, inputs, training=False):

@@ -7,6 +7,7 @@ import torch
 import ckptstore
 
 keras.utils.set_random_seed(49)
+torch.manual_seed(49)  # Keras seeds torch on its own backend alone
 draw = np.random.default_rng(0)
 x = torch.tensor(draw.normal(size=(64, 6)), dtype=torch.float32)
 y = torch.tensor(draw.integers(0, 3, 64))

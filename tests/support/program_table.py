@@ -37,6 +37,8 @@ class Program:
         return not self.needs or importlib.util.find_spec(self.needs) is not None
 
 
+# What is said of a model that cannot make its configuration.
+AS_WEIGHTS = dict.fromkeys(EVERY, ("is not serialisable as a whole",))
 PROGRAMS: dict[str, Program] = {
     "actor_critic_tensorflow": Program(
         kind="actor-critic by hand",
@@ -57,14 +59,14 @@ PROGRAMS: dict[str, Program] = {
     "cyclegan_tensorflow": Program(kind="CycleGAN, four optimizers", backends=("tensorflow",)),
     "dataset_with_workers": Program(kind="PyDataset with workers"),
     "dcgan_tensorflow": Program(kind="GAN, two optimizers", backends=("tensorflow",)),
-    "dcgan_torch": Program(kind="GAN, two optimizers", backends=("torch",)),
+    "dcgan_torch": Program(kind="GAN, two optimizers", backends=("torch",), says=AS_WEIGHTS),
     "deep_q_learning": Program(kind="deep Q-learning by hand", compares=("model", "target", "epsilon")),
     "diffusion_tensorflow": Program(
         kind="diffusion, average of weights, tf.random", backends=("tensorflow",)
     ),
     "diffusion_torch": Program(kind="diffusion, average of weights", backends=("torch",)),
     "digits_mlp": Program(kind="dense, stops early, plateaus", quick=EVERY),
-    "distillation": Program(kind="distillation"),
+    "distillation": Program(kind="distillation", says=AS_WEIGHTS),
     "drop_in_callbacks": Program(kind="ModelCheckpoint and BackupAndRestore"),
     "epoch_by_epoch": Program(kind="a fit for each epoch"),
     "feature_space_tensorflow": Program(kind="FeatureSpace, tf.data", backends=("tensorflow",)),
@@ -73,7 +75,7 @@ PROGRAMS: dict[str, Program] = {
     "gan_train_on_batch": Program(
         kind="GAN by train_on_batch", compares=("combined", "generator", "optimizers")
     ),
-    "graph_network": Program(kind="graph network"),
+    "graph_network": Program(kind="graph network", says=AS_WEIGHTS),
     "images_in_folders_tensorflow": Program(kind="pictures in folders", backends=("tensorflow",)),
     "imbalanced": Program(kind="class and sample weights"),
     "keras_distiller": Program(kind="Keras' Distiller"),
@@ -106,7 +108,7 @@ PROGRAMS: dict[str, Program] = {
     ),
     "own_optimizer": Program(kind="own optimizers, two runs"),
     "python_generator": Program(kind="Python generator"),
-    "recommender": Program(kind="recommender, built by its first batch"),
+    "recommender": Program(kind="recommender, built by its first batch", says=AS_WEIGHTS),
     "seq2seq_lstm": Program(kind="sequence to sequence"),
     "several_steps_at_once": Program(kind="steps_per_execution, run_eagerly", backends=("jax", "tensorflow")),
     "siamese_contrastive": Program(kind="siamese"),
@@ -115,7 +117,11 @@ PROGRAMS: dict[str, Program] = {
     "sklearn_metric_callback": Program(kind="callback that writes logs"),
     "speech_ctc": Program(kind="CTC, callback that predicts"),
     "structured_data": Program(kind="preprocessing layers"),
-    "super_resolution": Program(kind="super-resolution, callback with lists"),
+    "super_resolution": Program(
+        kind="super-resolution, callback with lists",
+        says=dict.fromkeys(EVERY, ("start again without their state: ESPCNCallback",)),
+        inexact=EVERY,
+    ),
     "supervised_contrastive": Program(kind="contrastive, then a classifier"),
     "terminate_on_nan": Program(kind="TerminateOnNaN"),
     "text_classification_tensorflow": Program(kind="TextVectorization, tf.data", backends=("tensorflow",)),
@@ -133,11 +139,11 @@ PROGRAMS: dict[str, Program] = {
     "tuner_by_deepcopy": Program(kind="tuner-like copies"),
     "two_inputs_three_outputs": Program(kind="several inputs and outputs"),
     "unet_segmentation": Program(kind="U-net, PyDataset, best only"),
-    "vae_add_loss": Program(kind="VAE by add_loss"),
+    "vae_add_loss": Program(kind="VAE by add_loss", says=AS_WEIGHTS),
     # Not its History: the last bit of a sum of two losses depends on TensorFlow's threads (guide, page exact).
     "vae_tensorflow": Program(
         kind="VAE without call", backends=("tensorflow",), compares=("vae", "encoder", "decoder")
     ),
     "vq_vae": Program(kind="VQ-VAE"),
-    "wgan_gp_torch": Program(kind="WGAN-GP, critic steps", backends=("torch",)),
+    "wgan_gp_torch": Program(kind="WGAN-GP, critic steps", backends=("torch",), says=AS_WEIGHTS),
 }

@@ -208,8 +208,8 @@ _known: WeakKeyDictionary[Any, tuple[Any, StepDraws]] = WeakKeyDictionary()
 class EagerDraws:
     """The random operations of a fit that runs eagerly.
 
-    An operation without a seed gets a new one at each call, from a generator that can be read. One with a seed continues
-    where the kernel of that seed stands, which nobody can read: it is noted for a warning at the resume.
+    An operation without a seed gets a new one at each call, from a generator that can be read. One with a seed
+    continues where the kernel of that seed stands, which nobody can read: it is noted for a warning at the resume.
 
     Args:
         hooks: Hold the fit's replaced functions.

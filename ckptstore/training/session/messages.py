@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -102,17 +103,22 @@ def warn_not_restored(keys: list[str], added: list[str]) -> None:
 
 def warn_user_state(report: UserStateReport) -> None:
     """Warn of state of the user's code that could not be restored, or that a compiled step does not see."""
-    if report.lost:
-        _warn(
-            "the run may not be exact: training changes values that Keras does not track, and these could not be "
-            f"restored: {'; '.join(report.lost)}. Keep them in variables (self.add_weight), or in a callback with "
-            "get_state() and set_state(state)"
-        )
+    warn_lost(report.lost)
     if report.compiled:
         _warn(
             f"the run may not be exact: {', '.join(report.compiled)} changed while training, and a compiled step holds "
             "such values as they were when it was compiled; after this resume it is compiled with the restored ones. "
             "Keep them in variables (self.add_weight), or compile the model with run_eagerly=True"
+        )
+
+
+def warn_lost(paths: Sequence[str]) -> None:
+    """Warn of values of the user's code that could not be restored."""
+    if paths:
+        _warn(
+            "the run may not be exact: training changes values that Keras does not track, and these could not be "
+            f"restored: {'; '.join(paths)}. Keep them in variables (self.add_weight), or in a callback with "
+            "get_state() and set_state(state)"
         )
 
 
