@@ -19,8 +19,7 @@ WRITER_VARIABLE = "CKPTSTORE_WRITER"
 PROGRAM = "ckptstore.background"
 
 _CODE = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1])['path']; "
-    f"from {PROGRAM}.__main__ import main; main()"
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1])['path']; from {}.__main__ import main; main()"
 )
 _INTERPRETER = re.compile(r"(python|pypy|graalpy)", re.IGNORECASE)
 # Some libraries start a thread for each core when they are imported; these variables keep them to one.
@@ -58,11 +57,12 @@ def refusal() -> str | None:
     return None
 
 
-def command(config: dict[str, Any]) -> list[str]:
-    """Return the command that starts the worker.
+def command(config: dict[str, Any], *, program: str = PROGRAM) -> list[str]:
+    """Return the command that starts the worker, or another program of this package.
 
     Args:
-        config: JSON values for the worker; the trainer's import path is added, as ``"path"``.
+        config: JSON values for the program; the import path of this process is added, as ``"path"``.
+        program: The package whose ``__main__.main`` is run.
     """
     import json
 
@@ -71,7 +71,13 @@ def command(config: dict[str, Any]) -> list[str]:
     options += ["-s"] if flags.no_user_site else []
     options += ["-E"] if flags.ignore_environment else []
     options += ["-X", "utf8"] if flags.utf8_mode else []
-    return [sys.executable, *options, "-c", _CODE, json.dumps({**config, "path": _import_path()})]
+    return [
+        sys.executable,
+        *options,
+        "-c",
+        _CODE.format(program),
+        json.dumps({**config, "path": _import_path()}),
+    ]
 
 
 def _import_path() -> list[str]:
