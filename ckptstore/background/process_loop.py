@@ -19,6 +19,7 @@ from ckptstore.background.handoff import EventfdHandoff
 from ckptstore.background.worker import Outcome, Worker
 from ckptstore.background.worker_handle import FINISH, FLUSH_UP_TO
 from ckptstore.records import Claim
+from ckptstore.storage.heartbeat import mark_saving
 from ckptstore.storage.layout import Layout
 from ckptstore.storage.run_lock import RunLock
 from ckptstore.system.shared_memory import SharedMemory
@@ -40,7 +41,9 @@ class ProcessLoop:
         self._maybe_committed = len(memories) if config["maybe_committed"] else 0
         lock, layout = None, Layout(Path(config["root"]))
         if config["claim"] is not None:
-            lock = RunLock.inherited(layout.locks, config["lock"], Claim(**config["claim"]))
+            claim = Claim(**config["claim"])
+            lock = RunLock.inherited(layout.locks, config["lock"], claim)
+            mark_saving(layout.heartbeats / claim.run)  # until this process ends
         self._worker = Worker(layout.root, memories, lock)
         self._warnings: list[str] = []
         self._ending = self._started = False

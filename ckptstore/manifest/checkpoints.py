@@ -145,18 +145,18 @@ def resume_version(run: str | None, before: int | None) -> Select[Any]:
     state; if its run has begun from scratch since, each run is asked for its own.
     """
     if run is not None:
-        return select(_newest_resumable(before, of_run=id_of_run(run)))
+        return select(newest_resumable(before, of_run=id_of_run(run)))
     newest = select(_POINT.c.version).where(
-        _POINT.c.version == _newest_resumable(before),
+        _POINT.c.version == newest_resumable(before),
         _POINT.c.version >= first_version_of_beginning(_POINT.c.run_id),
     )
-    of_each = select(_newest_resumable(before, of_run=RUNS.id).label("version")).select_from(RUNS.table)
+    of_each = select(newest_resumable(before, of_run=RUNS.id).label("version")).select_from(RUNS.table)
     of_any = select(func.max(of_each.subquery("of_each").c.version))
     return select(func.coalesce(newest.scalar_subquery(), of_any.scalar_subquery()))
 
 
-def _newest_resumable(
-    before: int | None, *, of_run: ColumnElement[int] | ScalarSelect[int] | None = None
+def newest_resumable(
+    before: int | None = None, *, of_run: ColumnElement[int] | ScalarSelect[int] | None = None
 ) -> ScalarSelect[int]:
     """Return the newest version with training state: of any beginning, or of a run's newest."""
     newest = select(func.max(CHECKPOINTS.version)).where(CHECKPOINTS.state == COMPLETE, CHECKPOINTS.resumable)

@@ -21,6 +21,7 @@ from ckptstore.manifest.published import PublishedPaths, confirm_published, put_
 from ckptstore.manifest.retention.checks import RetentionCheck, RunRetention, apply_retention
 from ckptstore.manifest.runs.attempts import Attempts, insert_attempts
 from ckptstore.manifest.runs.beginnings import Beginnings, record_beginning
+from ckptstore.manifest.runs.overviews import Overviews
 from ckptstore.manifest.runs.runs import Runs, set_monitor
 from ckptstore.manifest.tables import CHECKPOINTS, STORE
 from ckptstore.manifest.tags import Tags, put_tag
@@ -45,6 +46,7 @@ class Manifest:
         checkpoints: Its checkpoints, with their states.
         runs: Its runs: names, writers, monitored metrics.
         attempts: The processes that trained its runs.
+        overviews: The newest facts of its runs, all at once.
         beginnings: Where its runs were begun from scratch.
         epochs: The epochs of its runs, which outlive their checkpoints.
         events: Its events.
@@ -68,6 +70,7 @@ class Manifest:
         self.checkpoints = Checkpoints(self._transactions)
         self.runs = Runs(self._transactions)
         self.attempts = Attempts(self._transactions)
+        self.overviews = Overviews(self._transactions)
         self.beginnings = Beginnings(self._transactions)
         self.epochs = Epochs(self._transactions)
         self.events = Events(self._transactions)

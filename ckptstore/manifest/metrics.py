@@ -50,7 +50,9 @@ def metric_names(connection: Connection, run: str | None) -> tuple[str, ...]:
     return tuple(sorted(connection.scalars(_NAMES if run is None else _NAMES_OF_RUN, {"run": run})))
 
 
-def best_version(metric: str, mode: Mode, run: str | None) -> Select[Any]:
+def best_version(
+    metric: str | BindParameter[str], mode: Mode, run: str | BindParameter[str] | None
+) -> Select[Any]:
     """Return the statement for the version of the best complete checkpoint: the lowest that has the extreme value.
 
     Both steps are one look at the end of an index. NaN is NULL there, so it is neither least nor greatest.

@@ -38,6 +38,7 @@ from ckptstore.records.runs import (
     NewAttempt,
     OpenAttempt,
     Run,
+    RunOverview,
     RunState,
 )
 
@@ -69,6 +70,7 @@ __all__ = [
     "RetentionProgress",
     "RowKey",
     "Run",
+    "RunOverview",
     "RunState",
     "Silence",
     "State",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -17,11 +18,12 @@ SILENCES: dict[Phase, Silence] = {
     "saving": "save",
     "paused": "epoch_gap",
 }
-# A training is believed to hang after this many times its longest silence so far, and never before this many seconds:
-# loading data and compiling may take long, and nothing is known of them when they happen first.
+# A training is believed to hang after this many times its longest silence so far, and never before this many seconds;
+# and never before the second where it starts, or is in a phase for the first time: loading data and compiling may take
+# long, and nothing is known of them when they happen first.
 _TIMES_THE_LONGEST = 20.0
 _NEVER_BEFORE_S = 600.0
-_NEVER_BEFORE_START_S = 1800.0
+_NEVER_BEFORE_AT_FIRST_S = 1800.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +56,7 @@ class Beat:
         slowest_s: The longest silence between two signs of life so far, in seconds, of each kind that was seen:
             ``"start"``, ``"batch"``, ``"validation"``, ``"save"``, ``"epoch_gap"``; taken over from attempt to attempt.
         dump: Number of the signal that makes the process write the stacks of its threads, or None.
+        sparse: True for a loop written by hand that gives signs of life at its saves alone: a silence tells nothing.
     """
 
     run: str
@@ -75,9 +78,12 @@ class Beat:
     metrics: Mapping[str, float] = field(default_factory=dict, hash=False)
     slowest_s: Mapping[str, float] = field(default_factory=dict, hash=False)
     dump: int | None = None
+    sparse: bool = False
 
     def hang_limit_s(self) -> float:
         """Return the silence in seconds after which this training is believed to hang, learnt from those so far.
+
+        It is infinite where a silence tells nothing.
 
         Example:
             >>> beat = Beat(
@@ -87,7 +93,10 @@ class Beat:
             >>> beat.hang_limit_s()
             1200.0
         """
+        if self.sparse:
+            return math.inf
         silence = SILENCES.get(self.phase)
         longest = 0.0 if silence is None else self.slowest_s.get(silence, 0.0)
-        never_before_s = _NEVER_BEFORE_START_S if self.phase == "starting" else _NEVER_BEFORE_S
+        is_first = self.phase == "starting" or not longest
+        never_before_s = _NEVER_BEFORE_AT_FIRST_S if is_first else _NEVER_BEFORE_S
         return max(never_before_s, _TIMES_THE_LONGEST * longest)

@@ -183,6 +183,35 @@ class AttemptEnd:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunOverview:
+    """The newest facts that a manifest has about a run.
+
+    Attributes:
+        name: Its name.
+        checkpoints: Number of its complete checkpoints.
+        latest: The newest of them, or None.
+        best: The best of them by the metric that its callback watches, or None.
+        resume_point: The newest of them that carries training state, whatever became of its payload, or None.
+        attempts: Number of its attempts.
+        last_attempt: The newest of them, or None.
+        is_finished: True if its newest checkpoint is one that finished a fit.
+        stopped_at: When a supervisor gave it up, if nothing was trained since; aware, UTC.
+        stop: What the supervisor recorded of that.
+    """
+
+    name: str
+    checkpoints: int
+    latest: Checkpoint | None
+    best: Checkpoint | None
+    resume_point: Checkpoint | None
+    attempts: int
+    last_attempt: Attempt | None
+    is_finished: bool
+    stopped_at: datetime | None
+    stop: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """A run, and where it stands now.
 
@@ -191,6 +220,8 @@ class Run:
         state: ``"running"``, ``"saving"`` (its training waits for a save, or has ended and a save has not), ``"hung"``,
             ``"interrupted"`` (it can be resumed), ``"finished"``, ``"failed"`` (it ended by an error) or ``"stopped"``
             (a supervisor gave up, or a person stopped it). It rests on held locks and on the heartbeat.
+        note: A word more on the state: what the training is doing, that a signal has stopped its process, for how long
+            it has been silent, why it ended; an empty text where there is nothing to add.
         attempts: Number of its attempts.
         checkpoints: Number of its complete checkpoints.
         epoch: Zero-based index of the epoch that it is in, or was last known to be in; None before the first.
@@ -210,6 +241,7 @@ class Run:
     state: RunState
     attempts: int
     checkpoints: int
+    note: str = ""
     epoch: int | None = None
     batch: int | None = None
     step: int | None = None
@@ -227,6 +259,7 @@ class Run:
         return {
             "run": self.name,
             "state": self.state,
+            "note": self.note,
             "attempts": self.attempts,
             "checkpoints": self.checkpoints,
             "epoch": self.epoch,

@@ -126,6 +126,11 @@ def make_directory(path: Path, *, durable: bool = True) -> None:
         fsync_directory(path.parent)
 
 
+def make_shown_directory(path: Path) -> None:
+    """Make a directory for files that are only shown: it is no step of a save, and not made durable."""
+    path.mkdir(exist_ok=True)
+
+
 def fsync_directory(path: Path) -> None:
     """Make the names in a directory durable.
 

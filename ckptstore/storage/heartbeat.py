@@ -4,8 +4,9 @@ The file is ``heartbeats/<run>``, 1024 bytes: a checksum, then one JSON object. 
 change of phase and else at most every second. Nothing depends on it but what people and supervisors are shown: it is
 never synced, what is torn or foreign reads as nothing, and a disk that refuses it never ends or delays a training.
 
-The training holds a lock on the file (an open file description lock, ``F_OFD_SETLK``) for as long as it lives. A reader
-asks the kernel whether the lock is held, which takes nothing and waits for nothing; a dead process holds none.
+The training holds a lock on the file's first byte (an open file description lock, ``F_OFD_SETLK``) for as long as it
+lives, and a process that saves for it one on the second. A reader asks the kernel whether a lock is held, which takes
+nothing and waits for nothing; a dead process holds none.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from weakref import WeakSet
 import xxhash
 
 from ckptstore.records import PHASES, SILENCES, Beat, Phase
-from ckptstore.storage.files import make_directory
+from ckptstore.storage.files import make_shown_directory
 from ckptstore.storage.layout import Layout
 from ckptstore.system import messages
 from ckptstore.system.processes import boot_id, clock_s, process_state, start_ticks
@@ -43,6 +44,8 @@ _RATE_S = 20.0
 _READS = 3
 _DIGEST_CHARACTERS = 16
 _FLOCK = struct.Struct("hhqqi4x")
+# The bytes of the file that are locked.
+_TRAINING, _SAVING = 0, 1
 
 
 class Heartbeat:
@@ -57,13 +60,15 @@ class Heartbeat:
         epochs: Number of epochs that it trains to, or None.
         batches: Number of batches in an epoch, or None.
         dump: Number of the signal that makes this process write its stacks, or None.
+        sparse: True while signs of life come with saves alone.
     """
 
-    def __init__(self, layout: Layout, run: str, attempt: int) -> None:
+    def __init__(self, layout: Layout, run: str, attempt: int, *, sparse: bool) -> None:
         self.attempt = attempt
         self.epochs: int | None = None
         self.batches: int | None = None
         self.dump: int | None = None
+        self.sparse = sparse
         self._layout = layout
         self._path = layout.heartbeats / run
         self._run = run
@@ -91,15 +96,16 @@ class Heartbeat:
         self._next_write_s = 0.0
 
     @classmethod
-    def begin(cls, layout: Layout, run: str, attempt: int = 0) -> Heartbeat:
+    def begin(cls, layout: Layout, run: str, attempt: int = 0, *, sparse: bool = False) -> Heartbeat:
         """Begin the heartbeat of an attempt, and hold its lock until `end` or the death of this process.
 
         Args:
             layout: The store's paths.
             run: The run, which the caller owns.
             attempt: Number of the attempt, or 0 where it has none.
+            sparse: True if signs of life come with saves alone, so that a silence tells nothing.
         """
-        heartbeat = cls(layout, run, attempt)
+        heartbeat = cls(layout, run, attempt, sparse=sparse)
         _beating.add(heartbeat)
         heartbeat._write()
         return heartbeat
@@ -127,12 +133,16 @@ class Heartbeat:
             self._trained += 1 if step is None or self._step is None else step - self._step
         self._note_silence(now)
         self._epoch, self._batch, self._step = epoch, batch, step
-        if metrics:
-            self._metrics = metrics
+        self.tell(metrics)
         if not is_training:
             self.enter("training")
         elif now >= self._next_write_s:
             self._write()
+
+    def tell(self, metrics: Mapping[str, Any] | None) -> None:
+        """Take note of logs; they are written with the next sign of life."""
+        if metrics:
+            self._metrics = metrics
 
     def alive(self) -> None:
         """Give a sign of life that is no finished train batch: a batch of a validation, or one that is skipped."""
@@ -156,6 +166,15 @@ class Heartbeat:
             self._phase, self._phase_since_s = phase, clock_s()
             self._write()
         return before
+
+    @contextmanager
+    def during(self, phase: Phase) -> Iterator[None]:
+        """Be in a phase for the block, and in the one before again after it."""
+        before = self.enter(phase)
+        try:
+            yield
+        finally:
+            self.enter(before)
 
     def end(self) -> None:
         """Write that the training has ended, and release the lock. May be called again."""
@@ -182,7 +201,7 @@ class Heartbeat:
                 self._close()
                 self._open()
             if not self._is_locked:
-                self._is_locked = _lock(self._descriptor)
+                self._is_locked = _lock(self._descriptor, fcntl.F_WRLCK, _TRAINING)
             os.pwrite(self._descriptor, _encoded(self._fields()), 0)
         except Exception as error:
             self._report(error)
@@ -197,7 +216,7 @@ class Heartbeat:
         directory = self._layout.heartbeats
         if not directory.is_dir():
             self._layout.require_manifest()  # nothing is made in the place of a store that was removed
-            make_directory(directory, durable=False)
+            make_shown_directory(directory)
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
         descriptor = os.open(self._path, flags, 0o666)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -209,7 +228,7 @@ class Heartbeat:
         descriptor, self._descriptor, self._is_locked = self._descriptor, -1, False
         if descriptor >= 0:
             with suppress(OSError):
-                _unlock(descriptor)
+                _lock(descriptor, fcntl.F_UNLCK, _TRAINING)
             with suppress(OSError):
                 os.close(descriptor)
 
@@ -238,6 +257,7 @@ class Heartbeat:
             "steps_per_s": self._rate(),
             "slowest_s": {kind: round(longest, 3) for kind, longest in self._slowest.items() if longest},
             "dump": self.dump,
+            "sparse": self.sparse,
             "metrics": _plain(self._metrics),
         }
 
@@ -259,6 +279,12 @@ class Heartbeat:
 
 
 _beating: WeakSet[Heartbeat] = WeakSet()
+
+
+def all_alive() -> None:
+    """Give a sign of life of all trainings of this process, when one of them knows of a wait of all."""
+    for heartbeat in list(_beating):
+        heartbeat.alive()
 
 
 def _leave_in_child() -> None:
@@ -349,17 +375,43 @@ def is_held(path: Path) -> bool:
     Args:
         path: The file, ``Layout.heartbeats / run``.
     """
+    held = _is_locked(path, _TRAINING)
+    if held is not None:
+        return held
+    beat = read_heartbeat(path)
+    return beat is not None and _is_alive(beat)
+
+
+def is_saving(path: Path) -> bool:
+    """Return True if a process that saves for a training of this run is alive; the training itself may be dead.
+
+    As `is_held`; where the system has no such locks, the answer is False.
+
+    Args:
+        path: The file, ``Layout.heartbeats / run``.
+    """
+    return bool(_is_locked(path, _SAVING))
+
+
+def mark_saving(path: Path) -> int | None:
+    """Let `is_saving` answer True until this process has closed the returned descriptor, or is dead.
+
+    Several processes may do so at once.
+
+    Args:
+        path: The file, ``Layout.heartbeats / run``, which the training has made.
+
+    Returns:
+        The descriptor, or None if the file cannot be read, or not locked.
+    """
     try:
         descriptor = _open_to_read(path)
     except OSError:
-        return False
-    try:
-        return _is_locked_by_another(descriptor)
-    except OSError:
-        beat = read_heartbeat(path)
-        return beat is not None and _is_alive(beat)
-    finally:
-        os.close(descriptor)
+        return None
+    if _lock(descriptor, fcntl.F_RDLCK, _SAVING):
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 def _is_alive(beat: Beat) -> bool:
@@ -368,39 +420,35 @@ def _is_alive(beat: Beat) -> bool:
     return process_state(beat.pid, beat.started_ticks) != "gone"
 
 
-_NO_OFD_LOCKS = OSError(38, "no open file description locks here")
+# None on macOS.
 _SET: int | None = getattr(fcntl, "F_OFD_SETLK", None)
 _GET: int | None = getattr(fcntl, "F_OFD_GETLK", None)
 
 
-def _lock_record(kind: int) -> bytes:
-    return _FLOCK.pack(kind, os.SEEK_SET, 0, 1, 0)
-
-
-def _lock(descriptor: int) -> bool:
-    """Take the lock, without waiting; returns False if it cannot be had now."""
+def _lock(descriptor: int, kind: int, byte: int) -> bool:
+    """Take or release a lock, without waiting; returns False if it cannot be had now."""
     if _SET is None:
         return False
     try:
-        fcntl.fcntl(descriptor, _SET, _lock_record(fcntl.F_WRLCK))
+        fcntl.fcntl(descriptor, _SET, _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0))
     except OSError:
         return False
     return True
 
 
-def _unlock(descriptor: int) -> None:
-    if _SET is not None:
-        fcntl.fcntl(descriptor, _SET, _lock_record(fcntl.F_UNLCK))
-
-
-def _is_locked_by_another(descriptor: int) -> bool:
-    """Return True if another open file has the lock.
-
-    Raises:
-        OSError: The system or the file system has no such locks.
-    """
-    if _GET is None:
-        raise _NO_OFD_LOCKS
-    found = fcntl.fcntl(descriptor, _GET, _lock_record(fcntl.F_WRLCK))
+def _is_locked(path: Path, byte: int) -> bool | None:
+    """Return True if an open file has a lock on a byte; None if the system or the file system has no such locks."""
+    try:
+        descriptor = _open_to_read(path)
+    except OSError:
+        return False
+    try:
+        if _GET is None:
+            return None
+        found = fcntl.fcntl(descriptor, _GET, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
     kind: int = _FLOCK.unpack(found)[0]
     return kind != fcntl.F_UNLCK

@@ -11,8 +11,8 @@ from ckptstore.manifest.checkpoints import COMPLETE_ONLY
 from ckptstore.manifest.conditions import Condition, Metric, Term, metrics_in, parse, parse_order
 from ckptstore.manifest.manifest import Manifest
 from ckptstore.metrics import is_better
-from ckptstore.records import Attempt, Checkpoint, Event, Mode, State
-from ckptstore.storage.layout import published_path
+from ckptstore.records import Attempt, Checkpoint, Event, Mode, Run, State
+from ckptstore.storage.layout import Layout, published_path
 from ckptstore.store import refs
 
 if TYPE_CHECKING:
@@ -196,6 +196,26 @@ class StoreReader:
         if found is None:
             raise CheckpointNotFoundError(ref=ref, store=self.path)
         return found
+
+    def runs(self) -> list[Run]:
+        """Return all runs, sorted by name, each with its state and where it stands now.
+
+        A state is true because a lock is held, or is not: a training that was killed a moment ago is ``"interrupted"``,
+        and one whose process has been stopped by a signal is ``"running"``, with a `Run.note` that says so. It is
+        ``"hung"`` if it has been silent for many times its longest silence so far, and for ten minutes at least (half
+        an hour before its first batch); that can be told on the machine that it runs on. A loop written by hand that
+        calls `CheckpointStore.beat` counts too. Reading takes no lock of a training, and writes nothing.
+
+        Example:
+            >>> import tempfile
+            >>> from ckptstore import CheckpointStore
+            >>> with tempfile.TemporaryDirectory() as folder, CheckpointStore(folder) as store:
+            ...     print(store.runs())
+            []
+        """
+        from ckptstore.store.runs import runs_of
+
+        return runs_of(self._manifest, Layout(self.path))
 
     def run_names(self) -> tuple[str, ...]:
         """Return the names of all runs."""

@@ -80,6 +80,7 @@ class CheckpointStore(StoreWriter):
         from ckptstore.commit.committer import Committer
         from ckptstore.commit.run_ownership import RunOwnership  # not needed for queries
 
+        self._heartbeats = {}
         self._committer = Committer(self._layout, self._manifest)
         self._ownership = RunOwnership(self._layout, self._manifest)
         opened_stores.note(self.path)
@@ -88,6 +89,8 @@ class CheckpointStore(StoreWriter):
         """Release runs, lease and connections. Nothing is pending: every save was durable when it returned."""
         try:
             if not self.read_only:
+                for heartbeat in self._heartbeats.values():
+                    heartbeat.end()
                 self._committer.close()
         finally:
             if not self.read_only:
@@ -185,6 +188,8 @@ class CheckpointStore(StoreWriter):
             adapter_for(model).restore, model, optimizer=optimizer, objects=objects, generators=True
         )
         resumed = self.load_newest_resume_point(load, run)
+        if run is not None and not self.read_only:
+            self._beat_of_loop(run)
         without_state = self.checkpoint_without_state(run) if resumed is None else None
         if without_state is not None:
             raise NoResumePointError(run=run, store=self.path, latest=without_state.version)

@@ -6,11 +6,13 @@ import os
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from functools import partial
+from operator import index
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from ckptstore.errors import ReadOnlyError
 from ckptstore.records import Checkpoint, EndReason, FinishedEpoch, Format, Mode
+from ckptstore.storage.heartbeat import Heartbeat
 from ckptstore.storage.layout import Layout
 from ckptstore.storage.locks import store_lock
 from ckptstore.storage.reserve import release_and_retry
@@ -67,6 +69,7 @@ class StoreWriter(StoreReader):
     _layout: Layout
     _committer: Committer
     _ownership: RunOwnership
+    _heartbeats: dict[str, Heartbeat]
 
     def _check_writable(self, operation: str) -> None:
         if self.read_only:
@@ -148,7 +151,10 @@ class StoreWriter(StoreReader):
             fit=fit,
             objects=objects,
         )
-        return self.commit(snapshot, request)
+        heartbeat = self._beat_of_loop(run)
+        heartbeat.beat(epoch, batch, step, metrics)
+        with heartbeat.during("saving"):
+            return self.commit(snapshot, request)
 
     def prepare(
         self,
@@ -238,6 +244,58 @@ class StoreWriter(StoreReader):
         """
         self._check_writable("claim")
         self._ownership.claim(run)
+
+    def heartbeat(self, run: str, *, sparse: bool = False) -> Heartbeat:
+        """Return the heartbeat of this store's training of a run, which it owns; it ends when the store is closed.
+
+        Args:
+            run: The run.
+            sparse: Whether one that begins now will give signs of life with saves alone.
+        """
+        found = self._heartbeats.get(run)
+        if found is None:
+            self.claim(run)
+            found = self._heartbeats[run] = Heartbeat.begin(self._layout, run, sparse=sparse)
+        return found
+
+    def _beat_of_loop(self, run: str) -> Heartbeat:
+        return self.heartbeat(run, sparse=True)
+
+    def beat(
+        self,
+        *,
+        epoch: int,
+        batch: int | None = None,
+        step: int | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        run: str = "default",
+    ) -> None:
+        """Tell where a training loop written by hand stands, after each batch; `runs` and ``ckptstore watch`` show it.
+
+        From the first call on, a long silence tells that the loop hangs, and ``ckptstore run`` restarts it; so call it
+        in a validation too. It costs about a microsecond, and a small write every second at most, which is not synced.
+        A disk that refuses that write is reported once; the training is not affected. A crash leaves the last position.
+
+        Args:
+            epoch: Zero-based index of the epoch.
+            batch: Zero-based index of the last finished train batch, or None at the epoch's end.
+            step: Finished train batches of the run so far, or None.
+            metrics: Logs; what is not a `float` already is passed over, so that no device is waited for.
+            run: The run; this store owns it until `close`.
+
+        Raises:
+            TypeError: A position is not an integer.
+            RunLockedError: Another writer owns the run.
+            ReadOnlyError: The store is open for reading.
+        """
+        position = (
+            index(epoch),
+            None if batch is None else index(batch),
+            None if step is None else index(step),
+        )
+        heartbeat = self._heartbeats.get(run) or self.heartbeat(run)
+        heartbeat.sparse = False
+        heartbeat.beat(*position, metrics)
 
     def begin(self, run: str) -> int:
         """Begin a run from scratch, and own it; returns the beginning's number, from 1.

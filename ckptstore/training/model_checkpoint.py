@@ -13,7 +13,7 @@ from ckptstore.background.save_queue import Backpressure
 from ckptstore.commit.earlier_epochs import EARLIER_EPOCHS, read_earlier_epochs
 from ckptstore.errors import InvalidArgumentError
 from ckptstore.keras.model.processes import refuse_fit_in_several_processes
-from ckptstore.keras.private import unsynced_model
+from ckptstore.keras.private import running_fit, unsynced_model
 from ckptstore.retention import Policy, keep_last
 from ckptstore.system.messages import warn
 from ckptstore.training.saving.arguments import (
@@ -32,6 +32,7 @@ from ckptstore.training.saving.save_point import SavePoint
 from ckptstore.training.saving.saves import SaveSettings
 from ckptstore.training.saving.schedule import every
 from ckptstore.training.saving_callback import SavingCallback
+from ckptstore.training.session.fit_heartbeat import FitHeartbeat
 from ckptstore.training.session.fit_order import fits_on
 from ckptstore.training.session.position import BatchPosition
 from ckptstore.validation import check_run
@@ -149,6 +150,8 @@ class ModelCheckpoint(SavingCallback, keras.callbacks.ModelCheckpoint):
         self._position = BatchPosition()
         self._schedule = every(save_freq)
         self._thread: int | None = None
+        self._fit_heartbeat: FitHeartbeat | None = None
+        self._is_by_hand = False
         self._set_up_saves()
 
     def _set_up_saves(self) -> None:
@@ -202,6 +205,7 @@ class ModelCheckpoint(SavingCallback, keras.callbacks.ModelCheckpoint):
         since_save, self._schedule = self._schedule.since_save, every(self.save_freq)
         self._schedule.since_save = since_save
         self._thread = threading.get_ident()
+        self._is_by_hand = running_fit(self) is None
         store = self._saves.open(self.params)
         self._saves.begin(self.model)
         self._saves.unrecorded.replace()
@@ -214,6 +218,8 @@ class ModelCheckpoint(SavingCallback, keras.callbacks.ModelCheckpoint):
         """Note the position."""
         is_first = self._position.steps_before is None
         self._position.begin_epoch(epoch)
+        if (heartbeat := self._heartbeat()) is not None:
+            heartbeat.epoch_begins(epoch)
         if is_first:
             self._position.steps_before = self._steps_before(epoch)
 
@@ -222,6 +228,8 @@ class ModelCheckpoint(SavingCallback, keras.callbacks.ModelCheckpoint):
         position, saves = self._position, self._saves
         before = position.counted
         position.batch_done(batch)
+        if (heartbeat := self._heartbeat()) is not None:
+            heartbeat.batch_ends(logs)
         due = self._schedule.due_after(position.counted - before)
         saves.settle()
         if self.save_freq != "epoch" or saves.needs_preparation:
@@ -234,10 +242,22 @@ class ModelCheckpoint(SavingCallback, keras.callbacks.ModelCheckpoint):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Save, unless `save_freq` counts batches; the epoch's metrics go to the manifest with the next save."""
+        if (heartbeat := self._heartbeat()) is not None:
+            heartbeat.epoch_ends(logs)
         self._saves.settle()
         self._saves.epoch_ended(epoch, self._position.step, logs or {})
         if self.save_freq == "epoch":
             self._save(epoch, None, logs or {})
+
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Note that a validation begins."""
+        if (heartbeat := self._heartbeat()) is not None:
+            heartbeat.test_begins()
+
+    def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Note that a validation has ended."""
+        if (heartbeat := self._heartbeat()) is not None:
+            heartbeat.test_ends()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Wait for what is still being saved, record the epochs behind it, and release the run and the store."""
@@ -256,6 +276,16 @@ class ModelCheckpoint(SavingCallback, keras.callbacks.ModelCheckpoint):
             droppable=not self._path.has_placeholders,
         )
         self._saves.save_if_wanted(unsynced_model(self), point, batch=batch, fit=self.params)
+
+    def _heartbeat(self) -> FitHeartbeat | None:
+        """Return the heartbeat of the fit; None outside of a fit, or while another callback has the run."""
+        heartbeat, found = self._saves.heartbeat, self._fit_heartbeat
+        if heartbeat is None:
+            return None
+        if found is None or found.heartbeat is not heartbeat:
+            found = FitHeartbeat(heartbeat, self._position, self.params, is_by_hand=self._is_by_hand)
+            self._fit_heartbeat = found
+        return found
 
     def _refuse_another_thread(self) -> None:
         """Refuse to read a model that is being trained meanwhile.
@@ -278,6 +308,10 @@ class ModelCheckpoint(SavingCallback, keras.callbacks.ModelCheckpoint):
         before = f"epoch < {epoch} and not step is None"
         earlier = store.checkpoints(self._saves.run, where=before, order_by="-version", limit=1)
         return earlier[0].step or 0 if earlier else 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the running fit out: a copy begins its own."""
+        return {**super().__getstate__(), "_fit_heartbeat": None}
 
     # --- a fit that another callback resumes ---------------------------------------------------------
 

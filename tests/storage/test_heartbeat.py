@@ -111,14 +111,14 @@ def test_the_next_attempt_takes_the_longest_silences_over(
 @pytest.mark.parametrize(
     ("phase", "slowest", "limit"),
     [
-        ("training", {}, 600.0),
+        ("training", {}, 1800.0),
+        ("validating", {"batch": 29.0}, 1800.0),
         ("training", {"batch": 29.0, "start": 500.0}, 600.0),
         ("training", {"batch": 31.0}, 620.0),
         ("starting", {"batch": 100.0}, 1800.0),
         ("starting", {"start": 100.0}, 2000.0),
         ("validating", {"validation": 3600.0}, 72000.0),
         ("saving", {"save": 60.0}, 1200.0),
-        ("ended", {"batch": 100.0}, 600.0),
     ],
 )
 def test_the_limit_of_a_silence_is_learnt(

@@ -163,22 +163,19 @@ class Attempts(Repository):
         chosen = _chosen() if run is None else _chosen().where(ATTEMPTS.run_id == id_of_run(run))
         with self._transactions.reading() as connection:
             rows = connection.execute(chosen.order_by(ATTEMPTS.started_at, ATTEMPTS.attempt))
-            return [self._attempt(row) for row in rows]
+            return [attempt_of(row, self._store) for row in rows]
 
     def last(self, run: str) -> Attempt | None:
         """Return the newest attempt at a run, or None where there is none."""
         chosen = _chosen().where(ATTEMPTS.run_id == id_of_run(run)).order_by(ATTEMPTS.attempt.desc()).limit(1)
         with self._transactions.reading() as connection:
             row = connection.execute(chosen).one_or_none()
-            return None if row is None else self._attempt(row)
+            return None if row is None else attempt_of(row, self._store)
 
     def counts(self) -> dict[str, int]:
         """Return how many attempts each run has; runs without one are left out."""
-        counted = select(RUNS.name, func.count()).join_from(
-            ATTEMPTS.table, RUNS.table, RUNS.id == ATTEMPTS.run_id
-        )
         with self._transactions.reading() as connection:
-            return {row[0]: row[1] for row in connection.execute(counted.group_by(RUNS.name))}
+            return counts_in(connection)
 
     def open_attempts(self, run: str | None = None) -> list[OpenAttempt]:
         """Return the attempts at a run, or at all, whose end is not recorded, in the order in which they began."""
@@ -188,23 +185,40 @@ class Attempts(Repository):
         with self._transactions.reading() as connection:
             rows = connection.execute(chosen.order_by(ATTEMPTS.started_at, ATTEMPTS.attempt))
             return [
-                OpenAttempt(attempt=self._attempt(row), boot_id=row.boot_id, oom_kills=row.oom_kills)
+                OpenAttempt(
+                    attempt=attempt_of(row, self._store), boot_id=row.boot_id, oom_kills=row.oom_kills
+                )
                 for row in rows
             ]
-
-    def _attempt(self, row: Row[Any]) -> Attempt:
-        values = {name: getattr(row, name) for name in _COLUMNS}
-        for name in _PATHS:
-            if values[name] is not None:
-                values[name] = Path(os.path.normpath(self._store / values[name]))
-        values["reason"] = cast(EndReason | None, values["reason"])
-        return Attempt(run=row.run, **values)
 
     def _file_of(self, path: Path | None) -> str | None:
         """Return a path relative to the store if it lies in it, so that the store may be moved."""
         if path is None:
             return None
         return str(path.relative_to(self._store)) if path.is_relative_to(self._store) else str(path)
+
+
+def attempt_of(row: Row[Any], store: Path) -> Attempt:
+    """Return the attempt of a row of `_chosen`."""
+    values = {name: getattr(row, name) for name in _COLUMNS}
+    for name in _PATHS:
+        if values[name] is not None:
+            values[name] = Path(os.path.normpath(store / values[name]))
+    values["reason"] = cast(EndReason | None, values["reason"])
+    return Attempt(run=row.run, **values)
+
+
+def counts_in(connection: Connection) -> dict[str, int]:
+    """Return what `Attempts.counts` does, in a transaction of the caller's."""
+    counted = select(RUNS.name, func.count()).join_from(
+        ATTEMPTS.table, RUNS.table, RUNS.id == ATTEMPTS.run_id
+    )
+    return {row[0]: row[1] for row in connection.execute(counted.group_by(RUNS.name))}
+
+
+def last_of_each(connection: Connection, store: Path) -> dict[str, Attempt]:
+    """Return the newest attempt at each run that has one, in one query."""
+    return {row.run: attempt_of(row, store) for row in connection.execute(_LAST_OF_EACH)}
 
 
 def insert_attempts(connection: Connection, attempts: Collection[Attempt], store: Path) -> None:
@@ -223,6 +237,13 @@ def _chosen(*more: Any) -> Select[Any]:
     return select(RUNS.name.label("run"), *columns, *more).join_from(
         ATTEMPTS.table, RUNS.table, RUNS.id == ATTEMPTS.run_id
     )
+
+
+_OTHER = ATTEMPTS.table.alias("other")
+_LAST_OF_EACH = _chosen().where(
+    ATTEMPTS.attempt
+    == select(func.max(_OTHER.c.attempt)).where(_OTHER.c.run_id == ATTEMPTS.run_id).scalar_subquery()
+)
 
 
 def _is(run: str, number: int) -> tuple[Any, ...]:

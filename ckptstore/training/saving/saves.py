@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from ckptstore.keras.private import print_message
 from ckptstore.metrics import scalars
 from ckptstore.records import FINISHED, Checkpoint, Format
 from ckptstore.retention import Policy
+from ckptstore.storage.heartbeat import Heartbeat
 from ckptstore.store.model_adapter import Snapshots, adapter_for
 from ckptstore.store.store import CheckpointStore
 from ckptstore.system import messages
@@ -148,6 +149,17 @@ class Saves:
         """The run."""
         return self._writer.run
 
+    @property
+    def heartbeat(self) -> Heartbeat | None:
+        """The run's heartbeat while the store is open, else None."""
+        store = self._writer.store
+        return None if store is None else store.heartbeat(self.run)
+
+    def _waiting(self) -> AbstractContextManager[None]:
+        """Return a block in which the training waits for a save."""
+        heartbeat = self.heartbeat
+        return nullcontext() if heartbeat is None else heartbeat.during("saving")
+
     def use_run(self, run: str) -> None:
         """Write another run from now on; called between fits."""
         if run != self.run:
@@ -161,8 +173,10 @@ class Saves:
     # --- a fit -------------------------------------------------------------------------------------
 
     def open(self, fit: object, *, ready: Callable[[], None] | None = None) -> CheckpointStore:
-        """Open the store, finish what a crash left, and take the run; see `RunWriter.open`."""
-        return self._writer.open(fit, ready=ready, before=self.end)
+        """Open the store, finish what a crash left, take the run and begin its heartbeat; see `RunWriter.open`."""
+        store = self._writer.open(fit, ready=ready, before=self.end)
+        store.heartbeat(self.run)
+        return store
 
     def begin(self, model: Any, schedule: SaveSchedule | None = None) -> None:
         """Prepare for the saves of a fit; the process that saves starts meanwhile.
@@ -259,6 +273,10 @@ class Saves:
         Raises:
             CheckpointStoreError: As `CheckpointStore.save`, unless `SaveFailures` lets training continue.
         """
+        with self._waiting():
+            return self._save(model, point, name)
+
+    def _save(self, model: Any, point: SavePoint, name: str) -> bool:
         store, monitored, schedule = self.store, self.monitored, self._schedule
         assert store is not None
         metrics = self._metrics(point.logs)
@@ -370,7 +388,8 @@ class Saves:
             CheckpointStoreError: As `settle`.
         """
         if self._queue is not None and self._pending:
-            self._queue.drain()
+            with self._waiting():
+                self._queue.drain()
             self.settle()
 
     def _settle_all(self, outcomes: list[Outcome]) -> None:

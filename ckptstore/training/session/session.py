@@ -28,6 +28,7 @@ from ckptstore.training.saving.saves import Saves
 from ckptstore.training.saving.schedule import SaveSchedule
 from ckptstore.training.session import messages
 from ckptstore.training.session.end_on_error import EndOnError
+from ckptstore.training.session.fit_heartbeat import FitHeartbeat
 from ckptstore.training.session.fit_order import fits_on
 from ckptstore.training.session.fit_start import FitStart
 from ckptstore.training.session.fit_state import BeforeValidation, EpochEnd, logs_of, plain_logs, values_of
@@ -119,6 +120,8 @@ class FitSession:
         self._model = callback.model
         self._loop = loop
         self._is_by_hand = loop is None
+        heartbeat = store.heartbeat(self._saves.run)
+        self._heartbeat = FitHeartbeat(heartbeat, self.position, callback.params, is_by_hand=self._is_by_hand)
         self._saves.begin(self._model, self._schedule)
         self._saves.unrecorded.replace()
         self._schedule.begin()
@@ -167,6 +170,7 @@ class FitSession:
             ("on_train_end", self._train_ends),
         ):
             loop.wrap_method(loop.callbacks, name, partial(partial, method))
+        self._heartbeat.watch(loop, is_skipping=self._is_skipping)
         for name in ("on_test_batch_begin", "on_test_end"):
             loop.wrap_method(loop.callbacks, name, self._end_on_error)
         for callback in loop.callbacks_after:
@@ -331,17 +335,22 @@ class FitSession:
         """Begin an epoch, in a loop that is not Keras' own."""
         if self._is_by_hand:
             self.position.begin_epoch(epoch)
+            self._heartbeat.epoch_begins(epoch)
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None) -> None:
-        """Save if a save is due, in a loop that is not Keras' own."""
+        """Note the logs; save if a save is due in a loop that is not Keras' own."""
         self.losses.logs_arrived(batch, logs or {})
+        self._heartbeat.logs_arrived(logs)
         if self._is_by_hand:
             self._batch_ends(lambda *_: None, batch, logs)
+            self._heartbeat.batch_ends(logs)
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None) -> None:
         """Note the logs, to which other callbacks may add; save in a loop that is not Keras' own."""
         self.position.ended, self._epoch_logs = True, logs
+        self._heartbeat.logs_arrived(logs)
         if self._is_by_hand:
+            self._heartbeat.epoch_ends(logs)
             self._epoch_ended(epoch, logs or {})
 
     def on_train_end(self) -> None:
