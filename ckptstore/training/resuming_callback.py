@@ -19,6 +19,7 @@ from ckptstore.training.saving.saves import Saves
 from ckptstore.training.saving.schedule import SaveSchedule
 from ckptstore.training.saving_callback import SavingCallback
 from ckptstore.training.session import messages
+from ckptstore.training.session.by_hand import SessionByHand
 from ckptstore.training.session.fit_order import FIRST_RUN, fits_on
 from ckptstore.training.session.fit_start import FitStart
 from ckptstore.training.session.loss_guard import LossGuard
@@ -85,7 +86,7 @@ class ResumingCallback(SavingCallback, keras.callbacks.Callback):
         refuse_second_resume(self, is_resumed=loop is not None and loop.is_hooked)
         if self._session is not None:
             self._session.end()
-        session = FitSession(
+        session = (SessionByHand if loop is None else FitSession)(
             self._begin_fit(),
             self._saves,
             stop=self._stop_request(),

@@ -32,6 +32,7 @@ from ckptstore.training.session.fit_heartbeat import FitHeartbeat
 from ckptstore.training.session.fit_order import fits_on
 from ckptstore.training.session.fit_start import FitStart
 from ckptstore.training.session.fit_state import BeforeValidation, EpochEnd, logs_of, plain_logs, values_of
+from ckptstore.training.session.hooks import wrap_hooks
 from ckptstore.training.session.loss_guard import LossGuard
 from ckptstore.training.session.position import BatchPosition
 from ckptstore.training.session.removed_store import check_store
@@ -85,7 +86,6 @@ class FitSession:
         self._epoch_logs: Mapping[str, Any] | None = None
         self._logs: Mapping[str, Any] = {}
         self._finished = False
-        self._is_by_hand = False
         self._is_beginning = True
 
     # --- beginning ---------------------------------------------------------------------------------
@@ -119,9 +119,8 @@ class FitSession:
         store = self._saves.open(callback.params)
         self._model = callback.model
         self._loop = loop
-        self._is_by_hand = loop is None
         heartbeat = store.heartbeat(self._saves.run)
-        self._heartbeat = FitHeartbeat(heartbeat, self.position, callback.params, is_by_hand=self._is_by_hand)
+        self._heartbeat = FitHeartbeat(heartbeat, self.position, callback.params, is_by_hand=loop is None)
         self._saves.begin(self._model, self._schedule)
         self._saves.unrecorded.replace()
         self._schedule.begin()
@@ -160,21 +159,17 @@ class FitSession:
         loop.trace_with_states()
         self.position.per_epoch = loop.data.batches_per_epoch
         self._replay = DataReplay(loop, partial(self._progress, loop), self._data_failed)
-        for name, method in (
-            ("on_epoch_begin", self._epoch_begins),
-            ("on_epoch_end", self._epoch_ends),
-            ("on_train_batch_begin", self._batch_begins),
-            ("on_train_batch_end", self._batch_ends),
-            ("on_test_begin", self._test_begins),
-            ("on_test_batch_end", self._test_batch_ends),
-            ("on_train_end", self._train_ends),
-        ):
-            loop.wrap_method(loop.callbacks, name, partial(partial, method))
+        hooks: dict[str, Callable[..., None]] = {
+            "on_epoch_begin": self._epoch_begins,
+            "on_epoch_end": self._epoch_ends,
+            "on_train_batch_begin": self._batch_begins,
+            "on_train_batch_end": self._batch_ends,
+            "on_test_begin": self._test_begins,
+            "on_test_batch_end": self._test_batch_ends,
+            "on_train_end": self._train_ends,
+        }
+        wrap_hooks(loop, hooks, self._end_on_error)
         self._heartbeat.watch(loop, is_skipping=self._is_skipping)
-        for name in ("on_test_batch_begin", "on_test_end"):
-            loop.wrap_method(loop.callbacks, name, self._end_on_error)
-        for callback in loop.callbacks_after:
-            loop.wrap_method(callback, "on_train_begin", self._end_on_error)
         if resumed is not None:
             self._finished = resumed.is_finished(loop.epochs, loop.others)
             self.position.epoch = resumed.next_epoch - self._finished
@@ -329,34 +324,23 @@ class FitSession:
 
     # --- the callback's own hooks ------------------------------------------------------------------
 
-    # In Keras' own loop the hooks laid over the list of callbacks do the work.
+    # The hooks laid over the list of callbacks do the work; in a loop by hand those of `SessionByHand`.
 
     def on_epoch_begin(self, epoch: int) -> None:
-        """Begin an epoch, in a loop that is not Keras' own."""
-        if self._is_by_hand:
-            self.position.begin_epoch(epoch)
-            self._heartbeat.epoch_begins(epoch)
+        """Do nothing."""
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None) -> None:
-        """Note the logs; save if a save is due in a loop that is not Keras' own."""
+        """Note the logs."""
         self.losses.logs_arrived(batch, logs or {})
         self._heartbeat.logs_arrived(logs)
-        if self._is_by_hand:
-            self._batch_ends(lambda *_: None, batch, logs)
-            self._heartbeat.batch_ends(logs)
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None) -> None:
-        """Note the logs, to which other callbacks may add; save in a loop that is not Keras' own."""
+        """Note the logs, to which other callbacks may add."""
         self.position.ended, self._epoch_logs = True, logs
         self._heartbeat.logs_arrived(logs)
-        if self._is_by_hand:
-            self._heartbeat.epoch_ends(logs)
-            self._epoch_ended(epoch, logs or {})
 
     def on_train_end(self) -> None:
-        """Release everything, in a loop that is not Keras' own."""
-        if self._is_by_hand:
-            self._train_ends(lambda *_: None)
+        """Do nothing."""
 
     # --- validation --------------------------------------------------------------------------------
 
