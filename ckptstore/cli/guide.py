@@ -28,6 +28,7 @@ TOPICS = (
     "torch-loops",
     "jax-loops",
     "tuners",
+    "unattended",
     "jobs",
     "moving",
     "failures",

@@ -31,6 +31,7 @@ _MODULES = {
     "report": "report",
     **dict.fromkeys(("repair", "upgrade"), "maintain"),
     "run": "run",
+    "logs": "logs",
     "guide": "guide",
 }
 

@@ -1,4 +1,4 @@
-"""The command run: starts a training, and restarts it until it has ended well."""
+"""The command run: starts a training, and restarts it until it is done."""
 
 from __future__ import annotations
 
@@ -12,10 +12,23 @@ from ckptstore.cli.options import command, with_json
 from ckptstore.cli.output import OutputClosedError, discard_stdout, log, print_json
 from ckptstore.errors import NotAStoreError
 from ckptstore.printable import printable
+from ckptstore.validation import check_run
 
 # The exit codes of a shell for a command that does not exist, or that may not be executed.
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
-_STDERR = 2
+
+
+def _seconds_or_off(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """Return the seconds; 0 for ``off``, None if the option is not given."""
+    if value is None or value == "off":
+        return None if value is None else 0.0
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = 0.0
+    if not 1.0 <= seconds < float("inf"):
+        raise click.BadParameter(f"{value!r} is neither a number of seconds, at least 1, nor off", ctx, param)
+    return seconds
 
 
 @command
@@ -37,16 +50,39 @@ _STDERR = 2
     type=click.FloatRange(min=0),
     default=1.0,
     show_default=True,
-    help="Before a restart without progress; doubled for each further one, up to 60.",
+    help="Before a restart; doubled for each start without progress, up to 60; varied by a quarter.",
 )
 @click.option(
     "--grace",
     metavar="SECONDS",
     type=click.FloatRange(min=0),
-    default=30.0,
+    default=120.0,
     show_default=True,
-    help="From a second signal until COMMAND is killed.",
+    help="From a signal that asks for a stop until COMMAND is killed.",
 )
+@click.option(
+    "--hang-after",
+    metavar="SECONDS",
+    callback=_seconds_or_off,
+    help="Without a new batch, until COMMAND is ended as one that hangs; or off. Default: learnt.",
+)
+@click.option(
+    "--disk-full-for",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0),
+    default=3600.0,
+    show_default=True,
+    help="For which room on a full disk is waited for.",
+)
+@click.option(
+    "--log-limit",
+    metavar="MIB",
+    type=click.FloatRange(min=1),
+    default=512.0,
+    show_default=True,
+    help="What the logs of a run may take.",
+)
+@click.option("--quiet", is_flag=True, help="Do not show COMMAND's output; the log has it.")
 @with_json
 @click.argument("command_line", metavar="COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(  # noqa: PLR0917
@@ -56,31 +92,51 @@ def run(  # noqa: PLR0917
     max_without_progress: int,
     pause: float,
     grace: float,
+    hang_after: float | None,
+    disk_full_for: float,
+    log_limit: float,
+    quiet: bool,
     as_json: bool,
     command_line: tuple[str, ...],
 ) -> int:
-    """Run a training, and restart it until it ends well.
+    """Run a training, and restart it until it is done, or that is no use.
 
-    Put -- before COMMAND. It is restarted when it ends with 75, which is how an interrupted training ends, or
-    is killed by a signal; after any other failure only if it has saved a checkpoint in STORE since it was
-    started.
+    Put -- before COMMAND. It is restarted after a crash, a kill, a hang, and exit code 75, which is how an
+    interrupted training ends. It is not restarted after some starts without a new checkpoint in STORE, after
+    the same exception twice at the same step, or when the disk stays full; the reason is printed and recorded.
 
-    SIGTERM, SIGUSR1 and SIGINT are passed on to COMMAND, which saves and ends; it is not restarted then. A
-    second signal is passed on too, and COMMAND is killed after --grace. Only COMMAND itself gets the signal,
-    so a shell in between needs `exec`. On Linux COMMAND gets SIGTERM if this process is killed.
+    SIGTERM, SIGUSR1 and SIGINT are passed on to COMMAND, which saves and ends; it is not restarted then. It is
+    killed after --grace, or soon after a second signal. Processes that it leaves behind are ended, except one
+    that still saves. If this process is killed, COMMAND goes on; started again, it takes COMMAND over.
+
+    COMMAND writes its output and its errors to a log (see `ckptstore logs`), which is shown on stdout, and
+    with --json on stderr, so that stdout holds the one document.
 
     Ends with COMMAND's exit code: 0 done, 75 to be restarted by whatever started this command, 128 + N killed
-    by signal N; 126 not executable, 127 not found. With --json COMMAND prints on stderr, so that stdout holds
-    the one document.
+    by signal N; 126 not executable, 127 not found. 4 means that another process runs this already.
     """
-    from ckptstore.cli.supervisor import Limits, supervise
+    from ckptstore.supervisor.output import own_output
+    from ckptstore.supervisor.policy import Limits
+    from ckptstore.supervisor.supervise import supervise
 
     limits = Limits(
-        restarts=max_restarts, without_progress=max_without_progress, pause_s=pause, grace_s=grace
+        restarts=max_restarts,
+        without_progress=max_without_progress,
+        pause_s=pause,
+        grace_s=grace,
+        disk_full_s=disk_full_for,
+        hang_after_s=hang_after,
+        log_bytes=int(log_limit * (1 << 20)),
     )
     try:
+        shown_on = own_output(as_json, quiet)
         outcome = supervise(
-            store_path, command_line, limits, log=_log, run=run, stdout=_STDERR if as_json else None
+            store_path,
+            command_line,
+            limits,
+            log=_log,
+            run=None if run is None else check_run(run),
+            shown_on=shown_on,
         )
     except NotAStoreError as error:
         raise click.UsageError(printable(str(error))) from error

@@ -26,9 +26,11 @@ from ckptstore.errors.locked import (
     RunTakenOverError,
     SaveInProgressError,
     StoreLockedError,
+    SupervisorRunningError,
 )
 from ckptstore.errors.not_found import (
     CheckpointNotFoundError,
+    LogNotFoundError,
     MetricNotFoundError,
     NoResumePointError,
     NotFoundError,
@@ -66,6 +68,7 @@ __all__ = [
     "DiskFullError",
     "InvalidArgumentError",
     "LockedError",
+    "LogNotFoundError",
     "MetricNotFoundError",
     "MissingPackageError",
     "ModelMismatchError",
@@ -91,6 +94,7 @@ __all__ = [
     "StoreLockedError",
     "StoreNotFoundError",
     "StoreRemovedError",
+    "SupervisorRunningError",
     "UnfinishedSaveError",
     "UnsafeFileSystemError",
     "UnserialisableModelError",

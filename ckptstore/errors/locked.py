@@ -83,6 +83,31 @@ class RunTakenOverError(RunLockedError):
     _hint = "keep one of the two trainings; never remove a store's locks directory while one is running"
 
 
+class SupervisorRunningError(LockedError):
+    """Another ``ckptstore run`` supervises this run, or its command still runs where it cannot be waited for.
+
+    `host` and `pid` identify the process, and are None where unknown; `run` is None for a store's unnamed run.
+    """
+
+    store: Path
+    run: str | None
+    host: str | None
+    pid: int | None
+
+    def __init__(
+        self, *, store: Path, run: str | None, host: str | None = None, pid: int | None = None
+    ) -> None:
+        what = "the store" if run is None else f"run {run!r}"
+        super().__init__(
+            f"{store}: {what} is supervised by {_writer(host, pid, None)}; nothing was started",
+            hint="follow it: ckptstore logs -f STORE; or supervise another run of this store: --run NAME",
+            store=store,
+            run=run,
+            host=host,
+            pid=pid,
+        )
+
+
 def _writer(host: str | None, pid: int | None, started_at: datetime | None) -> str:
     since = f" since {started_at.isoformat(timespec='seconds')}" if started_at else ""
     return f"process {pid} on {host}{since}" if pid is not None else "another process"

@@ -112,3 +112,22 @@ def _listed(names: tuple[str, ...], max_shown: int = 12) -> str:
         return "none"
     rest = f" and {len(names) - max_shown} more" if len(names) > max_shown else ""
     return ", ".join(names[:max_shown]) + rest
+
+
+class LogNotFoundError(NotFoundError):
+    """No output of this training is kept; `run` and `attempt` are None where any would do."""
+
+    store: Path
+    run: str | None
+    attempt: int | None
+
+    def __init__(self, *, store: Path, run: str | None = None, attempt: int | None = None) -> None:
+        what = "" if attempt is None else f" of attempt {attempt}"
+        whose = "" if run is None else f" of run {run!r}"
+        super().__init__(
+            f"{store}: no log{what}{whose}",
+            hint=f"output is kept of what ckptstore run starts; to list the logs: ckptstore logs {store} --list",
+            store=store,
+            run=run,
+            attempt=attempt,
+        )

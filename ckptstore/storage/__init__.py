@@ -3,8 +3,8 @@
 The only room that calls fsync, rename and unlink. Main doors: `durable_writer` (where a byte becomes durable), `files`
 (changes names, syncs directories), `layout` (where everything in a store lies), `locks`, `run_lock` and `leases`
 (kernel locks), `heartbeat` (shows that a training lives, and where it stands), `publish` and `output_files` (files
-outside a store), `reserve` and `deferred_unlink` (room on the disk), `integrity`, `random_access` and `read_ahead`
-(reading).
+outside a store), `log_files` and `log_reader` (output that is rotated while it is written), `reserve` and
+`deferred_unlink` (room on the disk), `integrity`, `random_access` and `read_ahead` (reading).
 
 May import: errors, records, system.
 """

@@ -229,6 +229,12 @@ def create_filled(path: Path, nbytes: int) -> None:
         os.close(descriptor)
 
 
+def truncate(descriptor: int, path: Path, nbytes: int) -> None:
+    """Cut an open file to a length, and free what is reserved behind it; not durable."""
+    with io_step("truncate", path):
+        os.ftruncate(descriptor, nbytes)
+
+
 def is_same_file(first: Path, second: Path) -> bool:
     """Return True if both names lead to the same file."""
     try:

@@ -56,7 +56,7 @@ class RunLock:
             return
         try:
             with io_step("lock", path):
-                self._descriptor = _locked(path)
+                self._descriptor = lock_in_place(path)
         except StorageError as error:
             if error.errno in NO_LOCKS:
                 raise unsafe_file_system(path, "has no working locks", error) from error
@@ -100,7 +100,7 @@ class RunLock:
             if _is_at(self._path, self._descriptor):
                 return
             make_lock_directory(self._path.parent)
-            found = _locked(self._path)
+            found = lock_in_place(self._path)
             if found < 0:
                 return
             removed, self._descriptor = self._descriptor, found
@@ -162,7 +162,7 @@ def _close_all_in_child() -> None:
 os.register_at_fork(after_in_child=_close_all_in_child)
 
 
-def _locked(path: Path) -> int:
+def lock_in_place(path: Path) -> int:
     """Return a descriptor of the file that is now at `path`, locked; -1 if another writer holds the lock."""
     for _ in range(_MAX_TRIES):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)

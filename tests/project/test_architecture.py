@@ -110,7 +110,7 @@ def test_the_contracts_of_the_rooms_hold() -> None:
         ("cli/keep.py", "import ckptstore.training.store_checkpoint"),
         ("cli/report.py", "import ckptstore.formats.payload"),
         ("cli/maintain.py", "import ckptstore.manifest.schema"),
-        ("cli/supervisor.py", "import ckptstore.commit.open"),
+        ("cli/run.py", "import ckptstore.commit.open"),
         ("somewhere/__init__.py", ""),
     ],
 )

@@ -2,107 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from ckptstore.store.store import CheckpointStore
 from crash.sample_stores import save
-
-ROOT = Path(__file__).resolve().parent.parent.parent
-
-# Executes one argument at each start: steps such as `save`, `exit N` and `kill N`, joined by commas.
-COMMAND = """
-import os, sys
-from pathlib import Path
-starts = Path("starts")
-start = len(starts.read_text()) if starts.exists() else 0
-starts.write_text("x" * (start + 1))
-for step in sys.argv[1:][min(start, len(sys.argv) - 2)].split(","):
-    what, _, number = step.partition(" ")
-    if what == "save":
-        from crash.sample_stores import save
-        from ckptstore.store.store import CheckpointStore
-        with CheckpointStore("store") as store:
-            save(store, start, run=number or "default", batch=start or None, step=10 * start)
-    elif what == "say":
-        print("said", number, flush=True)
-    elif what == "kill":
-        os.kill(os.getpid(), int(number))
-    else:
-        sys.exit(int(number))
-"""
-
-# A training that waits, saves when it is asked to stop, and ends as an interrupted one.
-STOPPABLE = """
-import os, sys, time
-from pathlib import Path
-from ckptstore.system.stop_signals import StopRequest
-Path("starts").write_text("x")
-with StopRequest() as stop:
-    print("ready", os.getpid(), flush=True)
-    while not stop.received:
-        time.sleep(0.01)  # not pause(), which would miss a signal that came just before it
-    Path("saved").write_text(stop.received.name)
-    stop.deliver()
-"""
-# Long enough for a child to report its second signal before it is killed, also on a busy machine.
-GRACE_S = 3
-# A command that ignores all signals to stop.
-STUBBORN = """
-import os, signal, time
-for kind in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-    signal.signal(kind, lambda number, frame: print("got", number, flush=True))
-print("ready", os.getpid(), flush=True)
-while True:
-    time.sleep(0.01)
-"""
-
-
-def command_line(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "ckptstore.cli", "run", *map(str, arguments)]
-
-
-class Ran:
-    """Result of one run of the command."""
-
-    def __init__(self, folder: Path, *arguments: object) -> None:
-        done = subprocess.run(
-            command_line(*arguments),
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        self.code, self.out, self.err = done.returncode, done.stdout, done.stderr
-        starts = folder / "starts"
-        self.starts = len(starts.read_text()) if starts.exists() else 0
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-def steps(folder: Path, *plan: str, options: tuple[object, ...] = ()) -> Ran:
-    """Run a command that executes one item of `plan` at each start, and then repeats the last one."""
-    return Ran(folder, "store", "--pause", 0, *options, "--", sys.executable, "-c", COMMAND, *plan)
-
+from supervised import COMMAND, GRACE_S, STOPPABLE, STUBBORN, Ran, Start, command_line, steps
 
 # --- restarts -----------------------------------------------------------------------
 
 
 def test_a_command_that_ends_well_is_started_once(tmp_path: Path) -> None:
     ran = steps(tmp_path, "say hello,exit 0")
-    assert (ran.code, ran.out, ran.err, ran.starts) == (0, "said hello\n", "", 1)
+    assert (ran.code, ran.out, ran.starts) == (0, "said hello\n", 1)
+    assert ran.err == (
+        "ckptstore run: the command ended with exit code 0, but no checkpoint is in "
+        f"{tmp_path / 'store'}: was it to save there?\n"
+    )
+    assert not list(tmp_path.glob(".ckptstore*")), "it was shown, and there is no store to keep it in"
+
+
+def test_a_command_that_has_saved_is_done_without_a_word(tmp_path: Path) -> None:
+    ran = steps(tmp_path, "save,exit 0")
+    assert (ran.code, ran.out, ran.err, ran.starts) == (0, "", "", 1)
 
 
 def test_a_crash_is_restarted_from_the_last_checkpoint(tmp_path: Path) -> None:
@@ -155,25 +82,39 @@ def test_progress_resets_the_count_of_starts_without_progress(tmp_path: Path) ->
     assert ran.starts == 6
 
 
-def test_another_failure_is_restarted_only_after_progress(tmp_path: Path) -> None:
+def test_the_same_failure_twice_without_progress_ends_it(tmp_path: Path) -> None:
     ran = steps(tmp_path, "save,exit 3", "save,exit 3", "exit 4")
-    assert (ran.code, ran.starts) == (4, 3)
+    assert (ran.code, ran.starts) == (4, 4)
     assert ran.err.splitlines()[-1] == (
-        "ckptstore run: the command ended with exit code 4; not restarted: it has saved no checkpoint since "
-        "its start, and would fail again"
+        "ckptstore run: the command ended with exit code 4; not restarted: it has failed twice without saving a "
+        "checkpoint, and would fail again"
     )
+
+
+def test_the_same_exception_twice_before_the_first_batch_ends_it_and_is_named(tmp_path: Path) -> None:
+    ran = Ran(tmp_path, "store", "--pause", 0, "--json", "--", sys.executable, "-c", "import no_such_module")
+    assert (ran.code, ran.json["restarts"], ran.json["stopped"]) == (1, 1, "same_exception")
+    assert ran.json["message"] == (
+        "the same exception twice, before the first batch: ModuleNotFoundError: No module named 'no_such_module'"
+    )
+
+
+def test_other_exceptions_each_time_are_no_repetition(tmp_path: Path) -> None:
+    code = "import os; raise ValueError(os.getpid())"
+    ran = Ran(tmp_path, "store", "--pause", 0, "--json", "--", sys.executable, "-c", code)
+    assert (ran.code, ran.json["restarts"], ran.json["stopped"]) == (1, 4, "no_progress")
 
 
 def test_earlier_checkpoints_are_no_progress(tmp_path: Path) -> None:
     with CheckpointStore(tmp_path / "store") as store:
         save(store, 5)
     ran = steps(tmp_path, "exit 3")
-    assert (ran.code, ran.starts) == (3, 1)
+    assert (ran.code, ran.starts) == (3, 2)
 
 
 def test_only_the_named_run_counts(tmp_path: Path) -> None:
     ran = steps(tmp_path, "save other,exit 3", options=("--run", "mine"))
-    assert (ran.code, ran.starts) == (3, 1)
+    assert (ran.code, ran.starts) == (3, 2)
     assert steps(tmp_path, "exit 0", "save mine,exit 3", "exit 0", options=("--run", "mine")).code == 0
 
 
@@ -187,9 +128,9 @@ def test_the_number_of_restarts_can_be_limited(tmp_path: Path, most: int) -> Non
 def test_pauses_grow_and_are_reported(tmp_path: Path) -> None:
     options = ("--pause", 0.01, "--max-without-progress", 4)
     ran = steps(tmp_path, "kill 9", options=options)
-    assert [line.partition(", in ")[2].partition(",")[0] for line in ran.err.splitlines()] == [
-        "0.01 s", "0.02 s", "0.04 s", "",
-    ]  # fmt: skip
+    pauses = [float(line.partition(", in ")[2].partition(" s,")[0]) for line in ran.err.splitlines()[:-1]]
+    for pause, middle in zip(pauses, (0.01, 0.02, 0.04), strict=True):
+        assert 0.75 * middle <= pause <= 1.25 * middle
 
 
 # --- output ------------------------------------------------------------------------------
@@ -210,10 +151,22 @@ def test_json_is_the_only_thing_on_stdout(tmp_path: Path) -> None:
 
 def test_json_without_a_store(tmp_path: Path) -> None:
     ran = steps(tmp_path, "exit 3", options=("--json",))
-    assert (ran.code, ran.json) == (
-        3, {"exit_code": 3, "restarts": 0, "checkpoints": 0, "resume_point": None},
-    )  # fmt: skip
+    document = ran.json
+    log = document.pop("log")
+    assert (ran.code, document) == (
+        3,
+        {
+            "exit_code": 3,
+            "restarts": 1,
+            "checkpoints": 0,
+            "resume_point": None,
+            "stopped": "same_exception",
+            "message": "it has failed twice without saving a checkpoint, and would fail again",
+            "ends": {"exception": 2},
+        },
+    )
     assert not (tmp_path / "store").exists()
+    assert Path(log).is_file(), "a failure's output is kept"
 
 
 # --- commands that cannot be run --------------------------------------------------------------------------
@@ -247,59 +200,11 @@ def test_an_unreadable_store_is_reported_and_is_no_progress(tmp_path: Path) -> N
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "manifest.sqlite").write_bytes(b"no database at all " * 1000)
     ran = steps(tmp_path, "exit 3")
-    assert (ran.code, ran.starts) == (3, 1)
+    assert (ran.code, ran.starts) == (3, 2)
     assert "the store cannot be read" in ran.err
 
 
 # --- signals -------------------------------------------------------------------------------------
-
-
-class Running:
-    """A running command, whose child has reported that it is ready."""
-
-    def __init__(self, folder: Path, script: str, *options: object, **settings: Any) -> None:
-        arguments = ["store", "--pause", 0, *options, "--", sys.executable, "-c", script]
-        self.process = subprocess.Popen(
-            command_line(*arguments),
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            **settings,
-        )
-        assert self.process.stdout is not None
-        self.child = int(self.process.stdout.readline().split()[1])
-
-    def line(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline()
-
-    def end(self) -> tuple[int, str]:
-        """Wait for the end; return the exit code and stderr."""
-        _, stderr = self.process.communicate(timeout=60)
-        return self.process.returncode, stderr
-
-    def clean_up(self) -> None:
-        """Kill all processes, also when a test has failed."""
-        for process in (self.process.pid, self.child):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
-        self.process.communicate()
-
-
-Start = Callable[..., Running]
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    with contextlib.ExitStack() as under_way:
-
-        def begin(script: str, *options: object, **settings: Any) -> Running:
-            running = Running(tmp_path, script, *options, **settings)
-            under_way.callback(running.clean_up)
-            return running
-
-        yield begin
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGINT", 130)])
@@ -350,15 +255,6 @@ def test_a_signal_during_a_pause_ends_with_75(start: Start) -> None:
     assert "in 60 s" in running.process.stderr.readline()
     running.process.terminate()
     assert running.end() == (75, "ckptstore run: not restarted: a signal asked to stop\n")
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's death")
-def test_a_child_whose_supervisor_is_killed_saves_and_ends(tmp_path: Path, start: Start) -> None:
-    running = start(STOPPABLE)
-    running.process.kill()
-    assert running.line() == "", "the child has ended, and closed its output"
-    assert (tmp_path / "saved").read_text() == "SIGTERM"
-    assert running.end()[0] == -signal.SIGKILL
 
 
 def test_a_signal_ignored_from_the_start_stays_ignored(start: Start) -> None:

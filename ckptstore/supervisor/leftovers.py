@@ -1,0 +1,142 @@
+"""Processes that a command leaves behind when it ends: ends them, but waits for one that saves or trains."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ckptstore.background.program import PROGRAM
+from ckptstore.supervisor.children import Reaper, send
+from ckptstore.supervisor.signals import SignalInbox
+from ckptstore.system.process_tree import Process, command_of, has_open, look_at, related
+
+# A save that takes longer is left alone: it holds the run's lock, and the next training waits for that.
+_LONGEST_SAVE_S = 600.0
+_LOOK_AGAIN_S, _TICK_S = 0.1, 1.0
+_LOOKS = 20
+
+
+class Leftovers:
+    """The processes that are left of a command.
+
+    Args:
+        inbox: Wakes the waiting; a second signal that asks for a stop cuts it short.
+        reaper: Reaps those that are children of this process.
+        log: Called with each message.
+        grace_s: Seconds that a process has between SIGTERM and SIGKILL.
+    """
+
+    def __init__(
+        self, inbox: SignalInbox, reaper: Reaper, *, log: Callable[[str], object], grace_s: float
+    ) -> None:
+        self._inbox, self._reaper, self._log, self._grace_s = inbox, reaper, log, grace_s
+
+    def find(self, session: int) -> list[Process]:
+        """Return the living descendants of this process, and the members of the command's session."""
+        for _ in range(_LOOKS):
+            has_children = self._reaper.collect()
+            found = related(os.getpid(), session)
+            # A process that forks and ends while the list is read leaves no trace in it; the kernel knows of its child.
+            if found or not has_children:
+                return found
+        return []
+
+    def wait_for(
+        self, processes: Sequence[Process], session: int, locks: Path | None, tick: Callable[[], object]
+    ) -> int:
+        """Wait for processes that have gone on in the background, passing signals on; return the exit code.
+
+        That is the first exit code that is not 0, as far as this process is told of them.
+
+        Args:
+            processes: The processes; those that they start are waited for too.
+            session: The command's session.
+            locks: The directory of the store's locks, or None where there is no store.
+            tick: Called about every second.
+        """
+        passed_on = len(self._inbox.stops)
+        seen = {process.pid for process in processes}
+        while waiting := [found for found in self.find(session) if not is_saving(found, locks)]:
+            seen |= {process.pid for process in waiting}
+            for number, _ in self._inbox.stops[passed_on:]:
+                for process in waiting:
+                    send(process, number)
+            passed_on = len(self._inbox.stops)
+            if passed_on > 1:
+                for process in waiting:
+                    send(process, signal.SIGKILL)
+            self._inbox.wait(_TICK_S)
+            tick()
+        return next((code for pid in sorted(seen) if (code := self._reaper.exit_code(pid))), 0)
+
+    def end(self, session: int, locks: Path | None, *, also: Sequence[Process] = ()) -> None:
+        """End what is left: SIGTERM, after the grace period SIGKILL; a process that saves is waited for.
+
+        Args:
+            session: The command's session.
+            locks: The directory of the store's locks, or None where there is no store.
+            also: More processes that may be left.
+        """
+        found = [*self.find(session), *(process for process in also if _lives(process))]
+        savers = [process for process in found if is_saving(process, locks)]
+        others = [process for process in found if process not in savers]
+        if others:
+            self._log(f"the command has left processes behind, which are ended: {shown(others)}")
+            for process in others:
+                send(process, signal.SIGTERM)
+                send(process, signal.SIGCONT)
+        until = time.monotonic() + self._grace_s
+        self._wait(others, until)
+        while others := [process for process in self.find(session) if not is_saving(process, locks)]:
+            for process in others:
+                send(process, signal.SIGKILL)
+            if not self._wait(others, time.monotonic() + 5.0):
+                self._log(
+                    f"processes do not end even by SIGKILL, since they wait in the kernel: {shown(others)}"
+                )
+                break
+        self._wait_for_savers(savers)
+
+    def _wait_for_savers(self, savers: list[Process]) -> None:
+        began = time.monotonic()
+        if not self._wait(savers, began + 5.0):
+            self._log(f"waiting for the save that the command has left: process {savers[0].pid}")
+            if not self._wait(savers, began + _LONGEST_SAVE_S):
+                self._log(
+                    f"process {savers[0].pid} still saves after {_LONGEST_SAVE_S:g} s; it is left alone"
+                )
+
+    def _wait(self, processes: Sequence[Process], until: float) -> bool:
+        """Wait for the ends of processes; returns True if all have ended in time."""
+        while any(map(_lives, processes)):
+            left_s = until - time.monotonic()
+            if left_s <= 0 or len(self._inbox.stops) > 1:
+                return False
+            self._inbox.wait(min(left_s, _LOOK_AGAIN_S))
+            self._reaper.collect()
+        return True
+
+
+def is_saving(process: Process, locks: Path | None) -> bool:
+    """Return True for the process that saves for a training: it holds the lock of its run."""
+    return locks is not None and PROGRAM in command_of(process.pid) and has_open(process.pid, locks, ".lock")
+
+
+def is_training(process: Process, locks: Path | None) -> bool:
+    """Return True for a process that holds the lock of a run and is not the one that saves for it."""
+    return locks is not None and not is_saving(process, locks) and has_open(process.pid, locks, ".lock")
+
+
+def shown(processes: Sequence[Process]) -> str:
+    """Return processes as text for a message: the first three, and the number of the others."""
+    texts = [f"{process.pid} ({command_of(process.pid)[:60] or 'unknown'})" for process in processes[:3]]
+    more = f" and {len(processes) - 3} more" if len(processes) > 3 else ""
+    return ", ".join(texts) + more
+
+
+def _lives(process: Process) -> bool:
+    now = look_at(process.pid)
+    return now is not None and not now.is_dead and now.started_ticks == process.started_ticks
