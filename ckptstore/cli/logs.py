@@ -36,7 +36,7 @@ _BEGUN_SEQUENCE = re.compile(r"\x1b(\[[0-9;]*)?$")
 def logs(  # noqa: PLR0917
     store_path: Path, run: str | None, attempt: int | None, follow: bool, listed: bool, as_json: bool
 ) -> None:
-    """Print the output of a training that `ckptstore run` has started.
+    """Print the output of a training under `run`.
 
     Without options, the log that was written last: of the newest attempt, or of a start that reached no fit.
     Compressed parts and the file that is being written are read as one text. --follow ends when no command of

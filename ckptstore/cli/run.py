@@ -99,7 +99,7 @@ def run(  # noqa: PLR0917
     as_json: bool,
     command_line: tuple[str, ...],
 ) -> int:
-    """Run a training, and restart it until it is done, or that is no use.
+    """Run a training, and restart it until it is done.
 
     Put -- before COMMAND. It is restarted after a crash, a kill, a hang, and exit code 75, which is how an
     interrupted training ends. It is not restarted after some starts without a new checkpoint in STORE, after

@@ -58,7 +58,7 @@ class OutputLog:
         self._path, self._limit, self._log = path, limit, log
         self.descriptor = log_files.open_log(path)
         self._part_bytes = max(min(_LARGEST_PART, limit // _PARTS_WITHIN_LIMIT), 64 << 10)
-        self._reserved_to = 0
+        self._reserved_to, self._size = 0, -1
         self._complaints: set[str] = set()
         self._shown_on = shown_on
         self._waits = shown_on is not None and not stat.S_ISREG(os.fstat(shown_on).st_mode)
@@ -86,6 +86,10 @@ class OutputLog:
 
     def tick(self) -> bool:
         """Show, rotate and bound what was written; returns True if there is more to do at once."""
+        size = os.fstat(self.descriptor).st_size
+        if size == self._size and not self._unshown:
+            return False
+        self._size = size
         more = self.show()
         path = self.path
         rotated = bool(self._quietly(lambda: log_files.rotate(path, self.descriptor, self._part_bytes)))

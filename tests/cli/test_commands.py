@@ -455,8 +455,9 @@ def test_every_error_has_one_exit_code() -> None:
     codes = {kind.__name__: exit_code(kind.__new__(kind)) for kind in kinds}
     assert {name: code for name, code in codes.items() if code != 1} == {
         "NotFoundError": 3, "StoreNotFoundError": 3, "CheckpointNotFoundError": 3, "RunNotFoundError": 3,
-        "MetricNotFoundError": 3, "NoResumePointError": 3, "LockedError": 4, "StoreLockedError": 4, "RunLockedError": 4,
-        "RunTakenOverError": 4, "SaveInProgressError": 4,
+        "MetricNotFoundError": 3, "NoResumePointError": 3, "LogNotFoundError": 3,
+        "LockedError": 4, "StoreLockedError": 4, "RunLockedError": 4,
+        "RunTakenOverError": 4, "SaveInProgressError": 4, "SupervisorRunningError": 4,
         "CorruptError": 5, "CorruptPayloadError": 5, "CorruptManifestError": 5,
         "NoUsableCheckpointError": 5, "SchemaError": 6,
         "SchemaTooOldError": 6, "SchemaTooNewError": 6, "InvalidArgumentError": 2,
