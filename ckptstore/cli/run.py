@@ -64,7 +64,7 @@ def _seconds_or_off(ctx: click.Context, param: click.Parameter, value: str | Non
     "--hang-after",
     metavar="SECONDS",
     callback=_seconds_or_off,
-    help="Without a new batch, until COMMAND is ended as one that hangs; or off. Default: learnt.",
+    help="Without a new batch, until COMMAND is ended as one that hangs; or off. Default: learnt from the run.",
 )
 @click.option(
     "--disk-full-for",

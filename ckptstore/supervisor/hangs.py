@@ -47,7 +47,8 @@ class HangWatch:
     No clock of the training or of the machine decides, so that none that jumps can end a training.
 
     Args:
-        hang_after_s: Seconds that are allowed; None for what the heartbeat has learnt; 0 for all.
+        hang_after_s: Seconds that are allowed after the first batch; None for what the heartbeat has learnt, which
+            always counts before it; 0 for any number.
     """
 
     def __init__(self, hang_after_s: float | None) -> None:
@@ -90,7 +91,14 @@ class HangWatch:
             return Paused(beat=beat, by=state) if looks == 2 else None
         self._paused = None
         self._silent_s += passed_s
-        limit_s = beat.hang_limit_s() if self._hang_after_s is None else self._hang_after_s
+        limit_s = self._limit_s(beat)
         if limit_s and self._silent_s >= limit_s:
             return Hang(beat=beat, silent_s=self._silent_s, limit_s=limit_s)
         return None
+
+    def _limit_s(self, beat: Beat) -> float:
+        given_s, learnt_s = self._hang_after_s, beat.hang_limit_s()
+        if given_s is None:
+            return learnt_s
+        # Loading and compiling take longer than any batch: who gives a limit thinks of batches.
+        return max(given_s, learnt_s) if given_s and beat.phase == "starting" else given_s

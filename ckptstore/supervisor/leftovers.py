@@ -80,7 +80,7 @@ class Leftovers:
             locks: The directory of the store's locks, or None where there is no store.
             also: More processes that may be left.
         """
-        found = [*self.find(session), *(process for process in also if _lives(process))]
+        found = self._left(session, also)
         savers = [process for process in found if is_saving(process, locks)]
         others = [process for process in found if process not in savers]
         if others:
@@ -90,7 +90,7 @@ class Leftovers:
                 send(process, signal.SIGCONT)
         until = time.monotonic() + self._grace_s
         self._wait(others, until)
-        while others := [process for process in self.find(session) if not is_saving(process, locks)]:
+        while others := [left for left in self._left(session, also) if not is_saving(left, locks)]:
             for process in others:
                 send(process, signal.SIGKILL)
             if not self._wait(others, time.monotonic() + 5.0):
@@ -99,6 +99,10 @@ class Leftovers:
                 )
                 break
         self._wait_for_savers(savers)
+
+    def _left(self, session: int, also: Sequence[Process]) -> list[Process]:
+        more = {process.pid: process for process in also if _lives(process)}
+        return list({**more, **{process.pid: process for process in self.find(session)}}.values())
 
     def _wait_for_savers(self, savers: list[Process]) -> None:
         began = time.monotonic()

@@ -52,9 +52,10 @@ def phase(name: Any, **slowest_s: float) -> Beat:
 @pytest.mark.parametrize(
     ("beat", "limit_s"),
     [
-        (phase("training"), 600),
+        (phase("training"), 1800),
+        (phase("training", batch=1.0), 600),
         (phase("training", batch=60.0), 1200),
-        (phase("training", validation=600.0), 600),
+        (phase("training", validation=600.0), 1800),
         (phase("validating", validation=60.0), 1200),
         (phase("saving", save=100.0), 2000),
         (phase("paused", epoch_gap=31.0), 620),
@@ -72,13 +73,14 @@ def test_the_limit_is_learnt_for_each_phase(beat: Beat, limit_s: float) -> None:
 def test_every_sign_of_life_begins_the_count_again() -> None:
     looks = Looks()
     for step in range(20):
-        assert looks.for_s(590, dataclasses.replace(BEAT, step=step, slowest_s={})) == []
+        assert looks.for_s(590, dataclasses.replace(BEAT, step=step, slowest_s={"batch": 1.0})) == []
 
 
 def test_a_given_limit_counts_instead_and_off_is_never() -> None:
     looks = Looks(30.0)
     assert looks.for_s(30) == []
     assert isinstance(looks.for_s(3)[0], Hang)
+    assert Looks(30.0).for_s(1800, phase("starting")) == [], "loading and compiling take longer than a batch"
     assert Looks(0.0).for_s(100_000) == []
 
 
@@ -89,11 +91,11 @@ def test_where_nothing_is_known_nothing_hangs(beat: Beat | None) -> None:
 
 @pytest.mark.parametrize("state", ["stopped", "traced"])
 def test_one_that_is_kept_from_running_is_told_once_and_counts_no_time(state: Any) -> None:
-    looks = Looks()
-    assert looks.for_s(100, phase("training")) == []
-    assert looks.for_s(10_000, phase("training"), state) == [Paused(beat=phase("training"), by=state)]
-    assert looks.for_s(590, phase("training")) == []
-    assert isinstance(looks.for_s(30, phase("training"))[0], Hang)
+    looks, beat = Looks(), phase("training", batch=1.0)
+    assert looks.for_s(100, beat) == []
+    assert looks.for_s(10_000, beat, state) == [Paused(beat=beat, by=state)]
+    assert looks.for_s(590, beat) == []
+    assert isinstance(looks.for_s(30, beat)[0], Hang)
 
 
 def test_time_in_which_nobody_looked_does_not_count() -> None:

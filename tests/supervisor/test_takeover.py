@@ -124,6 +124,34 @@ def test_a_command_that_ended_while_nobody_watched_is_started_again(tmp_path: Pa
     assert "takes over" not in ran.err
 
 
+def test_what_is_left_of_a_command_that_ended_unwatched_is_ended_before_the_next_start(
+    tmp_path: Path, start: Start
+) -> None:
+    """Supervisor and command were killed; a worker of the command lives on, and holds the record's lock."""
+    worker = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+    script = (
+        "import os, subprocess, sys, time\n"
+        "from pathlib import Path\n"
+        "if Path('worker').exists(): sys.exit(0)\n"
+        "worker = subprocess.Popen([sys.executable, '-c', sys.argv[1]], stdout=subprocess.PIPE, close_fds=False,\n"
+        "                          start_new_session=True)\n"
+        "worker.stdout.readline()\n"
+        "Path('worker').write_text(str(worker.pid))\n"
+        "print('ready', os.getpid(), flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    first = start(script, "--grace", 0.5, arguments=[worker])
+    first.process.kill()
+    first.process.wait()
+    os.kill(first.child, signal.SIGKILL)
+    left = int((tmp_path / "worker").read_text())
+    options = ("--grace", 0.5, "--pause", 0)
+    ran = Ran(tmp_path, "store", *options, "--", sys.executable, "-c", script, worker)
+    assert ran.code == 0, ran.err
+    assert f"has ended, but not all of it: {left}" in ran.err
+    assert not Path(f"/proc/{left}/exe").exists()
+
+
 def test_a_record_of_a_process_id_that_is_another_process_now_is_not_believed(tmp_path: Path) -> None:
     """The lock of the record decides: a process that has the id by chance does not hold it."""
     with CheckpointStore(tmp_path / "store") as store:

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +67,13 @@ def command_line(*arguments: object) -> list[str]:
 class Ran:
     """Result of one run of the command."""
 
-    def __init__(self, folder: Path, *arguments: object) -> None:
+    def __init__(self, folder: Path, *arguments: object, timeout_s: float = 120) -> None:
         done = subprocess.run(
             command_line(*arguments),
             cwd=folder,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=timeout_s,
             check=False,
         )
         self.code, self.out, self.err = done.returncode, done.stdout, done.stderr
@@ -94,11 +94,17 @@ class Running:
     """A running command, whose child has reported that it is ready, unless that is not waited for."""
 
     def __init__(
-        self, folder: Path, script: str, *options: object, wait: bool = True, **settings: Any
+        self,
+        folder: Path,
+        script: str,
+        *options: object,
+        wait: bool = True,
+        arguments: Sequence[str] = (),
+        **settings: Any,
     ) -> None:
-        arguments = ["store", "--pause", 0, *options, "--", sys.executable, "-c", script]
+        command = [sys.executable, "-c", script, *arguments]
         self.process = subprocess.Popen(
-            command_line(*arguments),
+            command_line("store", "--pause", 0, *options, "--", *command),
             cwd=folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
