@@ -33,6 +33,7 @@ TOPICS = (
     "moving",
     "failures",
     "bad-losses",
+    "alerts",
     "file-systems",
     "on-disk",
     "design",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from ckptstore.alerts.alert import ALERT_KINDS
 from ckptstore.cli.options import command, with_json
 from ckptstore.cli.output import OutputClosedError, discard_stdout, log, print_json
 from ckptstore.errors import NotAStoreError
@@ -82,6 +83,22 @@ def _seconds_or_off(ctx: click.Context, param: click.Parameter, value: str | Non
     show_default=True,
     help="What the logs of a run may take.",
 )
+@click.option(
+    "--alert-url",
+    metavar="URL",
+    envvar="CKPTSTORE_ALERT_URL",
+    help="Webhook that gets alerts (`ckptstore guide alerts`); also CKPTSTORE_ALERT_URL, which `ps` does not show.",
+)
+@click.option(
+    "--alert-command", metavar="COMMAND", help="Shell command that gets alerts, as JSON on its stdin."
+)
+@click.option(
+    "--alert-on",
+    metavar="KIND",
+    multiple=True,
+    type=click.Choice(ALERT_KINDS),
+    help="May be repeated. Default: all kinds but restart.",
+)
 @click.option("--quiet", is_flag=True, help="Do not show COMMAND's output; the log has it.")
 @with_json
 @click.argument("command_line", metavar="COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -95,6 +112,9 @@ def run(  # noqa: PLR0917
     hang_after: float | None,
     disk_full_for: float,
     log_limit: float,
+    alert_url: str | None,
+    alert_command: str | None,
+    alert_on: tuple[str, ...],
     quiet: bool,
     as_json: bool,
     command_line: tuple[str, ...],
@@ -115,6 +135,7 @@ def run(  # noqa: PLR0917
     Ends with COMMAND's exit code: 0 done, 75 to be restarted by whatever started this command, 128 + N killed
     by signal N; 126 not executable, 127 not found. 4 means that another process runs this already.
     """
+    from ckptstore.alerts.alerts import Alerts
     from ckptstore.supervisor.output import own_output
     from ckptstore.supervisor.policy import Limits
     from ckptstore.supervisor.supervise import supervise
@@ -128,6 +149,8 @@ def run(  # noqa: PLR0917
         hang_after_s=hang_after,
         log_bytes=int(log_limit * (1 << 20)),
     )
+    kinds = alert_on or tuple(kind for kind in ALERT_KINDS if kind != "restart")
+    alerts = Alerts(url=alert_url, command=alert_command, kinds=kinds, log=_log)
     try:
         shown_on = own_output(as_json, quiet)
         outcome = supervise(
@@ -137,6 +160,7 @@ def run(  # noqa: PLR0917
             log=_log,
             run=None if run is None else check_run(run),
             shown_on=shown_on,
+            alerts=alerts,
         )
     except NotAStoreError as error:
         raise click.UsageError(printable(str(error))) from error

@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ckptstore.alerts.alerts import Alerts
 from ckptstore.background.program import PROGRAM
 from ckptstore.supervisor.children import Reaper, send
 from ckptstore.supervisor.signals import SignalInbox
-from ckptstore.system.process_tree import Process, command_of, has_open, look_at, related
+from ckptstore.system.process_tree import Process, command_of, descends_from, has_open, look_at, related
 
 # A save that takes longer is left alone: it holds the run's lock, and the next training waits for that.
 _LONGEST_SAVE_S = 600.0
@@ -27,22 +28,34 @@ class Leftovers:
         reaper: Reaps those that are children of this process.
         log: Called with each message.
         grace_s: Seconds that a process has between SIGTERM and SIGKILL.
+        alerts: Has a process of its own, which is none of the command's; None for none.
     """
 
     def __init__(
-        self, inbox: SignalInbox, reaper: Reaper, *, log: Callable[[str], object], grace_s: float
+        self,
+        inbox: SignalInbox,
+        reaper: Reaper,
+        *,
+        log: Callable[[str], object],
+        grace_s: float,
+        alerts: Alerts | None = None,
     ) -> None:
+        self._alerts = alerts
         self._inbox, self._reaper, self._log, self._grace_s = inbox, reaper, log, grace_s
 
     def find(self, session: int) -> list[Process]:
         """Return the living descendants of this process, and the members of the command's session."""
         for _ in range(_LOOKS):
             has_children = self._reaper.collect()
-            found = related(os.getpid(), session)
+            found = [process for process in related(os.getpid(), session) if not self._sends_alerts(process)]
             # A process that forks and ends while the list is read leaves no trace in it; the kernel knows of its child.
             if found or not has_children:
                 return found
         return []
+
+    def _sends_alerts(self, process: Process) -> bool:
+        sender = None if self._alerts is None else self._alerts.pid
+        return sender is not None and descends_from(process.pid, sender)
 
     def wait_for(
         self, processes: Sequence[Process], session: int, locks: Path | None, tick: Callable[[], object]

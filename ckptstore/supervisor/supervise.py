@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ckptstore.alerts.alerts import Alerts
 from ckptstore.errors import NotAStoreError, StorageError
 from ckptstore.records import Beat
 from ckptstore.report import text
@@ -22,6 +23,7 @@ from ckptstore.supervisor import endings, start_logs
 from ckptstore.supervisor.children import Reaper
 from ckptstore.supervisor.claim import Claim, layout_of
 from ckptstore.supervisor.leftovers import Leftovers, is_saving, is_training, shown
+from ckptstore.supervisor.notices import Notices
 from ckptstore.supervisor.outcome import Progress, SupervisedOutcome
 from ckptstore.supervisor.policy import End, Limits, Restart, RestartPolicy, Stop
 from ckptstore.supervisor.signals import SignalInbox
@@ -41,6 +43,7 @@ from ckptstore.system.stop_signals import TRY_AGAIN
 
 _STOPPED_BY = (-signal.SIGTERM, -signal.SIGUSR1)
 _DISK_LOOK_EVERY_S = 5.0
+_LAST_ALERTS_S = 10.0
 _MIB = 1 << 20
 
 
@@ -61,6 +64,7 @@ def supervise(
     log: Callable[[str], object],
     run: str | None = None,
     shown_on: int | None = None,
+    alerts: Alerts | None = None,
 ) -> SupervisedOutcome:
     """Run a command, and restart it after each crash, until it ends well or a restart makes no sense.
 
@@ -77,6 +81,7 @@ def supervise(
         log: Called with each message.
         run: The run whose checkpoints count as progress; None for all.
         shown_on: A descriptor on which the command's output is shown, besides its log; None for none.
+        alerts: Tells people what becomes of the command; None for nobody.
 
     Raises:
         NotAStoreError: The path is a file, lies below one, or is another program's database; nothing was started.
@@ -89,10 +94,12 @@ def supervise(
     try:
         with SignalInbox() as inbox:
             return _Supervision(
-                path, command, limits, claim, inbox, log=log, run=run, shown_on=shown_on
+                path, command, limits, claim, inbox, log=log, run=run, shown_on=shown_on, alerts=alerts
             ).run()
     finally:
         claim.release()
+        if alerts is not None:
+            alerts.close(_LAST_ALERTS_S)
 
 
 def _check_no_file_in_the_way(path: Path) -> None:
@@ -116,6 +123,7 @@ class _Supervision:
         log: Callable[[str], object],
         run: str | None,
         shown_on: int | None,
+        alerts: Alerts | None,
     ) -> None:
         self._path, self._command, self._limits, self._run = path, tuple(command), limits, run
         self._inbox, self._log, self._is_shown = inbox, log, shown_on is not None
@@ -123,7 +131,8 @@ class _Supervision:
         self._starter = Starter(
             path, self._command, claim, self._reaper, limits=limits, log=log, shown_on=shown_on
         )
-        self._leftovers = Leftovers(inbox, self._reaper, log=log, grace_s=limits.grace_s)
+        self._notices = Notices(alerts, path, run)
+        self._leftovers = Leftovers(inbox, self._reaper, log=log, grace_s=limits.grace_s, alerts=alerts)
         self._policy = RestartPolicy(limits)
         self._ends: Counter[str] = Counter()
         self._said: set[str] = set()
@@ -257,11 +266,18 @@ class _Supervision:
         number = self._policy.restarts + 1
         where = _where_it_begins(ended.facts.state)
         if restart.for_disk:
-            self._log(f"{how}; start {number} when there is room on the disk again, {where}")
+            then = f"when there is room on the disk again, {where}"
+            self._tell_restart(ended, how, number, then)
             return self._wait_for_disk(restart.pause_s, ended.facts.state)
-        pause = f", in {restart.pause_s:.3g} s," if restart.pause_s else ""
-        self._log(f"{how}; start {number}{pause} {where}")
+        then = f"in {restart.pause_s:.3g} s, {where}" if restart.pause_s else where
+        self._tell_restart(ended, how, number, then)
         return self._inbox.pause(restart.pause_s)
+
+    def _tell_restart(self, ended: _Ended, how: str, number: int, then: str) -> None:
+        comma = ", " if then.startswith("in ") else " "
+        self._log(f"{how}; start {number}{comma}{then}")
+        self._notices.ended(ended.end, ended.facts, then=f"start {number}{comma}{then}")
+        self._notices.restarting(ended.end, ended.facts, number=number, how=then)
 
     def _wait_for_disk(self, longest_s: float, state: StoreState) -> bool:
         directory = next(above for above in (self._path, *absolute(self._path).parents) if above.is_dir())
@@ -290,6 +306,7 @@ class _Supervision:
             self._log(f"not restarted: {stop.text}")
         else:
             self._log(f"{how}; not restarted: {stop.text}")
+        self._notices.stopped(ended.end, ended.facts, stop, restarts=self._policy.restarts)
         is_final = stop.reason not in (None, "signal") or (
             stop.reason == "signal" and self._inbox.stops[0][0] == signal.SIGINT
         )
