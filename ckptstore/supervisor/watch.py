@@ -20,7 +20,7 @@ from ckptstore.supervisor.output import OutputLog
 from ckptstore.supervisor.policy import Limits
 from ckptstore.supervisor.signals import SignalInbox
 from ckptstore.supervisor.stack_dump import dump_stacks
-from ckptstore.system.oom_kills import oom_counters, was_oom_kill
+from ckptstore.system.oom_kills import group_of, oom_counters, was_oom_kill
 from ckptstore.system.process_tree import descends_from, look_at
 from ckptstore.system.processes import boot_id, process_state
 
@@ -79,6 +79,7 @@ class StartWatch:
         self._passed_on = 0
         self._kill_at_s: float | None = None
         self._was_killed = False
+        self._group = ""
         self._oom_before: dict[str, int] = oom_counters(command.pid)
         self._seen = Watched()
         self._hang: Hang | None = None
@@ -90,6 +91,7 @@ class StartWatch:
             self._pass_signals_on()
             busy = self._output is not None and self._tick_output()
             now = time.monotonic()
+            self._note_group()
             if self._kill_at_s is not None and now >= self._kill_at_s:
                 self._kill()
             if now >= self._look_at_s and self._hang is None:
@@ -98,6 +100,14 @@ class StartWatch:
             descriptors = () if self._command.descriptor is None else (self._command.descriptor,)
             self._inbox.wait(0.0 if busy else self._next_tick(now), descriptors)
         return self._ended()
+
+    def _note_group(self) -> None:
+        """Read the counters of a control group that the training has moved to."""
+        pid = self._command.pid if self._seen.beat is None else self._seen.beat.pid
+        group = group_of(pid)
+        if group and group != self._group:
+            self._group = group
+            self._oom_before = {**oom_counters(pid), **self._oom_before}
 
     def _tick_output(self) -> bool:
         assert self._output is not None
@@ -137,7 +147,6 @@ class StartWatch:
     # --- hangs ---------------------------------------------------------------------------------------
 
     def _look_for_hang(self, now: float) -> None:
-        self._oom_before = {**oom_counters(self._command.pid), **self._oom_before}
         beat = self._find_beat()
         if beat is not None:
             self._seen.beat = beat

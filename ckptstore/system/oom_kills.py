@@ -21,6 +21,14 @@ def oom_counters(pid: int | None = None) -> dict[str, int]:
     return {str(file): count for file in files if (count := _count(file)) is not None}
 
 
+def group_of(pid: int | None = None) -> str:
+    """Return the control groups of a process, as the kernel writes them; empty if it is gone, or has none."""
+    try:
+        return Path(f"/proc/{pid or 'self'}/cgroup").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
 def was_oom_kill(before: Mapping[str, int]) -> bool:
     """Return True if the kernel has killed a process for want of memory since counters were read.
 
@@ -40,15 +48,13 @@ def was_oom_kill(before: Mapping[str, int]) -> bool:
 
 def _files_of_group(pid: int | None) -> list[Path]:
     found = []
-    with suppress(OSError):
-        text = Path(f"/proc/{pid or 'self'}/cgroup").read_text(encoding="utf-8", errors="replace")
-        for line in text.splitlines():
-            number, controllers, group = line.split(":", 2)
-            below = group.lstrip("/")
-            if number == "0" and not controllers:
-                found += [_CGROUPS / below / "memory.events", _CGROUPS / "unified" / below / "memory.events"]
-            elif "memory" in controllers.split(","):
-                found.append(_CGROUPS / "memory" / below / "memory.oom_control")
+    for line in group_of(pid).splitlines():
+        number, controllers, group = line.split(":", 2)
+        below = group.lstrip("/")
+        if number == "0" and not controllers:
+            found += [_CGROUPS / below / "memory.events", _CGROUPS / "unified" / below / "memory.events"]
+        elif "memory" in controllers.split(","):
+            found.append(_CGROUPS / "memory" / below / "memory.oom_control")
     # In a container the path may be that of the machine; the container's own group is then the root.
     return [file for file in found if file.exists()] or [
         file

@@ -277,7 +277,7 @@ def test_a_kill_for_want_of_memory_is_told_from_another_kill(tmp_path: Path, sto
     try:
         script = TRAINING + (
             f"open({str(group / 'cgroup.procs')!r}, 'w').write(str(os.getpid()))\n"
-            "time.sleep(0.3)\n"
+            "time.sleep(2)\n"  # until the supervisor has seen where it is now
             "held = [b'x' * (1 << 20) for _ in range(500)]\n"
         )
         options = ("--pause", 0, "--json", "--hang-after", 5)
