@@ -42,20 +42,24 @@ class Leftovers:
     ) -> None:
         self._alerts = alerts
         self._inbox, self._reaper, self._log, self._grace_s = inbox, reaper, log, grace_s
+        # A shell that has started other programs, and then executes this one, leaves its children to this process.
+        self._earlier = related(os.getpid(), None)
 
     def find(self, session: int) -> list[Process]:
-        """Return the living descendants of this process, and the members of the command's session."""
+        """Return the command's processes: descendants of this process, and members of the command's session."""
         for _ in range(_LOOKS):
             has_children = self._reaper.collect()
-            found = [process for process in related(os.getpid(), session) if not self._sends_alerts(process)]
+            found = [process for process in related(os.getpid(), session) if not self._is_another(process)]
             # A process that forks and ends while the list is read leaves no trace in it; the kernel knows of its child.
             if found or not has_children:
                 return found
         return []
 
-    def _sends_alerts(self, process: Process) -> bool:
+    def _is_another(self, process: Process) -> bool:
+        """Return True for a process that is none of the command's: one that sends alerts, or was here before it."""
         sender = None if self._alerts is None else self._alerts.pid
-        return sender is not None and descends_from(process.pid, sender)
+        others = [earlier.pid for earlier in self._earlier if _lives(earlier)]
+        return any(descends_from(process.pid, pid) for pid in (sender, *others) if pid is not None)
 
     def wait_for(
         self, processes: Sequence[Process], session: int, locks: Path | None, tick: Callable[[], object]

@@ -56,6 +56,11 @@ class Progress:
     def __init__(self, state: StoreState) -> None:
         self._newest = self.first = state.newest
 
+    @property
+    def has_new(self) -> bool:
+        """True if there was a new checkpoint at any check."""
+        return self.first is not None and self._newest is not None and self._newest > self.first
+
     def check(self, state: StoreState) -> bool:
         """Return True if there is a new checkpoint since the last check; False where that is not known."""
         before = self._newest

@@ -316,7 +316,7 @@ class _Supervision:
             self._record_event("stopped", run, detail)
         if stop.reason is None and self._layout() is None and self._is_shown and ended.log is not None:
             start_logs.forget(ended.log)  # it is done, and has no store that could keep it
-        saved = count_saved(self._path, self._run, progress.first or 0) if progress.first is not None else 0
+        saved = count_saved(self._path, self._run, progress.first or 0) if progress.has_new else 0
         return SupervisedOutcome(
             exit_code=exit_code if exit_code >= 0 else 128 - exit_code,
             restarts=self._policy.restarts,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -131,6 +132,22 @@ def test_a_process_that_saves_is_waited_for(tmp_path: Path) -> None:
     ran = Ran(tmp_path, "store", *options, "--", sys.executable, "-c", script, saver)
     assert (tmp_path / "saved").exists()
     assert "left processes behind" not in ran.err
+
+
+@linux
+def test_programs_that_were_there_before_it_are_left_alone(tmp_path: Path) -> None:
+    """A script that starts a server, and then executes `ckptstore run`: the server is a child of this process."""
+    inner = ("sh", "-c", "sleep 60 > /dev/null 2>&1 & echo $! > left; exit 3")
+    command = shlex.join(command_line("store", "--max-restarts", 0, "--", *inner))
+    script = f"sleep 60 > /dev/null 2>&1 & echo $!; exec {command}"
+    process = subprocess.Popen(["sh", "-c", script], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    with process:
+        assert process.stdout is not None
+        server = int(process.stdout.readline())
+        assert process.wait(timeout=60) == 3
+    assert not is_alive(int((tmp_path / "left").read_text()))
+    assert is_alive(server)
+    os.kill(server, signal.SIGKILL)
 
 
 # --- output ----------------------------------------------------------------------------------------
