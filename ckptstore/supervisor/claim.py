@@ -179,15 +179,17 @@ class Claim:
         )
 
     def release(self) -> None:
-        """Give the claim up, and remove the hidden directory if nothing is left in it. May be called again."""
+        """Give the claim up, and remove hidden directories in which nothing is left. May be called again."""
         descriptor, self._descriptor = self._descriptor, -1
-        if self.directory.parent != self.directory and self.directory.name.startswith(".ckptstore-"):
+        # Also that of a supervisor that was killed, and whose command this one has taken over.
+        for directory in waiting_directories(self._path):
             with suppress(StorageError):
                 for kind in ("supervisor", "command"):
-                    path = self.directory / self._name(kind)
-                    if kind == "supervisor" or not is_locked(path):
+                    path = directory / self._name(kind)
+                    is_own = kind == "supervisor" and directory == self.directory
+                    if is_own or not is_locked(path):
                         unlink(path)
-                remove_directory(self.directory)
+                remove_directory(directory)
         if descriptor >= 0:
             os.close(descriptor)
 

@@ -67,6 +67,21 @@ def test_a_killed_supervisor_leaves_the_command_to_the_next_one(
     assert out.startswith(f"seen {text}\n"), "what it wrote since, in the log that the first one began"
 
 
+def test_nothing_is_left_of_a_supervisor_that_was_killed_before_there_was_a_store(
+    tmp_path: Path, start: Start
+) -> None:
+    first = start(UNTIL_FILE)
+    first.process.kill()
+    first.process.wait()
+    assert list(tmp_path.glob(".ckptstore*/*.supervisor"))
+    with CheckpointStore(tmp_path / "store") as store:
+        save(store, 5)
+    next_one = second(start, UNTIL_FILE)
+    (tmp_path / "end").write_text("0")
+    assert next_one.end()[0] == 0
+    assert not list(tmp_path.glob(".ckptstore*"))
+
+
 def test_it_is_asked_to_stop_by_the_supervisor_that_took_it_over(tmp_path: Path, start: Start) -> None:
     first = start(STOPPABLE)
     first.process.kill()
