@@ -30,6 +30,7 @@ TOPICS = (
     "tuners",
     "unattended",
     "jobs",
+    "watching",
     "moving",
     "failures",
     "bad-losses",

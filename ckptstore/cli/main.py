@@ -32,6 +32,7 @@ _MODULES = {
     **dict.fromkeys(("repair", "upgrade"), "maintain"),
     "run": "run",
     "logs": "logs",
+    "watch": "watch",
     "guide": "guide",
 }
 

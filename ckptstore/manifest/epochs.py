@@ -236,6 +236,17 @@ class Epochs(Repository):
             yield from page
             after = page[-1].epoch
 
+    def newest(self, run: str, limit: int) -> list[Epoch]:
+        """Return the last recorded epochs of a run's newest beginning, at most `limit`, in order."""
+        of_run = (
+            EPOCHS.run_id == id_of_run(run),
+            EPOCHS.version >= first_version_of_beginning(id_of_run(run)),
+        )
+        before = select(EPOCHS.epoch).where(*of_run).order_by(EPOCHS.epoch.desc()).offset(limit).limit(1)
+        with self._transactions.reading() as connection:
+            after = connection.scalar(before)
+            return _page(connection, run, -1 if after is None else after, limit)
+
     def add(self, run: str, epochs: Collection[FinishedEpoch]) -> None:
         """Record epochs with the newest checkpoint of a run; of a run without checkpoints, nothing."""
         newest = select(func.max(CHECKPOINTS.version)).where(CHECKPOINTS.run_id == id_of_run(run))

@@ -90,6 +90,27 @@ class Events(Repository):
             rows = connection.execute(chosen.order_by(EVENTS.id.desc()).limit(limit))
             return [Event(**row._asdict()) for row in rows]
 
+    def saves(self, run: str, *, since: datetime | None, limit: int) -> list[tuple[datetime, float | None]]:
+        """Return the times of a run's last saves, newest first, each with the seconds that its training waited.
+
+        The seconds are None where they are not known, or the checkpoint has been removed.
+
+        Args:
+            run: The run.
+            since: Saves before this time are left out; None for all.
+            limit: The most to return.
+        """
+        chosen = (
+            select(EVENTS.at, CHECKPOINTS.blocked_s)
+            .join_from(EVENTS.table, CHECKPOINTS.table, CHECKPOINTS.version == EVENTS.version, isouter=True)
+            .where(EVENTS.kind == "saved", EVENTS.run_id == id_of_run(run))
+        )
+        if since is not None:
+            chosen = chosen.where(EVENTS.at >= since)
+        with self._transactions.reading() as connection:
+            rows = connection.execute(chosen.order_by(EVENTS.id.desc()).limit(limit))
+            return [(at, blocked_s) for at, blocked_s in rows]
+
     def last_id(self) -> int:
         """Return the number of the newest event; 0 where there is none."""
         with self._transactions.reading() as connection:

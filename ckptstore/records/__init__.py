@@ -30,6 +30,7 @@ from ckptstore.records.checkpoints import (
     json_time,
 )
 from ckptstore.records.heartbeats import PHASES, SILENCES, Beat, Phase, Silence
+from ckptstore.records.observations import DiskSpace, Observation, ObservedRun, SavingCost
 from ckptstore.records.runs import (
     END_REASONS,
     Attempt,
@@ -40,6 +41,7 @@ from ckptstore.records.runs import (
     Run,
     RunOverview,
     RunState,
+    newest_run,
 )
 
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "Beat",
     "Checkpoint",
     "Claim",
+    "DiskSpace",
     "EndReason",
     "Epoch",
     "Event",
@@ -62,6 +65,8 @@ __all__ = [
     "Mode",
     "NewAttempt",
     "NewCheckpoint",
+    "Observation",
+    "ObservedRun",
     "OpenAttempt",
     "Phase",
     "Problem",
@@ -72,8 +77,10 @@ __all__ = [
     "Run",
     "RunOverview",
     "RunState",
+    "SavingCost",
     "Silence",
     "State",
     "json_number",
     "json_time",
+    "newest_run",
 ]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -254,6 +254,18 @@ class Run:
     batches: int | None = None
     last_attempt: Attempt | None = None
 
+    @property
+    def is_active(self) -> bool:
+        """True while a process trains it, though it may hang, or the last save of a training has not ended."""
+        return self.state in ("running", "saving", "hung")
+
+    @property
+    def begun_at(self) -> datetime | None:
+        """When its newest attempt began; of a run without one, when its newest checkpoint was saved, or None."""
+        if self.last_attempt is not None:
+            return self.last_attempt.started_at
+        return None if self.latest is None else self.latest.created_at
+
     def to_json(self) -> dict[str, Any]:
         """Return the run as the JSON object of the command line."""
         return {
@@ -274,3 +286,10 @@ class Run:
             "batches": self.batches,
             "last_attempt": None if self.last_attempt is None else self.last_attempt.to_json(),
         }
+
+
+def newest_run(runs: Iterable[Run]) -> Run | None:
+    """Return the run that was begun last, of those that train, or else of all; None where there are none."""
+    return max(
+        runs, key=lambda run: (run.is_active, run.begun_at or datetime.min.replace(tzinfo=UTC)), default=None
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
@@ -11,7 +12,7 @@ from ckptstore.manifest.checkpoints import COMPLETE_ONLY
 from ckptstore.manifest.conditions import Condition, Metric, Term, metrics_in, parse, parse_order
 from ckptstore.manifest.manifest import Manifest
 from ckptstore.metrics import is_better
-from ckptstore.records import Attempt, Checkpoint, Event, Mode, Run, State
+from ckptstore.records import Attempt, Checkpoint, Epoch, Event, Mode, Run, SavingCost, State
 from ckptstore.storage.layout import Layout, published_path
 from ckptstore.store import refs
 
@@ -265,6 +266,27 @@ class StoreReader:
         from ckptstore.store.history import history_of
 
         return history_of(self._manifest, self.path, run)
+
+    def epochs(self, run: str, *, last: int) -> list[Epoch]:
+        """Return the last recorded epochs of a run, in order, as its `history` has them; none of an unknown run.
+
+        Args:
+            run: The run.
+            last: The most to return.
+        """
+        return self._manifest.epochs.newest(run, last)
+
+    def saving_cost(self, run: str, *, saves: int = 30, since: datetime | None = None) -> SavingCost | None:
+        """Return what a run's last saves have cost its training, or None where that is not known of any.
+
+        Args:
+            run: The run.
+            saves: The most saves to count.
+            since: Saves before this time do not count; aware. The start of an attempt leaves out the time between two.
+        """
+        from ckptstore.store.saving_cost import cost_of
+
+        return cost_of(self._manifest.events.saves(run, since=since, limit=saves))
 
     def compare(self, *runs: str, metrics: Collection[str] | None = None) -> list[RunSummary]:
         """Return runs side by side: how far each came, and its best by each metric.

@@ -99,7 +99,7 @@ def masked(output: str) -> list[str]:
     """Return the output without what changes from run to run: numbers, digests, widths of columns."""
     output = re.sub(r"xxh3_128:[0-9a-f]{32}", "DIGEST", output)
     output = re.sub(r"(?<![\w])-?\d[\d,]*(\.\d+)?(e[-+]\d+)?", "N", output)
-    output = re.sub(r"N( [kM]?B\b)", "N B", output)
+    output = re.sub(r"N( [kMGT]?B\b)", "N B", output)
     output = re.sub(r"\bN (s|min|h|d) ago\b", "a while ago", output)
     return [re.sub(r"\s+", " ", line).strip() for line in output.strip().splitlines()]
 
