@@ -31,6 +31,8 @@ TOPICS = (
     "unattended",
     "jobs",
     "watching",
+    "job-queues",
+    "services",
     "moving",
     "failures",
     "bad-losses",

@@ -101,28 +101,6 @@ def test_the_first_questions_are_asked_in_the_examples() -> None:
     assert {"ls", "show", "best", "latest", "resume-point", "verify", "history", "prune", "import"} <= asked
 
 
-@pytest.mark.parametrize(("ends_with", "queued"), [(0, False), (1, False), (75, True)])
-def test_the_job_script_asks_to_be_started_again(tmp_path: Path, ends_with: int, queued: bool) -> None:
-    [script] = [block.code for block in blocks(text_of("jobs"), "bash") if "#SBATCH" in block.code]
-    around = f"""
-        srun() {{ [ "$*" = "python train.py" ] && return {ends_with}; }}
-        scontrol() {{ echo "$*" > queued; }}
-    """
-    environment = {**os.environ, "SLURM_JOB_ID": "7"}
-    done = subprocess.run(["bash", "-u", "-c", around + script], cwd=tmp_path, env=environment, check=False)
-    assert done.returncode == ends_with
-    assert (tmp_path / "queued").exists() == queued
-    assert not queued or (tmp_path / "queued").read_text() == "requeue 7\n"
-
-
-def test_the_exit_code_in_the_manifest_of_the_job_is_ours() -> None:
-    from ckptstore.system.stop_signals import TRY_AGAIN
-
-    [job] = blocks(text_of("jobs"), "yaml")
-    assert f"values: [{TRY_AGAIN}]" in job.code
-    assert f'"$code" -eq {TRY_AGAIN} ]' in "".join(block.code for block in blocks(text_of("jobs"), "bash"))
-
-
 # --- promises and names ------------------------------------------------------------------------------------
 
 
