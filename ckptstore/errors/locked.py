@@ -100,7 +100,7 @@ class SupervisorRunningError(LockedError):
         what = "the store" if run is None else f"run {run!r}"
         super().__init__(
             f"{store}: {what} is supervised by {_writer(host, pid, None)}; nothing was started",
-            hint="follow it: ckptstore logs -f STORE; or supervise another run of this store: --run NAME",
+            hint=f"follow it: ckptstore logs -f {store}; or supervise another run of this store: --run NAME",
             store=store,
             run=run,
             host=host,

@@ -25,7 +25,7 @@ from ckptstore.supervisor.claim import Claim, layout_of
 from ckptstore.supervisor.leftovers import Leftovers, is_saving, is_training, shown
 from ckptstore.supervisor.notices import Notices
 from ckptstore.supervisor.outcome import Progress, SupervisedOutcome
-from ckptstore.supervisor.policy import End, Limits, Restart, RestartPolicy, Stop
+from ckptstore.supervisor.policy import MAX_PAUSE_S, End, Limits, Restart, RestartPolicy, Stop
 from ckptstore.supervisor.signals import SignalInbox
 from ckptstore.supervisor.starts import Start, Starter
 from ckptstore.supervisor.store_records import (
@@ -135,6 +135,7 @@ class _Supervision:
         self._leftovers = Leftovers(inbox, self._reaper, log=log, grace_s=limits.grace_s, alerts=alerts)
         self._policy = RestartPolicy(limits)
         self._ends: Counter[str] = Counter()
+        self._full_starts = 0
         self._said: set[str] = set()
 
     def run(self) -> SupervisedOutcome:
@@ -269,6 +270,7 @@ class _Supervision:
             then = f"when there is room on the disk again, {where}"
             self._tell_restart(ended, how, number, then)
             return self._wait_for_disk(restart.pause_s, ended.facts.state)
+        self._full_starts = 0
         then = f"in {restart.pause_s:.3g} s, {where}" if restart.pause_s else where
         self._tell_restart(ended, how, number, then)
         return self._inbox.pause(restart.pause_s)
@@ -285,8 +287,9 @@ class _Supervision:
         now = free_bytes(directory) or 0
         needed = now + _MIB if point is None else point.nbytes + point.nbytes // 5 + _MIB
         until = time.monotonic() + longest_s
-        pause_s = min(_DISK_LOOK_EVERY_S, longest_s)
-        # A quota is not seen in the free space: then, too, it is tried again, after longer and longer pauses.
+        # Where free space is no sign, as with a quota, starts come after longer and longer pauses.
+        pause_s = min(_DISK_LOOK_EVERY_S * 2**self._full_starts, MAX_PAUSE_S, longest_s)
+        self._full_starts += 1
         while self._inbox.pause(min(pause_s, max(0.0, until - time.monotonic()))):
             if (free_bytes(directory) or 0) >= needed or time.monotonic() >= until:
                 return True

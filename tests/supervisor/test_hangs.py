@@ -240,7 +240,10 @@ def test_a_training_in_another_session_is_watched_through_the_processes_above_it
 # --- other reasons ---------------------------------------------------------------------------------
 
 
-def test_a_killed_attempt_has_its_signal_and_its_last_words(tmp_path: Path, store: Path) -> None:
+def test_a_killed_attempt_has_its_signal_and_its_last_words(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     script = TRAINING + "for n in range(30): print('line', n)\nos.kill(os.getpid(), 9)"
     ran = Ran(tmp_path, "store", "--pause", 0, "--json", "--", sys.executable, "-c", script)
     assert (ran.code, ran.json["ends"]) == (0, {"killed": 1, "finished": 1}), ran.err
