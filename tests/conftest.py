@@ -25,6 +25,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("KERAS_TORCH_DEVICE", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["KERAS_HOME"] = str(Path(tempfile.gettempdir(), f"ckptstore-tests-{os.getuid()}"))
+# Attempts record what git tells of the working directory, which for most tests is this repository: an answer that
+# depends on the developer, and comes at any time. Tests of that name their own.
+os.environ["GIT_DIR"] = os.devnull
 # Terminals differ; tests of terminal output create their own.
 for name in ("COLUMNS", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
     os.environ.pop(name, None)

@@ -19,7 +19,7 @@ from ckptstore.manifest.events import Events, add_event, append_event
 from ckptstore.manifest.metrics import Metrics
 from ckptstore.manifest.published import PublishedPaths, confirm_published, put_published
 from ckptstore.manifest.retention.checks import RetentionCheck, RunRetention, apply_retention
-from ckptstore.manifest.runs.attempts import Attempts, insert_attempts
+from ckptstore.manifest.runs.attempts import Attempts, Fact, insert_attempts
 from ckptstore.manifest.runs.beginnings import Beginnings, record_beginning
 from ckptstore.manifest.runs.overviews import Overviews
 from ckptstore.manifest.runs.runs import Runs, set_monitor
@@ -171,6 +171,28 @@ class Manifest:
                 apply_retention(connection, self._transactions.store, new.run, retention, added)
         assert added is not None
         return added
+
+    def record_resumed(
+        self,
+        run: str,
+        version: int,
+        detail: Mapping[str, Any],
+        *,
+        attempt: tuple[int, Mapping[Fact, Any]] | None = None,
+    ) -> None:
+        """Append the event that a run was resumed, with what the attempt that did so is to record of it.
+
+        Args:
+            run: The run.
+            version: The checkpoint that it was resumed from.
+            detail: What else the event says.
+            attempt: Number and facts of the attempt; None for none.
+        """
+        with self._transactions.writing("record_resumed", run=run) as connection:
+            add_event(connection, "resumed", run=run, version=version, detail=detail)
+            if attempt is not None:
+                number, facts = attempt
+                self.attempts.add_facts_in(connection, run, number, facts)
 
     def rebuild_from(
         self,

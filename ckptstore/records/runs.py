@@ -124,8 +124,10 @@ class NewAttempt:
         devices: Names of devices.
         environment: Variables that tell where and how it runs.
         supervised: True if ``ckptstore run`` started it.
+        batches_lost: Batches that the attempt before had trained and that it trains again, if that is known by now.
         detail: What is known beyond that.
         log: File with its output, or None.
+        diff: File with what differs from the commit, or None.
         boot_id: Id of the machine's boot, or None where it has none.
         oom_kills: How often the kernel had killed a process of its cgroup for want of memory; None where unknown.
     """
@@ -142,8 +144,10 @@ class NewAttempt:
     devices: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict, hash=False)
     supervised: bool = False
+    batches_lost: int | None = None
     detail: Mapping[str, Any] = field(default_factory=dict, hash=False)
     log: Path | None = None
+    diff: Path | None = None
     boot_id: str | None = None
     oom_kills: int | None = None
 

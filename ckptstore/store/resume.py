@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from typing import Any
 
 from ckptstore.commit.quarantine import withdraw
 from ckptstore.errors import (
@@ -21,6 +22,7 @@ from ckptstore.system import messages
 # Verifies a checkpoint's payload, then brings it into a model; raises what `restore` raises.
 Load = Callable[[Checkpoint], object]
 Locked = Callable[[], AbstractContextManager[None]]
+FactsOfResume = Callable[[str, int, int | None], tuple[int, dict[Any, Any]] | None]
 
 # Starts without a save in between after which a checkpoint is skipped: it may be what ends the process.
 MAX_STARTS = 3
@@ -42,6 +44,7 @@ class ResumePointLoader:
         run: The run; None for the newest resume point of all runs.
         locked: Takes the store's lock; None in a store open for reading, where nothing is quarantined or recorded.
         max_starts: Starts without a save before a checkpoint is skipped; None to neither count nor record starts.
+        facts: Returns the number of the attempt at a run, and what to record with it, of run, version and step.
     """
 
     def __init__(
@@ -52,12 +55,14 @@ class ResumePointLoader:
         run: str | None,
         locked: Locked | None,
         max_starts: int | None = MAX_STARTS,
+        facts: FactsOfResume | None = None,
     ) -> None:
         self._layout = layout
         self._manifest = manifest
         self._run = run
         self._locked = locked
         self._max_starts = max_starts
+        self._facts = facts
         self._damaged: list[Checkpoint] = []
         self._failed: list[tuple[Checkpoint, Exception]] = []
         self._skipped: list[int] = []
@@ -184,10 +189,10 @@ class ResumePointLoader:
             "lost": newer,
             "stepped_over": [version for version in self._skipped if version != checkpoint.version],
         }
+        run, version = checkpoint.run, checkpoint.version
+        attempt = None if self._facts is None else self._facts(run, version, checkpoint.step)
         with self._locked():
-            self._manifest.events.add(
-                "resumed", run=checkpoint.run, version=checkpoint.version, detail=detail
-            )
+            self._manifest.record_resumed(run, version, detail, attempt=attempt)
 
 
 def _is_environmental(error: BaseException | None) -> bool:

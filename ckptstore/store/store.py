@@ -82,13 +82,17 @@ class CheckpointStore(StoreWriter):
 
         self._heartbeats = {}
         self._committer = Committer(self._layout, self._manifest)
+        from ckptstore.store.attempts.recorder import AttemptRecorder
+
         self._ownership = RunOwnership(self._layout, self._manifest)
+        self.recorder = AttemptRecorder(self._layout, self._manifest)
         opened_stores.note(self.path)
 
     def close(self) -> None:
         """Release runs, lease and connections. Nothing is pending: every save was durable when it returned."""
         try:
             if not self.read_only:
+                self.recorder.close()
                 for heartbeat in self._heartbeats.values():
                     heartbeat.end()
                 self._committer.close()
@@ -103,8 +107,10 @@ class CheckpointStore(StoreWriter):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, Exception) and not self.read_only:
-            self._ownership.forget_starts()
+        if error is not None and not self.read_only:
+            self.recorder.close(error)
+            if isinstance(error, Exception):
+                self._ownership.forget_starts()
         self.close()
 
     def __repr__(self) -> str:
@@ -212,12 +218,15 @@ class CheckpointStore(StoreWriter):
 
         if run is not None and not self.read_only:
             self.claim(run)
+            if count_starts:
+                self.recorder.begin(run)
         loader = ResumePointLoader(
             self._layout,
             self._manifest,
             run=run,
             locked=None if self.read_only else partial(store_lock, self._layout.locks),
             max_starts=MAX_STARTS if count_starts else None,
+            facts=None if self.read_only else self.recorder.facts_of_resume,
         )
         try:
             resumed = loader.load(load)

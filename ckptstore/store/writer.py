@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ckptstore.commit.run_ownership import RunOwnership
     from ckptstore.formats.snapshot import FitState, Snapshot
     from ckptstore.retention.policy import KeepFunction, Policy
+    from ckptstore.store.attempts.recorder import AttemptRecorder
     from ckptstore.store.model_adapter import Snapshots
 
 
@@ -63,9 +64,11 @@ class StoreWriter(StoreReader):
 
     Attributes:
         read_only: True in a store that is open for reading only.
+        recorder: Records the attempts that this process makes at its runs.
     """
 
     read_only: bool
+    recorder: AttemptRecorder
     _layout: Layout
     _committer: Committer
     _ownership: RunOwnership
@@ -248,6 +251,8 @@ class StoreWriter(StoreReader):
     def heartbeat(self, run: str, *, sparse: bool = False) -> Heartbeat:
         """Return the heartbeat of this store's training of a run, which it owns; it ends when the store is closed.
 
+        With it an attempt begins, unless one has.
+
         Args:
             run: The run.
             sparse: Whether one that begins now will give signs of life with saves alone.
@@ -255,7 +260,9 @@ class StoreWriter(StoreReader):
         found = self._heartbeats.get(run)
         if found is None:
             self.claim(run)
-            found = self._heartbeats[run] = Heartbeat.begin(self._layout, run, sparse=sparse)
+            # Before the heartbeat of the attempt before is overwritten, which tells how that ended.
+            attempt = self.recorder.begin(run) or 0
+            found = self._heartbeats[run] = Heartbeat.begin(self._layout, run, attempt, sparse=sparse)
         return found
 
     def _beat_of_loop(self, run: str) -> Heartbeat:

@@ -13,7 +13,7 @@ from ckptstore.background.save_queue import Backpressure
 from ckptstore.commit.earlier_epochs import EARLIER_EPOCHS, read_earlier_epochs
 from ckptstore.errors import InvalidArgumentError
 from ckptstore.keras.model.processes import refuse_fit_in_several_processes
-from ckptstore.keras.private import running_fit, unsynced_model
+from ckptstore.keras.private import FitLoop, running_fit, unsynced_model
 from ckptstore.retention import Policy, keep_last
 from ckptstore.system.messages import warn
 from ckptstore.training.saving.arguments import (
@@ -152,6 +152,7 @@ class ModelCheckpoint(SavingCallback, keras.callbacks.ModelCheckpoint):
         self._thread: int | None = None
         self._fit_heartbeat: FitHeartbeat | None = None
         self._is_by_hand = False
+        self._loop: FitLoop | None = None
         self._set_up_saves()
 
     def _set_up_saves(self) -> None:
@@ -205,8 +206,12 @@ class ModelCheckpoint(SavingCallback, keras.callbacks.ModelCheckpoint):
         since_save, self._schedule = self._schedule.since_save, every(self.save_freq)
         self._schedule.since_save = since_save
         self._thread = threading.get_ident()
-        self._is_by_hand = running_fit(self) is None
+        self._release_loop()
         store = self._saves.open(self.params)
+        self._loop = running_fit(self)
+        self._is_by_hand = self._loop is None
+        if self._loop is not None:
+            self._loop.report_errors(self._saves.training_failed)
         self._saves.begin(self.model)
         self._saves.unrecorded.replace()
         if not fits_on(self.store_path).reopen(self._saves.run, by=self):
@@ -261,9 +266,20 @@ class ModelCheckpoint(SavingCallback, keras.callbacks.ModelCheckpoint):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Wait for what is still being saved, record the epochs behind it, and release the run and the store."""
+        self._release_loop()
         self._saves.record_last_epochs()
+        self._saves.training_ended(logs or {}, self.model)
         self._saves.close_for_another()
         fits_on(self.store_path).complete(self._saves.run, by=self)
+
+    def _release_loop(self) -> None:
+        loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.release()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the running fit out: a copy begins its own."""
+        return {**super().__getstate__(), "_loop": None}
 
     def _save(self, epoch: int, batch: int | None, logs: dict[str, Any]) -> None:
         self._pass_on_settings()

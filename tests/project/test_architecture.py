@@ -443,7 +443,8 @@ def test_the_top_level_holds_only_what_belongs_there() -> None:
         "pyproject.toml", "README.md", "ckptstore", "migrations", "tests", "tools", "LICENSE", "CHANGELOG.md",
         "constraints.txt", "CONTRIBUTING.md",
     }  # fmt: skip
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    command = ["git", f"--git-dir={ROOT / '.git'}", "ls-files", "-z"]
+    tracked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if tracked.returncode:
         pytest.skip("not a git checkout")
     names = {name.split("/")[0] for name in tracked.stdout.split("\0") if name}

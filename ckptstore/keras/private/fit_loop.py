@@ -21,7 +21,7 @@ from typing import Any
 
 import keras
 
-from ckptstore.keras.private import epoch_data, tensorflow_random
+from ckptstore.keras.private import epoch_data, step_errors, tensorflow_random
 from ckptstore.keras.private.building import trace_step
 from ckptstore.keras.private.epoch_data import EpochData
 from ckptstore.keras.private.hooks import Hooks
@@ -68,6 +68,7 @@ class FitLoop:
         self._hooks = Hooks()
         self.data = EpochData(self._iterator, self._hooks)
         self._initial_epoch_before: Any = None
+        self._end_reports: Callable[[], None] | None = None
         self._others_have_batch_hooks = True
 
     # --- hooks -------------------------------------------------------------------------------------
@@ -83,8 +84,20 @@ class FitLoop:
         """True if the callbacks of this fit are wrapped."""
         return "on_epoch_begin" in vars(self.callbacks)
 
+    def report_errors(self, listener: Callable[[BaseException], None]) -> None:
+        """Call a listener with what a training step or a validation raises, until `release`; it must not raise."""
+
+        def of_this_fit(error: BaseException) -> None:
+            if self.is_running(sys._getframe()):
+                listener(error)
+
+        self._end_reports = step_errors.report(self.model, self._iterator, self._hooks, of_this_fit)
+
     def release(self) -> None:
         """Restore all wrapped methods; may be called again."""
+        if self._end_reports is not None:
+            self._end_reports()
+            self._end_reports = None
         self._hooks.release()
 
     # --- callbacks ---------------------------------------------------------------------------------

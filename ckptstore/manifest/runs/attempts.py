@@ -65,10 +65,14 @@ class Attempts(Repository):
             values = {
                 field.name: getattr(new, field.name)
                 for field in fields(new)
-                if field.name not in ("run", "log")
+                if field.name not in ("run", *_PATHS)
             }
             log = log_file(new.run, number) if has_own_log else self._file_of(new.log)
-            connection.execute(insert(ATTEMPTS.table).values(run_id=id_, attempt=number, log=log, **values))
+            connection.execute(
+                insert(ATTEMPTS.table).values(
+                    run_id=id_, attempt=number, log=log, diff=self._file_of(new.diff), **values
+                )
+            )
         return number
 
     def add_facts(self, run: str, number: int, facts: Mapping[Fact, Any]) -> None:
@@ -103,6 +107,7 @@ class Attempts(Repository):
         signal: str | None = None,
         detail: Mapping[str, Any] = MappingProxyType({}),
         overwrite: bool = False,
+        facts: Mapping[Fact, Any] = MappingProxyType({}),
     ) -> bool:
         """Record how an attempt ended.
 
@@ -117,6 +122,7 @@ class Attempts(Repository):
             signal: Name of the signal that ended it, or None.
             detail: Added to its detail.
             overwrite: True to replace the reason and the time that are recorded.
+            facts: As for `add_facts`.
 
         Returns:
             True if the attempt's reason is the given one now.
@@ -136,6 +142,7 @@ class Attempts(Repository):
             detail=detail,
         )
         with self._transactions.writing("end_attempt", run=run) as connection:
+            self.add_facts_in(connection, run, number, facts)
             return self._end(connection, run, number, end, overwrite=overwrite)
 
     def _end(

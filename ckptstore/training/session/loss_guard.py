@@ -82,6 +82,12 @@ class LossGuard:
         self._resets_metrics = False
         self._was_reported = False
 
+    @property
+    def end_detail(self) -> dict[str, Any] | None:
+        """What is recorded of the loss that stopped the fit, or None if none did."""
+        bad = self.stopped_by
+        return None if bad is None else {"loss": bad.what, "where": bad.where}
+
     def begin(self, model: Any, loop: FitLoop, saves: Saves) -> None:
         """Begin to watch a fit."""
         if self._answer is None:

@@ -154,6 +154,7 @@ class FitSession:
             messages.begin_without_loop(resumed, self._model)
             return
         self._stop.is_polled = loop.is_running
+        loop.report_errors(self._saves.training_failed)
         loop.schedule_hooks_without()
         self.losses.begin(self._model, loop, self._saves)
         loop.trace_with_states()
@@ -451,8 +452,8 @@ class FitSession:
         with self._end_on_error:
             others(logs)
         self._stop_on_signal()
-        loss = scalar(self._logs.get("loss"))
-        complete = self._is_last(self.position.epoch) and (loss is None or math.isfinite(loss))
+        is_sound = self._saves.training_ended(self._logs, self._model, bad=self.losses.end_detail)
+        complete = self._is_last(self.position.epoch) and is_sound
         self.end()
         self._saves.fit_ended(complete=complete)
         fits_on(self._saves.path).complete(self._saves.run)
@@ -489,4 +490,4 @@ class FitSession:
             finally:
                 self._stop.uninstall()
                 self._stop.is_polled = None
-                self._saves.close(error)
+                self._saves.close(error, signal=self._stop.received)

@@ -1,0 +1,101 @@
+"""How an attempt probably ended that has not recorded its end: it was killed, and left a heartbeat and counters."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from ckptstore.records import Attempt, AttemptEnd, Beat, EndReason, OpenAttempt
+from ckptstore.system.oom_kills import oom_counters
+from ckptstore.system.processes import boot_id, clock_s
+
+_OF_MACHINE = "/proc/vmstat"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """This machine, as far as it tells how a process of it ended.
+
+    Attributes:
+        host: Its name.
+        boot_id: Id of its boot, or None.
+        clock_s: Seconds since that.
+        now: Its time, UTC.
+        oom_kills: Kills for want of memory in this process' cgroup so far; None where that is not counted.
+    """
+
+    host: str
+    boot_id: str | None
+    clock_s: float
+    now: datetime
+    oom_kills: int | None
+
+    @classmethod
+    def here(cls) -> Machine:
+        """Return this machine, now."""
+        return cls(
+            host=socket.gethostname(),
+            boot_id=boot_id(),
+            clock_s=clock_s(),
+            now=datetime.now(UTC),
+            oom_kills=oom_kills(),
+        )
+
+
+def oom_kills() -> int | None:
+    """Return how often the kernel has killed a process for want of memory in this process' cgroup, or on this machine.
+
+    None where neither is counted.
+    """
+    counters = oom_counters()
+    of_group = [count for file, count in counters.items() if file != _OF_MACHINE]
+    return max(of_group) if of_group else counters.get(_OF_MACHINE)
+
+
+def end_by_evidence(
+    found: OpenAttempt, beat: Beat | None, last_saved_at: datetime | None, machine: Machine
+) -> AttemptEnd:
+    """Return the probable end of an attempt whose process is dead.
+
+    Args:
+        found: The attempt.
+        beat: What its run's heartbeat says, or None; it may be another attempt's.
+        last_saved_at: When its run saved last, or None.
+        machine: This machine.
+    """
+    attempt = found.attempt
+    if beat is not None and not is_of(beat, attempt):
+        beat = None
+    detail: dict[str, Any] = {}
+    if beat is not None:
+        detail |= {"phase": beat.phase, "epoch": beat.epoch, "batch": beat.batch, "step": beat.step}
+    reason: EndReason = "killed"
+    if beat is not None and beat.phase == "ended":
+        reason = "unknown"  # it came to its end, and could not record it
+    elif attempt.host == machine.host and found.boot_id is not None and machine.boot_id is not None:
+        if found.boot_id != machine.boot_id:
+            detail["machine"] = "was restarted"
+        elif None not in (found.oom_kills, machine.oom_kills) and machine.oom_kills > found.oom_kills:  # type: ignore[operator]
+            reason = "oom"
+    moments = [attempt.started_at, last_saved_at, None if beat is None else _time_of(beat, machine)]
+    ended_at = max(moment for moment in moments if moment is not None)
+    return AttemptEnd(reason=reason, ended_at=min(ended_at, machine.now), detail=detail)
+
+
+def is_of(beat: Beat, attempt: Attempt) -> bool:
+    """Return True if a heartbeat is an attempt's: one without a number is known by the process."""
+    if beat.attempt:
+        return beat.attempt == attempt.attempt
+    return (beat.pid, beat.host) == (attempt.pid, attempt.host)
+
+
+def _time_of(beat: Beat, machine: Machine) -> datetime | None:
+    if beat.boot_id is not None and beat.boot_id == machine.boot_id:
+        return machine.now - timedelta(seconds=max(0.0, machine.clock_s - beat.at_s))
+    try:
+        written = datetime.fromisoformat(beat.written_at)
+    except ValueError:
+        return None
+    return written.astimezone(UTC) if written.tzinfo is not None else None
