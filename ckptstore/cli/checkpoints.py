@@ -65,6 +65,7 @@ def show(store_path: Path, ref: str, as_json: bool) -> None:
     """
     with open_store(store_path) as store:
         checkpoint = store.get(ref)
+        attempt = store.attempt_of(checkpoint)
     from ckptstore.report.variables import layer_table
 
     layout = _layout(checkpoint)
@@ -72,9 +73,10 @@ def show(store_path: Path, ref: str, as_json: bool) -> None:
         variables = [
             {"path": path, "shape": shape, "dtype": dtype} for path, (shape, dtype) in layout.items()
         ]
-        print_json({**checkpoint.to_json(), "variables": variables})
+        number = None if attempt is None else attempt.attempt
+        print_json({**checkpoint.to_json(), "attempt": number, "variables": variables})
         return
-    print_table(text.details_table(checkpoint))
+    print_table(text.details_table(checkpoint, attempt))
     if layout:
         echo("")
         print_table(layer_table(layout))

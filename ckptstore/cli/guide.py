@@ -33,6 +33,7 @@ TOPICS = (
     "watching",
     "job-queues",
     "services",
+    "attempts",
     "moving",
     "failures",
     "bad-losses",

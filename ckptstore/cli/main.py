@@ -24,6 +24,7 @@ from ckptstore.version import __version__
 _MODULES = {
     **dict.fromkeys(("ls", "show", "best", "latest", "resume-point"), "checkpoints"),
     **dict.fromkeys(("history", "compare", "diff"), "runs"),
+    "attempts": "attempts",
     "verify": "maintain",
     **dict.fromkeys(("prune", "tag", "untag", "pin", "unpin"), "keep"),
     **dict.fromkeys(("export", "copy", "import"), "transfer"),

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def report(store_path: Path, file: Path, *, runs: tuple[str, ...], overwrite: bool, as_json: bool) -> None:
     """Write a report on runs as one HTML file.
 
-    Plot, best, checkpoints, layers and configuration, cost of saving, and events. The page is complete in
+    Plot, best, attempts, checkpoints, layers and configuration, cost of saving, and events. The page is complete in
     itself and loads nothing. The plot needs matplotlib (pip install 'ckptstore[plot]'); without it the report
     says that it is left out, and so does a line on stderr.
     """
@@ -78,4 +78,10 @@ def _report_on(store: CheckpointStore, plotted: PlottedRun, *, max_events: int) 
         except (CorruptPayloadError, StorageError) as error:
             log(f"no configuration of run {plotted.history.run}: {printable(error.message)}")
     events = store.events(run=plotted.history.run, limit=max_events)
-    return RunReport(plotted=plotted, events=events, layout=layout, configuration=configuration)
+    return RunReport(
+        plotted=plotted,
+        events=events,
+        layout=layout,
+        configuration=configuration,
+        attempts=store.attempts(plotted.history.run),
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 import click
@@ -10,7 +12,9 @@ from ckptstore.cli.options import command, one_run, open_store, ref_argument, wi
 from ckptstore.cli.output import echo, log, print_json, print_table, progress_bar
 from ckptstore.errors import InvalidArgumentError
 from ckptstore.printable import printable
+from ckptstore.records import Attempt
 from ckptstore.report import text
+from ckptstore.report.attempts import reason_text
 
 
 @command
@@ -24,6 +28,7 @@ def history(store_path: Path, run: str | None, metrics: tuple[str, ...], as_json
     """
     with open_store(store_path, run) as store:
         found = store.history(run or _only_run(store.run_names()))
+        attempts = store.attempts(found.run)
     if as_json:
         print_json(found.to_json())
         return
@@ -34,7 +39,15 @@ def history(store_path: Path, run: str | None, metrics: tuple[str, ...], as_json
     for resumed in found.resumes:
         where = "at its end" if resumed.batch is None else f"at batch {resumed.batch}"
         again = "" if resumed.interrupted else ", where it had finished"
-        log(f"{text.time_text(resumed.at)}: resumed from epoch {resumed.epoch}, {where}{again}")
+        before = _before(resumed.at, attempts) if resumed.interrupted else None
+        why = "" if before is None else f"; attempt {before.attempt} had ended: {reason_text(before)}"
+        log(f"{text.time_text(resumed.at)}: resumed from epoch {resumed.epoch}, {where}{again}{why}")
+
+
+def _before(moment: datetime, attempts: Sequence[Attempt]) -> Attempt | None:
+    """Return the attempt before the one that was being made at a moment, or None."""
+    begun = [attempt for attempt in attempts if attempt.started_at <= moment]
+    return begun[-2] if len(begun) > 1 and begun[-2].reason is not None else None
 
 
 def _only_run(runs: tuple[str, ...]) -> str:

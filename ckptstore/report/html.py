@@ -11,17 +11,18 @@ import json
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from html import escape as escape_markup
 from typing import Any
 
 from ckptstore.printable import printable_json, printable_lines
-from ckptstore.records import Checkpoint, Event, json_time
+from ckptstore.records import Attempt, Checkpoint, Event, json_time
+from ckptstore.report.attempts import code_text, duration_text, reason_text
 from ckptstore.report.plot import PlottedRun
 from ckptstore.report.text import metric_text, position_text, size_text
 from ckptstore.report.variables import Layout, layer_rows
 
-MAX_CHECKPOINTS, MAX_EVENTS = 300, 200
+MAX_CHECKPOINTS, MAX_EVENTS, MAX_ATTEMPTS = 300, 200, 200
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 2rem auto; max-width: 72rem;
@@ -44,6 +45,7 @@ class RunReport:
     Attributes:
         plotted: Its history, checkpoints, best and resume point.
         events: Its events, newest first.
+        attempts: Its attempts, oldest first.
         layout: Shape and dtype of the variables of its newest checkpoint; empty where that cannot be read.
         configuration: The newest checkpoint's configuration by document, parsed JSON.
     """
@@ -52,6 +54,7 @@ class RunReport:
     events: Sequence[Event]
     layout: Layout = field(hash=False)
     configuration: dict[str, Any] = field(hash=False)
+    attempts: Sequence[Attempt] = ()
 
     @property
     def run(self) -> str:
@@ -109,6 +112,8 @@ def _run(run: RunReport) -> list[str]:
     ]
     if run.plotted.best or run.plotted.resume_point is not None:
         parts += ["<h3>Best and resume point</h3>", _best(run.plotted)]
+    if run.attempts:
+        parts += ["<h3>Attempts</h3>", _attempts(run.attempts)]
     if checkpoints:
         parts += [
             "<h3>Checkpoints</h3>",
@@ -179,6 +184,38 @@ def _cost(checkpoints: Sequence[Checkpoint]) -> str:
             figures = (sum(known), statistics.median(known), max(known))
             rows.append((name, str(len(known)), *(f"{seconds:.3f} s" for seconds in figures)))
     return _table(("", "saves", "together", "median", "longest"), rows, numbers=range(1, 5))
+
+
+def _attempts(attempts: Sequence[Attempt]) -> str:
+    shown, now = attempts[-MAX_ATTEMPTS:], datetime.now(UTC)
+    rows = [
+        (
+            str(attempt.attempt),
+            json_time(attempt.started_at)[:19],
+            duration_text(attempt, now),
+            reason_text(attempt),
+            "" if attempt.resumed_from is None else str(attempt.resumed_from),
+            "" if attempt.batches_lost is None else str(attempt.batches_lost),
+            code_text(attempt),
+            f"{attempt.host}, process {attempt.pid}",
+            " ".join(attempt.command),
+        )
+        for attempt in shown
+    ]
+    older = len(attempts) - len(shown)
+    note = f'<p class="quiet">{older} older ones are not shown.</p>' if older else ""
+    head = (
+        "attempt",
+        "began (UTC)",
+        "lasted",
+        "ended",
+        "resumed from",
+        "batches lost",
+        "code",
+        "host",
+        "command",
+    )
+    return note + _table(head, rows, numbers=(0, 2, 4, 5))
 
 
 def _events(events: Sequence[Event]) -> str:

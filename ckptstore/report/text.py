@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.printable import printable
-from ckptstore.records import Checkpoint, Problem
+from ckptstore.records import Attempt, Checkpoint, Problem
 from ckptstore.report.table import (
     ALWAYS_SHOWN,
     Column,
@@ -235,9 +235,19 @@ def _lost(counts: Counter[str]) -> int:
     return counts["missing"] + counts["damaged"]
 
 
-def details_table(checkpoint: Checkpoint) -> Table:
-    """Return a table of everything known about one checkpoint, one fact on each line."""
-    rows = [*_facts(checkpoint), *((name, metric_text(value)) for name, value in checkpoint.metrics.items())]
+def details_table(checkpoint: Checkpoint, attempt: Attempt | None = None) -> Table:
+    """Return a table of everything known about one checkpoint, one fact on each line.
+
+    Args:
+        checkpoint: The checkpoint.
+        attempt: The attempt that saved it, or None where that is not known.
+    """
+    saved_by = [] if attempt is None else [("attempt", _attempt_text(attempt))]
+    rows = [
+        *_facts(checkpoint),
+        *saved_by,
+        *((name, metric_text(value)) for name, value in checkpoint.metrics.items()),
+    ]
     table = facts_table()
     for name, value in rows:
         table.add_row(*plain_cells((printable(name), printable(value))))
@@ -262,6 +272,12 @@ def _facts(checkpoint: Checkpoint) -> list[tuple[str, str]]:
         ("file", str(checkpoint.path)),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def _attempt_text(attempt: Attempt) -> str:
+    changes = " with changes" if attempt.git_dirty else ""
+    code = "" if attempt.git_commit is None else f", of commit {attempt.git_commit[:12]}{changes}"
+    return f"{attempt.attempt}{code}"
 
 
 def _cost(checkpoint: Checkpoint) -> str:

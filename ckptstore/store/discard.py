@@ -36,8 +36,8 @@ def remove_checkpoints(layout: Layout, manifest: Manifest, runs: Collection[str]
 def remove_empty_store(layout: Layout) -> bool:
     """Remove a store without checkpoints, and its directory; returns True if the directory is removed.
 
-    The caller holds the locks of all its runs. Other files stay, and so do payloads in quarantine. A crash leaves an
-    empty store.
+    The caller holds the locks of all its runs. Other files stay, such as logs, and so do payloads in quarantine. A
+    crash leaves an empty store.
     """
     with store_lock(layout.locks):
         if layout.holds_payloads():
@@ -46,6 +46,8 @@ def remove_empty_store(layout: Layout) -> bool:
         for path in (*layout.root.glob(_BACKUPS), layout.reserve, manifest, _journal(manifest)):
             unlink(path)
         heartbeats = [layout.heartbeats] if layout.heartbeats.is_dir() else []
+        for path in layout.logs.glob("*/*.diff.gz"):
+            unlink(path)
         for path in _files_in(layout.tmp, layout.locks, *heartbeats):
             unlink(path)
     directories = (
@@ -54,6 +56,8 @@ def remove_empty_store(layout: Layout) -> bool:
         layout.checkpoints,
         layout.heartbeats,
         layout.locks,
+        *(path for path in layout.logs.glob("*") if path.is_dir()),
+        layout.logs,
         layout.root,
     )
     for directory in directories:

@@ -225,10 +225,24 @@ class StoreReader:
     def attempts(self, run: str | None = None) -> list[Attempt]:
         """Return the attempts at a run, or at all: the processes that trained it, in the order in which they began.
 
+        One that was killed records no end. Where its heartbeat tells that it is dead, its probable end is shown as the
+        next attempt will record it.
+
         Args:
             run: The run; None for all.
         """
-        return self._manifest.attempts.of_run(run)
+        from ckptstore.store.attempts.evidence import with_probable_ends
+
+        return with_probable_ends(self._manifest, self._manifest.attempts.of_run(run))
+
+    def attempt_of(self, checkpoint: Checkpoint) -> Attempt | None:
+        """Return the attempt that saved a checkpoint, or None where none is recorded for that time."""
+        begun = [
+            attempt
+            for attempt in self._manifest.attempts.of_run(checkpoint.run)
+            if attempt.started_at <= checkpoint.created_at
+        ]
+        return begun[-1] if begun else None
 
     def metric_names(self, run: str | None = None) -> tuple[str, ...]:
         """Return the names of all metrics that a run, or any run, has recorded."""

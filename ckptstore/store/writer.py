@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping
-from datetime import datetime
-from functools import partial
 from operator import index
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from ckptstore.errors import ReadOnlyError
-from ckptstore.records import Checkpoint, EndReason, FinishedEpoch, Format, Mode
+from ckptstore.records import Checkpoint, FinishedEpoch, Format, Mode
 from ckptstore.storage.heartbeat import Heartbeat
 from ckptstore.storage.layout import Layout
 from ckptstore.storage.locks import store_lock
-from ckptstore.storage.reserve import release_and_retry
 from ckptstore.store.model_adapter import adapter_for
 from ckptstore.store.reader import Ref, StoreReader
 from ckptstore.system.messages import held_back
@@ -339,54 +335,6 @@ class StoreWriter(StoreReader):
         self._check_writable("record_epochs")
         with store_lock(self._layout.locks):
             self._manifest.epochs.add(run, epochs)
-
-    def end_attempt(
-        self,
-        run: str,
-        attempt: int,
-        *,
-        reason: EndReason,
-        ended_at: datetime | None = None,
-        exit_code: int | None = None,
-        signal: str | None = None,
-        detail: Mapping[str, Any] = MappingProxyType({}),
-        overwrite: bool = False,
-    ) -> bool:
-        """Record how an attempt ended, for who watched it from outside; an attempt usually records that by itself.
-
-        Where an end is recorded already, what is not known of it is added: exit code, signal and detail. A crash leaves
-        all of it recorded, or nothing.
-
-        Args:
-            run: The run.
-            attempt: The attempt's number; one that is not there changes nothing.
-            reason: Probable reason of its end.
-            ended_at: When it ended, aware; None for now.
-            exit_code: Exit code of the process, or None.
-            signal: Name of the signal that ended it, or None.
-            detail: Added to its detail.
-            overwrite: True to replace the reason and the time that are recorded.
-
-        Returns:
-            True if the attempt's reason is the given one now.
-
-        Raises:
-            InvalidArgumentError: `detail` is not JSON, or the reason is not one of `Attempt.reason`.
-        """
-        self._check_writable("end_attempt")
-        record = partial(
-            self._manifest.attempts.end,
-            run,
-            attempt,
-            reason=reason,
-            ended_at=ended_at,
-            exit_code=exit_code,
-            signal=signal,
-            detail=detail,
-            overwrite=overwrite,
-        )
-        with store_lock(self._layout.locks):
-            return release_and_retry(self._layout.reserve, record)
 
     def roll_back(
         self,

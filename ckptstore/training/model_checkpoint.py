@@ -24,6 +24,7 @@ from ckptstore.training.saving.arguments import (
     check_save_freq,
     refuse_directory,
 )
+from ckptstore.training.saving.attempt_end import plan_end
 from ckptstore.training.saving.failures import SaveFailures
 from ckptstore.training.saving.file_saves import FileSaves
 from ckptstore.training.saving.file_template import CheckpointPath
@@ -268,7 +269,7 @@ class ModelCheckpoint(SavingCallback, keras.callbacks.ModelCheckpoint):
         """Wait for what is still being saved, record the epochs behind it, and release the run and the store."""
         self._release_loop()
         self._saves.record_last_epochs()
-        self._saves.training_ended(logs or {}, self.model)
+        plan_end(self._saves, logs or {}, self.model)
         self._saves.close_for_another()
         fits_on(self.store_path).complete(self._saves.run, by=self)
 
@@ -276,10 +277,6 @@ class ModelCheckpoint(SavingCallback, keras.callbacks.ModelCheckpoint):
         loop, self._loop = self._loop, None
         if loop is not None:
             loop.release()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the running fit out: a copy begins its own."""
-        return {**super().__getstate__(), "_loop": None}
 
     def _save(self, epoch: int, batch: int | None, logs: dict[str, Any]) -> None:
         self._pass_on_settings()
@@ -327,7 +324,7 @@ class ModelCheckpoint(SavingCallback, keras.callbacks.ModelCheckpoint):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the running fit out: a copy begins its own."""
-        return {**super().__getstate__(), "_fit_heartbeat": None}
+        return {**super().__getstate__(), "_fit_heartbeat": None, "_loop": None}
 
     # --- a fit that another callback resumes ---------------------------------------------------------
 

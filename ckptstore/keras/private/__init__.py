@@ -52,7 +52,7 @@ in a Keras that lacks it. `modules` imports Keras' inner modules; a module that 
     ``enqueuer.ready_queue``; of TensorFlow ``Dataset._inputs`` and ``tensorflow.python.eager.context.global_seed``.
     Fallback: `running_fit` finds no fit. Callbacks save, and resume at the ends of epochs without the state of other
     callbacks, and a warning says so.
-`step_errors`
+`hooks`
     Uses: ``EpochIterator.catch_stop_iteration``, ``Model.train_function``.
     Fallback: an exception that a script catches is not recorded as the end of its training.
 `jax_train_state`

@@ -21,10 +21,10 @@ from typing import Any
 
 import keras
 
-from ckptstore.keras.private import epoch_data, step_errors, tensorflow_random
+from ckptstore.keras.private import epoch_data, tensorflow_random
 from ckptstore.keras.private.building import trace_step
 from ckptstore.keras.private.epoch_data import EpochData
-from ckptstore.keras.private.hooks import Hooks
+from ckptstore.keras.private.hooks import Hooks, report_errors
 from ckptstore.keras.private.optimizers import left_unbuilt
 
 _BATCH_HOOKS = (
@@ -91,7 +91,7 @@ class FitLoop:
             if self.is_running(sys._getframe()):
                 listener(error)
 
-        self._end_reports = step_errors.report(self.model, self._iterator, self._hooks, of_this_fit)
+        self._end_reports = report_errors(self.model, self._iterator, self._hooks, of_this_fit)
 
     def release(self) -> None:
         """Restore all wrapped methods; may be called again."""

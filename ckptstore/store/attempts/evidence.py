@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from ckptstore.manifest.manifest import Manifest
 from ckptstore.records import Attempt, AttemptEnd, Beat, EndReason, OpenAttempt
+from ckptstore.storage.heartbeat import is_held, read_heartbeat
+from ckptstore.storage.layout import Layout
 from ckptstore.system.oom_kills import oom_counters
 from ckptstore.system.processes import boot_id, clock_s
 
@@ -99,3 +103,31 @@ def _time_of(beat: Beat, machine: Machine) -> datetime | None:
     except ValueError:
         return None
     return written.astimezone(UTC) if written.tzinfo is not None else None
+
+
+def with_probable_ends(manifest: Manifest, attempts: Sequence[Attempt]) -> list[Attempt]:
+    """Return attempts with the probable ends of those that are dead and have recorded none; changes nothing.
+
+    An attempt counts as dead if it has left a heartbeat whose lock nobody holds. One without a heartbeat is left open,
+    and one that has come to its end and is about to record it.
+    """
+    if all(attempt.reason is not None for attempt in attempts):
+        return list(attempts)
+    layout, machine = Layout(manifest.path.parent), Machine.here()
+    ends = {}
+    for found in manifest.attempts.open_attempts():
+        attempt = found.attempt
+        path = layout.heartbeats / attempt.run
+        beat = read_heartbeat(path)
+        if beat is None or beat.phase == "ended" or not is_of(beat, attempt):
+            continue
+        if not is_held(path):
+            ends[attempt.run, attempt.attempt] = end_by_evidence(found, beat, None, machine)
+    return [_ended(attempt, ends.get((attempt.run, attempt.attempt))) for attempt in attempts]
+
+
+def _ended(attempt: Attempt, end: AttemptEnd | None) -> Attempt:
+    if end is None or attempt.reason is not None:
+        return attempt
+    detail = {**attempt.detail, **end.detail}
+    return replace(attempt, reason=end.reason, ended_at=end.ended_at, detail=detail)

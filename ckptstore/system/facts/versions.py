@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from collections.abc import Iterator
@@ -46,14 +45,15 @@ def backend_name() -> str | None:
 
 
 def devices() -> tuple[str, ...]:
-    """Return the devices of Keras' backend, such as ``"cuda:0 NVIDIA H100"``; none where it has not begun to compute.
+    """Return the devices of Keras' backend, such as ``"cuda:0 NVIDIA H100"``; call it where there is a model.
 
-    Nothing is initialised for it: a process that only looks at a store must not take a device.
+    A backend that has computed nothing yet would take its devices for the answer.
     """
     backend = backend_name()
     names = _NAMES.get(backend or "")
+    module = sys.modules.get(backend or "")
     try:
-        found = [] if names is None else list(names(sys.modules.get(backend or "")))
+        found = [] if names is None or module is None else list(names(module))
     except Exception:
         # A fact to show, and no reason to end a training: each release of a backend has its own errors.
         return ()
@@ -61,29 +61,20 @@ def devices() -> tuple[str, ...]:
 
 
 def _of_jax(jax: Any) -> Iterator[str]:
-    bridge = sys.modules.get("jax._src.xla_bridge")
-    if jax is None or not getattr(bridge, "_backends", None):
-        return
     for device in jax.local_devices():
         kind = "" if device.platform == "cpu" else f" {device.device_kind}"
         yield f"{device.platform}:{device.id}{kind}"
 
 
 def _of_torch(torch: Any) -> Iterator[str]:
-    if torch is None:
-        return
     if torch.cuda.is_initialized():
         for number in range(torch.cuda.device_count()):
             yield f"cuda:{number} {torch.cuda.get_device_name(number)}"
     else:
-        yield f"cpu ({os.cpu_count()} cores)"
+        yield "cpu"
 
 
 def _of_tensorflow(tensorflow: Any) -> Iterator[str]:
-    context = sys.modules.get("tensorflow.python.eager.context")
-    current = getattr(context, "context_safe", lambda: None)()
-    if tensorflow is None or current is None or not current._initialized:
-        return
     for device in tensorflow.config.list_logical_devices():
         kind, _, number = device.name.partition("device:")[2].rpartition(":")
         yield f"{kind.lower()}:{number}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -19,14 +18,15 @@ from ckptstore.errors import StorageError, StoreNotFoundError, UnfinishedSaveErr
 from ckptstore.formats.payload import is_streamable
 from ckptstore.formats.snapshot import Snapshot
 from ckptstore.keras.private import print_message
-from ckptstore.metrics import scalar, scalars
-from ckptstore.records import FINISHED, Checkpoint, EndReason, Format
+from ckptstore.metrics import scalars
+from ckptstore.records import FINISHED, Checkpoint, Format
 from ckptstore.retention import Policy
 from ckptstore.storage.heartbeat import Heartbeat
 from ckptstore.store.model_adapter import Snapshots, adapter_for
 from ckptstore.store.store import CheckpointStore
 from ckptstore.system import messages
 from ckptstore.system.messages import HeldWarning
+from ckptstore.training.saving.attempt_end import plan_stop
 from ckptstore.training.saving.failures import SaveFailures
 from ckptstore.training.saving.monitor import MonitoredMetric
 from ckptstore.training.saving.payload_format import PayloadFormat
@@ -239,36 +239,13 @@ class Saves:
             error: What ended the fit, or None.
             signal: The signal that has stopped it, or None.
         """
-        # Of `train.py | tee log` the signal has ended both.
-        if self.store is not None and signal is not None and isinstance(error, BrokenPipeError | None):
-            reason: EndReason = "interrupted" if signal == Signals.SIGINT else "preempted"
-            self.store.recorder.plan(self.run, reason, signal=signal.name)
+        if self.store is not None and signal is not None:
+            plan_stop(self.store.recorder, self.run, signal, error)
         self._writer.close(error)
 
     def close_for_another(self) -> None:
         """Wait for saves that are not finished, then release the run and the store."""
         self._writer.close_for_another()
-
-    # --- how the training ended, for the record of its attempt ---------------------------------------
-
-    def training_ended(
-        self, logs: Mapping[str, Any], model: Any, *, bad: Mapping[str, Any] | None = None
-    ) -> bool:
-        """Note that the training has come to its end, or was stopped by its loss; returns False if that was not finite.
-
-        Args:
-            logs: The last logs.
-            model: The model, which says whether it was stopped.
-            bad: What is known of the loss that stopped the training, or None.
-        """
-        loss = scalar(logs.get("loss"))
-        is_finite = loss is None or math.isfinite(loss)
-        if self.store is not None and bad is not None:
-            self.store.recorder.plan(self.run, "nan", **bad)
-        elif self.store is not None:
-            is_stopped = model.stop_training and not is_finite
-            self.store.recorder.plan(self.run, "nan" if is_stopped else "finished")
-        return is_finite
 
     def training_failed(self, error: BaseException) -> None:
         """Record that an exception has ended the training, though nothing is released yet."""

@@ -84,7 +84,7 @@ class LossGuard:
 
     @property
     def end_detail(self) -> dict[str, Any] | None:
-        """What is recorded of the loss that stopped the fit, or None if none did."""
+        """The record of the loss that stopped the fit, or None if none did."""
         bad = self.stopped_by
         return None if bad is None else {"loss": bad.what, "where": bad.where}
 

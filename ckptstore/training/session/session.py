@@ -23,6 +23,7 @@ from ckptstore.system.messages import held_back
 from ckptstore.system.stop_signals import StopRequest
 from ckptstore.training.data.replay import DataReplay, ReplayResult
 from ckptstore.training.fingerprint import fingerprint, fit_data
+from ckptstore.training.saving.attempt_end import plan_end
 from ckptstore.training.saving.save_point import SavePoint
 from ckptstore.training.saving.saves import Saves
 from ckptstore.training.saving.schedule import SaveSchedule
@@ -452,7 +453,7 @@ class FitSession:
         with self._end_on_error:
             others(logs)
         self._stop_on_signal()
-        is_sound = self._saves.training_ended(self._logs, self._model, bad=self.losses.end_detail)
+        is_sound = plan_end(self._saves, self._logs, self._model, bad=self.losses.end_detail)
         complete = self._is_last(self.position.epoch) and is_sound
         self.end()
         self._saves.fit_ended(complete=complete)

@@ -234,5 +234,7 @@ def test_a_git_that_hangs_delays_no_training(tmp_path: Path) -> None:
     assert attempt.git_commit is None and attempt.reason == "finished"
     assert "had not answered" in attempt.detail["git"]
     assert attempt.ended_at - attempt.started_at < timedelta(seconds=5)
-    for pid in (fake.parent / "pids").read_text().split():
-        assert not Path(f"/proc/{pid}").exists()
+    until = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in (fake.parent / "pids").read_text().split()):
+        assert time.monotonic() < until
+        time.sleep(0.01)
