@@ -318,6 +318,24 @@ def test_a_store_that_does_not_change_is_not_asked(root: Path) -> None:
         observer.close()
 
 
+def test_a_training_that_is_killed_is_seen_by_the_next_look_though_no_file_changes(root: Path) -> None:
+    beating = (
+        "import pathlib, sys, time; from ckptstore.storage.heartbeat import Heartbeat; "
+        "from ckptstore.storage.layout import Layout; "
+        "beat = Heartbeat.begin(Layout(pathlib.Path(sys.argv[1])), 'one', 1); print('began', flush=True); "
+        "time.sleep(60)"
+    )
+    command = [sys.executable, "-c", beating, str(root)]
+    with closing(StoreObserver(root, run="one")) as observer:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as training:
+            assert training.stdout is not None and training.stdout.readline() == "began\n"
+            [observed] = observer.look().runs
+            assert observed.run.state == "running"
+            training.kill()
+        [observed] = observer.look().runs
+        assert observed.run.state == "interrupted"
+
+
 def test_after_the_first_look_the_details_of_one_run_are_read_at_a_time(root: Path) -> None:
     read: list[str] = []
     observer = StoreObserver(root)
@@ -412,12 +430,15 @@ def test_a_training_that_is_killed_started_again_and_done_is_shown_as_it_is(tmp_
             screen.shows(r"^ best +version \d+, \d+ s old, val_loss ")
             training.kill()
         screen.shows(r"^▶ default +interrupted +1/3 ")
+        screen.shows(r"^ attempts +1 \(0 restarts\)")
         screen.shows(r"^ resume point +version \d+")
         with subprocess.Popen(train) as training:
             screen.shows(r"^▶ default +running +2/3 ", seconds=120)
+            screen.shows(rf"^ attempts +2 \(1 restart\); the last began .* process {training.pid}$")
             assert training.wait(120) == 0
         screen.shows(r"^▶ default +finished +3/3 ")
         screen.shows(r"^ epochs +3/3 +█+ 100 %")
+        screen.shows(r"^ ended +\d+ s ago: finished$")
         screen.shows(r"^ saving +[\d.]+ % of the time, ")
         screen.press("q")
         assert screen.ends() == 0
