@@ -2,7 +2,7 @@
 
 Main door: `alerts.Alerts`, which starts that process and hands alerts to it. `alert` is the record and what a webhook
 gets; `delivery` sends one within bounded time; `repeats` counts those that come again and again; `companion` is the
-process, which also looks at the store now and then.
+process, in which `lookout` looks at the store now and then.
 
 May import: report, store, background, storage, system and the words; never Keras, training or terminals.
 """

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from ckptstore.alerts.alert import ALERT_KINDS, Alert, shown_url
@@ -25,9 +26,9 @@ _MAX_STARTS = 5
 class Alerts:
     """Sends alerts about a run to a webhook, a command, or both.
 
-    Nothing of it touches the run: alerts are sent by another process, which is started with the first one, gets them
-    through a pipe that is never waited for, and has ten seconds for each of three tries. Of one kind and run, one is
-    sent within an hour; the others are counted. What fails is said in one line on stderr, without secrets.
+    Nothing of it touches the run: another process sends, which is started with the first alert or by `watch`, gets
+    alerts through a pipe that is never waited for, and has ten seconds for each of three tries. Of one kind and run,
+    one is sent within an hour; the others are counted. What fails is said in one line on stderr, without secrets.
 
     Args:
         url: The webhook, or None.
@@ -59,8 +60,10 @@ class Alerts:
             raise InvalidArgumentError(
                 argument="kinds", value=unknown[0], reason=f"the kinds are {', '.join(ALERT_KINDS)}"
             )
-        self._config = {"url": url, "command": command}
+        self._has_targets = url is not None or command is not None
         self._kinds = frozenset(kinds)
+        self._config: dict[str, object] = {"url": url, "command": command, "kinds": sorted(kinds)}
+        self._config |= {"store": None, "run": None, "metrics_file": None}
         self._log = log
         self._repeats = Repeats()
         self._process: subprocess.Popen[bytes] | None = None
@@ -72,9 +75,28 @@ class Alerts:
         """Id of the process that sends, which is a session of its own; None where there is none."""
         return None if self._process is None else self._process.pid
 
+    def watch(self, store: Path, run: str | None, *, metrics_file: Path | None = None) -> None:
+        """Have the other process look at a store: for rollbacks and a disk that fills, and to write metrics.
+
+        Without a target and a file for metrics there is nothing to look for, and no process.
+
+        Args:
+            store: The store, absolute; there may be none yet.
+            run: The only run to look at; None for all.
+            metrics_file: Where to write metrics for Prometheus every 15 seconds, absolute; or None.
+        """
+        if not self._has_targets and metrics_file is None:
+            return
+        file = None if metrics_file is None else str(metrics_file)
+        self._config |= {"store": str(store), "run": run, "metrics_file": file}
+        try:
+            self._start()
+        except OSError as error:
+            self._log(f"no process for alerts can be started: {error.strerror or type(error).__name__}")
+
     def send(self, alert: Alert) -> None:
         """Send an alert, unless its kind is not wanted or it comes again within the hour."""
-        if self._config == {"url": None, "command": None} or alert.kind not in self._kinds:
+        if not self._has_targets or alert.kind not in self._kinds:
             return
         admitted = self._repeats.admit(alert, time.monotonic())
         if admitted is None:

@@ -1,6 +1,7 @@
 """The process that sends alerts: it reads them as lines of JSON, and ends when nobody can write any more.
 
-It is no part of the supervisor, so that neither a server that hangs nor a command that leaks can touch the run.
+Meanwhile it looks at the store now and then. It is no part of the supervisor, so that neither a server that hangs nor a
+command that leaks can touch the run.
 """
 
 from __future__ import annotations
@@ -8,27 +9,36 @@ from __future__ import annotations
 import json
 import os
 import queue
+import select
 import signal
 import sys
 import threading
 import time
 from collections.abc import Mapping
-from typing import IO, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from ckptstore.alerts.alert import Alert
 from ckptstore.alerts.delivery import deliver
+from ckptstore.alerts.repeats import Repeats
 from ckptstore.system import messages
+
+if TYPE_CHECKING:
+    from ckptstore.alerts.lookout import Lookout
 
 # Alerts that wait while an earlier one is being sent; of more, the newest are left out.
 _MAX_WAITING = 100
 # How long the end of the supervisor may wait for alerts that are on their way.
 LAST_S = 20.0
+# Seconds between two looks at the store, and until the first.
+LOOK_S, METRICS_S, FIRST_LOOK_S = 60.0, 15.0, 2.0
 
 
 class Sender:
     """Sends alerts one after the other, in a thread.
 
     Args:
-        config: ``url`` and ``command``, each a text or None.
+        config: What `ckptstore.alerts.alerts.Alerts` was given, as JSON.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -62,11 +72,58 @@ class Sender:
                 messages.log(f"ckptstore: {line}")
 
 
-def run(lines: IO[str]) -> None:
-    """Send the alerts that arrive as lines; the first line holds the targets."""
-    sender = Sender(json.loads(lines.readline()))
-    for line in lines:
-        sender.add(json.loads(line))
+def _lookout(config: Mapping[str, Any], sender: Sender) -> Lookout | None:
+    """Return what looks at the store, if that is wanted; its alerts are counted as those of the supervisor are."""
+    if config["store"] is None:
+        return None
+    from ckptstore.alerts.lookout import Lookout
+
+    repeats = Repeats()
+
+    def tell(alert: Alert) -> None:
+        admitted = repeats.admit(alert, time.monotonic()) if alert.kind in config["kinds"] else None
+        if admitted is not None:
+            sender.add(admitted.to_json())
+
+    metrics = config["metrics_file"]
+    return Lookout(
+        Path(config["store"]),
+        config["run"],
+        metrics_file=None if metrics is None else Path(metrics),
+        tell=tell,
+        log=messages.log,
+    )
+
+
+def run(descriptor: int) -> None:
+    """Send the alerts that arrive as lines, until the writer is gone; the first line is the configuration."""
+    text = bytearray()
+    while b"\n" not in text:
+        text += (piece := os.read(descriptor, 1 << 16))
+        if not piece:
+            return
+    line, _, rest = bytes(text).partition(b"\n")
+    config = json.loads(line)
+    sender = Sender(config)
+    lookout = _lookout(config, sender)
+    every_s = LOOK_S if config["metrics_file"] is None else METRICS_S
+    text, next_s = bytearray(rest), time.monotonic() + FIRST_LOOK_S
+    is_open = True
+    while is_open:
+        *lines, last = bytes(text).split(b"\n")
+        text = bytearray(last)
+        for line in lines:
+            sender.add(json.loads(line))
+        wait_s = None if lookout is None else max(0.0, next_s - time.monotonic())
+        if select.select([descriptor], [], [], wait_s)[0]:
+            text += (piece := os.read(descriptor, 1 << 16))
+            is_open = bool(piece)
+        elif lookout is not None:
+            lookout.look()
+            next_s = time.monotonic() + every_s
+    if lookout is not None:
+        # How the run has ended is the last that a metrics file says.
+        lookout.look()
     sender.finish(LAST_S)
 
 
@@ -76,6 +133,6 @@ def main() -> None:
         # They are meant for the training; its supervisor closes the pipe when it ends.
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     try:
-        run(sys.stdin)
+        run(sys.stdin.fileno())
     finally:
         os._exit(0)

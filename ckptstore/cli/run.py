@@ -13,6 +13,7 @@ from ckptstore.cli.options import command, with_json
 from ckptstore.cli.output import OutputClosedError, discard_stdout, log, print_json
 from ckptstore.errors import NotAStoreError
 from ckptstore.printable import printable
+from ckptstore.storage.layout import absolute
 from ckptstore.validation import check_run
 
 # The exit codes of a shell for a command that does not exist, or that may not be executed.
@@ -99,6 +100,12 @@ def _seconds_or_off(ctx: click.Context, param: click.Parameter, value: str | Non
     type=click.Choice(ALERT_KINDS),
     help="May be repeated. Default: all kinds but restart.",
 )
+@click.option(
+    "--metrics-file",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Metrics for the textfile collector of node_exporter, every 15 s; name it NAME.prom.",
+)
 @click.option("--quiet", is_flag=True, help="Do not show COMMAND's output; the log has it.")
 @with_json
 @click.argument("command_line", metavar="COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -115,6 +122,7 @@ def run(  # noqa: PLR0917
     alert_url: str | None,
     alert_command: str | None,
     alert_on: tuple[str, ...],
+    metrics_file: Path | None,
     quiet: bool,
     as_json: bool,
     command_line: tuple[str, ...],
@@ -161,6 +169,7 @@ def run(  # noqa: PLR0917
             run=None if run is None else check_run(run),
             shown_on=shown_on,
             alerts=alerts,
+            metrics_file=None if metrics_file is None else absolute(metrics_file),
         )
     except NotAStoreError as error:
         raise click.UsageError(printable(str(error))) from error

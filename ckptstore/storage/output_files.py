@@ -59,6 +59,24 @@ def write_file(target: Path, data: bytes, *, overwrite: bool = False) -> Written
     return written
 
 
+def replace_file(target: Path, data: bytes) -> None:
+    """Replace a small file that is written again and again, or make it; a reader sees the old bytes or the new.
+
+    Nothing is synced, so that no other write of the disk waits: after a power cut the file may be empty. A kill may
+    leave a hidden file beside it, which the next call replaces.
+
+    Raises:
+        StorageError: It cannot be written; the old file is unchanged.
+    """
+    temporary = target.with_name(f".{target.name}.ckptstore")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+    except OSError as error:
+        raise StorageError(operation="writing", path=target, error=error) from error
+    replace(temporary, target)
+
+
 @contextmanager
 def workspace(target: Path) -> Iterator[Path]:
     """Make a hidden folder beside a target for the block, and remove those that dead processes left there.

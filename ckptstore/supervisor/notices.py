@@ -49,7 +49,11 @@ class Notices:
     def stopped(self, end: End, facts: EndFacts, stop: Stop, *, restarts: int) -> None:
         """Tell that the command is not started again: it is done, or that would be no use."""
         detail = {"stopped": stop.reason, "restarts": restarts}
-        if stop.reason is None:
+        if stop.reason is None and facts.attempt is not None and facts.attempt.reason == "nan":
+            self._send(
+                "stopped", "the training has stopped, since a loss went bad", end, facts, detail=detail
+            )
+        elif stop.reason is None:
             self._send("finish", f"finished, after {restarts} restarts", end, facts, detail=detail)
         elif stop.reason != "signal":
             kind: AlertKind = "no_progress" if stop.reason == "no_progress" else "stopped"

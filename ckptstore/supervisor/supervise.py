@@ -65,6 +65,7 @@ def supervise(
     run: str | None = None,
     shown_on: int | None = None,
     alerts: Alerts | None = None,
+    metrics_file: Path | None = None,
 ) -> SupervisedOutcome:
     """Run a command, and restart it after each crash, until it ends well or a restart makes no sense.
 
@@ -81,7 +82,8 @@ def supervise(
         log: Called with each message.
         run: The run whose checkpoints count as progress; None for all.
         shown_on: A descriptor on which the command's output is shown, besides its log; None for none.
-        alerts: Tells people what becomes of the command; None for nobody.
+        alerts: Tells people what becomes of the command, and writes `metrics_file`; None for neither.
+        metrics_file: A file for metrics of the store's runs, absolute, or None.
 
     Raises:
         NotAStoreError: The path is a file, lies below one, or is another program's database; nothing was started.
@@ -91,6 +93,8 @@ def supervise(
     _check_no_file_in_the_way(path)
     adopt_orphans()
     claim = Claim(path, run)
+    if alerts is not None:
+        alerts.watch(absolute(path), run, metrics_file=metrics_file)
     try:
         with SignalInbox() as inbox:
             return _Supervision(

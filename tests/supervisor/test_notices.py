@@ -80,3 +80,11 @@ def test_options_that_cannot_be_used_start_nothing(tmp_path: Path, options: tupl
     assert (ran.code, ran.starts) == (2, 0)
     assert "secret" not in ran.err
     assert not list(tmp_path.iterdir())
+
+
+def test_metrics_are_written_to_the_end(tmp_path: Path) -> None:
+    ran = steps(tmp_path, "save 1,kill 9", "save 1,exit 0", options=("--metrics-file", "digits.prom"))
+    assert (ran.code, ran.starts) == (0, 2)
+    text = (tmp_path / "digits.prom").read_text()
+    assert f'ckptstore_run_checkpoints{{store="{tmp_path}/store",run="1"}} 2\n' in text
+    assert f'ckptstore_up{{store="{tmp_path}/store"}} 1\n' in text
