@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +13,16 @@ from ckptstore.cli.output import echo, log, print_json, print_many, print_one, p
 from ckptstore.errors import CorruptPayloadError, StorageError
 from ckptstore.printable import printable
 from ckptstore.report import text
+from ckptstore.report.run_list import run_line
 
 if TYPE_CHECKING:
-    from ckptstore.records import Checkpoint, Mode
+    from ckptstore.records import Checkpoint, Mode, Run
     from ckptstore.report.variables import Layout
     from ckptstore.store.store import CheckpointStore
+
+# Of runs in these states `ls` says nothing; of more others than these it counts the states.
+_AT_REST = ("finished", "interrupted")
+_MOST_LINES = 5
 
 
 @command
@@ -45,6 +51,7 @@ def ls(
         newest = limit is not None and order_by is None
         order = "-version" if newest else order_by
         checkpoints = store.checkpoints(run, states=None, where=where, order_by=order, limit=limit)
+        runs = [] if as_json else store.runs()
     if newest:
         checkpoints.reverse()
     if not checkpoints and as_json:
@@ -53,6 +60,18 @@ def ls(
         log(f"{store.path}: no checkpoints {'yet' if where is None else 'meet the condition'}")
     else:
         print_many(checkpoints, "ls", store, as_json)
+        shown = {checkpoint.run for checkpoint in checkpoints}
+        _log_states([known for known in runs if known.name in shown and known.state not in _AT_REST])
+
+
+def _log_states(runs: list[Run]) -> None:
+    """Log a line about each of some runs; of many, how many are in each state."""
+    if len(runs) > _MOST_LINES:
+        states = Counter(run.state for run in runs)
+        log(f"runs: {', '.join(f'{count} {state}' for state, count in states.items())} (ckptstore runs)")
+        return
+    for run in runs:
+        log(run_line(run))
 
 
 @command
@@ -66,6 +85,7 @@ def show(store_path: Path, ref: str, as_json: bool) -> None:
     with open_store(store_path) as store:
         checkpoint = store.get(ref)
         attempt = store.attempt_of(checkpoint)
+        run = next((run for run in store.runs() if run.name == checkpoint.run), None)
     from ckptstore.report.variables import layer_table
 
     layout = _layout(checkpoint)
@@ -74,9 +94,10 @@ def show(store_path: Path, ref: str, as_json: bool) -> None:
             {"path": path, "shape": shape, "dtype": dtype} for path, (shape, dtype) in layout.items()
         ]
         number = None if attempt is None else attempt.attempt
-        print_json({**checkpoint.to_json(), "attempt": number, "variables": variables})
+        facts = {"run_state": None if run is None else run.state, "attempt": number}
+        print_json({**checkpoint.to_json(), **facts, "variables": variables})
         return
-    print_table(text.details_table(checkpoint, attempt))
+    print_table(text.details_table(checkpoint, attempt, run))
     if layout:
         echo("")
         print_table(layer_table(layout))

@@ -23,7 +23,7 @@ from ckptstore.version import __version__
 # The module of each command, in the order of the help.
 _MODULES = {
     **dict.fromkeys(("ls", "show", "best", "latest", "resume-point"), "checkpoints"),
-    **dict.fromkeys(("history", "compare", "diff"), "runs"),
+    **dict.fromkeys(("runs", "history", "compare", "diff"), "runs"),
     "attempts": "attempts",
     "verify": "maintain",
     **dict.fromkeys(("prune", "tag", "untag", "pin", "unpin"), "keep"),

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
@@ -198,7 +198,16 @@ def print_many(checkpoints: list[Checkpoint], ref: str, store: CheckpointStore, 
     if as_json:
         print_json([checkpoint.to_json() for checkpoint in checkpoints])
         return
-    table, left_out = report.checkpoint_table(checkpoints, terminal_width(sys.stdout))
+    print_fitted(*report.checkpoint_table(checkpoints, stdout_width()))
+
+
+def stdout_width() -> int | None:
+    """Return the width of the terminal that results are printed on, or None for a pipe or file."""
+    return terminal_width(sys.stdout)
+
+
+def print_fitted(table: TextTable, left_out: Sequence[str]) -> None:
+    """Print a table that was made to fit the terminal; logs which columns there was no room for."""
     print_table(table)
     if left_out:
         log(f"no room for: {', '.join(left_out)} (--json has all)")

@@ -16,6 +16,7 @@ from ckptstore.printable import printable
 from ckptstore.storage.layout import absolute, require_outside
 
 if TYPE_CHECKING:
+    from ckptstore.records import Run
     from ckptstore.report.html import RunReport
     from ckptstore.report.plot import PlottedRun
     from ckptstore.store.store import CheckpointStore
@@ -43,7 +44,10 @@ def report(store_path: Path, file: Path, *, runs: tuple[str, ...], overwrite: bo
         plotted = plotted_runs(store, runs)
         image, no_image = _picture(plotted, title_of(store, plotted))
         # One event more than the page shows, so that it can tell that there are older ones.
-        reports = [_report_on(store, run, max_events=MAX_EVENTS + 1) for run in plotted]
+        states = {run.name: run for run in store.runs()}
+        reports = [
+            _report_on(store, run, states.get(run.history.run), max_events=MAX_EVENTS + 1) for run in plotted
+        ]
         html = page(title_of(store, plotted), datetime.now(UTC), reports, image, no_image=no_image)
     written = write_file(target, html.encode(errors="backslashreplace"), overwrite=overwrite)
     if as_json:
@@ -65,7 +69,7 @@ def _picture(plotted: list[PlottedRun], title: str) -> tuple[bytes | None, str]:
         return None, reason
 
 
-def _report_on(store: CheckpointStore, plotted: PlottedRun, *, max_events: int) -> RunReport:
+def _report_on(store: CheckpointStore, plotted: PlottedRun, now: Run | None, *, max_events: int) -> RunReport:
     from ckptstore.report.html import RunReport
     from ckptstore.store.contents import configuration_of, layout_of
 
@@ -80,6 +84,7 @@ def _report_on(store: CheckpointStore, plotted: PlottedRun, *, max_events: int) 
     events = store.events(run=plotted.history.run, limit=max_events)
     return RunReport(
         plotted=plotted,
+        now=now,
         events=events,
         layout=layout,
         configuration=configuration,

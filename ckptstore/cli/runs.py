@@ -1,4 +1,4 @@
-"""Commands about runs and differences: history, compare, diff."""
+"""Commands about runs and differences: runs, history, compare, diff."""
 
 from __future__ import annotations
 
@@ -9,12 +9,32 @@ from pathlib import Path
 import click
 
 from ckptstore.cli.options import command, one_run, open_store, ref_argument, with_json
-from ckptstore.cli.output import echo, log, print_json, print_table, progress_bar
+from ckptstore.cli.output import echo, log, print_fitted, print_json, print_table, progress_bar, stdout_width
 from ckptstore.errors import InvalidArgumentError
 from ckptstore.printable import printable
 from ckptstore.records import Attempt
 from ckptstore.report import text
 from ckptstore.report.attempts import reason_text
+from ckptstore.report.run_list import run_list
+
+
+@command
+@with_json
+def runs(store_path: Path, as_json: bool) -> None:
+    """List runs, each with its state and where it stands now.
+
+    A run is running, saving (its training waits for a save, or has ended and a save has not), hung,
+    interrupted (it can be resumed), finished, failed (it ended by an error) or stopped (a supervisor gave it
+    up). The states rest on locks and on signs of life of the training, which is neither asked nor delayed.
+    """
+    with open_store(store_path) as store:
+        found = store.runs()
+    if as_json:
+        print_json([run.to_json() for run in found])
+    elif not found:
+        log(f"{store.path}: no runs yet")
+    else:
+        print_fitted(*run_list(found, stdout_width()))
 
 
 @command

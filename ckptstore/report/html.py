@@ -16,9 +16,10 @@ from html import escape as escape_markup
 from typing import Any
 
 from ckptstore.printable import printable_json, printable_lines
-from ckptstore.records import Attempt, Checkpoint, Event, json_time
+from ckptstore.records import Attempt, Checkpoint, Event, Run, json_time
 from ckptstore.report.attempts import code_text, duration_text, reason_text
 from ckptstore.report.plot import PlottedRun
+from ckptstore.report.run_list import run_line
 from ckptstore.report.text import metric_text, position_text, size_text
 from ckptstore.report.variables import Layout, layer_rows
 
@@ -44,6 +45,7 @@ class RunReport:
 
     Attributes:
         plotted: Its history, checkpoints, best and resume point.
+        now: The run as it stood when the report was made, or None.
         events: Its events, newest first.
         attempts: Its attempts, oldest first.
         layout: Shape and dtype of the variables of its newest checkpoint; empty where that cannot be read.
@@ -51,6 +53,7 @@ class RunReport:
     """
 
     plotted: PlottedRun
+    now: Run | None
     events: Sequence[Event]
     layout: Layout = field(hash=False)
     configuration: dict[str, Any] = field(hash=False)
@@ -108,6 +111,7 @@ def _run(run: RunReport) -> list[str]:
     counted = f"{len(checkpoints)} checkpoints, {size_text(nbytes)}"
     parts = [
         f"<h2>Run {escape(run.run)}</h2>",
+        *([] if run.now is None else [f"<p>{escape(run_line(run.now))}</p>"]),
         f"<p>{counted}; interrupted {interruptions} time{'' if interruptions == 1 else 's'}.</p>",
     ]
     if run.plotted.best or run.plotted.resume_point is not None:

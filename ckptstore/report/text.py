@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.printable import printable
-from ckptstore.records import Attempt, Checkpoint, Problem
+from ckptstore.records import Attempt, Checkpoint, Problem, Run
 from ckptstore.report.table import (
     ALWAYS_SHOWN,
     Column,
@@ -192,6 +192,7 @@ def comparison_table(summaries: Sequence[RunSummary]) -> TextTable:
     names = dict.fromkeys(name for summary in summaries for name in summary.best)
     columns = [
         column("run", (printable(summary.run) for summary in summaries), left=True),
+        column("state", (summary.state for summary in summaries), left=True),
         column("epochs", (str(summary.epochs) for summary in summaries)),
         column("checkpoints", (str(summary.checkpoints) for summary in summaries)),
         column("resumed", (str(summary.resumes) for summary in summaries)),
@@ -235,16 +236,17 @@ def _lost(counts: Counter[str]) -> int:
     return counts["missing"] + counts["damaged"]
 
 
-def details_table(checkpoint: Checkpoint, attempt: Attempt | None = None) -> Table:
+def details_table(checkpoint: Checkpoint, attempt: Attempt | None = None, run: Run | None = None) -> Table:
     """Return a table of everything known about one checkpoint, one fact on each line.
 
     Args:
         checkpoint: The checkpoint.
         attempt: The attempt that saved it, or None where that is not known.
+        run: Its run as it stands now, or None.
     """
     saved_by = [] if attempt is None else [("attempt", _attempt_text(attempt))]
     rows = [
-        *_facts(checkpoint),
+        *_facts(checkpoint, run),
         *saved_by,
         *((name, metric_text(value)) for name, value in checkpoint.metrics.items()),
     ]
@@ -254,10 +256,10 @@ def details_table(checkpoint: Checkpoint, attempt: Attempt | None = None) -> Tab
     return table
 
 
-def _facts(checkpoint: Checkpoint) -> list[tuple[str, str]]:
+def _facts(checkpoint: Checkpoint, run: Run | None) -> list[tuple[str, str]]:
     facts = [
         ("version", str(checkpoint.version)),
-        ("run", checkpoint.run),
+        ("run", checkpoint.run if run is None else f"{checkpoint.run} ({run.state})"),
         ("position", position_text(checkpoint)),
         ("saved", time_text(checkpoint.created_at)),
         ("state", checkpoint.state),

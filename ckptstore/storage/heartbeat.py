@@ -33,6 +33,7 @@ from ckptstore.storage.files import make_shown_directory
 from ckptstore.storage.layout import Layout
 from ckptstore.system import messages
 from ckptstore.system.processes import boot_id, clock_s, process_state, start_ticks
+from ckptstore.system.stack_dump import StackDump
 
 NBYTES = 1024
 INTERVAL_S = 1.0
@@ -59,7 +60,6 @@ class Heartbeat:
         before: The heartbeat that the attempt before left, or None.
         epochs: Number of epochs that it trains to, or None.
         batches: Number of batches in an epoch, or None.
-        dump: Number of the signal that makes this process write its stacks, or None.
         sparse: True while signs of life come with saves alone.
     """
 
@@ -67,11 +67,11 @@ class Heartbeat:
         self.attempt = attempt
         self.epochs: int | None = None
         self.batches: int | None = None
-        self.dump: int | None = None
         self.sparse = sparse
         self._layout = layout
         self._path = layout.heartbeats / run
         self._run = run
+        self._stacks: StackDump | None = None
         self._descriptor = -1
         self._is_locked = False
         self._has_failed = False
@@ -107,6 +107,7 @@ class Heartbeat:
         """
         heartbeat = cls(layout, run, attempt, sparse=sparse)
         _beating.add(heartbeat)
+        heartbeat._stacks = StackDump.for_supervisor()
         heartbeat._write()
         return heartbeat
 
@@ -180,6 +181,9 @@ class Heartbeat:
         """Write that the training has ended, and release the lock. May be called again."""
         if self not in _beating:
             return
+        if self._stacks is not None:
+            self._stacks.close()
+            self._stacks = None
         self.enter("ended")
         _beating.discard(self)
         self._close()
@@ -256,7 +260,7 @@ class Heartbeat:
             "batches": self.batches,
             "steps_per_s": self._rate(),
             "slowest_s": {kind: round(longest, 3) for kind, longest in self._slowest.items() if longest},
-            "dump": self.dump,
+            "dump": None if self._stacks is None else self._stacks.signal,
             "sparse": self.sparse,
             "metrics": _plain(self._metrics),
         }
@@ -275,6 +279,8 @@ class Heartbeat:
         """Release the lock of a training that was dropped without an end."""
         if getattr(self, "_descriptor", -1) >= 0:
             with suppress(Exception):  # the interpreter may be ending
+                if self._stacks is not None:
+                    self._stacks.close()
                 os.close(self._descriptor)
 
 

@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Any
 from ckptstore.errors import MetricNotFoundError, RunNotFoundError
 from ckptstore.manifest.manifest import Manifest
 from ckptstore.metrics import mode_of
-from ckptstore.records import Checkpoint, Epoch, FinishedEpoch, Mode, Resumed, json_number, json_time
+from ckptstore.records import (
+    Checkpoint,
+    Epoch,
+    FinishedEpoch,
+    Mode,
+    Resumed,
+    RunState,
+    json_number,
+    json_time,
+)
+from ckptstore.storage.layout import Layout
+from ckptstore.store.runs import runs_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -75,6 +86,7 @@ class RunSummary:
 
     Attributes:
         run: The run.
+        state: Its state, as `Run` has it.
         checkpoints: Number of its checkpoints.
         epochs: Number of epochs that it has recorded.
         resumes: Number of times it was resumed.
@@ -85,6 +97,7 @@ class RunSummary:
     """
 
     run: str
+    state: RunState
     checkpoints: int
     epochs: int
     resumes: int
@@ -110,6 +123,7 @@ class RunSummary:
         }
         return {
             "run": self.run,
+            "state": self.state,
             "checkpoints": self.checkpoints,
             "epochs": self.epochs,
             "resumes": self.resumes,
@@ -158,12 +172,14 @@ def compare(
         if metric not in known:
             raise MetricNotFoundError(metric=metric, store=store, known=tuple(known))
     wanted = known if metrics is None else list(dict.fromkeys(metrics))
+    states = {run.name: run.state for run in runs_of(manifest, Layout(store))}
     return [
-        _summary(manifest, run, [metric for metric in wanted if metric in recorded[run]]) for run in chosen
+        _summary(manifest, run, states[run], [metric for metric in wanted if metric in recorded[run]])
+        for run in chosen
     ]
 
 
-def _summary(manifest: Manifest, run: str, metrics: Sequence[str]) -> RunSummary:
+def _summary(manifest: Manifest, run: str, state: RunState, metrics: Sequence[str]) -> RunSummary:
     watched = manifest.runs.monitors(run)
     modes = {metric: mode for metric in metrics if (mode := watched.get(metric) or mode_of(metric))}
     found = {metric: manifest.checkpoints.best(metric, mode, run) for metric, mode in modes.items()}
@@ -171,6 +187,7 @@ def _summary(manifest: Manifest, run: str, metrics: Sequence[str]) -> RunSummary
     epochs, first_at = manifest.epochs.count_and_start(run)
     return RunSummary(
         run=run,
+        state=state,
         checkpoints=manifest.checkpoints.count(run),
         epochs=epochs,
         resumes=len(manifest.events.resumes(run)),

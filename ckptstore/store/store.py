@@ -74,13 +74,13 @@ class CheckpointStore(StoreWriter):
         self._open()
 
     def _open(self) -> None:
+        self._heartbeats = {}
         self._manifest = (open_for_reading if self.read_only else open_for_writing)(self._layout)
         if self.read_only:
             return
         from ckptstore.commit.committer import Committer
         from ckptstore.commit.run_ownership import RunOwnership  # not needed for queries
 
-        self._heartbeats = {}
         self._committer = Committer(self._layout, self._manifest)
         from ckptstore.store.attempts.recorder import AttemptRecorder
 

@@ -185,10 +185,10 @@ os.register_at_fork(
 
 def _is_foreign(number: Signals, handler: _Handler) -> bool:
     """Return True if code outside Python handles a signal: faulthandler, or a backend that watches for preemption."""
-    return handler is None or (not callable(handler) and number in _caught())
+    return handler is None or (not callable(handler) and number in caught_signals())
 
 
-def _caught() -> Iterator[int]:
+def caught_signals() -> Iterator[int]:
     """Yield the signals that this process handles, where the system lists them: on Linux."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")

@@ -711,14 +711,58 @@ def test_history_and_compare(run: Any, made: Path, empty: Path) -> None:
     ]
     document = run("history", made, "--run", "day", "--json").json
     assert [epoch["metrics"].get("loss") for epoch in document["epochs"]] == [0.9, 0.5, 0.25]
+    states = {entry["run"]: entry["state"] for entry in run("runs", made, "--json").json}
     ran = run("compare", made, "--metric", "loss")
     assert [line.split() for line in ran.out.splitlines()][1:] == [
-        ["day", "3", "3", "0", "0.25", "(v3)"],
-        ["night", "1", "1", "0", "0.125", "(v4)"],
+        ["day", states["day"], "3", "3", "0", "0.25", "(v3)"],
+        ["night", states["night"], "1", "1", "0", "0.125", "(v4)"],
     ]
-    assert [entry["run"] for entry in run("compare", made, "night", "--json").json] == ["night"]
+    (entry,) = run("compare", made, "night", "--json").json
+    assert (entry["run"], entry["state"]) == ("night", states["night"])
     assert run("compare", made, "noon").code == 3
     assert run("compare", empty, "--json").json == []
+
+
+def test_runs_lists_each_run_with_its_state(run: Any, made: Path, empty: Path) -> None:
+    document = run("runs", made, "--json").json
+    assert [entry["run"] for entry in document] == ["day", "night"]
+    assert [entry["checkpoints"] for entry in document] == [3, 1]
+    assert [entry["resume_point"] and entry["resume_point"]["version"] for entry in document] == [3, None]
+    assert {entry["state"] for entry in document} <= {"interrupted", "finished"}
+    ran = run("runs", made)
+    assert ran.code == 0
+    lines = [line.split() for line in ran.out.splitlines()]
+    assert lines[0][:3] == ["run", "state", "epoch"]
+    assert [line[:2] for line in lines[1:]] == [[entry["run"], entry["state"]] for entry in document]
+    assert run("runs", empty).out == ""
+    assert "no runs yet" in run("runs", empty).err
+    assert run("runs", empty, "--json").json == []
+    assert run("runs", made / "nowhere").code == 3
+
+
+def test_a_living_run_is_shown_by_the_commands_that_list_and_compare(run: Any, store: Path) -> None:
+    with CheckpointStore(store) as writing:
+        name = "night"  # the run of the newest checkpoint
+        writing.beat(epoch=3, batch=1, step=31, metrics={"loss": 0.5}, run=name)
+        entry = next(entry for entry in run("runs", store, "--json").json if entry["run"] == name)
+        assert (entry["state"], entry["epoch"], entry["batch"], entry["step"]) == ("running", 3, 1, 31)
+        assert f"run {name}: running, epoch 3, batch 1" in run("ls", store).err
+        assert run("ls", store, "--json").err == ""
+        assert f"{name} (running)" in run("show", store, "latest").out
+        assert run("show", store, "latest", "--json").json["run_state"] == "running"
+        assert run("compare", store, name, "--json").json[0]["state"] == "running"
+        assert run("report", store, store.parent / "page.html").code == 0
+    page = (store.parent / "page.html").read_text(encoding="utf-8")
+    assert f"run {name}: running, epoch 3, batch 1" in page
+
+
+def test_of_many_runs_ls_counts_the_states(run: Any, tmp_path: Path) -> None:
+    with CheckpointStore(tmp_path / "many") as store:
+        for number in range(6):
+            save(store, number, run=f"run-{number}")
+            store.beat(epoch=number, run=f"run-{number}")
+        ran = run("ls", tmp_path / "many")
+    assert ran.err.strip() == "runs: 6 running (ckptstore runs)"
 
 
 def test_a_long_list_is_printed_one_item_a_line(
