@@ -220,6 +220,8 @@ class StartWatch:
     # --- the end -------------------------------------------------------------------------------------
 
     def _ended(self) -> Watched:
+        while self._output is not None and self._output.show():
+            pass  # before messages about the end
         seen = self._seen
         seen.exit_code = self._command.exit_code
         by_kill = seen.exit_code in (-signal.SIGKILL, 128 + signal.SIGKILL, None)
