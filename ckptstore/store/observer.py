@@ -173,9 +173,14 @@ class StoreObserver:
     def _read_details(self, run: Run) -> _Details:
         assert self._store is not None
         began_at = None if run.last_attempt is None else run.last_attempt.started_at
+        known = self._known(run)
+        # Which metric is watched changes with the training alone.
+        monitor = known.monitor
+        if known.read_after is None or known.read_after[0] != run.attempts or monitor is None:
+            monitor = next(iter(self._store.monitors(run.name).items()), None)
         return _Details(
             read_after=_state(run),
-            monitor=next(iter(self._store.monitors(run.name).items()), None),
+            monitor=monitor,
             epochs=self._store.epochs(run.name, last=EPOCHS_SHOWN),
             cost=self._store.saving_cost(run.name, saves=SAVES_COUNTED, since=began_at),
         )
