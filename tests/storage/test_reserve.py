@@ -16,7 +16,7 @@ from ckptstore.storage import reserve
 from ckptstore.storage.files import free_bytes
 from ckptstore.storage.layout import MANIFEST
 from ckptstore.store.store import CheckpointStore
-from crash.full_disks import _take_bytes, can_mount, small_disk
+from crash.full_disks import can_mount, small_disk, take_bytes
 from crash.invariants import violations
 from crash.sample_stores import committer_of, is_seed, save
 from crash.steps import dies_at, run_in_child
@@ -43,7 +43,7 @@ def root(request: pytest.FixtureRequest, needs_mount: None) -> Iterator[Path]:
 
 def fill(root: Path) -> None:
     """Fill the disk to its last byte."""
-    _take_bytes(root.parent, 0)
+    take_bytes(root.parent, 0)
     assert free_bytes(root) == 0
 
 

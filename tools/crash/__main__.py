@@ -87,6 +87,12 @@ PARTS = {
         ("--seconds", "15"),
         ("--seconds", "180"),
     ),
+    "unattended": Part(
+        "a training under `ckptstore run`, disturbed in every known way",
+        ("crash.unattended",),
+        ("--rounds", "1"),
+        ("--rounds", "5"),
+    ),
 }
 
 

@@ -46,12 +46,12 @@ def can_mount() -> bool:
 
 
 @contextmanager
-def small_disk(kind: str, folder: Path) -> Iterator[Path]:
-    """Mount a disk of `DISKS` in a folder, for the block."""
+def small_disk(kind: str, folder: Path, *, tmpfs_mib: int = 3) -> Iterator[Path]:
+    """Mount a disk of `DISKS` in a folder, for the block; a tmpfs has `tmpfs_mib` MiB."""
     mount_point = folder / "disk"
     mount_point.mkdir()
     if kind == "tmpfs":
-        options = ["-t", "tmpfs", "-o", "size=3m", "tmpfs"]
+        options = ["-t", "tmpfs", "-o", f"size={tmpfs_mib}m", "tmpfs"]
     else:
         image = folder / "image"
         with image.open("wb") as file:
@@ -102,7 +102,7 @@ def _fill(disk: Path, step: int, *, limit_names: bool) -> tuple[int, list[str]]:
     with CheckpointStore(disk / "store") as store:
         # The first save needs one name more than the next: that of the writer's lease.
         for room in itertools.chain([0], itertools.count()):
-            ballast = _take_names(disk, room) if limit_names else _take_bytes(disk, room * step)
+            ballast = _take_names(disk, room) if limit_names else take_bytes(disk, room * step)
             before = store.checkpoints()
             seed, failed = before[-1].epoch + 1, None
             try:
@@ -145,7 +145,7 @@ def _wrong_after(
         yield f"the path shows neither the old nor the new checkpoint after {failed!r}"
 
 
-def _take_bytes(disk: Path, room: int) -> Path:
+def take_bytes(disk: Path, room: int = 0) -> Path:
     """Fill a disk except for some bytes; return the directory that fills it."""
     ballast = disk / "ballast"
     ballast.mkdir()
