@@ -65,9 +65,10 @@ def test_a_fit_that_hangs_is_finished_by_itself_to_the_bit(tmp_path: Path) -> No
     assert (finished.reason, finished.exit_code) == ("finished", 0)
     assert finished.resumed_from is not None and finished.batches_lost is not None
     assert hung.detail["output"] and (hung.detail["phase"], hung.detail["epoch"]) == ("training", 1)
+    assert "faulthandler" in hung.detail["dump"]
     assert hung.log == tmp_path / "store" / "logs" / "default" / "1.log"
     text = hung.log.read_text()
-    assert "about to hang" in text and "where its threads stand" in text
+    assert "about to hang" in text and "in wait_for_a_lock_that_nobody_releases" in text
     assert (run.state, run.attempts) == ("finished", 2)
     # Nothing is left: no process, no lock, no hidden directory, no log without an attempt.
     assert list(supervised_runs(tmp_path / "store")) == []
