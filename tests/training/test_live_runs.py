@@ -250,3 +250,23 @@ def test_copies_of_callbacks_leave_the_heartbeat_alone(tmp_path: Path) -> None:
 
     small_fits.fit(model, callback, Copies(), epochs=1)
     assert not is_held(tmp_path / ".ckptstore" / "heartbeats" / str(callback.run))
+
+
+def test_a_fit_that_its_step_ended_by_an_exception_is_failed_though_the_process_lives(tmp_path: Path) -> None:
+    import keras
+
+    model = small_fits.model()
+    callback = ckptstore.StoreCheckpoint(tmp_path, save_weights_only=True)
+
+    class Breaks(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: object = None) -> None:
+            def train_function(*arguments: object) -> None:
+                raise RuntimeError("the device is gone")
+
+            self.model.train_function = train_function
+
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        small_fits.fit(model, callback, Breaks(), epochs=1)
+    with ckptstore.CheckpointStore(tmp_path, read_only=True) as store:
+        (run,) = store.runs()
+    assert (run.state, run.note) == ("failed", "RuntimeError: the device is gone")

@@ -251,6 +251,7 @@ class Saves:
         """Record that an exception has ended the training, though nothing is released yet."""
         if self.store is not None:
             self.store.recorder.failed(error, self.run)
+            self.store.heartbeat(self.run).end()
 
     def fit_ended(self, *, complete: bool) -> None:
         """Discard the run if that is wanted and the fit is complete; a crash meanwhile leaves all of it, or nothing."""
