@@ -20,7 +20,7 @@ from manifests import new_attempt
 
 
 class Printed:
-    """What one run of the command printed."""
+    """Output and exit code of one run of the command."""
 
     def __init__(self, folder: Path, *arguments: object) -> None:
         done = subprocess.run(
