@@ -242,6 +242,22 @@ def recurrent() -> Case:
 
 
 @case()
+def recurrent_that_keeps_its_states() -> Case:
+    inputs = np.random.default_rng(3).normal(size=(72, 3, FEATURES)).astype("float32")
+    targets = inputs[:, 0, :CLASSES]
+    model = keras.Sequential(
+        [
+            keras.Input(batch_shape=(8, 3, FEATURES)),
+            layers.LSTM(5, stateful=True, return_sequences=True),
+            layers.GRU(4, stateful=True),
+            layers.Dense(CLASSES),
+        ]
+    )
+    model.compile("adam", "mse")
+    return Case(model, {"x": inputs, "y": targets, "batch_size": 8, "epochs": EPOCHS, "shuffle": False})
+
+
+@case()
 def averaged_weights() -> Case:
     optimizer = keras.optimizers.Adam(0.02, use_ema=True, ema_momentum=0.8, ema_overwrite_frequency=7)
     model = dense(layers.Dropout(0.2), optimizer=optimizer)

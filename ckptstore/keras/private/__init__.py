@@ -121,7 +121,12 @@ from ckptstore.keras.private.user_attributes import (
     names_read_by,
     user_attributes,
 )
-from ckptstore.keras.private.variables import raw_values, uses_trainable_flags, variables_by_kind
+from ckptstore.keras.private.variables import (
+    raw_values,
+    untracked_variables,
+    uses_trainable_flags,
+    variables_by_kind,
+)
 
 __all__ = [
     "EpochData",
@@ -163,6 +168,7 @@ __all__ = [
     "synced_train_state",
     "trace_step",
     "unsynced_model",
+    "untracked_variables",
     "user_attributes",
     "uses_trainable_flags",
     "validation_iterator_count",

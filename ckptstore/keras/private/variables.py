@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from ckptstore.formats.snapshot import VariableKinds
+from ckptstore.keras.private.user_attributes import layers_of, user_attributes
 
 # Keras' own properties: each goes through all layers and selects from what it finds.
 _OWN = (keras.Layer.trainable_variables, keras.Layer.non_trainable_variables)
@@ -34,6 +35,32 @@ def variables_by_kind(model: Any) -> VariableKinds:
     for variable in model.variables:
         (trainable if variable.trainable else others).append(variable)
     return trainable, others, model.metrics_variables
+
+
+def untracked_variables(model: Any) -> list[Any]:
+    """Return the variables that Keras' own layers hold and do not count among a model's, in a stable order.
+
+    These are the states of a recurrent layer with ``stateful=True`` (Keras 3.12 to 3.15). What the user's code holds is
+    not among them.
+    """
+    known = {id(variable) for variable in (*model.variables, *model.metrics_variables)}
+    found: dict[int, Any] = {}
+    for layer in layers_of(model):
+        own = user_attributes(layer)
+        for name, value in sorted(vars(layer).items()):
+            if name not in own and isinstance(value, keras.Variable | list | tuple):
+                found |= {id(item): item for item in _flat(value) if id(item) not in known}
+    return list(found.values())
+
+
+def _flat(value: Any) -> list[Any]:
+    """Return the variables in a list or tuple of nothing else, such as a list of states; else none."""
+    if isinstance(value, keras.Variable):
+        return [value]
+    if not isinstance(value, list | tuple):
+        return []
+    parts = [_flat(item) for item in value]
+    return [variable for part in parts for variable in part] if all(parts) else []
 
 
 def raw_values(values: Iterable[Any]) -> list[Any]:

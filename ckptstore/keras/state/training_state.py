@@ -14,6 +14,7 @@ from typing import Any
 
 from ckptstore.errors import ModelMismatchError
 from ckptstore.formats.snapshot import FitState, TrainingState
+from ckptstore.keras import private
 from ckptstore.keras.private.capture import Capture
 from ckptstore.keras.state import objects as objects_state
 from ckptstore.keras.state import random_state, tree
@@ -26,6 +27,7 @@ KIND = "keras"
 VERSION = 1
 
 _VARIABLES, _METRICS, _REPLICAS, _FIT = "variables", "metrics", "replicas", "fit"
+_UNTRACKED = "untracked"
 _BUILD, _TRAINED, _SLOTS, _SCOPED = "build", "trained", "slots", "built_in_scope"
 
 UnsavedVariables = dict[str, list[Any]]
@@ -145,6 +147,8 @@ def plan_assignments(
         return []
     _check_kinds(state.document.get("optimizers", []), _kinds(optimizers))
     assignments = list(_matched(_VARIABLES, live[_VARIABLES], state))
+    if _UNTRACKED in state.document:  # a payload of an earlier version has none
+        assignments += _matched(_UNTRACKED, live[_UNTRACKED], state)
     if len(live[_METRICS]) == len(state.document.get(_METRICS, ())):
         try:
             assignments += _matched(_METRICS, live[_METRICS], state)
@@ -193,6 +197,9 @@ def unsaved_variables(model: Any, optimizers: list[Any], captured: Capture) -> U
     return {
         _VARIABLES: left_out,
         _METRICS: metrics,
+        _UNTRACKED: [
+            variable for variable in private.untracked_variables(model) if id(variable) not in saved
+        ],
         _REPLICAS: replica_values([*moving, *model.metrics_variables]),
     }
 
