@@ -878,6 +878,13 @@ def operation_of_tensorflow_with_a_seed_without_a_graph() -> Case:
     return Case(model, on_arrays(model))
 
 
+@inexact("tensorflow")
+def pipeline_that_augments() -> Case:
+    noise = layers.GaussianNoise(0.1, seed=3)
+    data = pipeline(seed=7).map(lambda inputs, targets: (noise(inputs, training=True), targets))
+    return Case(dense(), {"x": data, "epochs": EPOCHS})
+
+
 @inexact()
 def object_of_a_library_on_a_model() -> Case:
     model = dense()

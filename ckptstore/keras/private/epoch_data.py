@@ -32,6 +32,11 @@ _REQUIRED_ATTRIBUTES = (
 )
 # Methods with which Keras prefetches on JAX: in the current version, and in earlier ones.
 _PREFETCH_METHODS = ("_one_batch_ahead_iterator", "_prefetch_numpy_iterator")
+# Operations of TensorFlow that change a variable.
+_ASSIGN = frozenset({
+    "AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp", "RngReadAndSkip", "StatefulStandardNormalV2",
+    "StatefulUniform", "StatefulUniformFullInt", "StatefulUniformInt", "StatefulTruncatedNormal",
+})  # fmt: skip
 
 
 def is_supported(iterator: Any) -> bool:
@@ -131,6 +136,11 @@ class EpochData:
     def keeps_first_order(self) -> bool:
         """True if the order of the first whole iteration is the order of all later ones (``cache`` of tf.data)."""
         return keeps_first_order(getattr(self._iterator.data_adapter, "_dataset", None))
+
+    @property
+    def changes_variables(self) -> bool:
+        """True if a function of a tf.data pipeline changes variables, such as the seeds of layers that augment."""
+        return changes_variables(getattr(self._iterator.data_adapter, "_dataset", None))
 
     @property
     def creates_iterators_at_once(self) -> bool:
@@ -240,6 +250,26 @@ def keeps_first_order(dataset: Any) -> bool:
         return True
     inputs = getattr(dataset, "_inputs", None)
     return callable(inputs) and any(keeps_first_order(source) for source in inputs())
+
+
+def changes_variables(dataset: Any) -> bool:
+    """Return True if a function in a tf.data pipeline assigns to a variable.
+
+    `Dataset._inputs`, `Dataset._functions` and the graphs of these were tried with TensorFlow 2.20. Without them, no
+    pipeline is known to do so.
+    """
+    inputs, functions = getattr(dataset, "_inputs", None), getattr(dataset, "_functions", None)
+    if not (callable(inputs) and callable(functions)):
+        return False
+    graphs = (getattr(getattr(item, "function", None), "graph", None) for item in functions())
+    return any(graph is not None and _assigns(graph.as_graph_def()) for graph in graphs) or any(
+        map(changes_variables, inputs())
+    )
+
+
+def _assigns(definition: Any) -> bool:
+    parts = (definition.node, *(function.node_def for function in definition.library.function))
+    return any(node.op in _ASSIGN for nodes in parts for node in nodes)
 
 
 def restart_validation_data(model: Any) -> None:

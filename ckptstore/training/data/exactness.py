@@ -52,6 +52,11 @@ def inexact_reasons(
     """
     if loop.data.is_unseeded:
         yield f"TensorFlow shuffles the data from no seed that another process has: call {_SEED}"
+    if loop.data.changes_variables:
+        yield (
+            "a function of the tf.data pipeline changes variables, such as the seeds of layers that augment, and these "
+            "are not saved: use the layers in the model, or tf.image.stateless_random_... and a seed for each element"
+        )
     before = position.get("beginning")
     if before is not None and now is not None and before != now:
         names = ", ".join(name for name in before if before[name] != now.get(name))
