@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ckptstore.records import Attempt, Beat, RunOverview, RunState
 from ckptstore.system.processes import ProcessState
 
+_FAILURES = ("exception", "disk_full", "nan")
 _STILL_THERE = {
     "stopped": "its process is stopped by a signal: kill -CONT {pid} continues it",
     "traced": "a debugger or tracer is attached to its process",
@@ -42,7 +43,9 @@ def state_of(signs: Signs, overview: RunOverview) -> tuple[RunState, str]:
     """Return the state of a run, and a word more on it, as `Run.note` has it."""
     if signs.is_held:
         return _of_living(signs)
-    if signs.is_saving:
+    attempt = overview.last_attempt
+    # After an error the process may live on, and with it one that has nothing left to save.
+    if signs.is_saving and (attempt is None or attempt.reason not in _FAILURES):
         return "saving", "its training has ended; its last save has not"
     return _of_ended(overview)
 
@@ -66,7 +69,7 @@ def _of_ended(overview: RunOverview) -> tuple[RunState, str]:
     if _is_stopped(overview):
         reason = overview.stop.get("reason")
         return "stopped", reason if isinstance(reason, str) else ""
-    if attempt is not None and attempt.reason in ("exception", "disk_full", "nan"):
+    if attempt is not None and attempt.reason in _FAILURES:
         return "failed", _failure(attempt)
     if overview.is_finished or (attempt is not None and attempt.reason == "finished"):
         return "finished", ""
