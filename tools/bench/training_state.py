@@ -23,12 +23,12 @@ from ckptstore.formats.payload import OpenPayload
 from ckptstore.keras.model import adapter
 from ckptstore.keras.model.adapter import KerasAdapter
 from ckptstore.keras.state import training_state
-from ckptstore.training.session import resumed_run, session
+from ckptstore.training.session import restore, resumed_run, session
 
 # Functions of a whole save or load, and those among them that serve the training state alone.
 SAVE = ((session.FitSession, "_save"),)
 CAPTURE = ((session.FitSession, "_state"), (training_state, "collect"))
-LOAD = ((session, "load_resume_point"), (session.FitSession, "_restore"))
+LOAD = ((session, "load_resume_point"), (restore.FitToRestore, "_restore"))
 APPLY = (
     (OpenPayload, "state"),
     (training_state, "fit_values"),
@@ -37,7 +37,7 @@ APPLY = (
     (adapter, "assign_atomically"),
     (KerasAdapter, "track_assignments"),
     (resumed_run, "first_not_finite"),
-    (session.FitSession, "_restore"),
+    (restore.FitToRestore, "_restore"),
 )
 LOADS = 4
 

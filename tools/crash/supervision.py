@@ -32,7 +32,7 @@ class Violation(Exception):
 
 @dataclass(slots=True, kw_only=True)
 class Cost:
-    """What supervisors have cost: seconds of processor time, most bytes of memory, and seconds that they ran."""
+    """The cost of supervisors: seconds of processor time, most bytes of memory, and seconds that they ran."""
 
     cpu_s: float = 0.0
     peak_bytes: int = 0
