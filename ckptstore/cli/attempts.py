@@ -15,7 +15,7 @@ from ckptstore.cli.output import log, print_json, print_table
 @click.option("--last", metavar="N", type=click.IntRange(1), help="Only the newest N.")
 @with_json
 def attempts(store_path: Path, run: str | None, last: int | None, as_json: bool) -> None:
-    """Show each attempt at a run: when it began, how it ended, and on which code.
+    """Show each attempt at a run, and how it ended.
 
     An attempt is one process that trained the run. "from" is the version that it resumed from, "lost" how many
     batches the attempt before had trained behind that, "code" the git commit, with + where files differed

@@ -1,4 +1,4 @@
-"""Finds what a training must not leave behind: processes, held locks, temporary files, heartbeats, shared memory, damage."""
+"""Finds what a training leaves behind: processes, held locks, temporary files, heartbeats, shared memory, damage."""
 
 from __future__ import annotations
 
