@@ -24,6 +24,8 @@ from ckptstore.storage.log_reader import LogReader, last_lines
 _T = TypeVar("_T")
 _MIB = 1 << 20
 _LARGEST_PART, _PARTS_WITHIN_LIMIT = 16 * _MIB, 8
+# Text that waits to be compressed may take so many times the limit.
+_MOST_WAITING = 8
 # Blocks that the command may write to while the disk is full, and until when they are reserved again.
 _RESERVED = 1 * _MIB
 # A pipe or terminal that is ready takes this many bytes without a wait.
@@ -59,6 +61,7 @@ class OutputLog:
         self.descriptor = log_files.open_log(path)
         self._part_bytes = max(min(_LARGEST_PART, limit // _PARTS_WITHIN_LIMIT), 64 << 10)
         self._reserved_to, self._size = 0, -1
+        self._is_behind = False
         self._complaints: set[str] = set()
         self._shown_on = shown_on
         self._waits = shown_on is not None and not stat.S_ISREG(os.fstat(shown_on).st_mode)
@@ -87,14 +90,18 @@ class OutputLog:
     def tick(self) -> bool:
         """Show, rotate and bound what was written; returns True if there is more to do at once."""
         size = os.fstat(self.descriptor).st_size
-        if size == self._size and not self._unshown:
+        if size == self._size and not (self._unshown or self._is_behind):
             return False
         self._size = size
         more = self.show()
         path = self.path
         rotated = bool(self._quietly(lambda: log_files.rotate(path, self.descriptor, self._part_bytes)))
-        if rotated:
-            self._bound()
+        if rotated or self._is_behind:
+            # A command may write faster than its text is compressed: what waits for that is not removed for its size.
+            waiting = size - log_files.live_offset(path, self.descriptor)
+            if not rotated or waiting > _MOST_WAITING * self._limit:
+                self._bound()
+        self._is_behind = rotated
         self._reserve()
         return more or rotated
 
