@@ -38,7 +38,7 @@ def plan_end(
     loss = scalar(logs.get("loss"))
     is_finite = loss is None or math.isfinite(loss)
     if trained.store is not None:
-        is_bad = bad is not None or (model.stop_training and not is_finite)
+        is_bad = bad is not None or (getattr(model, "stop_training", False) and not is_finite)
         trained.store.recorder.plan(trained.run, "nan" if is_bad else "finished", **(bad or {}))
     return is_finite
 
