@@ -319,7 +319,8 @@ def test_a_stop_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
     first, started = made(plain), saving(tmp_path, save_freq=1)
     assert state(first, fit(first, started, Acting("on_train_batch_end", 9, stop))) == expected
     again = made(plain)
-    history = fit(again, saving(tmp_path, save_freq=1), Acting("on_train_batch_end", 1, end))
+    with pytest.warns(UserWarning, match="without their state: Acting"):
+        history = fit(again, saving(tmp_path, save_freq=1), Acting("on_train_batch_end", 1, end))
     assert state(again, history) == expected  # nothing was trained
 
 
