@@ -53,7 +53,7 @@ _RUNS = select(
 _MONITORS = (
     select(RUNS.name, METRIC_NAMES.name, MONITORS.mode)
     .join_from(MONITORS.table, RUNS.table, RUNS.id == MONITORS.run_id)
-    .join(METRIC_NAMES.table, METRIC_NAMES.id == MONITORS.metric_id)
+    .join_from(MONITORS.table, METRIC_NAMES.table, METRIC_NAMES.id == MONITORS.metric_id)
 )
 _MODES: tuple[Mode, ...] = get_args(Mode)
 _BEST = {mode: best_version(bindparam("metric"), mode, RUN) for mode in _MODES}
