@@ -95,7 +95,7 @@ class LossDetector:
         >>> for step in range(100):
         ...     assert not detector.is_bad(2.0 + step % 5 / 10, step)
         >>> round(detector.bound, 2)
-        4.42
+        4.4
         >>> [detector.is_bad(9.0, step) for step in (100, 101, 102)], detector.sound_step
         ([False, False, True], 100)
         >>> detector.is_bad(float("nan"), 103)
