@@ -30,8 +30,8 @@ def roll_back(
 ) -> Checkpoint | None:
     """Load the newest resume point at which a run was sound, and record what was done; None if there is none.
 
-    Later resume points of the run stay in the store, but are none any more, and the best by no metric. A crash
-    meanwhile leaves them as they were, or all of this recorded.
+    Later resume points of the run stay in the store, but are none any more, and the best by no metric; those without a
+    step are passed over, and stay as they are. A crash meanwhile leaves them as they were, or all of this recorded.
 
     Args:
         layout: The store's paths.
@@ -44,7 +44,9 @@ def roll_back(
     unsound: list[int] = []
     found: Checkpoint | None = None
     for checkpoint in manifest.checkpoints.resume_points(run):
-        if checkpoint.step is None or checkpoint.step > sound_step:
+        if checkpoint.step is None:
+            continue  # saved by hand, and from when in the run is not known
+        if checkpoint.step > sound_step:
             unsound.append(checkpoint.version)
             continue
         try:

@@ -218,6 +218,21 @@ def test_weights_that_are_not_finite_are_no_place_to_go_back_to(tmp_path: Path) 
         assert store.best("loss").version != spoilt.version
 
 
+def test_a_checkpoint_without_a_step_is_neither_gone_back_to_nor_called_unsound(tmp_path: Path) -> None:
+    model = bad_loss_runs.model()
+    detail = {"kind": "not finite", "name": "loss", "value": "nan", "epoch": 0, "batch": 13, "from_step": 14}
+    with ckptstore.CheckpointStore(tmp_path) as store:
+        sound, by_hand, late = (
+            store.save(model, epoch=0, batch=batch, step=step, metrics={"loss": 1.0})
+            for batch, step in ((3, 4), (7, None), (11, 12))
+        )
+        assert store.roll_back("default", lambda _: True, sound_step=8, detail=detail) == sound
+        kept, unsound = store.get(by_hand.version), store.get(late.version)
+    assert kept == by_hand
+    assert kept.resumable
+    assert not unsound.resumable
+
+
 def test_a_spike_is_rolled_back_and_nothing_of_it_stays_the_best(tmp_path: Path) -> None:
     _, _, history = fit(
         tmp_path, Spoils(3, 19, 50.0), bad=None, epochs=4, on_bad_loss="rollback", save_freq=1
