@@ -14,6 +14,8 @@ StopReason = Literal["signal", "no_progress", "same_exception", "cannot_start", 
 MAX_PAUSE_S = 60.0
 # A pause is up to this share shorter or longer, so that the trainings of a cluster do not come back in one instant.
 _JITTER = 0.25
+# More would be no float any more, after a thousand starts; long before that `MAX_PAUSE_S` is reached.
+_MOST_DOUBLINGS = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +92,20 @@ class Stop:
     text: str = ""
 
 
+def grown_pause_s(first_s: float, doublings: int) -> float:
+    """Return a pause that has been doubled, in seconds, at most `MAX_PAUSE_S`.
+
+    Args:
+        first_s: The first pause, in seconds.
+        doublings: How often it was doubled; less than 0 counts as 0.
+
+    Example:
+        >>> grown_pause_s(1.0, 3), grown_pause_s(1.0, 100_000)
+        (8.0, 60.0)
+    """
+    return min(first_s * 2.0 ** min(max(0, doublings), _MOST_DOUBLINGS), MAX_PAUSE_S)
+
+
 class RestartPolicy:
     """Remembers how the starts of a command ended, and decides what is next.
 
@@ -130,7 +146,7 @@ class RestartPolicy:
         if self.without_progress >= self._limits.without_progress:
             text = f"{self.without_progress} starts in a row without a new checkpoint"
             return Stop(reason="no_progress", text=text)
-        return self._restart(self._limits.pause_s * 2 ** max(0, self.without_progress - 1))
+        return self._restart(grown_pause_s(self._limits.pause_s, self.without_progress - 1))
 
     def _restart(self, pause_s: float, *, for_disk: bool = False) -> Restart | Stop:
         if self._limits.restarts is not None and self.restarts >= self._limits.restarts:

@@ -25,7 +25,7 @@ from ckptstore.supervisor.claim import Claim, layout_of
 from ckptstore.supervisor.leftovers import Leftovers, is_saving, is_training, shown
 from ckptstore.supervisor.notices import Notices
 from ckptstore.supervisor.outcome import Progress, SupervisedOutcome
-from ckptstore.supervisor.policy import MAX_PAUSE_S, End, Limits, Restart, RestartPolicy, Stop
+from ckptstore.supervisor.policy import End, Limits, Restart, RestartPolicy, Stop, grown_pause_s
 from ckptstore.supervisor.signals import SignalInbox
 from ckptstore.supervisor.starts import Start, Starter
 from ckptstore.supervisor.store_records import (
@@ -292,7 +292,7 @@ class _Supervision:
         needed = now + _MIB if point is None else point.nbytes + point.nbytes // 5 + _MIB
         until = time.monotonic() + longest_s
         # Where free space is no sign, as with a quota, starts come after longer and longer pauses.
-        pause_s = min(_DISK_LOOK_EVERY_S * 2**self._full_starts, MAX_PAUSE_S, longest_s)
+        pause_s = min(grown_pause_s(_DISK_LOOK_EVERY_S, self._full_starts), longest_s)
         self._full_starts += 1
         while self._inbox.pause(min(pause_s, max(0.0, until - time.monotonic()))):
             if (free_bytes(directory) or 0) >= needed or time.monotonic() >= until:

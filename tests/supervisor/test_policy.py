@@ -10,7 +10,7 @@ import pytest
 
 from ckptstore.records import Attempt
 from ckptstore.supervisor.endings import exception_of, exit_code_of, in_words, reason_of
-from ckptstore.supervisor.policy import MAX_PAUSE_S, End, Limits, Restart, RestartPolicy, Stop
+from ckptstore.supervisor.policy import MAX_PAUSE_S, End, Limits, Restart, RestartPolicy, Stop, grown_pause_s
 
 KILLED = End(exit_code=-9, reason="killed", progressed=False)
 FAILED = End(exit_code=1, reason="exception", progressed=False, exception="ValueError: no data", step=7)
@@ -32,6 +32,12 @@ def test_pauses_grow_up_to_a_minute_and_begin_again_after_progress() -> None:
     found = decisions(policy(without_progress=100), *[KILLED] * 9, changed(KILLED, progressed=True), KILLED)
     pauses = [decision.pause_s for decision in found if isinstance(decision, Restart)]
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60, 60, 1, 1]
+
+
+def test_pauses_are_a_minute_after_thousands_of_starts() -> None:
+    last = decisions(policy(without_progress=10_000), *[KILLED] * 2000)[-1]
+    assert last == Restart(pause_s=MAX_PAUSE_S)
+    assert grown_pause_s(5.0, 2000) == MAX_PAUSE_S
 
 
 @pytest.mark.parametrize("jitter", [0.0, 0.3, 1.0])
