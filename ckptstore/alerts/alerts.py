@@ -190,10 +190,14 @@ def check_url(url: str) -> None:
 
 
 def _line(alert: dict[str, object]) -> bytes:
+    """Return an alert as a line of at most `_MAX_LINE` bytes; details go first, then the text and the path are cut."""
     line = (json.dumps(alert) + "\n").encode()
     if len(line) > _MAX_LINE:
-        line = (json.dumps({**alert, "detail": {}}) + "\n").encode()
-    if len(line) > _MAX_LINE:
-        alert = {**alert, "detail": {}, "text": str(alert["text"])[:500], "store": str(alert["store"])[-500:]}
+        alert = {**alert, "detail": {}}
         line = (json.dumps(alert) + "\n").encode()
+    characters = _MAX_LINE
+    while len(line) > _MAX_LINE and characters > 0:  # a character may take 12 bytes in JSON
+        characters //= 2
+        cut = {"text": str(alert["text"])[:characters], "store": str(alert["store"])[-characters or None :]}
+        line = (json.dumps({**alert, **cut}) + "\n").encode()
     return line

@@ -146,5 +146,8 @@ def test_the_address_is_in_no_argument(said: list[str]) -> None:
 def test_a_long_alert_is_shortened_to_what_a_pipe_takes_at_once() -> None:
     whole = alert(detail={"output": ["x" * 9000]}).to_json()
     assert json.loads(alerts_module._line(whole)) == {**whole, "detail": {}}
-    long = Alert(kind="crash", store="/s" * 4000, text="t" * 9000).to_json()
-    assert len(alerts_module._line(long)) <= alerts_module._MAX_LINE
+    for character in ("t", "\N{GRINNING FACE}"):
+        long = Alert(kind="crash", store=f"/{character}" * 4000, text=character * 9000).to_json()
+        line = alerts_module._line(long)
+        assert 1000 < len(line) <= alerts_module._MAX_LINE
+        assert json.loads(line)["text"].startswith(character * 50)
