@@ -10,7 +10,7 @@ from ckptstore.alerts.alerts import Alerts
 from ckptstore.storage.layout import absolute
 from ckptstore.supervisor.endings import in_words
 from ckptstore.supervisor.policy import End, Stop
-from ckptstore.supervisor.store_records import EndFacts
+from ckptstore.supervisor.store_access import EndFacts
 
 # A command that was interrupted is started again by whatever has interrupted it.
 _EXPECTED = ("finished", "preempted", "interrupted")

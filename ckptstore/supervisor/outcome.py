@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptstore.records import Checkpoint
-from ckptstore.supervisor.store_records import StoreState
+from ckptstore.supervisor.store_access import StoreState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,34 +1,24 @@
-"""Asks the store of a supervised command, and tells it how starts ended, in children that live for a moment.
+"""Reads the store of a supervised command, and records in it how starts ended, each time in a child process.
 
 So the supervisor itself never loads SQLAlchemy: it stays small for weeks, and no damaged store can end it.
 """
 
 from __future__ import annotations
 
-import os
-import pickle
-import select
-import signal
-import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from ckptstore.errors import CheckpointStoreError, NotAStoreError, StoreNotFoundError
+from ckptstore.errors import CheckpointStoreError, StoreNotFoundError
 from ckptstore.records import Attempt, Checkpoint, EndReason
 from ckptstore.storage.layout import Layout, find_store
 from ckptstore.supervisor.endings import reason_of, signal_name
-from ckptstore.supervisor.signals import blocked_for_fork, leave_in_child
+from ckptstore.supervisor.forked_call import call_in_child
 
 if TYPE_CHECKING:
     from ckptstore.manifest.manifest import Manifest
-
-_T = TypeVar("_T")
-# A file system that does not answer must not keep the supervisor from its work.
-_LONGEST_ANSWER_S = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,12 +94,12 @@ def look(path: Path, run: str | None) -> StoreState:
     Raises:
         NotAStoreError: The path is a file, or its manifest is another program's.
     """
-    return ask(partial(_look, path, run), _unreadable)
+    return call_in_child(partial(_look, path, run), _unreadable)
 
 
 def count_saved(path: Path, run: str | None, after: int) -> int:
     """Return how many checkpoints were saved behind a version, including those that retention removed."""
-    return ask(partial(_count_saved, path, run, after), lambda complaint: 0)
+    return call_in_child(partial(_count_saved, path, run, after), lambda complaint: 0)
 
 
 def record_end(path: Path, run: str | None, end: StartEnd) -> EndFacts:
@@ -117,15 +107,17 @@ def record_end(path: Path, run: str | None, end: StartEnd) -> EndFacts:
 
     Where there is no store, nothing is recorded.
     """
-    return ask(partial(_record_end, path, run, end), lambda complaint: EndFacts(state=_unreadable(complaint)))
+    return call_in_child(
+        partial(_record_end, path, run, end), lambda complaint: EndFacts(state=_unreadable(complaint))
+    )
 
 
 def record_event(path: Path, kind: str, run: str | None, detail: Mapping[str, Any]) -> str | None:
     """Record an event; returns why that could not be done, or None. Where there is no store, nothing is recorded."""
-    return ask(partial(_record_event, path, kind, run, detail), str)
+    return call_in_child(partial(_record_event, path, kind, run, detail), str)
 
 
-# --- the questions, answered in a child ----------------------------------------------------------
+# --- in the child --------------------------------------------------------------------------------
 
 
 def _unreadable(complaint: str) -> StoreState:
@@ -214,85 +206,3 @@ def _record_event(path: Path, kind: str, run: str | None, detail: Mapping[str, A
     finally:
         manifest.close()
     return None
-
-
-# --- the child ---------------------------------------------------------------------------------
-
-
-def ask(question: Callable[[], _T], otherwise: Callable[[str], _T]) -> _T:
-    """Answer a question in a forked child, and return its answer.
-
-    Args:
-        question: A function whose answer can be pickled.
-        otherwise: Makes an answer of a complaint where there is none.
-
-    Raises:
-        NotAStoreError: The child raised it.
-    """
-    reader, writer = os.pipe()
-    with blocked_for_fork():
-        pid = os.fork()
-        if pid == 0:
-            _answer(question, writer)
-    os.close(writer)
-    try:
-        text = _read_all(reader, time.monotonic() + _LONGEST_ANSWER_S)
-    finally:
-        os.close(reader)
-        if not _reaped(pid):
-            with suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
-            _reaped(pid)
-    if text is None:
-        return otherwise(f"the store has not answered within {_LONGEST_ANSWER_S:g} s")
-    try:
-        answer: _T | Exception = pickle.loads(text)
-    except (EOFError, pickle.UnpicklingError):
-        return otherwise("the process that asked the store has died")
-    if isinstance(answer, NotAStoreError):
-        raise answer
-    return otherwise(str(answer)) if isinstance(answer, Exception) else answer
-
-
-def _answer(question: Callable[[], Any], writer: int) -> None:
-    """Answer in the child, which ends here and flushes nothing of the parent's."""
-    try:
-        leave_in_child()
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        try:
-            answer = question()
-        except Exception as error:
-            answer = error
-        try:
-            text = pickle.dumps(answer)
-        except Exception:
-            text = pickle.dumps(CheckpointStoreError(str(answer)))
-        with os.fdopen(writer, "wb") as file:
-            file.write(text)
-    finally:
-        os._exit(0)
-
-
-def _read_all(reader: int, until: float) -> bytes | None:
-    pieces: list[bytes] = []
-    while True:
-        ready, _, _ = select.select([reader], [], [], max(0.0, until - time.monotonic()))
-        if not ready:
-            return None
-        piece = os.read(reader, 1 << 16)
-        if not piece:
-            return b"".join(pieces)
-        pieces.append(piece)
-
-
-def _reaped(pid: int) -> bool:
-    """Reap the child if it ends within a second or is killed; returns False if it has not ended."""
-    until = time.monotonic() + 1.0
-    while time.monotonic() < until:
-        try:
-            if os.waitpid(pid, os.WNOHANG)[0] != 0:
-                return True
-        except ChildProcessError:
-            return True
-        time.sleep(0.001)
-    return False

@@ -28,7 +28,7 @@ from ckptstore.supervisor.outcome import Progress, SupervisedOutcome
 from ckptstore.supervisor.policy import End, Limits, Restart, RestartPolicy, Stop, grown_pause_s
 from ckptstore.supervisor.signals import SignalInbox
 from ckptstore.supervisor.starts import Start, Starter
-from ckptstore.supervisor.store_records import (
+from ckptstore.supervisor.store_access import (
     EndFacts,
     StartEnd,
     StoreState,

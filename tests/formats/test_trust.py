@@ -90,7 +90,7 @@ def calls() -> Iterator[tuple[str, str, ast.Call]]:
 PICKLES_OF_ITS_OWN = (
     "ckptstore/background/",
     "ckptstore/manifest/retention/packed_checkpoints.py",
-    "ckptstore/supervisor/store_records.py",
+    "ckptstore/supervisor/forked_call.py",
 )
 
 
