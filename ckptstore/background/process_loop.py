@@ -19,7 +19,7 @@ from ckptstore.background.handoff import EventfdHandoff
 from ckptstore.background.worker import Outcome, Worker
 from ckptstore.background.worker_handle import FINISH, FLUSH_UP_TO
 from ckptstore.records import Claim
-from ckptstore.storage.heartbeat import mark_saving
+from ckptstore.storage.heartbeat_file import mark_saving
 from ckptstore.storage.layout import Layout
 from ckptstore.storage.run_lock import RunLock
 from ckptstore.system.shared_memory import SharedMemory

@@ -1,52 +1,38 @@
-"""Heartbeat of a training: a small file that tells where it stands, and a kernel lock on it that tells that it lives.
+"""Heartbeat of a training: tells where it stands, and by a kernel lock that it lives.
 
-The file is ``heartbeats/<run>``, 1024 bytes: a checksum, then one JSON object. It is overwritten in place, at each
-change of phase and else at most every second. Nothing depends on it but what people and supervisors are shown: it is
-never synced, what is torn or foreign reads as nothing, and a disk that refuses it never ends or delays a training.
-
-The training holds a lock on the file's first byte (an open file description lock, ``F_OFD_SETLK``) for as long as it
-lives, and a process that saves for it one on the second. A reader asks the kernel whether a lock is held, which takes
-nothing and waits for nothing; a dead process holds none.
+It is written at each change of phase, and else at most every second. Nothing depends on it but what people and
+supervisors are shown: a disk that refuses it never ends or delays a training. The file is that of `heartbeat_file`.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
+import errno
 import math
 import os
 import socket
 import stat
-import struct
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
-import xxhash
-
-from ckptstore.records import PHASES, SILENCES, Beat, Phase
+from ckptstore.records import SILENCES, Phase
+from ckptstore.storage.byte_locks import lock_byte, unlock_byte
 from ckptstore.storage.files import make_shown_directory
+from ckptstore.storage.heartbeat_file import TRAINING, encode, read_heartbeat
 from ckptstore.storage.layout import Layout
 from ckptstore.system import messages
-from ckptstore.system.processes import boot_id, clock_s, process_state, start_ticks
+from ckptstore.system.processes import boot_id, clock_s, start_ticks
 from ckptstore.system.stack_dump import StackDump
 
-NBYTES = 1024
 INTERVAL_S = 1.0
 # A write never costs more than this share of a training's time, however slow the disk; but one a minute is made.
 _SHARE = 0.01
 _LONGEST_INTERVAL_S = 60.0
 # Seconds after which an older rate of steps counts for a third.
 _RATE_S = 20.0
-_READS = 3
-_DIGEST_CHARACTERS = 16
-_FLOCK = struct.Struct("hhqqi4x")
-# The bytes of the file that are locked.
-_TRAINING, _SAVING = 0, 1
 
 
 class Heartbeat:
@@ -205,8 +191,8 @@ class Heartbeat:
                 self._close()
                 self._open()
             if not self._is_locked:
-                self._is_locked = _lock(self._descriptor, fcntl.F_WRLCK, _TRAINING)
-            os.pwrite(self._descriptor, _encoded(self._fields()), 0)
+                self._is_locked = lock_byte(self._descriptor, TRAINING)
+            os.pwrite(self._descriptor, encode(self._fields()), 0)
         except Exception as error:
             self._report(error)
         now = time.monotonic()
@@ -225,14 +211,13 @@ class Heartbeat:
         descriptor = os.open(self._path, flags, 0o666)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
-            raise IsADirectoryError(21, "is no ordinary file", str(self._path))
+            raise OSError(errno.EINVAL, "it is no ordinary file", str(self._path))
         self._descriptor = descriptor
 
     def _close(self) -> None:
         descriptor, self._descriptor, self._is_locked = self._descriptor, -1, False
         if descriptor >= 0:
-            with suppress(OSError):
-                _lock(descriptor, fcntl.F_UNLCK, _TRAINING)
+            unlock_byte(descriptor, TRAINING)
             with suppress(OSError):
                 os.close(descriptor)
 
@@ -310,151 +295,3 @@ def _plain(metrics: Mapping[str, Any]) -> dict[str, float]:
     # Nothing else is looked at: to turn an array into a number waits for its device.
     numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
     return {str(name): float(f"{value:.6g}") for name, value in numbers.items() if math.isfinite(value)}
-
-
-def _encoded(fields: dict[str, Any]) -> bytes:
-    """Return the bytes of the file, without those metrics that there is no room for."""
-    metrics = fields["metrics"]
-    while True:
-        text = json.dumps(fields, separators=(",", ":")).encode("ascii")
-        if len(text) + _DIGEST_CHARACTERS + 2 <= NBYTES:
-            break
-        if not metrics:
-            raise OSError(75, "the record is too long")
-        metrics.popitem()
-    body = text.ljust(NBYTES - _DIGEST_CHARACTERS - 2) + b"\n"
-    return xxhash.xxh3_64_hexdigest(body).encode("ascii") + b" " + body
-
-
-# --- reading -----------------------------------------------------------------------------------------
-
-
-def read_heartbeat(path: Path) -> Beat | None:
-    """Return what a heartbeat's file says; None if there is none, or it is torn or somebody else's. Changes nothing.
-
-    Args:
-        path: The file, ``Layout.heartbeats / run``.
-    """
-    for _ in range(_READS):  # a read may fall into a write
-        content = _content(path)
-        if content is None or len(content) != NBYTES:
-            return None
-        digest, _, body = content.partition(b" ")
-        if digest == xxhash.xxh3_64_hexdigest(body).encode("ascii"):
-            return _parsed(body)
-    return None
-
-
-def _content(path: Path) -> bytes | None:
-    try:
-        descriptor = _open_to_read(path)
-    except OSError:
-        return None
-    try:
-        return os.pread(descriptor, NBYTES + 1, 0)
-    except OSError:
-        return None
-    finally:
-        os.close(descriptor)
-
-
-def _open_to_read(path: Path) -> int:
-    # Not blocking: somebody may have put a pipe there.
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-
-
-def _parsed(body: bytes) -> Beat | None:
-    try:
-        beat = Beat(**json.loads(body))
-    except (ValueError, TypeError):
-        return None  # of another version of this program
-    return beat if beat.phase in PHASES else None
-
-
-def is_held(path: Path) -> bool:
-    """Return True if the training that writes a heartbeat's file is alive, since it holds the file's lock.
-
-    It takes no lock, writes nothing and waits for nothing. Where the system has no such locks (macOS, some network file
-    systems), the process id in the file is asked instead, with the start of that process where the system tells it; it
-    means something on the same machine only, and elsewhere the answer is False.
-
-    Args:
-        path: The file, ``Layout.heartbeats / run``.
-    """
-    held = _is_locked(path, _TRAINING)
-    if held is not None:
-        return held
-    beat = read_heartbeat(path)
-    return beat is not None and _is_alive(beat)
-
-
-def is_saving(path: Path) -> bool:
-    """Return True if a process that saves for a training of this run is alive; the training itself may be dead.
-
-    As `is_held`; where the system has no such locks, the answer is False.
-
-    Args:
-        path: The file, ``Layout.heartbeats / run``.
-    """
-    return bool(_is_locked(path, _SAVING))
-
-
-def mark_saving(path: Path) -> int | None:
-    """Let `is_saving` answer True until this process has closed the returned descriptor, or is dead.
-
-    Several processes may do so at once.
-
-    Args:
-        path: The file, ``Layout.heartbeats / run``, which the training has made.
-
-    Returns:
-        The descriptor, or None if the file cannot be read, or not locked.
-    """
-    try:
-        descriptor = _open_to_read(path)
-    except OSError:
-        return None
-    if _lock(descriptor, fcntl.F_RDLCK, _SAVING):
-        return descriptor
-    os.close(descriptor)
-    return None
-
-
-def _is_alive(beat: Beat) -> bool:
-    if beat.phase == "ended" or beat.host != socket.gethostname() or beat.boot_id != boot_id():
-        return False
-    return process_state(beat.pid, beat.started_ticks) != "gone"
-
-
-# None on macOS.
-_SET: int | None = getattr(fcntl, "F_OFD_SETLK", None)
-_GET: int | None = getattr(fcntl, "F_OFD_GETLK", None)
-
-
-def _lock(descriptor: int, kind: int, byte: int) -> bool:
-    """Take or release a lock, without waiting; returns False if it cannot be had now."""
-    if _SET is None:
-        return False
-    try:
-        fcntl.fcntl(descriptor, _SET, _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0))
-    except OSError:
-        return False
-    return True
-
-
-def _is_locked(path: Path, byte: int) -> bool | None:
-    """Return True if an open file has a lock on a byte; None if the system or the file system has no such locks."""
-    try:
-        descriptor = _open_to_read(path)
-    except OSError:
-        return False
-    try:
-        if _GET is None:
-            return None
-        found = fcntl.fcntl(descriptor, _GET, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
-    except OSError:
-        return None
-    finally:
-        os.close(descriptor)
-    kind: int = _FLOCK.unpack(found)[0]
-    return kind != fcntl.F_UNLCK

@@ -24,7 +24,7 @@ from ckptstore.records import (
     newest_run,
 )
 from ckptstore.storage.disk_space import DiskTrend, disk_space
-from ckptstore.storage.heartbeat import is_held, read_heartbeat
+from ckptstore.storage.heartbeat_file import is_held, read_heartbeat
 from ckptstore.storage.layout import Layout, absolute, find_store
 from ckptstore.store.store import CheckpointStore
 from ckptstore.system.processes import boot_id, clock_s

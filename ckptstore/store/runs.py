@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ckptstore.manifest.manifest import Manifest
 from ckptstore.records import Beat, Checkpoint, Run, RunOverview
-from ckptstore.storage.heartbeat import is_held, is_saving, read_heartbeat
+from ckptstore.storage.heartbeat_file import is_held, is_saving, read_heartbeat
 from ckptstore.storage.integrity import size_matches
 from ckptstore.storage.layout import Layout
 from ckptstore.store import refs

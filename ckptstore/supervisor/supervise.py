@@ -17,7 +17,7 @@ from ckptstore.errors import NotAStoreError, StorageError
 from ckptstore.records import Beat
 from ckptstore.report import text
 from ckptstore.storage.files import free_bytes
-from ckptstore.storage.heartbeat import read_heartbeat
+from ckptstore.storage.heartbeat_file import read_heartbeat
 from ckptstore.storage.layout import Layout, absolute
 from ckptstore.supervisor import endings, start_logs
 from ckptstore.supervisor.children import Reaper

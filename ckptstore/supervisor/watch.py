@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptstore.records import Beat, EndReason
-from ckptstore.storage.heartbeat import is_held, read_heartbeat
+from ckptstore.storage.heartbeat_file import is_held, read_heartbeat
 from ckptstore.storage.layout import Layout
 from ckptstore.supervisor.children import send
 from ckptstore.supervisor.command import Command

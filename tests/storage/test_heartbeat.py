@@ -18,8 +18,10 @@ import pytest
 
 import ckptstore
 from ckptstore.records import Beat
+from ckptstore.storage import byte_locks
 from ckptstore.storage import heartbeat as module
-from ckptstore.storage.heartbeat import NBYTES, Heartbeat, is_held, read_heartbeat
+from ckptstore.storage.heartbeat import Heartbeat
+from ckptstore.storage.heartbeat_file import NBYTES, encode, is_held, read_heartbeat
 from ckptstore.storage.layout import Layout
 from ckptstore.system.processes import clock_s
 from crash.steps import run_in_child
@@ -185,7 +187,7 @@ def test_what_is_torn_or_foreign_reads_as_nothing(layout: Layout, content: str) 
         "torn": good[:700] + good[700:].replace(b" ", b"x"),
         "foreign": good[:300],
         "longer": good + b" ",
-        "another version": module._encoded({**fields, "of the future": 1}),
+        "another version": encode({**fields, "of the future": 1}),
     }
     path.write_bytes(damaged.get(content, content.encode()))
     assert read_heartbeat(path) is None
@@ -318,7 +320,7 @@ def test_a_forked_child_that_outlives_the_training_does_not_hold_it(layout: Layo
 def test_without_such_locks_the_process_in_the_file_is_asked(
     layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_GET", None)
+    monkeypatch.setattr(byte_locks, "_GET", None)
     path = layout.heartbeats / "digits"
     with _holding(layout) as process:
         assert is_held(path)

@@ -19,7 +19,8 @@ FIRST = signal.SIGRTMIN + 7 if hasattr(signal, "SIGRTMIN") else 0
 PRELUDE = """
 import os, re, signal, sys, threading
 from pathlib import Path
-from ckptstore.storage.heartbeat import Heartbeat, read_heartbeat
+from ckptstore.storage.heartbeat import Heartbeat
+from ckptstore.storage.heartbeat_file import read_heartbeat
 from ckptstore.storage.layout import Layout
 
 def begin():

@@ -16,7 +16,7 @@ import pytest
 import ckptstore
 import small_fits
 from ckptstore.records import Beat, Run
-from ckptstore.storage.heartbeat import is_held, is_saving, read_heartbeat
+from ckptstore.storage.heartbeat_file import is_held, is_saving, read_heartbeat
 
 pytestmark = [
     pytest.mark.backend,

@@ -9,7 +9,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from ckptstore.storage.heartbeat import is_held, is_saving
+from ckptstore.storage.heartbeat_file import is_held, is_saving
 from crash.training_processes import environment, processes_of
 
 _SHARED = Path("/dev/shm")

@@ -10,7 +10,7 @@ from typing import Any
 
 from ckptstore.manifest.manifest import Manifest
 from ckptstore.records import Attempt, AttemptEnd, Beat, EndReason, OpenAttempt
-from ckptstore.storage.heartbeat import is_held, read_heartbeat
+from ckptstore.storage.heartbeat_file import is_held, read_heartbeat
 from ckptstore.storage.layout import Layout
 from ckptstore.system.oom_kills import oom_counters
 from ckptstore.system.processes import boot_id, clock_s

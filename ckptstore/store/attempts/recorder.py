@@ -16,7 +16,7 @@ from ckptstore import version
 from ckptstore.errors import RunTakenOverError, StoreRemovedError
 from ckptstore.manifest.manifest import Manifest
 from ckptstore.records import Attempt, AttemptEnd, EndReason, NewAttempt
-from ckptstore.storage.heartbeat import read_heartbeat
+from ckptstore.storage.heartbeat_file import read_heartbeat
 from ckptstore.storage.layout import Layout
 from ckptstore.storage.locks import store_lock
 from ckptstore.storage.reserve import release_and_retry
