@@ -16,10 +16,11 @@ from ckptstore.errors import InvalidArgumentError, LogNotFoundError
 from ckptstore.printable import printable, printable_lines
 from ckptstore.report import text
 from ckptstore.report.table import TextTable, column
+from ckptstore.storage.files import is_same_file
 from ckptstore.storage.layout import absolute, find_store
 from ckptstore.storage.log_reader import LogReader
-from ckptstore.supervisor.claim import supervised_runs
 from ckptstore.supervisor.log_index import KeptLog, kept_logs
+from ckptstore.supervisor.supervisor_lock import has_supervisor
 
 _LOOK_EVERY_S, _LOOKS_FOR_NEWER = 0.5, 4
 # Of what acts on a terminal, a progress bar may go back in its line, clear it, and change colours.
@@ -103,7 +104,7 @@ def _follow(
     """Pass on what is written to a log; returns the log that is written after it, or None when no command runs."""
     looks = 0
     while True:
-        is_over = not any(supervised_runs(path))
+        is_over = not has_supervisor(path)
         silent = True
         for piece in reader.read():
             write.pass_on(piece)
@@ -112,11 +113,8 @@ def _follow(
         if is_over or looks == _LOOKS_FOR_NEWER:
             looks = 0
             newest = kept_logs(path, run)[-1:]
-            if (
-                newest
-                and not newest[0].path.samefile(reader.path)
-                and newest[0].written_at > chosen.written_at
-            ):
+            is_other = newest and not is_same_file(newest[0].path, reader.path)
+            if is_other and newest[0].written_at > chosen.written_at:
                 return newest[0]
         if is_over:
             return None

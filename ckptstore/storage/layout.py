@@ -21,6 +21,8 @@ from ckptstore.storage.files import make_directory
 MANIFEST = "manifest.sqlite"
 # The directory of a drop-in callback's store, beside the files that the callback publishes.
 DROP_IN_DIRECTORY = ".ckptstore"
+# The beginning of the names of the directories in which supervisors keep files for stores that are not there yet.
+WAITING_PREFIX = ".ckptstore-"
 _PAYLOAD = re.compile(
     r"(?P<version>[0-9]{8,18})-(?P<run>[A-Za-z0-9_][A-Za-z0-9_.=+@-]{0,99}?)(?P<suffix>\.weights\.h5|\.keras|\.h5)"
 )

@@ -11,7 +11,7 @@ import fcntl
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -188,6 +188,19 @@ def _try_record_lock(descriptor: int, path: Path) -> None:
 
 # The errors of a file system that cannot lock a directory; NFS requires a descriptor that may write.
 _NO_DIRECTORY_LOCKS = NO_LOCKS | {errno.EBADF, errno.EINVAL, errno.EACCES, errno.EPERM}
+
+
+def is_locked(path: Path) -> bool:
+    """Return True if a process holds the lock of a file. Takes it for an instant, and only if the file is there."""
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+    return False
 
 
 @contextmanager

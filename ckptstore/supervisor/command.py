@@ -6,15 +6,14 @@ import fcntl
 import os
 import struct
 from contextlib import suppress
-from pathlib import Path
 
 from ckptstore.supervisor.children import Reaper, send, wait_descriptor
-from ckptstore.supervisor.claim import CommandRecord
+from ckptstore.supervisor.command_record import CommandRecord
 from ckptstore.system.process_tree import Process, look_at
+from ckptstore.system.processes import EXIT_CODE, START_TICKS, STATE, stat_fields
 
 # The ioctl PIDFD_GET_INFO of Linux 6.15 and later, the bit that asks for the exit status, and where that stands.
 _GET_INFO, _INFO_NBYTES, _ASK_EXIT, _EXIT_AT = 0xC040FF0B, 64, 1 << 3, 60
-_EXIT_CODE_FIELD = 49
 
 
 class Command:
@@ -81,9 +80,11 @@ class Command:
             fcntl.ioctl(self.descriptor or -1, _GET_INFO, info)
             if struct.unpack_from("Q", info, 0)[0] & _ASK_EXIT:
                 return os.waitstatus_to_exitcode(struct.unpack_from("i", info, _EXIT_AT)[0])
-        with suppress(OSError, IndexError, ValueError):  # nobody has reaped it yet
-            text = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii", errors="replace")
-            fields = text.rpartition(")")[2].split()
-            if fields[0] == "Z" and int(fields[19]) == self.record.started_ticks:
-                return os.waitstatus_to_exitcode(int(fields[_EXIT_CODE_FIELD]))
+        fields = stat_fields(self.pid)
+        if (
+            fields is not None
+            and fields[STATE] == "Z"
+            and int(fields[START_TICKS]) == self.record.started_ticks
+        ):
+            return os.waitstatus_to_exitcode(int(fields[EXIT_CODE]))  # nobody has reaped it yet
         return None

@@ -12,8 +12,8 @@ from typing import Any
 from ckptstore.errors import CheckpointStoreError
 from ckptstore.storage import log_files
 from ckptstore.storage.layout import Layout
-from ckptstore.supervisor.claim import layout_of
 from ckptstore.supervisor.start_logs import STARTS, logs_without_fit
+from ckptstore.supervisor.waiting_directory import layout_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import Any
 from ckptstore.alerts.alert import Alert, AlertKind
 from ckptstore.alerts.alerts import Alerts
 from ckptstore.storage.layout import absolute
-from ckptstore.supervisor.endings import in_words
+from ckptstore.supervisor.end_reasons import in_words
 from ckptstore.supervisor.policy import End, Stop
 from ckptstore.supervisor.store_access import EndFacts
 

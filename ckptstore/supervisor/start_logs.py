@@ -15,7 +15,7 @@ from ckptstore.errors import StorageError
 from ckptstore.storage import log_files
 from ckptstore.storage.files import make_directory, replace
 from ckptstore.storage.layout import Layout
-from ckptstore.supervisor.claim import layout_of, waiting_directories, waiting_directory
+from ckptstore.supervisor.waiting_directory import layout_of, waiting_directories, waiting_directory
 
 # A directory that no run can have the name of.
 STARTS = ".starts"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ckptstore.errors import CheckpointStoreError, StoreNotFoundError
 from ckptstore.records import Attempt, Checkpoint, EndReason
 from ckptstore.storage.layout import Layout, find_store
-from ckptstore.supervisor.endings import reason_of, signal_name
+from ckptstore.supervisor.end_reasons import reason_of, signal_name
 from ckptstore.supervisor.forked_call import call_in_child
 
 if TYPE_CHECKING:

@@ -19,15 +19,15 @@ from ckptstore.report import text
 from ckptstore.storage.files import free_bytes
 from ckptstore.storage.heartbeat_file import read_heartbeat
 from ckptstore.storage.layout import Layout, absolute
-from ckptstore.supervisor import endings, start_logs
+from ckptstore.supervisor import end_reasons, start_logs
 from ckptstore.supervisor.children import Reaper
-from ckptstore.supervisor.claim import Claim, layout_of
 from ckptstore.supervisor.leftovers import Leftovers, is_saving, is_training, shown
 from ckptstore.supervisor.notices import Notices
 from ckptstore.supervisor.outcome import Progress, SupervisedOutcome
 from ckptstore.supervisor.policy import End, Limits, Restart, RestartPolicy, Stop, grown_pause_s
 from ckptstore.supervisor.signals import SignalInbox
-from ckptstore.supervisor.starts import Start, Starter
+from ckptstore.supervisor.start_watch import StartWatch, Watched
+from ckptstore.supervisor.starter import Start, Starter
 from ckptstore.supervisor.store_access import (
     EndFacts,
     StartEnd,
@@ -37,7 +37,8 @@ from ckptstore.supervisor.store_access import (
     record_end,
     record_event,
 )
-from ckptstore.supervisor.watch import StartWatch, Watched
+from ckptstore.supervisor.supervisor_lock import SupervisorLock
+from ckptstore.supervisor.waiting_directory import layout_of
 from ckptstore.system.process_tree import adopt_orphans
 from ckptstore.system.stop_signals import TRY_AGAIN
 
@@ -92,16 +93,16 @@ def supervise(
     """
     _check_no_file_in_the_way(path)
     adopt_orphans()
-    claim = Claim(path, run)
+    lock = SupervisorLock(path, run)
     if alerts is not None:
         alerts.watch(absolute(path), run, metrics_file=metrics_file)
     try:
         with SignalInbox() as inbox:
             return _Supervision(
-                path, command, limits, claim, inbox, log=log, run=run, shown_on=shown_on, alerts=alerts
+                path, command, limits, lock, inbox, log=log, run=run, shown_on=shown_on, alerts=alerts
             ).run()
     finally:
-        claim.release()
+        lock.release()
         if alerts is not None:
             alerts.close(_LAST_ALERTS_S)
 
@@ -121,7 +122,7 @@ class _Supervision:
         path: Path,
         command: Sequence[str],
         limits: Limits,
-        claim: Claim,
+        lock: SupervisorLock,
         inbox: SignalInbox,
         *,
         log: Callable[[str], object],
@@ -133,7 +134,7 @@ class _Supervision:
         self._inbox, self._log, self._is_shown = inbox, log, shown_on is not None
         self._reaper = Reaper()
         self._starter = Starter(
-            path, self._command, claim, self._reaper, limits=limits, log=log, shown_on=shown_on
+            path, self._command, lock, self._reaper, limits=limits, log=log, shown_on=shown_on
         )
         self._notices = Notices(alerts, path, run)
         self._leftovers = Leftovers(inbox, self._reaper, log=log, grace_s=limits.grace_s, alerts=alerts)
@@ -231,13 +232,13 @@ class _Supervision:
         return self._layout() is None or look(self._path, self._run).newest == 0
 
     def _conclude(self, seen: Watched, facts: EndFacts, lines: Sequence[str], progress: Progress) -> End:
-        code = endings.exit_code_of(seen.exit_code, facts.attempt)
+        code = end_reasons.exit_code_of(seen.exit_code, facts.attempt)
         stopped = self._inbox.stop_requested
         if stopped and code in _STOPPED_BY:
             # The job got the signal twice, directly and through us; the second came while it was ending.
             code = TRY_AGAIN
         beat = self._last_beat(seen, facts)
-        return endings.end_of(
+        return end_reasons.end_of(
             code,
             seen.reason,
             facts.attempt,
@@ -267,7 +268,7 @@ class _Supervision:
 
     def _wait(self, restart: Restart, ended: _Ended) -> bool:
         """Wait for the next start; returns False if a signal has asked for a stop meanwhile."""
-        how = endings.in_words(ended.end.exit_code, ended.end.reason)
+        how = end_reasons.in_words(ended.end.exit_code, ended.end.reason)
         number = self._policy.restarts + 1
         where = _where_it_begins(ended.facts.state)
         if restart.for_disk:
@@ -305,7 +306,7 @@ class _Supervision:
         self, ended: _Ended, stop: Stop, progress: Progress, *, code: int | None = None
     ) -> SupervisedOutcome:
         exit_code = ended.end.exit_code if code is None else code
-        how = endings.in_words(ended.end.exit_code, ended.end.reason)
+        how = end_reasons.in_words(ended.end.exit_code, ended.end.reason)
         if stop.reason is None:
             if ended.facts.state.newest == 0:
                 self._log(f"{how}, but no checkpoint is in {absolute(self._path)}: was it to save there?")

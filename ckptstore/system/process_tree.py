@@ -13,6 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ckptstore.system.processes import PARENT, SESSION, START_TICKS, STATE, stat_fields
+
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -43,12 +45,11 @@ def look_at(pid: int) -> Process | None:
         >>> me is None or me.parent == os.getppid()
         True
     """
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-        fields = text.rpartition(")")[2].split()  # a name may contain blanks and brackets
-        return Process(pid, int(fields[1]), int(fields[3]), int(fields[19]), fields[0] in "ZXx")
-    except (OSError, IndexError, ValueError):
+    fields = stat_fields(pid)
+    if fields is None:
         return None
+    parent, session, ticks = (int(fields[place]) for place in (PARENT, SESSION, START_TICKS))
+    return Process(pid, parent, session, ticks, is_dead=fields[STATE] in "ZXx")
 
 
 def all_processes() -> dict[int, Process]:

@@ -14,7 +14,8 @@ from typing import Literal
 
 # "gone": dead, or a zombie, or the pid is now another process's; "unknown": the system does not tell.
 ProcessState = Literal["alive", "stopped", "traced", "gone", "unknown"]
-_START_TICKS, _STATE = 19, 0
+# Places of fields in what `stat_fields` returns.
+STATE, PARENT, SESSION, START_TICKS, EXIT_CODE = 0, 1, 3, 19, 49
 
 
 def clock_s() -> float:
@@ -39,8 +40,8 @@ def boot_id() -> str | None:
 
 def start_ticks(pid: int | None = None) -> int | None:
     """Return when a process, or this one, was started, in clock ticks since the machine was; None where unknown."""
-    fields = _stat_fields(os.getpid() if pid is None else pid)
-    return None if fields is None else int(fields[_START_TICKS])
+    fields = stat_fields(os.getpid() if pid is None else pid)
+    return None if fields is None else int(fields[START_TICKS])
 
 
 def process_state(pid: int, started_ticks: int | None) -> ProcessState:
@@ -61,14 +62,14 @@ def process_state(pid: int, started_ticks: int | None) -> ProcessState:
     """
     if not Path("/proc/self/stat").exists():
         return _state_by_signal(pid)
-    fields = _stat_fields(pid)
-    if fields is None or fields[_STATE] in "ZXx":
+    fields = stat_fields(pid)
+    if fields is None or fields[STATE] in "ZXx":
         return "gone"
-    if started_ticks is not None and int(fields[_START_TICKS]) != started_ticks:
+    if started_ticks is not None and int(fields[START_TICKS]) != started_ticks:
         return "gone"
     if _is_traced(pid):
         return "traced"
-    return "stopped" if fields[_STATE] in "Tt" else "alive"
+    return "stopped" if fields[STATE] in "Tt" else "alive"
 
 
 def _state_by_signal(pid: int) -> ProcessState:
@@ -81,14 +82,14 @@ def _state_by_signal(pid: int) -> ProcessState:
     return "unknown"  # its start is not known
 
 
-def _stat_fields(pid: int) -> list[str] | None:
-    """Return the fields of ``/proc/PID/stat`` from the state on, or None if there is no such process."""
+def stat_fields(pid: int) -> list[str] | None:
+    """Return the fields of ``/proc/PID/stat`` from the state on; None if there is no such process, or no ``/proc``."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:
         return None
     fields = text.rpartition(")")[2].split()  # a name may contain blanks and brackets
-    return fields if len(fields) > _START_TICKS else None
+    return fields if len(fields) > START_TICKS else None
 
 
 def _is_traced(pid: int) -> bool:

@@ -12,9 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from ckptstore.system.signal_handlers import caught_signals
+from ckptstore.system.supervisor_variables import LOG_VARIABLE, SUPERVISOR_VARIABLE
 
-# What a supervisor tells a process that it starts: a name of this start, and the file that its output goes to.
-SUPERVISOR_VARIABLE, LOG_VARIABLE = "CKPTSTORE_SUPERVISOR", "CKPTSTORE_LOG"
 # The first real-time signal that is tried: others are in use by some debuggers and runtimes.
 _FIRST = 7
 

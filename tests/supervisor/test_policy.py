@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ckptstore.records import Attempt
-from ckptstore.supervisor.endings import exception_of, exit_code_of, in_words, reason_of
+from ckptstore.supervisor.end_reasons import exception_of, exit_code_of, in_words, reason_of
 from ckptstore.supervisor.policy import MAX_PAUSE_S, End, Limits, Restart, RestartPolicy, Stop, grown_pause_s
 
 KILLED = End(exit_code=-9, reason="killed", progressed=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ckptstore.storage.heartbeat_file import is_held, is_saving
+from ckptstore.storage.locks import is_locked
 from crash.training_processes import environment, processes_of
 
 _SHARED = Path("/dev/shm")
@@ -34,7 +34,7 @@ def remains(folder: Path, store: Path, shared_before: set[str]) -> list[str]:
     """
     found = [f"process {pid} is left: {command}" for pid, command in processes_of(folder)]
     found += [f"{path} is left" for path in (store / "tmp").glob("*")]
-    found += [f"{path.name} is still locked" for path in (store / "locks").glob("*") if _is_locked(path)]
+    found += [f"{path.name} is still locked" for path in (store / "locks").glob("*") if is_locked(path)]
     found += [
         f"the heartbeat of run {path.name} is still held"
         for path in (store / "heartbeats").glob("*")
@@ -54,15 +54,6 @@ def remains(folder: Path, store: Path, shared_before: set[str]) -> list[str]:
     if done.returncode != 0 or not json.loads(done.stdout)["ok"]:
         found.append(f"ckptstore verify: {done.stdout} {done.stderr}")
     return found
-
-
-def _is_locked(path: Path) -> bool:
-    with path.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 def _is_mapped(name: str) -> bool:

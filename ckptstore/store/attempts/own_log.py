@@ -14,11 +14,8 @@ from pathlib import Path
 
 from ckptstore.errors import StorageError
 from ckptstore.storage.files import make_directory, rename_to_new
-from ckptstore.storage.layout import Layout, log_file
-
-LOG_VARIABLE = "CKPTSTORE_LOG"
-# A supervisor's directory for the logs of stores that are not there yet.
-_WAITING = ".ckptstore-"
+from ckptstore.storage.layout import WAITING_PREFIX, Layout, log_file
+from ckptstore.system.supervisor_variables import LOG_VARIABLE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +43,7 @@ def planned(layout: Layout, environment: Mapping[str, str] | None = None) -> Own
     if path is None or not path.is_absolute() or not path.is_file():
         return OwnLog()
     is_hidden = path.parent.name.startswith(".")
-    is_of_store = layout.root in path.parents or path.parent.name.startswith(_WAITING)
+    is_of_store = layout.root in path.parents or path.parent.name.startswith(WAITING_PREFIX)
     with suppress(OSError):
         is_near = path.stat().st_dev == layout.root.stat().st_dev
         return OwnLog(path=path, moves=is_hidden and is_of_store and is_near)

@@ -30,9 +30,8 @@ from ckptstore.system.facts.environment import variables
 from ckptstore.system.facts.git import ask_git
 from ckptstore.system.facts.versions import devices, versions
 from ckptstore.system.processes import boot_id
+from ckptstore.system.supervisor_variables import SUPERVISOR_VARIABLE
 
-# The name of a start, from its supervisor.
-SUPERVISOR_VARIABLE = "CKPTSTORE_SUPERVISOR"
 # Seconds that the end of a training waits for git, if it has not answered by then.
 _WAIT_FOR_GIT_S = 1.0
 

@@ -13,15 +13,14 @@ from pathlib import Path
 from ckptstore.errors import StorageError
 from ckptstore.supervisor import children, start_logs
 from ckptstore.supervisor.children import Reaper
-from ckptstore.supervisor.claim import Claim, record_of, write_record
 from ckptstore.supervisor.command import Command
+from ckptstore.supervisor.command_record import record_of, write_record
 from ckptstore.supervisor.leftovers import shown
 from ckptstore.supervisor.output import OutputLog
 from ckptstore.supervisor.policy import Limits
+from ckptstore.supervisor.supervisor_lock import SupervisorLock
 from ckptstore.system.process_tree import Process
-
-# Environment variables of the command: the name of its start, and the file that its output goes to.
-TOKEN_VARIABLE, LOG_VARIABLE = "CKPTSTORE_SUPERVISOR", "CKPTSTORE_LOG"
+from ckptstore.system.supervisor_variables import LOG_VARIABLE, SUPERVISOR_VARIABLE
 
 
 @dataclass(slots=True, kw_only=True)
@@ -54,7 +53,7 @@ class Starter:
     Args:
         path: The store, or the place where it will be.
         command: Program and arguments.
-        claim: The right to supervise the run, with the record of the command.
+        lock: The lock of the run's supervisor, and of the record of the command.
         reaper: Reaps it.
         limits: How much its logs may take.
         log: Called with each message.
@@ -65,14 +64,14 @@ class Starter:
         self,
         path: Path,
         command: tuple[str, ...],
-        claim: Claim,
+        lock: SupervisorLock,
         reaper: Reaper,
         *,
         limits: Limits,
         log: Callable[[str], object],
         shown_on: int | None,
     ) -> None:
-        self._path, self._command, self._claim, self._reaper = path, command, claim, reaper
+        self._path, self._command, self._lock, self._reaper = path, command, lock, reaper
         self._limits, self._log, self._shown_on = limits, log, shown_on
         self._has_complained = False
 
@@ -85,7 +84,7 @@ class Starter:
         token = secrets.token_hex(8)
         log = self._begin_log(token)
         output = None if log is None else self._open(log)
-        record = self._claim.new_record()
+        record = self._lock.new_record()
         try:
             popen = children.start(
                 self._command,
@@ -96,7 +95,7 @@ class Starter:
             )
             inode = 0 if output is None else os.fstat(output.descriptor).st_ino
             facts = record_of(popen.pid, self._command, str(log or ""), inode, token)
-            write_record(record, self._claim.record_path, facts)
+            write_record(record, self._lock.record_path, facts)
         except OSError:
             if log is not None and output is not None:
                 output.close()
@@ -113,7 +112,7 @@ class Starter:
         Raises:
             SupervisorRunningError: It runs where it cannot be waited for.
         """
-        found = self._claim.running_command()
+        found = self._lock.running_command()
         if found is None:
             return None
         record, holders = found
@@ -146,6 +145,6 @@ class Starter:
 
     def _environment(self, token: str, log: Path | None) -> dict[str, str]:
         # Python would keep the last lines of a file in a buffer, and lose them when it is killed.
-        environment = {"PYTHONUNBUFFERED": "1", **os.environ, TOKEN_VARIABLE: token}
+        environment = {"PYTHONUNBUFFERED": "1", **os.environ, SUPERVISOR_VARIABLE: token}
         environment.pop(LOG_VARIABLE, None)
         return environment if log is None else {**environment, LOG_VARIABLE: str(log)}
