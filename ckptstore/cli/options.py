@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +25,17 @@ def command(function: Callable[..., Any]) -> click.Command:
     """Make a function a command whose first argument is STORE, with the exit codes in its help."""
     with_store = click.argument("store_path", metavar="STORE", type=click.Path(path_type=Path))(function)
     return click.command(name=function.__name__.rstrip("_").replace("_", "-"), epilog=EPILOG)(with_store)
+
+
+class FiniteRange(click.FloatRange):
+    """A number within limits; refuses nan and infinity, which are floats too."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number, or fail as a usage error."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
 
 
 with_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")

@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -54,6 +54,18 @@ def discard_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+
+
+def descriptor_to_show_on(*, as_json: bool) -> int | None:
+    """Return the descriptor for another program's output: that of stdout, or of stderr beside a JSON document.
+
+    None where there is no file behind the stream.
+    """
+    stream = sys.stderr if as_json else sys.stdout
+    with suppress(OSError, ValueError):
+        stream.flush()
+        return stream.fileno()
+    return None
 
 
 def echo(text: str) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ckptstore.alerts.alert import ALERT_KINDS
-from ckptstore.cli.options import command, with_json
-from ckptstore.cli.output import OutputClosedError, discard_stdout, log, print_json
+from ckptstore.cli.options import FiniteRange, command, with_json
+from ckptstore.cli.output import OutputClosedError, descriptor_to_show_on, discard_stdout, log, print_json
 from ckptstore.errors import NotAStoreError
 from ckptstore.printable import printable
 from ckptstore.storage.layout import absolute
@@ -18,6 +20,13 @@ from ckptstore.validation import check_run
 
 # The exit codes of a shell for a command that does not exist, or that may not be executed.
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
+
+
+def _seconds(name: str, default: float, text: str) -> Callable[..., Any]:
+    """Return a decorator that adds an option for a number of seconds, at least 0."""
+    return click.option(
+        name, metavar="SECONDS", type=FiniteRange(min=0), default=default, show_default=True, help=text
+    )
 
 
 def _seconds_or_off(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
@@ -46,40 +55,23 @@ def _seconds_or_off(ctx: click.Context, param: click.Parameter, value: str | Non
     show_default=True,
     help="Starts in a row without a new checkpoint.",
 )
-@click.option(
+@_seconds(
     "--pause",
-    metavar="SECONDS",
-    type=click.FloatRange(min=0),
-    default=1.0,
-    show_default=True,
-    help="Before a restart; doubled for each start without progress, up to 60; varied by a quarter.",
+    1.0,
+    "Before a restart; doubled for each start without progress, up to 60; varied by a quarter.",
 )
-@click.option(
-    "--grace",
-    metavar="SECONDS",
-    type=click.FloatRange(min=0),
-    default=120.0,
-    show_default=True,
-    help="From a signal that asks for a stop until COMMAND is killed.",
-)
+@_seconds("--grace", 120.0, "From a signal that asks for a stop until COMMAND is killed.")
 @click.option(
     "--hang-after",
     metavar="SECONDS",
     callback=_seconds_or_off,
     help="Without a new batch, until COMMAND is ended as one that hangs; or off. Default: learnt from the run.",
 )
-@click.option(
-    "--disk-full-for",
-    metavar="SECONDS",
-    type=click.FloatRange(min=0),
-    default=3600.0,
-    show_default=True,
-    help="For which room on a full disk is waited for.",
-)
+@_seconds("--disk-full-for", 3600.0, "For which room on a full disk is waited for.")
 @click.option(
     "--log-limit",
     metavar="MIB",
-    type=click.FloatRange(min=1),
+    type=FiniteRange(min=1),
     default=512.0,
     show_default=True,
     help="What the logs of a run may take.",
@@ -144,7 +136,6 @@ def run(  # noqa: PLR0917
     by signal N; 126 not executable, 127 not found. 4 means that another process runs this already.
     """
     from ckptstore.alerts.alerts import Alerts
-    from ckptstore.supervisor.output import own_output
     from ckptstore.supervisor.policy import Limits
     from ckptstore.supervisor.supervise import supervise
 
@@ -160,14 +151,13 @@ def run(  # noqa: PLR0917
     kinds = alert_on or tuple(kind for kind in ALERT_KINDS if kind != "restart")
     alerts = Alerts(url=alert_url, command=alert_command, kinds=kinds, log=_log)
     try:
-        shown_on = own_output(as_json, quiet)
         outcome = supervise(
             store_path,
             command_line,
             limits,
             log=_log,
             run=None if run is None else check_run(run),
-            shown_on=shown_on,
+            shown_on=None if quiet else descriptor_to_show_on(as_json=as_json),
             alerts=alerts,
             metrics_file=None if metrics_file is None else absolute(metrics_file),
         )

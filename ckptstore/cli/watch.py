@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ckptstore.cli.options import command, one_run, with_json
+from ckptstore.cli.options import FiniteRange, command, one_run, with_json
 from ckptstore.cli.output import (
     OutputClosedError,
     echo,
     print_json,
     print_rendered,
-    terminal_width,
+    stdout_width,
 )
 from ckptstore.printable import printable_json
 
@@ -37,7 +37,7 @@ _WIDTH_OF_A_FILE = 100
 @click.option(
     "--interval",
     metavar="SECONDS",
-    type=click.FloatRange(min=1),
+    type=FiniteRange(min=1),
     help="Between two looks; 1 by default. With --json, print a line for each change.",
 )
 @with_json
@@ -81,7 +81,7 @@ def _print_once(observer: StoreObserver, *, as_json: bool) -> None:
     if as_json:
         print_json(watch_document(observation))
         return
-    width = terminal_width(sys.stdout) or _WIDTH_OF_A_FILE
+    width = stdout_width() or _WIDTH_OF_A_FILE
     glyphs = glyphs_for(sys.stdout.encoding)
     print_rendered(watch_view(observation, Choice(), width=width, height=None, glyphs=glyphs))
 

@@ -10,7 +10,6 @@ import errno
 import os
 import select
 import stat
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -210,13 +209,3 @@ class OutputLog:
         if text not in self._complaints and len(self._complaints) < 10:
             self._complaints.add(text)
             self._log(f"the log: {text}")
-
-
-def own_output(as_json: bool, quiet: bool) -> int | None:
-    """Return the descriptor that the command's output is shown on: stdout, or stderr beside a JSON document."""
-    stream = None if quiet else sys.stderr if as_json else sys.stdout
-    with suppress(Exception):
-        if stream is not None:
-            stream.flush()
-            return stream.fileno()
-    return None

@@ -395,6 +395,9 @@ def test_an_unknown_direction_is_a_usage_error(run: Any, made: Path) -> None:
         ["best", "x", "--metric", "m", "--mode", "up"],
         ["nonsense"],
         ["ls", "x", "-q"],
+        ["run", "x", "--grace", "nan", "--", "true"],
+        ["run", "x", "--log-limit", "inf", "--", "true"],
+        ["watch", "x", "--interval", "nan"],
     ],
 )
 def test_wrong_usage_is_exit_code_2(run: Any, arguments: list[str]) -> None:
