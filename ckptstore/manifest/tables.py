@@ -1,4 +1,4 @@
-"""The manifest's tables, as typed SQLAlchemy columns, and how times and JSON are kept in them.
+"""The manifest's tables, as typed SQLAlchemy columns.
 
 Core tables rather than mapped classes: rows leave the manifest as frozen records, never as objects that
 follow the database, and importing `sqlalchemy.orm` would add a quarter to the start of every command.
@@ -9,7 +9,6 @@ holds. Nothing here creates a table: the revisions in `migrations/` do, and a te
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -27,75 +26,13 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
-    TypeDecorator,
     UniqueConstraint,
     literal_column,
     text,
 )
-from sqlalchemy.engine import Dialect
 
-from ckptstore.errors import InvalidArgumentError
-from ckptstore.records import END_REASONS, json_time
-
-
-class UtcTime(TypeDecorator[datetime]):
-    """An aware time, kept as ISO 8601 text in UTC, which sorts by time and reads well in any SQL shell."""
-
-    impl = Text
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> str | None:
-        """Return the text of an aware time."""
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            raise InvalidArgumentError(argument="time", value=value, reason="has no time zone")
-        return json_time(value)
-
-    def process_result_value(self, value: str | None, dialect: Dialect) -> datetime | None:
-        """Return the aware time of a text."""
-        return None if value is None else datetime.fromisoformat(value)
-
-
-class JsonObject(TypeDecorator[Mapping[str, Any]]):
-    """A JSON object, kept as text."""
-
-    impl = Text
-    cache_ok = True
-
-    def process_bind_param(self, value: Mapping[str, Any] | None, dialect: Dialect) -> str | None:
-        """Return the JSON text, in standard JSON only."""
-        return None if value is None else _json_text(dict(value))
-
-    def process_result_value(self, value: str | None, dialect: Dialect) -> Mapping[str, Any] | None:
-        """Return the object of a JSON text."""
-        if value is None:
-            return None
-        document: dict[str, Any] = json.loads(value)
-        return document
-
-
-class JsonTexts(TypeDecorator[tuple[str, ...]]):
-    """A JSON array of strings, kept as text."""
-
-    impl = Text
-    cache_ok = True
-
-    def process_bind_param(self, value: tuple[str, ...] | None, dialect: Dialect) -> str | None:
-        """Return the JSON text."""
-        return None if value is None else _json_text(list(value))
-
-    def process_result_value(self, value: str | None, dialect: Dialect) -> tuple[str, ...] | None:
-        """Return the strings of a JSON text."""
-        return None if value is None else tuple(map(str, json.loads(value)))
-
-
-def _json_text(value: dict[str, Any] | list[str]) -> str:
-    try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise InvalidArgumentError(argument="JSON", value=value, reason=str(error)) from error
-
+from ckptstore.manifest.column_types import JsonObject, JsonTexts, UtcTime
+from ckptstore.records import END_REASONS
 
 metadata = MetaData(
     naming_convention={
