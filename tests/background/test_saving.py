@@ -686,9 +686,9 @@ def test_memory_is_that_of_two_snapshots_and_is_released(tmp_path: Path) -> None
 
     class Looking(keras.callbacks.Callback):  # type: ignore[misc]
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-            queue = callback._saves._queue
-            assert queue is not None
-            sizes.append(sum(slot.memory.nbytes for slot in queue._slots))
+            background = callback._saves._in_background
+            assert background is not None
+            sizes.append(sum(slot.memory.nbytes for slot in background._queue._slots))
 
     callback = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", save_freq=1)
     trained = model(100_000)
@@ -697,7 +697,7 @@ def test_memory_is_that_of_two_snapshots_and_is_released(tmp_path: Path) -> None
         math.prod(variable.shape) * 4 for variable in [*trained.variables, *trained.optimizer.variables]
     )
     assert state < max(sizes) <= 2 * (1.05 * state + 2_000_000)
-    assert callback._saves._queue is None
+    assert callback._saves._in_background is None
     assert mapped() == 0
 
 

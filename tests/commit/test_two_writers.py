@@ -38,7 +38,7 @@ def fit(name, kill=False, again=False):
     def at_batch():
         callback.wait()
         if kill:
-            os.kill(callback._saves._queue._worker.pid, signal.SIGKILL)
+            os.kill(callback._saves._in_background._queue._worker.pid, signal.SIGKILL)
         pause()
     def at_later_batch():
         if again:

@@ -159,7 +159,7 @@ class Ends(keras.callbacks.Callback):
         self.saver: Any = None
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        writer = self.saver._saves._queue._worker.process.pid
+        writer = self.saver._saves._in_background._queue._worker.process.pid
         if batch == 0:
             os.kill(writer, signal.SIGSTOP)
             threading.Timer(0.5, os.kill, (writer, signal.SIGCONT)).start()

@@ -11,12 +11,9 @@ from pathlib import Path
 from signal import Signals
 from typing import Any
 
-from ckptstore.background.save_queue import Backpressure, SaveQueue
-from ckptstore.background.worker import Outcome
-from ckptstore.commit.request import SaveRequest
-from ckptstore.errors import StorageError, StoreNotFoundError, UnfinishedSaveError
+from ckptstore.background.save_queue import Backpressure
+from ckptstore.errors import StoreNotFoundError
 from ckptstore.formats.payload import is_streamable
-from ckptstore.formats.snapshot import Snapshot
 from ckptstore.keras.private import print_message
 from ckptstore.metrics import scalars
 from ckptstore.records import FINISHED, Checkpoint, Format
@@ -25,8 +22,8 @@ from ckptstore.storage.heartbeat import Heartbeat
 from ckptstore.store.model_adapter import Snapshots, adapter_for
 from ckptstore.store.store import CheckpointStore
 from ckptstore.system import messages
-from ckptstore.system.messages import HeldWarning
 from ckptstore.training.saving.attempt_end import plan_stop
+from ckptstore.training.saving.background_saves import BackgroundSaves, PendingSave
 from ckptstore.training.saving.failures import SaveFailures
 from ckptstore.training.saving.monitor import MonitoredMetric
 from ckptstore.training.saving.payload_format import PayloadFormat
@@ -53,25 +50,6 @@ class SaveSettings:
     verbose: int = 0
     discard_at_end: bool = False
     best_only: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Pending:
-    """A save whose outcome is not known yet.
-
-    Attributes:
-        batches: The batches since the save before, for the schedule.
-        best: The monitored value if it is the best so far, else None.
-        policy: The user's own retention policy, which another process does not know; None for ours.
-        name: The published path as the user spelled it.
-        last_epoch: The last finished epoch whose metrics this save brings to the manifest.
-    """
-
-    batches: int
-    best: float | None
-    policy: Policy | None
-    name: str
-    last_epoch: int
 
 
 class Saves:
@@ -120,11 +98,9 @@ class Saves:
         self._schedule = SaveSchedule()
         self._snapshots: Snapshots | None = None
         self._format = PayloadFormat(self.settings.format, is_fixed=self.has_fixed_format)
-        self._queue: SaveQueue | None = None
+        self._in_background: BackgroundSaves | None = None
         self.needs_preparation = False
-        self._start_s = 0.0
         self._is_checked = False
-        self._pending: dict[int, _Pending] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the running fit out: a copy begins its own."""
@@ -135,8 +111,7 @@ class Saves:
             "_writer": copy.copy(self._writer),
             "_schedule": SaveSchedule(),
             "_snapshots": None,
-            "_queue": None,
-            "_pending": {},
+            "_in_background": None,
             "unrecorded": UnrecordedEpochs(),
             "needs_preparation": False,
         }
@@ -197,11 +172,17 @@ class Saves:
         self._snapshots = adapter_for(model).snapshots()
         self._format = PayloadFormat(self.settings.format, is_fixed=self.has_fixed_format)
         self._format.check(model)
-        self._pending, self._start_s, self._is_checked = {}, 0.0, False
+        self._is_checked = False
         self.needs_preparation = self.background
         if self.background:
-            self._queue = store.open_save_queue(self.run, backpressure=self.backpressure)
-            self._queue.start()
+            self._in_background = BackgroundSaves(
+                store.open_save_queue(self.run, backpressure=self.backpressure),
+                self._failures,
+                self._schedule,
+                settle=self._settle,
+                retain=partial(store.retain, self.run),
+            )
+            self._in_background.start()
 
     def end(self, error: BaseException | None = None) -> None:
         """Wait for saves that are not finished and end the process that saves; may be repeated.
@@ -216,21 +197,21 @@ class Saves:
             self._end(error)
 
     def _end(self, error: BaseException | None) -> None:
-        queue = self._queue
+        background = self._in_background
         try:
             self.drain()
-            if queue is not None:
-                queue.close()
-                self._settle_all(queue.outcomes())
+            if background is not None:
+                background.close()
+                background.settle_rest()
         except Exception as failure:
             if error is None:
                 raise
             error.add_note(f"an earlier save failed too: {failure}")
         finally:
-            self._queue = self._snapshots = None
-            self._pending, self.needs_preparation = {}, False
-            if queue is not None:
-                queue.close()
+            self._in_background = self._snapshots = None
+            self.needs_preparation = False
+            if background is not None:
+                background.close()
 
     def close(self, error: BaseException | None = None, *, signal: Signals | None = None) -> None:
         """Release the run and the store; after an `error` the start counts as one without progress.
@@ -264,17 +245,17 @@ class Saves:
     @property
     def is_saving(self) -> bool:
         """True while a save in the background is not settled."""
-        return bool(self._pending)
+        return self._in_background is not None and self._in_background.is_saving
 
     def prepare(self, model: Any) -> None:
         """Do early what the first save would otherwise wait for."""
         self.needs_preparation = False
-        if self._queue is None or self.store is None:
+        if self._in_background is None or self.store is None:
             return
         prepare = partial(self.store.prepare, model, run=self.run, snapshots=self._snapshots, epoch=0)
         snapshot, _ = self._format.take(lambda format: prepare(format=format))
         if is_streamable(snapshot):
-            self._queue.prepare(snapshot)
+            self._in_background.prepare(snapshot)
 
     def save(self, model: Any, point: SavePoint, *, name: str = "") -> bool:
         """Save, or hand over to the background; returns False if the save failed or was left out.
@@ -318,10 +299,11 @@ class Saves:
         snapshot, request = self._format.take(lambda format: prepare(format=format))
         # Another process does not know a user's own function.
         policy = None if request.keep is None or getattr(request.keep, "is_builtin", False) else request.keep
-        pending = _Pending(
+        pending = PendingSave(
             batches=batches, best=best, policy=policy, name=name, last_epoch=point.last_finished_epoch
         )
-        if self._queue is None or not is_streamable(snapshot):
+        background = self._in_background
+        if background is None or not is_streamable(snapshot):
             # What only h5py can write is not copied, and comes after the saves in the background.
             self.drain()
             saved = self._failures.attempt(lambda: store.commit(snapshot, request))
@@ -332,35 +314,11 @@ class Saves:
         else:
             if policy is not None:
                 request = replace(request, keep=None)
-            if not self._submit(self._queue, snapshot, request, pending, droppable=point.droppable):
+            if not background.submit(snapshot, request, pending, droppable=point.droppable):
                 return False
             if monitored is not None:
                 monitored.begin_save(best)
         schedule.handed_over(saving=self.is_saving)
-        return True
-
-    def _submit(
-        self,
-        queue: SaveQueue,
-        snapshot: Snapshot,
-        request: SaveRequest,
-        pending: _Pending,
-        *,
-        droppable: bool,
-    ) -> bool:
-        """Hand a snapshot over to the background; returns False if it was left out, or there is no memory for it."""
-        try:
-            handed = queue.submit(snapshot, request, droppable=droppable, best=pending.best is not None)
-        except StorageError as error:
-            self._failures.count(None, error)
-            self._schedule.not_saved()
-            return False
-        if handed is None:
-            self._schedule.left_out(pending.batches)
-            return False
-        if handed.dropped is not None:
-            self._pending.pop(handed.dropped, None)
-        self._pending[handed.number] = pending
         return True
 
     def epoch_ended(self, epoch: int, step: int | None, logs: Mapping[str, Any]) -> None:
@@ -394,8 +352,8 @@ class Saves:
         Raises:
             CheckpointStoreError: A save failed, and `SaveFailures` asks for an error.
         """
-        if self._pending and self._queue is not None:
-            self._settle_all(self._queue.outcomes())
+        if self._in_background is not None:
+            self._in_background.settle()
 
     def drain(self) -> None:
         """Wait until all saves are finished, and report them; a line is printed if that takes long.
@@ -403,50 +361,18 @@ class Saves:
         Raises:
             CheckpointStoreError: As `settle`.
         """
-        if self._queue is not None and self._pending:
+        background = self._in_background
+        if background is not None and background.is_saving:
             with self._waiting():
-                self._queue.drain()
-            self.settle()
+                background.wait()
+            background.settle()
 
-    def _settle_all(self, outcomes: list[Outcome]) -> None:
-        for position, outcome in enumerate(outcomes):
-            try:
-                self._settle_outcome(outcome)
-            except BaseException:
-                # An error ends the training; what was saved after it is recorded anyway.
-                for later in outcomes[position + 1 :]:
-                    if later.number in self._pending:
-                        self._settle(self._pending.pop(later.number), later.checkpoint)
-                raise
-        # At the end, since a filter may turn a warning into an exception.
-        messages.issue([HeldWarning(text, UserWarning) for outcome in outcomes for text in outcome.warnings])
-
-    def _settle_outcome(self, outcome: Outcome) -> None:
-        error = outcome.error
-        if error is not None:
-            error.__cause__ = outcome.cause
-        self._start_s += outcome.start_s
-        pending = self._pending.pop(outcome.number, None)
-        if pending is None:
-            # Of a removal after the save; or an interrupt came before the save was noted as pending.
-            if isinstance(error, UnfinishedSaveError):
-                self._failures.count_removal(error)
-            return
-        saved = None
-        try:
-            if error is None and outcome.checkpoint is not None and pending.policy is not None:
-                error = self._retain(outcome.checkpoint, pending.policy)
-            saved = self._failures.count(outcome.checkpoint, error)
-        finally:
-            self._settle(pending, saved)
-
-    def _settle(self, pending: _Pending, saved: Checkpoint | None) -> None:
+    def _settle(self, pending: PendingSave, saved: Checkpoint | None, start_s: float = 0.0) -> None:
         if self.monitored is not None:
             self.monitored.settle(pending.best, saved=saved is not None)
-        self._schedule.settled(saved, pending.batches, saving=self.is_saving, start_s=self._start_s)
+        self._schedule.settled(saved, pending.batches, saving=self.is_saving, start_s=start_s)
         if saved is None:
             return
-        self._start_s = 0.0
         self.unrecorded.recorded(pending.last_epoch)
         self.last = saved
         if self.settings.verbose > 0:
@@ -457,19 +383,6 @@ class Saves:
         suffix = "" if best is None else f", the best {metric} so far: {best:.5f}"
         batch = "" if saved.batch is None else f", batch {saved.batch + 1}"
         print_message(f"\nEpoch {saved.epoch + 1}{batch}: saved as version {saved.version}{suffix}")
-
-    def _retain(self, saved: Checkpoint, policy: Policy) -> UnfinishedSaveError | None:
-        assert self.store is not None
-        try:
-            self.store.retain(self.run, policy)
-        except Exception as error:
-            # Any error of the user's own code.
-            unfinished = UnfinishedSaveError(
-                checkpoint=saved, undone="removing what the policy does not keep", error=error
-            )
-            unfinished.__cause__ = error
-            return unfinished
-        return None
 
     # --- losses that went bad ------------------------------------------------------------------------
 
