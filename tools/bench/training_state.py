@@ -23,11 +23,11 @@ from ckptstore.formats.payload import OpenPayload
 from ckptstore.keras.model import adapter
 from ckptstore.keras.model.adapter import KerasAdapter
 from ckptstore.keras.state import training_state
-from ckptstore.training.session import restore, resumed_run, session
+from ckptstore.training.session import fit_saver, restore, resumed_run, session
 
 # Functions of a whole save or load, and those among them that serve the training state alone.
 SAVE = ((session.FitSession, "_save"),)
-CAPTURE = ((session.FitSession, "_state"), (training_state, "collect"))
+CAPTURE = ((fit_saver.FitSaver, "_state"), (training_state, "collect"))
 LOAD = ((session, "load_resume_point"), (restore.FitToRestore, "_restore"))
 APPLY = (
     (OpenPayload, "state"),

@@ -7,32 +7,29 @@ the position of ours in the list; and what is restored is there before any of th
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from ckptstore.formats.snapshot import FitState, VariableKinds
-from ckptstore.keras.private import FitLoop, synced, synced_train_state, wait_for_step
+from ckptstore.keras.private import FitLoop, synced
 from ckptstore.keras.state import optimizers
 from ckptstore.keras.state.user_state import UserState
-from ckptstore.metrics import scalar
 from ckptstore.store.store import CheckpointStore
 from ckptstore.system.messages import held_back
 from ckptstore.system.stop_signals import StopRequest
 from ckptstore.training.data.replay import DataReplay, ReplayResult
 from ckptstore.training.fingerprint import fingerprint, fit_data
 from ckptstore.training.saving.attempt_end import plan_end
-from ckptstore.training.saving.save_point import SavePoint
 from ckptstore.training.saving.saves import Saves
 from ckptstore.training.saving.schedule import SaveSchedule
 from ckptstore.training.session import messages
 from ckptstore.training.session.end_on_error import EndOnError
 from ckptstore.training.session.fit_heartbeat import FitHeartbeat
 from ckptstore.training.session.fit_order import fits_on
+from ckptstore.training.session.fit_saver import FitParts, FitSaver
 from ckptstore.training.session.fit_start import FitStart
-from ckptstore.training.session.fit_state import BeforeValidation, EpochEnd, logs_of, plain_logs, values_of
+from ckptstore.training.session.fit_state import BeforeValidation
 from ckptstore.training.session.hooks import wrap_hooks
 from ckptstore.training.session.loss_guard import LossGuard
 from ckptstore.training.session.position import BatchPosition
@@ -79,11 +76,8 @@ class FitSession:
         self._pending: ResumedRun | None = None
         self._loop: FitLoop | None = None
         self._replay: DataReplay | None = None
-        self._fingerprint = ""
         self._user_state: UserState | None = None
-        self._before_validation: BeforeValidation | None = None
-        self._epoch_end: EpochEnd | None = None
-        self._saved: tuple[int, int | None] | None = None
+        self._fit_saver: FitSaver | None = None
         self._epoch_logs: Mapping[str, Any] | None = None
         self._logs: Mapping[str, Any] = {}
         self._finished = False
@@ -126,32 +120,35 @@ class FitSession:
         self._saves.unrecorded.replace()
         self._schedule.begin()
         self._user_state = None if self._loop is None else UserState(self._model)
-        self._find_resume_point(store, start)
-        self._install_hooks()
+        fingerprint = self._find_resume_point(store, start)
+        self._install_hooks(fingerprint)
         self._stop.install()
         if self.resumed is None:
             self._schedule.charge(time.thread_time() - began)
 
-    def _find_resume_point(self, store: CheckpointStore, start: FitStart) -> None:
+    def _find_resume_point(self, store: CheckpointStore, start: FitStart) -> str:
+        """Load the resume point, if there is one; returns the fingerprint of the fit."""
         model, run = self._model, self._saves.run
         live = fingerprint.take(model) | fit_data.part(self._loop)
         # As text: it is in every checkpoint of the fit, and need not be encoded for each.
-        self._fingerprint = json.dumps(live)
+        fingerprint_text = json.dumps(live)
         if start.resume == "never":
             store.begin(run)
-            return
+            return fingerprint_text
         if self._loop is not None and store.resume_point(run) is not None:
             self._loop.build()
         self.resumed = self._pending = load_resume_point(store, run, model, live, start, loop=self._loop)
         if self.resumed is None:
             messages.warn_without_state(store.checkpoint_without_state(run))
         else:
-            self._fingerprint = json.dumps(live | {optimizers.RATES_IN_USE: self.resumed.rates_in_use})
+            fingerprint_text = json.dumps(live | {optimizers.RATES_IN_USE: self.resumed.rates_in_use})
             messages.warn_other_monitor(self._saves.set_state(self.resumed.values.get("saver", {})))
+        return fingerprint_text
 
-    def _install_hooks(self) -> None:
+    def _install_hooks(self, fingerprint: str) -> None:
         loop, resumed = self._loop, self.resumed
         if loop is None:
+            self._fit_saver = FitSaver(self._model, self._saves, self.losses, fingerprint)
             messages.begin_without_loop(resumed, self._model)
             return
         self._stop.is_polled = loop.is_running
@@ -161,6 +158,8 @@ class FitSession:
         loop.trace_with_states()
         self.position.per_epoch = loop.data.batches_per_epoch
         self._replay = DataReplay(loop, partial(self._progress, loop), self._data_failed)
+        parts = FitParts(loop=loop, replay=self._replay, user_state=self._user_state)
+        self._fit_saver = FitSaver(self._model, self._saves, self.losses, fingerprint, parts)
         hooks: dict[str, Callable[..., None]] = {
             "on_epoch_begin": self._epoch_begins,
             "on_epoch_end": self._epoch_ends,
@@ -178,9 +177,10 @@ class FitSession:
             loop.start_at_epoch(loop.epochs if self._finished else resumed.next_epoch)
             messages.print_resumed(resumed, finished=self._finished, epochs=loop.epochs)
 
-    def _others(self) -> list[Any]:
-        assert self._loop is not None
-        return self._loop.others
+    @property
+    def _saver(self) -> FitSaver:
+        assert self._fit_saver is not None
+        return self._fit_saver
 
     # --- epochs ------------------------------------------------------------------------------------
 
@@ -192,9 +192,8 @@ class FitSession:
             return
         began = time.perf_counter()
         with self._end_on_error:
-            assert self._replay is not None
             self.losses.epoch_begins(self.position.step)
-            self._epoch_end = EpochEnd.of(synced(self._model), self.position, self._others(), self._replay)
+            self._saver.epoch_begins(self.position)
         self._schedule.charge(time.perf_counter() - began)
         try:
             others(epoch, logs)
@@ -205,7 +204,7 @@ class FitSession:
 
     def _cannot_begin(self, error: BaseException) -> None:
         """Save what is finished when a batch or an epoch cannot begin: there, the end of the epoch before."""
-        before = self._epoch_end
+        before = self._saver.epoch_end
         if before is not None:
             optimizers.set_learning_rates(synced(self._model), before.rates)
             self.position = before.position
@@ -238,7 +237,7 @@ class FitSession:
         self._stop_on_signal()
 
     def _epoch_ends(self, others: Callable[..., None], epoch: int, logs: Any = None) -> None:
-        self._before_validation, self._epoch_logs = None, None
+        self._saver.before_validation, self._epoch_logs = None, None
         try:
             others(epoch, logs)
         except BaseException as error:
@@ -281,7 +280,7 @@ class FitSession:
         except BaseException as error:
             self._cannot_begin(error)
             raise
-        self._epoch_end = None
+        self._saver.epoch_end = None
 
     def _batch_ends(self, others: Callable[..., None], batch: int, logs: Any = None) -> None:
         if self._is_skipping():
@@ -348,7 +347,7 @@ class FitSession:
 
     def _test_begins(self, others: Callable[..., None], logs: Any = None) -> None:
         with self._end_on_error:
-            self._before_validation = BeforeValidation.of(synced(self._model))
+            self._saver.validation_begins()
             others(logs)
 
     def _test_batch_ends(self, others: Callable[..., None], batch: int, logs: Any = None) -> None:
@@ -356,9 +355,10 @@ class FitSession:
             others(batch, logs)
             if self._stop.received is not None and self._loop is not None:
                 self._loop.wait_for_callbacks()
-        if self._stop.received is not None and self._before_validation is not None:
+        before = self._saver.before_validation
+        if self._stop.received is not None and before is not None:
             if self.position.batches:
-                self._save(batch=self.position.batch, logs=self._logs, before=self._before_validation)
+                self._save(batch=self.position.batch, logs=self._logs, before=before)
             self._stop_on_signal()
 
     # --- saving ------------------------------------------------------------------------------------
@@ -372,45 +372,11 @@ class FitSession:
         end: bool = False,
         last: bool = False,
     ) -> None:
-        if self._saved == (self.position.epoch, batch) or self.losses.refuses_save(logs):
+        if self._saver.is_saved(self.position, batch) or self.losses.refuses_save(logs):
             return
         with self._end_on_error, held_back(may_raise=self._stop.received is None):
             end = end or self._stop.received is not None
-            with synced_train_state(self._model, keep=end) as kinds:
-                # Until here a device may still compute. The time that a save takes is measured from here.
-                wait_for_step(self._model)
-                numbers = plain_logs(logs or {})
-                loss = scalar(numbers.get("loss"))
-                point = SavePoint(
-                    epoch=self.position.epoch,
-                    batch=batch,
-                    step=self.position.step,
-                    logs=numbers,
-                    fit=self._state(batch, numbers, before or BeforeValidation(), kinds),
-                    resumable=loss is None or math.isfinite(loss),
-                    droppable=batch is not None and not end,
-                    finishes=last,
-                )
-                if self._saves.save(self._model, point):
-                    self._saved = (self.position.epoch, batch)
-
-    def _state(
-        self,
-        batch: int | None,
-        logs: Mapping[str, Any],
-        before: BeforeValidation,
-        kinds: VariableKinds | None,
-    ) -> FitState:
-        values: dict[str, Any] = {"fingerprint": self._fingerprint, "logs": logs_of(self._model, logs)}
-        if self._replay is not None:
-            values["losses"] = self.losses.state()
-            values["saver"] = self._saves.state(logs)
-            values |= values_of(self._model, self._others(), self._replay, in_epoch=batch is not None)
-            values["user"] = {} if self._user_state is None else self._user_state.capture()
-        if self._epoch_end is not None:
-            values |= self._epoch_end.values
-            before = BeforeValidation(generators=self._epoch_end.generators)
-        return before.state(values, kinds)
+            self._saver.save(self.position, batch=batch, logs=logs, before=before, end=end, last=last)
 
     # --- the end -----------------------------------------------------------------------------------
 
@@ -477,8 +443,9 @@ class FitSession:
         """Release the fit, the run and the store; may be repeated."""
         # The callback may live long: what the fit trained on, and its loader's processes, must not.
         loop, resumed = self._loop, self._pending
-        self._loop = self._pending = self._replay = self._before_validation = self._epoch_end = None
-        self._user_state = None
+        self._loop = self._pending = self._replay = self._user_state = None
+        if self._fit_saver is not None:
+            self._fit_saver.release()
         self.losses.end()
         if loop is not None:
             if resumed is not None:
