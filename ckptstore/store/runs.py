@@ -1,9 +1,12 @@
 """Runs as they stand now: what the manifest knows of them, and the signs of life of their trainings.
 
-It reads the manifest in one transaction and a small file for each run, takes no lock of a training, and writes nothing.
+It reads the manifest in one transaction, and two more for each run that was killed, and a small file for each run. It
+takes no lock of a training, and writes nothing.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from ckptstore.manifest.manifest import Manifest
 from ckptstore.records import Beat, Checkpoint, Run, RunOverview
@@ -11,6 +14,7 @@ from ckptstore.storage.heartbeat_file import is_held, is_saving, read_heartbeat
 from ckptstore.storage.integrity import size_matches
 from ckptstore.storage.layout import Layout
 from ckptstore.store import refs
+from ckptstore.store.attempts.evidence import with_probable_ends
 from ckptstore.store.run_states import Signs, state_of
 from ckptstore.system.processes import boot_id, clock_s, process_state
 
@@ -20,11 +24,19 @@ def runs_of(manifest: Manifest, layout: Layout) -> list[Run]:
     # Signs first: a run that ends meanwhile is then at most said to live still.
     names = manifest.runs.names()
     signs = {name: signs_of(layout, name) for name in names}
-    overviews = manifest.overviews.all()
+    overviews = [_with_probable_end(manifest, overview) for overview in manifest.overviews.all()]
     return [
         _run(manifest, overview, signs.get(overview.name) or signs_of(layout, overview.name))
         for overview in overviews
     ]
+
+
+def _with_probable_end(manifest: Manifest, overview: RunOverview) -> RunOverview:
+    """Return an overview with the probable end of its last attempt, if that is dead and has recorded none."""
+    attempt = overview.last_attempt
+    if attempt is None or attempt.reason is not None:
+        return overview
+    return replace(overview, last_attempt=with_probable_ends(manifest, [attempt])[0])
 
 
 def signs_of(layout: Layout, run: str) -> Signs:

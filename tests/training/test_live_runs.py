@@ -148,6 +148,9 @@ def test_a_training_is_shown_in_each_phase_and_interrupted_when_it_is_killed(tra
     wait_until(lambda: training.run.state != "saving")
     run = training.run
     assert (run.state, run.epoch, run.batch, run.step, run.steps_per_s) == ("interrupted", 0, 3, 4, None)
+    # As `attempts` has it, though the attempt has recorded no end.
+    assert run.last_attempt is not None
+    assert (run.note, run.last_attempt.reason) == ("killed", "killed")
     # Started again, it finishes.
     training.release("test")
     training.start()

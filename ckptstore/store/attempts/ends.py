@@ -61,17 +61,12 @@ def _plain(text: str) -> str:
 
 
 def _frames(trace: TracebackType | None) -> list[str]:
-    frames = [frame for frame, _ in traceback.walk_tb(trace)]
-    lines = [number for _, number in traceback.walk_tb(trace)]
-    own = [place for place, frame in enumerate(frames) if not frame.f_code.co_filename.startswith(_INSTALLED)]
-    first = max(0, len(frames) - _FRAMES)
-    places = list(range(first, len(frames)))
-    if own and own[-1] < first:
-        places = [own[-1], *places[1:]]
-    return [
-        f"{frames[place].f_code.co_filename}:{lines[place]} in {frames[place].f_code.co_qualname}"
-        for place in places
-    ]
+    calls = [(frame.f_code, line) for frame, line in traceback.walk_tb(trace)]
+    shown = calls[-_FRAMES:]
+    own = [call for call in calls if not call[0].co_filename.startswith(_INSTALLED)]
+    if own and own[-1] not in shown:
+        shown[0] = own[-1]
+    return [f"{code.co_filename}:{line} in {code.co_qualname}" for code, line in shown]
 
 
 def _with_causes(error: BaseException) -> Iterator[BaseException]:

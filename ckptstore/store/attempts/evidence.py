@@ -105,29 +105,47 @@ def _time_of(beat: Beat, machine: Machine) -> datetime | None:
     return written.astimezone(UTC) if written.tzinfo is not None else None
 
 
+def ends_by_evidence(layout: Layout, manifest: Manifest, run: str) -> dict[int, AttemptEnd]:
+    """Return the probable ends of a run's attempts that have recorded none; the caller knows that they are dead.
+
+    Args:
+        layout: The store's paths.
+        manifest: The store's manifest.
+        run: The run.
+    """
+    found = manifest.attempts.open_attempts(run)
+    if not found:
+        return {}
+    beat, machine = read_heartbeat(layout.heartbeats / run), Machine.here()
+    latest = manifest.checkpoints.latest(run)
+    saved_at = None if latest is None else latest.created_at
+    ends = {}
+    for place, attempt in enumerate(found):
+        is_last = place == len(found) - 1
+        ends[attempt.attempt.attempt] = end_by_evidence(attempt, beat, saved_at if is_last else None, machine)
+    return ends
+
+
 def with_probable_ends(manifest: Manifest, attempts: Sequence[Attempt]) -> list[Attempt]:
     """Return attempts with the probable ends of those that are dead and have recorded none; changes nothing.
 
     An attempt counts as dead if it has left a heartbeat whose lock nobody holds. One without a heartbeat is left open,
     and one that has come to its end and is about to record it.
     """
-    if all(attempt.reason is not None for attempt in attempts):
-        return list(attempts)
-    layout, machine = Layout(manifest.path.parent), Machine.here()
-    ends = {}
-    for found in manifest.attempts.open_attempts():
-        attempt = found.attempt
-        path = layout.heartbeats / attempt.run
-        beat = read_heartbeat(path)
-        if beat is None or beat.phase == "ended" or not is_of(beat, attempt):
-            continue
-        if not is_held(path):
-            ends[attempt.run, attempt.attempt] = end_by_evidence(found, beat, None, machine)
-    return [_ended(attempt, ends.get((attempt.run, attempt.attempt))) for attempt in attempts]
+    layout = Layout(manifest.path.parent)
+    return [
+        attempt if attempt.reason is not None else _with_probable_end(layout, manifest, attempt)
+        for attempt in attempts
+    ]
 
 
-def _ended(attempt: Attempt, end: AttemptEnd | None) -> Attempt:
-    if end is None or attempt.reason is not None:
+def _with_probable_end(layout: Layout, manifest: Manifest, attempt: Attempt) -> Attempt:
+    path = layout.heartbeats / attempt.run
+    beat = read_heartbeat(path)
+    if beat is None or beat.phase == "ended" or not is_of(beat, attempt) or is_held(path):
+        return attempt
+    end = ends_by_evidence(layout, manifest, attempt.run).get(attempt.attempt)
+    if end is None:
         return attempt
     detail = {**attempt.detail, **end.detail}
     return replace(attempt, reason=end.reason, ended_at=end.ended_at, detail=detail)

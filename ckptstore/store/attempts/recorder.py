@@ -15,14 +15,14 @@ from typing import Any
 from ckptstore import version
 from ckptstore.errors import RunTakenOverError, StoreRemovedError
 from ckptstore.manifest.manifest import Manifest
-from ckptstore.records import Attempt, AttemptEnd, EndReason, NewAttempt
+from ckptstore.records import Attempt, EndReason, NewAttempt
 from ckptstore.storage.heartbeat_file import read_heartbeat
 from ckptstore.storage.layout import Layout
 from ckptstore.storage.locks import store_lock
 from ckptstore.storage.reserve import release_and_retry
 from ckptstore.store.attempts import ending_process, own_log
 from ckptstore.store.attempts.ends import by_error
-from ckptstore.store.attempts.evidence import Machine, end_by_evidence, is_of, oom_kills
+from ckptstore.store.attempts.evidence import ends_by_evidence, is_of, oom_kills
 from ckptstore.store.attempts.git_record import DiffKeeper, GitRecord
 from ckptstore.system import messages
 from ckptstore.system.facts.command import command_line
@@ -244,24 +244,3 @@ class AttemptRecorder:
                     "not affected"
                 )
             return None
-
-
-def ends_by_evidence(layout: Layout, manifest: Manifest, run: str) -> dict[int, AttemptEnd]:
-    """Return the probable ends of a run's attempts that have recorded none; the caller knows that they are dead.
-
-    Args:
-        layout: The store's paths.
-        manifest: The store's manifest.
-        run: The run.
-    """
-    found = manifest.attempts.open_attempts(run)
-    if not found:
-        return {}
-    beat, machine = read_heartbeat(layout.heartbeats / run), Machine.here()
-    latest = manifest.checkpoints.latest(run)
-    saved_at = None if latest is None else latest.created_at
-    ends = {}
-    for place, attempt in enumerate(found):
-        is_last = place == len(found) - 1
-        ends[attempt.attempt.attempt] = end_by_evidence(attempt, beat, saved_at if is_last else None, machine)
-    return ends
