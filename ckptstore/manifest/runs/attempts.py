@@ -67,10 +67,10 @@ class Attempts(Repository):
                 for field in fields(new)
                 if field.name not in ("run", *_PATHS)
             }
-            log = log_file(new.run, number) if has_own_log else self._file_of(new.log)
+            log = log_file(new.run, number) if has_own_log else _file_of(new.log, self._store)
             connection.execute(
                 insert(ATTEMPTS.table).values(
-                    run_id=id_, attempt=number, log=log, diff=self._file_of(new.diff), **values
+                    run_id=id_, attempt=number, log=log, diff=_file_of(new.diff, self._store), **values
                 )
             )
         return number
@@ -89,7 +89,7 @@ class Attempts(Repository):
         values: dict[str, Any] = {str(name): value for name, value in facts.items()}
         for name in _PATHS:
             if name in values:
-                values[name] = self._file_of(values[name])
+                values[name] = _file_of(values[name], self._store)
         if "detail" in values:
             before = connection.execute(select(ATTEMPTS.detail).where(*_is(run, number))).scalar()
             values["detail"] = {**(before or {}), **values["detail"]}
@@ -198,12 +198,6 @@ class Attempts(Repository):
                 for row in rows
             ]
 
-    def _file_of(self, path: Path | None) -> str | None:
-        """Return a path relative to the store if it lies in it, so that the store may be moved."""
-        if path is None:
-            return None
-        return str(path.relative_to(self._store)) if path.is_relative_to(self._store) else str(path)
-
 
 def attempt_of(row: Row[Any], store: Path) -> Attempt:
     """Return the attempt of a row of `_chosen`."""
@@ -233,10 +227,15 @@ def insert_attempts(connection: Connection, attempts: Collection[Attempt], store
     for attempt in attempts:
         values: dict[str, Any] = {name: getattr(attempt, name) for name in _COLUMNS}
         for name in _PATHS:
-            path = values[name]
-            if path is not None:
-                values[name] = str(path.relative_to(store) if path.is_relative_to(store) else path)
+            values[name] = _file_of(values[name], store)
         connection.execute(insert(ATTEMPTS.table).values(run_id=run_id(connection, attempt.run), **values))
+
+
+def _file_of(path: Path | None, store: Path) -> str | None:
+    """Return a path relative to the store if it lies in it, so that the store may be moved."""
+    if path is None:
+        return None
+    return str(path.relative_to(store) if path.is_relative_to(store) else path)
 
 
 def _chosen(*more: Any) -> Select[Any]:
