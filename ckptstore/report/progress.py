@@ -26,6 +26,25 @@ def finished_epochs(run: Run) -> int:
     return run.epoch + (1 if _at_its_end(run) else 0)
 
 
+def epochs_text(run: Run) -> str:
+    """Return the finished epochs of all, as text; empty where nothing is known of them.
+
+    Example:
+        >>> epochs_text(Run(name="a", state="finished", attempts=1, checkpoints=1, epoch=9, epochs=10))
+        '10/10'
+    """
+    if run.epoch is None and not run.epochs:
+        return ""
+    return f"{finished_epochs(run)}/{run.epochs}" if run.epochs else str(finished_epochs(run))
+
+
+def batches_text(run: Run) -> str:
+    """Return the finished batches of the epoch that a run is in, of all, as text; empty between two epochs."""
+    if run.batch is None or _at_its_end(run):
+        return ""
+    return f"{finished_batches(run)}/{run.batches}" if run.batches else str(finished_batches(run))
+
+
 def finished_batches(run: Run) -> int:
     """Return the number of finished batches of the epoch that the run is in; 0 between two epochs."""
     return 0 if run.batch is None else run.batch + 1

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ckptstore.printable import printable
 from ckptstore.records import Checkpoint, Run
+from ckptstore.report.progress import batches_text, epochs_text, finished_epochs
 from ckptstore.report.table import ALWAYS_SHOWN, Column, TextTable, column, fit_columns
 
 
@@ -26,8 +27,8 @@ def _columns(runs: Sequence[Run]) -> list[Column]:
     return [
         column("run", (printable(run.name) for run in runs), priority=ALWAYS_SHOWN, left=True),
         column("state", (run.state for run in runs), priority=ALWAYS_SHOWN, left=True),
-        column("epoch", (_of(run.epoch, run.epochs) for run in runs), priority=90),
-        column("batch", (_of(run.batch, run.batches) for run in runs), priority=80),
+        column("epochs", (epochs_text(run) for run in runs), priority=90),
+        column("batches", (batches_text(run) for run in runs), priority=80),
         column("step", (_number(run.step) for run in runs), priority=60),
         column("steps/s", (_rate(run.steps_per_s) for run in runs), priority=70),
         column("latest", (_version(run.latest) for run in runs), priority=50),
@@ -43,24 +44,20 @@ def run_line(run: Run) -> str:
     """Return one line about a run: its state, and where it stands or why it ended.
 
     Example:
-        >>> run_line(Run(name="digits", state="running", attempts=1, checkpoints=2, epoch=3, epochs=10, steps_per_s=12))
-        'run digits: running, epoch 3 of 10, 12 steps/s'
+        >>> run_line(Run(name="digits", state="running", attempts=1, checkpoints=2, epoch=3, batch=7, epochs=10))
+        'run digits: running, epoch 3, batch 7, 3 of 10 epochs finished'
     """
     parts: list[str] = [run.state]
     if run.is_active and run.epoch is not None:
-        parts.append(f"epoch {_of(run.epoch, run.epochs, ' of ')}")
+        parts.append(f"epoch {run.epoch}")
     if run.is_active and run.batch is not None:
-        parts.append(f"batch {_of(run.batch, run.batches, ' of ')}")
+        parts.append(f"batch {run.batch}")
+    if run.is_active and run.epochs:
+        parts.append(f"{finished_epochs(run)} of {run.epochs} epochs finished")
     if run.is_active and run.steps_per_s is not None:
         parts.append(f"{_rate(run.steps_per_s)} steps/s")
     note = f" ({printable(run.note)})" if run.note else ""
     return f"run {printable(run.name)}: {', '.join(parts)}{note}"
-
-
-def _of(number: int | None, total: int | None, of: str = "/") -> str:
-    if number is None:
-        return ""
-    return str(number) if total is None else f"{number}{of}{total}"
 
 
 def _rate(steps_per_s: float | None) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ckptstore.records import ObservedRun, Run, RunState
 from ckptstore.report.glyphs import Glyphs
-from ckptstore.report.progress import finished_epochs, finished_share, restarts, time_left_s
+from ckptstore.report.progress import epochs_text, finished_share, restarts, time_left_s
 from ckptstore.report.screen import Screen
 from ckptstore.report.table import ALWAYS_SHOWN, Column, cell_width, column, fit_columns, pad
 from ckptstore.report.text import age_text, metric_text
@@ -75,7 +75,7 @@ def _columns(runs: Sequence[ObservedRun], screen: Screen, now: datetime) -> list
     columns = [
         column("run", names, left=True),
         column("state", (observed.run.state for observed in runs), left=True),
-        column("epochs", (_epochs(observed.run) for observed in runs), priority=90),
+        column("epochs", (epochs_text(observed.run) for observed in runs), priority=90),
         column("left", (_left(observed) for observed in runs), priority=85),
         column("progress", (_progress(observed.run, glyphs) for observed in runs), priority=60),
         column(
@@ -115,12 +115,6 @@ def metric_curve(observed: ObservedRun, metric: str) -> list[float]:
 
 def _metric_name(name: str, glyphs: Glyphs) -> str:
     return glyphs.shorten(glyphs.text(name), _WIDEST_METRIC)
-
-
-def _epochs(run: Run) -> str:
-    if run.epoch is None and not run.epochs:
-        return ""
-    return f"{finished_epochs(run)}/{run.epochs}" if run.epochs else str(finished_epochs(run))
 
 
 def _left(observed: ObservedRun) -> str:

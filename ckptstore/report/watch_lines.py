@@ -8,7 +8,7 @@ from typing import Any
 
 from ckptstore.printable import printable
 from ckptstore.records import Observation, ObservedRun, json_number, json_time
-from ckptstore.report.progress import finished_epochs, finished_share, restarts, time_left_s
+from ckptstore.report.progress import epochs_text, finished_epochs, finished_share, restarts, time_left_s
 from ckptstore.report.run_table import newest_value
 from ckptstore.report.text import age_text, metric_text, size_text, time_text
 
@@ -96,9 +96,8 @@ def _state(observed: ObservedRun) -> object:
 def run_line(observed: ObservedRun, observation: Observation) -> str:
     """Return one line about a run."""
     run = observed.run
-    epochs = f"{finished_epochs(run)}/{run.epochs}" if run.epochs else str(finished_epochs(run))
     left = time_left_s(observed)
-    parts = [printable(run.name), run.state, f"epochs {epochs}"]
+    parts = [printable(run.name), run.state, f"epochs {epochs_text(run) or 0}"]
     parts += [] if run.step is None else [f"step {run.step}"]
     if observed.monitor is not None:
         value = newest_value(observed, observed.monitor[0])

@@ -735,7 +735,7 @@ def test_runs_lists_each_run_with_its_state(run: Any, made: Path, empty: Path) -
     ran = run("runs", made)
     assert ran.code == 0
     lines = [line.split() for line in ran.out.splitlines()]
-    assert lines[0][:3] == ["run", "state", "epoch"]
+    assert lines[0][:3] == ["run", "state", "epochs"]
     assert [line[:2] for line in lines[1:]] == [[entry["run"], entry["state"]] for entry in document]
     assert run("runs", empty).out == ""
     assert "no runs yet" in run("runs", empty).err
