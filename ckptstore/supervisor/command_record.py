@@ -6,7 +6,7 @@ import json
 import os
 import socket
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ class CommandRecord:
     """The facts about a command that a supervisor has started.
 
     Attributes:
-        pid: Its process id, which is also the id of its session.
+        pid: Its process id, which is also the id of its session; 0 before it was started.
         started_ticks: When that process was started, in the kernel's clock ticks; None where unknown.
         boot_id: The kernel's id of this start of the machine; None where it has none.
         host: Name of the machine.
@@ -41,6 +41,10 @@ class CommandRecord:
     inode: int
     token: str
 
+    def of_process(self, pid: int) -> CommandRecord:
+        """Return the record of the command that runs as a process."""
+        return replace(self, pid=pid, started_ticks=start_ticks(pid))
+
     def process(self) -> Process | None:
         """Return the process; None if it has ended, or is one of another machine."""
         if self.host != socket.gethostname() or self.boot_id != boot_id():
@@ -50,11 +54,11 @@ class CommandRecord:
         return found if same else None
 
 
-def record_of(pid: int, command: tuple[str, ...], log: str, inode: int, token: str) -> CommandRecord:
-    """Return the record of a command that has just been started."""
+def record_of(command: tuple[str, ...], log: str, inode: int, token: str) -> CommandRecord:
+    """Return the record of a command that is about to be started."""
     return CommandRecord(
-        pid=pid,
-        started_ticks=start_ticks(pid),
+        pid=0,
+        started_ticks=None,
         boot_id=boot_id(),
         host=socket.gethostname(),
         command=command,
@@ -65,7 +69,7 @@ def record_of(pid: int, command: tuple[str, ...], log: str, inode: int, token: s
 
 
 def write_record(descriptor: int, path: Path, record: CommandRecord) -> None:
-    """Write the record of a command; not durable, as no process outlives a power cut."""
+    """Write the record of a command, in place of one before; not durable, as no process outlives a power cut."""
     content = json.dumps(asdict(record)).encode()
     if len(content) > _RECORD_BYTES:
         content = json.dumps({**asdict(record), "command": [*record.command[:1], "..."]}).encode()
@@ -85,6 +89,7 @@ def read_record(path: Path) -> CommandRecord | None:
 def read_object(path: Path) -> dict[str, Any] | None:
     """Return the JSON object in a small file; None if there is none, or it cannot be read."""
     with suppress(OSError, ValueError):
-        found = json.loads(path.read_bytes()[:_RECORD_BYTES])
+        # Behind the first line may stand the end of a longer record before it, which was not cut off yet.
+        found = json.loads(path.read_bytes()[:_RECORD_BYTES].partition(b"\n")[0])
         return found if isinstance(found, dict) else None
     return None

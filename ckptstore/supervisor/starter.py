@@ -7,14 +7,16 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ckptstore.errors import StorageError
+from ckptstore.storage.files import truncate
 from ckptstore.supervisor import children, start_logs
 from ckptstore.supervisor.children import Reaper
 from ckptstore.supervisor.command import Command
-from ckptstore.supervisor.command_record import record_of, write_record
+from ckptstore.supervisor.command_record import CommandRecord, record_of, write_record
 from ckptstore.supervisor.leftovers import shown
 from ckptstore.supervisor.output import OutputLog
 from ckptstore.supervisor.policy import Limits
@@ -80,12 +82,19 @@ class Starter:
 
         Raises:
             OSError: It cannot be started, `filename` is its name; its log is removed again.
+            StorageError: Its record cannot be locked, since the store was removed; nothing was started.
+            SupervisorRunningError: A command that was started before cannot be ended; nothing was started.
         """
         token = secrets.token_hex(8)
-        log = self._begin_log(token)
-        output = None if log is None else self._open(log)
         record = self._lock.new_record()
+        log = output = None
         try:
+            log = self._begin_log(token)
+            output = None if log is None else self._open(log)
+            inode = 0 if output is None else os.fstat(output.descriptor).st_ino
+            facts = record_of(self._command, str(log or ""), inode, token)
+            # Before the start: if this process is killed right after it, the next one knows the command by its lock.
+            self._write_record(record, facts)
             popen = children.start(
                 self._command,
                 environment=self._environment(token, log),
@@ -93,9 +102,8 @@ class Starter:
                 passed=(record,),
                 stdin=subprocess.DEVNULL if sys.stdin is None or sys.stdin.isatty() else None,
             )
-            inode = 0 if output is None else os.fstat(output.descriptor).st_ino
-            facts = record_of(popen.pid, self._command, str(log or ""), inode, token)
-            write_record(record, self._lock.record_path, facts)
+            facts = facts.of_process(popen.pid)
+            self._write_record(record, facts)
         except OSError:
             if log is not None and output is not None:
                 output.close()
@@ -128,6 +136,14 @@ class Starter:
                 f"takes over a command that still runs: process {record.pid} ({' '.join(record.command)[:80]})"
             )
         return Start(command=command, output=output, token=record.token, holders=tuple(holders))
+
+    def _write_record(self, descriptor: int, facts: CommandRecord) -> None:
+        path = self._lock.record_path
+        try:
+            write_record(descriptor, path, facts)
+        except OSError:  # a full disk: the record of an earlier start must not be taken for this one's
+            with suppress(OSError):
+                truncate(descriptor, path, 0)
 
     def _begin_log(self, token: str) -> Path | None:
         try:

@@ -133,6 +133,7 @@ class _Supervision:
         self._path, self._command, self._limits, self._run = path, tuple(command), limits, run
         self._inbox, self._log, self._is_shown = inbox, log, shown_on is not None
         self._reaper = Reaper()
+        self._locks = lock.directory
         self._starter = Starter(
             path, self._command, lock, self._reaper, limits=limits, log=log, shown_on=shown_on
         )
@@ -162,10 +163,12 @@ class _Supervision:
             try:
                 start = self._starter.start()
             except OSError as error:
-                if error.filename != self._command[0]:
-                    raise
-                code = 127 if isinstance(error, FileNotFoundError) else 126
-                stop = Stop(reason="cannot_start", text=f"it cannot be started any more: {error.strerror}")
+                code = None
+                text = str(error) if self._locks.is_dir() else f"{self._locks} was removed"
+                if error.filename == self._command[0]:
+                    code = 127 if isinstance(error, FileNotFoundError) else 126
+                    text = f"it cannot be started any more: {error.strerror}"
+                stop = Stop(reason="cannot_start", text=text)
                 return self._outcome(ended, stop, progress, code=code)
 
     def _complain(self, text: str | None) -> None:

@@ -134,7 +134,8 @@ class SupervisorLock:
     def running_command(self) -> tuple[CommandRecord, list[Process]] | None:
         """Return the command that a supervisor before this one has left running, with the processes that hold its lock.
 
-        The command itself may have ended, and only processes that it started may be left.
+        The command itself may have ended, and only processes that it started may be left. Where the supervisor was
+        killed before it could record the process id, the command is known by its lock.
 
         Raises:
             SupervisorRunningError: It runs on another machine or in another container, where it cannot be waited for.
@@ -144,11 +145,18 @@ class SupervisorLock:
             if record is None or not (is_locked(path) or locks_disabled()):
                 continue
             holders = holders_of(path.stat())
+            if record.pid == 0 and holders:
+                record = record.of_process(_first_of(holders).pid)
             if record.process() is not None or holders:
                 return record, holders
             if not locks_disabled():
                 raise self._refusal(path)
         return None
+
+
+def _first_of(holders: list[Process]) -> Process:
+    """Return the process of the command among those that hold its lock: it began a session, and started the others."""
+    return min(holders, key=lambda found: (found.pid != found.session, found.started_ticks))
 
 
 def has_supervisor(path: Path) -> bool:

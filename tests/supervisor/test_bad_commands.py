@@ -263,6 +263,18 @@ def test_a_command_that_vanishes_between_two_starts_is_a_stated_reason(tmp_path:
     assert event.detail is not None and event.detail["reason"] == "cannot_start"
 
 
+def test_a_store_that_is_removed_is_a_stated_reason_and_none_is_begun_in_its_place(tmp_path: Path) -> None:
+    with CheckpointStore(tmp_path / "store") as store:
+        save(store, 5)
+    script = "open('starts', 'a').write('x'); import shutil; shutil.rmtree('store'); import sys; sys.exit(3)"
+    ran = Ran(tmp_path, "store", "--json", "--pause", 0, "--", sys.executable, "-c", script)
+    assert (ran.code, ran.starts) == (3, 1), ran.err
+    removed = f"{tmp_path / 'store' / 'locks'} was removed"
+    assert (ran.json["stopped"], ran.json["message"]) == ("cannot_start", removed)
+    assert f"not restarted: {removed}" in ran.err
+    assert os.listdir(tmp_path) == ["starts"], "no log, lock or folder is left"
+
+
 def test_every_end_without_a_fit_is_recorded_in_the_store(tmp_path: Path) -> None:
     with CheckpointStore(tmp_path / "store") as store:
         save(store, 5)

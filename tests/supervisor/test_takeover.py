@@ -139,6 +139,53 @@ def test_a_command_that_ended_while_nobody_watched_is_started_again(tmp_path: Pa
     assert "takes over" not in ran.err
 
 
+# A supervisor that is killed right after one of its starts, before it can record the process.
+KILLED_AFTER_START = """
+import os, runpy, sys
+from ckptstore.supervisor import children
+start, left = children.start, [int(sys.argv.pop(1))]
+def last(*arguments, **settings):
+    started = start(*arguments, **settings)
+    left[0] -= 1
+    return started if left[0] else os.kill(os.getpid(), 9)
+children.start = last
+runpy.run_module("ckptstore.cli", run_name="__main__")
+"""
+# Fails at once before the start with the given number, and then waits for a file; tells of a signal to stop.
+FROM_START = """
+import signal, sys, time
+from pathlib import Path
+signal.signal(signal.SIGTERM, lambda *ignored: Path("terminated").touch())
+with open("starts", "a") as file:
+    file.write("x")
+if len(Path("starts").read_text()) < int(sys.argv[1]):
+    sys.exit(3)
+Path("waits").touch()
+while not Path("end").exists():
+    time.sleep(0.02)
+print("seen", flush=True)
+"""
+
+
+@pytest.mark.parametrize("starts", [1, 2])
+def test_a_supervisor_killed_before_it_has_recorded_the_process_leaves_it_to_the_next_one(
+    tmp_path: Path, start: Start, starts: int
+) -> None:
+    run = command_line("store", "--pause", 0, "--", sys.executable, "-c", FROM_START, starts)[3:]
+    killed = [sys.executable, "-c", KILLED_AFTER_START, str(starts), *run]
+    assert subprocess.run(killed, cwd=tmp_path, check=False).returncode == -signal.SIGKILL
+    while not (tmp_path / "waits").exists():
+        time.sleep(0.01)
+    next_one = start(FROM_START, wait=False, arguments=[str(starts)])
+    assert next_one.process.stderr is not None
+    assert "takes over a command that still runs" in next_one.process.stderr.readline()
+    (tmp_path / "end").touch()
+    out, err = next_one.process.communicate(timeout=60)
+    assert (next_one.process.returncode, out) == (0, "seen\n"), err
+    assert len((tmp_path / "starts").read_text()) == starts
+    assert not (tmp_path / "terminated").exists()
+
+
 def test_what_is_left_of_a_command_that_ended_unwatched_is_ended_before_the_next_start(
     tmp_path: Path, start: Start
 ) -> None:
