@@ -78,9 +78,11 @@ def _of_ended(overview: RunOverview) -> tuple[RunState, str]:
 
 def _is_stopped(overview: RunOverview) -> bool:
     attempt = overview.last_attempt
-    if overview.stopped_at is None:
-        return False
-    return attempt is None or attempt.started_at <= overview.stopped_at
+    if attempt is None or overview.stopped_at is None:
+        return overview.stopped_at is not None
+    last = overview.stop.get("attempt")
+    # Numbers come first: a clock may have been set back between the two records.
+    return attempt.attempt <= last if isinstance(last, int) else attempt.started_at <= overview.stopped_at
 
 
 def _failure(attempt: Attempt) -> str:

@@ -202,7 +202,10 @@ def _record_event(path: Path, kind: str, run: str | None, detail: Mapping[str, A
     except StoreNotFoundError:
         return None
     try:
-        manifest.events.add(kind, run=run, detail=detail)
+        # Which attempt was the last: a clock may be set back between two records.
+        last = manifest.attempts.last(run) if run is not None else None
+        known = {**detail, "attempt": 0 if last is None else last.attempt} if run is not None else detail
+        manifest.events.add(kind, run=run, detail=known)
     finally:
         manifest.close()
     return None

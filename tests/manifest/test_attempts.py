@@ -61,6 +61,16 @@ def test_attempts_are_counted_by_run_and_listed_in_the_order_of_their_begin(mani
     assert last is not None and last.attempt == 7
 
 
+def test_a_clock_that_is_set_back_changes_neither_order_nor_ends(manifest: Manifest) -> None:
+    for hours in (2, 0):
+        manifest.attempts.begin(new_attempt(started_at=LATER + timedelta(hours=hours)))
+    assert [found.attempt for found in manifest.attempts.of_run("a")] == [1, 2]
+    assert [found.attempt.attempt for found in manifest.attempts.open_attempts("a")] == [1, 2]
+    assert manifest.attempts.end("a", 1, reason="killed", ended_at=LATER)
+    first, _ = manifest.attempts.of_run("a")
+    assert first.ended_at == first.started_at == LATER + timedelta(hours=2)
+
+
 def test_facts_are_added_later(manifest: Manifest, tmp_path: Path) -> None:
     new = new_attempt(git_commit=None, git_dirty=None, detail={"start": "token"})
     number = manifest.attempts.begin(new)

@@ -39,6 +39,7 @@ def overview(
     *,
     is_finished: bool = False,
     stopped_after_s: float | None = None,
+    stopped_at_attempt: int | None = None,
     attempts: int = 1,
     **detail: Any,
 ) -> RunOverview:
@@ -53,7 +54,7 @@ def overview(
         last_attempt=attempt if attempts else None,
         is_finished=is_finished,
         stopped_at=None if stopped_after_s is None else BEGAN + timedelta(seconds=stopped_after_s),
-        stop={"reason": "no progress in 5 starts"},
+        stop={"reason": "no progress in 5 starts", "attempt": stopped_at_attempt},
     )
 
 
@@ -112,6 +113,9 @@ ENDED = Signs(is_held=False, beat=beat("saving"))
         (overview("nan"), "failed", "nan"),
         (overview("exception", stopped_after_s=9), "stopped", "no progress in 5 starts"),
         (overview("exception", stopped_after_s=-9), "failed", "exception"),
+        # The attempt that was the last when it was stopped decides, and not a clock, which may have been set back.
+        (overview("exception", stopped_after_s=-9, stopped_at_attempt=1), "stopped", "no progress"),
+        (overview("exception", stopped_after_s=9, stopped_at_attempt=0), "failed", "exception"),
         (overview(attempts=0), "interrupted", ""),
         (overview(attempts=0, is_finished=True), "finished", ""),
         (overview(attempts=0, stopped_after_s=0), "stopped", "no progress"),

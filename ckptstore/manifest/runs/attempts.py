@@ -148,14 +148,17 @@ class Attempts(Repository):
     def _end(
         self, connection: Connection, run: str, number: int, end: AttemptEnd, *, overwrite: bool
     ) -> bool:
-        chosen = select(ATTEMPTS.reason, ATTEMPTS.exit_code, ATTEMPTS.signal, ATTEMPTS.detail)
+        chosen = select(
+            ATTEMPTS.started_at, ATTEMPTS.reason, ATTEMPTS.exit_code, ATTEMPTS.signal, ATTEMPTS.detail
+        )
         row = connection.execute(chosen.where(*_is(run, number))).one_or_none()
         if row is None:
             return False
         values: dict[str, Any] = {"detail": {**row.detail, **end.detail}}
         is_new = overwrite or row.reason is None
         if is_new:
-            values |= {"reason": end.reason, "ended_at": end.ended_at}
+            # A clock that was set back makes no attempt end before it began.
+            values |= {"reason": end.reason, "ended_at": max(end.ended_at, row.started_at)}
         for name in ("exit_code", "signal"):
             given = getattr(end, name)
             if given is not None and (is_new or getattr(row, name) is None):
@@ -166,10 +169,13 @@ class Attempts(Repository):
     # --- reading -------------------------------------------------------------------------------------
 
     def of_run(self, run: str | None = None) -> list[Attempt]:
-        """Return the attempts at a run, or at all, in the order in which they began."""
+        """Return the attempts at a run, or at all, in the order in which they began.
+
+        Those at one run are in the order of their numbers, even if a clock was set back; those at all, in that of time.
+        """
         chosen = _chosen() if run is None else _chosen().where(ATTEMPTS.run_id == id_of_run(run))
         with self._transactions.reading() as connection:
-            rows = connection.execute(chosen.order_by(ATTEMPTS.started_at, ATTEMPTS.attempt))
+            rows = connection.execute(chosen.order_by(*_order(run)))
             return [attempt_of(row, self._store) for row in rows]
 
     def last(self, run: str) -> Attempt | None:
@@ -190,7 +196,7 @@ class Attempts(Repository):
         if run is not None:
             chosen = chosen.where(ATTEMPTS.run_id == id_of_run(run))
         with self._transactions.reading() as connection:
-            rows = connection.execute(chosen.order_by(ATTEMPTS.started_at, ATTEMPTS.attempt))
+            rows = connection.execute(chosen.order_by(*_order(run)))
             return [
                 OpenAttempt(
                     attempt=attempt_of(row, self._store), boot_id=row.boot_id, oom_kills=row.oom_kills
@@ -250,6 +256,10 @@ _LAST_OF_EACH = _chosen().where(
     ATTEMPTS.attempt
     == select(func.max(_OTHER.c.attempt)).where(_OTHER.c.run_id == ATTEMPTS.run_id).scalar_subquery()
 )
+
+
+def _order(run: str | None) -> tuple[Any, ...]:
+    return (ATTEMPTS.attempt,) if run is not None else (ATTEMPTS.started_at, ATTEMPTS.attempt)
 
 
 def _is(run: str, number: int) -> tuple[Any, ...]:

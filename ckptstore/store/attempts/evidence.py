@@ -85,7 +85,9 @@ def end_by_evidence(
             reason = "oom"
     moments = [attempt.started_at, last_saved_at, None if beat is None else _time_of(beat, machine)]
     ended_at = max(moment for moment in moments if moment is not None)
-    return AttemptEnd(reason=reason, ended_at=min(ended_at, machine.now), detail=detail)
+    # A clock that was set back makes no attempt end before it began.
+    ended_at = max(attempt.started_at, min(ended_at, machine.now))
+    return AttemptEnd(reason=reason, ended_at=ended_at, detail=detail)
 
 
 def is_of(beat: Beat, attempt: Attempt) -> bool:
