@@ -15,21 +15,37 @@ from crash.supervision import GRACE_S, Supervision, Violation, kill, writers_of
 Disturbance = Callable[[Supervision, random.Random], None]
 
 
-def kill_training(training: Supervision, chosen: random.Random) -> None:
-    pid, token = training.wait_for_training()
-    time.sleep(chosen.uniform(0, 2))
-    training.ended_by(token, "SIGKILL of the training", "killed")
-    kill(pid)
-    training.wait_for_death(pid, "SIGKILL")
+def ends_training(
+    how: str,
+    reason: str,
+    disturb: Callable[[Supervision, int], None],
+    *,
+    within_s: float = 1.0,
+    while_it: str = "training",
+) -> Disturbance:
+    """Return a disturbance that ends the training, after which the supervisor starts it again.
+
+    Args:
+        how: Its name in the table.
+        reason: The reason that its record must give.
+        disturb: Disturbs the training with the given process id.
+        within_s: The disturbance comes at a random time, at most so many seconds after the training is at work.
+        while_it: The journal's word for that work.
+    """
+
+    def disturbance(training: Supervision, chosen: random.Random) -> None:
+        pid, token = training.wait_for_training(while_it)
+        time.sleep(chosen.uniform(0, within_s))
+        training.ended_by(token, how, reason)
+        disturb(training, pid)
+        training.wait_for_death(pid, how)
+
+    return disturbance
 
 
-def kill_start(training: Supervision, chosen: random.Random) -> None:
-    """Kill a training that has not trained a batch yet, so that its start may have made no attempt."""
-    pid, token = training.wait_for_training("start")
-    time.sleep(chosen.uniform(0, 1))
-    training.ended_by(token, "SIGKILL while it starts", "killed")
-    kill(pid)
-    training.wait_for_death(pid, "SIGKILL")
+def ask_for(name: str) -> Callable[[Supervision, int], None]:
+    """Return what asks the training to do something to itself."""
+    return lambda training, pid: training.ask(name)
 
 
 def kill_writer(training: Supervision, chosen: random.Random) -> None:
@@ -66,15 +82,6 @@ def kill_both(training: Supervision, chosen: random.Random) -> None:
     training.start()
 
 
-def stop_in_time(training: Supervision, chosen: random.Random) -> None:
-    """Ask the training itself to stop; it saves, and the supervisor starts it again."""
-    pid, token = training.wait_for_training()
-    time.sleep(chosen.uniform(0, 2))
-    training.ended_by(token, "SIGTERM of the training", "preempted")
-    kill(pid, signal.SIGTERM)
-    training.wait_for_death(pid, "SIGTERM")
-
-
 def stop_too_late(training: Supervision, chosen: random.Random) -> None:
     """Ask the supervisor to stop while the training is in a batch that lasts longer than the grace period."""
     pid, token = training.wait_for_training()
@@ -100,30 +107,6 @@ def pause(training: Supervision, chosen: random.Random) -> None:
     _still(training, pid, token, "SIGSTOP, then SIGCONT")
 
 
-def deadlock(training: Supervision, chosen: random.Random) -> None:
-    pid, token = training.wait_for_training()
-    time.sleep(chosen.uniform(0, 1))
-    training.ended_by(token, "deadlock in a callback", "hang")
-    training.ask("deadlock")
-    training.wait_for_death(pid, "a deadlock")
-
-
-def raise_in_data(training: Supervision, chosen: random.Random) -> None:
-    pid, token = training.wait_for_training()
-    time.sleep(chosen.uniform(0, 2))
-    training.ended_by(token, "exception in the data", "exception")
-    training.ask("exception in the data")
-    training.wait_for_death(pid, "an exception")
-
-
-def take_memory(training: Supervision, chosen: random.Random) -> None:
-    pid, token = training.wait_for_training()
-    time.sleep(chosen.uniform(0, 1))
-    training.ended_by(token, "out of memory", "oom")
-    training.ask("out of memory")
-    training.wait_for_death(pid, "it took all memory")
-
-
 def fill_disk(training: Supervision, chosen: random.Random) -> None:
     """Fill the store's disk until the training has given up, and a little longer."""
     pid, token = training.wait_for_training()
@@ -138,18 +121,26 @@ def fill_disk(training: Supervision, chosen: random.Random) -> None:
 
 
 DISTURBANCES: dict[str, Disturbance] = {
-    "kill": kill_training,
-    "kill-start": kill_start,
+    "kill": ends_training("SIGKILL of the training", "killed", lambda _, pid: kill(pid), within_s=2.0),
+    # It has not trained a batch yet, so that its start may have made no attempt.
+    "kill-start": ends_training(
+        "SIGKILL while it starts", "killed", lambda _, pid: kill(pid), while_it="start"
+    ),
     "kill-writer": kill_writer,
     "kill-supervisor": kill_supervisor,
     "kill-both": kill_both,
-    "stop-in-time": stop_in_time,
+    # It saves, and the supervisor starts it again.
+    "stop-in-time": ends_training(
+        "SIGTERM of the training", "preempted", lambda _, pid: kill(pid, signal.SIGTERM), within_s=2.0
+    ),
     "stop-too-late": stop_too_late,
     "pause": pause,
-    "deadlock": deadlock,
-    "exception": raise_in_data,
+    "deadlock": ends_training("deadlock in a callback", "hang", ask_for("deadlock")),
+    "exception": ends_training(
+        "exception in the data", "exception", ask_for("exception in the data"), within_s=2.0
+    ),
     "disk-full": fill_disk,
-    "out-of-memory": take_memory,
+    "out-of-memory": ends_training("out of memory", "oom", ask_for("out of memory")),
 }
 
 
