@@ -11,7 +11,7 @@ from ckptstore.alerts.alert import Alert
 from ckptstore.errors import CheckpointStoreError
 from ckptstore.records import Event, Observation
 from ckptstore.report import prometheus
-from ckptstore.report.text import size_text
+from ckptstore.report.text import age_text, size_text
 from ckptstore.storage.output_files import replace_file
 from ckptstore.store.observer import StoreObserver
 from ckptstore.store.store import CheckpointStore
@@ -116,8 +116,7 @@ def low_disk(free: int, full_in_s: float | None, *, watched_s: float, largest: i
     limit_s = _LOW_S if watched_s >= _KNOWN_AFTER_S else _VERY_LOW_S
     if full_in_s is None or full_in_s >= limit_s:
         return None
-    when = f"{full_in_s / 3600:.1f} h" if full_in_s >= 3600 else f"{full_in_s / 60:.0f} min"
-    return f"the disk will be full in {when}, as it fills now: {left}"
+    return f"the disk will be full in {age_text(full_in_s)}, as it fills now: {left}"
 
 
 def _of_rollback(root: Path, event: Event) -> Alert:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import get_args
 
 from ckptstore.records import Observation, ObservedRun, RunState
+from ckptstore.report.progress import restarts
 
 _STATES: tuple[RunState, ...] = get_args(RunState)
 # Labels, and a number or None where it is not known.
@@ -36,7 +37,7 @@ _FACTS: tuple[tuple[str, str, Callable[[ObservedRun], float | None]], ...] = (
     ("run_epochs", "Epochs that the run trains to.", lambda one: one.run.epochs),
     ("run_steps_per_second", "Train batches per second, lately.", lambda one: one.run.steps_per_s),
     ("run_attempts", "Processes that have trained the run.", lambda one: one.run.attempts),
-    ("run_restarts", "Attempts after the first.", lambda one: max(one.run.attempts - 1, 0)),
+    ("run_restarts", "Attempts after the first.", lambda one: restarts(one.run)),
     ("run_checkpoints", "Complete checkpoints of the run.", lambda one: one.run.checkpoints),
     ("run_last_checkpoint_timestamp_seconds", "When the newest checkpoint was saved.", _saved_at),
     ("run_last_checkpoint_bytes", "Size of the newest checkpoint.", _saved_bytes),

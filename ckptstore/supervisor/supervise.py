@@ -147,7 +147,7 @@ class _Supervision:
     def run(self) -> SupervisedOutcome:
         """Run the command to its end."""
         state = look(self._path, self._run) if layout_of(self._path) is not None else StoreState()
-        self._complain(state.complaint)
+        self._complain_of_store(state.complaint)
         progress = Progress(state)
         start = self._starter.take_over() or self._starter.start()
         while True:
@@ -171,10 +171,15 @@ class _Supervision:
                 stop = Stop(reason="cannot_start", text=text)
                 return self._outcome(ended, stop, progress, code=code)
 
-    def _complain(self, text: str | None) -> None:
-        if text is not None and text not in self._said:
+    def _complain(self, text: str) -> None:
+        """Log what is wrong, once."""
+        if text not in self._said:
             self._said.add(text)
-            self._log(f"the store cannot be read: {text}" if "cannot be" not in text else text)
+            self._log(text)
+
+    def _complain_of_store(self, complaint: str | None) -> None:
+        if complaint is not None:
+            self._complain(f"the store cannot be read or written: {complaint}")
 
     # --- one start -----------------------------------------------------------------------------------
 
@@ -212,7 +217,7 @@ class _Supervision:
             log=None if log is None else str(log),
         )
         facts = record_end(self._path, self._run, record)
-        self._complain(facts.state.complaint)
+        self._complain_of_store(facts.state.complaint)
         return _Ended(end=self._conclude(seen, facts, lines, progress), facts=facts, log=log)
 
     def _follow_into_background(self, start: Start, seen: Watched) -> None:
@@ -265,7 +270,7 @@ class _Supervision:
             return None
 
     def _record_event(self, kind: str, run: str | None, detail: dict[str, Any]) -> None:
-        self._complain(record_event(self._path, kind, run, detail))
+        self._complain_of_store(record_event(self._path, kind, run, detail))
 
     # --- between two starts --------------------------------------------------------------------------
 
