@@ -1,8 +1,8 @@
-"""The program of the process that sends alerts; see `ckptstore.alerts.companion`."""
+"""The program of the process that sends alerts; see `ckptstore.alerts.sender_process`."""
 
 from __future__ import annotations
 
-from ckptstore.alerts.companion import main
+from ckptstore.alerts.sender_process import main
 
 if __name__ == "__main__":
     main()

@@ -80,7 +80,7 @@ class ChangeLines:
             state = _state(observed)
             if self._runs.get(observed.run.name) != state:
                 self._runs[observed.run.name] = state
-                yield f"{time}  {run_line(observed, observation)}"
+                yield f"{time}  {_watched_line(observed, observation)}"
         gone = set(self._runs) - {observed.run.name for observed in observation.runs}
         for name in sorted(gone):
             del self._runs[name]
@@ -93,7 +93,7 @@ def _state(observed: ObservedRun) -> object:
     return run.state, finished_epochs(run), newest, run.attempts
 
 
-def run_line(observed: ObservedRun, observation: Observation) -> str:
+def _watched_line(observed: ObservedRun, observation: Observation) -> str:
     """Return one line about a run."""
     run = observed.run
     left = time_left_s(observed)

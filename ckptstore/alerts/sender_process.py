@@ -24,7 +24,7 @@ from ckptstore.alerts.repeats import Repeats
 from ckptstore.system import messages
 
 if TYPE_CHECKING:
-    from ckptstore.alerts.lookout import Lookout
+    from ckptstore.alerts.store_monitor import StoreMonitor
 
 # Alerts that wait while an earlier one is being sent; of more, the newest are left out.
 _MAX_WAITING = 100
@@ -72,11 +72,11 @@ class Sender:
                 messages.log(f"ckptstore: {line}")
 
 
-def _lookout(config: Mapping[str, Any], sender: Sender) -> Lookout | None:
+def _monitor_of(config: Mapping[str, Any], sender: Sender) -> StoreMonitor | None:
     """Return what looks at the store, if that is wanted; its alerts are counted as those of the supervisor are."""
     if config["store"] is None:
         return None
-    from ckptstore.alerts.lookout import Lookout
+    from ckptstore.alerts.store_monitor import StoreMonitor
 
     repeats = Repeats()
 
@@ -86,7 +86,7 @@ def _lookout(config: Mapping[str, Any], sender: Sender) -> Lookout | None:
             sender.add(admitted.to_json())
 
     metrics = config["metrics_file"]
-    return Lookout(
+    return StoreMonitor(
         Path(config["store"]),
         config["run"],
         metrics_file=None if metrics is None else Path(metrics),
@@ -105,7 +105,7 @@ def run(descriptor: int) -> None:
     line, _, rest = bytes(text).partition(b"\n")
     config = json.loads(line)
     sender = Sender(config)
-    lookout = _lookout(config, sender)
+    monitor = _monitor_of(config, sender)
     every_s = LOOK_S if config["metrics_file"] is None else METRICS_S
     text, next_s = bytearray(rest), time.monotonic() + FIRST_LOOK_S
     is_open = True
@@ -114,16 +114,16 @@ def run(descriptor: int) -> None:
         text = bytearray(last)
         for line in lines:
             sender.add(json.loads(line))
-        wait_s = None if lookout is None else max(0.0, next_s - time.monotonic())
+        wait_s = None if monitor is None else max(0.0, next_s - time.monotonic())
         if select.select([descriptor], [], [], wait_s)[0]:
             text += (piece := os.read(descriptor, 1 << 16))
             is_open = bool(piece)
-        elif lookout is not None:
-            lookout.look()
+        elif monitor is not None:
+            monitor.look()
             next_s = time.monotonic() + every_s
-    if lookout is not None:
+    if monitor is not None:
         # How the run has ended is the last that a metrics file says.
-        lookout.look()
+        monitor.look()
     sender.finish(LAST_S)
 
 

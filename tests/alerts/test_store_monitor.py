@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ckptstore.alerts.alert import Alert
-from ckptstore.alerts.lookout import Lookout, low_disk
+from ckptstore.alerts.store_monitor import StoreMonitor, low_disk
 from ckptstore.store.store import CheckpointStore
 from crash.sample_stores import save
 from prometheus_text import of, parse
@@ -38,12 +38,12 @@ def test_rollbacks_are_told_once_and_metrics_follow_the_store(tmp_path: Path) ->
     root, metrics = tmp_path / "store", tmp_path / "digits.prom"
     told: list[Alert] = []
     said: list[str] = []
-    lookout = Lookout(root, None, metrics_file=metrics, tell=told.append, log=said.append)
-    lookout.look()
+    monitor = StoreMonitor(root, None, metrics_file=metrics, tell=told.append, log=said.append)
+    monitor.look()
     assert of(parse(metrics.read_text()), "up", store=str(root)) == 0
     with CheckpointStore(root) as store:
         save(store, 0, run="digits", step=10)
-        lookout.look()
+        monitor.look()
         assert of(parse(metrics.read_text()), "run_checkpoints", store=str(root), run="digits") == 1
         assert told == []
         detail = {
@@ -56,7 +56,7 @@ def test_rollbacks_are_told_once_and_metrics_follow_the_store(tmp_path: Path) ->
         }
         store.roll_back("digits", lambda _: True, sound_step=10, detail=detail)
         for _ in range(2):
-            lookout.look()
+            monitor.look()
     (alert,) = told
     assert (alert.kind, alert.run, alert.version, alert.step, alert.reason) == (
         "rollback",
@@ -74,7 +74,7 @@ def test_rollbacks_are_told_once_and_metrics_follow_the_store(tmp_path: Path) ->
 
 def test_a_metrics_file_that_cannot_be_written_is_said_once(tmp_path: Path) -> None:
     said: list[str] = []
-    lookout = Lookout(
+    monitor = StoreMonitor(
         tmp_path / "store",
         None,
         metrics_file=tmp_path / "none" / "digits.prom",
@@ -82,6 +82,6 @@ def test_a_metrics_file_that_cannot_be_written_is_said_once(tmp_path: Path) -> N
         log=said.append,
     )
     for _ in range(3):
-        lookout.look()
+        monitor.look()
     (line,) = said
     assert "digits.prom" in line

@@ -24,7 +24,7 @@ _LEAST_CHECKPOINTS = 2
 _MAX_EVENTS = 20
 
 
-class Lookout:
+class StoreMonitor:
     """Looks at a store from outside; writes nothing to it, and takes none of its locks.
 
     Args:
