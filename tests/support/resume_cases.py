@@ -241,8 +241,9 @@ def recurrent() -> Case:
     return Case(model, {"x": inputs, "y": targets, "batch_size": BATCH, "epochs": 3}, save_freq=3)
 
 
-@case()
+@case("jax", "tensorflow")
 def recurrent_that_keeps_its_states() -> Case:
+    # On torch Keras itself cannot: "modified by an inplace operation" in the second batch.
     inputs = np.random.default_rng(3).normal(size=(72, 3, FEATURES)).astype("float32")
     targets = inputs[:, 0, :CLASSES]
     model = keras.Sequential(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,19 @@ def model() -> Any:
     made = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
     made.compile("sgd", "mse")
     return made
+
+
+@contextmanager
+def own_handler(number: signal.Signals) -> Iterator[Callable[..., None]]:
+    """Install a handler: one that a test before has left, with its callbacks, may be exchanged at any time."""
+
+    def handler(*_: object) -> None: ...
+
+    before = signal.signal(number, handler)
+    try:
+        yield handler
+    finally:
+        signal.signal(number, before)
 
 
 class Acting(keras.callbacks.Callback):
@@ -80,10 +95,10 @@ def interrupted(path: Path, at: int) -> None:
 def test_a_signal_at_the_very_end_is_not_swallowed(tmp_path: Path) -> None:
     backup = ckptstore.BackupAndRestore(tmp_path / "store", signals=[signal.SIGUSR1])
     last = Acting("on_train_end", 1, lambda _: signal.raise_signal(signal.SIGUSR1))
-    before = signal.getsignal(signal.SIGUSR1)
-    with pytest.raises(ckptstore.TrainingInterrupted):
-        fit(backup, last)
-    assert signal.getsignal(signal.SIGUSR1) == before
+    with own_handler(signal.SIGUSR1) as handler:
+        with pytest.raises(ckptstore.TrainingInterrupted):
+            fit(backup, last)
+        assert signal.getsignal(signal.SIGUSR1) == handler
     # The same command is started again, and trains nothing twice.
     assert backup.last is not None
     assert backup.last.path.exists()
