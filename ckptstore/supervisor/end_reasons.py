@@ -32,7 +32,12 @@ def exit_code_of(seen: int | None, attempt: Attempt | None) -> int:
 
 
 def reason_of(
-    code: int, known: EndReason | None, attempt: Attempt | None, output: Sequence[str]
+    code: int,
+    known: EndReason | None,
+    attempt: Attempt | None,
+    output: Sequence[str],
+    *,
+    in_fit: bool = False,
 ) -> EndReason:
     """Return the probable reason of an end.
 
@@ -41,6 +46,7 @@ def reason_of(
         known: The reason that the supervisor knows for sure, or None.
         attempt: The last attempt, or None if it reached no fit.
         output: The last lines of output.
+        in_fit: True if the attempt was in the middle of its fit, by its heartbeat.
     """
     if known is not None:
         return known
@@ -49,7 +55,9 @@ def reason_of(
     if code == TRY_AGAIN:
         return "preempted"
     if code == 0:
-        return "finished"
+        # A script may end well though its fit has not: it has caught what ended that, or called `os._exit`.
+        recorded = None if attempt is None else attempt.reason
+        return recorded or ("unknown" if in_fit else "finished")
     if attempt is not None and attempt.reason in _FAILURES:
         return attempt.reason
     return "disk_full" if any(mark in line for line in output for mark in _DISK_FULL) else "exception"
@@ -108,6 +116,22 @@ def in_words(code: int, reason: EndReason) -> str:
     how = f"was killed by {signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
     why = f" ({_IN_WORDS[reason]})" if reason in _IN_WORDS else ""
     return f"the command {how}{why}"
+
+
+def unfinished(reason: EndReason, attempt: Attempt | None) -> str:
+    """Return what is to be said of a command that ended with 0 though its training is not finished, as a clause.
+
+    Example:
+        >>> unfinished("unknown", None)
+        'the training is not finished: the process ended in the middle of its fit'
+    """
+    detail: Any = {} if attempt is None else attempt.detail
+    why = _IN_WORDS.get(reason, reason)
+    if reason == "unknown":
+        why = "the process ended in the middle of its fit"
+    elif "type" in detail:
+        why = f"its fit was ended by {detail['type']}: {detail.get('message', '')}"[:300]
+    return f"the training is not finished: {why}"
 
 
 def signal_name(number: int) -> str:

@@ -16,6 +16,8 @@ from ckptstore.system.process_tree import Process, command_of, descends_from, ha
 
 # A save that takes longer is left alone: it holds the run's lock, and the next training waits for that.
 _LONGEST_SAVE_S = 600.0
+# For processes that are ending by themselves: to free much memory may take that long.
+_LONGEST_END_S = 5.0
 _LOOK_AGAIN_S, _TICK_S = 0.1, 1.0
 _LOOKS = 20
 
@@ -97,7 +99,7 @@ class Leftovers:
             locks: The directory of the store's locks, or None where there is no store.
             also: More processes that may be left.
         """
-        found = self._left(session, also)
+        found = self._settled(session, locks, also)
         savers = [process for process in found if is_saving(process, locks)]
         others = [process for process in found if process not in savers]
         if others:
@@ -116,6 +118,17 @@ class Leftovers:
                 )
                 break
         self._wait_for_savers(savers)
+
+    def settled(self, session: int, locks: Path | None) -> list[Process]:
+        """Return the command's processes without those that end by themselves: they are given a moment for that."""
+        return self._settled(session, locks, ())
+
+    def _settled(self, session: int, locks: Path | None, also: Sequence[Process]) -> list[Process]:
+        found = self._left(session, also)
+        if ending := [process for process in found if _is_ending(process, locks)]:
+            self._wait(ending, time.monotonic() + _LONGEST_END_S)
+            found = self._left(session, also)
+        return found
 
     def _left(self, session: int, also: Sequence[Process]) -> list[Process]:
         more = {process.pid: process for process in also if _lives(process)}
@@ -144,6 +157,15 @@ class Leftovers:
 def is_saving(process: Process, locks: Path | None) -> bool:
     """Return True for the process that saves for a training: it holds the lock of its run."""
     return locks is not None and PROGRAM in command_of(process.pid) and has_open(process.pid, locks, ".lock")
+
+
+def _is_ending(process: Process, locks: Path | None) -> bool:
+    """Return True for a process that the kernel is tearing down, and for one that has saved and ends.
+
+    The first has no command line any more.
+    """
+    command = command_of(process.pid)
+    return not command or (PROGRAM in command and not is_saving(process, locks))
 
 
 def is_training(process: Process, locks: Path | None) -> bool:

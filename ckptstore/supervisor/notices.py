@@ -8,7 +8,7 @@ from typing import Any
 from ckptstore.alerts.alert import Alert, AlertKind
 from ckptstore.alerts.alerts import Alerts
 from ckptstore.storage.layout import absolute
-from ckptstore.supervisor.end_reasons import in_words
+from ckptstore.supervisor.end_reasons import in_words, unfinished
 from ckptstore.supervisor.policy import End, Stop
 from ckptstore.supervisor.store_access import EndFacts
 
@@ -49,10 +49,13 @@ class Notices:
     def stopped(self, end: End, facts: EndFacts, stop: Stop, *, restarts: int) -> None:
         """Tell that the command is not started again: it is done, or that would be no use."""
         detail = {"stopped": stop.reason, "restarts": restarts}
-        if stop.reason is None and facts.attempt is not None and facts.attempt.reason == "nan":
+        if stop.reason is None and end.reason == "nan":
             self._send(
                 "stopped", "the training has stopped, since a loss went bad", end, facts, detail=detail
             )
+        elif stop.reason is None and end.reason != "finished":
+            text = f"{in_words(end.exit_code, end.reason)}, but {unfinished(end.reason, facts.attempt)}"
+            self._send("stopped", text, end, facts, detail=detail)
         elif stop.reason is None:
             self._send("finish", f"finished, after {restarts} restarts", end, facts, detail=detail)
         elif stop.reason != "signal":

@@ -133,7 +133,8 @@ class RestartPolicy:
 
     def after(self, end: End) -> Restart | Stop:
         """Return what follows an end."""
-        if end.exit_code == 0:
+        # One that hung was told to end, and may take that for a reason to end well.
+        if end.exit_code == 0 and end.reason != "hang":
             return Stop(reason=None)
         if end.stop_requested:
             return Stop(reason="signal", text="a signal asked to stop")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptstore.errors import CheckpointStoreError, StoreNotFoundError
 from ckptstore.records import Attempt, Checkpoint, EndReason
+from ckptstore.storage.heartbeat_file import read_heartbeat
 from ckptstore.storage.layout import Layout, find_store
 from ckptstore.supervisor.end_reasons import reason_of, signal_name
 from ckptstore.supervisor.forked_call import call_in_child
@@ -173,15 +174,24 @@ def _record(layout: Layout, run: str | None, end: StartEnd) -> Attempt | None:
             return None
         for attempt in attempts:
             if attempt.reason is None or attempt is attempts[-1]:
-                _end(manifest, attempt, end)
+                _end(layout, manifest, attempt, end)
         return manifest.attempts.last(attempts[-1].run)
     finally:
         manifest.close()
 
 
-def _end(manifest: Manifest, attempt: Attempt, end: StartEnd) -> None:
+def _was_in_fit(layout: Layout, attempt: Attempt) -> bool:
+    """Return True if the heartbeat of an attempt that is dead tells of no end of its fit."""
+    from ckptstore.store.attempts.evidence import is_of
+
+    beat = read_heartbeat(layout.heartbeats / attempt.run)
+    return beat is not None and is_of(beat, attempt) and beat.phase != "ended"
+
+
+def _end(layout: Layout, manifest: Manifest, attempt: Attempt, end: StartEnd) -> None:
     code = end.exit_code
-    reason = reason_of(-1 if code is None else code, end.reason, attempt, end.output)
+    in_fit = attempt.reason is None and _was_in_fit(layout, attempt)
+    reason = reason_of(-1 if code is None else code, end.reason, attempt, end.output, in_fit=in_fit)
     manifest.attempts.end(
         attempt.run,
         attempt.attempt,

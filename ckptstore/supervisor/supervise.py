@@ -226,7 +226,9 @@ class _Supervision:
             return
         layout = self._layout()
         locks = None if layout is None else Path(os.path.realpath(layout.locks))
-        left = [found for found in self._leftovers.find(start.command.pid) if not is_saving(found, locks)]
+        left = [
+            found for found in self._leftovers.settled(start.command.pid, locks) if not is_saving(found, locks)
+        ]
         trains = any(is_training(process, locks) for process in left)
         if left and (trains or self._has_nothing_saved()):
             self._log(
@@ -318,6 +320,8 @@ class _Supervision:
         if stop.reason is None:
             if ended.facts.state.newest == 0:
                 self._log(f"{how}, but no checkpoint is in {absolute(self._path)}: was it to save there?")
+            elif ended.end.reason != "finished":
+                self._log(f"{how}, but {end_reasons.unfinished(ended.end.reason, ended.facts.attempt)}")
         elif code == TRY_AGAIN:
             self._log(f"not restarted: {stop.text}")
         else:

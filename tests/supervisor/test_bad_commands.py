@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shlex
 import signal
@@ -109,15 +110,16 @@ def test_a_signal_reaches_a_training_in_the_background(tmp_path: Path, start: St
 
 
 @linux
-def test_a_process_that_saves_is_waited_for(tmp_path: Path) -> None:
-    """It holds the run's lock, and finishes what the killed training gave it."""
+@pytest.mark.parametrize("release", ["", "os.close(file)\n"], ids=["saves", "has saved"])
+def test_a_process_that_saves_is_waited_for(tmp_path: Path, release: str) -> None:
+    """It holds the run's lock, finishes what the killed training gave it, and takes a moment to end."""
     with CheckpointStore(tmp_path / "store") as store:
         save(store, 5)
     saver = (
         "import fcntl, os, time\n"
         "file = os.open('store/locks/default.lock', os.O_RDWR | os.O_CREAT)\n"
         "fcntl.flock(file, fcntl.LOCK_EX)\n"
-        "print('up', flush=True)\n"
+        f"{release}print('up', flush=True)\n"
         "time.sleep(1)\n"
         "open('saved', 'w').close()\n"
     )
@@ -345,3 +347,30 @@ def test_clocks_that_jump_change_no_decision(tmp_path: Path) -> None:
     ran = Ran(tmp_path, "store", "--json", "--pause", 0, "--", sys.executable, "-c", "raise SystemExit(3)")
     assert (ran.code, ran.json["restarts"]) == (3, 1)
     assert future.read_text() == "from a clock that was wrong\n"
+
+
+@linux
+@pytest.mark.parametrize(
+    ("end", "reason", "said"),
+    [
+        ("os._exit(0)", "unknown", "the process ended in the middle of its fit"),
+        ("store.recorder.failed(KeyError('x')); sys.exit(0)", "exception", "its fit was ended by KeyError: 'x'"),
+    ],
+)
+def test_exit_code_0_does_not_make_a_fit_finished(tmp_path: Path, end: str, reason: str, said: str) -> None:
+    script = (
+        "import os, sys\n"
+        "from ckptstore.store.store import CheckpointStore\n"
+        "from crash.sample_stores import save\n"
+        "store = CheckpointStore('store')\n"
+        "store.recorder.begin('default')\n"
+        "store.heartbeat('default').beat(0, 3, 4)\n"
+        f"save(store, 1)\n{end}\n"
+    )
+    ran = Ran(tmp_path, "store", "--alert-command", "cat >> alerts", "--", sys.executable, "-c", script)
+    line = f"the command ended with exit code 0, but the training is not finished: {said}"
+    assert (ran.code, ran.err) == (0, f"ckptstore run: {line}\n")
+    assert json.loads((tmp_path / "alerts").read_text())["kind"] == "stopped"
+    with CheckpointStore(tmp_path / "store", read_only=True) as store:
+        (attempt,), (run,) = store.attempts(), store.runs()
+    assert (attempt.reason, run.state) == (reason, "failed" if reason == "exception" else "interrupted")

@@ -106,6 +106,12 @@ def test_the_limit_of_restarts_and_a_signal_go_first() -> None:
     assert policy().after(done) == Stop(reason=None)
 
 
+def test_a_training_that_hung_is_not_done_whatever_it_ends_with() -> None:
+    hung = End(exit_code=0, reason="hang", progressed=True)
+    assert isinstance(policy().after(hung), Restart)
+    assert policy().after(changed(hung, reason="unknown")) == Stop(reason=None)
+
+
 # --- conclusions ----------------------------------------------------------------------------------
 
 
@@ -119,6 +125,8 @@ def attempt(**values: Any) -> Attempt:
         (-9, None, [], "killed"),
         (75, "preempted", [], "preempted"),
         (0, "finished", [], "finished"),
+        (0, "exception", [], "exception"),
+        (0, "nan", [], "nan"),
         (1, "disk_full", [], "disk_full"),
         (1, "nan", [], "nan"),
         (1, "finished", ["Traceback (most recent call last):", "KeyError: 'x'"], "exception"),

@@ -12,10 +12,10 @@ _TOOLS = Path(__file__).resolve().parent.parent
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of a training: JAX on this machine's processor."""
+    """Return the environment of a training: on this machine's processor, by JAX unless KERAS_BACKEND says otherwise."""
     paths = [str(_TOOLS), str(_TOOLS.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    chosen = {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(paths)}
-    return {**os.environ, **chosen}
+    chosen = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(paths)}
+    return {"KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "3", **os.environ, **chosen}
 
 
 def processes_of(folder: Path) -> Iterator[tuple[int, str]]:

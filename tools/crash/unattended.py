@@ -7,6 +7,7 @@ lock, temporary file or shared memory may be left, and ``ckptstore verify`` must
     python tools/crash unattended                                    some minutes: each disturbance twice, and a NaN
     python tools/crash unattended --rounds 5 --seed 3
     python tools/crash unattended --only deadlock --only disk-full
+    KERAS_BACKEND=torch python tools/crash unattended --rounds 1     the backend that trains; JAX by default
 
 Out-of-memory kills need permission to make a control group, full disks to mount; without it they are left out.
 """
