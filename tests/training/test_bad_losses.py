@@ -253,6 +253,15 @@ def test_a_spike_is_rolled_back_and_nothing_of_it_stays_the_best(tmp_path: Path)
     assert history.history["loss"][3] < 100
 
 
+def test_retention_leaves_what_a_second_rollback_goes_to(tmp_path: Path) -> None:
+    # The newest two are what the first rollback went to, which is spoilt, and what was saved right after it.
+    keep = ckptstore.keep_last(1)
+    fit(tmp_path, Spoils(3, 19, 50.0), bad=None, epochs=4, on_bad_loss="rollback", save_freq=1, keep=keep)
+    assert [event.detail["to_step"] for event in events(tmp_path, "rolled_back")] == [110, 109]
+    # Once a batch is sound, the policy counts again: the newest two, and the best.
+    assert len(checkpoints(tmp_path)) == 3
+
+
 def test_a_validation_that_is_not_finite_counts(tmp_path: Path) -> None:
     x, y = bad_loss_runs.data(0)
     _, _, history = fit(

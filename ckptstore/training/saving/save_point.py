@@ -22,6 +22,7 @@ class SavePoint:
         fit: State of the fit; None for a checkpoint that holds none.
         resumable: False after a loss that is not finite: such a checkpoint is no resume point.
         droppable: True if a newer save may replace this one while it waits for the disk.
+        expires: False to remove no older checkpoint, since the training may have to go back to one.
         publish: The path at which the file appears, or None.
         finishes: True at the end of the last epoch: the run is finished once this is saved.
     """
@@ -33,6 +34,7 @@ class SavePoint:
     fit: FitState | None = None
     resumable: bool = True
     droppable: bool = False
+    expires: bool = True
     publish: Path | None = None
     finishes: bool = False
 

@@ -288,7 +288,7 @@ class Saves:
             batch=point.batch,
             step=point.step,
             metrics=metrics,
-            keep=self.settings.keep,
+            keep=self.settings.keep if point.expires else None,
             monitor=None if monitored is None else monitored.with_mode,
             publish=point.publish,
             fit=point.fit,

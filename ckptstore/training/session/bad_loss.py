@@ -89,6 +89,7 @@ class LossDetector:
         bound: A loss above this is high; infinite until enough losses are known.
         sound_step: Finished batches of the run before the losses began to rise, or before the newest one.
         is_suspicious: True after a high loss that is not yet a spike.
+        is_rising: True after a loss with which a spike may begin, high or not.
 
     Example:
         >>> detector = LossDetector()
@@ -110,7 +111,7 @@ class LossDetector:
         self._top = -math.inf
         self._new = 0
         self._high = 0
-        self._is_rising = False
+        self.is_rising = False
 
     @property
     def is_suspicious(self) -> bool:
@@ -128,9 +129,9 @@ class LossDetector:
         loss -= error
         # A rise that leads to a spike begins below the bound.
         is_raised = not loss <= self._median + (self.bound - self._median) / 4
-        if not (is_raised and self._is_rising):
+        if not (is_raised and self.is_rising):
             self.sound_step = step
-        self._is_rising = is_raised
+        self.is_rising = is_raised
         if not math.isfinite(loss):
             return True
         if loss > self.bound:
@@ -156,7 +157,7 @@ class LossDetector:
 
     def end_rise(self) -> None:
         """Judge the next loss by itself: the weights are other ones."""
-        self._high, self._is_rising = 0, False
+        self._high, self.is_rising = 0, False
 
     def begin_again(self) -> None:
         """Forget the losses, and take the next ones as the ordinary ones."""
@@ -169,7 +170,7 @@ class LossDetector:
     def state(self) -> dict[str, Any]:
         """Return the state, for `set_state` in another process."""
         numbers = [self.bound, self._median, self._top]
-        counts = [self.sound_step, self._new, self._high, int(self._is_rising)]
+        counts = [self.sound_step, self._new, self._high, int(self.is_rising)]
         return {
             "losses": np.array(self._losses, dtype="float64"),
             "numbers": np.array(numbers, dtype="float64"),
@@ -181,4 +182,4 @@ class LossDetector:
         self._losses = deque(map(float, saved["losses"]), maxlen=WINDOW)
         self.bound, self._median, self._top = map(float, saved["numbers"])
         self.sound_step, self._new, self._high, rising = map(int, saved["counts"])
-        self._is_rising = bool(rising)
+        self.is_rising = bool(rising)

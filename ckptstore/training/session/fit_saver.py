@@ -112,6 +112,7 @@ class FitSaver:
                 fit=self._state(batch, numbers, before or BeforeValidation(), kinds),
                 resumable=loss is None or math.isfinite(loss),
                 droppable=batch is not None and not end,
+                expires=not self._losses.may_go_back,
                 finishes=last,
             )
             if self._saves.save(self._model, point):

@@ -175,6 +175,20 @@ class LossGuard:
         loss = scalar((logs or {}).get("loss"))
         return self.stopped_by is not None or (loss is not None and not math.isfinite(loss))
 
+    @property
+    def may_go_back(self) -> bool:
+        """True while a rollback may go back further than to the newest checkpoints, which may not be sound either.
+
+        That is while the losses rise, and after a rollback until one is sound: what it went to may be spoilt itself.
+        """
+        if self._saves is None or self._answer != "rollback":
+            return False
+        return self._detector.is_rising or self._is_unproven(self._detector.sound_step)
+
+    def _is_unproven(self, sound_step: int) -> bool:
+        """Return True if not one batch was sound since the last rollback."""
+        return bool(self._skipped) and sound_step <= self._skipped[-1][1]
+
     # --- losses ------------------------------------------------------------------------------------
 
     def _start_copy(self, loss: Any) -> None:
@@ -269,8 +283,8 @@ class LossGuard:
         """Take the model back; returns False if there is nothing to go back to, so that the fit stops."""
         assert self._saves is not None
         sound = bad.sound_step
-        if self._skipped and sound <= self._skipped[-1][1]:
-            # Not one batch was sound since the last rollback: what that went to is not sound either.
+        if self._is_unproven(sound):
+            # What the last rollback went to is not sound either.
             sound = self._skipped[-1][0] - 1
         rollback = Rollback(self._model)
         detail = bad.detail() | {"from_step": position.step, "rollback": len(self._skipped) + 1}
