@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Collection
@@ -15,6 +16,7 @@ from ckptstore.alerts.alert import ALERT_KINDS, Alert, shown_url
 from ckptstore.alerts.repeats import Repeats
 from ckptstore.background import program
 from ckptstore.errors import InvalidArgumentError
+from ckptstore.system.process_tree import look_at, related
 
 PROGRAM = "ckptstore.alerts"
 # An alert is one write into a pipe: with at most PIPE_BUF bytes it is complete, or refused.
@@ -126,8 +128,7 @@ class Alerts:
             raise OSError(0, f"the process that sends alerts has ended {self._starts} times")
         self._starts += 1
         if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+            _kill(self._process)
         reader, writer = os.pipe()
         try:
             os.set_blocking(writer, False)
@@ -156,13 +157,24 @@ class Alerts:
             process.wait(timeout_s)
             return
         self._log(f"alerts are given up: they were not sent within {timeout_s:g} s")
-        process.kill()
-        process.wait()
+        _kill(process)
 
     def _close_pipe(self) -> None:
         pipe, self._pipe = self._pipe, None
         if pipe is not None:
             os.close(pipe)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill the process that sends alerts, and the command that it may be waiting for."""
+    started = related(process.pid, process.pid)
+    process.kill()
+    process.wait()
+    for child in started:
+        now = look_at(child.pid)
+        if now is not None and now.started_ticks == child.started_ticks:
+            with suppress(OSError):
+                os.kill(child.pid, signal.SIGKILL)
 
 
 def check_url(url: str) -> None:

@@ -25,6 +25,8 @@ PAUSES_S = (1.0, 4.0)
 TEXT_VARIABLE = "CKPTSTORE_ALERT"
 
 _MAX_ANSWER = 4096
+# Commands that run, by their process groups.
+_running: set[int] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,16 +150,28 @@ def run_command(command: str, alert: Mapping[str, Any], *, timeout_s: float = TI
         )
     except OSError as error:
         return Failure(_in_words(error), is_final=True)
+    _running.add(process.pid)
     try:
         process.communicate(json.dumps(alert).encode(), timeout=timeout_s)
     except subprocess.TimeoutExpired:
         # It may have sent the alert, so that another try might send it twice.
         return Failure(f"it did not end within {timeout_s:g} s, and was killed", is_final=True)
     finally:
-        with suppress(OSError):
-            os.killpg(process.pid, signal.SIGKILL)
+        _kill_group(process.pid)
         process.wait()
+        _running.discard(process.pid)
     if process.returncode == 0:
         return None
     is_missing = process.returncode in (126, 127)
     return Failure(f"it ended with exit code {process.returncode}", is_final=is_missing)
+
+
+def end_commands() -> None:
+    """Kill the commands that still run: this process is about to end, and waits for them no longer."""
+    for group in tuple(_running):
+        _kill_group(group)
+
+
+def _kill_group(group: int) -> None:
+    with suppress(OSError):
+        os.killpg(group, signal.SIGKILL)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.alerts.alert import Alert
-from ckptstore.alerts.delivery import deliver
+from ckptstore.alerts.delivery import deliver, end_commands
 from ckptstore.alerts.repeats import Repeats
 from ckptstore.system import messages
 
@@ -135,4 +135,5 @@ def main() -> None:
     try:
         run(sys.stdin.fileno())
     finally:
+        end_commands()
         os._exit(0)

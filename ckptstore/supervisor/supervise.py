@@ -227,7 +227,9 @@ class _Supervision:
         layout = self._layout()
         locks = None if layout is None else Path(os.path.realpath(layout.locks))
         left = [
-            found for found in self._leftovers.settled(start.command.pid, locks) if not is_saving(found, locks)
+            found
+            for found in self._leftovers.settled(start.command.pid, locks)
+            if not is_saving(found, locks)
         ]
         trains = any(is_training(process, locks) for process in left)
         if left and (trains or self._has_nothing_saved()):

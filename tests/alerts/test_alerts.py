@@ -17,6 +17,7 @@ from ckptstore.alerts import alerts as alerts_module
 from ckptstore.alerts.alert import ALERT_KINDS, Alert, AlertKind
 from ckptstore.alerts.alerts import Alerts
 from ckptstore.errors import InvalidArgumentError
+from ckptstore.system.processes import process_state
 
 
 def alert(kind: AlertKind = "crash", run: str | None = "digits", **facts: object) -> Alert:
@@ -63,7 +64,9 @@ def test_alerts_arrive_in_order_and_each_kind_once_an_hour(
 
 
 def test_one_that_hangs_keeps_nobody_waiting(tmp_path: Path, said: list[str]) -> None:
-    alerts = Alerts(command="sleep 60", log=said.append)
+    alerts = Alerts(
+        command=f"echo $$ > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/pid; sleep 60", log=said.append
+    )
     began = time.monotonic()
     for number in range(300):
         alerts.send(alert(run=f"run-{number}", detail={"much": "x" * 3000}))
@@ -71,11 +74,18 @@ def test_one_that_hangs_keeps_nobody_waiting(tmp_path: Path, said: list[str]) ->
     assert time.monotonic() - began < 5
     assert set(said) == {"the alert 'crash' is left out: too many others wait to be sent"}
     pid = alerts.pid
+    while not (tmp_path / "pid").exists() and time.monotonic() - began < 30:
+        time.sleep(0.02)
+    command = int((tmp_path / "pid").read_text())
     alerts.close(0.2)
     assert said[-1] == "alerts are given up: they were not sent within 0.2 s"
     assert pid is not None
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+    until = time.monotonic() + 20
+    while process_state(command, None) != "gone":
+        assert time.monotonic() < until, "its command is left behind"
+        time.sleep(0.01)
 
 
 def test_a_process_that_is_killed_is_started_again(tmp_path: Path, into: Alerts, said: list[str]) -> None:

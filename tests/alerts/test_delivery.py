@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from ckptstore.alerts.alert import Alert, body_for
-from ckptstore.alerts.delivery import Failure, deliver, post, run_command
+from ckptstore.alerts.delivery import Failure, deliver, end_commands, post, run_command
 
 ALERT = Alert(kind="crash", store="/runs/digits", run="digits", text="digits was killed", step=7).to_json()
 SECRET = "T00SECRET"
@@ -191,3 +191,16 @@ def test_a_command_that_fails_or_hangs_is_said(tmp_path: Path) -> None:
                 raise ProcessLookupError
             os.kill(pid, 0)
             time.sleep(0.01)
+
+
+def test_a_command_does_not_outlive_the_process_that_sends(tmp_path: Path) -> None:
+    found: list[Failure | None] = []
+    thread = threading.Thread(
+        target=lambda: found.append(run_command(f"touch {tmp_path}/up; sleep 60", ALERT))
+    )
+    thread.start()
+    while not (tmp_path / "up").exists():
+        time.sleep(0.01)
+    end_commands()
+    thread.join(10)
+    assert found == [Failure("it ended with exit code -9")]

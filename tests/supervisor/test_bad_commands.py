@@ -354,7 +354,11 @@ def test_clocks_that_jump_change_no_decision(tmp_path: Path) -> None:
     ("end", "reason", "said"),
     [
         ("os._exit(0)", "unknown", "the process ended in the middle of its fit"),
-        ("store.recorder.failed(KeyError('x')); sys.exit(0)", "exception", "its fit was ended by KeyError: 'x'"),
+        (
+            "store.recorder.failed(KeyError('x')); sys.exit(0)",
+            "exception",
+            "its fit was ended by KeyError: 'x'",
+        ),
     ],
 )
 def test_exit_code_0_does_not_make_a_fit_finished(tmp_path: Path, end: str, reason: str, said: str) -> None:
