@@ -20,6 +20,7 @@ TOPICS = (
     "resume",
     "several-fits",
     "exact",
+    "devices",
     "retention",
     "queries",
     "commands",

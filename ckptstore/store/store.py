@@ -438,8 +438,9 @@ class CheckpointStore(StoreWriter):
             discarded = runs if run is None else [run]
             for name in discarded:
                 store.claim(name)
-            remove_checkpoints(store._layout, store._manifest, discarded)
+            layout = Layout(store.path)
+            remove_checkpoints(layout, store._manifest, discarded)
             if set(runs) - set(discarded):
                 return False
             opened_stores.forget(store.path)
-            return remove_empty_store(store._layout)
+            return remove_empty_store(layout)

@@ -130,6 +130,38 @@ def copy_jobs(target: Array, source: Array) -> Iterator[Job]:
         yield partial(np.copyto, flat_target[part], flat_source[part], casting="no")
 
 
+def strided_copy_jobs(target: Array, source: Array) -> Iterator[Job]:
+    """Yield jobs that copy an array in pieces to a part of a larger array, such as some of its columns.
+
+    Args:
+        target: The array to write, a view with any strides.
+        source: An array of the same shape and dtype.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    if target.shape != source.shape:
+        raise ValueError(f"cannot copy {source.shape} to {target.shape}")
+    if target.dtype == source.dtype and target.dtype.isbuiltin != 1:
+        # numpy takes half as long again for types of other packages, such as bfloat16.
+        bits = np.dtype(f"u{target.itemsize}")
+        target, source = target.view(bits), source.view(bits)
+    yield from _strided_pieces(target, source)
+
+
+def _strided_pieces(target: Array, source: Array) -> Iterator[Job]:
+    if target.nbytes <= PIECE or target.ndim == 0:
+        yield partial(np.copyto, target, source, casting="no")
+        return
+    rows = max(1, PIECE * len(target) // target.nbytes)
+    for begin in range(0, len(target), rows):
+        part = slice(begin, begin + rows)
+        if target[part].nbytes <= PIECE:
+            yield partial(np.copyto, target[part], source[part], casting="no")
+        else:
+            yield from _strided_pieces(target[begin], source[begin])
+
+
 def _do(left: deque[Job], errors: list[Exception], working: list[None] | None = None) -> None:
     working = [] if working is None else working
     while not errors:

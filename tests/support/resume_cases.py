@@ -975,11 +975,11 @@ def mirrored_over_two_devices() -> Case:
     return Case(model, on_arrays(model, validation_split=0.25), [best])
 
 
-def distributed(distribute: Callable[[list[Any]], Any]) -> Case:
+def distributed(distribute: Callable[[list[Any]], Any], number: int = 8) -> Case:
     # Read when JAX starts, which is when it is asked for its devices.
-    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={number}"
     devices = keras.distribution.list_devices("cpu")
-    assert len(devices) == 8
+    assert len(devices) == number
     keras.distribution.set_distribution(distribute(devices))
     model = dense(layers.BatchNormalization(), layers.Dropout(0.4))
     return Case(model, on_arrays(model, validation_split=0.25))
@@ -990,15 +990,34 @@ def data_parallel_over_eight_devices() -> Case:
     return distributed(lambda devices: keras.distribution.DataParallel(devices=devices))
 
 
+def model_parallel(*shape: int, kernel: tuple[str | None, str | None]) -> Case:
+    """Return a training whose first kernel is split over a mesh of devices."""
+
+    def distribution(devices: list[Any]) -> Any:
+        mesh = keras.distribution.DeviceMesh(shape, ("batch", "model")[-len(shape) :], devices)
+        layout = keras.distribution.LayoutMap(mesh)
+        layout[".*/dense/kernel"] = kernel
+        return keras.distribution.ModelParallel(layout_map=layout, batch_dim_name=mesh.axis_names[0])
+
+    return distributed(distribution, int(np.prod(shape)))
+
+
 @case("jax")
 def model_parallel_over_eight_devices() -> Case:
-    def distribution(devices: list[Any]) -> Any:
-        mesh = keras.distribution.DeviceMesh((2, 4), ("batch", "model"), devices)
-        layout = keras.distribution.LayoutMap(mesh)
-        layout[".*/dense/kernel"] = (None, "model")
-        return keras.distribution.ModelParallel(layout_map=layout, batch_dim_name="batch")
-
-    made = distributed(distribution)
+    made = model_parallel(2, 4, kernel=("batch", "model"))
     kernel = made.model.layers[0].kernel.value
-    assert {shard.data.shape for shard in kernel.addressable_shards} == {(FEATURES, 2)}
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {(FEATURES // 2, 2)}
     return made
+
+
+@case("jax")
+def model_parallel_along_one_axis() -> Case:
+    made = model_parallel(8, kernel=(None, "model"))
+    kernel = made.model.layers[0].kernel.value
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {(FEATURES, 1)}
+    return made
+
+
+@case("jax", rare="jax")
+def model_parallel_over_four_devices() -> Case:
+    return model_parallel(2, 2, kernel=("batch", "model"))

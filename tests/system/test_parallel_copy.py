@@ -9,10 +9,11 @@ from collections import deque
 from functools import partial
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
-from ckptstore.system.parallel_copy import PIECE, ParallelCopy, _do, copy_jobs
+from ckptstore.system.parallel_copy import PIECE, ParallelCopy, _do, copy_jobs, strided_copy_jobs
 
 MANY = 1 << 40
 
@@ -42,6 +43,29 @@ def test_arrays_of_any_size_are_copied_completely(threads: int, shape: tuple[int
 
     assert np.array_equal(target, source)
     assert not copying()
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((0, 3), np.float32),
+        ((1, 2 * PIECE), np.bool_),
+        ((700, PIECE // 1024), ml_dtypes.bfloat16),
+        ((3, 2, PIECE), np.int8),
+        ((5, 4), ml_dtypes.int4),
+    ],
+)
+def test_a_part_of_an_array_is_copied_in_pieces(shape: tuple[int, ...], dtype: Any) -> None:
+    source = np.random.default_rng(0).integers(0, 2, shape).astype(dtype)
+    whole = np.zeros((*shape[:-1], shape[-1] + 2), dtype)
+    jobs = list(strided_copy_jobs(whole[..., 1:-1], source))
+    assert len(jobs) >= source.nbytes / PIECE
+    ParallelCopy(3)(jobs, nbytes=MANY)
+    assert whole[..., 1:-1].tobytes() == source.tobytes()
+    assert not whole[..., 0].any()
+    assert not whole[..., -1].any()
+    with pytest.raises(ValueError, match="cannot copy"):
+        list(strided_copy_jobs(whole[..., :1], source))
 
 
 def test_each_job_is_done_once_and_by_more_than_one_thread() -> None:

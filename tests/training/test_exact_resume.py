@@ -126,6 +126,31 @@ def test_an_exact_resume_warns_of_nothing(
     assert "resumed version" in resumed.output
 
 
+# --- other devices ---------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="keras.distribution is JAX's")
+@pytest.mark.parametrize(
+    ("name", "now"), [("model_parallel_over_four_devices", "4 (batch 2, model 2)"), ("arrays", "1")]
+)
+def test_other_devices_begin_with_the_same_values_and_a_line_says_what_follows(
+    runs: Runs, name: str, now: str, tmp_path: Path
+) -> None:
+    eight, store = "model_parallel_over_eight_devices", str(tmp_path / "store")
+    ended = str(tmp_path / "ended")
+    whole = found(runs.run(eight, store=ended))
+    # Of a run that has ended nothing is left to train: what it holds is what was loaded.
+    assert_same(found(runs.run(name, store=ended)), whole)
+    assert runs.run(eight, store=store, die_after=17).status == -signal.SIGKILL
+    resumed = runs.run(name, store=store)
+    line = f"devices 8 (batch 2, model 4) -> {now} (sums are added in another order there"
+    assert line in resumed.output
+    assert resumed.output.count("Warning") == 1
+    for metric, values in found(resumed)["history"].items():
+        expected = list(map(float.fromhex, whole["history"][metric]))
+        assert list(map(float.fromhex, values)) == pytest.approx(expected, rel=1e-3), metric
+
+
 # --- ends that are asked for -----------------------------------------------------------------------
 
 

@@ -68,6 +68,11 @@ def load_atomically(load: Callable[[], None], plain: bool, model: Any, optimizer
     on JAX, new values reuse the memory of old ones. An interrupt then leaves the model as it was saved, not as it was;
     and a loading that fails, for lack of memory or by the disk, is tried once more.
     """
+    with private.kept_placements(live_variables(model, optimizers)):
+        _load_atomically(load, plain, model, optimizers)
+
+
+def _load_atomically(load: Callable[[], None], plain: bool, model: Any, optimizers: Iterable[Any]) -> None:
     if not plain:
         with restored_on_error(live_variables(model, optimizers)):
             load()
@@ -93,7 +98,8 @@ def _failure_of(load: Callable[[], None]) -> BaseException | None:
 
 def assign_atomically(assignments: Sequence[Assignment]) -> None:
     """Assign all values, or none if one cannot be assigned."""
-    with restored_on_error(assignment.variable for assignment in assignments):
+    variables = [assignment.variable for assignment in assignments]
+    with private.kept_placements(variables), restored_on_error(variables):
         assign(assignments)
 
 

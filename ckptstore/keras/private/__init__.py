@@ -68,10 +68,11 @@ in a Keras that lacks it. `modules` imports Keras' inner modules; a module that 
     assign; of torch's modules ``_parameters`` and ``_buffers``.
     Fallback: the layers that are attributes of the model.
 `variables`
-    Uses: ``Variable._value``; and that ``Layer.trainable_variables`` selects from ``Layer.variables`` by each
+    Uses: ``Variable._value``; ``Variable._layout``, to which ``Variable._direct_assign`` moves what is assigned; and
+    that ``Layer.trainable_variables`` selects from ``Layer.variables`` by each
     variable's flag. A model that overrides this is asked itself. A Keras that selects differently fails
     `tests/keras/test_variables.py`.
-    Fallback: public ``Variable.value``, which is slower.
+    Fallback: public ``Variable.value``, which is slower; values are moved to their devices once they are assigned.
 
 Of Keras' private interfaces these use nothing: `capture` (the captured parts of a model, as records), `fallback`, and
 `hooks` (wrapped methods of single objects).
@@ -122,6 +123,8 @@ from ckptstore.keras.private.user_attributes import (
     user_attributes,
 )
 from ckptstore.keras.private.variables import (
+    assign_in_place,
+    kept_placements,
     raw_values,
     untracked_variables,
     uses_trainable_flags,
@@ -133,6 +136,7 @@ __all__ = [
     "FitLoop",
     "NoConfigurationError",
     "all_layers_built",
+    "assign_in_place",
     "build_from_record",
     "build_optimizer",
     "build_record",
@@ -146,6 +150,7 @@ __all__ = [
     "is_keras_class",
     "is_keras_object",
     "keeps_first_order",
+    "kept_placements",
     "layers_of",
     "load_variables",
     "logs_mean_loss",

@@ -17,6 +17,7 @@ import numpy as np
 from ckptstore.keras.private import raw_values
 from ckptstore.keras.state.backend_arrays import torch_array, torch_views
 from ckptstore.keras.state.replicas import ReplicaValue, cross_replica_array
+from ckptstore.keras.state.shards import is_on_several_devices, sharded_array
 from ckptstore.system.arrays import Array
 
 # Values of a variable that are checked for NaN.
@@ -49,9 +50,13 @@ def host_array(value: Any) -> Array:
     if keras.backend.backend() == "torch" and hasattr(value, "detach"):
         return torch_array(value)
     if keras.backend.backend() == "jax":
-        return np.asarray(value, order="C")
+        return _jax_array(value)
     reduced = cross_replica_array(value)
     return np.asarray(keras.ops.convert_to_numpy(value), order="C") if reduced is None else reduced
+
+
+def _jax_array(value: Any) -> Array:
+    return sharded_array(value) if is_on_several_devices(value) else np.asarray(value, order="C")
 
 
 def host_arrays(values: Iterable[Any]) -> Iterator[Array]:
@@ -63,6 +68,8 @@ def host_arrays(values: Iterable[Any]) -> Iterator[Array]:
     """
     found = raw_values(values)
     if keras.backend.backend() == "jax":
+        if any(map(is_on_several_devices, found)):
+            return map(_jax_array, found)
         # All at once: JAX keeps the host copy with the array in any case.
         return iter([np.asarray(value, order="C") for value in found])
     if keras.backend.backend() == "torch":
@@ -106,12 +113,25 @@ def independent_copies(variables: Sequence[Any]) -> list[Any]:
     in a tenth of the time that one for each takes. This runs in every epoch with a validation.
     """
     if keras.backend.backend() == "jax":
-        return list(_jax_copies()([variable.value for variable in variables]))
+        return _jax_copies([variable.value for variable in variables])
     return [np.array(host_array(variable)) for variable in variables]
 
 
+def _jax_copies(values: Sequence[Any]) -> list[Any]:
+    # One computation for each set of devices: JAX refuses one with arrays that were placed on different ones.
+    by_devices: dict[Any, list[int]] = {}
+    for place, value in enumerate(values):
+        is_placed = getattr(value, "committed", True)
+        by_devices.setdefault(frozenset(value.sharding.device_set) if is_placed else None, []).append(place)
+    found: dict[int, Any] = {}
+    for places in by_devices.values():
+        copies = _jitted_copies()([values[place] for place in places])
+        found |= dict(zip(places, copies, strict=True))
+    return [found[place] for place in range(len(values))]
+
+
 @cache
-def _jax_copies() -> Any:
+def _jitted_copies() -> Any:
     import jax
 
     # Not the identity: its results would be the very same arrays.

@@ -9,6 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from ckptstore.keras.state.shards import is_on_several_devices, sharded_array
 from ckptstore.system.arrays import Array
 
 
@@ -88,7 +89,7 @@ def _jax_array(value: Any) -> Array:
         raise TypeError("it is symbolic")
     if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
         raise TypeError("typed keys are not arrays; jax.random.key_data(key) is one")
-    return np.asarray(value, order="C")
+    return sharded_array(value) if is_on_several_devices(value) else np.asarray(value, order="C")
 
 
 def _tensorflow_array(value: Any) -> Array:

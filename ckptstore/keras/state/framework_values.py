@@ -54,9 +54,7 @@ def encode(value: Any) -> FrameworkValue | None:
             return FrameworkValue(_SIZE, list(value))
     if jax is not None and isinstance(value, getattr(jax, "Array", ())):
         if is_key(value):
-            return FrameworkValue(
-                _KEY, str(jax.random.key_impl(value)), np.asarray(jax.random.key_data(value))
-            )
+            return FrameworkValue(_KEY, str(jax.random.key_impl(value)), as_numpy(jax.random.key_data(value)))
         return FrameworkValue(_JAX, bool(getattr(value, "weak_type", False)), as_numpy(value))
     return None
 

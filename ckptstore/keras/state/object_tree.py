@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 
 from ckptstore.errors import InvalidArgumentError, ObjectsMismatchError
+from ckptstore.keras import private
 from ckptstore.keras.state import generators
 from ckptstore.keras.state.backend_arrays import as_numpy
 from ckptstore.keras.state.framework_values import is_key, tensor_of
 from ckptstore.keras.state.generators import GeneratorState
+from ckptstore.keras.state.shards import placed_like
 from ckptstore.system.arrays import Array
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
@@ -252,16 +254,6 @@ def _leaf(live: Any, saved: Any) -> Any:
             live.copy_(saved if isinstance(saved, torch.Tensor) else tensor_of(np.array(as_numpy(saved))))
         return live
     if hasattr(live, "assign"):
-        live.assign(as_numpy(saved))
+        private.assign_in_place(live, as_numpy(saved))
         return live
-    return _placed(live, saved)
-
-
-def _placed(live: Any, saved: Any) -> Any:
-    """Return an array of JAX on the devices of the live one; one that nobody has placed stays so."""
-    sharding = getattr(live, "sharding", None)
-    if sharding is None or not getattr(live, "committed", True) or not hasattr(saved, "sharding"):
-        return saved
-    import jax
-
-    return jax.device_put(saved, sharding)
+    return placed_like(live, saved)

@@ -16,9 +16,11 @@ import numpy as np
 import xxhash
 
 from ckptstore.errors import InvalidArgumentError
+from ckptstore.keras import private
 from ckptstore.keras.state import generators, tree
 from ckptstore.keras.state.backend_arrays import as_numpy
 from ckptstore.keras.state.generators import GeneratorState
+from ckptstore.keras.state.shards import placed_like
 
 # Elements of one value, at any depth, that are looked at.
 _MOST_ELEMENTS = 20_000
@@ -193,7 +195,7 @@ def _mapping(live: Any, saved: Mapping[Any, Any]) -> Any:
 
 def _tensor(live: Any, backend: str, array: Any) -> Any:
     if hasattr(live, "assign"):
-        live.assign(array)
+        private.assign_in_place(live, array)
         return live
     if backend == "torch":
         return _torch_tensor(live, array)
@@ -204,7 +206,7 @@ def _tensor(live: Any, backend: str, array: Any) -> Any:
     if backend == "jax":
         import jax
 
-        return jax.numpy.asarray(array.copy())
+        return placed_like(live, jax.numpy.asarray(array.copy()))
     return keras.ops.convert_to_tensor(array)
 
 

@@ -15,7 +15,7 @@ from ckptstore import version
 from ckptstore.errors import ModelMismatchError
 from ckptstore.keras import private
 from ckptstore.keras.state import optimizers
-from ckptstore.training.fingerprint import finished
+from ckptstore.training.fingerprint import devices, finished
 from ckptstore.training.fingerprint.config import described, plain, without_counts
 from ckptstore.training.fingerprint.difference import NOTHING, ConfigDifference, differences
 
@@ -54,6 +54,7 @@ def take(model: Any) -> dict[str, Any]:
             "compile": _compiled(model),
             "backend": keras.backend.backend(),
             "versions": _versions(model),
+            devices.PART: devices.describe(model),
         }
 
 
@@ -105,7 +106,7 @@ def check(saved: Mapping[str, Any] | None, live: Mapping[str, Any]) -> list[str]
     return [
         f"{difference.where} {difference.in_checkpoint} -> {difference.in_model}"
         for difference in _drift(saved, live)
-    ]
+    ] + list(devices.changes(saved, live))
 
 
 def _drift(saved: Mapping[str, Any], live: Mapping[str, Any]) -> Iterator[ConfigDifference]:
