@@ -82,6 +82,8 @@ def scalar(value: Any) -> float | None:
     """
     if len(getattr(value, "shape", ())) > 0 or isinstance(value, str | bytes):
         return None
+    if getattr(value, "requires_grad", False):
+        value = value.detach()  # else torch warns
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):

@@ -67,7 +67,7 @@ class NoResumePointError(NotFoundError):
         which = "the store" if run is None else f"run {run!r}"
         super().__init__(
             f"{store}: {which} has checkpoints (the latest is version {latest}), but none can be resumed from: "
-            "all were saved without training state",
+            "all were saved without training state, or with a loss that was not finite",
             hint="save without weights_only=True and resumable=False (of a loop by hand: with "
             "objects={'optimizer': optimizer}); to load the weights alone: "
             f"store.restore({latest}, model); to start the run over: store.begin(run)",

@@ -275,6 +275,75 @@ def test_a_validation_that_is_not_finite_counts(tmp_path: Path) -> None:
     assert [dict(checkpoint.metrics) for checkpoint in ends] == [{}, {}]
 
 
+class OwnStep(keras.Sequential):  # type: ignore[misc]
+    """A model whose own step logs what Keras' does, under names of its own."""
+
+    def train_step(self, *arguments: Any) -> Any:
+        result = super().train_step(*arguments)
+        logs, *rest = result if BACKEND == "jax" else (result,)
+        logs = {self.renamed.get(name, name): self.factor * value for name, value in logs.items()}
+        return (logs, *rest) if BACKEND == "jax" else logs
+
+
+def own_step(**renamed: str) -> Any:
+    keras.utils.set_random_seed(1)
+    made = OwnStep([keras.Input((6,)), keras.layers.Dense(1)])
+    made.renamed, made.factor = renamed, 1
+    made.compile("sgd", "mse", metrics=["mae"])
+    return made
+
+
+@pytest.mark.parametrize("answer", ["warn", "stop", "rollback"])
+def test_a_step_that_logs_no_loss_is_told_of_once(tmp_path: Path, answer: Any) -> None:
+    trained = own_step(loss="d_loss")
+    with pytest.warns(UserWarning, match="on_bad_loss") as caught:
+        fit(tmp_path, trained=trained, bad=None, monitor="mae", on_bad_loss=answer)
+    assert is_finite(trained)
+    (said,) = [str(warning.message) for warning in caught if "on_bad_loss" in str(warning.message)]
+    assert f'on_bad_loss={answer!r} sees no loss in this fit: the training step logs no "loss", but ' in said
+    assert "d_loss" in said
+
+
+def test_a_step_of_its_own_may_log_a_mean_over_the_epoch_or_the_batch(tmp_path: Path) -> None:
+    # As "loss" is logged the mean of the metric of that name, of one with another name, and no mean at all.
+    for renamed, factor, is_mean in (({}, 1, True), ({"total": "loss"}, 1, True), ({}, 2, False)):
+        # Keras calls the hooks of this fit in a thread, and later; those of the other wait for each batch.
+        for others in ((), (Spoils(9, 9, 0.0),)):
+            trained = own_step(**renamed)
+            trained.factor = factor
+            trained.metrics[0]._name = next(iter(renamed), "loss")
+            folder = tmp_path / f"{renamed} {factor} {len(others)}"
+            _, saver, _ = fit(folder, *others, trained=trained, bad=None, epochs=1, on_bad_loss="warn")
+            assert saver._session.losses._losses.is_mean is is_mean, folder.name
+
+
+def test_a_validation_that_stays_not_finite_is_warned_of_once(tmp_path: Path) -> None:
+    x, y = bad_loss_runs.data(0)
+    with pytest.warns(UserWarning, match="val_loss is") as caught:
+        fit(tmp_path, bad=None, epochs=3, on_bad_loss="warn", validation_data=(x[:8], y[:8]))
+    assert [str(warning.message)[:8] for warning in caught].count("val_loss") == 1
+    assert len(events(tmp_path, "bad_loss")) == 1
+
+
+def test_a_first_batch_that_is_bad_leaves_nothing_and_says_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for answer in ("stop", "rollback"):
+        _, saver, history = fit(tmp_path / answer, bad=0, on_bad_loss=answer, save_freq=1)
+        assert (history.epoch, saver._session.losses.stopped_by.batch) == ([0], 0)
+        line = capsys.readouterr().out
+        assert "training stops; there is no sound resume point from before (save_freq sets" in line
+        assert checkpoints(tmp_path / answer) == []
+    with pytest.warns(UserWarning, match="loss is"):
+        fit(tmp_path / "warn", bad=0, on_bad_loss="warn", epochs=1)
+    another_process()
+    # All have a state, and of each the loss was not finite.
+    with pytest.warns(
+        UserWarning, match=r"run default starts over.* since the loss of each was not finite \("
+    ):
+        fit(tmp_path / "warn", bad=None, epochs=1)
+
+
 @pytest.mark.parametrize("option", [{"on_bad_loss": "ignore"}, {"max_rollbacks": 0}, {"max_rollbacks": True}])
 def test_bad_arguments_make_nothing(tmp_path: Path, option: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgumentError, match=next(iter(option))):

@@ -33,19 +33,18 @@ def logs_mean_loss(model: Any, logged: float | None = None) -> bool | None:
         logged: The loss in the logs of the epoch's second batch.
 
     Returns:
-        False if it is the batch's own; None if the model has a step of its own, and `logged` was not given.
+        False if it is the batch's own; None if the model has a step of its own, and `logged` was not given. Such a
+        step may log a mean under another name than the metric's.
     """
     if type(model).train_step is keras.Model.train_step:
         return True
-    means = [
-        metric for metric in model.metrics if metric.name == "loss" and isinstance(metric, keras.metrics.Mean)
-    ]
+    means = [metric for metric in model.metrics if isinstance(metric, keras.metrics.Mean)]
     if not means:
         return False
     if logged is None:
         return None
     synced(model)
-    return math.isclose(float(means[0].result()), logged, rel_tol=1e-4)
+    return any(math.isclose(float(mean.result()), logged, rel_tol=1e-4) for mean in means)
 
 
 def _compiled_metrics(model: Any) -> Iterator[Any]:

@@ -22,7 +22,7 @@ class BatchLosses:
 
     Args:
         is_mean: True if the logs are means over the epoch, False if they are the batches' own, None if not known: then
-            only losses that are not finite are recognised.
+            only the first loss of an epoch is, and those that are not finite.
         dtype: The dtype in which Keras computes metrics.
 
     Attributes:
@@ -55,7 +55,7 @@ class BatchLosses:
         count, mean = self.count, self._mean
         if count is not None:
             self.count, self._mean = count + 1, logged
-        if not math.isfinite(logged):
+        if not math.isfinite(logged) or count == 0:
             return logged, 0.0
         if count is None or self.is_mean is None or not math.isfinite(mean):
             return None, 0.0

@@ -80,7 +80,8 @@ class LossGuard:
         self._seen: dict[int, float | None] = {}
         self._step_before = 0
         self._resets_metrics = False
-        self._was_reported = False
+        self._reported: set[str] = set()
+        self._watches_nothing = False
 
     @property
     def end_detail(self) -> dict[str, Any] | None:
@@ -146,7 +147,11 @@ class LossGuard:
         bad = self._look_at_waiting(position)
         if bad is None:
             self._waiting = batch, position.batch, loss
-            if not self._lags or due or position.batches == position.per_epoch:
+            if loss is None:
+                self._warn_unwatched(f'logs no "loss", but {", ".join(map(str, logs or {})) or "nothing"}')
+            # Of a step of the model's own, what it logs is to be compared with its metrics as they are after it.
+            is_waited_for = not self._lags or self._losses.is_mean is None
+            if is_waited_for or due or position.batches == position.per_epoch:
                 bad = self._look_at_waiting(position)
             else:
                 self._start_copy(loss)
@@ -206,12 +211,15 @@ class LossGuard:
         value = scalar(logged) if seen is None else seen
         step, self._step_before = self._step_before, (position.steps_before or 0) + index + 1
         if value is None:
+            if logged is not None:
+                self._warn_unwatched('logs a "loss" that is no single number')
             return None
         if self._losses.is_mean is None and self._losses.count == 1:
             self._losses.is_mean = logs_mean_loss(self._model, value)
         loss, error = self._losses.of(value)
         if loss is None or not self._detector.is_bad(loss, step, error=error):
-            self._was_reported = self._was_reported and not math.isfinite(value)
+            if math.isfinite(value):
+                self._reported.discard("loss")
             return None
         is_spike = math.isfinite(loss)
         return BadLoss(
@@ -227,7 +235,11 @@ class LossGuard:
         """Return the first loss among the logs of an epoch that is not finite, or None."""
         for name in ("loss", "val_loss"):
             value = scalar(logs.get(name))
-            if value is not None and not math.isfinite(value):
+            if value is None:
+                continue
+            if math.isfinite(value):
+                self._reported.discard(name)
+            else:
                 return BadLoss(
                     kind="not finite",
                     value=value,
@@ -256,12 +268,22 @@ class LossGuard:
 
     def _warn(self, bad: BadLoss) -> None:
         assert self._saves is not None
-        if not self._was_reported:
+        if bad.name not in self._reported:
             self._saves.record_bad_loss(bad.detail())
             messages.warn(f"{bad.what} at {bad.where}", UserWarning)
-        self._was_reported = bad.kind == "not finite"
-        if not self._was_reported:
+        if bad.kind == "not finite":
+            self._reported.add(bad.name)
+        else:
             self._detector.begin_again()
+
+    def _warn_unwatched(self, why: str) -> None:
+        if not self._watches_nothing:
+            self._watches_nothing = True
+            messages.warn(
+                f"on_bad_loss={self._answer!r} sees no loss in this fit: the training step {why}. Have train_step "
+                'return the number to watch as "loss", beside what else it returns',
+                UserWarning,
+            )
 
     def _stop(self, bad: BadLoss, position: BatchPosition, why: str) -> None:
         assert self._saves is not None
@@ -272,7 +294,7 @@ class LossGuard:
     def _end_fit(self, bad: BadLoss, why: str, point: Checkpoint | None) -> None:
         self.stopped_by = bad
         known = (
-            "there is no resume point"
+            "there is no sound resume point from before (save_freq sets how often one is saved)"
             if point is None
             else f"the newest resume point is version {point.version}"
         )
@@ -290,7 +312,7 @@ class LossGuard:
         detail = bad.detail() | {"from_step": position.step, "rollback": len(self._skipped) + 1}
         point = self._saves.roll_back(rollback.load, sound_step=sound, detail=detail)
         if point is None or point.step is None:
-            self._end_fit(bad, ", since no resume point was saved before", None)
+            self._end_fit(bad, "", None)
             return False
         in_epoch = point.epoch == position.epoch and point.batch is not None
         has_metrics = rollback.finish()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -53,9 +54,15 @@ def warn_without_state(checkpoint: Checkpoint | None) -> None:
     """Warn of a run that begins at its first epoch though it has checkpoints: none can be resumed from."""
     if checkpoint is None:
         return
+    loss = checkpoint.metrics.get("loss", 0.0)
+    why = (
+        "all were saved without training state"
+        if math.isfinite(loss)
+        else f"the loss of each was not finite ({loss})"
+    )
     _warn(
         f"run {checkpoint.run} starts over: it has checkpoints (the latest is version {checkpoint.version}), but none "
-        "can be resumed from, since all were saved without training state"
+        f"can be resumed from, since {why}"
     )
 
 
