@@ -21,6 +21,8 @@ from ckptstore.supervisor.signals import blocked_for_fork, leave_in_child
 _T = TypeVar("_T")
 # A file system that does not answer must not keep the supervisor from its work.
 _LONGEST_ANSWER_S = 120.0
+# Between tries to start the child: a machine that has no room for another process may have soon.
+_PAUSES_S = (0.1, 0.3, 1.0, 2.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +43,10 @@ def call_in_child(function: Callable[[], _T], otherwise: Callable[[str], _T]) ->
     Raises:
         NotAStoreError: The child raised it.
     """
-    reader, writer = os.pipe()
-    with blocked_for_fork():
-        pid = os.fork()
-        if pid == 0:
-            _answer(function, writer)
-    os.close(writer)
+    try:
+        pid, reader = _asked(function)
+    except OSError as error:
+        return otherwise(f"no process can be started to ask it: {error.strerror}")
     try:
         text = _read_all(reader, time.monotonic() + _LONGEST_ANSWER_S)
     finally:
@@ -64,6 +64,31 @@ def call_in_child(function: Callable[[], _T], otherwise: Callable[[str], _T]) ->
     if isinstance(answer, NotAStoreError):
         raise answer
     return otherwise(answer.text) if isinstance(answer, _Complaint) else answer
+
+
+def _asked(function: Callable[[], Any]) -> tuple[int, int]:
+    """Start the child; returns its id and the descriptor from which its answer is read.
+
+    Raises:
+        OSError: The machine has had no room for a process for some seconds.
+    """
+    for pause_s in (*_PAUSES_S, None):
+        reader, writer = os.pipe()
+        try:
+            with blocked_for_fork():
+                pid = os.fork()
+                if pid == 0:
+                    _answer(function, writer)
+        except OSError:
+            os.close(reader)
+            if pause_s is None:
+                raise
+            time.sleep(pause_s)
+        else:
+            return pid, reader
+        finally:
+            os.close(writer)
+    raise AssertionError
 
 
 def _answer(function: Callable[[], Any], writer: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -46,6 +47,11 @@ _STOPPED_BY = (-signal.SIGTERM, -signal.SIGUSR1)
 _DISK_LOOK_EVERY_S = 5.0
 _LAST_ALERTS_S = 10.0
 _MIB = 1 << 20
+# A machine that is short of processes, memory or descriptors, or whose network file system is away, recovers.
+_PASSING = frozenset({
+    errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ETXTBSY, errno.ESTALE, errno.EIO, errno.ETIMEDOUT
+})  # fmt: skip
+_LONGEST_WITHOUT_ROOM_S, _FIRST_PAUSE_S = 3600.0, 1.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -161,7 +167,7 @@ class _Supervision:
                 self._policy.restarts -= 1
                 return self._outcome(ended, stop, progress, code=TRY_AGAIN)
             try:
-                start = self._starter.start()
+                started = self._start_again()
             except OSError as error:
                 code = None
                 text = str(error) if self._locks.is_dir() else f"{self._locks} was removed"
@@ -170,6 +176,29 @@ class _Supervision:
                     text = f"it cannot be started any more: {error.strerror}"
                 stop = Stop(reason="cannot_start", text=text)
                 return self._outcome(ended, stop, progress, code=code)
+            if started is None:
+                stop = Stop(reason="signal", text="a signal asked to stop")
+                return self._outcome(ended, stop, progress, code=TRY_AGAIN)
+            start = started
+
+    def _start_again(self) -> Start | None:
+        """Start the command; tries again while the machine has no room for a process. None after a signal to stop.
+
+        Raises:
+            OSError: As `Starter.start`, or there was no room for an hour.
+        """
+        until = time.monotonic() + _LONGEST_WITHOUT_ROOM_S
+        failures = 0
+        while True:
+            try:
+                return self._starter.start()
+            except OSError as error:
+                if error.errno not in _PASSING or time.monotonic() >= until:
+                    raise
+                self._complain(f"the command cannot be started now, and is tried again: {error.strerror}")
+            if not self._inbox.pause(grown_pause_s(_FIRST_PAUSE_S, failures)):
+                return None
+            failures += 1
 
     def _complain(self, text: str) -> None:
         """Log what is wrong, once."""

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -378,3 +379,41 @@ def test_exit_code_0_does_not_make_a_fit_finished(tmp_path: Path, end: str, reas
     with CheckpointStore(tmp_path / "store", read_only=True) as store:
         (attempt,), (run,) = store.attempts(), store.runs()
     assert (attempt.reason, run.state) == (reason, "failed" if reason == "exception" else "interrupted")
+
+
+@pytest.fixture
+def few_processes() -> Iterator[Path]:
+    """Return a control group of version 1 that limits the number of processes."""
+    group = Path(f"/sys/fs/cgroup/pids/ckptstore-test-{os.getpid()}")
+    try:
+        group.mkdir()
+    except OSError:
+        pytest.skip("needs permission to make a control group")
+    yield group
+    group.rmdir()
+
+
+def test_a_machine_without_room_for_a_process_is_waited_for(tmp_path: Path, few_processes: Path) -> None:
+    limit = few_processes / "pids.max"
+    step = f'echo x >> starts; [ "$(wc -l < starts)" = 2 ] || {{ echo 1 > {limit}; kill -9 $$; }}'
+    with CheckpointStore(tmp_path / "store") as store:
+        save(store, 1)
+    join = f'echo $$ > {few_processes}/cgroup.procs && exec "$@"'
+    running = subprocess.Popen(
+        ["sh", "-c", join, "sh", *command_line("store", "--pause", 0, "--", "sh", "-c", step)],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert running.stderr is not None
+        for line in running.stderr:
+            if "the command cannot be started now, and is tried again" in line:
+                limit.write_text("max")
+                break
+            assert "not restarted" not in line
+        assert running.wait(60) == 0
+        assert (tmp_path / "starts").read_text() == "x\nx\n"
+    finally:
+        running.kill()
+        running.communicate()
