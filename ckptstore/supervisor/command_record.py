@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptstore.storage import files
+from ckptstore.system.facts.secrets import without_secrets
 from ckptstore.system.process_tree import Process, look_at
 from ckptstore.system.processes import boot_id, start_ticks
 
@@ -26,7 +27,7 @@ class CommandRecord:
         started_ticks: When that process was started, in the kernel's clock ticks; None where unknown.
         boot_id: The kernel's id of this start of the machine; None where it has none.
         host: Name of the machine.
-        command: Program and arguments.
+        command: Program and arguments, without secrets.
         log: The file with its output; empty where there is none.
         inode: The number of that file, by which it is found when it was renamed.
         token: The name of this start, which its attempts record.
@@ -61,7 +62,7 @@ def record_of(command: tuple[str, ...], log: str, inode: int, token: str) -> Com
         started_ticks=None,
         boot_id=boot_id(),
         host=socket.gethostname(),
-        command=command,
+        command=without_secrets(command),
         log=log,
         inode=inode,
         token=token,

@@ -12,6 +12,7 @@ from ckptstore.alerts.alerts import Alerts
 from ckptstore.background.program import PROGRAM
 from ckptstore.supervisor.children import Reaper, send
 from ckptstore.supervisor.signals import SignalInbox
+from ckptstore.system.facts.secrets import without_passwords
 from ckptstore.system.process_tree import Process, command_of, descends_from, has_open, look_at, related
 
 # A save that takes longer is left alone: it holds the run's lock, and the next training waits for that.
@@ -175,7 +176,11 @@ def is_training(process: Process, locks: Path | None) -> bool:
 
 def shown(processes: Sequence[Process]) -> str:
     """Return processes as text for a message: the first three, and the number of the others."""
-    texts = [f"{process.pid} ({command_of(process.pid)[:60] or 'unknown'})" for process in processes[:3]]
+    commands = [without_passwords(command_of(process.pid))[:60] for process in processes[:3]]
+    texts = [
+        f"{process.pid} ({command or 'unknown'})"
+        for process, command in zip(processes, commands, strict=False)
+    ]
     more = f" and {len(processes) - 3} more" if len(processes) > 3 else ""
     return ", ".join(texts) + more
 

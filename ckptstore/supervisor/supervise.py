@@ -40,6 +40,7 @@ from ckptstore.supervisor.store_access import (
 )
 from ckptstore.supervisor.supervisor_lock import SupervisorLock
 from ckptstore.supervisor.waiting_directory import layout_of
+from ckptstore.system.facts.secrets import without_passwords
 from ckptstore.system.process_tree import adopt_orphans
 from ckptstore.system.stop_signals import TRY_AGAIN
 
@@ -230,7 +231,7 @@ class _Supervision:
         locks = None if layout is None else Path(os.path.realpath(layout.locks))
         self._leftovers.end(start.command.pid, locks, also=start.holders)
         log = None if start.output is None else start.output.path
-        lines = [] if start.output is None else start.output.close()
+        lines = [] if start.output is None else [without_passwords(line) for line in start.output.close()]
         start.finish(seen.exit_code)
         self._reaper.forget()
         try:

@@ -417,3 +417,22 @@ def test_a_machine_without_room_for_a_process_is_waited_for(tmp_path: Path, few_
     finally:
         running.kill()
         running.communicate()
+
+
+def test_no_secret_is_in_the_store_but_for_what_the_command_prints(tmp_path: Path) -> None:
+    with CheckpointStore(tmp_path / "store") as store:
+        save(store, 1)
+    step = (
+        "import sys; print('to https://h/x?token=hush'); sys.exit('RuntimeError: DB_PASSWORD=hush is wrong')"
+    )
+    ran = Ran(tmp_path, "store", "--max-restarts", 0, "--", sys.executable, "-c", step, "--api-key", "hush")
+    assert ran.code == 1
+    found = [
+        path.relative_to(tmp_path / "store").parts[0]
+        for path in (tmp_path / "store").rglob("*")
+        if path.is_file() and path.suffix != ".sqlite" and b"hush" in path.read_bytes()
+    ]
+    assert found == ["logs"]
+    with CheckpointStore(tmp_path / "store", read_only=True) as store:
+        recorded = str([event.detail for event in store.events()])
+    assert "DB_PASSWORD=***" in recorded and "hush" not in recorded

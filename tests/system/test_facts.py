@@ -13,7 +13,7 @@ import pytest
 from ckptstore.system.facts import command, versions
 from ckptstore.system.facts.environment import variables
 from ckptstore.system.facts.git import GitFacts, GitQuestion, ask_git
-from ckptstore.system.facts.secrets import is_secret, without_secrets
+from ckptstore.system.facts.secrets import is_secret, without_passwords, without_secrets
 from ckptstore.system.processes import process_state
 
 
@@ -28,10 +28,30 @@ from ckptstore.system.processes import process_state
         (["--tokenizer", "bpe", "--key-dim", "64"], ["--tokenizer", "bpe", "--key-dim", "***"]),
         (["s3://me:pw@host/x", "--h=http://a:b@c"], ["s3://me:***@host/x", "--h=http://a:***@c"]),
         (["-H", "Authorization: Bearer abcdefgh123"], ["-H", "Authorization: Bearer ***"]),
+        (
+            ["https://h/x?a=1&token=y&b=2", "https://h/?sig=x"],
+            ["https://h/x?a=1&token=***&b=2", "https://h/?sig=***"],
+        ),
+        (
+            ["sh", "-c", "env HF_TOKEN=x python t.py --db-password y --lr 1"],
+            ["sh", "-c", "env HF_TOKEN=*** python t.py --db-password *** --lr 1"],
+        ),
+        (["git clone https://ghp_" + 30 * "x" + "@github.com/a"], ["git clone https://***@github.com/a"]),
+        (
+            ["{'api_key': 'x', 'key': 'loss'}", "tokens: 7"],
+            ["{'api_key': '***', 'key': 'loss'}", "tokens: 7"],
+        ),
     ],
 )
 def test_values_of_secret_options_are_hidden(given: list[str], shown: list[str]) -> None:
     assert list(without_secrets(given)) == shown
+
+
+@pytest.mark.parametrize("piece", ["a-", "--a.", "http://", "'a'", "?a", "A_"])
+def test_a_long_text_is_looked_through_in_little_time(piece: str) -> None:
+    began = time.process_time()
+    without_passwords(piece * 50_000)
+    assert time.process_time() - began < 2
 
 
 def test_only_variables_of_the_list_are_recorded() -> None:

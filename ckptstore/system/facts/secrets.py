@@ -10,7 +10,21 @@ _SECRET = r"(?:password|passwd|passphrase|pwd|secrets?|tokens?|api_?key|key|cred
 # Words of a name, as in --hf-token, DB_PASSWORD or loader.api_key; "tokenizer" and "keyboard" are other words.
 _IS_SECRET = re.compile(rf"(?:^|[^a-z0-9]){_SECRET}(?:$|[^a-z0-9])", re.IGNORECASE)
 _PAIR = re.compile(r"(?P<name>-{0,2}[\w.+-]+)=(?P<value>.*)", re.DOTALL)
-_USER = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]*://[^\s/:@]*):[^\s/@]+@", re.IGNORECASE)
+# Each begins at one place of a word only, so that a long text takes time in proportion.
+_USER = re.compile(r"(?P<scheme>(?<![a-z0-9+.-])[a-z][a-z0-9+.-]*://[^\s/:@]*):[^\s/@]+@", re.IGNORECASE)
+# In text: parameters of a URL, variables and options of a shell's command, entries of JSON or a dict.
+_PARAMETER = re.compile(r"(?P<begin>[?&;](?P<name>[\w.+-]+)=)[^&;#\s'\"]+")
+_VARIABLE = re.compile(r"(?P<begin>\b(?P<name>[A-Z][A-Z0-9_]*)=)[^\s'\";&]+")
+_OPTION = re.compile(r"(?P<begin>(?<!\S)--(?P<name>[\w.-]+)[= ])(?!-)[^\s'\";&]+")
+_ENTRY = re.compile(r"(?P<begin>(?P<quote>['\"])(?P<name>[\w.-]+)(?P=quote)\s*:\s*(?P<open>['\"]))[^'\"]+")
+# Keys of services have a form of their own: GitHub, GitLab, Hugging Face, OpenAI, Slack, AWS, and signed JSON.
+_KEY_OF_SERVICE = re.compile(
+    r"\b(?:gh[pousr]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|hf_\w{20,}|sk-[\w-]{20,}|xox[abprs]-[\w-]{10,}"
+    r"|AKIA[0-9A-Z]{16}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*)"
+)
+_SIGNATURES = frozenset({"sig", "signature", "x-amz-signature", "x-goog-signature"})
+# Words that in a dict or its message are seldom a secret.
+_PLAIN = frozenset({"key", "token", "tokens", "auth"})
 _BEARER = re.compile(r"\b(?P<kind>bearer|basic)\s+[\w.~+/=-]{8,}", re.IGNORECASE)
 
 
@@ -49,10 +63,26 @@ def without_secrets(arguments: Sequence[str]) -> tuple[str, ...]:
 
 
 def without_passwords(text: str) -> str:
-    """Return text with the passwords in its URLs, and what follows ``Bearer``, hidden.
+    """Return text with what can be told for a secret hidden.
+
+    That are passwords and parameters like ``token`` in URLs, what follows ``Bearer``, the values of variables, options
+    and entries of a dict that have such a name, and keys of the form that some services give theirs.
 
     Example:
-        >>> without_passwords("https://me:pw@example.org")
-        'https://me:***@example.org'
+        >>> without_passwords("https://me:pw@example.org/x?token=t0ken&n=1")
+        'https://me:***@example.org/x?token=***&n=1'
+        >>> without_passwords("HF_TOKEN=x python train.py --api-key k3y --lr 1 {'password': 'pw'}")
+        "HF_TOKEN=*** python train.py --api-key *** --lr 1 {'password': '***'}"
     """
-    return _BEARER.sub(rf"\g<kind> {HIDDEN}", _USER.sub(rf"\g<scheme>:{HIDDEN}@", text))
+    text = _BEARER.sub(rf"\g<kind> {HIDDEN}", _USER.sub(rf"\g<scheme>:{HIDDEN}@", text))
+    text = _KEY_OF_SERVICE.sub(HIDDEN, text)
+    for pattern in (_PARAMETER, _VARIABLE, _OPTION, _ENTRY):
+        text = pattern.sub(_without_value, text)
+    return text
+
+
+def _without_value(found: re.Match[str]) -> str:
+    name = found["name"]
+    is_plain = "quote" in found.re.groupindex and name.lower() in _PLAIN
+    hides = name.lower() in _SIGNATURES or (is_secret(name) and not is_plain)
+    return f"{found['begin']}{HIDDEN}" if hides else found[0]
