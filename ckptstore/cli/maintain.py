@@ -15,7 +15,8 @@ from ckptstore.cli.options import command, open_store, with_json
 from ckptstore.cli.output import echo, log, payload_bytes, print_json, print_table, progress_bar
 from ckptstore.errors import CorruptManifestError, SchemaTooOldError
 from ckptstore.report import text
-from ckptstore.storage.layout import find_store
+from ckptstore.storage.layout import Layout, find_store
+from ckptstore.storage.payloads.at import payloads_at
 
 if TYPE_CHECKING:
     from ckptstore.records import Problem
@@ -63,7 +64,7 @@ def repair(store_path: Path, as_json: bool) -> None:
         try:
             orphans = _orphans(root)
             with CheckpointStore(root) as store:
-                problems = [*_handled_at_open(orphans), *store.repair(progress=progress)]
+                problems = [*_handled_at_open(root, orphans), *store.repair(progress=progress)]
         except CorruptManifestError:
             problems = CheckpointStore.rebuild(root, progress=progress)
     with open_store(root) as store:
@@ -85,10 +86,13 @@ def _orphans(root: Path) -> list[Problem]:
         return []  # opening for writing upgrades the store first
 
 
-def _handled_at_open(orphans: list[Problem]) -> list[Problem]:
+def _handled_at_open(root: Path, orphans: list[Problem]) -> list[Problem]:
     """Return the orphans with what the opening did about each."""
+    payloads = payloads_at(Layout(root))
     return [
-        replace(problem, action="adopted" if problem.path.exists() else "put aside in quarantine")
+        replace(
+            problem, action="adopted" if payloads.exists(problem.path.name) else "put aside in quarantine"
+        )
         for problem in orphans
         if problem.path is not None
     ]

@@ -19,6 +19,7 @@ from ckptstore.records import Checkpoint
 from ckptstore.report import text as report
 from ckptstore.report.table import TextTable
 from ckptstore.storage.layout import Layout
+from ckptstore.storage.payloads.at import payloads_at
 from ckptstore.system import messages
 
 if TYPE_CHECKING:
@@ -290,5 +291,5 @@ def payload_bytes(root: Path) -> int:
     """Return the size of all payloads of a store in bytes, for a progress bar; 0 where none will be shown."""
     if not sys.stderr.isatty():
         return 0
-    layout = Layout(root)
-    return sum((layout.checkpoints / name).stat().st_size for name in layout.payload_names())
+    payloads = payloads_at(Layout(root))
+    return sum(payloads.nbytes(name) or 0 for name in payloads.names())

@@ -1,4 +1,4 @@
-"""The commit protocol: payload, rename, manifest row, published path, retention; in this order and no other.
+"""The commit protocol: payload, its name, manifest row, published path, retention; in this order and no other.
 
 A checkpoint exists from the instant its manifest transaction is committed. Files that a crash leaves before that are
 swept or adopted when the store is next opened for writing; steps that it leaves undone after that are finished then.
@@ -18,7 +18,7 @@ from ckptstore.commit.directories import restore_directories
 from ckptstore.commit.earlier_epochs import EARLIER_EPOCHS
 from ckptstore.commit.request import SaveRequest
 from ckptstore.commit.retention.deferred_mark import DeferredMark
-from ckptstore.commit.retention.deletion import unlink_marked
+from ckptstore.commit.retention.deletion import remove_marked
 from ckptstore.commit.retention.runner import RetentionRunner
 from ckptstore.errors import (
     CheckpointStoreError,
@@ -31,15 +31,13 @@ from ckptstore.errors import (
 )
 from ckptstore.manifest.manifest import Manifest
 from ckptstore.manifest.retention.checks import RetentionCheck
-from ckptstore.records import SUFFIXES, Checkpoint, NewCheckpoint, json_number, json_time
+from ckptstore.records import Checkpoint, NewCheckpoint, json_number, json_time
 from ckptstore.retention import Policy
-from ckptstore.storage import deferred_unlink
-from ckptstore.storage.durable_writer import DurableWriter, Written
-from ckptstore.storage.files import fsync_directory, rename_to_new, unlink
-from ckptstore.storage.layout import Layout, payload_file, relative_to_store
-from ckptstore.storage.leases import Lease
+from ckptstore.storage.layout import Layout, relative_to_store
 from ckptstore.storage.locks import store_lock
-from ckptstore.storage.publish import publish
+from ckptstore.storage.payloads.at import payloads_at
+from ckptstore.storage.payloads.interface import Upload
+from ckptstore.storage.payloads.names import file_of_payload, payload_name
 from ckptstore.storage.reserve import release_and_retry
 
 if TYPE_CHECKING:
@@ -63,11 +61,11 @@ class Committer:
         self._layout = layout
         self._manifest = manifest
         self._retention = RetentionRunner(layout, manifest)
-        self._lease: Lease | None = None
+        self._payloads = payloads_at(layout)
+        self._session = self._payloads.session()
         self._pid = os.getpid()
         self._mutex = threading.Lock()
         self._owner_thread: int | None = None
-        self._leftovers: list[Path] = []
         # Versions whose payload is deleted, and whose row is dropped in the next transaction.
         self._dropped: list[int] = []
         # Checkpoints whose payload is still to be deleted, and the save that a failure of that is reported for.
@@ -138,15 +136,13 @@ class Committer:
 
     def _save(self, snapshot: Snapshot, request: SaveRequest, mark: DeferredMark | None) -> Checkpoint:
         version = self._begin(request.run)
-        assert self._lease is not None
-        temporary = self._lease.new_path(SUFFIXES[snapshot.format])
+        upload = self._session.begin(payload_name(version, request.run, snapshot.format))
         try:
-            written = self._write(snapshot, version, request, temporary)
+            self._write(snapshot, version, request, upload)
             check = None if mark is None or request.publish is not None else mark.check
-            return self._insert(snapshot, version, request, written, temporary, check=check)
+            return self._insert(snapshot, version, request, upload, check=check)
         except BaseException:
-            if os.path.lexists(temporary):
-                self._discard(temporary)
+            upload.abort()
             raise
 
     def _make_room(self, request: SaveRequest) -> bool:
@@ -173,12 +169,12 @@ class Committer:
         """
         if self._pid != os.getpid():
             return
-        deferred_unlink.wait()
-        if self._lease is None and not self._dropped:
+        self._payloads.wait_until_freed()
+        if not self._session.is_open and not self._dropped:
             return
         try:
             with self._locked():
-                self._end_lease()
+                self._session.close()
                 if self._dropped:
                     # If this fails, the next opening does it; no saved checkpoint depends on it.
                     with suppress(StorageError, StoreLockedError):
@@ -187,43 +183,31 @@ class Committer:
                         )
                     self._dropped = []
         except StoreRemovedError:
-            self._end_lease()  # whoever saves hears of it, and there is nothing left to end
-
-    def _end_lease(self) -> None:
-        lease, self._lease = self._lease, None
-        if lease is not None:
-            # If its file stays, nobody holds it, and the next opening removes it.
-            with suppress(StorageError):
-                lease.release()
+            self._session.close()  # whoever saves hears of it, and there is nothing left to end
 
     def _begin(self, run: str) -> int:
-        """Reserve a version, and take a lease if this process has none, or its file was removed."""
+        """Reserve a version, and prove that this writer is alive."""
         # This save can use the space that earlier ones have freed.
-        deferred_unlink.wait()
+        self._payloads.wait_until_freed()
         with self._locked():
             restore_directories(self._layout, self._manifest)
-            lease = self._lease
-            if lease is not None and not lease.is_in_place():
-                self._lease = None
-                lease.release()
-            if self._lease is None:
-                self._lease = Lease(self._layout.tmp)
-            self._leftovers = [path for path in self._leftovers if not self._removed(path)]
+            self._session.renew()
             version = self._manifest.reserve_version(run=run, dropping=self._dropped)
             self._dropped = []
             return version
 
-    def _write(self, snapshot: Snapshot, version: int, request: SaveRequest, path: Path) -> Written:
+    def _write(self, snapshot: Snapshot, version: int, request: SaveRequest, upload: Upload) -> None:
         from ckptstore.formats import payload  # imports numpy and h5py, which queries do not need
 
         encoded = payload.encode(snapshot, self._description(snapshot, version, request))
-        writer = DurableWriter(path, reserve=encoded.nbytes)
-        try:
-            encoded.write(writer)
-            return writer.finish()
-        except BaseException:
-            writer.abort()
-            raise
+        for member in encoded.members:
+            writer = upload.member(member.name, member.nbytes)
+            try:
+                member.write(writer)
+                writer.finish()
+            except BaseException:
+                writer.abort()
+                raise
 
     def _description(self, snapshot: Snapshot, version: int, request: SaveRequest) -> dict[str, Any]:
         return {
@@ -250,20 +234,15 @@ class Committer:
         snapshot: Snapshot,
         version: int,
         request: SaveRequest,
-        written: Written,
-        temporary: Path,
+        upload: Upload,
         *,
         check: RetentionCheck | None,
     ) -> Checkpoint:
-        file = payload_file(version, request.run, snapshot.format)
-        path = self._layout.root / file
-        # Rename and row under one lock: its holder never sees the payload of a living writer without its row.
+        # Payload and row under one lock: its holder never sees the payload of a living writer without its row.
         with self._locked():
             try:
-                rename_to_new(temporary, path)
-                fsync_directory(path.parent)
-                fsync_directory(temporary.parent)
-                new = self._new(snapshot, version, request, written, file)
+                self._session.commit(upload)
+                new = self._new(snapshot, version, request, upload)
                 return self._manifest.add_checkpoint(
                     new,
                     published_path=self._published_path(request),
@@ -273,23 +252,21 @@ class Committer:
                 )
             except BaseException:
                 # Still under the lock: after it, another process may adopt the payload.
-                if not os.path.lexists(temporary):
-                    self._undo_rename(version, path)
+                if upload.is_committed:
+                    self._undo(version, upload)
                 raise
 
-    def _undo_rename(self, version: int, path: Path) -> None:
+    def _undo(self, version: int, upload: Upload) -> None:
         """Remove the payload of a save that failed, unless its row may have become durable anyway.
 
         If that cannot be determined, or the payload not removed, the next opening adopts it.
         """
         with suppress(CheckpointStoreError):
             if self._manifest.checkpoints.get(version) is None:
-                unlink(path)
+                self._session.undo(upload)
 
-    def _new(
-        self, snapshot: Snapshot, version: int, request: SaveRequest, written: Written, file: str
-    ) -> NewCheckpoint:
-        waited = request.waited_s()
+    def _new(self, snapshot: Snapshot, version: int, request: SaveRequest, upload: Upload) -> NewCheckpoint:
+        waited, written = request.waited_s(), upload.written
         return NewCheckpoint(
             version=version,
             run=request.run,
@@ -297,7 +274,7 @@ class Committer:
             batch=request.batch,
             step=request.step,
             metrics=request.metrics,
-            file=file,
+            file=file_of_payload(upload.name),
             nbytes=written.nbytes,
             digest=written.digest,
             created_at=request.created_at,
@@ -313,25 +290,13 @@ class Committer:
     def _published_path(self, request: SaveRequest) -> str | None:
         return None if request.publish is None else relative_to_store(self._layout.root, request.publish)
 
-    def _discard(self, path: Path) -> None:
-        """Remove a temporary file of a failed save; if that fails, the next save tries again."""
-        if not self._removed(path):
-            self._leftovers.append(path)
-
-    def _removed(self, path: Path) -> bool:
-        try:
-            unlink(path)
-        except OSError:
-            return False
-        return True
-
     def _publish(self, checkpoint: Checkpoint, target: Path, mark: DeferredMark | None) -> None:
         path = relative_to_store(self._layout.root, target)
         # Recovery finishes pending paths under this lock; two at once would interfere.
         with self._locked():
             shown = self._manifest.published.at(path)
             if shown is not None and shown.version == checkpoint.version and shown.pending:
-                publish(checkpoint.path, target)
+                self._payloads.publish(checkpoint.payload, target)
                 check = None if mark is None else mark.check
                 confirm = partial(self._manifest.published.confirm, path, run=checkpoint.run, retention=check)
                 release_and_retry(self._layout.reserve, confirm)
@@ -349,7 +314,7 @@ class Committer:
         expired = self._expired(run, policy)
         self._marked += expired
         self._unlink()
-        deferred_unlink.wait()
+        self._payloads.wait_until_freed()
         return [checkpoint.version for checkpoint in expired]
 
     def _expired(self, run: str, policy: Policy, mark: DeferredMark | None = None) -> Sequence[Checkpoint]:
@@ -361,10 +326,7 @@ class Committer:
     def _unlink(self) -> None:
         """Delete the payloads that are marked, including those that could not be deleted before."""
         if self._marked:
-            try:
-                unlink_marked(self._marked, deferred_unlink.unlink)
-            finally:
-                deferred_unlink.begin()
+            remove_marked(self._payloads, self._marked, in_background=True)
             self._dropped += [checkpoint.version for checkpoint in self._marked]
             self._marked = []
 
@@ -380,8 +342,9 @@ class Committer:
         A signal handler runs inside whatever its thread is doing: one that saves would wait for itself.
         """
         if self._pid != os.getpid():
-            self._mutex, self._lease, self._pid = threading.Lock(), None, os.getpid()
-            self._leftovers, self._dropped, self._marked = [], [], []
+            self._mutex, self._pid = threading.Lock(), os.getpid()
+            self._session = self._payloads.session()
+            self._dropped, self._marked = [], []
             self._saved = self._owner_thread = None
         if self._owner_thread == threading.get_ident():
             raise SaveInProgressError(store=self._layout.root)

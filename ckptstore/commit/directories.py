@@ -21,10 +21,9 @@ def restore_directories(layout: Layout, manifest: Manifest) -> None:
     made = layout.make_directories()
     if not made:
         return
-    lost = ""
-    if layout.checkpoints in made:
-        from ckptstore.commit.recovery import mark_missing  # reads payloads; a save does not need it
+    from ckptstore.commit.recovery import mark_missing  # reads payloads; a save does not need it
 
-        lost = f" (payloads lost: {mark_missing(layout, manifest)})"
+    count = mark_missing(layout, manifest)
+    lost = f" (payloads lost: {count})" if count else ""
     names = ", ".join(path.name for path in made)
     messages.warn(f"{layout.root}: removed while the store was in use, and made again: {names}{lost}")

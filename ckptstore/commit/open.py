@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from functools import partial
 
-from ckptstore.errors import CorruptManifestError, UnsafeFileSystemError
+from ckptstore.errors import CorruptManifestError
 from ckptstore.manifest.manifest import Manifest
 from ckptstore.storage import reserve
 from ckptstore.storage.layout import Layout
 from ckptstore.storage.locks import probe_locks, store_lock
+from ckptstore.storage.payloads.at import payloads_at
 from ckptstore.system import standard_descriptors
 
 
@@ -22,18 +23,6 @@ def open_for_reading(layout: Layout) -> Manifest:
     if not os.path.lexists(layout.manifest):
         raise CorruptManifestError(path=layout.manifest, reason="it is missing, though there are payloads")
     return Manifest.open(layout.manifest, read_only=True)
-
-
-def _check_one_disk(layout: Layout) -> None:
-    """Refuse a store that spans file systems: renames across them are not atomic, or not possible."""
-    disks = {path: path.stat().st_dev for path in (layout.checkpoints, layout.tmp, layout.quarantine)}
-    if len(set(disks.values())) > 1:
-        raise UnsafeFileSystemError(
-            path=layout.root,
-            lacks="checkpoints, tmp and quarantine lie on different file systems, so that files cannot be renamed "
-            "from one to the other",
-            hint="move them onto one disk",
-        )
 
 
 def open_for_writing(layout: Layout, *, create: bool = True) -> Manifest:
@@ -57,7 +46,7 @@ def open_for_writing(layout: Layout, *, create: bool = True) -> Manifest:
     from ckptstore.commit.recovery import reconcile  # reads payloads; queries do not need it
 
     layout.make()
-    _check_one_disk(layout)
+    payloads_at(layout).check()
     with store_lock(layout.locks):
         probe_locks(layout.locks)
         manifest = Manifest.open(layout.manifest)

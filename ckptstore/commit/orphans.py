@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from ckptstore.commit.earlier_epochs import read_earlier_epochs
 from ckptstore.commit.quarantine import quarantine_stray
 from ckptstore.errors import CorruptPayloadError
-from ckptstore.formats import payload
+from ckptstore.formats.registry import by_name
 from ckptstore.manifest.manifest import Manifest
 from ckptstore.records import NewCheckpoint
-from ckptstore.storage.files import digest_file
-from ckptstore.storage.layout import Layout, parse_payload_name, payload_file
+from ckptstore.storage.layout import Layout
+from ckptstore.storage.payloads.at import payloads_at
+from ckptstore.storage.payloads.interface import PayloadRef
+from ckptstore.storage.payloads.names import file_of_payload, parse_payload_name, payload_name
+from ckptstore.storage.payloads.stored import StoredPayload
 from ckptstore.validation import check_extra, check_metrics, check_position, check_run, check_tag
 
 
@@ -43,28 +45,35 @@ def adopt(layout: Layout, manifest: Manifest, name: str) -> str | None:
     Args:
         layout: The store's paths.
         manifest: The store's manifest.
-        name: The payload's name in `checkpoints`.
+        name: The payload's name.
 
     Returns:
         None if it was adopted, else the reason for its quarantine.
     """
-    path = layout.checkpoints / name
     if is_listed(manifest, name):
         return None
-    try:
-        found = describe(path)
-        if found.store != manifest.uuid:
-            raise CorruptPayloadError(path=path, reason="it is another store's")
-        if manifest.checkpoints.get(found.new.version) is not None:
-            raise CorruptPayloadError(path=path, reason=f"version {found.new.version} is another's here")
-    except CorruptPayloadError as error:
-        quarantine_stray(layout, manifest, path, error.reason)
-        return error.reason
+    found = _adoptable(manifest, PayloadRef(payloads_at(layout), name))
+    if isinstance(found, str):
+        quarantine_stray(layout, manifest, name, found)
+        return found
     tags = tuple(tag for tag in found.new.tags if _is_free(manifest, tag, found.new.version))
     new = replace(found.new, tags=tags)
     manifest.beginnings.record(new.run, found.beginning, new.version)
     manifest.add_checkpoint(new, published_path=_published_path(manifest, found), event="adopted")
     return None
+
+
+def _adoptable(manifest: Manifest, ref: PayloadRef) -> Described | str:
+    """Return the description of a payload that may get a row, or the reason why it may not."""
+    try:
+        found = describe(ref)
+    except CorruptPayloadError as error:
+        return error.reason
+    if found.store != manifest.uuid:
+        return "it is another store's"
+    if manifest.checkpoints.get(found.new.version) is not None:
+        return f"version {found.new.version} is another's here"
+    return found
 
 
 def _is_free(manifest: Manifest, tag: str, version: int) -> bool:
@@ -76,7 +85,7 @@ def _is_free(manifest: Manifest, tag: str, version: int) -> bool:
 def is_listed(manifest: Manifest, name: str) -> bool:
     """Return True if a payload has a row: its writer may have committed it just before the caller took the lock."""
     row = manifest.checkpoints.get(parse_payload_name(name)[0])
-    return row is not None and row.path.name == name
+    return row is not None and row.payload == name
 
 
 def _published_path(manifest: Manifest, found: Described) -> str | None:
@@ -88,11 +97,11 @@ def _published_path(manifest: Manifest, found: Described) -> str | None:
     return shown.path if shown is not None and shown.version < found.new.version else None
 
 
-def describe(path: Path, *, name: str | None = None) -> Described:
+def describe(ref: PayloadRef, *, name: str | None = None) -> Described:
     """Return the description inside a payload, after verifying the payload byte by byte.
 
     Args:
-        path: The payload.
+        ref: The payload.
         name: The name that it should have; None for the one that it has.
 
     Raises:
@@ -100,29 +109,29 @@ def describe(path: Path, *, name: str | None = None) -> Described:
             ckptstore does not write.
         StorageError: It cannot be read, which does not mean that it is damaged.
     """
-    description = payload.read_description(path)
-    version, run, format = parse_payload_name(name or path.name)
-    problems = payload.verify_payload(path)
-    if problems:
-        raise CorruptPayloadError(path=path, reason=problems[0])
-    try:
-        new = _row_of(description, path)
-        found = Described(
-            new,
-            store=_text(description["store"]),
-            published=_path(description.get("published")),
-            beginning=_beginning(description),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise CorruptPayloadError(path=path, reason=f"its description cannot be read: {error!r}") from error
-    if (new.version, new.run, new.format) != (version, run, format):
-        raise CorruptPayloadError(
-            path=path, reason=f"it says that it is version {new.version} of run {new.run!r} ({format})"
-        )
-    return found
+    version, run, format = parse_payload_name(name or ref.name)
+    with ref.open() as stored:
+        with by_name(format).open(stored) as found:
+            description = found.description()
+            problems = found.format.verify(found)
+        if problems:
+            raise stored.corrupt(problems[0])
+        try:
+            new = _row_of(description, stored)
+            described = Described(
+                new,
+                store=_text(description["store"]),
+                published=_path(description.get("published")),
+                beginning=_beginning(description),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise stored.corrupt(f"its description cannot be read: {error!r}") from error
+        if (new.version, new.run, new.format) != (version, run, format):
+            raise stored.corrupt(f"it says that it is version {new.version} of run {new.run!r} ({format})")
+        return described
 
 
-def _row_of(description: dict[str, Any], path: Path) -> NewCheckpoint:
+def _row_of(description: dict[str, Any], stored: StoredPayload) -> NewCheckpoint:
     check_position(description["epoch"], description["batch"], description["step"])
     run, format = check_run(description["run"]), description["format"]
     version = description["version"]
@@ -138,9 +147,9 @@ def _row_of(description: dict[str, Any], path: Path) -> NewCheckpoint:
         batch=description["batch"],
         step=description["step"],
         metrics=check_metrics({name: float(value) for name, value in description["metrics"].items()}),
-        file=payload_file(version, run, format),
-        nbytes=path.stat().st_size,
-        digest=digest_file(path),
+        file=file_of_payload(payload_name(version, run, format)),
+        nbytes=stored.nbytes,
+        digest=stored.digest(),
         created_at=created_at.astimezone(UTC),
         format=format,
         resumable=bool(description["resumable"]),

@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 from ckptstore.manifest.manifest import Manifest
 from ckptstore.records import Checkpoint
-from ckptstore.storage.files import move_durably
 from ckptstore.storage.layout import Layout
+from ckptstore.storage.payloads.at import payloads_at
 
 
-def move_to_quarantine(layout: Layout, path: Path) -> Path:
-    """Move a file of the store into `quarantine`, durably, under an unused name, which is returned.
+def quarantine_stray(layout: Layout, manifest: Manifest, name: str, reason: str) -> None:
+    """Quarantine a payload that belongs to no row, and record the reason; the caller holds the store's lock.
 
-    A crash leaves it in one place or the other.
+    A crash leaves it in one place or the other, and perhaps unrecorded.
 
     Raises:
         StorageError: It cannot be moved.
     """
-    target = layout.quarantine / path.name
-    count = 0
-    while os.path.lexists(target):
-        count += 1
-        target = layout.quarantine / f"{path.name}.{count}"
-    move_durably(path, target)
-    return target
-
-
-def quarantine_stray(layout: Layout, manifest: Manifest, path: Path, reason: str) -> None:
-    """Quarantine a payload that belongs to no row, and record the reason; the caller holds the store's lock."""
-    target = move_to_quarantine(layout, path)
-    manifest.events.add("quarantined", detail={"file": path.name, "to": target.name, "reason": reason})
+    moved_to = payloads_at(layout).quarantine(name)
+    manifest.events.add("quarantined", detail={"file": name, "to": moved_to, "reason": reason})
 
 
 def withdraw(layout: Layout, manifest: Manifest, checkpoint: Checkpoint, reason: str) -> None:
@@ -41,10 +27,10 @@ def withdraw(layout: Layout, manifest: Manifest, checkpoint: Checkpoint, reason:
     its place, and the next opening for writing checks it again.
 
     Raises:
-        StorageError: The row could not be marked, or the file not moved.
+        StorageError: The row could not be marked, or the payload not moved.
     """
     manifest.checkpoints.set_state(
         [checkpoint.version], "damaged", event="damaged", detail={"reason": reason}
     )
-    if os.path.lexists(checkpoint.path):
-        quarantine_stray(layout, manifest, checkpoint.path, reason)
+    if payloads_at(layout).exists(checkpoint.payload):
+        quarantine_stray(layout, manifest, checkpoint.payload, reason)

@@ -7,7 +7,6 @@ it is in its place though its row is marked as damaged.
 
 from __future__ import annotations
 
-import os
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -16,21 +15,19 @@ from ckptstore.commit.quarantine import quarantine_stray
 from ckptstore.commit.retention.deletion import finish_marked
 from ckptstore.errors import CorruptManifestError, InvalidArgumentError, StorageError
 from ckptstore.manifest.manifest import Manifest
-from ckptstore.records import SUFFIXES, Published, State
+from ckptstore.records import Published, State
 from ckptstore.storage.integrity import digest_matches
-from ckptstore.storage.layout import (
-    Layout,
-    is_payload_name,
+from ckptstore.storage.layout import Layout, published_path, require_outside
+from ckptstore.storage.payloads.at import payloads_at
+from ckptstore.storage.payloads.interface import PayloadStore
+from ckptstore.storage.payloads.names import (
     leading_version,
     parse_payload_name,
-    published_path,
-    require_outside,
+    payload_of_file,
+    payload_suffix,
 )
-from ckptstore.storage.leases import remove_stale_files
-from ckptstore.storage.publish import publish, remove_leftover
+from ckptstore.storage.publish import remove_leftover
 from ckptstore.system import messages
-
-_FOLDER = "checkpoints/"
 
 
 def reconcile(layout: Layout, manifest: Manifest) -> None:
@@ -39,24 +36,24 @@ def reconcile(layout: Layout, manifest: Manifest) -> None:
     Raises:
         StorageError: The disk cannot be read, which does not mean that files are missing; or a step failed.
     """
-    remove_stale_files(layout.tmp)
-    finish_marked(manifest, nullcontext)
-    present = _listed(layout)
+    payloads = payloads_at(layout)
+    payloads.sweep()
+    finish_marked(payloads, manifest, nullcontext)
+    present = set(payloads.names())
     complete, missing, damaged = (_names(manifest, state) for state in ("complete", "missing", "damaged"))
-    _mark_missing(manifest, complete - present)
+    _mark_missing(payloads, manifest, complete - present)
     if not present.isdisjoint(missing) or not present.isdisjoint(damaged):
         _recheck_lost(layout, manifest)
-    unlisted = present - complete
-    for name in sorted(unlisted - missing - damaged):
-        if is_payload_name(name):
-            _adopt(layout, manifest, name)
+    # A list may be older than a removal.
+    for name in sorted(filter(payloads.exists, present - complete - missing - damaged)):
+        _adopt(layout, manifest, name)
     _skip_quarantined_versions(layout, manifest)
     finish_publishing(layout, manifest)
 
 
 def _skip_quarantined_versions(layout: Layout, manifest: Manifest) -> None:
     """Number new versions after those in quarantine, which an older manifest that was put back does not know."""
-    highest = max(map(leading_version, os.listdir(layout.quarantine)), default=0)
+    highest = max(map(leading_version, payloads_at(layout).quarantined()), default=0)
     if highest >= manifest.next_version:
         manifest.raise_next_version(highest + 1)
 
@@ -71,29 +68,23 @@ def _adopt(layout: Layout, manifest: Manifest, name: str) -> None:
         messages.warn(f"a payload that has no row cannot be read, and is left alone: {error}")
 
 
-def _listed(layout: Layout) -> set[str]:
-    try:
-        return set(os.listdir(layout.checkpoints))
-    except OSError as error:
-        raise StorageError(operation="list", path=layout.checkpoints, error=error) from error
-
-
 def _names(manifest: Manifest, state: State) -> set[str]:
-    return {file.removeprefix(_FOLDER) for file in manifest.checkpoints.files(state)}
+    return set(map(payload_of_file, manifest.checkpoints.files(state)))
 
 
 def mark_missing(layout: Layout, manifest: Manifest) -> int:
     """Mark the rows whose payload is not in its place, and return how many; the caller holds the store's lock."""
-    missing = _names(manifest, "complete") - _listed(layout)
-    _mark_missing(manifest, missing)
-    return len(missing)
+    payloads = payloads_at(layout)
+    return _mark_missing(payloads, manifest, _names(manifest, "complete").difference(payloads.names()))
 
 
-def _mark_missing(manifest: Manifest, names: set[str]) -> None:
-    """Mark rows whose file is missing; the rows stay."""
-    if names:
-        versions = sorted(_version(manifest, name) for name in names)
+def _mark_missing(payloads: PayloadStore, manifest: Manifest, names: set[str]) -> int:
+    """Mark rows whose payload is missing, and return how many; the rows stay."""
+    # A list may be older than a payload.
+    versions = sorted(_version(manifest, name) for name in names if not payloads.exists(name))
+    if versions:
         manifest.checkpoints.set_state(versions, "missing", event="missing")
+    return len(versions)
 
 
 def _version(manifest: Manifest, name: str) -> int:
@@ -111,9 +102,9 @@ def _recheck_lost(layout: Layout, manifest: Manifest) -> None:
     for checkpoint in (*manifest.checkpoints.in_state("missing"), *manifest.checkpoints.in_state("damaged")):
         if digest_matches(checkpoint):
             back.append(checkpoint.version)
-        elif checkpoint.state == "damaged" and os.path.lexists(checkpoint.path):
+        elif checkpoint.state == "damaged" and payloads_at(layout).exists(checkpoint.payload):
             # A crash came between the mark and the move, or a wrong file was put there.
-            quarantine_stray(layout, manifest, checkpoint.path, "its row says that it is damaged")
+            quarantine_stray(layout, manifest, checkpoint.payload, "its row says that it is damaged")
     if back:
         manifest.checkpoints.set_state(back, "complete", event="found")
 
@@ -135,7 +126,7 @@ def finish_publishing(layout: Layout, manifest: Manifest) -> None:
             if checkpoint.state != "complete":
                 manifest.published.forget(published.path)
                 continue
-            publish(checkpoint.path, target)
+            payloads_at(layout).publish(checkpoint.payload, target)
         except StorageError as error:
             messages.warn(f"{target} does not show version {published.version} yet: {error}")
         else:
@@ -147,7 +138,7 @@ def _publishable(layout: Layout, published: Published) -> Path | None:
 
     A manifest from elsewhere must not cause the store's own files, or files that are no models, to be replaced.
     """
-    if "\0" in published.path or not published.path.endswith(tuple(SUFFIXES.values())):
+    if "\0" in published.path or not payload_suffix(published.path):
         return None
     try:
         return require_outside(layout.root, published_path(layout.root, published.path))

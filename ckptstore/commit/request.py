@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptstore.errors import InvalidArgumentError
-from ckptstore.records import SUFFIXES, FinishedEpoch, Mode
+from ckptstore.records import FinishedEpoch, Format, Mode
 from ckptstore.retention.policy import Policy, as_policy, check_modes
 from ckptstore.storage.layout import absolute, require_outside
 from ckptstore.validation import check_extra, check_metrics, check_position, check_run, check_tag
@@ -57,7 +57,7 @@ def checked_request(
     root: Path,
     *,
     run: str,
-    format: str,
+    format: Format,
     position: tuple[int, int | None, int | None],
     metrics: Mapping[str, Any] | None,
     tags: Collection[str],
@@ -73,9 +73,14 @@ def checked_request(
     Raises:
         InvalidArgumentError: An argument cannot be used.
     """
-    if format not in SUFFIXES:
+    from ckptstore.formats.registry import by_name  # imports numpy and h5py, which queries do not need
+
+    if by_name(format).is_directory and publish is not None:
         raise InvalidArgumentError(
-            argument="format", value=format, reason=f"must be one of {sorted(SUFFIXES)}"
+            argument="publish",
+            value=str(publish),
+            reason=f"a payload of the format {format!r} is a directory, and cannot be shown at a path",
+            hint="store.export(ref, path) writes one file",
         )
     check_position(*position)
     epoch, batch, step = (None if number is None else index(number) for number in position)

@@ -11,7 +11,7 @@ import xxhash
 
 from ckptstore.formats.hdf5.reader import StoredDataset
 from ckptstore.formats.streamed_hdf5 import DESCRIPTION, STATE_ARRAYS, STATE_DOCUMENT, unescaped
-from ckptstore.storage.random_access import RandomAccessFile
+from ckptstore.storage.random_access import RandomAccess
 from ckptstore.storage.read_ahead import parts_without_thread
 from ckptstore.system.arrays import Array
 
@@ -40,7 +40,7 @@ class Contents:
         yield from (found for found in (self.document, self.description) if found is not None)
 
 
-def extents(source: RandomAccessFile, contents: Contents) -> list[tuple[int, int, StoredDataset]]:
+def extents(source: RandomAccess, contents: Contents) -> list[tuple[int, int, StoredDataset]]:
     """Return (begin, end, dataset) of all values, in the order of the file.
 
     Raises:
@@ -59,7 +59,7 @@ def extents(source: RandomAccessFile, contents: Contents) -> list[tuple[int, int
     return found
 
 
-def gaps_digest(source: RandomAccessFile, contents: Contents) -> str:
+def gaps_digest(source: RandomAccess, contents: Contents) -> str:
     """Return the xxh3_128, as 32 hex digits, of all bytes of the file that belong to no array."""
     digest = xxhash.xxh3_128()
     position = 0
@@ -70,7 +70,7 @@ def gaps_digest(source: RandomAccessFile, contents: Contents) -> str:
     return digest.hexdigest()
 
 
-def parts(source: RandomAccessFile, begin: int, end: int) -> Iterator[bytes | memoryview]:
+def parts(source: RandomAccess, begin: int, end: int) -> Iterator[bytes | memoryview]:
     """Yield the bytes from `begin` to `end`; each part is valid until the next one is read."""
     if end - begin <= 1 << 16:
         yield source.read(begin, end - begin)
@@ -80,7 +80,7 @@ def parts(source: RandomAccessFile, begin: int, end: int) -> Iterator[bytes | me
     )
 
 
-def read_bytes(source: RandomAccessFile, dataset: StoredDataset) -> npt.NDArray[np.uint8]:
+def read_bytes(source: RandomAccess, dataset: StoredDataset) -> npt.NDArray[np.uint8]:
     """Read an array's bytes as they are stored.
 
     Raises:
@@ -94,7 +94,7 @@ def read_bytes(source: RandomAccessFile, dataset: StoredDataset) -> npt.NDArray[
     return data
 
 
-def values_of(source: RandomAccessFile, dataset: StoredDataset, data: npt.NDArray[np.uint8]) -> Array:
+def values_of(source: RandomAccess, dataset: StoredDataset, data: npt.NDArray[np.uint8]) -> Array:
     """Return the array that stored bytes represent: a view of them, except for float8 and text."""
     if dataset.texts is not None:
         found = dataset.texts.texts(data.tobytes(), dataset.path)
@@ -107,7 +107,7 @@ def values_of(source: RandomAccessFile, dataset: StoredDataset, data: npt.NDArra
     return values.reshape(dataset.shape)
 
 
-def view_array(source: RandomAccessFile, dataset: StoredDataset) -> Array:
+def view_array(source: RandomAccess, dataset: StoredDataset) -> Array:
     """Return a read-only view of an array's values in the file; see `ckptstore.storage.random_access`.
 
     Raises:
@@ -120,6 +120,6 @@ def view_array(source: RandomAccessFile, dataset: StoredDataset) -> Array:
     return values_of(source, dataset, data)
 
 
-def read_array(source: RandomAccessFile, dataset: StoredDataset) -> Array:
+def read_array(source: RandomAccess, dataset: StoredDataset) -> Array:
     """Read an array's values; raises the errors of `read_bytes`."""
     return values_of(source, dataset, read_bytes(source, dataset))

@@ -1,33 +1,20 @@
-"""Verified copies of a payload, or of the weights in an archive: copied and checked in one pass."""
+"""Verified copies of a payload that is one file, or of a stretch of it: copied and checked in one pass."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import xxhash
 
 from ckptstore.formats.sink import Sink
-from ckptstore.formats.zip_reader import KerasArchive
 from ckptstore.storage.files import DIGEST
-from ckptstore.storage.random_access import open_random_access
+from ckptstore.storage.payloads.stored import StoredPayload
 
 _PART = 4 << 20
 
 
-def locate_weights(path: Path) -> tuple[int, int]:
-    """Return the offset of the HDF5 file in a ``.keras`` archive, and its size in bytes.
-
-    Raises:
-        CorruptPayloadError: The file is missing, or is not an archive.
-        StorageError: The file cannot be read, which does not mean that it is damaged.
-    """
-    with open_random_access(path) as file:
-        return KerasArchive(file).weights()
-
-
 def copy_verified(
-    path: Path,
+    stored: StoredPayload,
     sink: Sink,
     *,
     nbytes: int,
@@ -38,7 +25,7 @@ def copy_verified(
     """Copy a payload's bytes to a sink; the copy may be used only if this returns.
 
     Args:
-        path: The payload.
+        stored: The payload.
         sink: Receives the bytes.
         nbytes: The size that the payload must have.
         digest: The digest that it must have.
@@ -52,17 +39,17 @@ def copy_verified(
     """
     begin, count = part or (0, nbytes)
     found = xxhash.xxh3_128()
-    with open_random_access(path) as file:
-        if file.nbytes != nbytes:
-            raise file.corrupt(f"it has {file.nbytes:,} bytes, {nbytes:,} were saved")
-        for offset in range(0, nbytes, _PART):
-            data = memoryview(file.read(offset, min(_PART, nbytes - offset)))
-            found.update(data)
-            wanted = data[max(0, begin - offset) : max(0, begin + count - offset)]
-            if wanted:
-                sink.write(wanted)
-            if progress is not None:
-                progress(len(data))
-        text = f"{DIGEST}:{found.hexdigest()}"
-        if text != digest:
-            raise file.corrupt(f"its digest is {text}, {digest} was saved")
+    file = stored.file()
+    if file.nbytes != nbytes:
+        raise file.corrupt(f"it has {file.nbytes:,} bytes, {nbytes:,} were saved")
+    for offset in range(0, nbytes, _PART):
+        data = memoryview(file.read(offset, min(_PART, nbytes - offset)))
+        found.update(data)
+        wanted = data[max(0, begin - offset) : max(0, begin + count - offset)]
+        if wanted:
+            sink.write(wanted)
+        if progress is not None:
+            progress(len(data))
+    text = f"{DIGEST}:{found.hexdigest()}"
+    if text != digest:
+        raise file.corrupt(f"its digest is {text}, {digest} was saved")

@@ -15,7 +15,7 @@ from typing import Any
 import xxhash
 
 from ckptstore.errors import InvalidArgumentError
-from ckptstore.storage.random_access import RandomAccessFile
+from ckptstore.storage.random_access import RandomAccess
 
 PREFIX = "xxh3_128:"
 # Fields that this module writes; callers may not use these names.
@@ -101,7 +101,7 @@ class DescriptionText:
         return f'{body}{_SEAL}{xxhash.xxh3_128_hexdigest(body.encode("ascii"))}"}}'.encode("ascii")
 
 
-def parse_description(source: RandomAccessFile, text: bytes) -> dict[str, Any]:
+def parse_description(source: RandomAccess, text: bytes) -> dict[str, Any]:
     """Return the description in a text.
 
     Raises:
@@ -122,7 +122,7 @@ def parse_description(source: RandomAccessFile, text: bytes) -> dict[str, Any]:
     return dict(found)
 
 
-def parse_state(source: RandomAccessFile, text: bytes) -> dict[str, Any]:
+def parse_state(source: RandomAccess, text: bytes) -> dict[str, Any]:
     """Return the JSON document of the training state."""
     try:
         found = json.loads(text)

@@ -1,77 +1,49 @@
-"""Payload files of every format: encoding a snapshot, and the readers that other rooms use.
+"""Payloads of every format, and files like them: encoded, opened, verified and decoded, by the format's own module.
 
-There are three formats, told apart by extension: ``.keras`` (Keras' archive of a whole model), ``.weights.h5``
-and ``.h5`` (Keras' older whole-model file). Plain Keras loads each of them, and each carries its own description.
+Functions take a payload of a store (`ckptstore.storage.payloads.interface.PayloadRef`), or the path of a file outside
+one. There are three formats so far, told apart by the end of the name: ``.keras`` (Keras' archive of a whole model),
+``.weights.h5`` and ``.h5`` (Keras' older whole-model file). Plain Keras loads each of them, and each carries its own
+description.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
-from ckptstore.errors import InvalidArgumentError
-from ckptstore.formats.description import digest_of
-from ckptstore.formats.reader import (
-    OpenPayload,
-    open_variables,
-    open_verified,
-    read_description,
-    read_documents,
-    read_layout,
-    read_state,
-)
-from ckptstore.formats.sink import Sink
-from ckptstore.formats.snapshot import Snapshot
-from ckptstore.formats.streamed_hdf5 import StreamedHdf5, is_streamable
-from ckptstore.formats.verify import verify_payload
-from ckptstore.formats.zip_writer import archive_nbytes, write_archive
+from ckptstore.errors import CorruptPayloadError
+from ckptstore.formats.payload_format import EncodedPayload, OpenPayload
+from ckptstore.formats.registry import by_name, format_of
+from ckptstore.formats.snapshot import Snapshot, TrainingState
+from ckptstore.records import Checkpoint
+from ckptstore.storage.payloads.at import payload_of
+from ckptstore.storage.payloads.local_reading import LooseFile
+from ckptstore.storage.payloads.stored import StoredPayload
+from ckptstore.system.arrays import Array
 
-__all__ = [
-    "EncodedPayload",
-    "OpenPayload",
-    "encode",
-    "is_streamable",
-    "open_variables",
-    "open_verified",
-    "read_description",
-    "read_documents",
-    "read_layout",
-    "read_state",
-    "verify_payload",
-]
+Progress = Callable[[int], object]
 
 
-class EncodedPayload:
-    """A payload of known size that is not written yet; `encode` makes it.
+class Openable(Protocol):
+    """A payload that can be opened: `PayloadRef` and `LooseFile` of `ckptstore.storage.payloads`."""
 
-    Attributes:
-        nbytes: Exact size of the file in bytes.
-    """
+    def open(self) -> AbstractContextManager[StoredPayload]:
+        """Open it."""
+        ...
 
-    def __init__(self, snapshot: Snapshot, weights: Any) -> None:
-        self._snapshot = snapshot
-        self._weights = weights
-        self.nbytes: int = weights.nbytes
-        if snapshot.format == "keras":
-            self.nbytes = archive_nbytes(snapshot.documents, weights.nbytes)
 
-    def write(self, sink: Sink) -> None:
-        """Write the payload in one pass; may be called again for another file.
+Source = Openable | Path
 
-        The sink receives views of the snapshot's arrays. They must not change until the sink is finished.
 
-        Raises:
-            InvalidArgumentError: A variable's shape or dtype differs from the snapshot's.
-            Exception: The sink's own errors, unchanged; what was written until then is not a payload.
-        """
-        if self._snapshot.format == "keras":
-            write_archive(sink, self._snapshot.documents, self._weights.nbytes, self._weights.write)
-        else:
-            self._weights.write(sink.write)
+def _openable(source: Source) -> Openable:
+    return LooseFile(source) if isinstance(source, Path) else source
 
 
 def encode(snapshot: Snapshot, description: Mapping[str, Any]) -> EncodedPayload:
-    """Lay out a payload: everything but the values of its arrays.
+    """Lay out a payload in the snapshot's format: everything but the values of its arrays.
 
     Args:
         snapshot: What to save. Variables are read one at a time, when they are written. A snapshot with `fill`,
@@ -89,16 +61,189 @@ def encode(snapshot: Snapshot, description: Mapping[str, Any]) -> EncodedPayload
         >>> kernel = Variable(path="vars/0", shape=ones.shape, dtype=ones.dtype, read=lambda: ones)
         >>> encoded = encode(Snapshot(format="weights", variables=(kernel,)), {"epoch": 3})
         >>> file = io.BytesIO()
-        >>> encoded.write(file)
+        >>> for member in encoded.members:
+        ...     member.write(file)
         >>> len(file.getvalue()) == encoded.nbytes
         True
     """
-    if snapshot.documents and snapshot.format != "keras":
-        names = sorted(snapshot.documents)
-        raise InvalidArgumentError(argument="documents", value=names, reason="only a .keras archive has them")
-    documents = {name: digest_of(document) for name, document in snapshot.documents.items()}
-    if is_streamable(snapshot):
-        return EncodedPayload(snapshot, StreamedHdf5(snapshot, description, documents))
-    from ckptstore.formats.in_memory_hdf5 import InMemoryHdf5
+    return by_name(snapshot.format).encode(snapshot, description)
 
-    return EncodedPayload(snapshot, InMemoryHdf5(snapshot, description, documents))
+
+@contextmanager
+def open_payload(source: Source) -> Iterator[OpenPayload]:
+    """Open a payload and list its contents.
+
+    Raises:
+        CorruptPayloadError: It is missing or damaged, or is not a payload.
+        StorageError: It cannot be read, which does not mean that it is damaged.
+    """
+    with _openable(source).open() as stored, format_of(stored).open(stored) as payload:
+        yield payload
+
+
+@contextmanager
+def open_verified(
+    source: Source, *, nbytes: int, digest: str, progress: Progress | None = None
+) -> Iterator[OpenPayload]:
+    """Open a payload, verify its size and digest, then list its contents.
+
+    Everything that is read afterwards comes from the very file that was verified, even if its name is reused.
+
+    Args:
+        source: The payload.
+        nbytes: The size that it must have.
+        digest: The digest that it must have.
+        progress: Called with the number of bytes of each part that was digested.
+
+    Raises:
+        CorruptPayloadError: It is missing, differs in size or digest, or is not a payload.
+        StorageError: It cannot be read, which does not mean that it is damaged.
+    """
+    with _openable(source).open() as stored:
+        stored.verify(nbytes, digest, progress)
+        with format_of(stored).open(stored) as payload:
+            yield payload
+
+
+def open_checkpoint(
+    checkpoint: Checkpoint, progress: Progress | None = None
+) -> AbstractContextManager[OpenPayload]:
+    """Open a checkpoint's payload, and check first that it is what was saved; raises as `open_verified`."""
+    return open_verified(
+        payload_of(checkpoint), nbytes=checkpoint.nbytes, digest=checkpoint.digest, progress=progress
+    )
+
+
+def checkpoint_as_file(checkpoint: Checkpoint) -> AbstractContextManager[Path]:
+    """Return a checkpoint's payload as a local file for the block: itself, or a temporary copy."""
+    return payload_of(checkpoint).as_local_file()
+
+
+def read_description(source: Source) -> dict[str, Any]:
+    """Return the description inside a payload.
+
+    Raises:
+        CorruptPayloadError: It is missing or damaged, or was not written by ckptstore.
+        StorageError: It cannot be read, which does not mean that it is damaged.
+    """
+    with open_payload(source) as payload:
+        return payload.description()
+
+
+def read_layout(source: Source) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return shape and dtype name of each variable, by path; works for files that Keras wrote, too.
+
+    Raises:
+        CorruptPayloadError: It is missing or damaged.
+        StorageError: It cannot be read, which does not mean that it is damaged.
+    """
+    with open_payload(source) as payload:
+        return payload.layout()
+
+
+def read_documents(source: Source) -> dict[str, bytes]:
+    """Return what a payload holds besides arrays, such as the model's configuration; empty where it has none.
+
+    Raises:
+        CorruptPayloadError: It is missing or damaged.
+        StorageError: It cannot be read, which does not mean that it is damaged.
+    """
+    with open_payload(source) as payload:
+        return payload.documents()
+
+
+def read_state(source: Source) -> TrainingState | None:
+    """Return a payload's training state, checked against its digests, or None if there is none.
+
+    Raises:
+        CorruptPayloadError: It is missing or damaged, or was not written by ckptstore.
+        StorageError: It cannot be read, which does not mean that it is damaged.
+    """
+    with open_payload(source) as payload:
+        return payload.state()
+
+
+@contextmanager
+def open_variables(source: Source) -> Iterator[Mapping[str, Array]]:
+    """Open a payload and yield its variables by path; each is read on access, straight into its own memory.
+
+    The values are not checked against their digests: check the digest of the whole file first.
+
+    Raises:
+        CorruptPayloadError: It is missing or damaged.
+        StorageError: It cannot be read, which does not mean that it is damaged.
+    """
+    with open_payload(source) as payload:
+        yield payload.variables()
+
+
+def verify_payload(source: Source) -> list[str]:
+    """Check a payload against the digests inside it, in one pass; return one line for each difference.
+
+    Raises:
+        CorruptPayloadError: It is missing, or too damaged to be compared part by part.
+        StorageError: It cannot be read, which does not mean that it is damaged.
+    """
+    with open_payload(source) as payload:
+        return payload.format.verify(payload)
+
+
+def verify_file(path: Path) -> dict[str, Any] | None:
+    """Check a file that ckptstore or Keras wrote as far as it can be checked; return its description, or None.
+
+    A file with a description is checked against all its digests. A file without one is checked for its structure, and
+    a ``.keras`` archive against its CRC-32. A ``.weights.h5`` of Keras has no checksum: a flipped bit in a weight
+    cannot be found.
+
+    Raises:
+        CorruptPayloadError: The file is damaged, or of another kind.
+        StorageError: It cannot be read, which does not mean that it is damaged.
+    """
+    with open_payload(path) as found:
+        found.format.check_structure(found)
+        if not found.is_described():
+            return None
+        description = found.description()
+        # Weights that were taken out of an archive still list the documents that stayed there.
+        documents = () if found.format.has_documents else description["documents"]
+        outside = {f"{name} is missing" for name in documents}
+        problems = [problem for problem in found.format.verify(found) if problem not in outside]
+    if problems:
+        raise CorruptPayloadError(path=path, reason=problems[0])
+    return description
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodedPayload:
+    """A payload decoded into a snapshot, valid while it is open.
+
+    Attributes:
+        snapshot: The contents; each variable is read when it is written.
+        description: The description inside the payload, or None in a file that Keras wrote.
+    """
+
+    snapshot: Snapshot
+    description: dict[str, Any] | None
+
+
+@contextmanager
+def decoded(
+    source: Source, *, nbytes: int, digest: str, progress: Progress | None = None
+) -> Iterator[DecodedPayload]:
+    """Open a payload, verify its size and digest, and decode it into a snapshot.
+
+    Where it has a description, each variable is checked against its own digest when it is read.
+
+    Args:
+        source: The payload.
+        nbytes: The size that it must have.
+        digest: The digest that it must have.
+        progress: Called with the number of bytes of each part that was read; most bytes are read twice.
+
+    Raises:
+        CorruptPayloadError: It is missing, or differs in size or digest.
+        StorageError: It cannot be read, which does not mean that it is damaged.
+    """
+    with open_verified(source, nbytes=nbytes, digest=digest, progress=progress) as found:
+        description = found.description() if found.is_described() else None
+        yield DecodedPayload(snapshot=found.format.decode(found, progress), description=description)

@@ -1,10 +1,9 @@
-"""Verification of payloads against the digests inside them, and of files that Keras wrote as far as possible."""
+"""Verification of HDF5 payloads against the digests inside them, and of files that Keras wrote as far as possible."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import xxhash
@@ -13,39 +12,34 @@ from ckptstore.errors import CorruptPayloadError
 from ckptstore.formats.contents import extents, parts
 from ckptstore.formats.description import PREFIX, digest_of
 from ckptstore.formats.hdf5.reader import StoredDataset
-from ckptstore.formats.reader import OpenPayload, open_payload
+from ckptstore.formats.hdf5_payload import Hdf5Payload
 from ckptstore.formats.streamed_hdf5 import DESCRIPTION, STATE_ARRAYS, STATE_DOCUMENT, escaped
 from ckptstore.formats.zip_writer import WEIGHTS, crc32
 
 
-def verify_payload(path: Path) -> list[str]:
+def verify_hdf5(payload: Hdf5Payload) -> list[str]:
     """Check a payload against the digests inside it, in one pass; return one line for each difference.
 
     Digests cover every byte of the HDF5 file and of the archive's other members, but not the archive's directory.
     That is used for reading, and the CRC-32 in it, which Keras relies on, is checked.
-
-    Raises:
-        CorruptPayloadError: The file is missing, or too damaged to be compared part by part.
-        StorageError: It cannot be read, which does not mean that it is damaged.
     """
-    with open_payload(path) as payload:
-        description = payload.description()
-        problems = _document_problems(payload, description)
-        digests, structure, crc = _digest_all(payload)
-        expected = _expected(payload, description)
-        stored = {found.path: found for found in payload.contents.all()}
-        stored.pop(DESCRIPTION)
-        problems += [f"{path} is missing" for path in expected if path not in stored]
-        for path_inside, found in stored.items():
-            problems += _differences(path_inside, found, expected.get(path_inside), digests)
-        if structure != description["structure"]:
-            problems.append("the HDF5 metadata differ from their digest")
-        if payload.archive is not None and crc != payload.archive.weights_crc:
-            problems.append(f"{WEIGHTS} differs from its CRC-32 in the archive")
-        return problems
+    description = payload.description()
+    problems = _document_problems(payload, description)
+    digests, structure, crc = _digest_all(payload)
+    expected = _expected(payload, description)
+    stored = {found.path: found for found in payload.contents.all()}
+    stored.pop(DESCRIPTION)
+    problems += [f"{path} is missing" for path in expected if path not in stored]
+    for path_inside, found in stored.items():
+        problems += _differences(path_inside, found, expected.get(path_inside), digests)
+    if structure != description["structure"]:
+        problems.append("the HDF5 metadata differ from their digest")
+    if payload.archive is not None and crc != payload.archive.weights_crc:
+        problems.append(f"{WEIGHTS} differs from its CRC-32 in the archive")
+    return problems
 
 
-def _expected(payload: OpenPayload, description: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _expected(payload: Hdf5Payload, description: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     expected = {path: dict(entry) for path, entry in description["variables"].items()}
     state, document = description["state"], payload.contents.document
     if state is not None:
@@ -68,7 +62,7 @@ def _differences(
     return []
 
 
-def _document_problems(payload: OpenPayload, description: Mapping[str, Any]) -> list[str]:
+def _document_problems(payload: Hdf5Payload, description: Mapping[str, Any]) -> list[str]:
     expected: dict[str, str] = description["documents"]
     try:
         documents = {} if payload.archive is None else payload.archive.documents()
@@ -83,7 +77,7 @@ def _document_problems(payload: OpenPayload, description: Mapping[str, Any]) -> 
     return problems
 
 
-def _digest_all(payload: OpenPayload) -> tuple[dict[str, str], str, int]:
+def _digest_all(payload: Hdf5Payload) -> tuple[dict[str, str], str, int]:
     """Compute, in one pass, the digest of each dataset, that of all bytes between them, and the CRC-32 of the whole."""
     source = payload.source
     source.advise_sequential()
@@ -104,48 +98,36 @@ def _digest_all(payload: OpenPayload) -> tuple[dict[str, str], str, int]:
     return digests, PREFIX + structure.hexdigest(), crc
 
 
-def verify_file(path: Path) -> dict[str, Any] | None:
-    """Check a file that ckptstore or Keras wrote as far as it can be checked; return its description, or None.
+def check_structure(found: Hdf5Payload) -> None:
+    """Check a payload as far as that is possible without digests: its structure, and an archive's CRC-32.
 
-    A file with a description is checked against all its digests. A file without one is checked for its structure, and
-    a ``.keras`` archive against its CRC-32. A ``.weights.h5`` of Keras has no checksum: a flipped bit in a weight
-    cannot be found.
+    A ``.weights.h5`` of Keras has no checksum: a flipped bit in a weight cannot be found.
 
     Raises:
-        CorruptPayloadError: The file is damaged, or of another kind.
-        StorageError: It cannot be read, which does not mean that it is damaged.
+        CorruptPayloadError: It is damaged.
     """
-    with open_payload(path) as found:
-        for stored in found.contents.variables.values():
-            if stored.offset is None:
-                raise found.source.corrupt(stored.refusal)
-        _check_documents(found)
-        if found.contents.description is None:
-            _check_crc(found)
-            return None
-        description = found.description()
-    # Weights that were taken out of an archive still list the documents that stayed there.
-    outside = {f"{name} is missing" for name in description["documents"]} if found.archive is None else set()
-    problems = [problem for problem in verify_payload(path) if problem not in outside]
-    if problems:
-        raise CorruptPayloadError(path=path, reason=problems[0])
-    return description
+    for stored in found.contents.variables.values():
+        if stored.offset is None:
+            raise found.corrupt(stored.refusal)
+    _check_documents(found)
+    if not found.is_described():
+        _check_crc(found)
 
 
-def _check_documents(found: OpenPayload) -> None:
+def _check_documents(found: Hdf5Payload) -> None:
     if found.archive is None:
         return
     try:
         json.loads(found.documents()["config.json"])
     except (KeyError, ValueError, RecursionError) as error:
-        raise found.source.corrupt("its config.json is missing, or is not JSON") from error
+        raise found.corrupt("its config.json is missing, or is not JSON") from error
 
 
-def _check_crc(found: OpenPayload) -> None:
+def _check_crc(found: Hdf5Payload) -> None:
     if found.archive is None:
         return
     crc = 0
     for part in parts(found.source, 0, found.source.nbytes):
         crc = crc32(part, crc)
     if crc != found.archive.weights_crc:
-        raise found.source.corrupt("its weights differ from their CRC-32 in the archive")
+        raise found.corrupt("its weights differ from their CRC-32 in the archive")

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from ckptstore.errors import CorruptPayloadError, StorageError
 from ckptstore.formats.zip_writer import WEIGHTS, is_unsafe_name
-from ckptstore.storage.random_access import RandomAccessFile
+from ckptstore.storage.random_access import RandomAccess
 
 _LOCAL_HEADER = 30
 # DEFLATE reaches 1032 at most; Keras stores its members, and text rarely gets past 20.
@@ -45,7 +45,7 @@ class KerasArchive:
             bytes with another.
     """
 
-    def __init__(self, file: RandomAccessFile) -> None:
+    def __init__(self, file: RandomAccess) -> None:
         self._file = file
         self._stream = _AsFile(file)
         with self._translated(), self._opened() as archive:
@@ -136,7 +136,7 @@ class KerasArchive:
 class _AsFile:
     """A source as the file object that `zipfile` needs."""
 
-    def __init__(self, source: RandomAccessFile) -> None:
+    def __init__(self, source: RandomAccess) -> None:
         self._source = source
         self._position = 0
         self.most = source.nbytes

@@ -16,7 +16,7 @@ from ckptstore.errors import CheckpointNotFoundError
 from ckptstore.manifest.statements import id_of_run, raw_rows
 from ckptstore.manifest.tables import CHECKPOINTS, METRIC_NAMES, METRICS, RUNS, TAGS
 from ckptstore.records import Checkpoint, Format, State
-from ckptstore.storage.layout import is_payload_file
+from ckptstore.storage.payloads.names import is_payload_file
 
 # In the order of `_row_of`.
 _ROWS = select(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from ckptstore.records.checkpoints import (
     FINISHED,
-    SUFFIXES,
     Checkpoint,
     Claim,
     Epoch,
@@ -49,7 +48,6 @@ __all__ = [
     "FINISHED",
     "PHASES",
     "SILENCES",
-    "SUFFIXES",
     "Attempt",
     "AttemptEnd",
     "Beat",

@@ -18,7 +18,6 @@ State = Literal["complete", "missing", "damaged", "deleting"]
 
 # The kind of the event of the checkpoint at the end of a fit's last epoch.
 FINISHED = "finished"
-SUFFIXES: dict[Format, str] = {"keras": ".keras", "weights": ".weights.h5", "h5": ".h5"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +31,7 @@ class Checkpoint:
         batch: Zero-based index of the last finished train batch, or None at the epoch's end.
         step: Finished train batches of the run so far, or None where the writer did not count.
         metrics: Every metric known at the save; values may be NaN or infinite.
-        path: The payload, absolute.
+        path: The payload, absolute; the file itself where the store keeps payloads in local files.
         nbytes: Size of the payload in bytes.
         digest: ``"xxh3_128:<32 hex digits>"`` of the whole payload.
         created_at: When the save began; aware, UTC.
@@ -64,6 +63,16 @@ class Checkpoint:
     extra: Mapping[str, Any] | None = field(default=None, hash=False)
     blocked_s: float | None = None
     total_s: float | None = None
+
+    @property
+    def payload(self) -> str:
+        """The payload's name in its store."""
+        return self.path.name
+
+    @property
+    def store_path(self) -> Path:
+        """The directory of the store."""
+        return self.path.parent.parent
 
     def load_model(self, **kwargs: Any) -> keras.Model:
         """Verify the payload's digest, then load the whole model with Keras.

@@ -210,6 +210,23 @@ def remove_directory(path: Path) -> bool:
     return True
 
 
+def remove_tree(path: Path) -> None:
+    """Remove a directory and everything below it, a step for each; follows no link. Durable after `fsync_directory`.
+
+    A crash leaves a part of it.
+    """
+    try:
+        below = sorted(path.iterdir())
+    except OSError as error:
+        raise StorageError(operation="list", path=path, error=error) from error
+    for one in below:
+        if one.is_dir() and not one.is_symlink():
+            remove_tree(one)
+        else:
+            unlink(one)
+    remove_directory(path)
+
+
 def create_filled(path: Path, nbytes: int) -> None:
     """Create a file of zeros that owns its blocks; not durable. A failure leaves nothing behind.
 
@@ -267,6 +284,16 @@ def digest_file(path: Path, progress: Callable[[int], object] | None = None) -> 
     except OSError as error:
         raise StorageError(operation="read", path=path, error=error) from error
     return f"{DIGEST}:{digest.hexdigest()}"
+
+
+def sync_path(path: Path) -> None:
+    """Make the bytes of a file that somebody else wrote durable; a failure is final, as for `sync_file`."""
+    with io_step("open", path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        sync_file(descriptor, path)
+    finally:
+        os.close(descriptor)
 
 
 def sync_file(descriptor: int, path: Path) -> None:

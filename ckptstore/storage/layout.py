@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,18 +14,17 @@ from ckptstore.errors import (
     StoreNotFoundError,
     StoreRemovedError,
 )
-from ckptstore.records import SUFFIXES, Format
 from ckptstore.storage.files import make_directory
+from ckptstore.storage.payloads.mounts import mounted_at
+from ckptstore.storage.payloads.names import is_payload_name, leading_version
 
 MANIFEST = "manifest.sqlite"
+# The beginning of the names of damaged manifests in quarantine.
+KEPT_MANIFEST = "manifest-"
 # The directory of a drop-in callback's store, beside the files that the callback publishes.
 DROP_IN_DIRECTORY = ".ckptstore"
 # The beginning of the names of the directories in which supervisors keep files for stores that are not there yet.
 WAITING_PREFIX = ".ckptstore-"
-_PAYLOAD = re.compile(
-    r"(?P<version>[0-9]{8,18})-(?P<run>[A-Za-z0-9_][A-Za-z0-9_.=+@-]{0,99}?)(?P<suffix>\.weights\.h5|\.keras|\.h5)"
-)
-_FORMATS: dict[str, Format] = {suffix: name for name, suffix in SUFFIXES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +118,9 @@ class Layout:
 
     def holds_payloads(self) -> bool:
         """Return True if there are payloads, also in quarantine: a manifest then belongs to them."""
+        elsewhere = mounted_at(self.root)
+        if elsewhere is not None:
+            return bool(elsewhere.names() or elsewhere.quarantined())
         if self.payload_names():
             return True
         try:
@@ -129,8 +130,12 @@ class Layout:
         except OSError as error:
             raise StorageError(operation="list", path=self.quarantine, error=error) from error
 
+    def kept_manifest(self, timestamp: str) -> Path:
+        """Return the path at which a damaged manifest is kept, for a person to look at."""
+        return self.quarantine / f"{KEPT_MANIFEST}{timestamp}.sqlite"
+
     def payload_names(self) -> list[str]:
-        """Return the names in `checkpoints` that are names of payloads, sorted."""
+        """Return the names of the local payloads, sorted."""
         try:
             names = os.listdir(self.checkpoints)
         except (FileNotFoundError, NotADirectoryError):
@@ -158,61 +163,6 @@ def diff_file(run: str, attempt: int) -> str:
         'logs/digits/3.diff.gz'
     """
     return f"logs/{run}/{attempt}.diff.gz"
-
-
-def payload_file(version: int, run: str, format: Format) -> str:
-    """Return a payload's path relative to its store.
-
-    Example:
-        >>> payload_file(7, "digits", "weights")
-        'checkpoints/00000007-digits.weights.h5'
-    """
-    return f"checkpoints/{version:08d}-{run}{SUFFIXES[format]}"
-
-
-def leading_version(name: str) -> int:
-    """Return the version at the beginning of a payload's name, also of one in quarantine; 0 if there is none.
-
-    Example:
-        >>> leading_version("00000007-a.keras.2"), leading_version("notes.txt")
-        (7, 0)
-    """
-    head = name.partition("-")[0]
-    return int(head) if 8 <= len(head) <= 18 and head.isascii() and head.isdecimal() else 0
-
-
-def is_payload_name(name: str) -> bool:
-    """Return True if a file of this name in `checkpoints` is a payload."""
-    match = _PAYLOAD.fullmatch(name)
-    if match is None:
-        return False
-    version = int(match["version"])
-    written = payload_file(version, match["run"], _FORMATS[match["suffix"]])
-    return version >= 1 and written == f"checkpoints/{name}"
-
-
-def is_payload_file(file: str) -> bool:
-    """Return True if a path, relative to a store, can be a payload's.
-
-    Example:
-        >>> is_payload_file("checkpoints/00000007-a.keras"), is_payload_file("checkpoints/../a.keras")
-        (True, False)
-    """
-    folder, _, name = file.partition("/")
-    return folder == "checkpoints" and is_payload_name(name)
-
-
-def parse_payload_name(name: str) -> tuple[int, str, Format]:
-    """Return the version, run and format in a payload's file name.
-
-    Example:
-        >>> parse_payload_name("00000007-digits.weights.h5")
-        (7, 'digits', 'weights')
-    """
-    match = _PAYLOAD.fullmatch(name)
-    if match is None:
-        raise ValueError(name)
-    return int(match["version"]), match["run"], _FORMATS[match["suffix"]]
 
 
 def find_store(path: str | os.PathLike[str]) -> Path:

@@ -1,4 +1,4 @@
-"""Leases, which prove that a writer is alive, and the removal of files that dead writers left under ``tmp/``."""
+"""Leases, which prove that a writer is alive, and the removal of what dead writers left under ``tmp/``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import Timeout
 
 from ckptstore.errors import StorageError
-from ckptstore.storage.files import unlink
+from ckptstore.storage.files import remove_tree, unlink
 from ckptstore.storage.locks import acquire, file_lock, release
 
 _LEASE = ".lease"
@@ -55,10 +55,10 @@ class Lease:
 
 
 def remove_stale_files(directory: Path) -> list[Path]:
-    """Remove the temporary files of dead writers, never those of living ones; call under the store's lock.
+    """Remove the temporary files and directories of dead writers, never those of living ones; under the store's lock.
 
     Returns:
-        The removed files. Files with names that no writer uses are left alone.
+        The removed files and directories. Those with names that no writer uses are left alone.
     """
     removed: list[Path] = []
     names: dict[str, list[Path]] = {}
@@ -69,7 +69,8 @@ def remove_stale_files(directory: Path) -> list[Path]:
     for path in found:
         owner = path.name.partition(".")[0]
         is_id = len(owner) == 32 and set(owner) <= set("0123456789abcdef")
-        if is_id and path.is_file() and not path.is_symlink():
+        is_ours = path.is_file() or (path.is_dir() and path.suffix != _LEASE)
+        if is_id and is_ours and not path.is_symlink():
             names.setdefault(owner, []).append(path)
     for owner, paths in names.items():
         lease = directory / f"{owner}{_LEASE}"
@@ -84,7 +85,7 @@ def remove_stale_files(directory: Path) -> list[Path]:
             raise
         # The lease goes last: after a crash here the rest is still found stale.
         for path in sorted({*paths, lease}, key=lambda path: path.suffix == _LEASE):
-            unlink(path)
+            remove_tree(path) if path.is_dir() else unlink(path)
             removed.append(path)
         lock.release()
     return removed

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import xxhash
@@ -11,6 +13,7 @@ import xxhash
 from ckptstore.errors import StorageError
 from ckptstore.storage.durable_writer import DurableWriter
 from ckptstore.storage.files import fsync_directory, is_same_file, link, make_directory, replace, unlink
+from ckptstore.storage.random_access import RandomAccess
 
 _CHUNK = 4 << 20
 # The longest file name on the usual file systems, in bytes.
@@ -30,15 +33,45 @@ def publish(payload: Path, target: Path) -> None:
     """
     if is_same_file(payload, target):
         return
+
+    def fill(temporary: Path) -> None:
+        try:
+            link(payload, temporary)
+        except StorageError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            copy_file(payload, temporary)
+
+    _put(target, fill)
+
+
+def publish_copy(source: RandomAccess, target: Path) -> None:
+    """Publish bytes that are no local file at `target`, by a copy that is made as `publish` makes one.
+
+    Raises:
+        StorageError: The bytes cannot be read, or the file system refused; `target` is unchanged.
+    """
+
+    def fill(temporary: Path) -> None:
+        writer = DurableWriter(temporary, reserve=source.nbytes)
+        try:
+            with closing(source.parts()) as parts:
+                for part in parts:
+                    writer.write(part)
+            writer.finish()
+        except BaseException:
+            writer.abort()
+            raise
+
+    _put(target, fill)
+
+
+def _put(target: Path, fill: Callable[[Path], object]) -> None:
+    """Have a file made under a temporary name beside `target`, then renamed to it, durably."""
     make_directory(target.parent)
     temporary = _temporary_name(target)
     unlink(temporary)
-    try:
-        link(payload, temporary)
-    except StorageError as error:
-        if error.errno not in NO_LINKS:
-            raise
-        copy_file(payload, temporary)
+    fill(temporary)
     try:
         replace(temporary, target)
     except StorageError:

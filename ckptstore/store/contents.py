@@ -8,6 +8,7 @@ from typing import Any
 
 from ckptstore.formats.payload import read_documents, read_layout
 from ckptstore.records import Checkpoint
+from ckptstore.storage.payloads.at import payload_of
 
 _CONFIGURATION = ("config.json", "metadata.json")
 
@@ -19,7 +20,7 @@ def layout_of(checkpoint: Checkpoint) -> dict[str, tuple[tuple[int, ...], str]]:
         CorruptPayloadError: The payload is missing or damaged.
         StorageError: It cannot be read, which does not mean that it is damaged.
     """
-    return read_layout(checkpoint.path)
+    return read_layout(payload_of(checkpoint))
 
 
 def configuration_of(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def configuration_of(checkpoint: Checkpoint) -> dict[str, Any]:
         CorruptPayloadError: The payload is missing or damaged.
         StorageError: It cannot be read, which does not mean that it is damaged.
     """
-    documents = read_documents(checkpoint.path)
+    documents = read_documents(payload_of(checkpoint))
     found = {}
     for name in _CONFIGURATION:
         with suppress(KeyError, ValueError, RecursionError):

@@ -113,12 +113,8 @@ def difference(first: Checkpoint, second: Checkpoint, progress: Progress | None 
         StorageError: One cannot be read, which does not mean that it is damaged.
     """
     with (
-        payload.open_verified(
-            first.path, nbytes=first.nbytes, digest=first.digest, progress=progress
-        ) as old_payload,
-        payload.open_verified(
-            second.path, nbytes=second.nbytes, digest=second.digest, progress=progress
-        ) as new_payload,
+        payload.open_checkpoint(first, progress) as old_payload,
+        payload.open_checkpoint(second, progress) as new_payload,
     ):
         old_layout, new_layout = old_payload.layout(), new_payload.layout()
         both = [name for name in old_layout if name in new_layout]

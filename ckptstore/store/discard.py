@@ -15,6 +15,7 @@ from ckptstore.manifest.manifest import Manifest
 from ckptstore.storage.files import fsync_directory, remove_directory, unlink
 from ckptstore.storage.layout import Layout
 from ckptstore.storage.locks import store_lock
+from ckptstore.storage.payloads.at import payloads_at
 from ckptstore.storage.reserve import release_and_retry
 
 _BACKUPS = "manifest-*.backup.sqlite"
@@ -30,7 +31,7 @@ def remove_checkpoints(layout: Layout, manifest: Manifest, runs: Collection[str]
         versions = array("q", chain.from_iterable(map(manifest.checkpoints.versions, runs)))
         release_and_retry(layout.reserve, partial(manifest.checkpoints.set_state, versions, "deleting"))
     for run in runs:
-        finish_marked(manifest, locked, run)
+        finish_marked(payloads_at(layout), manifest, locked, run)
 
 
 def remove_empty_store(layout: Layout) -> bool:
@@ -48,12 +49,11 @@ def remove_empty_store(layout: Layout) -> bool:
         heartbeats = [layout.heartbeats] if layout.heartbeats.is_dir() else []
         for path in layout.logs.glob("*/*.diff.gz"):
             unlink(path)
-        for path in _files_in(layout.tmp, layout.locks, *heartbeats):
+        for path in _files_in(layout.locks, *heartbeats):
             unlink(path)
+        if not payloads_at(layout).dismantle():
+            return False
     directories = (
-        layout.tmp,
-        layout.quarantine,
-        layout.checkpoints,
         layout.heartbeats,
         layout.locks,
         *(path for path in layout.logs.glob("*") if path.is_dir()),

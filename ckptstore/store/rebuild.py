@@ -8,7 +8,6 @@ checkpoints are removed, the next version) is read from the damaged one as far a
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,25 +22,24 @@ from ckptstore.formats import payload
 from ckptstore.manifest.manifest import Manifest
 from ckptstore.manifest.salvage import Salvaged, salvage
 from ckptstore.records import NewCheckpoint, Problem
-from ckptstore.storage.files import (
-    digest_file,
-    fsync_directory,
-    is_same_file,
-    link,
-    move_durably,
-    rename_to_new,
-    unlink,
-)
+from ckptstore.storage.files import fsync_directory, link, rename_to_new, unlink
 from ckptstore.storage.files import replace as rename_over
-from ckptstore.storage.layout import Layout, find_store, is_payload_name, leading_version, published_path
+from ckptstore.storage.layout import Layout, find_store, published_path
 from ckptstore.storage.locks import store_lock
+from ckptstore.storage.payloads.at import payloads_at
+from ckptstore.storage.payloads.interface import PayloadRef
+from ckptstore.storage.payloads.names import (
+    file_of_payload,
+    is_payload_name,
+    leading_version,
+    payload_of_file,
+    without_quarantine_number,
+)
 from ckptstore.storage.run_lock import all_run_locks
 
 Progress = Callable[[int], object]
 # Files of SQLite beside a database: ours has a journal; other tools may have switched it to a write-ahead log.
 _BESIDE = ("-journal", "-wal", "-shm")
-# A name in quarantine, with the number that makes it unique.
-_ASIDE = re.compile(r"(.*?\.(?:keras|h5))(\.\d+)?")
 
 
 def rebuild_at(path: str | os.PathLike[str], *, progress: Progress | None = None) -> list[Problem]:
@@ -100,8 +98,8 @@ def rebuild(layout: Layout, *, progress: Progress | None = None) -> list[Problem
     manifest = Manifest.open(fresh)
     try:
         _fill(layout, manifest, found, saved)
-        for path, reason in strays:
-            quarantine_stray(layout, manifest, path, reason)
+        for name, reason in strays:
+            quarantine_stray(layout, manifest, name, reason)
         manifest.events.add("rebuilt", detail={"checkpoints": len(found), "put_aside": len(strays)})
     finally:
         manifest.close()
@@ -130,51 +128,50 @@ def _was_finished(layout: Layout, fresh: Path) -> bool:
 def _return_from_quarantine(layout: Layout, uuid: str | None) -> None:
     """Put intact payloads in quarantine back: without a manifest, the reason for their quarantine is lost."""
     stores = _stores(layout) if uuid is None else {uuid}
-    for name in sorted(os.listdir(layout.quarantine)):
-        match = _ASIDE.fullmatch(name)
-        path = layout.quarantine / name
-        if match is None or not is_payload_name(match[1]) or not path.is_file():
-            continue
-        target = layout.checkpoints / match[1]
-        if os.path.lexists(target):
+    payloads = payloads_at(layout)
+    for aside in payloads.quarantined():
+        name = without_quarantine_number(aside)
+        if not is_payload_name(name) or payloads.exists(name):
             continue
         try:
-            found = describe(path, name=match[1])
+            found = describe(PayloadRef(payloads, aside, quarantined=True), name=name)
         except (CorruptPayloadError, StorageError):
             continue  # damaged or unreadable: it stays where it is
         if found.store in stores or not stores:
-            move_durably(path, target)
+            payloads.put_back(aside, name)
 
 
 def _stores(layout: Layout) -> set[str]:
-    """Return the ids of stores that the payloads in `checkpoints` name, as far as they can be read."""
+    """Return the ids of stores that the payloads name, as far as they can be read."""
     found = set()
-    for name in layout.payload_names():
+    payloads = payloads_at(layout)
+    for name in payloads.names():
         with suppress(CorruptPayloadError, StorageError):
-            found.add(str(payload.read_description(layout.checkpoints / name).get("store")))
+            found.add(str(payload.read_description(PayloadRef(payloads, name)).get("store")))
     return found
 
 
 def _read_payloads(
     layout: Layout, progress: Progress | None, uuid: str | None
-) -> tuple[list[Described], list[Problem], list[tuple[Path, str]]]:
+) -> tuple[list[Described], list[Problem], list[tuple[str, str]]]:
     found: list[Described] = []
-    strays: list[tuple[Path, str]] = []
+    strays: list[tuple[str, str]] = []
     unread: list[Problem] = []
     failure: StorageError | None = None
-    for name in layout.payload_names():
-        path = layout.checkpoints / name
+    payloads = payloads_at(layout)
+    for name in payloads.names():
+        path = layout.root / file_of_payload(name)
         try:
-            found.append(describe(path))
+            found.append(describe(PayloadRef(payloads, name)))
         except CorruptPayloadError as error:
-            strays.append((path, error.reason))
+            strays.append((name, error.reason))
         except StorageError as error:
             # It stays where it is; the next opening that can read it adopts it.
             detail, action = f"it cannot be read: {error.__cause__}", "left alone"
             unread.append(Problem(kind="unreadable", detail=detail, path=path, action=action))
             failure = error
         if progress is not None:
-            progress(path.stat().st_size)
+            progress(payloads.nbytes(name) or 0)
     if failure is not None and not found:
         raise failure  # the whole disk is unavailable, rather than single files damaged
     # The old manifest says which store this is, or else most payloads do: a copy may have come from elsewhere.
@@ -185,15 +182,20 @@ def _read_payloads(
     for described in found:
         new = described.new
         if described.store != store:
-            strays.append((layout.root / new.file, "it is another store's"))
+            strays.append((payload_of_file(new.file), "it is another store's"))
         elif new.version in versions:
-            strays.append((layout.root / new.file, f"version {new.version} is another's here"))
+            strays.append((payload_of_file(new.file), f"version {new.version} is another's here"))
         else:
             versions.add(new.version)
             own.append(described)
     problems = [
-        Problem(kind="orphan", detail=reason, path=path, action="put aside in quarantine")
-        for path, reason in strays
+        Problem(
+            kind="orphan",
+            detail=reason,
+            path=layout.root / file_of_payload(name),
+            action="put aside in quarantine",
+        )
+        for name, reason in strays
     ]
     return own, [*problems, *unread], strays
 
@@ -237,18 +239,13 @@ def _shown(layout: Layout, found: Described) -> str | None:
     if found.published is None:
         return None
     target = published_path(layout.root, found.published)
-    return found.published if _is_copy(target, layout.root / found.new.file, found.new) else None
-
-
-def _is_copy(target: Path, path: Path, new: NewCheckpoint) -> bool:
-    """Return True if a path shows a payload: as a link, or as a copy where there are no links."""
-    if is_same_file(target, path):
-        return True
-    return target.is_file() and target.stat().st_size == new.nbytes and digest_file(target) == new.digest
+    is_shown = payloads_at(layout).is_shown_at(payload_of_file(found.new.file), target)
+    return found.published if is_shown else None
 
 
 def _all_names(layout: Layout) -> list[str]:
-    return [*layout.payload_names(), *os.listdir(layout.quarantine)]
+    payloads = payloads_at(layout)
+    return [*payloads.names(), *payloads.quarantined()]
 
 
 def _exchange(layout: Layout, fresh: Path) -> Path | None:
@@ -259,7 +256,7 @@ def _exchange(layout: Layout, fresh: Path) -> Path | None:
     and a crash between them leaves a store without a manifest: the next repair finishes.
     """
     timestamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-    kept = layout.quarantine / f"manifest-{timestamp}.sqlite"
+    kept = layout.kept_manifest(timestamp)
     for suffix in _BESIDE:
         unlink(fresh.with_name(fresh.name + suffix))
         path = layout.manifest.with_name(layout.manifest.name + suffix)
@@ -273,7 +270,7 @@ def _exchange(layout: Layout, fresh: Path) -> Path | None:
             link(layout.manifest, kept)
         except StorageError:
             rename_to_new(layout.manifest, kept)
-    fsync_directory(layout.quarantine)
+    fsync_directory(kept.parent)
     fsync_directory(layout.root)
     rename_over(fresh, layout.manifest)
     fsync_directory(layout.root)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from pathlib import Path
 
 from ckptstore.commit.orphans import adopt, is_listed
 from ckptstore.commit.quarantine import withdraw
-from ckptstore.errors import StorageError
+from ckptstore.errors import CorruptPayloadError, StorageError
 from ckptstore.manifest.manifest import Manifest
 from ckptstore.records import Checkpoint, Problem, State
-from ckptstore.storage.files import digest_file, move_durably
 from ckptstore.storage.integrity import digest_matches
 from ckptstore.storage.layout import Layout
+from ckptstore.storage.payloads.at import payloads_at, payloads_of
+from ckptstore.storage.payloads.interface import PayloadRef
 from ckptstore.store.verify import Progress, verify
 
 Locked = Callable[[], AbstractContextManager[None]]
@@ -73,7 +72,7 @@ def _mark_lost(manifest: Manifest, problems: list[Problem]) -> list[Problem]:
         checkpoint = None if problem.version is None else manifest.checkpoints.get(problem.version)
         if problem.kind not in states or checkpoint is None or checkpoint.state == "deleting":
             continue
-        if not os.path.lexists(checkpoint.path):
+        if not payloads_of(checkpoint).exists(checkpoint.payload):
             marked[checkpoint.version] = "damaged" if checkpoint.state == "damaged" else "missing"
     for state in states:
         versions = [version for version, found in marked.items() if found == state]
@@ -91,9 +90,10 @@ def _mark_lost(manifest: Manifest, problems: list[Problem]) -> list[Problem]:
 
 def _repair(layout: Layout, manifest: Manifest, problem: Problem) -> str | None:
     if problem.kind == "orphan" and problem.path is not None:
-        if not problem.path.exists() or is_listed(manifest, problem.path.name):
+        name = problem.path.name
+        if not payloads_at(layout).exists(name) or is_listed(manifest, name):
             return "gone by itself"
-        reason = adopt(layout, manifest, problem.path.name)
+        reason = adopt(layout, manifest, name)
         return "adopted" if reason is None else f"put aside in quarantine: {reason}"
     if problem.version is None or problem.kind == "unreadable":
         return None
@@ -115,26 +115,25 @@ def _repair(layout: Layout, manifest: Manifest, problem: Problem) -> str | None:
 
 def _put_back(layout: Layout, manifest: Manifest, locked: Locked, checkpoint: Checkpoint) -> bool:
     """Move the payload that a row lost back into its place, if it is in quarantine."""
-    for path in _of_size(layout.quarantine, checkpoint.nbytes):
-        if _digest(path) == checkpoint.digest:
+    payloads = payloads_at(layout)
+    for name in payloads.quarantined():
+        if _is_payload_of(PayloadRef(payloads, name, quarantined=True), checkpoint):
             with locked():
-                if os.path.lexists(checkpoint.path) or not os.path.lexists(path):
+                if payloads.exists(checkpoint.payload) or not payloads.exists(name, quarantined=True):
                     return False
-                move_durably(path, checkpoint.path)
+                payloads.put_back(name, checkpoint.payload)
                 manifest.checkpoints.set_state([checkpoint.version], "complete", event="found")
             return True
     return False
 
 
-def _digest(path: Path) -> str | None:
-    """Return a file's digest, or None if it cannot be read: then it does not match, for now."""
+def _is_payload_of(ref: PayloadRef, checkpoint: Checkpoint) -> bool:
+    """Return True if a payload in quarantine is a checkpoint's; False if it cannot be read, for now."""
     try:
-        return digest_file(path)
-    except StorageError:
-        return None
-
-
-def _of_size(folder: Path, nbytes: int) -> Iterator[Path]:
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and path.stat().st_size == nbytes:
-            yield path
+        if ref.store.nbytes(ref.name, quarantined=True) != checkpoint.nbytes:
+            return False
+        with ref.open() as stored:
+            stored.verify(checkpoint.nbytes, checkpoint.digest)
+    except (CorruptPayloadError, StorageError):
+        return False
+    return True

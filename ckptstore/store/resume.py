@@ -16,6 +16,7 @@ from ckptstore.errors import (
 from ckptstore.manifest.manifest import Manifest
 from ckptstore.records import Checkpoint
 from ckptstore.storage.layout import Layout
+from ckptstore.storage.payloads.at import payloads_at
 from ckptstore.store.verify import unacknowledged
 from ckptstore.system import messages
 
@@ -169,7 +170,7 @@ class ResumePointLoader:
                 now = self._manifest.checkpoints.get(checkpoint.version)
                 if now is not None and now.state == "complete":
                     withdraw(self._layout, self._manifest, checkpoint, reason)
-            done = f"put aside in {self._layout.quarantine}"
+            done = f"put aside in {payloads_at(self._layout).quarantine_place}"
         messages.warn(f"version {checkpoint.version} is {done}: {reason}")
 
     def _conclude(self, checkpoint: Checkpoint, lost: set[int]) -> None:

@@ -11,6 +11,7 @@ from ckptstore.manifest.manifest import Manifest
 from ckptstore.records import Checkpoint
 from ckptstore.storage.layout import Layout
 from ckptstore.storage.locks import store_lock
+from ckptstore.storage.payloads.at import payloads_at
 from ckptstore.system import messages
 
 ROLLED_BACK, BAD_LOSS = "rolled_back", "bad_loss"
@@ -54,7 +55,8 @@ def roll_back(
         except CorruptPayloadError as error:
             with store_lock(layout.locks):
                 withdraw(layout, manifest, checkpoint, error.reason)
-            messages.warn(f"version {checkpoint.version} is put aside in {layout.quarantine}: {error.reason}")
+            place = payloads_at(layout).quarantine_place
+            messages.warn(f"version {checkpoint.version} is put aside in {place}: {error.reason}")
             continue
         if is_sound:
             found = checkpoint

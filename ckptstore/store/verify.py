@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable
 
 from ckptstore.errors import CorruptPayloadError, StorageError
-from ckptstore.formats import payload
+from ckptstore.formats.registry import by_name
 from ckptstore.manifest.manifest import Manifest
 from ckptstore.records import Checkpoint, Problem
-from ckptstore.storage.files import digest_file
 from ckptstore.storage.layout import Layout
+from ckptstore.storage.payloads.at import payload_of, payloads_at, payloads_of
+from ckptstore.storage.payloads.names import file_of_payload, payload_of_file
+from ckptstore.storage.payloads.stored import StoredPayload
 
 Progress = Callable[[int], object]
 # Tries, and seconds between them, before a payload without a row counts as an orphan.
@@ -41,10 +43,10 @@ def verify(
     if problems:
         # Its rows cannot be trusted, and reading them may fail.
         return problems
-    on_disk = set(layout.payload_names())
+    on_disk = set(payloads_at(layout).names())
     acknowledged = manifest.events.acknowledged_losses()
     for checkpoint in manifest.checkpoints.iterate(states=None):
-        on_disk.discard(checkpoint.path.name)
+        on_disk.discard(checkpoint.payload)
         if checkpoint.state != "deleting":
             problems += _check(manifest, checkpoint, acknowledged, deep=deep, progress=progress)
     problems += _orphans(layout, manifest, on_disk)
@@ -75,9 +77,8 @@ def _check(
         skipped()
         return [Problem(kind=kind, detail=detail, version=checkpoint.version, path=checkpoint.path)]
 
-    try:
-        size = checkpoint.path.stat().st_size
-    except FileNotFoundError:
+    size = payloads_of(checkpoint).nbytes(checkpoint.payload)
+    if size is None:
         now = manifest.checkpoints.get(checkpoint.version)
         is_removed = now is None or now.state == "deleting"  # by a writer's retention, since it was listed
         if is_removed or (checkpoint.state != "complete" and checkpoint.version in acknowledged):
@@ -85,38 +86,46 @@ def _check(
         if checkpoint.state == "damaged":
             return problem("damaged", "the payload was found damaged and put aside")
         return problem("missing", "the payload is not there")
-    except OSError as error:
-        raise StorageError(operation="stat", path=checkpoint.path, error=error) from error
     if size != checkpoint.nbytes:
         return problem("size", f"the payload has {size:,} bytes instead of {checkpoint.nbytes:,}")
     if not deep:
         marked = f"marked as {checkpoint.state}; only reading it would show whether it is whole"
         return skipped() if checkpoint.state == "complete" else problem("found", marked)
+    kind, detail = _check_bytes(checkpoint, progress)
+    if not kind:
+        return []
+    return [Problem(kind=kind, detail=detail, version=checkpoint.version, path=checkpoint.path)]
+
+
+def _check_bytes(checkpoint: Checkpoint, progress: Progress | None) -> tuple[str, str]:
+    """Return kind and detail of the problem that reading a payload shows; kind "" where there is none."""
     try:
-        found = digest_file(checkpoint.path, progress)
+        with payload_of(checkpoint).open() as stored:
+            found = stored.digest(progress)
+            if found != checkpoint.digest:
+                kind, where = _locate(checkpoint, stored)
+                return kind, f"the payload's digest is {found} instead of {checkpoint.digest}{where}"
     except StorageError as error:
-        detail = f"the payload cannot be read, which does not mean that it is damaged: {error.__cause__}"
-        return [Problem(kind="unreadable", detail=detail, version=checkpoint.version, path=checkpoint.path)]
-    if found == checkpoint.digest:
-        if checkpoint.state == "complete":
-            return []
-        detail = f"marked as {checkpoint.state}, and whole; the next opening for writing marks it complete"
-        return [Problem(kind="found", detail=detail, version=checkpoint.version, path=checkpoint.path)]
-    detail = f"the payload's digest is {found} instead of {checkpoint.digest}"
-    kind, where = _locate(checkpoint)
-    return [Problem(kind=kind, detail=detail + where, version=checkpoint.version, path=checkpoint.path)]
+        return (
+            "unreadable",
+            f"the payload cannot be read, which does not mean that it is damaged: {error.__cause__}",
+        )
+    if checkpoint.state == "complete":
+        return "", ""
+    return "found", f"marked as {checkpoint.state}, and whole; the next opening for writing marks it complete"
 
 
-def _locate(checkpoint: Checkpoint) -> tuple[str, str]:
+def _locate(checkpoint: Checkpoint, stored: StoredPayload) -> tuple[str, str]:
     """Return which part of a damaged payload differs, by the digests inside it, as far as it can still be read."""
     try:
-        description = payload.read_description(checkpoint.path)
-        if (description.get("version"), description.get("run")) != (checkpoint.version, checkpoint.run):
-            return (
-                "identity",
-                f"; it is version {description.get('version')} of run {description.get('run')!r}",
-            )
-        differing = payload.verify_payload(checkpoint.path)
+        with by_name(checkpoint.format).open(stored) as payload:
+            description = payload.description()
+            if (description.get("version"), description.get("run")) != (checkpoint.version, checkpoint.run):
+                return (
+                    "identity",
+                    f"; it is version {description.get('version')} of run {description.get('run')!r}",
+                )
+            differing = payload.format.verify(payload)
     except CorruptPayloadError as error:
         return "digest", f"; {error.reason}"
     except StorageError as error:
@@ -128,11 +137,9 @@ def _orphans(layout: Layout, manifest: Manifest, names: set[str]) -> list[Proble
     # A writer may have committed the row after the directory was listed and before the rows were read.
     for _ in range(_TRIES):
         known = (
-            {file.partition("/")[2] for file in manifest.checkpoints.files_by_version().values()}
-            if names
-            else set()
+            set(map(payload_of_file, manifest.checkpoints.files_by_version().values())) if names else set()
         )
-        names = {name for name in names - known if (layout.checkpoints / name).exists()}
+        names = set(filter(payloads_at(layout).exists, names - known))
         if not names:
             return []
         # The rename and the row of a living writer are milliseconds apart.
@@ -141,7 +148,7 @@ def _orphans(layout: Layout, manifest: Manifest, names: set[str]) -> list[Proble
         Problem(
             kind="orphan",
             detail="a payload without a manifest row; the next opening for writing adopts it",
-            path=layout.checkpoints / name,
+            path=layout.root / file_of_payload(name),
         )
         for name in sorted(names)
     ]

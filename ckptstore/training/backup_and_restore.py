@@ -11,6 +11,7 @@ from typing import Literal
 from ckptstore.background.save_queue import Backpressure
 from ckptstore.retention import keep_last
 from ckptstore.storage.layout import Layout, absolute
+from ckptstore.storage.payloads.at import payloads_at
 from ckptstore.system.stop_signals import STOP_SIGNALS
 from ckptstore.training.resuming_callback import ResumingCallback
 from ckptstore.training.saving.arguments import OnSaveError, check_backup_arguments, check_on_save_error
@@ -140,6 +141,7 @@ class BackupAndRestore(ResumingCallback):
     _prev_training_metadata_path = _training_metadata_path
 
     def _payload(self, newest: int) -> Path:
-        layout = Layout(self.store_path)
-        names = layout.payload_names()
-        return layout.checkpoints / (names[-newest] if newest <= len(names) else "none")
+        payloads = payloads_at(Layout(self.store_path))
+        names = payloads.names()
+        found = payloads.local_path(names[-newest] if newest <= len(names) else "none")
+        return Path(self.store_path, "none") if found is None else found

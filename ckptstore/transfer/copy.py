@@ -11,8 +11,9 @@ from typing import Any
 
 from ckptstore.commit.request import SaveRequest
 from ckptstore.errors import InvalidArgumentError
-from ckptstore.formats.decode import decoded
+from ckptstore.formats.payload import decoded
 from ckptstore.records import Checkpoint, FinishedEpoch, Mode
+from ckptstore.storage.payloads.at import payload_of
 from ckptstore.transfer.existing import find_existing
 from ckptstore.transfer.target import TransferTarget
 from ckptstore.validation import check_run
@@ -89,7 +90,7 @@ def copy(
     target.claim(run)
     target.watch(run, source.monitors)
     request = replace(_request(checkpoint, run, origin, tags), earlier_epochs=tuple(source.earlier_epochs))
-    existing = find_existing(target, COPIED, origin, request, checkpoint.path)
+    existing = find_existing(target, COPIED, origin, request, payload_of(checkpoint))
     made = existing or _write(checkpoint, target, request, progress)
     if checkpoint.pinned and not made.pinned:
         target.pin(made)
@@ -127,8 +128,7 @@ def _write(
     progress: Callable[[int], object] | None,
 ) -> Checkpoint:
     with decoded(
-        checkpoint.path,
-        checkpoint.format,
+        payload_of(checkpoint),
         nbytes=checkpoint.nbytes,
         digest=checkpoint.digest,
         progress=progress,

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from ckptstore.commit.request import SaveRequest
 from ckptstore.errors import CheckpointNotFoundError
 from ckptstore.formats import payload
 from ckptstore.records import Checkpoint
+from ckptstore.storage.payloads.at import payload_of
 from ckptstore.transfer.target import TransferTarget
 
 
 def find_existing(
-    target: TransferTarget, kind: str, origin: Mapping[str, Any], request: SaveRequest, source: Path
+    target: TransferTarget, kind: str, origin: Mapping[str, Any], request: SaveRequest, source: payload.Source
 ) -> Checkpoint | None:
     """Return the checkpoint that an earlier call made, or None.
 
@@ -24,7 +24,7 @@ def find_existing(
         kind: The kind of event that records such a call.
         origin: The event's detail, which identifies the source.
         request: The save that would be made.
-        source: The file that it would be made from.
+        source: The payload or file that it would be made from.
     """
     for event in target.events(kind=kind, run=request.run):
         if event.detail == origin:
@@ -36,7 +36,7 @@ def find_existing(
         found = _complete(target, event.version)
         if found is None or found.created_at != request.created_at:
             continue
-        if _has_position(found, request) and _are_equal(found.path, source):
+        if _has_position(found, request) and _are_equal(payload_of(found), source):
             return found
     return None
 
@@ -53,7 +53,7 @@ def _has_position(found: Checkpoint, request: SaveRequest) -> bool:
     return (found.epoch, found.batch, found.step) == (request.epoch, request.batch, request.step)
 
 
-def _are_equal(first: Path, second: Path) -> bool:
+def _are_equal(first: payload.Source, second: payload.Source) -> bool:
     """Return True if two payloads hold the same variables, byte for byte; one of each is in memory at a time."""
     with payload.open_variables(first) as variables, payload.open_variables(second) as others:
         return set(variables) == set(others) and all(

@@ -17,32 +17,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ckptstore.errors import InvalidArgumentError, MissingPackageError
-from ckptstore.formats import copy as payload_copy
 from ckptstore.formats import payload
+from ckptstore.formats.registry import all_formats, by_file_name, by_name
 from ckptstore.formats.safetensors import bytes_of, header_of
 from ckptstore.printable import printable_json
-from ckptstore.records import SUFFIXES, Checkpoint
+from ckptstore.records import Checkpoint, Format
 from ckptstore.storage.durable_writer import DurableWriter, Written
 from ckptstore.storage.files import fsync_directory, make_directory, rename_to_new
 from ckptstore.storage.layout import absolute, require_outside
 from ckptstore.storage.output_files import already_exists, move_into_place, workspace, write_new
+from ckptstore.storage.payloads.at import payload_of
 from ckptstore.transfer.model_card import card_of
 
 Progress = Callable[[int], object]
-ExportFormat = Literal["keras", "weights", "h5", "safetensors", "folder"]
+ExportFormat = Format | Literal["safetensors", "folder"]
+_SAFETENSORS = ".safetensors"
 
-_SUFFIXES: dict[str, ExportFormat] = {
-    ".weights.h5": "weights",
-    ".keras": "keras",
-    ".h5": "h5",
-    ".safetensors": "safetensors",
-}
-# The formats that each kind of checkpoint can become, besides a folder.
-_FROM: dict[str, tuple[ExportFormat, ...]] = {
-    "keras": ("keras", "weights", "safetensors"),
-    "weights": ("weights", "safetensors"),
-    "h5": ("h5", "safetensors"),
-}
 _OPTIMIZER = ("optimizer/", "optimizer_weights/")
 
 
@@ -53,7 +43,7 @@ class Exported:
     Attributes:
         version: The checkpoint's version.
         path: The new file or folder, absolute.
-        format: ``"keras"``, ``"weights"``, ``"h5"``, ``"safetensors"`` or ``"folder"``.
+        format: The name of a payload format, ``"safetensors"`` or ``"folder"``.
         nbytes: Size of the file in bytes; of a folder, of the payload in it.
         digest: ``"xxh3_128:<32 hex digits>"`` of the same file.
     """
@@ -111,48 +101,56 @@ def format_of(path: str | os.PathLike[str], checkpoint: Checkpoint) -> ExportFor
         InvalidArgumentError: This checkpoint cannot become that.
     """
     name = os.fspath(path)
-    found = next((format for suffix, format in _SUFFIXES.items() if name.endswith(suffix)), None)
+    suffixes = _suffixes()
+    suffix = next(filter(name.endswith, suffixes), None)
+    found = None if suffix is None else suffixes[suffix]
     if found is None and (name.endswith(os.sep) or not Path(name).suffix):
         return "folder"
-    possible = _FROM[checkpoint.format]
+    possible: tuple[ExportFormat, ...] = (*by_name(checkpoint.format).exports_as, "safetensors")
     if found in possible:
         return found
-    suffixes = ", ".join(suffix for suffix, format in _SUFFIXES.items() if format in possible)
-    what = f"extension {Path(name).suffix!r} is none" if found is None else f"{_WHOLE[found]}"
+    offered = ", ".join(suffix for suffix, format in suffixes.items() if format in possible)
+    what = f"extension {Path(name).suffix!r} is none" if suffix is None else f"{_noun(suffix)} is nothing"
     raise InvalidArgumentError(
         argument="path",
         value=name,
         reason=f"{what} that version {checkpoint.version} (format {checkpoint.format}) can become",
-        hint=f"it can become: {suffixes}, or a folder, with / at its end",
+        hint=f"it can become: {offered}, or a folder, with / at its end",
     )
 
 
-_WHOLE = {
-    "keras": "a .keras file, of a whole model, is nothing",
-    "h5": "Keras' older .h5 file is nothing",
-    "weights": "a .weights.h5 file is nothing",
-    "safetensors": "a .safetensors file is nothing",
-}
+def _suffixes() -> dict[str, ExportFormat]:
+    """Return the format of each suffix, a longer one first."""
+    known: dict[str, ExportFormat] = {format.suffix: format.name for format in all_formats()}
+    known[_SAFETENSORS] = "safetensors"
+    return dict(sorted(known.items(), key=lambda entry: -entry[0].count(".")))
+
+
+def _noun(suffix: str) -> str:
+    """Return the name of a file with a suffix, for messages."""
+    found = by_file_name(suffix)
+    return f"a {suffix} file" if found is None else found.noun
 
 
 def _write(checkpoint: Checkpoint, target: Path, format: ExportFormat, progress: Progress | None) -> Written:
     if format == "safetensors":
         return _write_safetensors(checkpoint, target, progress)
-    part = None
-    if format == "weights" and checkpoint.format == "keras":
-        part = payload_copy.locate_weights(checkpoint.path)
+    if format == "folder":
+        raise ValueError(format)
+    writes = by_name(checkpoint.format)
+    with payload_of(checkpoint).open() as stored:
 
-    def copy(writer: DurableWriter) -> None:
-        payload_copy.copy_verified(
-            checkpoint.path,
-            writer,
-            nbytes=checkpoint.nbytes,
-            digest=checkpoint.digest,
-            part=part,
-            progress=progress,
-        )
+        def copy(writer: DurableWriter) -> None:
+            writes.export(
+                stored,
+                format,
+                writer,
+                nbytes=checkpoint.nbytes,
+                digest=checkpoint.digest,
+                progress=progress,
+            )
 
-    return write_new(target, checkpoint.nbytes if part is None else part[1], copy)
+        return write_new(target, writes.export_nbytes(stored, format), copy)
 
 
 def _write_safetensors(checkpoint: Checkpoint, target: Path, progress: Progress | None) -> Written:
@@ -162,9 +160,7 @@ def _write_safetensors(checkpoint: Checkpoint, target: Path, progress: Progress 
         raise MissingPackageError(
             package="safetensors", needed_for="export to .safetensors", extra="safetensors"
         ) from error
-    with payload.open_verified(
-        checkpoint.path, nbytes=checkpoint.nbytes, digest=checkpoint.digest, progress=progress
-    ) as found:
+    with payload.open_checkpoint(checkpoint, progress) as found:
         layout = {name: at for name, at in found.layout().items() if not name.startswith(_OPTIMIZER)}
         head, order, nbytes = header_of(layout, _metadata(checkpoint))
         variables = found.variables()
@@ -198,7 +194,7 @@ def _text(value: object) -> str:
 
 def _write_folder(checkpoint: Checkpoint, folder: Path, progress: Progress | None) -> Written:
     make_directory(folder, durable=False)
-    file = f"model{SUFFIXES[checkpoint.format]}"
+    file = f"model{by_name(checkpoint.format).suffix}"
     written = _write(checkpoint, folder / file, checkpoint.format, progress)
     texts = {
         "checkpoint.json": printable_json(

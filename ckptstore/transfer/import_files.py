@@ -16,10 +16,10 @@ from typing import Any
 from ckptstore.commit.earlier_epochs import read_earlier_epochs
 from ckptstore.commit.request import SaveRequest
 from ckptstore.errors import CorruptPayloadError, InvalidArgumentError, StorageError
-from ckptstore.formats.decode import decoded
+from ckptstore.formats.payload import decoded, verify_file
+from ckptstore.formats.registry import all_formats, by_file_name
 from ckptstore.formats.snapshot import TrainingState
-from ckptstore.formats.verify import verify_file
-from ckptstore.records import SUFFIXES, Checkpoint, Format
+from ckptstore.records import Checkpoint
 from ckptstore.storage.files import digest_file
 from ckptstore.storage.layout import absolute
 from ckptstore.transfer.existing import find_existing
@@ -45,7 +45,6 @@ class Candidate:
 
     Attributes:
         path: The file, absolute.
-        format: The format of its payload.
         nbytes: Its size in bytes.
         digest: Its digest.
         request: The save to make of it.
@@ -54,7 +53,6 @@ class Candidate:
     """
 
     path: Path
-    format: Format
     nbytes: int
     digest: str
     request: SaveRequest = field(hash=False)
@@ -141,7 +139,7 @@ def _candidate(
         return _backup(path, run, given, progress)
     if not path.exists():
         raise InvalidArgumentError(argument="path", value=str(path), reason="is not there")
-    format = _format(path)
+    _check_format(path)
     values = {} if names is None else dict(names.read(path.name))
     digest, description = digest_file(path, progress), verify_file(path)
     if description is not None:
@@ -149,17 +147,17 @@ def _candidate(
     else:
         request = SaveRequest(run=run or _RUN, epoch=0, created_at=_modified(path))
     request = _with_name(request, {**values, **given}, given=given)
-    return Candidate(path=path, format=format, nbytes=path.stat().st_size, digest=digest, request=request)
+    return Candidate(path=path, nbytes=path.stat().st_size, digest=digest, request=request)
 
 
-def _format(path: Path) -> Format:
-    for format in ("keras", "weights", "h5"):
-        if path.name.endswith(SUFFIXES[format]):
-            return format
+def _check_format(path: Path) -> None:
+    """Refuse a file whose name stands for no format."""
+    if by_file_name(path.name) is not None:
+        return
     raise InvalidArgumentError(
         argument="path",
         value=str(path),
-        reason=f"ends in none of {', '.join(SUFFIXES.values())}",
+        reason=f"ends in none of {', '.join(format.suffix for format in all_formats())}",
         hint="or name a folder of Keras' BackupAndRestore",
     )
 
@@ -248,7 +246,6 @@ def _backup_at(
     request = SaveRequest(run=run or _RUN, epoch=epoch, batch=batch, created_at=_modified(path))
     return Candidate(
         path=path,
-        format="weights",
         nbytes=path.stat().st_size,
         digest=digest,
         request=request,
@@ -292,7 +289,6 @@ def import_file(
     )
     with decoded(
         candidate.path,
-        candidate.format,
         nbytes=candidate.nbytes,
         digest=candidate.digest,
         progress=progress,

@@ -6,13 +6,8 @@ import json
 import re
 from collections.abc import Mapping
 
+from ckptstore.formats.registry import by_name
 from ckptstore.records import Checkpoint, json_number, json_time
-
-_LOADING = {
-    "keras": 'model = keras.saving.load_model("{file}")',
-    "weights": 'model.load_weights("{file}")  # of a model built as it was',
-    "h5": 'model = keras.saving.load_model("{file}")',
-}
 
 
 def card_of(checkpoint: Checkpoint, file: str, versions: Mapping[str, str]) -> str:
@@ -45,7 +40,7 @@ def card_of(checkpoint: Checkpoint, file: str, versions: Mapping[str, str]) -> s
         "## Checkpoint",
         _table(("", ""), {name: value for name, value in facts.items() if value}),
         "## Load it",
-        "```python\nimport keras\n\n" + _LOADING[checkpoint.format].format(file=file) + "\n```",
+        "```python\nimport keras\n\n" + by_name(checkpoint.format).loading_code.format(file=file) + "\n```",
         "The digest is the whole file's: `xxhsum -H128` prints the same 32 digits.",
     ]
     return "\n\n".join(parts) + "\n"

@@ -28,7 +28,7 @@ from ckptstore.background.save_queue import SaveQueue
 from ckptstore.background.worker import COMMIT_INTERVAL_S
 from ckptstore.commit import committer
 from ckptstore.commit.request import SaveRequest
-from ckptstore.commit.retention.deletion import unlink_marked
+from ckptstore.commit.retention.deletion import remove_marked
 from ckptstore.storage.layout import Layout
 from ckptstore.storage.locks import store_lock
 from crash.invariants import violations
@@ -134,11 +134,11 @@ def test_a_save_is_reported_before_expired_checkpoints_are_removed(
 ) -> None:
     reported = threading.Event()
 
-    def remove(expired: Any, unlink: Any) -> None:
+    def remove(payloads: Any, expired: Any, **options: Any) -> None:
         assert reported.wait(60)
-        unlink_marked(expired, unlink)
+        remove_marked(payloads, expired, **options)
 
-    monkeypatch.setattr(committer, "unlink_marked", remove)
+    monkeypatch.setattr(committer, "remove_marked", remove)
     for seed in range(3):
         submit(thread_queue, seed, keep=keep_last(1))
         thread_queue.drain()
@@ -159,10 +159,10 @@ def test_a_save_is_reported_before_expired_checkpoints_are_removed(
 def test_a_failed_removal_is_reported_after_its_save(
     thread_queue: SaveQueue, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def remove(expired: Any, unlink: Any) -> None:
+    def remove(payloads: Any, expired: Any, **options: Any) -> None:
         raise StorageError(operation="unlink", path=expired[0].path, error=OSError(errno.EIO, "I/O error"))
 
-    monkeypatch.setattr(committer, "unlink_marked", remove)
+    monkeypatch.setattr(committer, "remove_marked", remove)
     for seed in range(3):
         submit(thread_queue, seed, keep=keep_last(1))
     thread_queue.drain()
@@ -186,15 +186,15 @@ def test_the_next_save_finishes_a_removal_that_failed(
 ) -> None:
     failed = threading.Event()
 
-    def remove(expired: Any, unlink: Any) -> None:
+    def remove(payloads: Any, expired: Any, **options: Any) -> None:
         if not failed.is_set():
             failed.set()
             raise StorageError(
                 operation="unlink", path=expired[0].path, error=OSError(errno.EIO, "I/O error")
             )
-        unlink_marked(expired, unlink)
+        remove_marked(payloads, expired, **options)
 
-    monkeypatch.setattr(committer, "unlink_marked", remove)
+    monkeypatch.setattr(committer, "remove_marked", remove)
     for seed in range(4):
         # Each is saved: the removal after it, and its failure, may come late.
         submit(thread_queue, seed, keep=keep_last(1) if seed < 3 else None)

@@ -601,10 +601,10 @@ def test_a_user_policy_that_fails_ends_the_training_but_the_checkpoint_is_saved(
 def test_a_failed_removal_is_reported_and_loses_nothing(
     epochs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def remove(expired: Any, *_: Any) -> None:
+    def remove(payloads: Any, expired: Any, **options: Any) -> None:
         raise ckptstore.StorageError(operation="unlink", path=expired[0].path, error=OSError("broken"))
 
-    monkeypatch.setattr(committer, "unlink_marked", remove)
+    monkeypatch.setattr(committer, "remove_marked", remove)
     keep = ckptstore.keep_last(1)
     callback = ckptstore.StoreCheckpoint(tmp_path, keep=keep, backpressure="wait", monitor="loss")
     with warnings.catch_warnings(record=True) as warned:

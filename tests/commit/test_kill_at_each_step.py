@@ -127,7 +127,7 @@ def _rewrite_as(path: Path, *, version: int) -> None:
     path.unlink()
     encoded = payload.encode(snapshot_of(3), description)
     writer = DurableWriter(path, reserve=encoded.nbytes)
-    encoded.write(writer)
+    encoded.members[0].write(writer)
     writer.finish()
 
 

@@ -21,8 +21,9 @@ from ckptstore.errors import CorruptPayloadError, InvalidArgumentError, StorageE
 from ckptstore.formats import payload
 from ckptstore.formats.snapshot import Snapshot, TrainingState, Variable
 from ckptstore.formats.streamed_hdf5 import escaped, unescaped
-from ckptstore.records import SUFFIXES, Format
+from ckptstore.records import Format
 from ckptstore.storage.durable_writer import DurableWriter
+from ckptstore.storage.payloads.names import SUFFIXES
 
 FORMATS: tuple[Format, ...] = ("keras", "weights", "h5")
 DOCUMENTS = {"metadata.json": b'{"keras_version": "3"}', "config.json": b'{"class_name": "Functional"}'}
@@ -86,7 +87,7 @@ def snapshot_of(
 def bytes_of(snapshot: Snapshot, **description: Any) -> bytes:
     encoded = payload.encode(snapshot, description)
     sink = io.BytesIO()
-    encoded.write(sink)
+    encoded.members[0].write(sink)
     assert len(sink.getvalue()) == encoded.nbytes
     return sink.getvalue()
 
@@ -284,7 +285,7 @@ def test_a_sink_that_fails_anywhere(format: Format) -> None:
     for fails_at in range(1000):
         sink = Broken(fails_at)
         try:
-            encoded.write(sink)
+            encoded.members[0].write(sink)
         except OSError as error:
             assert error is sink.error
             assert sink.after == 0
@@ -292,7 +293,7 @@ def test_a_sink_that_fails_anywhere(format: Format) -> None:
         assert fails_at > 0
         break
     whole = io.BytesIO()
-    encoded.write(whole)
+    encoded.members[0].write(whole)
     assert sink.getvalue() == whole.getvalue()
 
 
@@ -304,7 +305,7 @@ def test_a_variable_that_cannot_be_read_ends_the_archive() -> None:
     encoded = payload.encode(Snapshot(format="keras", variables=(broken,), documents=DOCUMENTS), {})
     sink = io.BytesIO()
     with pytest.raises(RuntimeError, match="the device is gone"):
-        encoded.write(sink)
+        encoded.members[0].write(sink)
     assert not zipfile.is_zipfile(sink)
 
 
@@ -315,7 +316,7 @@ def test_the_stores_own_writer(tmp_path: Path, format: Format) -> None:
     encoded = payload.encode(snapshot_of(arrays, format), {"version": 1})
     path = tmp_path / f"payload{SUFFIXES[format]}"
     writer = DurableWriter(path, reserve=encoded.nbytes)
-    encoded.write(writer)
+    encoded.members[0].write(writer)
     written = writer.finish()
     assert written.nbytes == encoded.nbytes == path.stat().st_size
     assert payload.verify_payload(path) == []
@@ -353,7 +354,7 @@ def test_variables_are_read_one_at_a_time_and_not_copied(tmp_path: Path) -> None
         assert most == 0
         with (tmp_path / format).open("wb", buffering=0) as file:
             tracemalloc.start()
-            encoded.write(file)
+            encoded.members[0].write(file)
             _, peak = tracemalloc.get_traced_memory()
             tracemalloc.stop()
         # One variable of 4 MiB, and the previous one while it is written.
@@ -398,7 +399,7 @@ def test_an_archive_of_more_than_four_gigabytes(tmp_path: Path) -> None:
     encoded = payload.encode(snapshot_of(arrays, "keras"), {"version": 1})
     path = tmp_path / "huge.keras"
     with path.open("wb", buffering=0) as file:
-        encoded.write(Sparse(file))
+        encoded.members[0].write(Sparse(file))
         file.truncate(encoded.nbytes)
     assert payload.read_description(path)["variables"]["a/huge"]["shape"] == [len(huge)]
     with payload.open_variables(path) as found:
@@ -481,7 +482,7 @@ def test_a_variable_that_differs_from_the_snapshot_is_refused(values: np.ndarray
     wrong = Variable(path="a", shape=(2, 3), dtype=np.dtype("f4"), read=lambda: values)
     encoded = payload.encode(Snapshot(format="weights", variables=(wrong,)), {})
     with pytest.raises(InvalidArgumentError, match="was announced as"):
-        encoded.write(io.BytesIO())
+        encoded.members[0].write(io.BytesIO())
 
 
 # --- files of other kinds --------------------------------------------------------------------------

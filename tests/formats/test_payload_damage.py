@@ -21,7 +21,8 @@ from ckptstore.formats import payload
 from ckptstore.formats.description import digest_of
 from ckptstore.formats.snapshot import Snapshot, TrainingState, Variable
 from ckptstore.formats.zip_writer import WEIGHTS
-from ckptstore.records import SUFFIXES, Format
+from ckptstore.records import Format
+from ckptstore.storage.payloads.names import SUFFIXES
 
 FORMATS: tuple[Format, ...] = ("weights", "keras", "h5")
 READERS = (
@@ -62,7 +63,7 @@ def whole(format: Format) -> bytes:
             format=format, variables=variables, attributes=groups, documents=documents, state=state
         )
     sink = io.BytesIO()
-    payload.encode(snapshot, {"version": 1}).write(sink)
+    payload.encode(snapshot, {"version": 1}).members[0].write(sink)
     return sink.getvalue()
 
 

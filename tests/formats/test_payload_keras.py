@@ -17,7 +17,8 @@ import pytest
 import keras_zoo as zoo
 from ckptstore.formats import payload
 from ckptstore.formats.snapshot import Snapshot, TrainingState, Variable
-from ckptstore.records import SUFFIXES, Format
+from ckptstore.records import Format
+from ckptstore.storage.payloads.names import SUFFIXES
 
 # Warnings of numpy 2 about Keras' variables.
 pytestmark = pytest.mark.filterwarnings(
@@ -63,7 +64,7 @@ def rewritten(path: Path, format: Format) -> Path:
     target = path.with_name(f"ours{SUFFIXES[format]}")
     encoded = payload.encode(snapshot, {"version": 1})
     with target.open("wb") as sink:
-        encoded.write(sink)
+        encoded.members[0].write(sink)
     assert target.stat().st_size == encoded.nbytes
     assert payload.verify_payload(target) == []
     assert payload.read_layout(target) == payload.read_layout(path)
@@ -210,7 +211,9 @@ def saved(tmp_path: Path, array: np.ndarray) -> Path:
     variable = Variable(path="layers/holder/vars/0", shape=array.shape, dtype=array.dtype, read=lambda: array)
     path = tmp_path / "held.weights.h5"
     with path.open("wb") as sink:
-        payload.encode(Snapshot(format="weights", variables=(variable,), state=STATE), {}).write(sink)
+        payload.encode(Snapshot(format="weights", variables=(variable,), state=STATE), {}).members[0].write(
+            sink
+        )
     return path
 
 

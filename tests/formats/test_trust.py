@@ -21,8 +21,9 @@ from ckptstore.cli.main import main
 from ckptstore.errors import CorruptManifestError, InvalidArgumentError, StorageError
 from ckptstore.formats import payload
 from ckptstore.formats.description import digest_of
-from ckptstore.records import SUFFIXES, Checkpoint
+from ckptstore.records import Checkpoint
 from ckptstore.storage.files import io_hook
+from ckptstore.storage.payloads.names import SUFFIXES
 from ckptstore.store.store import CheckpointStore
 from crash.sample_stores import is_seed, save, snapshot_of
 from hostile_payloads import HOSTILE, MIB, exchange, little_memory, sql
@@ -163,7 +164,7 @@ def forge(root: Path, name: str = "00000008-default.keras", **changes: Any) -> P
     path = root / "checkpoints" / name
     kept = {field: value for field, value in description.items() if value is not ...}
     with path.open("wb") as file:
-        payload.encode(snapshot_of(9, format=kept.get("format", "keras")), kept).write(file)
+        payload.encode(snapshot_of(9, format=kept.get("format", "keras")), kept).members[0].write(file)
     return path
 
 

@@ -28,8 +28,9 @@ from ckptstore.keras.model import torch_tensors
 from ckptstore.keras.model.adapter import adapter
 from ckptstore.keras.private import fallback, modules, saving
 from ckptstore.keras.state.arrays import host_array, shape_and_dtype
-from ckptstore.records import SUFFIXES, Checkpoint, Format
+from ckptstore.records import Checkpoint, Format
 from ckptstore.storage.durable_writer import DurableWriter
+from ckptstore.storage.payloads.names import SUFFIXES
 from ckptstore.store.store import CheckpointStore
 
 # Warnings of numpy 2 about Keras' variables, from Keras' own code.
@@ -46,9 +47,11 @@ def stored(model: Any, folder: Path, *, format: Format = "keras", **how: Any) ->
     """Save a model as a payload without a store, and return its record."""
     snapshot = adapter.snapshots().take(model, format=format, **how)
     encoded = payload.encode(snapshot, {"epoch": 0})
-    path = folder / f"{len(list(folder.iterdir())):08d}-run{SUFFIXES[format]}"
+    payloads = folder / "checkpoints"
+    payloads.mkdir(exist_ok=True)
+    path = payloads / f"{len(list(payloads.iterdir())):08d}-run{SUFFIXES[format]}"
     writer = DurableWriter(path, reserve=encoded.nbytes)
-    encoded.write(writer)
+    encoded.members[0].write(writer)
     written = writer.finish()
     return Checkpoint(
         version=1,

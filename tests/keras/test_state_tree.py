@@ -192,7 +192,7 @@ def test_a_payload_can_hold_it(tmp_path: Path) -> None:
     state = TrainingState(document={"callbacks": document}, arrays=arrays)
     path = tmp_path / "payload.weights.h5"
     with path.open("wb") as file:
-        payload.encode(Snapshot(format="weights", state=state), {}).write(file)
+        payload.encode(Snapshot(format="weights", state=state), {}).members[0].write(file)
     found = payload.read_state(path)
     assert found is not None
     assert exact(unpack(found.document["callbacks"], found.arrays, "callbacks/ä:0")) == exact(value)

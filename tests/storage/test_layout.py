@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from ckptstore.errors import CorruptManifestError, NotAStoreError, StoreNotFoundError
-from ckptstore.storage.layout import Layout, find_store, parse_payload_name, payload_file
+from ckptstore.storage.layout import Layout, find_store
+from ckptstore.storage.payloads.names import SUFFIXES, parse_payload_name, payload_name
 
 
 def test_make_and_find(tmp_path: Path) -> None:
@@ -53,11 +54,11 @@ def test_payloads_without_a_manifest_are_never_taken_for_an_empty_store(tmp_path
         layout.make()
 
 
-@pytest.mark.parametrize("format", ["keras", "weights", "h5"])
+@pytest.mark.parametrize("format", SUFFIXES)
 def test_payload_names_are_read_as_they_are_written(format: str) -> None:
     for version, run in ((1, "a"), (123456789, "lr=0.1-b"), (7, "a.b")):
-        file = payload_file(version, run, format)  # type: ignore[arg-type]
-        assert parse_payload_name(Path(file).name) == (version, run, format)
+        file = payload_name(version, run, format)  # type: ignore[arg-type]
+        assert parse_payload_name(file) == (version, run, format)
 
 
 def test_other_names_are_not_payloads(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import keras
 import ckptstore
 from bench import loading, workloads
 from bench.workloads import Workload
-from ckptstore.formats.payload import OpenPayload
+from ckptstore.formats.hdf5_payload import Hdf5Payload
 from ckptstore.keras.model import adapter
 from ckptstore.keras.model.adapter import KerasAdapter
 from ckptstore.keras.state import training_state
@@ -30,7 +30,7 @@ SAVE = ((session.FitSession, "_save"),)
 CAPTURE = ((fit_saver.FitSaver, "_state"), (training_state, "collect"))
 LOAD = ((session, "load_resume_point"), (restore.FitToRestore, "_restore"))
 APPLY = (
-    (OpenPayload, "state"),
+    (Hdf5Payload, "state"),
     (training_state, "fit_values"),
     (training_state, "plan_assignments"),
     (adapter, "assign"),

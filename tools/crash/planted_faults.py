@@ -23,6 +23,8 @@ from ckptstore.manifest.retention.checks import RunRetention
 from ckptstore.records import Checkpoint, NewCheckpoint
 from ckptstore.storage import durable_writer, files, leases, locks, publish
 from ckptstore.storage.layout import published_path
+from ckptstore.storage.payloads import local_writing
+from ckptstore.storage.payloads.interface import PayloadStore
 
 # The name of the leases of a process that has called `fix_lease_name`.
 LEASE = "f" * 32
@@ -204,7 +206,7 @@ def _skip_directory(name: str) -> Callable[[], None]:
         if path.name != name:
             files.fsync_directory(path)
 
-    return _patch((committer, "fsync_directory"), by=fsync_directory)
+    return _patch((local_writing, "fsync_directory"), by=fsync_directory)
 
 
 def _sqlite(**settings: tuple[str, int | str]) -> Callable[[], None]:
@@ -234,8 +236,8 @@ def _row_before_rename_on_disk() -> None:
         held.clear()
         return added
 
-    _set(committer, "rename_to_new", lambda source, target: held.append(lambda: rename(source, target)))
-    _set(committer, "fsync_directory", lambda path: held.append(lambda: fsync(path)))
+    _set(local_writing, "rename_to_new", lambda source, target: held.append(lambda: rename(source, target)))
+    _set(local_writing, "fsync_directory", lambda path: held.append(lambda: fsync(path)))
     _set(Manifest, "add_checkpoint", add_checkpoint)
 
 
@@ -273,11 +275,11 @@ def _rows_dropped_before_unlink() -> None:
 def _deletions_not_synced() -> None:
     """Drop the rows of pruned checkpoints before the removal of their files is durable."""
 
-    def unlink_marked(checkpoints: list[Checkpoint], unlink: Callable[[Path], None]) -> None:
+    def remove_marked(payloads: PayloadStore, checkpoints: list[Checkpoint], **options: bool) -> None:
         for checkpoint in checkpoints:
-            unlink(checkpoint.path)
+            files.unlink(checkpoint.path)
 
-    _set(committer, "unlink_marked", unlink_marked)
+    _set(committer, "remove_marked", remove_marked)
 
 
 def _published_before_commit(*, synced: bool) -> Callable[[], None]:
@@ -295,7 +297,7 @@ def _published_before_commit(*, synced: bool) -> Callable[[], None]:
             return add(manifest, new, **options)
 
         if not synced:
-            _set(committer, "fsync_directory", late.append)
+            _set(local_writing, "fsync_directory", late.append)
         _set(Manifest, "add_checkpoint", add_checkpoint)
 
     return patch

@@ -33,7 +33,8 @@ import numpy as np
 from ckptstore.errors import CorruptPayloadError
 from ckptstore.formats import payload
 from ckptstore.formats.hdf5.metadata import Metadata
-from ckptstore.formats.reader import open_payload
+from ckptstore.formats.payload import open_payload
+from ckptstore.storage.random_access import RandomAccessFile
 from crash.sample_stores import snapshot_of
 
 # Bytes of memory for each byte of the file, and besides: what Python's objects cost that stand for a few bytes each.
@@ -71,7 +72,7 @@ def whole_files(directory: Path) -> dict[str, bytes]:
     found = {}
     for name, format in (("ours.keras", "keras"), ("ours.weights.h5", "weights")):
         sink = io.BytesIO()
-        payload.encode(snapshot_of(1, format=format), {"version": 1}).write(sink)  # type: ignore[arg-type]
+        payload.encode(snapshot_of(1, format=format), {"version": 1}).members[0].write(sink)  # type: ignore[arg-type]
         found[name] = sink.getvalue()
     for name, letters in (("tables.weights.h5", "plain"), ("heaps.weights.h5", "größe")):
         path = directory / name
@@ -97,6 +98,7 @@ def structures_of(image: bytes, path: Path) -> list[tuple[int, int]]:
 
     def watched(method: Callable[..., bytes]) -> Callable[..., bytes]:
         def read(self: Metadata, offset: int, count: int) -> bytes:
+            assert isinstance(self._source, RandomAccessFile)
             found.append((self._source._start + offset, count))
             return method(self, offset, count)
 
@@ -167,7 +169,7 @@ def read_all(path: Path) -> None:
         for name in found.variables():
             found.variables()[name]
         found.documents()
-        found.state() if found.contents.description is not None else None
+        found.state() if found.is_described() else None
 
 
 def cost_of(path: Path) -> Cost:
@@ -323,7 +325,7 @@ def suffixes_of_one_name(path: Path) -> None:
 def overlapping_members(path: Path) -> None:
     """An archive whose members are all the same bytes."""
     sink, draw = io.BytesIO(), random.Random(0)
-    payload.encode(snapshot_of(1), {"version": 1}).write(sink)
+    payload.encode(snapshot_of(1), {"version": 1}).members[0].write(sink)
     with zipfile.ZipFile(sink, "a", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(
             "assets/0", b"".join(b"x" * 99 + bytes([draw.randrange(256)]) for _ in range(10_000))

@@ -177,7 +177,7 @@ def _orphan(like: Checkpoint, *, version: int) -> None:
         description.pop(computed, None)
     encoded = payload.encode(snapshot_of(version), {**description, "metrics": {"loss": float(version)}})
     writer = DurableWriter(like.path.with_name(f"{version:08d}-{like.run}.keras"), reserve=encoded.nbytes)
-    encoded.write(writer)
+    encoded.members[0].write(writer)
     writer.finish()
 
 

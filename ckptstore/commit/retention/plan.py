@@ -18,8 +18,9 @@ from ckptstore.retention.max_bytes import MaxBytes
 from ckptstore.retention.policy import check_modes
 from ckptstore.retention.reasons import SharedReasons
 from ckptstore.retention.rule import RetentionFacts
-from ckptstore.storage.integrity import has_size
 from ckptstore.storage.layout import Layout, published_path
+from ckptstore.storage.payloads.at import payloads_at
+from ckptstore.storage.payloads.names import payload_of_file
 
 NOT_WHOLE = "not whole (ckptstore verify tells more)"
 
@@ -106,9 +107,9 @@ def _read(
     """Add a run's checkpoints to rows; returns the rules' view of the intact ones, and the positions of the others."""
     intact = CheckpointColumns(sorted(metrics))
     not_intact: set[int] = set()
-    root = os.fspath(layout.root)
+    payloads = payloads_at(layout)
     for page in manifest.checkpoints.row_pages(run):
-        are_intact = [has_size(f"{root}/{row.file}", row.nbytes) for row in page]
+        are_intact = payloads.have_sizes([(payload_of_file(row.file), row.nbytes) for row in page])
         intact.extend(list(compress(page, are_intact)))
         not_intact.update(at for at, is_intact in enumerate(are_intact, start=len(rows)) if not is_intact)
         rows.append(page)

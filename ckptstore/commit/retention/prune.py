@@ -17,6 +17,7 @@ from ckptstore.retention.policy import KeepFunction, Policy, as_policy
 from ckptstore.retention.reasons import SharedReasons
 from ckptstore.storage.layout import Layout
 from ckptstore.storage.locks import store_lock
+from ckptstore.storage.payloads.at import payloads_at
 from ckptstore.storage.reserve import release_and_retry
 
 
@@ -94,7 +95,8 @@ def prune(
                 )
     for plan in plans:
         if plan.expired:
-            release_and_retry(layout.reserve, partial(finish_deletions, manifest, plan.expired, locked))
+            finish = partial(finish_deletions, payloads_at(layout), manifest, plan.expired, locked)
+            release_and_retry(layout.reserve, finish)
     return _pruned(rows, plans, dry_run=False)
 
 

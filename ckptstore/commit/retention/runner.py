@@ -23,8 +23,8 @@ from ckptstore.retention import Policy
 from ckptstore.retention.incremental import always_kept_versions, expired, is_incremental
 from ckptstore.retention.max_bytes_progress import BudgetProgress, CheckProgress
 from ckptstore.retention.policy import AnyOf, check_modes
-from ckptstore.storage.integrity import has_size
 from ckptstore.storage.layout import Layout
+from ckptstore.storage.payloads.at import payloads_at
 from ckptstore.system import messages
 
 # New checkpoints that may expire before the progress of retention is recorded: recording it costs a transaction.
@@ -42,6 +42,7 @@ class RetentionRunner:
     def __init__(self, layout: Layout, manifest: Manifest) -> None:
         self._layout = layout
         self._manifest = manifest
+        self._payloads = payloads_at(layout)
         self._warned: set[str] = set()
         # By run and policy: how far the first scan has come, and how far budgets have.
         self._scanned_to: dict[tuple[str, str], int] = {}
@@ -85,7 +86,12 @@ class RetentionRunner:
         return mark
 
     def _check(self, decide: Callable[[RunRows], Decision | None]) -> RetentionCheck:
-        return RetentionCheck(decide=decide, is_intact=has_size, is_shown=partial(is_shown, self._layout))
+        return RetentionCheck(
+            decide=decide, is_intact=self._is_intact, is_shown=partial(is_shown, self._layout)
+        )
+
+    def _is_intact(self, payload: str, nbytes: int) -> bool:
+        return self._payloads.have_sizes([(payload, nbytes)])[0]
 
     def _decide(self, run: str, policy: Policy, view: RunRows) -> Decision | None:
         check_modes(policy, view.monitors)

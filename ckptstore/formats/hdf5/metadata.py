@@ -6,7 +6,7 @@ than the file, however its links lead, and a file in which they overlap is refus
 
 from __future__ import annotations
 
-from ckptstore.storage.random_access import RandomAccessFile
+from ckptstore.storage.random_access import RandomAccess
 
 # Bytes of one piece of metadata; the largest that Keras writes is a list of 64 KiB.
 METADATA_MOST = 64 << 20
@@ -23,7 +23,7 @@ class Metadata:
         source: The file.
     """
 
-    def __init__(self, source: RandomAccessFile) -> None:
+    def __init__(self, source: RandomAccess) -> None:
         self._source = source
         self._taken: list[tuple[int, int]] = []
         self._left_to_take = source.nbytes

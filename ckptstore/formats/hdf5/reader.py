@@ -31,7 +31,7 @@ from ckptstore.formats.hdf5.writer import (
     SIGNATURE,
     UNDEFINED,
 )
-from ckptstore.storage.random_access import RandomAccessFile
+from ckptstore.storage.random_access import RandomAccess
 
 _EXTERNAL_FILES, _CONTINUATION, _SYMBOL_TABLE = 7, 0x10, 0x11
 _SHARED = 0x02
@@ -67,7 +67,7 @@ class StoredDataset:
         return prod(self.shape) * self.kind.stored.itemsize
 
 
-def read_datasets(source: RandomAccessFile) -> dict[str, StoredDataset]:
+def read_datasets(source: RandomAccess) -> dict[str, StoredDataset]:
     """Return all datasets of a file by path, in the order of the file's own lists.
 
     Raises:
@@ -89,7 +89,7 @@ class _Message(NamedTuple):
 class _DatasetReader:
     """A pass over the tree of a file; remembers every address, so that it ends wherever the links lead."""
 
-    def __init__(self, source: RandomAccessFile) -> None:
+    def __init__(self, source: RandomAccess) -> None:
         self.source = source
         self._seen: set[int] = set()
         self._metadata = Metadata(source)

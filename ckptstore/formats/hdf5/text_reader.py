@@ -11,7 +11,7 @@ from bisect import bisect_left
 from typing import NamedTuple
 
 from ckptstore.formats.hdf5.metadata import METADATA_MOST
-from ckptstore.storage.random_access import RandomAccessFile
+from ckptstore.storage.random_access import RandomAccess
 
 # Bytes of a collection: libhdf5 makes and accepts no smaller one.
 _LEAST = 4096
@@ -30,7 +30,7 @@ class TextReader:
         source: The file.
     """
 
-    def __init__(self, source: RandomAccessFile) -> None:
+    def __init__(self, source: RandomAccess) -> None:
         self._source = source
         self._collections: dict[int, dict[int, _Text]] = {}
         self._spans: list[tuple[int, int]] = []

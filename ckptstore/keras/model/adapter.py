@@ -6,16 +6,16 @@ that, the model is restored. The payload is read from the disk once for that, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import keras
 
 from ckptstore.errors import InvalidArgumentError, UnserialisableModelError
-from ckptstore.formats import payload
-from ckptstore.formats.payload import OpenPayload
+from ckptstore.formats.payload import checkpoint_as_file, open_checkpoint
+from ckptstore.formats.payload_format import OpenPayload
+from ckptstore.formats.registry import by_name
 from ckptstore.formats.snapshot import TrainingState
 from ckptstore.keras import private
 from ckptstore.keras.model import compatibility, legacy_h5, optimizer_building
@@ -63,7 +63,7 @@ class KerasAdapter:
         Raises:
             UnserialisableModelError: It is to be saved whole, and Keras cannot make its configuration.
         """
-        if format == "weights":
+        if not by_name(format).is_whole_model:
             return
         try:
             with unserialisable_named(model):
@@ -132,10 +132,10 @@ class KerasAdapter:
         build: Callable[[], None] | None,
     ) -> None:
         extra = uncompiled_optimizer(model, optimizer)
-        if checkpoint.format != "h5":
+        if not found.format.matches_by_order:
             build_as_saved(model, found.layout(), found.documents(), state, build)
         require_built(model)
-        saved = optimizer_building.optimizer_in(found, checkpoint, model, extra, state)
+        saved = optimizer_building.optimizer_in(found, model, extra, state)
         optimizer_building.build_optimizers(model, extra, saved, state)
         initial = optimizer_building.initial_assignments(model, extra, saved)
         optimizers = private.optimizers_of(model, extra)
@@ -145,8 +145,8 @@ class KerasAdapter:
         other_replicas = training_state.other_replicas(groups, state)
         if other_replicas is not None:
             messages.warn(other_replicas)
-        if checkpoint.format == "h5":
-            loaded = legacy_h5.assignments(model, checkpoint, extra, with_optimizer=not initial)
+        if found.format.matches_by_order:
+            loaded = legacy_h5.assignments(model, found, extra, with_optimizer=not initial)
             assignments = [*loaded, *initial, *training_state.plan_assignments(groups, optimizers, state)]
             with objects.loaded(keep_on_interrupt=False):
                 assign_atomically(assignments)
@@ -214,7 +214,7 @@ class KerasAdapter:
             CorruptPayloadError: The payload is damaged.
             InvalidArgumentError: It holds weights only.
         """
-        if checkpoint.format == "weights":
+        if not by_name(checkpoint.format).is_whole_model:
             raise InvalidArgumentError(
                 argument="checkpoint",
                 value=checkpoint.version,
@@ -222,7 +222,8 @@ class KerasAdapter:
                 hint="build the model and call Checkpoint.load_weights(model)",
             )
         inspect_payload(checkpoint)
-        return keras.saving.load_model(str(checkpoint.path), **kwargs)
+        with checkpoint_as_file(checkpoint) as file:
+            return keras.saving.load_model(str(file), **kwargs)
 
     def load_weights(self, checkpoint: Checkpoint, model: Any) -> None:
         """Verify a checkpoint's payload, and load its weights into a built model.
@@ -241,15 +242,15 @@ class KerasAdapter:
 
     def _load_weights(self, checkpoint: Checkpoint, found: OpenPayload, model: Any) -> None:
         assets = found.documents()
-        if checkpoint.format != "h5":
+        if not found.format.matches_by_order:
             build_as_saved(model, found.layout(), assets, found.state())
         require_built(model)
-        if checkpoint.format == "h5":
-            assignments = legacy_h5.assignments(model, checkpoint, None, with_optimizer=False, any_dtype=True)
+        if found.format.matches_by_order:
+            assignments = legacy_h5.assignments(model, found, None, with_optimizer=False, any_dtype=True)
             assign_atomically(assignments)
             return
         state = found.state()
-        saved = optimizer_building.optimizer_in(found, checkpoint, model, None, state)
+        saved = optimizer_building.optimizer_in(found, model, None, state)
         optimizer_building.build_optimizers(model, None, saved, state)
         optimizers = private.optimizers_of(model)
         captured = checked_capture(model, None)
@@ -275,19 +276,6 @@ adapter = KerasAdapter()
 
 def _held(model: Any) -> tuple[Any, ...]:
     return (*model.variables, *model.metrics_variables)
-
-
-@contextmanager
-def open_checkpoint(checkpoint: Checkpoint) -> Iterator[OpenPayload]:
-    """Open a checkpoint's payload, and check first that it is the file that was saved.
-
-    This reads all bytes once; later reads come from the system's memory, if it has room for them.
-
-    Raises:
-        CorruptPayloadError: The payload is missing, or differs in size or digest.
-    """
-    with payload.open_verified(checkpoint.path, nbytes=checkpoint.nbytes, digest=checkpoint.digest) as found:
-        yield found
 
 
 def inspect_payload(checkpoint: Checkpoint) -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import keras
 
 from ckptstore.errors import RefusedByLayerError
-from ckptstore.formats.payload import OpenPayload
+from ckptstore.formats.payload import checkpoint_as_file
+from ckptstore.formats.payload_format import OpenPayload
 from ckptstore.keras import private
 from ckptstore.keras.model.torch_tensors import TensorViews
 from ckptstore.keras.private.capture import Capture
@@ -40,7 +42,12 @@ def load_variables(
     """
     try:
         private.load_variables(
-            model, checkpoint.path, variables, optimizer=optimizer, assets=assets, skip=skip
+            model,
+            partial(checkpoint_as_file, checkpoint),
+            variables,
+            optimizer=optimizer,
+            assets=assets,
+            skip=skip,
         )
     except ValueError as error:
         raise RefusedByLayerError(reason=str(error), put_back=not plain) from error

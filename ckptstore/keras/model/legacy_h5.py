@@ -11,9 +11,9 @@ from typing import Any
 import h5py
 import ml_dtypes
 
+from ckptstore.formats.payload_format import OpenPayload
 from ckptstore.keras.model import compatibility
 from ckptstore.keras.state.training_state import Assignment
-from ckptstore.records import Checkpoint
 from ckptstore.system.arrays import Array
 
 OPTIMIZER = "optimizer_weights"
@@ -22,17 +22,17 @@ _WEIGHTS, _TOP = "model_weights", "top_level_model_weights"
 
 def assignments(
     model: Any,
-    checkpoint: Checkpoint,
+    found: OpenPayload,
     optimizer: Any,
     *,
     with_optimizer: bool = True,
     any_dtype: bool = False,
 ) -> list[Assignment]:
-    """Return the assignments that load a checkpoint of this format; arrays and variables are matched by order.
+    """Return the assignments that load a payload of this format; arrays and variables are matched by order.
 
     Args:
         model: The model.
-        checkpoint: The checkpoint.
+        found: The payload.
         optimizer: An optimizer that the model does not know.
         with_optimizer: False to leave the optimizer out.
         any_dtype: True to allow other dtypes, which are converted.
@@ -42,7 +42,7 @@ def assignments(
     """
     live_optimizer = (optimizer or getattr(model, "optimizer", None)) if with_optimizer else None
     live = list(variables(model, live_optimizer))
-    with h5py.File(checkpoint.path, "r") as file:
+    with found.hdf5() as file:
         saved = [
             (path, _original_dtype(dataset[()]))
             for path, dataset in arrays(file)
@@ -51,9 +51,9 @@ def assignments(
     return compatibility.match_in_order(live, saved, any_dtype=any_dtype)
 
 
-def optimizer_values(checkpoint: Checkpoint) -> list[Array]:
-    """Return the optimizer's variables in a checkpoint of this format, in their order."""
-    with h5py.File(checkpoint.path, "r") as file:
+def optimizer_values(found: OpenPayload) -> list[Array]:
+    """Return the optimizer's variables in a payload of this format, in their order."""
+    with found.hdf5() as file:
         return [_original_dtype(dataset[()]) for path, dataset in arrays(file) if path.startswith(OPTIMIZER)]
 
 

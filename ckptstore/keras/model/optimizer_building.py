@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import h5py
 import keras
 
-from ckptstore.formats.payload import OpenPayload
+from ckptstore.formats.payload_format import OpenPayload
 from ckptstore.formats.snapshot import TrainingState
 from ckptstore.keras import private
 from ckptstore.keras.model import legacy_h5
@@ -23,7 +22,6 @@ from ckptstore.keras.state import optimizers as keras_optimizers
 from ckptstore.keras.state import training_state
 from ckptstore.keras.state.arrays import host_array, shape_and_dtype
 from ckptstore.keras.state.training_state import Assignment
-from ckptstore.records import Checkpoint
 from ckptstore.system.arrays import Array
 
 _VARIABLES = "optimizer/vars/"
@@ -57,14 +55,11 @@ class SavedOptimizer:
         return True
 
 
-def optimizer_in(
-    found: OpenPayload, checkpoint: Checkpoint, model: Any, extra: Any, state: TrainingState | None
-) -> SavedOptimizer:
+def optimizer_in(found: OpenPayload, model: Any, extra: Any, state: TrainingState | None) -> SavedOptimizer:
     """Return the optimizer in a payload.
 
     Args:
         found: The payload.
-        checkpoint: Its checkpoint.
         model: The live model.
         extra: The live optimizer, if the model does not know it.
         state: The training state in the payload.
@@ -74,10 +69,10 @@ def optimizer_in(
     trained = dict(zip(map(id, private.optimizers_of(model)), how.trained, strict=False))
     is_built = bool(trained[live]) if live in trained else None
     in_scope = _scopes(model, extra, state).get(live, False)
-    if checkpoint.format == "h5":
-        with h5py.File(checkpoint.path, "r") as file:
+    if found.format.matches_by_order:
+        with found.hdf5() as file:
             count = sum(path.startswith(legacy_h5.OPTIMIZER) for path, _ in legacy_h5.arrays(file))
-        value = partial(_legacy_value, checkpoint)
+        value = partial(_legacy_value, found)
     else:
         count = sum(path.startswith(_VARIABLES) for path in found.layout())
         value = partial(_value, found)
@@ -149,5 +144,5 @@ def _value(found: OpenPayload, index: int) -> Array:
     return value
 
 
-def _legacy_value(checkpoint: Checkpoint, index: int) -> Array:
-    return legacy_h5.optimizer_values(checkpoint)[index]
+def _legacy_value(found: OpenPayload, index: int) -> Array:
+    return legacy_h5.optimizer_values(found)[index]

@@ -20,6 +20,7 @@ import h5py
 import keras
 
 from ckptstore.errors import InvalidArgumentError, ModelNotReadyError, UnserialisableModelError
+from ckptstore.formats.registry import by_name
 from ckptstore.formats.snapshot import FitState, Snapshot, Variable, VariableKinds
 from ckptstore.keras import private
 from ckptstore.keras.model.copy import Copier
@@ -108,7 +109,7 @@ class Snapshots:
 
         Args:
             model: A built Keras model.
-            format: ``"keras"``, ``"weights"`` or ``"h5"``.
+            format: The name of the payload's format.
             optimizer: The optimizer of a training loop written by hand, for a model that is not compiled.
             weights_only: True to leave out optimizer and training state.
             fit: Position of the running fit, for the training state.
@@ -132,13 +133,16 @@ class Snapshots:
         if extra is None and objects is None and not model.compiled:
             raise ModelNotReadyError(model=model.name, missing="compiled", hint=_COMPILE)
         kinds = (None if fit is None else fit.variables) or private.variables_by_kind(model)
-        found, members = self._captured(model, extra, kinds, documents=format == "keras", in_epoch=in_epoch)
+        written_as = by_name(format)
+        found, members = self._captured(
+            model, extra, kinds, documents=written_as.has_documents, in_epoch=in_epoch
+        )
         state = (
             training_state.collect(found.groups, found.optimizers, fit, objects, found.built)
             if resumable
             else None
         )
-        if format == "h5":
+        if written_as.keras_fills_it:
             return Snapshot(format=format, state=state, fill=partial(_fill_legacy, model, extra))
         return Snapshot(
             format=format,
@@ -299,14 +303,15 @@ def unserialisable_named(model: Any) -> Iterator[None]:
 
 
 def _weights_snapshot(model: Any, format: Format) -> Snapshot:
-    if format == "h5":
+    written_as = by_name(format)
+    if not written_as.allows_weights_only:
         raise InvalidArgumentError(
             argument="weights_only",
             value=True,
             reason="the older .h5 format holds whole models",
             hint="format='weights'",
         )
-    captured = checked_capture(model, None, documents=format == "keras")
+    captured = checked_capture(model, None, documents=written_as.has_documents)
     return Snapshot(
         format=format,
         variables=_variables(entry for entry in captured.entries if entry.owner == "model"),

@@ -5,7 +5,8 @@ Fallback: public Keras loads the file.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ckptstore.keras.private.skip_sets import cached_skip_sets
 
 def load_variables(
     model: Any,
-    path: Path,
+    as_file: Callable[[], AbstractContextManager[Path]],
     variables: Mapping[str, Any],
     *,
     optimizer: Any = None,
@@ -28,7 +29,7 @@ def load_variables(
 
     Args:
         model: A model that matches the payload.
-        path: A ``.keras`` or ``.weights.h5`` payload.
+        as_file: Returns the payload as a local file for a block; only the fallback reads it.
         variables: The payload's variables by path: arrays, or anything else that Keras can assign to a variable.
         optimizer: An optimizer that the model does not know.
         assets: Members of the archive by name, for layers with assets.
@@ -38,7 +39,8 @@ def load_variables(
         ValueError: From Keras or a layer: something could not be loaded. The model may be half changed.
     """
     if modules.saving_lib is None:
-        fallback.load(model, path, optimizer)
+        with as_file() as path:
+            fallback.load(model, path, optimizer)
         return
     failed: dict[int, tuple[Any, Exception]] = {}
     visited = {id(saveable) for saveable in skip}

@@ -39,7 +39,7 @@ class RetentionCheck:
 
     Attributes:
         decide: Returns what a policy decides; None where nothing is to be changed or recorded.
-        is_intact: Returns True if a payload is there with its size.
+        is_intact: Returns True if a payload of this name is there with this size.
         is_shown: Returns True if a published path, which may be pending, still shows a checkpoint.
     """
 

@@ -22,8 +22,9 @@ from ckptstore.manifest.retention.lookups import Scale
 from ckptstore.manifest.runs.runs import monitors
 from ckptstore.manifest.statements import raw_rows
 from ckptstore.records import Checkpoint, Mode, RowKey
+from ckptstore.storage.payloads.names import payload_of_file
 
-IsIntact = Callable[[Path, int], bool]
+IsIntact = Callable[[str, int], bool]
 
 # Up to this rank payloads are checked on the disk, so that only intact ones count; below that the manifest is trusted.
 _RANKS_CHECKED_ON_DISK = 64
@@ -238,7 +239,7 @@ class RunRows:
     def _is_intact_nearby(self, version: int, file: str, nbytes: int) -> bool:
         """Return True if one of the newest few is intact; the disk is asked once for each."""
         if version not in self._intact_nearby:
-            self._intact_nearby[version] = self._is_intact(self._store / file, nbytes)
+            self._intact_nearby[version] = self._is_intact(payload_of_file(file), nbytes)
         return self._intact_nearby[version]
 
     def ranked(self, metric: str, mode: Mode, limit: int) -> list[int]:
@@ -251,7 +252,7 @@ class RunRows:
     def _ranked(self, metric: str, mode: Mode, limit: int) -> list[int]:
         found: list[int] = []
         for version, file, nbytes in ranked_files(self._connection, metric, mode, self._run):
-            if len(found) >= _RANKS_CHECKED_ON_DISK or self._is_intact(self._store / file, nbytes):
+            if len(found) >= _RANKS_CHECKED_ON_DISK or self._is_intact(payload_of_file(file), nbytes):
                 found.append(version)
             if len(found) >= limit:
                 break
@@ -282,7 +283,7 @@ class RunRows:
     def newest_at(self) -> datetime:
         """Return the time of the newest intact checkpoint; a clock may have been set back since older ones."""
         with self._execute(lookups.NEWEST_AT) as rows:
-            at = (moment for moment, file, nbytes in rows if self._is_intact(self._store / file, nbytes))
+            at = (moment for moment, file, nbytes in rows if self._is_intact(payload_of_file(file), nbytes))
             found: datetime = next(at, _UNIX_EPOCH)
         return found
 
@@ -348,7 +349,7 @@ class RunRows:
             return False
         if self._shown(checkpoint.version):
             return False
-        return self._is_intact(checkpoint.path, checkpoint.nbytes)
+        return self._is_intact(checkpoint.payload, checkpoint.nbytes)
 
     def _shown(self, version: int) -> bool:
         if not self.was_checked:
@@ -375,7 +376,7 @@ class RunRows:
         found: list[int] = []
         with chosen as rows:
             for version, file, nbytes in rows:
-                if self._is_intact(self._store / file, nbytes):
+                if self._is_intact(payload_of_file(file), nbytes):
                     found.append(version)
                 if len(found) >= limit:
                     break

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ckptstore.errors import InvalidArgumentError
-from ckptstore.records import SUFFIXES, Format
+from ckptstore.formats.payload_format import PayloadFormat
+from ckptstore.formats.registry import by_file_name
 from ckptstore.storage.layout import DROP_IN_DIRECTORY
 from ckptstore.system import messages
 from ckptstore.validation import check_run
@@ -45,7 +46,8 @@ class CheckpointPath:
 
     def __init__(self, filepath: str | os.PathLike[str], *, weights_only: bool = False) -> None:
         self.template = _path_text(filepath)
-        self.format = _format_of(self.template, weights_only=weights_only)
+        self._format = _format_of(self.template, weights_only=weights_only)
+        self.format = self._format.name
         self._fields = tuple(_fields(self.template))
         self._base = Path.cwd()
         self._warned: set[str] = set()
@@ -75,16 +77,14 @@ class CheckpointPath:
         The name alone for ``.keras``; the other formats add theirs, so that ``best.keras`` and
         ``best.weights.h5`` beside each other are two runs.
         """
-        suffix = SUFFIXES[self.format]
+        suffix = self._format.suffix
         inside = self.template.removesuffix(suffix) if self._fields else self._plain().removesuffix(suffix)
         if self._fields:
             literal = re.sub(r"\{([^{}:!.\[]*)[^{}]*\}", r"\1", inside)
             inside = literal.replace("{{", "{").replace("}}", "}")
         head, tail = str(self.directory), str(self.absolute(inside))
         plain = os.path.relpath(tail, head).replace(os.sep, "-")
-        return _run_name(
-            plain + {"keras": "", "weights": "-weights", "h5": "-h5"}[self.format], self.template
-        )
+        return _run_name(plain + self._format.run_suffix, self.template)
 
     def absolute(self, filled: str) -> Path:
         """Return a filled template as an absolute path."""
@@ -176,20 +176,18 @@ def _path_text(filepath: object) -> str:
     return text
 
 
-def _format_of(template: str, *, weights_only: bool) -> Format:
+def _format_of(template: str, *, weights_only: bool) -> PayloadFormat:
     """Return the format that an extension stands for; refuses others in Keras' words."""
+    found = by_file_name(template, whole_model=not weights_only)
+    if found is not None:
+        return found
     if weights_only:
-        if template.endswith(SUFFIXES["weights"]):
-            return "weights"
         raise InvalidArgumentError(
             argument="filepath",
             value=template,
             reason="When using `save_weights_only=True` in `ModelCheckpoint`, the filepath provided must end "
             f"in `.weights.h5` (Keras weights format). Received: filepath={template}",
         )
-    for format in ("keras", "h5"):
-        if template.endswith(SUFFIXES[format]):
-            return format
     raise InvalidArgumentError(
         argument="filepath",
         value=template,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ckptstore.errors import UnserialisableModelError
+from ckptstore.formats.registry import by_name
 from ckptstore.records import Format
 from ckptstore.store.model_adapter import adapter_for
 from ckptstore.system import messages
@@ -49,7 +50,7 @@ class PayloadFormat:
         return take(self._format)
 
     def _use_weights(self, error: UnserialisableModelError) -> None:
-        if self._is_fixed or self._format == "weights":
+        if self._is_fixed or not by_name(self._format).is_whole_model:
             raise error
         self._format = "weights"
         messages.warn(

@@ -13,7 +13,7 @@ from typing import Any
 
 from ckptstore.background.save_queue import Backpressure
 from ckptstore.errors import StoreNotFoundError
-from ckptstore.formats.payload import is_streamable
+from ckptstore.formats.registry import by_name
 from ckptstore.keras.private import print_message
 from ckptstore.metrics import scalars
 from ckptstore.records import FINISHED, Checkpoint, Format
@@ -254,7 +254,7 @@ class Saves:
             return
         prepare = partial(self.store.prepare, model, run=self.run, snapshots=self._snapshots, epoch=0)
         snapshot, _ = self._format.take(lambda format: prepare(format=format))
-        if is_streamable(snapshot):
+        if by_name(snapshot.format).streams(snapshot):
             self._in_background.prepare(snapshot)
 
     def save(self, model: Any, point: SavePoint, *, name: str = "") -> bool:
@@ -303,7 +303,7 @@ class Saves:
             batches=batches, best=best, policy=policy, name=name, last_epoch=point.last_finished_epoch
         )
         background = self._in_background
-        if background is None or not is_streamable(snapshot):
+        if background is None or not by_name(snapshot.format).streams(snapshot):
             # What only h5py can write is not copied, and comes after the saves in the background.
             self.drain()
             saved = self._failures.attempt(lambda: store.commit(snapshot, request))
