@@ -179,6 +179,132 @@ def test_only_the_file_module_changes_files(module: str) -> None:
     assert not calls
 
 
+# Where it may be known which payload formats there are: their own room, their names, and the type of a name.
+KNOWS_FORMATS = ("ckptstore.formats.", "ckptstore.storage.payloads.names", "ckptstore.records.checkpoints")
+# Where it may be known where payloads lie. Keras' own code tells formats by the names of files.
+KNOWS_SUFFIXES = (*KNOWS_FORMATS, "ckptstore.keras.private.fallback")
+FORMAT_NAMES = {"keras", "weights", "h5", "sharded"}
+PAYLOAD_SUFFIXES = {".keras", ".weights.h5", ".h5", ".sharded"}
+PAYLOAD_DIRECTORIES = {"checkpoints", "tmp", "quarantine"}
+
+
+def named_formats(node: ast.AST) -> set[str]:
+    """Return the names of formats among the constants of an expression."""
+    return {
+        constant.value
+        for constant in ast.walk(node)
+        if isinstance(constant, ast.Constant) and constant.value in FORMAT_NAMES
+    }
+
+
+def questions_of_format(tree: ast.AST) -> list[str]:
+    """Return where code asks which format a payload has, rather than what it is."""
+    found = []
+    for node in ast.walk(tree):
+        match node:
+            case ast.Compare(left=left, comparators=others):
+                asked = any("format" in ast.unparse(side).lower() for side in (left, *others))
+                if asked and any(named_formats(side) for side in (left, *others)):
+                    found.append(f"{node.lineno}: {ast.unparse(node)}")
+            case ast.match_case(pattern=pattern) if named_formats(pattern):
+                found.append(f"{pattern.lineno}: {ast.unparse(pattern)}")
+            case ast.Dict(keys=keys) if len(set().union(*(named_formats(key) for key in keys if key))) > 1:
+                found.append(f"{node.lineno}: a table of formats")
+            case ast.Tuple(elts=names) | ast.List(elts=names) | ast.Set(elts=names):
+                if len({one.value for one in names if isinstance(one, ast.Constant)} & FORMAT_NAMES) > 1:
+                    found.append(f"{node.lineno}: a list of formats")
+    return found
+
+
+def places_of_payloads(tree: ast.AST) -> list[str]:
+    """Return where code says by itself where a payload lies, or how its name ends."""
+    found = []
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(value=owner, attr=name) if name in PAYLOAD_DIRECTORIES:
+                if re.fullmatch(r"(?:.*\.)?_?layout|Layout\(.*\)", ast.unparse(owner)):
+                    found.append(f"{node.lineno}: {ast.unparse(node)}")
+            case ast.Constant(value=str(text)) if text in PAYLOAD_SUFFIXES:
+                found.append(f"{node.lineno}: {text!r}")
+            case ast.ImportFrom(names=names) if any(alias.name == "SUFFIXES" for alias in names):
+                found.append(f"{node.lineno}: SUFFIXES")
+            case ast.Attribute(value=ast.Attribute(attr="path"), attr=name) if name in PATH_METHODS:
+                if re.search(r"checkpoint\.path\.", ast.unparse(node)):
+                    found.append(f"{node.lineno}: {ast.unparse(node)}")
+    return found
+
+
+PATH_METHODS = {
+    "open",
+    "stat",
+    "exists",
+    "read_bytes",
+    "unlink",
+    "parent",
+    "name",
+    "suffix",
+    "rename",
+    "with_name",
+}
+
+
+@pytest.mark.parametrize("module", sorted(name for name in MODULES if not name.startswith(KNOWS_FORMATS)))
+def test_no_other_room_asks_which_format_a_payload_has(module: str) -> None:
+    assert not questions_of_format(ast.parse(MODULES[module].read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize(
+    "module",
+    sorted(name for name in MODULES if not name.startswith((*KNOWS_SUFFIXES, "ckptstore.storage."))),
+)
+def test_no_other_room_says_where_payloads_lie(module: str) -> None:
+    assert not places_of_payloads(ast.parse(MODULES[module].read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'if checkpoint.format == "h5": pass',
+        'if "weights" != self._format: pass',
+        'if format in ("keras", "h5"): pass',
+        'loading = {"keras": 1, "weights": 2}[checkpoint.format]',
+        'for format in ("keras", "weights", "h5"): pass',
+        'match checkpoint.format:\n    case "sharded": pass',
+    ],
+)
+def test_a_question_for_a_format_is_noticed(line: str) -> None:
+    assert questions_of_format(ast.parse(line))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "path = layout.checkpoints / name",
+        "os.listdir(self._layout.quarantine)",
+        "Layout(root).tmp.iterdir()",
+        'path.name.endswith(".keras")',
+        "from ckptstore.storage.payloads.names import SUFFIXES",
+        "checkpoint.path.stat().st_size",
+        "self.checkpoint.path.exists()",
+    ],
+)
+def test_a_place_of_payloads_is_noticed(line: str) -> None:
+    assert places_of_payloads(ast.parse(line))
+
+
+def test_other_words_are_not_taken_for_formats_or_places() -> None:
+    harmless = (
+        'if module in ("keras", "builtins"): pass',
+        'save(model, format="weights")',
+        "manifest.checkpoints.latest()",
+        "store.checkpoints()",
+        "print(checkpoint.path)",
+    )
+    assert not any(
+        questions_of_format(ast.parse(line)) + places_of_payloads(ast.parse(line)) for line in harmless
+    )
+
+
 def is_private(name: str) -> bool:
     return re.fullmatch(r"_[a-zA-Z]\w*", name) is not None
 
