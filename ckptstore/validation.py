@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,12 +50,21 @@ def check_run(run: object) -> str:
         raise InvalidArgumentError(
             argument="run",
             value=run,
-            reason="may hold letters, digits and _ . = + @ -, begins with a letter, digit or _, holds no '..' "
+            reason="may hold ASCII letters, digits and _ . = + @ -, begins with a letter, digit or _, holds no '..' "
             "and does not end in '.weights'",
+            hint=_similar_run(run),
         )
     if run.lower() in _RESERVED_RUNS:
         raise InvalidArgumentError(argument="run", value=run, reason="is reserved for the store's own lock")
     return run
+
+
+def _similar_run(run: str) -> str:
+    """Return a hint that gives a name which is as much like `run` as a run's may be; empty if nothing is left of it."""
+    plain = unicodedata.normalize("NFKD", run).encode("ascii", "ignore").decode()
+    similar = re.sub(r"[^A-Za-z0-9_.=+@-]+", "_", re.sub(r"\.\.+", ".", plain)).strip("_.-+=@")
+    similar = similar.removesuffix(".weights")
+    return f"for example {similar!r}" if _RUN.fullmatch(similar) else ""
 
 
 def check_tag(tag: object) -> str:

@@ -47,6 +47,24 @@ def test_invalid_names_of_runs(run: object) -> None:
     assert "\n" not in str(caught.value) and "\0" not in str(caught.value) and len(str(caught.value)) < 250
 
 
+@pytest.mark.parametrize(
+    ("run", "similar"),
+    [
+        ("lr=0.001/bs=32", "lr=0.001_bs=32"),
+        ("größe, groß", "groe_gro"),
+        ("../../x y", "x_y"),
+        ("best.weights", "best"),
+        ("学习率", ""),
+        ("..", ""),
+    ],
+)
+def test_a_name_made_of_parameters_is_answered_with_one_that_can_be_used(run: str, similar: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="ASCII letters") as caught:
+        validation.check_run(run)
+    assert caught.value.hint == (f"for example {similar!r}" if similar else "")
+    assert not similar or validation.check_run(similar)
+
+
 @pytest.mark.parametrize("tag", ["production", "v1.0", "best model", "über", "a/b"])
 def test_tags(tag: str) -> None:
     assert validation.check_tag(tag) == tag

@@ -186,8 +186,34 @@ def find_store(path: str | os.PathLike[str]) -> Path:
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:
-    """Return `path` made absolute, without ``.`` and ``..``, so that a later chdir does not change it."""
-    return Path(os.path.abspath(os.fspath(path)))
+    """Return `path` made absolute, without ``.`` and ``..``, so that a later chdir does not change it.
+
+    Raises:
+        InvalidArgumentError: It is empty; or it begins with ``~``, and no file here does, see `means_home`.
+    """
+    given = os.fspath(path)
+    if not given:
+        raise InvalidArgumentError(
+            argument="path", value=given, reason="is empty", hint="'.' is the present directory"
+        )
+    if means_home(given):
+        raise InvalidArgumentError(
+            argument="path",
+            value=given,
+            reason="begins with ~, which a shell expands and Python does not: it would become a folder of that name",
+            hint=f"os.path.expanduser({given!r})",
+        )
+    return Path(os.path.abspath(given))
+
+
+def means_home(path: str | os.PathLike[str]) -> bool:
+    """Return True if a shell would take `path` to begin in a home directory, and no file here has such a name."""
+    text = os.fspath(path)
+    return (
+        text[:1] == "~"
+        and os.path.expanduser(text) != text  # noqa: PTH111 - text, which may hold placeholders
+        and not os.path.lexists(text.split(os.sep, 1)[0])
+    )
 
 
 def relative_to_store(root: Path, path: Path) -> str:

@@ -15,13 +15,13 @@ from ckptstore.keras.private import unsynced_model, wait_for_step
 from ckptstore.keras.state.arrays import state_nbytes
 from ckptstore.records import Checkpoint
 from ckptstore.retention import Policy, keep_last
-from ckptstore.storage.layout import absolute
 from ckptstore.system import messages
 from ckptstore.system.stop_signals import STOP_SIGNALS
 from ckptstore.training.resuming_callback import ResumingCallback
 from ckptstore.training.saving.arguments import (
     OnSaveError,
     Resume,
+    check_directory,
     check_keep,
     check_max_overhead,
     check_on_save_error,
@@ -51,7 +51,7 @@ class StoreCheckpoint(ResumingCallback):
     and training state, and a warning before training says so.
 
     Args:
-        directory: The store; str or PathLike, made if there is none.
+        directory: The store; str or PathLike, made if there is none. ``~`` is not expanded, but refused.
         monitor: The metric whose best epoch's end is always saved, and always stays. A warning says so if it is not
             among the metrics of the first epoch.
         verbose: 0 is silent but for one line at a resume, 1 prints a line for each save.
@@ -144,7 +144,7 @@ class StoreCheckpoint(ResumingCallback):
         check_resume(resume)
         check_on_bad_loss(on_bad_loss, max_rollbacks)
         super().__init__(
-            absolute(directory),
+            check_directory(directory),
             None if run is None else check_run(run),
             resume=resume,
             signals=signals,

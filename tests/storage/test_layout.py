@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from ckptstore.errors import CorruptManifestError, NotAStoreError, StoreNotFoundError
-from ckptstore.storage.layout import Layout, find_store
+from ckptstore import CheckpointStore
+from ckptstore.errors import CorruptManifestError, InvalidArgumentError, NotAStoreError, StoreNotFoundError
+from ckptstore.storage.layout import Layout, absolute, find_store
 from ckptstore.storage.payloads.names import SUFFIXES, parse_payload_name, payload_name
 
 
@@ -80,3 +82,22 @@ def test_other_names_are_not_payloads(tmp_path: Path) -> None:
     assert layout.payload_names() == []
     with pytest.raises(ValueError, match="README"):
         parse_payload_name("README")
+
+
+def test_a_home_that_nobody_expanded_is_refused_and_nothing_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for path in ("~", "~/runs/a", Path("~/runs/a"), "~root/a"):
+        with pytest.raises(InvalidArgumentError, match="a shell expands and Python does not") as caught:
+            CheckpointStore(path)
+        assert caught.value.hint == f"os.path.expanduser({os.fspath(path)!r})"
+    with pytest.raises(InvalidArgumentError, match="is empty"):
+        CheckpointStore("")
+    assert list(tmp_path.iterdir()) == []
+    # What no shell would expand is a name, and so is what is there already.
+    assert absolute("~nobody-has-this-name/a") == tmp_path / "~nobody-has-this-name/a"
+    assert absolute("a/~/b") == tmp_path / "a/~/b"
+    (tmp_path / "~").mkdir()
+    assert absolute("~/runs/a") == tmp_path / "~/runs/a"

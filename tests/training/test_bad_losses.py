@@ -344,6 +344,14 @@ def test_a_first_batch_that_is_bad_leaves_nothing_and_says_why(
         fit(tmp_path / "warn", bad=None, epochs=1)
 
 
+def test_a_loop_by_hand_is_told_that_nobody_watches(tmp_path: Path) -> None:
+    saver = ckptstore.StoreCheckpoint(tmp_path, monitor="loss", on_bad_loss="stop")
+    hooks = keras.callbacks.CallbackList([saver], model=bad_loss_runs.model(), epochs=1, steps=1)
+    with pytest.warns(UserWarning, match=r"not Keras' own: .* no loss is watched \(on_bad_loss='stop'\)$"):
+        hooks.on_train_begin()
+    hooks.on_train_end()
+
+
 @pytest.mark.parametrize("option", [{"on_bad_loss": "ignore"}, {"max_rollbacks": 0}, {"max_rollbacks": True}])
 def test_bad_arguments_make_nothing(tmp_path: Path, option: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgumentError, match=next(iter(option))):

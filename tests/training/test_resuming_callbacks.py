@@ -236,6 +236,20 @@ def test_bad_arguments_are_refused_and_nothing_is_made(tmp_path: Path, argument:
     assert not list((tmp_path / "store").glob("checkpoints/*"))
 
 
+@pytest.mark.parametrize(
+    "name", ["best.keras", "m/{epoch:02d}-{val_loss:.2f}", "best.weights.h5", "", "~/runs"]
+)
+def test_the_name_of_a_file_is_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ckptstore.errors.InvalidArgumentError):
+        ckptstore.StoreCheckpoint(name)
+    assert list(tmp_path.iterdir()) == []
+    # A store of that name is one.
+    if name and "~" not in name:
+        Path(name).mkdir(parents=True)
+        assert ckptstore.StoreCheckpoint(name).store_path == tmp_path / name
+
+
 def test_another_architecture_is_refused_and_named(tmp_path: Path) -> None:
     fit(model(), ckptstore.StoreCheckpoint(tmp_path, run="default"))
     other = model(units=5)

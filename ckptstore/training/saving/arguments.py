@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
 from ckptstore.errors import InvalidArgumentError, StorageError
+from ckptstore.storage.layout import absolute
 
 OnSaveError = Literal["warn", "raise"]
 Resume = Literal["auto", "must", "never"]
@@ -27,6 +29,31 @@ def check_save_freq(save_freq: object, *, auto: bool = False) -> None:
             reason=f"Unrecognized save_freq: {save_freq}. Expected save_freq are 'epoch' or integer values",
             hint="a number of batches is 1 or more",
         )
+
+
+def check_directory(directory: str | os.PathLike[str]) -> Path:
+    """Return the directory of a store, absolute.
+
+    Raises:
+        InvalidArgumentError: It is empty, begins with an unexpanded ``~``, or is the name of a file, such as Keras'
+            ModelCheckpoint is given, and no directory has that name.
+
+    Example:
+        >>> check_directory("models/{epoch:02d}.keras")
+        Traceback (most recent call last):
+        ...
+        ckptstore.errors.InvalidArgumentError: directory='models/{epoch:02d}.keras': is the name of a file, ...
+    """
+    text = os.fspath(directory)
+    path = absolute(text)
+    if (text.endswith((".keras", ".h5")) or re.search(r"\{\w+(:[^{}]*)?\}", text)) and not path.is_dir():
+        raise InvalidArgumentError(
+            argument="directory",
+            value=text,
+            reason="is the name of a file, and a store is a directory",
+            hint="StoreCheckpoint('runs/mine'), or ckptstore.ModelCheckpoint with this name",
+        )
+    return path
 
 
 def check_backup_arguments(backup_dir: object, save_freq: object) -> None:

@@ -63,11 +63,12 @@ class LossGuard:
         max_rollbacks: The most rollbacks of the run, after which it stops.
 
     Attributes:
+        answer: How it answers a bad loss, or None.
         stopped_by: The loss that stopped the fit, or None.
     """
 
     def __init__(self, on_bad_loss: OnBadLoss | None = None, max_rollbacks: int = 3) -> None:
-        self._answer = on_bad_loss
+        self.answer = on_bad_loss
         self._max_rollbacks = max_rollbacks
         self.stopped_by: BadLoss | None = None
         self._detector = LossDetector()
@@ -91,7 +92,7 @@ class LossGuard:
 
     def begin(self, model: Any, loop: FitLoop, saves: Saves) -> None:
         """Begin to watch a fit."""
-        if self._answer is None:
+        if self.answer is None:
             return
         self._model, self._saves = model, saves
         self._losses = BatchLosses(logs_mean_loss(model), keras.config.floatx())
@@ -157,7 +158,7 @@ class LossGuard:
                 self._start_copy(loss)
         if bad is None:
             # A spike that has just begun: what is due is saved once it has turned out to be none.
-            is_early = self._detector.is_suspicious and self._answer != "warn" and not urgent
+            is_early = self._detector.is_suspicious and self.answer != "warn" and not urgent
             return due and not is_early, logs
         return self._react(bad, position, logs, due=due)
 
@@ -175,7 +176,7 @@ class LossGuard:
 
     def refuses_save(self, logs: Logs | None) -> bool:
         """Return True if a state must not be saved, since its loss is bad."""
-        if self._saves is None or self._answer == "warn":
+        if self._saves is None or self.answer == "warn":
             return False
         loss = scalar((logs or {}).get("loss"))
         return self.stopped_by is not None or (loss is not None and not math.isfinite(loss))
@@ -186,7 +187,7 @@ class LossGuard:
 
         That is while the losses rise, and after a rollback until one is sound: what it went to may be spoilt itself.
         """
-        if self._saves is None or self._answer != "rollback":
+        if self._saves is None or self.answer != "rollback":
             return False
         return self._detector.is_rising or self._is_unproven(self._detector.sound_step)
 
@@ -255,10 +256,10 @@ class LossGuard:
     def _react(
         self, bad: BadLoss, position: BatchPosition, logs: Logs | None, *, due: bool
     ) -> tuple[bool, Logs | None]:
-        if self._answer == "warn":
+        if self.answer == "warn":
             self._warn(bad)
             return due, logs
-        if self._answer == "stop":
+        if self.answer == "stop":
             self._stop(bad, position, "")
             return False, logs
         if len(self._skipped) >= self._max_rollbacks:
@@ -280,7 +281,7 @@ class LossGuard:
         if not self._watches_nothing:
             self._watches_nothing = True
             messages.warn(
-                f"on_bad_loss={self._answer!r} sees no loss in this fit: the training step {why}. Have train_step "
+                f"on_bad_loss={self.answer!r} sees no loss in this fit: the training step {why}. Have train_step "
                 'return the number to watch as "loss", beside what else it returns',
                 UserWarning,
             )
@@ -336,7 +337,7 @@ class LossGuard:
 
     def state(self) -> dict[str, Any]:
         """Return the state, for `set_state` in another process."""
-        if self._answer is None:
+        if self.answer is None:
             return {}
         return {
             "detector": self._detector.state(),

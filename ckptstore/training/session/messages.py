@@ -129,9 +129,11 @@ def warn_lost(paths: Sequence[str]) -> None:
         )
 
 
-def begin_without_loop(resumed: ResumedRun | None, model: Any) -> None:
+def begin_without_loop(resumed: ResumedRun | None, model: Any, *, on_bad_loss: str | None = None) -> None:
     """Begin at the resumed epoch in a loop that is not Keras' own; warn that only the epoch is resumed there."""
     text = "this training loop is not Keras' own: other callbacks and the position in the data are not saved"
+    if on_bad_loss is not None:
+        text += f", and no loss is watched (on_bad_loss={on_bad_loss!r})"
     if resumed is None:
         _warn(text)
         return

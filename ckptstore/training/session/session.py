@@ -149,7 +149,7 @@ class FitSession:
         loop, resumed = self._loop, self.resumed
         if loop is None:
             self._fit_saver = FitSaver(self._model, self._saves, self.losses, fingerprint)
-            messages.begin_without_loop(resumed, self._model)
+            messages.begin_without_loop(resumed, self._model, on_bad_loss=self.losses.answer)
             return
         self._stop.is_polled = loop.is_running
         loop.report_errors(self._saves.training_failed)
