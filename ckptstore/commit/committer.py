@@ -20,6 +20,7 @@ from ckptstore.commit.request import SaveRequest
 from ckptstore.commit.retention.deferred_mark import DeferredMark
 from ckptstore.commit.retention.deletion import remove_marked
 from ckptstore.commit.retention.runner import RetentionRunner
+from ckptstore.commit.rollbacks import ROLLBACKS
 from ckptstore.errors import (
     CheckpointStoreError,
     DiskFullError,
@@ -227,6 +228,8 @@ class Committer:
             "resumable": snapshot.state is not None,
             "extra": request.extra,
             "published": self._published_path(request),
+            # Only here does it outlive the manifest which of the earlier checkpoints a rollback found unsound.
+            **({ROLLBACKS: [list(steps) for steps in request.rollbacks]} if request.rollbacks else {}),
         }
 
     def _insert(

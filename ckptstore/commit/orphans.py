@@ -8,6 +8,7 @@ from typing import Any
 
 from ckptstore.commit.earlier_epochs import read_earlier_epochs
 from ckptstore.commit.quarantine import quarantine_stray
+from ckptstore.commit.rollbacks import read_rollbacks
 from ckptstore.errors import CorruptPayloadError
 from ckptstore.formats.registry import by_name
 from ckptstore.manifest.manifest import Manifest
@@ -29,12 +30,14 @@ class Described:
         store: The id of the store that it was written for.
         published: The path that was to show it, relative to its store, or None.
         beginning: Number of the run's beginning that it belongs to; 1 in payloads that do not have it.
+        rollbacks: Rollbacks of the run before it was saved.
     """
 
     new: NewCheckpoint
     store: str
     published: str | None
     beginning: int
+    rollbacks: tuple[tuple[int, int], ...] = ()
 
 
 def adopt(layout: Layout, manifest: Manifest, name: str) -> str | None:
@@ -123,6 +126,7 @@ def describe(ref: PayloadRef, *, name: str | None = None) -> Described:
                 store=_text(description["store"]),
                 published=_path(description.get("published")),
                 beginning=_beginning(description),
+                rollbacks=read_rollbacks(description),
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise stored.corrupt(f"its description cannot be read: {error!r}") from error

@@ -25,6 +25,7 @@ class SaveRequest:
     Attributes:
         notes: Events to record with the checkpoint, by kind.
         earlier_epochs: Epochs that ended before, and whose metrics the manifest does not have yet.
+        rollbacks: Steps that the run went back to and came from, of each rollback so far.
         created_at: Time of the save; aware, UTC.
         began: `time.perf_counter()` when the caller began to wait; the same clock in all processes of a machine.
         blocked_s: Seconds that the caller waited, if it did not wait for the end.
@@ -43,6 +44,7 @@ class SaveRequest:
     monitor: tuple[str, Mode] | None = None
     notes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     earlier_epochs: tuple[FinishedEpoch, ...] = ()
+    rollbacks: tuple[tuple[int, int], ...] = ()
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     began: float = field(default_factory=time.perf_counter)
     blocked_s: float | None = None
@@ -67,6 +69,7 @@ def checked_request(
     monitor: tuple[str, Mode] | None,
     notes: Mapping[str, Mapping[str, Any]],
     earlier_epochs: Collection[FinishedEpoch] = (),
+    rollbacks: tuple[tuple[int, int], ...] = (),
 ) -> SaveRequest:
     """Return a request from a caller's arguments, each of them checked; `position` is epoch, batch and step.
 
@@ -101,4 +104,5 @@ def checked_request(
         monitor=monitor,
         notes=notes,
         earlier_epochs=tuple(earlier_epochs),
+        rollbacks=rollbacks,
     )

@@ -338,7 +338,7 @@ class Checkpoints(Repository):
         versions: Sequence[int],
         *,
         run: str,
-        event: str,
+        event: str | None,
         version: int | None = None,
         detail: Mapping[str, Any] | None = None,
     ) -> None:
@@ -349,7 +349,7 @@ class Checkpoints(Repository):
         Args:
             versions: The checkpoints.
             run: Their run.
-            event: Kind of an event to append for the run, in the same transaction.
+            event: Kind of an event to append for the run, in the same transaction; None for none.
             version: The checkpoint that this event is about, or None.
             detail: What this event says beyond that.
         """
@@ -361,7 +361,8 @@ class Checkpoints(Repository):
             forget_progress_of(connection, versions)
             execute_for_each(connection, _CHANGE, versions, resumable=False)
             execute_for_each(connection, _CHANGE_METRICS, versions, value=None)
-            add_event(connection, event, run=run, version=version, detail=detail)
+            if event is not None:
+                add_event(connection, event, run=run, version=version, detail=detail)
 
     def pin(self, version: int, pinned: bool = True) -> None:
         """Keep a checkpoint from retention, or no longer with ``pinned=False``; a change is recorded in the events.

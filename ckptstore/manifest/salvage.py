@@ -54,6 +54,7 @@ class Salvaged:
         beginnings: First versions of the beginnings, by run and number.
         epochs: Epochs that were finished, by run and the version that recorded them.
         attempts: Attempts at runs.
+        unsound: Versions that were found unsound when a loss went bad.
     """
 
     uuid: str | None = None
@@ -65,6 +66,7 @@ class Salvaged:
     beginnings: dict[tuple[str, int], int] = field(default_factory=dict)
     epochs: dict[tuple[str, int], list[FinishedEpoch]] = field(default_factory=dict)
     attempts: list[Attempt] = field(default_factory=list)
+    unsound: set[int] = field(default_factory=set)
 
 
 def salvage(path: Path) -> Salvaged:
@@ -93,6 +95,8 @@ def salvage(path: Path) -> Salvaged:
     for run, metric, mode in _rows(path, _MONITORS):
         if isinstance(run, str) and isinstance(metric, str) and mode in ("min", "max"):
             found.monitors.append((run, metric, "min" if mode == "min" else "max"))
+    unsound = _rows(path, "SELECT version FROM events WHERE kind = 'unsound'")
+    found.unsound = {version for (version,) in unsound if isinstance(version, int)}
     found.beginnings = _beginnings(path, found.next_version)
     found.epochs = _epochs(path)
     found.attempts = _attempts(path)

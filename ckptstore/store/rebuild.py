@@ -2,7 +2,8 @@
 
 All that a payload's description holds comes back: version, run, position, metrics, tags, format, training state. What
 only the manifest held (pins, later tags, costs, the better directions of metrics, the metrics of epochs whose
-checkpoints are removed, the next version) is read from the damaged one as far as SQLite still can.
+checkpoints are removed, the next version) is read from the damaged one as far as SQLite still can. Checkpoints that a
+rollback found unsound are known by the payloads that were saved after it, or by the damaged manifest.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from ckptstore.commit.orphans import Described, describe
 from ckptstore.commit.quarantine import quarantine_stray
+from ckptstore.commit.rollbacks import Position, unsound_versions
 from ckptstore.errors import CheckpointStoreError, CorruptManifestError, CorruptPayloadError, StorageError
 from ckptstore.formats import payload
 from ckptstore.manifest.manifest import Manifest
@@ -98,6 +100,7 @@ def rebuild(layout: Layout, *, progress: Progress | None = None) -> list[Problem
     manifest = Manifest.open(fresh)
     try:
         _fill(layout, manifest, found, saved)
+        _mark_unsound(manifest, found, saved)
         for name, reason in strays:
             quarantine_stray(layout, manifest, name, reason)
         manifest.events.add("rebuilt", detail={"checkpoints": len(found), "put_aside": len(strays)})
@@ -213,6 +216,27 @@ def _fill(layout: Layout, manifest: Manifest, found: list[Described], saved: Sal
         epochs=saved.epochs,
         attempts=saved.attempts,
     )
+
+
+def _mark_unsound(manifest: Manifest, found: list[Described], saved: Salvaged) -> None:
+    """Mark the checkpoints again that were found unsound when a loss went bad."""
+    positions = [
+        Position(
+            version=described.new.version,
+            run=described.new.run,
+            beginning=described.beginning,
+            step=described.new.step,
+            rollbacks=described.rollbacks,
+        )
+        for described in found
+        if described.new.resumable
+    ]
+    known = unsound_versions(positions)
+    for position in positions:
+        if position.version in saved.unsound:
+            known[position.run] = sorted({*known.get(position.run, ()), position.version})
+    for run, versions in known.items():
+        manifest.checkpoints.mark_unsound(versions, run=run, event=None)
 
 
 def _beginnings(found: list[Described], saved: Salvaged) -> list[tuple[str, int, int]]:

@@ -51,6 +51,7 @@ class SaveOptions(TypedDict, total=False):
     objects: Mapping[str, Any] | None
     notes: Mapping[str, Mapping[str, Any]]
     earlier_epochs: Collection[FinishedEpoch]
+    rollbacks: tuple[tuple[int, int], ...]
 
 
 class StoreWriter(StoreReader):
@@ -170,7 +171,8 @@ class StoreWriter(StoreReader):
             epoch: As for `save`.
             snapshots: The snapshot maker of earlier saves of the same fit, which reuses what does not change.
             **options: As for `save`; and `notes`, events to record with the checkpoint, by kind, and
-                `earlier_epochs`, which ended before and whose metrics the manifest does not have yet.
+                `earlier_epochs`, which ended before and whose metrics the manifest does not have yet; `rollbacks`, of
+                the run so far.
 
         Returns:
             The snapshot, whose arrays are the model's own, and the request: for `commit`, or for the queue of
@@ -195,6 +197,7 @@ class StoreWriter(StoreReader):
             monitor=options.get("monitor"),
             notes=options.get("notes", {}),
             earlier_epochs=options.get("earlier_epochs", ()),
+            rollbacks=options.get("rollbacks", ()),
         )
         objects = check_objects(
             options.get("objects"),

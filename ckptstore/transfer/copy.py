@@ -133,4 +133,6 @@ def _write(
         digest=checkpoint.digest,
         progress=progress,
     ) as found:
-        return target.commit(found.snapshot, request)
+        # One that a rollback found unsound has the state of a resume point, and is none there either.
+        snapshot = found.snapshot if checkpoint.resumable else replace(found.snapshot, state=None)
+        return target.commit(snapshot, request)

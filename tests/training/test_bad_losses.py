@@ -16,6 +16,7 @@ import pytest
 import bad_loss_runs
 import ckptstore
 from ckptstore.errors import InvalidArgumentError
+from ckptstore.manifest.salvage import salvage
 from resume_runs import Outcome, Runs
 from small_fits import another_process
 
@@ -228,6 +229,7 @@ def test_a_checkpoint_without_a_step_is_neither_gone_back_to_nor_called_unsound(
         )
         assert store.roll_back("default", lambda _: True, sound_step=8, detail=detail) == sound
         kept, unsound = store.get(by_hand.version), store.get(late.version)
+        assert salvage(store.path / "manifest.sqlite").unsound == {late.version}
     assert kept == by_hand
     assert kept.resumable
     assert not unsound.resumable
@@ -250,7 +252,16 @@ def test_a_spike_is_rolled_back_and_nothing_of_it_stays_the_best(tmp_path: Path)
     with ckptstore.CheckpointStore(tmp_path) as store:
         assert store.best("loss").version not in unsound
         assert not any(store.get(version).resumable for version in unsound)
+        with ckptstore.CheckpointStore(tmp_path.with_name("copies")) as other:
+            assert not store.copy(max(unsound), other).checkpoint.resumable
     assert history.history["loss"][3] < 100
+    # Payloads that were saved later know of them, where the manifest is lost.
+    before = {checkpoint.version: checkpoint.resumable for checkpoint in checkpoints(tmp_path)}
+    (tmp_path / "manifest.sqlite").unlink()
+    ckptstore.CheckpointStore.rebuild(tmp_path)
+    assert {one.version: one.resumable for one in checkpoints(tmp_path)} == before
+    with ckptstore.CheckpointStore(tmp_path) as store:
+        assert store.best("loss").version not in unsound
 
 
 def test_retention_leaves_what_a_second_rollback_goes_to(tmp_path: Path) -> None:

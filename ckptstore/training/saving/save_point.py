@@ -23,6 +23,7 @@ class SavePoint:
         resumable: False after a loss that is not finite: such a checkpoint is no resume point.
         droppable: True if a newer save may replace this one while it waits for the disk.
         expires: False to remove no older checkpoint, since the training may have to go back to one.
+        rollbacks: Steps that the run went back to and came from, of each rollback so far.
         publish: The path at which the file appears, or None.
         finishes: True at the end of the last epoch: the run is finished once this is saved.
     """
@@ -35,6 +36,7 @@ class SavePoint:
     resumable: bool = True
     droppable: bool = False
     expires: bool = True
+    rollbacks: tuple[tuple[int, int], ...] = ()
     publish: Path | None = None
     finishes: bool = False
 

@@ -293,6 +293,7 @@ class Saves:
             publish=point.publish,
             fit=point.fit,
             resumable=point.resumable,
+            rollbacks=point.rollbacks,
             notes=schedule.events() | ({FINISHED: {"epoch": point.epoch}} if point.finishes else {}),
             earlier_epochs=self.unrecorded.before(point.epoch, batch=point.batch),
         )

@@ -113,6 +113,7 @@ class FitSaver:
                 resumable=loss is None or math.isfinite(loss),
                 droppable=batch is not None and not end,
                 expires=not self._losses.may_go_back,
+                rollbacks=self._losses.rollbacks,
                 finishes=last,
             )
             if self._saves.save(self._model, point):

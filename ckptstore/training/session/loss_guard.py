@@ -182,6 +182,11 @@ class LossGuard:
         return self.stopped_by is not None or (loss is not None and not math.isfinite(loss))
 
     @property
+    def rollbacks(self) -> tuple[tuple[int, int], ...]:
+        """The steps that the run went back to and came from, of each rollback so far."""
+        return tuple(self._skipped)
+
+    @property
     def may_go_back(self) -> bool:
         """True while a rollback may go back further than to the newest checkpoints, which may not be sound either.
 
