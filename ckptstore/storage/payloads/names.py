@@ -63,6 +63,16 @@ def leading_version(name: str) -> int:
     return int(head) if 8 <= len(head) <= 18 and head.isascii() and head.isdecimal() else 0
 
 
+def ends_as_payload(text: str) -> bool:
+    """Return True if a path ends as the names of Keras' files do.
+
+    Example:
+        >>> ends_as_payload("models/best.weights.h5"), ends_as_payload("runs/best")
+        (True, False)
+    """
+    return text.endswith(tuple(SUFFIXES.values()))
+
+
 def is_payload_name(name: str) -> bool:
     """Return True if this is the name of a payload."""
     match = _PAYLOAD.fullmatch(name)

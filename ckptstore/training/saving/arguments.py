@@ -11,6 +11,7 @@ from typing import Literal
 
 from ckptstore.errors import InvalidArgumentError, StorageError
 from ckptstore.storage.layout import absolute
+from ckptstore.storage.payloads.names import ends_as_payload
 
 OnSaveError = Literal["warn", "raise"]
 Resume = Literal["auto", "must", "never"]
@@ -46,7 +47,7 @@ def check_directory(directory: str | os.PathLike[str]) -> Path:
     """
     text = os.fspath(directory)
     path = absolute(text)
-    if (text.endswith((".keras", ".h5")) or re.search(r"\{\w+(:[^{}]*)?\}", text)) and not path.is_dir():
+    if (ends_as_payload(text) or re.search(r"\{\w+(:[^{}]*)?\}", text)) and not path.is_dir():
         raise InvalidArgumentError(
             argument="directory",
             value=text,
