@@ -200,15 +200,7 @@ class Committer:
     def _write(self, snapshot: Snapshot, version: int, request: SaveRequest, upload: Upload) -> None:
         from ckptstore.formats import payload  # imports numpy and h5py, which queries do not need
 
-        encoded = payload.encode(snapshot, self._description(snapshot, version, request))
-        for member in encoded.members:
-            writer = upload.member(member.name, member.nbytes)
-            try:
-                member.write(writer)
-                writer.finish()
-            except BaseException:
-                writer.abort()
-                raise
+        payload.encode(snapshot, self._description(snapshot, version, request)).write_to(upload)
 
     def _description(self, snapshot: Snapshot, version: int, request: SaveRequest) -> dict[str, Any]:
         return {

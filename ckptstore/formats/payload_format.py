@@ -13,6 +13,7 @@ from ckptstore.errors import CorruptPayloadError
 from ckptstore.formats.sink import Sink
 from ckptstore.formats.snapshot import Snapshot, TrainingState
 from ckptstore.records import Format
+from ckptstore.storage.payloads.interface import Upload
 from ckptstore.storage.payloads.stored import StoredPayload
 from ckptstore.system.arrays import Array
 
@@ -56,8 +57,33 @@ class EncodedPayload(Protocol):
 
     @property
     def members(self) -> Sequence[EncodedMember]:
-        """Its members, in the order in which they are to be written."""
+        """Its members, in the order in which they are to be written; of several processes, those of this one."""
         ...
+
+    def write_to(self, upload: Upload) -> None:
+        """Write and finish all members, so that only the commit is left; `write_members` does it for one process.
+
+        A format whose members several processes write meets them here, with a time limit, and adds what they report.
+
+        Raises:
+            StorageError: A member could not be written, or was not reported in time; the caller aborts the upload.
+        """
+
+
+def write_members(encoded: EncodedPayload, upload: Upload) -> None:
+    """Write the members of this process, one after the other, and finish each: it is durable then.
+
+    Raises:
+        StorageError: One could not be written; its file is thrown away.
+    """
+    for member in encoded.members:
+        writer = upload.member(member.name, member.nbytes)
+        try:
+            member.write(writer)
+            writer.finish()
+        except BaseException:
+            writer.abort()
+            raise
 
 
 class OpenPayload(Protocol):

