@@ -62,6 +62,15 @@ def test_single_saves(tmp_path: Path) -> None:
     assert {"cores", "memory_bytes", "file_system", "load", "keras"} <= set(document["facts"])
 
 
+@pytest.mark.skipif(BACKEND != "jax", reason="keras.distribution is JAX's")
+def test_saves_of_arrays_on_eight_devices(tmp_path: Path) -> None:
+    document, _ = bench(tmp_path, "--work", "sharded", "--subjects", "ours background")
+    (row,) = document["backends"][BACKEND]["save"]["sharded"]
+    assert row["loaded_and_compared"]
+    # The kernels of two layers, with Adam's slots, each in eight parts.
+    assert row["variables"] == 2 * 3 * (8 + 1) + 2
+
+
 def test_a_whole_run(tmp_path: Path) -> None:
     document, _ = bench(tmp_path, "--work", "small", "--part", "run", "--subjects", "ours sync")
     (row,) = document["backends"][BACKEND]["run"]["small"]

@@ -963,12 +963,14 @@ def mirrored_over_two_devices() -> Case:
     import tensorflow as tf
 
     import ckptstore
+    from ckptstore.training.fingerprint import devices
 
     [cpu] = tf.config.list_physical_devices("CPU")
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
         # Each replica has moving statistics, and sums of metrics, of its own.
         model = dense(layers.BatchNormalization(), layers.Dropout(0.4))
+    assert devices.describe(model)["number"] == "2 (MirroredStrategy)"
     folder = tempfile.TemporaryDirectory()
     best = ckptstore.ModelCheckpoint(Path(folder.name) / "best.keras", save_best_only=True)
     best.folder = folder  # removed with the callback

@@ -18,7 +18,7 @@ import pytest
 import keras_zoo as zoo
 from ckptstore.errors import ModelMismatchError
 from ckptstore.keras.state import random_state
-from ckptstore.training.fingerprint import fingerprint
+from ckptstore.training.fingerprint import devices, fingerprint
 from ckptstore.training.fingerprint.config import described
 from ckptstore.training.fingerprint.fingerprint import check, first_difference, take
 
@@ -444,6 +444,27 @@ def test_versions_and_backend() -> None:
         f"device gpu:NVIDIA H100 -> {live['versions']['device']}",
         f"backend another -> {zoo.BACKEND}",
     ]
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="others do not place layers by hand")
+def test_layers_on_other_devices_are_one_line() -> None:
+    def model(second: str) -> Any:
+        first = keras.layers.Dense(2, name="first")
+        with keras.device("cpu"):
+            first.build((None, 3))
+        with keras.device(second):
+            last = keras.layers.Dense(2, name="last")
+            last.build((None, 2))
+        made = keras.Model()
+        made.first, made.last = first, last
+        return made
+
+    # The one device beside the CPU that every machine has.
+    alone, split = (devices.describe(model(second)) for second in ("cpu", "meta"))
+    assert (alone["number"], split["number"]) == ("1", "2")
+    assert [place for _, place in split["split"]] == ["cpu", "cpu", "meta", "meta"]
+    (line,) = devices.changes({"devices": alone}, {"devices": split})
+    assert line.startswith("devices 1 -> 2 (")
 
 
 def test_a_checkpoint_without_a_fingerprint_has_no_drift() -> None:

@@ -107,7 +107,8 @@ def scratch(parent: Path) -> Iterator[Path]:
 
 def measure_save(run: Run, backend: str, workload: str, subjects: Sequence[str]) -> list[Row]:
     """Measure single saves."""
-    names = [name for name in subjects if name not in bench_names.RUNS_ONLY]
+    only = workloads.by_name(quick=run.quick)[workload].subjects
+    names = [name for name in subjects if name not in bench_names.RUNS_ONLY and (not only or name in only)]
     results = run.in_turns(backend, names, workload=workload, part="save")
     rows = [table.save_row(name, results[name]) for name in names]
     table.add_ratios(rows, "wait_s", {"wait_of_copy": "memory copy again", "wait_of_keras": "keras .keras"})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-WORKLOADS = ("large", "small", "digits", "digits long")
+WORKLOADS = ("large", "small", "sharded", "digits", "digits long")
 
 FLOORS = ("a look at the model", "memory copy", "memory copy again", "raw write + fsync")
 OURS = ("ours background", "ours synchronous", "ours ModelCheckpoint")

@@ -11,12 +11,9 @@ from typing import Any
 
 from bench import workloads
 from bench.names import FLOORS, KERAS, ORBAX
+from bench.workloads import NotAvailableError
 
 NEVER = 10**9
-
-
-class NotAvailableError(Exception):
-    """A subject cannot take part; the message says why, in one line."""
 
 
 class Subject:

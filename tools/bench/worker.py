@@ -242,7 +242,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     try:
         result = measure(json.loads(sys.argv[1]))
-    except subjects.NotAvailableError as error:
+    except workloads.NotAvailableError as error:
         result = {"unavailable": str(error)}
     except Exception as error:
         traceback.print_exc()

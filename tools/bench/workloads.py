@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from digits import training
+
+
+class NotAvailableError(Exception):
+    """A workload or a subject cannot be measured here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +26,7 @@ class Workload:
         saves: Number of single saves in each process; the first is reported separately.
         load: True to measure loading too.
         subjects: The subjects that take part; empty for all.
+        devices: Number of devices over which JAX splits the kernels, forced on the CPU; 0 for one device.
     """
 
     name: str
@@ -32,11 +38,25 @@ class Workload:
     saves: int = 4
     load: bool = True
     subjects: Sequence[str] = ()
+    devices: int = 0
 
+
+_OF_SAVES = ("memory copy", "memory copy again", "ours background", "keras .keras", "orbax background")
 
 FULL = (
     Workload(name="large", layers=16, width=2048, batches=18, every=6),
     Workload(name="small", layers=200, width=128, batches=300, every=20, saves=8),
+    Workload(
+        name="sharded",
+        layers=8,
+        width=2048,
+        parts=("save",),
+        batches=18,
+        every=6,
+        load=False,
+        subjects=_OF_SAVES,
+        devices=8,
+    ),
     Workload(name="digits", layers=0, parts=("run",), batches=1500, every=10, load=False),
     # Long enough for the cost of start and end to be a small part.
     Workload(
@@ -52,6 +72,18 @@ FULL = (
 QUICK = (
     Workload(name="large", layers=2, width=16, batches=4, every=2, saves=2),
     Workload(name="small", layers=4, width=4, batches=4, every=2, saves=2),
+    Workload(
+        name="sharded",
+        layers=2,
+        width=16,
+        parts=("save",),
+        batches=4,
+        every=2,
+        saves=2,
+        load=False,
+        subjects=_OF_SAVES,
+        devices=8,
+    ),
     Workload(name="digits", layers=0, parts=("run",), batches=20, every=10, load=False),
     Workload(
         name="digits long",
@@ -74,6 +106,8 @@ def build(workload: Workload) -> Any:
     """Return the compiled model, with all slot variables of its optimizer."""
     import keras
 
+    if workload.devices:
+        distribute(workload.devices)
     keras.utils.set_random_seed(1)
     if workload.layers:
         layers = [keras.layers.Dense(workload.width) for _ in range(workload.layers)]
@@ -84,6 +118,27 @@ def build(workload: Workload) -> Any:
         model = digits_net()
     model.optimizer.build(model.trainable_variables)
     return model
+
+
+def distribute(devices: int) -> None:
+    """Have Keras split every kernel along both of its axes over a mesh of two rows of devices.
+
+    Raises:
+        NotAvailableError: The backend is not JAX.
+    """
+    import keras
+
+    if keras.backend.backend() != "jax":
+        raise NotAvailableError("keras.distribution is JAX's")
+    # Read when JAX is asked for its devices for the first time.
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    names = keras.distribution.list_devices("cpu")
+    mesh = keras.distribution.DeviceMesh((2, devices // 2), ("batch", "model"), names)
+    layout = keras.distribution.LayoutMap(mesh)
+    layout[".*kernel"] = ("batch", "model")
+    keras.distribution.set_distribution(
+        keras.distribution.ModelParallel(layout_map=layout, batch_dim_name="batch")
+    )
 
 
 def digits_net() -> Any:
@@ -111,8 +166,10 @@ def fit(model: Any, workload: Workload, callbacks: Sequence[Any] = (), *, batche
 
     number = workload.batches if batches is None else batches
     if workload.layers:
-        rows = np.ones((number, workload.width), np.float32)
-        model.fit(rows, rows, batch_size=1, epochs=1, verbose=0, shuffle=False, callbacks=[*callbacks])
+        # The rows of a batch are split over the rows of the mesh.
+        size = 2 if workload.devices else 1
+        rows = np.ones((number * size, workload.width), np.float32)
+        model.fit(rows, rows, batch_size=size, epochs=1, verbose=0, shuffle=False, callbacks=[*callbacks])
         return
     images, targets = training.digits()
     per_epoch = min(75, number)
@@ -142,7 +199,14 @@ def host_arrays(model: Any) -> list[Any]:
     if keras.backend.backend() == "torch":
         return [value.detach().cpu().numpy() for value in values]
     # Not convert_to_numpy of Keras, which copies.
-    return [np.asarray(value) for value in values]
+    return [np.asarray(part) for value in values for part in parts_of(value)]
+
+
+def parts_of(value: Any) -> list[Any]:
+    """Return the parts of an array of JAX that lie on single devices, each once; of any other value, the value."""
+    if len(getattr(value, "devices", set)()) < 2:
+        return [value]
+    return [shard.data for shard in value.addressable_shards if shard.replica_id == 0]
 
 
 def digest(arrays: Iterable[Any]) -> str:
@@ -153,8 +217,9 @@ def digest(arrays: Iterable[Any]) -> str:
     found = xxhash.xxh3_128()
     for array in arrays:
         # As bytes, since buffers do not support every dtype; reshaped, since some arrays are 0-d.
-        values: Any = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        found.update(values)
+        for part in parts_of(array):
+            values: Any = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
+            found.update(values)
     return found.hexdigest()
 
 

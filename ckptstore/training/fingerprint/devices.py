@@ -42,9 +42,10 @@ def changes(saved: Mapping[str, Any], live: Mapping[str, Any]) -> Iterator[str]:
     there, here = saved.get(PART), live.get(PART)
     if not isinstance(there, Mapping) or not isinstance(here, Mapping):
         return
-    if there[_NUMBER] != here[_NUMBER]:
-        yield f"devices {there[_NUMBER]} -> {here[_NUMBER]} ({_OTHER_SUMS})"
-    elif None not in (there[_SPLIT], here[_SPLIT]) and there[_SPLIT] != here[_SPLIT]:
+    split = there.get(_SPLIT), here[_SPLIT]
+    if there.get(_NUMBER) != here[_NUMBER]:
+        yield f"devices {there.get(_NUMBER)} -> {here[_NUMBER]} ({_OTHER_SUMS})"
+    elif None not in split and split[0] != split[1]:
         yield f"other variables are split over the {here[_NUMBER]} devices, or along other axes ({_OTHER_SUMS})"
 
 
