@@ -218,6 +218,7 @@ def measure(specification: Result) -> Result:
     if part == "scale":
         return scale.measure(specification["count"], folder, repeats=specification["repeats"])
     workload = workloads.by_name(quick=specification["quick"])[specification["workload"]]
+    workloads.make_devices(workload)
     name = specification.get("subject", "")
     if part == "load":
         return loading.measure(workload, name, Path(specification["files"]))

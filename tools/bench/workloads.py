@@ -120,18 +120,25 @@ def build(workload: Workload) -> Any:
     return model
 
 
-def distribute(devices: int) -> None:
-    """Have Keras split every kernel along both of its axes over a mesh of two rows of devices.
+def make_devices(workload: Workload) -> None:
+    """Have JAX make the devices of a workload; before anything asks it for devices, as Orbax does.
 
     Raises:
         NotAvailableError: The backend is not JAX.
     """
     import keras
 
+    if not workload.devices:
+        return
     if keras.backend.backend() != "jax":
         raise NotAvailableError("keras.distribution is JAX's")
-    # Read when JAX is asked for its devices for the first time.
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={workload.devices}"
+
+
+def distribute(devices: int) -> None:
+    """Have Keras split every kernel along both of its axes over a mesh of two rows of devices."""
+    import keras
+
     names = keras.distribution.list_devices("cpu")
     mesh = keras.distribution.DeviceMesh((2, devices // 2), ("batch", "model"), names)
     layout = keras.distribution.LayoutMap(mesh)
