@@ -30,6 +30,7 @@ from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 import ckptstore
+from ckptstore.keras import private
 from ckptstore.keras.model.copy import Copier
 from ckptstore.keras.state.arrays import host_array, host_arrays, independent_copies
 from ckptstore.keras.state.backend_arrays import as_numpy
@@ -260,6 +261,10 @@ def what_a_script_has_placed_itself_stays_there() -> None:
         assert bytes_of(model) == expected
         assert kernel.value.sharding.is_equivalent_to(split, 2)
         assert bias.value.sharding.is_equivalent_to(other, 1)
+        with private.kept_placements([kernel]):
+            kernel.assign(np.ones(kernel.shape, "float32"))
+            # At once: the default device need not have room for all that is spread over several.
+            assert kernel.value.sharding.is_equivalent_to(split, 2)
         assert kernel._layout is None
         assert jax.tree_util.tree_map(lambda array: array.sharding, objects) == placed
         assert np.asarray(objects["trees"]["a"]).all()

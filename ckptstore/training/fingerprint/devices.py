@@ -64,7 +64,8 @@ def _of_jax(model: Any) -> tuple[str, Split]:
     ]
     meshes = {_mesh_text(sharding) for _, sharding in shardings} or {_distribution_text()}
     split = [
-        (path, str(getattr(sharding, "spec", sharding)).removeprefix("PartitionSpec"))
+        # A specification itself is shown in another way by each version of JAX.
+        (path, str(tuple(getattr(sharding, "spec", ()))))
         for path, sharding in shardings
         if not sharding.is_fully_replicated
     ]
