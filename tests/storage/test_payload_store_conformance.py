@@ -462,6 +462,12 @@ def test_an_engine_writes_into_the_upload_itself(place: Place, session: WriteSes
     assert contents(place.payloads, FIRST) == {"ocdbt.process_0/d": BYTES}
 
 
+@pytest.mark.parametrize("token", ["", "a", "../a:00000001-run.keras", f"a:../{FIRST}", "a:notes.txt"])
+def test_a_token_leads_nowhere_else(place: Place, token: str) -> None:
+    with pytest.raises(InvalidArgumentError):
+        place.payloads.join(token)
+
+
 @pytest.mark.parametrize("name", ["../outside", "/absolute", "a/../../b"])
 def test_a_member_stays_inside_its_payload(place: Place, session: WriteSession, name: str) -> None:
     upload = session.begin(FIRST)

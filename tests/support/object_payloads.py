@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -85,6 +86,8 @@ class ObjectPayloadStore:
         return ObjectSession(self.bucket)
 
     def join(self, token: str) -> ObjectUpload:
+        if not re.fullmatch(r"\d+:\d+:.+", token) or not is_payload_name(token.split(":", 2)[2]):
+            raise InvalidArgumentError(argument="token", value=token, reason="is not one of an upload")
         return ObjectUpload(self.bucket, token)
 
     def sweep(self) -> None:

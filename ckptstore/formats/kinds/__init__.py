@@ -3,5 +3,6 @@
 Main doors: the one object of each module, by way of `ckptstore.formats.registry`. Part: `hdf5_format` (what formats
 around an HDF5 file share).
 
-May import: errors, records, storage, system, and the rest of formats but for what knows the registry.
+May import: errors, records, storage, system, and the rest of formats but for `registry` and `payload`, which ask this
+room.
 """

@@ -44,5 +44,5 @@ of a file.
 `PayloadStore.check`, `dismantle`
     local: one file system, and its directories are removed; object store: the bucket answers, and stays
 
-May import: errors, records, system, and the rest of storage except for what lists a store: layout and above.
+May import: errors, records, system, and the rest of storage but for `integrity`, which asks this room.
 """

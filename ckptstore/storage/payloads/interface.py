@@ -154,6 +154,9 @@ class PayloadStore(Protocol):
         """Return the upload of another process's session, to write some of its members.
 
         Only the session's own process finishes it: members that are written here are reported there by `Upload.add`.
+
+        Raises:
+            InvalidArgumentError: It is no token.
         """
         ...
 

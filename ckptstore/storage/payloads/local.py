@@ -23,6 +23,7 @@ from ckptstore.storage.layout import KEPT_MANIFEST, Layout
 from ckptstore.storage.leases import remove_stale_files
 from ckptstore.storage.payloads.local_reading import member_sizes, open_local
 from ckptstore.storage.payloads.local_writing import LocalUpload, LocalWriteSession
+from ckptstore.storage.payloads.names import is_payload_name
 from ckptstore.storage.payloads.stored import StoredPayload
 from ckptstore.storage.publish import publish
 
@@ -51,6 +52,8 @@ class LocalPayloadStore:
     def join(self, token: str) -> LocalUpload:
         """Return an upload to the directory of another process's."""
         temporary, _, name = token.partition(":")
+        if not is_payload_name(name) or temporary != Path(temporary).name:
+            raise InvalidArgumentError(argument="token", value=token, reason="is not one of an upload")
         return LocalUpload(self._layout.tmp / temporary, self._path(name), leftovers=[])
 
     def sweep(self) -> None:
