@@ -304,6 +304,39 @@ def own_step(**renamed: str) -> Any:
     return made
 
 
+class Centres(keras.Sequential):  # type: ignore[misc]
+    """A model that keeps a running mean of its inputs in an array of its own."""
+
+    def train_step(self, *arguments: Any) -> Any:
+        *state, (x, y) = arguments
+        self.centre = 0.9 * self.centre + 0.1 * keras.ops.convert_to_numpy(x).mean(axis=0)
+        return super().train_step(*state, (keras.ops.subtract(x, self.centre), y))
+
+
+def centring() -> Any:
+    keras.utils.set_random_seed(1)
+    made = Centres([keras.Input((6,)), keras.layers.Dense(4, activation="relu"), keras.layers.Dense(1)])
+    made.centre = np.zeros(6, "float32")
+    made.compile("adam", "mse", run_eagerly=True)
+    return made
+
+
+def test_what_the_users_code_keeps_goes_back_with_the_model(tmp_path: Path) -> None:
+    trained, _, _ = fit(tmp_path, trained=centring(), epochs=1, on_bad_loss="rollback")
+    (event,) = events(tmp_path, "rolled_back")
+    x, y = bad_loss_runs.data(100)
+    kept = [
+        number for number in range(30) if not event.detail["to_step"] <= number < event.detail["from_step"]
+    ]
+    skipped = centring()
+    batches = ((x[begin : begin + 8], y[begin : begin + 8]) for begin in (8 * number for number in kept))
+    skipped.fit(batches, steps_per_epoch=len(kept), shuffle=False, verbose=0)
+    assert np.array_equal(trained.centre, skipped.centre)
+    assert int(keras.ops.convert_to_numpy(trained.optimizer.iterations)) == len(kept)
+    for mine, other in zip(trained.variables, skipped.variables, strict=True):
+        assert np.array_equal(*map(keras.ops.convert_to_numpy, (mine, other))), mine.path
+
+
 @pytest.mark.parametrize("answer", ["warn", "stop", "rollback"])
 def test_a_step_that_logs_no_loss_is_told_of_once(tmp_path: Path, answer: Any) -> None:
     trained = own_step(loss="d_loss")

@@ -17,12 +17,14 @@ import keras
 
 from ckptstore.errors import InvalidArgumentError
 from ckptstore.keras.private import FitLoop, logs_mean_loss, print_message
+from ckptstore.keras.state.user_state import UserState
 from ckptstore.metrics import scalar
 from ckptstore.records import Checkpoint
 from ckptstore.system import messages
 from ckptstore.training.saving.saves import Saves
 from ckptstore.training.session.bad_loss import BadLoss, LossDetector
 from ckptstore.training.session.batch_losses import BatchLosses
+from ckptstore.training.session.messages import warn_lost
 from ckptstore.training.session.position import BatchPosition
 from ckptstore.training.session.rollback import Rollback
 
@@ -76,6 +78,7 @@ class LossGuard:
         self._skipped: list[tuple[int, int]] = []
         self._model: Any = None
         self._saves: Saves | None = None
+        self._user_state: UserState | None = None
         self._lags = False
         self._waiting: tuple[int, int, Any] | None = None
         self._seen: dict[int, float | None] = {}
@@ -90,18 +93,18 @@ class LossGuard:
         bad = self.stopped_by
         return None if bad is None else {"loss": bad.what, "where": bad.where}
 
-    def begin(self, model: Any, loop: FitLoop, saves: Saves) -> None:
-        """Begin to watch a fit."""
+    def begin(self, model: Any, loop: FitLoop, saves: Saves, user_state: UserState | None) -> None:
+        """Begin to watch a fit; `user_state` is what the user's code keeps on the model."""
         if self.answer is None:
             return
-        self._model, self._saves = model, saves
+        self._model, self._saves, self._user_state = model, saves, user_state
         self._losses = BatchLosses(logs_mean_loss(model), keras.config.floatx())
         # Where Keras does not wait for a batch's result, neither do we: it is looked at one batch later.
         self._lags = loop.calls_hooks_in_thread
 
     def end(self) -> None:
         """Release the fit; the counts stay for those that ask how it ended."""
-        self._model = self._saves = self._waiting = None
+        self._model = self._saves = self._user_state = self._waiting = None
         self._seen.clear()
 
     # --- hooks -------------------------------------------------------------------------------------
@@ -314,7 +317,7 @@ class LossGuard:
         if self._is_unproven(sound):
             # What the last rollback went to is not sound either.
             sound = self._skipped[-1][0] - 1
-        rollback = Rollback(self._model)
+        rollback = Rollback(self._model, self._user_state)
         detail = bad.detail() | {"from_step": position.step, "rollback": len(self._skipped) + 1}
         point = self._saves.roll_back(rollback.load, sound_step=sound, detail=detail)
         if point is None or point.step is None:
@@ -336,6 +339,7 @@ class LossGuard:
             f"batches skipped: {position.step - point.step}; rollback {len(self._skipped)} of at most "
             f"{self._max_rollbacks}"
         )
+        warn_lost(rollback.lost)
         return True
 
     # --- a fit that is resumed -----------------------------------------------------------------------

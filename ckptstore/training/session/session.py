@@ -154,7 +154,7 @@ class FitSession:
         self._stop.is_polled = loop.is_running
         loop.report_errors(self._saves.training_failed)
         loop.schedule_hooks_without()
-        self.losses.begin(self._model, loop, self._saves)
+        self.losses.begin(self._model, loop, self._saves, self._user_state)
         loop.trace_with_states()
         self.position.per_epoch = loop.data.batches_per_epoch
         self._replay = DataReplay(loop, partial(self._progress, loop), self._data_failed)
