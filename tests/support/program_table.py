@@ -85,6 +85,7 @@ PROGRAMS: dict[str, Program] = {
     "drop_in_callbacks": Program(kind="ModelCheckpoint and BackupAndRestore"),
     "epoch_by_epoch": Program(kind="a fit for each epoch"),
     "feature_space_tensorflow": Program(kind="FeatureSpace, tf.data", backends=("tensorflow",)),
+    "fine_tuning_stages": Program(kind="frozen, thawed, LoRA, quantized"),
     "float8": Program(kind="float8"),
     "forward_forward_tensorflow": Program(
         kind="optimizers in layers", backends=("tensorflow",), says=AS_WEIGHTS
@@ -124,6 +125,9 @@ PROGRAMS: dict[str, Program] = {
         kind="own metric, add_loss, endpoint layer", backends=("torch", "tensorflow")
     ),
     "own_optimizer": Program(kind="own optimizers, two runs"),
+    "preprocessing_in_pipeline_tensorflow": Program(
+        kind="preprocessing layers in tf.data", backends=("tensorflow",)
+    ),
     "python_generator": Program(kind="Python generator"),
     "recommender": Program(kind="recommender, built by its first batch", says=AS_WEIGHTS),
     "seq2seq_lstm": Program(kind="sequence to sequence"),
@@ -133,6 +137,7 @@ PROGRAMS: dict[str, Program] = {
     "sklearn_cross_validation": Program(kind="scikit-learn", needs="sklearn", compares=("scores",)),
     "sklearn_metric_callback": Program(kind="callback that writes logs"),
     "speech_ctc": Program(kind="CTC, callback that predicts"),
+    "stateful_nested": Program(kind="stateful, nested, own cells", backends=("jax", "tensorflow")),
     "structured_data": Program(kind="preprocessing layers"),
     "super_resolution": Program(
         kind="super-resolution, callback with lists",
