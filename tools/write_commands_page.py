@@ -39,6 +39,8 @@ longer than a second shows a progress bar on a terminal.
 | 5 | problems found: damage |
 | 6 | the store's schema is older or newer than this version works with |
 
+Where scripts are not on the path, `python -m ckptstore` is the same command.
+
 A shell completes commands, options and refs: put `eval "$(_CKPTSTORE_COMPLETE=bash_source ckptstore)"` into
 `~/.bashrc`. For zsh write `zsh_source`; for fish, `_CKPTSTORE_COMPLETE=fish_source ckptstore | source`.
 """

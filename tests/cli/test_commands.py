@@ -64,7 +64,7 @@ def on_a_terminal(*arguments: object, columns: int) -> tuple[int, str, str]:
     """Run a command with a terminal as stdout; return exit code, output and stderr."""
     ours, theirs = pty.openpty()
     with subprocess.Popen(
-        [sys.executable, "-m", "ckptstore.cli", *map(str, arguments)],
+        [sys.executable, "-m", "ckptstore", *map(str, arguments)],
         stdout=theirs,
         stderr=subprocess.PIPE,
         env={**os.environ, "COLUMNS": str(columns), "TERM": "xterm", "NO_COLOR": "1"},
@@ -95,7 +95,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Any:
 
 def in_a_shell(command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a shell command in which `ckptstore` is this program."""
-    script = f'ckptstore() {{ "{sys.executable}" -m ckptstore.cli "$@"; }}\nset -o pipefail\n{command}'
+    script = f'ckptstore() {{ "{sys.executable}" -m ckptstore "$@"; }}\nset -o pipefail\n{command}'
     return subprocess.run(
         ["bash", "-c", script],
         cwd=cwd,

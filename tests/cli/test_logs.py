@@ -24,7 +24,7 @@ class Printed:
 
     def __init__(self, folder: Path, *arguments: object) -> None:
         done = subprocess.run(
-            [sys.executable, "-m", "ckptstore.cli", "logs", *map(str, arguments)],
+            [sys.executable, "-m", "ckptstore", "logs", *map(str, arguments)],
             cwd=folder,
             capture_output=True,
             timeout=60,
@@ -111,7 +111,7 @@ def test_a_terminal_gets_colours_and_progress_bars_and_nothing_else_that_acts_on
     (store / "logs" / "a" / "2.log").write_text(text)
     main, side = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "ckptstore.cli", "logs", "store", "--run", "a", "--attempt", "2"],
+        [sys.executable, "-m", "ckptstore", "logs", "store", "--run", "a", "--attempt", "2"],
         cwd=tmp_path,
         stdout=side,
     )

@@ -29,7 +29,7 @@ from crash.sample_stores import save
 from past_stores import STORES
 from screens import Screen
 
-WATCH = (sys.executable, "-m", "ckptstore.cli", "watch")
+WATCH = (sys.executable, "-m", "ckptstore", "watch")
 NASTY = "n\x1b[31m\x9b2J\u202egpj.\u2028\x07"
 
 

@@ -233,7 +233,7 @@ def test_an_unknown_topic_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -
 def test_a_terminal_shows_the_page_formatted() -> None:
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (50, 100))
-    command = [sys.executable, "-m", "ckptstore.cli", "guide", "words"]
+    command = [sys.executable, "-m", "ckptstore", "guide", "words"]
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=theirs, env={**os.environ, "TERM": "xterm-256color"}
     ) as process:

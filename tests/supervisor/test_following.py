@@ -27,7 +27,7 @@ def test_following_goes_on_through_a_restart_and_ends_with_the_supervisor(
     )
     running = start(script)
     follower = subprocess.Popen(
-        [sys.executable, "-m", "ckptstore.cli", "logs", "store", "-f"],
+        [sys.executable, "-m", "ckptstore", "logs", "store", "-f"],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

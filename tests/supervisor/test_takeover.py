@@ -149,7 +149,7 @@ def last(*arguments, **settings):
     left[0] -= 1
     return started if left[0] else os.kill(os.getpid(), 9)
 children.start = last
-runpy.run_module("ckptstore.cli", run_name="__main__")
+runpy.run_module("ckptstore", run_name="__main__")
 """
 # Fails at once before the start with the given number, and then waits for a file; tells of a signal to stop.
 FROM_START = """

@@ -124,7 +124,7 @@ def in_order() -> list[tuple[str, str | None]]:
 def shell(command: str, folder: Path) -> str:
     """Run a command of a page in a folder and return what it prints, as if the folder were another."""
     functions = (
-        f'ckptstore() {{ "{sys.executable}" -m ckptstore.cli "$@"; }}\n'
+        f'ckptstore() {{ "{sys.executable}" -m ckptstore "$@"; }}\n'
         f'sqlite3() {{ "{sys.executable}" -c \'{_SQLITE}\' "$@"; }}\n'
     )
     done = subprocess.run(

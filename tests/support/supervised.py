@@ -61,7 +61,7 @@ while True:
 
 
 def command_line(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "ckptstore.cli", "run", *map(str, arguments)]
+    return [sys.executable, "-m", "ckptstore", "run", *map(str, arguments)]
 
 
 class Ran:

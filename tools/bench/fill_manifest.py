@@ -135,7 +135,7 @@ def measure(folder: Path, repeat: int) -> dict[str, float]:
             found["checkpoints(where=...), all"] = _median(
                 lambda: sum(1 for _ in store.iterate(where="val_loss < 0.001 and epoch >= 5")), 1
             )
-    listing = [sys.executable, "-m", "ckptstore.cli", "ls", str(folder), "--limit", "20"]
+    listing = [sys.executable, "-m", "ckptstore", "ls", str(folder), "--limit", "20"]
     found["ckptstore ls --limit 20"] = _median(
         lambda: subprocess.run(listing, check=True, stdout=subprocess.DEVNULL), max(3, repeat // 4)
     )
@@ -200,7 +200,7 @@ def prune(folder: Path, count: int) -> dict[str, float]:
     command = [
         sys.executable,
         "-m",
-        "ckptstore.cli",
+        "ckptstore",
         "prune",
         str(folder),
         "--run",

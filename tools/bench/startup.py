@@ -18,7 +18,7 @@ def starts(repeats: int, folder: Path) -> list[dict[str, Any]]:
     """Time all processes in turns."""
     store = folder / "started"
     scale.fill(store, 10)
-    command = [sys.executable, "-m", "ckptstore.cli"]
+    command = [sys.executable, "-m", "ckptstore"]
     subjects = {
         "python -c pass": [sys.executable, "-c", "pass"],
         "python -c 'import sqlalchemy'": [sys.executable, "-c", "import sqlalchemy"],

@@ -45,7 +45,7 @@ def remains(folder: Path, store: Path, shared_before: set[str]) -> list[str]:
         f"shared memory is left: {name}" for name in shared_names() - shared_before if not _is_mapped(name)
     ]
     done = subprocess.run(
-        [sys.executable, "-m", "ckptstore.cli", "verify", str(store), "--json"],
+        [sys.executable, "-m", "ckptstore", "verify", str(store), "--json"],
         env=environment(),
         capture_output=True,
         text=True,

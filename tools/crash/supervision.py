@@ -72,7 +72,7 @@ class Supervision:
         """Start the supervisor, always by the same command."""
         options = ["--pause", "0.1", "--grace", str(GRACE_S), "--hang-after", str(self.hang_after_s)]
         program = ["-m", "crash.unattended_training", str(self.folder), str(self.store), str(self.epochs)]
-        command = [sys.executable, "-m", "ckptstore.cli", "run", str(self.store), "--quiet", *options]
+        command = [sys.executable, "-m", "ckptstore", "run", str(self.store), "--quiet", *options]
         command += ["--", sys.executable, *program]
         if self.group is not None:
             join = 'echo $$ > "$0" && exec "$@"'

@@ -158,7 +158,7 @@ def shown_result(title: str, folder: Path) -> tuple[str, str]:
 def shown(folder: Path, *arguments: str) -> str:
     """Run the command, print it with its output, and return the output."""
     print(f"\n$ ckptstore {' '.join(arguments)}", flush=True)
-    run = [sys.executable, "-m", "ckptstore.cli", *arguments]
+    run = [sys.executable, "-m", "ckptstore", *arguments]
     done = subprocess.run(run, cwd=folder, stdout=subprocess.PIPE, text=True, encoding="utf-8", check=True)
     print(done.stdout, end="", flush=True)
     return done.stdout
