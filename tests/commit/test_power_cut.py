@@ -65,6 +65,17 @@ def _run(*command: str) -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
+def _wait_until_released(image: Path) -> None:
+    """Wait until no mount of an image is left, not even the copy that another test's mount namespace may have.
+
+    A file system that is still mounted somewhere is not read from the disk again, but given back as it was shut down.
+    """
+    until = time.monotonic() + 60
+    while subprocess.run(["losetup", "-j", image], capture_output=True, check=True).stdout:
+        assert time.monotonic() < until, "the image is still in use"
+        time.sleep(0.05)
+
+
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Callable[[], Path]]:
     """A file system of its own: each call takes the power from it, if it has it, and gives it back."""
@@ -75,6 +86,7 @@ def disk(tmp_path: Path) -> Iterator[Callable[[], Path]]:
 
     def cut() -> Path:
         _run("umount", str(place))
+        _wait_until_released(image)
         if not _run("mount", "-o", "loop", str(image), str(place)):
             pytest.skip("an ext4 image cannot be mounted here")
         return place
