@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import ckptstore
+from ckptstore.system.signal_handlers import SharedHandlers
 
 # What Keras' own code does on torch.
 pytestmark = [
@@ -42,10 +43,12 @@ def model() -> Any:
 
 @contextmanager
 def own_handler(number: signal.Signals) -> Iterator[Callable[..., None]]:
-    """Install a handler: one that a test before has left, with its callbacks, may be exchanged at any time."""
+    """Install a handler, after those that callbacks of a test before may still have are gone."""
 
     def handler(*_: object) -> None: ...
 
+    if SharedHandlers.current is not None:
+        SharedHandlers.current.end()
     before = signal.signal(number, handler)
     try:
         yield handler
