@@ -1,9 +1,9 @@
 """The records that the rooms exchange: frozen, typed, without I/O.
 
 `checkpoints` has checkpoints and what belongs to them, `runs` has runs and the attempts at them,
-`heartbeats` where a training stands.
+`heartbeats` where a training stands, `frameworks` the frameworks whose models can be saved.
 
-May import: frameworks, on first use.
+May import: nothing.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ class Checkpoint:
             CorruptPayloadError: The file is not the one that was saved.
             InvalidArgumentError: The checkpoint holds weights only.
         """
-        from ckptstore.frameworks import adapter_named
+        from ckptstore.records.frameworks import adapter_named
 
         return adapter_named("keras").load_model(self, **kwargs)
 
@@ -99,7 +99,7 @@ class Checkpoint:
             ModelMismatchError: The weights do not fit; the model is unchanged.
             RefusedByLayerError: A layer could not load them; `put_back` tells whether the model is as it was.
         """
-        from ckptstore.frameworks import adapter_named
+        from ckptstore.records.frameworks import adapter_named
 
         adapter_named("keras").load_weights(self, model)
 

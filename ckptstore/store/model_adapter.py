@@ -1,6 +1,6 @@
 """The interface between the store and a model's framework.
 
-The store knows no framework: `ckptstore.frameworks` names the module that implements this for each.
+The store knows no framework: `ckptstore.records.frameworks` names the module that implements this for each.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ckptstore.errors import InvalidArgumentError
-from ckptstore.frameworks import ADAPTERS, adapter_named
+from ckptstore.records.frameworks import ADAPTERS, adapter_named
 
 if TYPE_CHECKING:
     from ckptstore.formats.snapshot import FitState, Snapshot, TrainingState

@@ -133,7 +133,7 @@ def test_each_room_says_what_it_is_for(room: str) -> None:
 
 
 # The rooms of words, which hold no bytes and call no system: "the words" of a room's docstring.
-WORDS = {"errors", "records", "validation", "metrics", "frameworks", "printable", "version"}
+WORDS = {"errors", "records", "validation", "metrics", "printable", "version"}
 
 
 @pytest.mark.parametrize("room", sorted(room for room in ROOMS if room.count(".") == 1))
