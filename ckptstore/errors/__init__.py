@@ -2,8 +2,8 @@
 
 The branches follow what a caller would do: look elsewhere (`NotFoundError`), wait (`LockedError`), fall
 back to an older checkpoint (`CorruptError`), upgrade (`SchemaError`), change the model (`ModelMismatchError`),
-free space (`StorageError`), correct the call (`InvalidArgumentError`). Each is also the built-in exception
-that a Python programmer would catch. All of them pickle.
+free space (`StorageError`), look at the other processes (`DistributedError`), correct the call
+(`InvalidArgumentError`). Each is also the built-in exception that a Python programmer would catch. All of them pickle.
 
 May import: printable; records, for type checkers alone.
 """
@@ -19,6 +19,16 @@ from ckptstore.errors.corrupt import (
     SchemaError,
     SchemaTooNewError,
     SchemaTooOldError,
+)
+from ckptstore.errors.distributed import (
+    DistributedError,
+    JobIncompleteError,
+    MessageConflictError,
+    MessagesLostError,
+    MessageTimeoutError,
+    ResumeRefusedError,
+    SaveAbandonedError,
+    SaveEndUnknownError,
 )
 from ckptstore.errors.locked import (
     LockedError,
@@ -66,9 +76,14 @@ __all__ = [
     "CorruptManifestError",
     "CorruptPayloadError",
     "DiskFullError",
+    "DistributedError",
     "InvalidArgumentError",
+    "JobIncompleteError",
     "LockedError",
     "LogNotFoundError",
+    "MessageConflictError",
+    "MessageTimeoutError",
+    "MessagesLostError",
     "MetricNotFoundError",
     "MissingPackageError",
     "ModelMismatchError",
@@ -81,10 +96,13 @@ __all__ = [
     "ReadOnlyError",
     "RefusedByLayerError",
     "RefusedByObjectError",
+    "ResumeRefusedError",
     "RunLockedError",
     "RunMismatchError",
     "RunNotFoundError",
     "RunTakenOverError",
+    "SaveAbandonedError",
+    "SaveEndUnknownError",
     "SaveInProgressError",
     "SchemaError",
     "SchemaTooNewError",

@@ -35,6 +35,17 @@ EXAMPLES = [
     errors.ObjectsMismatchError(where="optimizer", in_checkpoint="AdamW", in_objects="nothing"),
     errors.RefusedByObjectError(where="scaler", reason="RuntimeError: another scale"),
     errors.SeveralProcessesError(operation="StoreCheckpoint", by="jax.distributed", processes=2, process=1),
+    errors.MessageTimeoutError(process=1, key="save/3/verdict", limit_s=20.0),
+    errors.MessagesLostError(
+        process=1, key="save/3/verdict", service="jax.distributed", reason="UNAVAILABLE"
+    ),
+    errors.MessageConflictError(process=1, key="save/3/report/1", present="{}"),
+    errors.JobIncompleteError(process=0, processes=3, silent=(1, 2), limit_s=20.0),
+    errors.SaveAbandonedError(
+        process=0, save=3, version=7, silent=(1,), refused={2: "no room"}, limit_s=20.0
+    ),
+    errors.SaveEndUnknownError(process=1, save=3, version=None, limit_s=20.0),
+    errors.ResumeRefusedError(process=0, version=None, silent=tuple(range(20)), limit_s=20.0),
     errors.MissingPackageError(package="pandas", needed_for="to_dataframe()", extra="pandas"),
     errors.SchemaTooOldError(path=PATH / "manifest.sqlite", found="0001", known="0002"),
     errors.SchemaTooNewError(path=PATH, found="0009", known="0002"),
@@ -71,6 +82,10 @@ BUILT_IN = {
     errors.ModelMismatchError: ValueError,
     errors.ObjectsMismatchError: ValueError,
     errors.SeveralProcessesError: RuntimeError,
+    errors.SaveAbandonedError: RuntimeError,
+    errors.ResumeRefusedError: RuntimeError,
+    errors.MessageTimeoutError: TimeoutError,
+    errors.MessagesLostError: ConnectionError,
     errors.StorageError: OSError,
     errors.InvalidArgumentError: ValueError,
     errors.ReadOnlyError: PermissionError,

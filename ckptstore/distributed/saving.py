@@ -1,0 +1,317 @@
+"""A save by several processes: process 0 announces it, each other one reports its part, process 0 tells how it ended.
+
+    process 0                                   every other process
+    announcing                                  waiting
+    gathering   <- reports within the limit     announced   (writes its part)    -> reporting
+    gathered    (commits the checkpoint)        reported
+    telling                                     settled
+    told
+
+No payload is touched here: the caller writes its part before it calls `JoinSave.report`, and commits between
+``"gathered"`` and `LeadSave.committed`. A checkpoint exists from its commit, whatever is told of it: a process that
+does not hear the end of a save does not know it (``"lost"``), and must conclude nothing.
+
+Saves are numbered from 1 on every process, and any number of them may be under way. An announcement is for the
+training step at which the saved values were copied. A process that comes there later than the limit finds the save
+decided; one that is at another step refuses, and the save ends at once, for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from ckptstore.distributed.exchange import Exchange
+from ckptstore.errors import SaveAbandonedError, SaveEndUnknownError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Announcement:
+    """A save, as process 0 announces it.
+
+    Attributes:
+        number: The number of the save.
+        version: The version that the checkpoint will have.
+        upload: Names the payload under construction, see `ckptstore.storage.payloads.interface.PayloadStore.join`.
+        step: The training step whose values are saved.
+        limit_s: How long the reports may take from the announcement on, in seconds. Below the time after which the
+            framework ends a job whose process is silent (100 s by default for JAX).
+        commit_limit_s: How long process 0 may take after that to commit the checkpoint and to tell of it, in seconds.
+    """
+
+    number: int
+    version: int
+    upload: str
+    step: int
+    limit_s: float
+    commit_limit_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """A part of a save that a process has made durable.
+
+    Attributes:
+        process: The number of the process.
+        member: The name of the part within the payload.
+        nbytes: Its size in bytes.
+        digest: Its digest.
+        description: What the payload's description says of it; JSON.
+        settled: The save up to which this process knows the end of each: their messages may be deleted.
+    """
+
+    process: int
+    member: str
+    nbytes: int
+    digest: str
+    description: Any = None
+    settled: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaveOutcome:
+    """The end of a save.
+
+    Attributes:
+        version: The version that was announced.
+        committed: True if the checkpoint exists; False if the save was abandoned.
+        silent: The processes that did not report within the limit.
+        refused: The processes that could not take part, and why.
+    """
+
+    version: int
+    committed: bool
+    silent: tuple[int, ...] = ()
+    refused: Mapping[int, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> SaveOutcome:
+        """Return what `to_json` has returned."""
+        refused = {int(process): reason for process, reason in value["refused"].items()}
+        return cls(**{**value, "silent": tuple(value["silent"]), "refused": refused})
+
+
+class LeadSave:
+    """Process 0's side of a save.
+
+    Args:
+        exchange: Its messages.
+        announcement: The save.
+        processes: The number of processes.
+
+    Attributes:
+        announcement: As above.
+        reports: The reports so far, by process, without one of process 0.
+        outcome: The end, once the state is ``"telling"`` or ``"told"``.
+        state: See the module.
+    """
+
+    def __init__(self, exchange: Exchange, announcement: Announcement, processes: int) -> None:
+        self._exchange = exchange
+        self._others = range(1, processes)
+        self._deadline = 0.0
+        self.announcement = announcement
+        self.reports: dict[int, Report] = {}
+        self.outcome: SaveOutcome | None = None
+        self.state: Literal["announcing", "gathering", "gathered", "telling", "told"] = "announcing"
+
+    @property
+    def needs_steps(self) -> bool:
+        """True except where it waits for the commit, and when all is told."""
+        return self.state not in ("gathered", "told")
+
+    def step(self, now: float) -> bool:
+        """Make at most one call of `Messages`; see `ckptstore.distributed.driver.Machine`."""
+        match self.state:
+            case "announcing":
+                self._exchange.offer(asdict(self.announcement))
+                self._deadline = now + self.announcement.limit_s
+                self.state = "gathering"
+                return True
+            case "gathering":
+                return self._gather(now)
+            case "telling":
+                assert self.outcome is not None
+                self._exchange.decide(self.outcome.to_json())
+                self.state = "told"
+                return True
+            case _:
+                return False
+
+    def _gather(self, now: float) -> bool:
+        missing = [process for process in self._others if process not in self.reports]
+        answers = self._exchange.answers(missing)
+        refused = {
+            process: str(answer["refused"]) for process, answer in answers.items() if "refused" in answer
+        }
+        self.reports |= {
+            process: Report(**answer) for process, answer in answers.items() if process not in refused
+        }
+        silent = tuple(process for process in missing if process not in answers)
+        if refused:
+            self._abandon(refused=refused)
+        elif not silent:
+            self.state = "gathered"
+        elif now >= self._deadline:
+            self._abandon(silent=silent)
+        return bool(answers) or self.state != "gathering"
+
+    def committed(self) -> None:
+        """Have the others told that the checkpoint exists; called right after its commit."""
+        assert self.state == "gathered", self.state
+        self.outcome = SaveOutcome(version=self.announcement.version, committed=True)
+        self.state = "telling"
+
+    def abandon(self, reason: str) -> None:
+        """Have the others told that there is no checkpoint, since process 0 could not write or commit it."""
+        assert self.outcome is None, self.outcome
+        self._abandon(refused={0: reason})
+        if self.state == "announcing":
+            self.state = "told"  # nobody knows of it
+
+    def _abandon(self, *, silent: tuple[int, ...] = (), refused: Mapping[int, str] | None = None) -> None:
+        self.outcome = SaveOutcome(
+            version=self.announcement.version, committed=False, silent=silent, refused=refused or {}
+        )
+        if self.state != "announcing":
+            self.state = "telling"
+
+    def error(self) -> SaveAbandonedError | None:
+        """Return the error of a save that was abandoned, or None."""
+        return _error(self._exchange.process, self.announcement, self.outcome)
+
+
+class JoinSave:
+    """The side of every other process.
+
+    Args:
+        exchange: The messages of the save.
+        number: Its number.
+        step: The training step whose values this process has copied.
+        limit_s: How long to wait for the announcement, in seconds.
+        settled: The save up to which this process knows the end of each.
+
+    Attributes:
+        announcement: The save, once it is announced.
+        outcome: Its end, once it is known.
+        state: See the module; ``"settled"`` and ``"lost"`` are final.
+    """
+
+    def __init__(
+        self, exchange: Exchange, number: int, *, step: int, limit_s: float, settled: int = 0
+    ) -> None:
+        self._exchange = exchange
+        self._step = step
+        self._waited_s = limit_s
+        self._settled = settled
+        self._give_up: float | None = None
+        self._answer: dict[str, Any] = {}
+        self.number = number
+        self.announcement: Announcement | None = None
+        self.outcome: SaveOutcome | None = None
+        self.state: Literal[
+            "waiting", "announced", "checking", "reporting", "reported", "settled", "lost"
+        ] = "waiting"
+
+    @property
+    def needs_steps(self) -> bool:
+        """True except where it waits for this process's part, and when it is over."""
+        return self.state not in ("announced", "settled", "lost")
+
+    def step(self, now: float) -> bool:
+        """Make at most one call of `Messages`; see `ckptstore.distributed.driver.Machine`."""
+        if self._give_up is None:
+            self._give_up = now + self._waited_s
+        match self.state:
+            case "waiting":
+                return self._wait(now, self._give_up)
+            case "checking":
+                # A save that is decided is not reported to: nobody would read it.
+                if not self._look_for_end():
+                    self.state = "reporting"
+                return True
+            case "reporting":
+                self._exchange.answer(self._answer)
+                assert self.announcement is not None
+                self._waited_s = self.announcement.limit_s + self.announcement.commit_limit_s
+                self._give_up = now + self._waited_s
+                self.state = "reported"
+                return True
+            case "reported":
+                if not self._look_for_end() and now >= self._give_up:
+                    self.state = "lost"
+                return self.state != "reported"
+            case _:
+                return False
+
+    def _wait(self, now: float, give_up: float) -> bool:
+        offered = self._exchange.offered()
+        if offered is None:
+            if now >= give_up:
+                self.state = "lost"
+            return self.state == "lost"
+        self.announcement = Announcement(**offered)
+        self.state = "announced"
+        if self.announcement.step != self._step:
+            self.refuse(f"is at step {self._step}, and step {self.announcement.step} was announced")
+        return True
+
+    def _look_for_end(self) -> bool:
+        decided = self._exchange.decision()
+        if decided is not None:
+            self.outcome = SaveOutcome.from_json(decided)
+            self.state = "settled"
+        return decided is not None
+
+    def report(self, *, member: str, nbytes: int, digest: str, description: Any = None) -> None:
+        """Have this process's part reported, which is durable; see `Report`. Of a save that has ended it is not."""
+        report = Report(
+            process=self._exchange.process,
+            member=member,
+            nbytes=nbytes,
+            digest=digest,
+            description=description,
+            settled=self._settled,
+        )
+        self._begin_answer(asdict(report))
+
+    def refuse(self, reason: str) -> None:
+        """Have it reported that this process has no part, so that the save ends at once for all."""
+        self._begin_answer({"refused": reason})
+
+    def _begin_answer(self, answer: dict[str, Any]) -> None:
+        assert self.state == "announced", self.state
+        self._answer = answer
+        self.state = "checking"
+
+    def error(self) -> SaveAbandonedError | SaveEndUnknownError | None:
+        """Return the error of a save that was abandoned, or whose end is not known; None if it was committed."""
+        announcement = self.announcement
+        if self.state == "lost":
+            return SaveEndUnknownError(
+                process=self._exchange.process,
+                save=self.number,
+                version=None if announcement is None else announcement.version,
+                limit_s=self._waited_s,
+            )
+        return None if announcement is None else _error(self._exchange.process, announcement, self.outcome)
+
+
+def _error(
+    process: int, announcement: Announcement, outcome: SaveOutcome | None
+) -> SaveAbandonedError | None:
+    if outcome is None or outcome.committed:
+        return None
+    return SaveAbandonedError(
+        process=process,
+        save=announcement.number,
+        version=announcement.version,
+        silent=outcome.silent,
+        refused=outcome.refused,
+        limit_s=announcement.limit_s,
+    )

@@ -1,0 +1,232 @@
+"""Errors of a training by several processes: messages that did not come, saves and resumes that failed together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ckptstore.errors.base import CheckpointStoreError
+
+
+class DistributedError(CheckpointStoreError):
+    """Several processes that train together could not do something together; each of them raises one of these.
+
+    Attributes:
+        process: The number of the process that raises this, from 0.
+    """
+
+    process: int
+
+
+class MessageTimeoutError(DistributedError, TimeoutError):
+    """A message of another process did not come within the limit.
+
+    Attributes:
+        key: Its key.
+        limit_s: How long it was waited for.
+    """
+
+    key: str
+    limit_s: float
+
+    def __init__(self, *, process: int, key: str, limit_s: float) -> None:
+        super().__init__(
+            f"process {process} has waited {limit_s:g} s for the message {key!r}",
+            hint="the process that sends it is dead, stopped, or slower than the limit: see its log",
+            process=process,
+            key=key,
+            limit_s=limit_s,
+        )
+
+
+class MessagesLostError(DistributedError, ConnectionError):
+    """The service that carries messages between the processes does not answer.
+
+    Attributes:
+        key: The key of the message.
+        service: The service, such as ``"jax.distributed"``.
+        reason: What it said, or how long it was waited for.
+    """
+
+    key: str
+    service: str
+    reason: str
+
+    def __init__(self, *, process: int, key: str, service: str, reason: str) -> None:
+        super().__init__(
+            f"process {process} cannot reach {service} for the message {key!r}: {reason}",
+            hint="the service lives in process 0, or in what started the job: see whether that is alive, and start "
+            "the job again",
+            process=process,
+            key=key,
+            service=service,
+            reason=reason,
+        )
+
+
+class MessageConflictError(DistributedError, RuntimeError):
+    """There is another message of this key: a message is written once.
+
+    Attributes:
+        key: The key.
+        present: The message that there is.
+    """
+
+    key: str
+    present: str
+
+    def __init__(self, *, process: int, key: str, present: str) -> None:
+        shown = present if len(present) <= 60 else f"{present[:60]}…"
+        super().__init__(
+            f"process {process} cannot send the message {key!r}: there is another one, {shown!r}",
+            hint="two processes have the same number, or two trainings of one job the same name",
+            process=process,
+            key=key,
+            present=present,
+        )
+
+
+class JobIncompleteError(DistributedError, TimeoutError):
+    """Not all processes of the job came to where they begin together, within the limit.
+
+    Attributes:
+        processes: The number of processes.
+        silent: The numbers of those that did not come.
+        limit_s: How long they were waited for.
+    """
+
+    processes: int
+    silent: tuple[int, ...]
+    limit_s: float
+
+    def __init__(self, *, process: int, processes: int, silent: tuple[int, ...], limit_s: float) -> None:
+        super().__init__(
+            f"process {process} of {processes} has waited {limit_s:g} s for {numbered(silent)} to begin",
+            hint="every process must begin the fit with the same callback; see the logs of those that are missing",
+            process=process,
+            processes=processes,
+            silent=silent,
+            limit_s=limit_s,
+        )
+
+
+class SaveAbandonedError(DistributedError, RuntimeError):
+    """A save by several processes ended without a checkpoint; the training can go on.
+
+    Attributes:
+        save: The number of the save.
+        version: The version that it would have had, or None if it was never announced here.
+        silent: The processes that did not report within the limit.
+        refused: The processes that could not take part, and why.
+        limit_s: The limit.
+    """
+
+    save: int
+    version: int | None
+    silent: tuple[int, ...]
+    refused: Mapping[int, str]
+    limit_s: float
+
+    def __init__(
+        self,
+        *,
+        process: int,
+        save: int,
+        version: int | None,
+        silent: tuple[int, ...] = (),
+        refused: Mapping[int, str] | None = None,
+        limit_s: float,
+    ) -> None:
+        refused = dict(refused or {})
+        reasons = [f"process {number}: {reason}" for number, reason in sorted(refused.items())]
+        if silent:
+            reasons.append(f"{numbered(silent)} did not report within {limit_s:g} s")
+        named = "" if version is None else f" (version {version})"
+        super().__init__(
+            f"save {save}{named} was abandoned: {'; '.join(reasons)}",
+            hint="no checkpoint was made; what its files held is removed later; see the logs of these processes",
+            process=process,
+            save=save,
+            version=version,
+            silent=silent,
+            refused=refused,
+            limit_s=limit_s,
+        )
+
+
+class SaveEndUnknownError(DistributedError, TimeoutError):
+    """Process 0 has not told within the limit how a save by several processes ended: the checkpoint may exist.
+
+    Attributes:
+        save: The number of the save.
+        version: Its version, or None if it was never announced here.
+        limit_s: How long it was waited for.
+    """
+
+    save: int
+    version: int | None
+    limit_s: float
+
+    def __init__(self, *, process: int, save: int, version: int | None, limit_s: float) -> None:
+        what = "that it begins" if version is None else f"how it ended (version {version})"
+        super().__init__(
+            f"process {process} has waited {limit_s:g} s for process 0 to tell of save {save}: {what}",
+            hint="if the checkpoint exists is in the store: ckptstore ls; see the log of process 0",
+            process=process,
+            save=save,
+            version=version,
+            limit_s=limit_s,
+        )
+
+
+class ResumeRefusedError(DistributedError, RuntimeError):
+    """The processes could not agree to begin from the same checkpoint; no process has begun.
+
+    Attributes:
+        version: The checkpoint that was offered last; None for a beginning from scratch, or where none was offered.
+        silent: The processes that did not answer within the limit.
+        refused: The processes that could not, and why.
+    """
+
+    version: int | None
+    silent: tuple[int, ...]
+    refused: Mapping[int, str]
+
+    def __init__(
+        self,
+        *,
+        process: int,
+        version: int | None,
+        silent: tuple[int, ...] = (),
+        refused: Mapping[int, str] | None = None,
+        limit_s: float,
+    ) -> None:
+        refused = dict(refused or {})
+        reasons = [f"process {number}: {reason}" for number, reason in sorted(refused.items())]
+        if silent:
+            reasons.append(f"{numbered(silent)} did not answer within {limit_s:g} s")
+        what = "begin" if version is None else f"resume from version {version}"
+        super().__init__(
+            f"the processes cannot {what} together: {'; '.join(reasons)}",
+            hint="every process needs the same program and the same store: a directory that all of them see",
+            process=process,
+            version=version,
+            silent=silent,
+            refused=refused,
+            limit_s=limit_s,
+        )
+
+
+def numbered(processes: tuple[int, ...]) -> str:
+    """Return ``"process 3"`` or ``"processes 3 and 5"``; of many, the first and their number.
+
+    Example:
+        >>> numbered((3,)), numbered((1, 2, 3))
+        ('process 3', 'processes 1, 2 and 3')
+    """
+    names: list[Any] = [*processes]
+    if len(names) == 1:
+        return f"process {names[0]}"
+    if len(names) > 8:
+        names = [*names[:7], f"{len(names) - 7} others"]
+    return f"processes {', '.join(map(str, names[:-1]))} and {names[-1]}"
