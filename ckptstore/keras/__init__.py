@@ -3,5 +3,5 @@
 Rooms, each importing those before it: `private` (interfaces that Keras does not promise), `state` (live values as plain
 state), `model` (whole models).
 
-May import: formats, system and the words.
+May import: distributed, formats, system and the words.
 """

@@ -1,9 +1,11 @@
-"""Trains in two processes that belong together; prints how each of its attempts to save ended.
+"""Runs a function in two processes that belong together, as a backend connects them.
 
-    python process_groups.py FOLDER
+    python process_groups.py FOLDER MODULE:FUNCTION
 
-imports the backend once, forks two processes, and connects them as the backend does: jax.distributed, torch.distributed
-with gloo, or TensorFlow's MultiWorkerMirroredStrategy. The output is a line of JSON for each process.
+imports the backend once, forks two processes, and connects them: by jax.distributed, torch.distributed with gloo, or
+TensorFlow's MultiWorkerMirroredStrategy. Each calls the function with its number, the folder, and the scope in which a
+model is to be made. The output is a line of JSON for each process, with what the function has returned, and one with
+the names of the files in the folder.
 """
 
 from __future__ import annotations
@@ -15,16 +17,17 @@ import subprocess
 import sys
 import time
 import traceback
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 BACKEND = os.environ["KERAS_BACKEND"]
 
 
-def attempts_of(backend: str, folder: Path) -> list[dict[str, Any]]:
-    """Return what the attempts came to, of each process."""
+def results_of(backend: str, folder: Path, function: str) -> list[Any]:
+    """Return what a function has returned in each process, and the names of the files that there are then."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", __file__, folder],
+        [sys.executable, "-W", "ignore", __file__, folder, function],
         env={
             **os.environ,
             "KERAS_BACKEND": backend,
@@ -62,52 +65,11 @@ def _connect(rank: int, ports: list[int]) -> Any:
     return nullcontext()
 
 
-def _attempt(rank: int, ports: list[int], folder: Path) -> dict[str, Any]:
-    import keras
-    import numpy as np
-
-    import ckptstore
-
-    with _connect(rank, ports):
-        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-        model.compile("adam", "mse")
-    callbacks = {
-        "StoreCheckpoint": lambda: ckptstore.StoreCheckpoint(folder / "store"),
-        "ModelCheckpoint": lambda: ckptstore.ModelCheckpoint(folder / "models" / "best.keras"),
-        "BackupAndRestore": lambda: ckptstore.BackupAndRestore(folder / "backup"),
-    }
-    data = np.ones((8, 2), "float32"), np.ones((8, 1), "float32")
-    found: dict[str, Any] = {}
-
-    def attempt(name: str, action: Any) -> None:
-        began = time.monotonic()
-        try:
-            action()
-            error = None
-        except Exception as raised:
-            error = [type(raised).__name__, str(raised), getattr(raised, "process", None)]
-        found[name] = [error, time.monotonic() - began]
-
-    def train(callback: Any) -> None:
-        if BACKEND == "tensorflow":
-            # Keras' own fit fails there before it calls a callback, with or without one; other loops call them.
-            keras.callbacks.CallbackList([callback], model=model).on_train_begin()
-        model.fit(*data, verbose=0, batch_size=4, callbacks=[callback])
-
-    for name, made in callbacks.items():
-        attempt(name, lambda made=made: train(made()))
-    if rank == 0:
-        # The other process takes no part in these.
-        attempt("alone", lambda: train(callbacks["StoreCheckpoint"]()))
-        with ckptstore.CheckpointStore(folder / "by-hand") as store:
-            attempt("save", lambda: store.save(model, epoch=0))
-    return found
-
-
-def _child(rank: int, ports: list[int], folder: Path) -> None:
+def _child(rank: int, ports: list[int], folder: Path, function: str) -> None:
     result = folder / f"{rank}.json"
     try:
-        found = _attempt(rank, ports, folder)
+        module, _, name = function.partition(":")
+        found = getattr(import_module(module), name)(rank, folder, _connect(rank, ports))
     except BaseException:
         found = {"error": traceback.format_exc()}
     (folder / f"{rank}.tmp").write_text(json.dumps(found))
@@ -136,7 +98,7 @@ def main() -> None:
         children.append(os.fork())
         if children[-1] == 0:
             os.dup2(2, 1)
-            _child(rank, ports, folder)
+            _child(rank, ports, folder, sys.argv[2])
     for child in children:
         os.waitpid(child, 0)
     for rank in range(2):

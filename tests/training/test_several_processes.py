@@ -6,14 +6,14 @@ from pathlib import Path
 
 import keras
 
-from process_groups import attempts_of
+from process_groups import results_of
 
 BACKEND = keras.backend.backend()
 CALLBACKS = ("StoreCheckpoint", "ModelCheckpoint", "BackupAndRestore")
 
 
 def test_a_fit_in_several_processes_is_refused_in_each(tmp_path: Path) -> None:
-    *processes, made = attempts_of(BACKEND, tmp_path)
+    *processes, made = results_of(BACKEND, tmp_path, "several_process_fits:attempts")
     for number, found in enumerate(processes):
         assert "error" not in found, found["error"]
         names = [*CALLBACKS, "alone"] if number == 0 else CALLBACKS

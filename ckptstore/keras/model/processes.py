@@ -1,29 +1,14 @@
-"""Detection of several processes that train one model together; asks no other process, and so waits for none."""
+"""Refuses what several processes that train one model together cannot do; asks no other process, waits for none."""
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass
 from typing import Any
 
 import keras
 
+from ckptstore.distributed.job import Job
 from ckptstore.errors import SeveralProcessesError
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessGroup:
-    """The processes that train together.
-
-    Attributes:
-        by: What connects them.
-        processes: Their number, more than one.
-        process: The number of this one.
-    """
-
-    by: str
-    processes: int
-    process: int
+from ckptstore.keras.private import find_job
 
 
 def refuse_fit_in_several_processes(callback: object, model: Any) -> None:
@@ -32,9 +17,9 @@ def refuse_fit_in_several_processes(callback: object, model: Any) -> None:
     Raises:
         SeveralProcessesError: There are several.
     """
-    group = process_group(model)
-    if group is not None:
-        _refuse(type(callback).__name__, group)
+    job = find_job(keras.backend.backend(), model)
+    if job is not None and job.has_others:
+        _refuse(type(callback).__name__, job)
 
 
 def refuse_shared_arrays(operation: str, model: Any) -> None:
@@ -45,51 +30,10 @@ def refuse_shared_arrays(operation: str, model: Any) -> None:
     Raises:
         SeveralProcessesError: There are several.
     """
-    group = None if keras.backend.backend() == "torch" else process_group(model)
-    if group is not None:
-        _refuse(operation, group)
+    job = None if keras.backend.backend() == "torch" else find_job(keras.backend.backend(), model)
+    if job is not None and job.has_others:
+        _refuse(operation, job)
 
 
-def process_group(model: Any) -> ProcessGroup | None:
-    """Return the processes that train a model together, or None if this one trains it alone.
-
-    Example:
-        >>> process_group(None) is None
-        True
-    """
-    backend = keras.backend.backend()
-    found = {"jax": _of_jax, "torch": _of_torch, "tensorflow": _of_tensorflow}.get(backend, _of_none)(model)
-    return found if found is not None and found.processes > 1 else None
-
-
-def _refuse(operation: str, group: ProcessGroup) -> None:
-    raise SeveralProcessesError(
-        operation=operation, by=group.by, processes=group.processes, process=group.process
-    )
-
-
-def _of_none(model: Any) -> None:
-    return None
-
-
-def _of_jax(model: Any) -> ProcessGroup:
-    import jax
-
-    return ProcessGroup("jax.distributed", jax.process_count(), jax.process_index())
-
-
-def _of_torch(model: Any) -> ProcessGroup | None:
-    distributed: Any = sys.modules.get("torch.distributed")
-    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
-        return None
-    return ProcessGroup("torch.distributed", distributed.get_world_size(), distributed.get_rank())
-
-
-def _of_tensorflow(model: Any) -> ProcessGroup | None:
-    strategy = getattr(model, "distribute_strategy", None)
-    resolver = getattr(strategy, "cluster_resolver", None)
-    if resolver is None:
-        return None
-    jobs = resolver.cluster_spec().as_dict()
-    processes = sum(len(jobs.get(job, ())) for job in ("chief", "worker"))
-    return ProcessGroup(type(strategy).__name__, processes, resolver.task_id or 0)
+def _refuse(operation: str, job: Job) -> None:
+    raise SeveralProcessesError(operation=operation, by=job.by, processes=job.processes, process=job.process)

@@ -55,14 +55,26 @@ in a Keras that lacks it. `modules` imports Keras' inner modules; a module that 
 `hooks`
     Uses: ``EpochIterator.catch_stop_iteration``, ``Model.train_function``.
     Fallback: an exception that a script catches is not recorded as the end of its training.
-`jax_train_state`
+`backends.jax_train_state`
     Uses: ``Callback._model``, ``Model._jax_state``, ``_jax_state_synced``, ``Variable._direct_assign``, ``_value``,
     ``_dtype``.
     Fallback: Keras' own ``Model.jax_state_sync``, which is slower.
-`tensorflow_random`
+`backends.tensorflow_random`
     Uses: ``Model.make_train_function(force=True)`` and the closure of what it makes; TensorFlow's own
     ``gen_random_ops``, ``gen_stateful_random_ops``, ``ResourceVariable``, ``Context._rng``.
     Fallback: steps are traced as they are, and the resume is not exact.
+`backends.jax_job`
+    Uses: ``jax._src.distributed.global_state`` with ``client``, ``process_id``, ``num_processes`` and
+    ``preemption_sync_manager``; of the client ``key_value_set``, ``blocking_key_value_get``, ``key_value_try_get``
+    where there is one, ``key_value_dir_get``, ``key_value_delete``. Tested with JAX 0.4.38 and 0.10.2.
+    Fallback: the job's processes are counted by public JAX, no messages can be sent, and `Job.lacks_messages` says so.
+`backends.torch_job`
+    Uses: ``_get_default_store`` of ``torch.distributed.distributed_c10d``. Tested with torch 2.13.
+    Fallback: a connection of its own to the store at ``MASTER_ADDR`` and ``MASTER_PORT``; without these as above.
+`backends.tensorflow_job`
+    Uses: ``tensorflow.python.eager.context.context()`` with ``set_config_key_value``, ``get_config_key_value`` and
+    ``delete_config_key_value``. Tested with TensorFlow 2.20.
+    Fallback: as for JAX.
 `user_attributes`
     Uses: ``Layer._flatten_layers``, and the attributes that the methods of Keras' classes
     assign; of torch's modules ``_parameters`` and ``_buffers``.
@@ -77,9 +89,17 @@ in a Keras that lacks it. `modules` imports Keras' inner modules; a module that 
 Of Keras' private interfaces these use nothing: `capture` (the captured parts of a model, as records), `fallback`, and
 `hooks` (wrapped methods of single objects).
 
-May import: formats, system and the words.
+May import: distributed, formats, system and the words.
 """
 
+from ckptstore.keras.private.backends.jax_train_state import (
+    synced,
+    synced_train_state,
+    unsynced_model,
+    wait_for_step,
+)
+from ckptstore.keras.private.backends.jobs import find_job, messages_of, preemption_signals
+from ckptstore.keras.private.backends.tensorflow_random import eager_draws, step_draws
 from ckptstore.keras.private.building import all_layers_built, build_from_record, build_record, trace_step
 from ckptstore.keras.private.callback_attributes import (
     is_keras_class,
@@ -97,12 +117,6 @@ from ckptstore.keras.private.epoch_data import (
 )
 from ckptstore.keras.private.fit_loop import FitLoop, running_fit, start_at_epoch
 from ckptstore.keras.private.global_seed import global_seed, reset_global_seed
-from ckptstore.keras.private.jax_train_state import (
-    synced,
-    synced_train_state,
-    unsynced_model,
-    wait_for_step,
-)
 from ckptstore.keras.private.legacy_h5 import save_legacy_h5
 from ckptstore.keras.private.loading import load_variables
 from ckptstore.keras.private.messages import print_message
@@ -115,7 +129,6 @@ from ckptstore.keras.private.optimizers import (
     variables_trained_by,
 )
 from ckptstore.keras.private.saving import NoConfigurationError, capture_model, config_documents
-from ckptstore.keras.private.tensorflow_random import eager_draws, step_draws
 from ckptstore.keras.private.user_attributes import (
     is_keras_object,
     layers_of,
@@ -145,6 +158,7 @@ __all__ = [
     "config_documents",
     "copies_on_assign",
     "eager_draws",
+    "find_job",
     "global_seed",
     "has_custom_loading",
     "is_keras_class",
@@ -154,9 +168,11 @@ __all__ = [
     "layers_of",
     "load_variables",
     "logs_mean_loss",
+    "messages_of",
     "metric_directions",
     "names_read_by",
     "optimizers_of",
+    "preemption_signals",
     "print_message",
     "raw_values",
     "reset_global_seed",

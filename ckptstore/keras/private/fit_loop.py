@@ -21,7 +21,8 @@ from typing import Any
 
 import keras
 
-from ckptstore.keras.private import epoch_data, tensorflow_random
+from ckptstore.keras.private import epoch_data
+from ckptstore.keras.private.backends import tensorflow_random
 from ckptstore.keras.private.building import trace_step
 from ckptstore.keras.private.epoch_data import EpochData
 from ckptstore.keras.private.hooks import Hooks, report_errors

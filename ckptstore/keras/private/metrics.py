@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from ckptstore.keras.private.jax_train_state import synced
+from ckptstore.keras.private.backends.jax_train_state import synced
 
 
 def metric_directions(model: Any) -> dict[str, str]:

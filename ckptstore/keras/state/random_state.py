@@ -3,8 +3,8 @@
 States are arrays and JSON, never pickles. Keras' layers have generators of their own (variables of the model); JAX has
 no global one. Other sources cannot be captured here: an unseeded `numpy.random.default_rng()` of the user's, the
 operating system's entropy, random operations for which TensorFlow keeps a state inside a `tf.function` of the user's.
-Those in Keras' compiled steps are captured, see `ckptstore.keras.private.tensorflow_random`. `generators` has the state
-of a single generator object.
+Those in Keras' compiled steps are captured, see `ckptstore.keras.private.backends.tensorflow_random`. `generators` has
+the state of a single generator object.
 """
 
 from __future__ import annotations
