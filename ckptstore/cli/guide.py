@@ -21,6 +21,7 @@ TOPICS = (
     "several-fits",
     "exact",
     "devices",
+    "several-processes",
     "retention",
     "queries",
     "commands",

@@ -185,7 +185,7 @@ class SeveralProcessesError(CheckpointStoreError, RuntimeError):
             f"{operation} works in one process, and this is process {process} of {processes} that train together "
             f"({by})",
             hint="train in one process, on as many devices as it has; or write a loop for torch's DDP in which "
-            "process 0 alone calls store.save: ckptstore guide torch-loops",
+            "process 0 alone calls store.save, and all restore what it names: ckptstore guide several-processes",
             operation=operation,
             by=by,
             processes=processes,

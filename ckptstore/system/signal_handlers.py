@@ -10,13 +10,15 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from inspect import currentframe
 from pathlib import Path
 from signal import Signals
 from types import FrameType
 from typing import Any, ClassVar, Protocol
 from weakref import WeakSet
+
+from ckptstore.system.native_handlers import NativeHandler
 
 _ECHO_S = 3.0
 _Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
@@ -28,6 +30,10 @@ class Watcher(Protocol):
     @property
     def signals(self) -> tuple[Signals, ...]:
         """The signals that it polls for."""
+
+    @property
+    def takes_over(self) -> Collection[Signals]:
+        """The signals whose handler from outside Python it may replace while it polls."""
 
     @property
     def is_polled(self) -> Callable[[FrameType | None], bool] | None:
@@ -63,6 +69,7 @@ class SharedHandlers:
         # Weak: a callback that was dropped without `uninstall` no longer polls, and must not swallow a signal.
         self.watchers: WeakSet[Watcher] = WeakSet()
         self.old_handlers: dict[Signals, _Handler] = {}
+        self.native: dict[Signals, NativeHandler] = {}
         self._received_at = 0.0
         self._old_handler_called = False
 
@@ -86,12 +93,22 @@ class SharedHandlers:
             if number in self.old_handlers:
                 if handler == self.old_handlers[number]:
                     signal.signal(number, self.handle)
-            elif _is_foreign(number, handler):
+            elif _is_foreign(number, handler) and not self._takes_over(watcher, number):
                 skipped.append(number)
             else:
                 self.old_handlers[number] = handler
                 signal.signal(number, self.handle)
         return tuple(skipped)
+
+    def _takes_over(self, watcher: Watcher, number: Signals) -> bool:
+        """Keep a handler from outside Python aside, to put it back later; returns False if it must stay."""
+        if number not in watcher.takes_over:
+            return False
+        try:
+            self.native[number] = NativeHandler(number)
+        except OSError:
+            return False
+        return True
 
     def end(self) -> None:
         """Remove all watchers, and restore the old handlers."""
@@ -106,9 +123,11 @@ class SharedHandlers:
         for number, handler in self.old_handlers.items():
             if not self._is_watched(number) and signal.getsignal(number) == self.handle:
                 try:
-                    signal.signal(number, handler)
+                    signal.signal(number, signal.SIG_DFL if handler is None else handler)
                 except ValueError:
                     return
+                if number in self.native:
+                    self.native[number].put_back()
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Record the first signal; step aside for a second one, in a child, and when nobody polls."""
@@ -134,7 +153,9 @@ class SharedHandlers:
     def _pass_on(self, number: Signals, frame: FrameType | None) -> None:
         """Do what the signal would have done without us, whatever handler was installed on top of ours."""
         handler = self.old_handlers[number]
-        if callable(handler):
+        if number in self.native and self.received is None:
+            signal.raise_signal(number)  # nobody polls, and the handler from outside Python is there again
+        elif callable(handler):
             handler(number, frame)
         elif handler == signal.SIG_DFL:
             on_top = signal.signal(number, signal.SIG_DFL)

@@ -72,6 +72,8 @@ class StopRequest:
     Args:
         signals: The signals; those that the platform does not know are left out.
         exit_code: The exit code of `TrainingInterrupted`.
+        takes_over: The signals whose handler from outside Python is replaced while this is installed, and put back
+            after it. A backend's own watch for preemption does not see them meanwhile.
 
     Attributes:
         signals: The signals that it polls for.
@@ -91,7 +93,13 @@ class StopRequest:
         None
     """
 
-    def __init__(self, signals: Sequence[Signals] = STOP_SIGNALS, *, exit_code: int = TRY_AGAIN) -> None:
+    def __init__(
+        self,
+        signals: Sequence[Signals] = STOP_SIGNALS,
+        *,
+        exit_code: int = TRY_AGAIN,
+        takes_over: Sequence[Signals] = (),
+    ) -> None:
         for number in signals:
             if getattr(number, "name", "") in _UNCATCHABLE:
                 raise InvalidArgumentError(
@@ -100,6 +108,7 @@ class StopRequest:
         known = signal.valid_signals()
         self.signals = tuple(Signals(number) for number in signals if number in known)
         self.exit_code = exit_code
+        self.takes_over = tuple(takes_over)
         self.skipped: tuple[Signals, ...] = ()
         self.is_polled: Callable[[FrameType | None], bool] | None = None
         self._handlers: SharedHandlers | None = None

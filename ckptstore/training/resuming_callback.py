@@ -11,7 +11,7 @@ import keras
 
 from ckptstore.background.save_queue import Backpressure
 from ckptstore.keras.model.processes import refuse_fit_in_several_processes
-from ckptstore.keras.private import running_fit
+from ckptstore.keras.private import preemption_signals, running_fit
 from ckptstore.system.stop_signals import StopRequest
 from ckptstore.training.saving.arguments import Resume, check_background, refuse_second_resume
 from ckptstore.training.saving.failures import SaveFailures
@@ -159,7 +159,8 @@ class ResumingCallback(SavingCallback, keras.callbacks.Callback):
         self._stop_listening()
 
     def _stop_request(self) -> StopRequest:
-        return StopRequest(self._signals)
+        # Their service would note the signal and let the process live, until the cluster kills it.
+        return StopRequest(self._signals, takes_over=preemption_signals(keras.backend.backend()))
 
     def _listen(self) -> None:
         if self._stop is None and (self._session is None or not self._session.is_open):

@@ -381,6 +381,50 @@ def test_a_handler_from_outside_python_is_left_alone() -> None:
     assert "most recent call first" in ran.err
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists handlers from outside Python")
+def test_a_handler_from_outside_python_is_taken_over_and_put_back() -> None:
+    ran = Ran(
+        """
+        import faulthandler
+        faulthandler.register(signal.SIGUSR1, chain=False)
+        with StopRequest(takes_over=[signal.SIGUSR1]) as stop:
+            echo(*[one.name for one in stop.skipped], stop.installed)
+            send(signal.SIGUSR1)
+            echo(stop.received.name)
+            deliver(stop)
+        echo("behind")
+        send(signal.SIGUSR1)
+        stop = StopRequest(takes_over=[signal.SIGUSR1])
+        stop.install()
+        stop.is_polled = lambda frame: False
+        send(signal.SIGUSR1)
+        echo(stop.received)
+        """
+    )
+    assert ran.lines == ["True", "SIGUSR1", "TrainingInterrupted 75", "behind", "None"]
+    # Once behind the first request, and once when nobody polled.
+    assert ran.err.count("most recent call first") == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists handlers from outside Python")
+def test_a_second_signal_ends_the_process_whose_handler_was_taken_over() -> None:
+    program = """
+        import faulthandler
+        faulthandler.register(signal.SIGUSR1, chain=False)
+        stop = StopRequest(takes_over=[signal.SIGUSR1])
+        stop.install()
+        send(signal.SIGUSR1)
+        import ckptstore.system.signal_handlers as handlers
+        handlers.SharedHandlers.current._received_at -= 60
+        echo("once")
+        send(signal.SIGUSR1)
+        echo("twice")
+        """
+    ran = Ran(program)
+    assert ran.lines == ["once"]
+    assert ran.code == -signal.SIGUSR1
+
+
 def test_a_handler_that_python_does_not_know_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     known = signal.getsignal
     monkeypatch.setattr(
