@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, Literal
 
 from ckptstore.distributed.messages import Messages
@@ -117,7 +118,7 @@ class JoinMeeting:
         self._since: float | None = None
         self.token = ""
         self.silent: tuple[int, ...] = (0,)
-        self.state: Literal["looking", "signing", "signed", "passed", "met", "failed"] = "looking"
+        self.state: Literal["looking", "signing", "signed", "met", "failed"] = "looking"
 
     @property
     def needs_steps(self) -> bool:
@@ -130,7 +131,7 @@ class JoinMeeting:
         # Process 0 waits for the limit, and then says who is missing: that must still be heard.
         is_over = now >= self._since + 2 * self._limit_s
         match self.state:
-            case "looking" | "passed" | "signed":
+            case "looking" | "signed":
                 done = self._look()
             case "signing":
                 self._sign()
@@ -151,9 +152,6 @@ class JoinMeeting:
         if newer in found:
             self._number += 1
             self.token = found[newer]
-            self.state = "passed"  # there may be a newer one
-            return True
-        if self.state == "passed":
             self.state = "signing"
             return True
         return False
@@ -166,12 +164,10 @@ class JoinMeeting:
         return True
 
     def _sign(self) -> None:
-        try:
+        # A token of the past has another name there. It is not told apart here: nobody will be welcomed by it.
+        with suppress(MessageConflictError):
             self._messages.put(f"{ROOT}/{self.token}/join/{self._messages.process}", self._own_name)
-        except MessageConflictError:
-            self.state = "looking"  # signed by this process of an earlier job: a token of the past
-        else:
-            self.state = "signed"
+        self.state = "signed"
 
     def error(self) -> JobIncompleteError:
         """Return the error of a meeting that failed."""

@@ -49,6 +49,8 @@ def test_the_processes_meet_past_everything_that_an_earlier_job_can_leave(proces
             meetings = [program.machine for program in model.programs.values()]
             # None has met with the past.
             assert all(one.token == "new-token" for one in meetings if one.state == "met")
+            # The past tells nobody that somebody is missing now.
+            assert model.now or all(one.state != "failed" for one in meetings)
             # Whoever has met has met with all.
             if any(one.state == "met" for one in meetings):
                 assert meetings[0].state in ("telling", "met")
