@@ -51,6 +51,13 @@ class Exchange:
         """Return what process 0 has offered, or None."""
         return self._look("offer")
 
+    def offered_or_decided(self) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+        """Return what process 0 has offered and decided, each or None, by one look."""
+        keys = [f"{self._prefix}/offer", f"{self._prefix}/decision"]
+        found = self._messages.present(keys)
+        offered, decided = (json.loads(found[key]) if key in found else None for key in keys)
+        return offered, decided
+
     def answer(self, value: Mapping[str, Any]) -> None:
         """Answer the offer; by each other process."""
         self._put(f"answer/{self.process}", value)

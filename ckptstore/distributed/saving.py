@@ -168,22 +168,22 @@ class LeadSave:
         self.state = "telling"
 
     def abandon(self, reason: str) -> None:
-        """Have the others told that there is no checkpoint, since process 0 could not write or commit it."""
+        """Have the others told that there is no checkpoint: process 0 could not write or commit it, or left it out.
+
+        They are told as well where it was never announced: no process waits for it, or writes a part of it.
+        """
         assert self.outcome is None, self.outcome
         self._abandon(refused={0: reason})
-        if self.state == "announcing":
-            self.state = "told"  # nobody knows of it
 
     def _abandon(self, *, silent: tuple[int, ...] = (), refused: Mapping[int, str] | None = None) -> None:
         self.outcome = SaveOutcome(
             version=self.announcement.version, committed=False, silent=silent, refused=refused or {}
         )
-        if self.state != "announcing":
-            self.state = "telling"
+        self.state = "telling"
 
     def error(self) -> SaveAbandonedError | None:
         """Return the error of a save that was abandoned, or None."""
-        return _error(self._exchange.process, self.announcement, self.outcome)
+        return _error(self._exchange.process, self.announcement.number, self.announcement, self.outcome)
 
 
 class JoinSave:
@@ -250,12 +250,16 @@ class JoinSave:
                 return False
 
     def _wait(self, now: float, give_up: float) -> bool:
-        offered = self._exchange.offered()
-        if offered is None:
+        offered, decided = self._exchange.offered_or_decided()
+        if offered is not None:
+            self.announcement = Announcement(**offered)
+        if decided is not None:
+            self._settle(decided)  # this process is too late, and need not write its part
+            return True
+        if self.announcement is None:
             if now >= give_up:
                 self.state = "lost"
             return self.state == "lost"
-        self.announcement = Announcement(**offered)
         self.state = "announced"
         if self.announcement.step != self._step:
             self.refuse(f"is at step {self._step}, and step {self.announcement.step} was announced")
@@ -264,9 +268,12 @@ class JoinSave:
     def _look_for_end(self) -> bool:
         decided = self._exchange.decision()
         if decided is not None:
-            self.outcome = SaveOutcome.from_json(decided)
-            self.state = "settled"
+            self._settle(decided)
         return decided is not None
+
+    def _settle(self, decided: Mapping[str, Any]) -> None:
+        self.outcome = SaveOutcome.from_json(decided)
+        self.state = "settled"
 
     def report(self, *, member: str, nbytes: int, digest: str, description: Any = None) -> None:
         """Have this process's part reported, which is durable; see `Report`. Of a save that has ended it is not."""
@@ -299,19 +306,19 @@ class JoinSave:
                 version=None if announcement is None else announcement.version,
                 limit_s=self._waited_s,
             )
-        return None if announcement is None else _error(self._exchange.process, announcement, self.outcome)
+        return _error(self._exchange.process, self.number, announcement, self.outcome)
 
 
 def _error(
-    process: int, announcement: Announcement, outcome: SaveOutcome | None
+    process: int, number: int, announcement: Announcement | None, outcome: SaveOutcome | None
 ) -> SaveAbandonedError | None:
     if outcome is None or outcome.committed:
         return None
     return SaveAbandonedError(
         process=process,
-        save=announcement.number,
-        version=announcement.version,
+        save=number,
+        version=outcome.version,
         silent=outcome.silent,
         refused=outcome.refused,
-        limit_s=announcement.limit_s,
+        limit_s=0.0 if announcement is None else announcement.limit_s,
     )

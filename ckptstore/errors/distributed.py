@@ -43,7 +43,7 @@ class MessagesLostError(DistributedError, ConnectionError):
     """The service that carries messages between the processes does not answer.
 
     Attributes:
-        key: The key of the message.
+        key: The key of the message; empty where there is no way to send any.
         service: The service, such as ``"jax.distributed"``.
         reason: What it said, or how long it was waited for.
     """
@@ -54,7 +54,7 @@ class MessagesLostError(DistributedError, ConnectionError):
 
     def __init__(self, *, process: int, key: str, service: str, reason: str) -> None:
         super().__init__(
-            f"process {process} cannot reach {service} for the message {key!r}: {reason}",
+            f"process {process} cannot reach {service}{f' for the message {key!r}' if key else ''}: {reason}",
             hint="the service lives in process 0, or in what started the job: see whether that is alive, and start "
             "the job again",
             process=process,

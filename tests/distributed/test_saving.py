@@ -200,8 +200,7 @@ def test_a_report_of_a_save_that_was_abandoned_is_not_sent() -> None:
     before = dict(service.values)
     late = other.join_save(step=10, limit_s=5.0)
     drive(late)
-    late.report(member="1.h5", nbytes=4, digest="d")
-    drive(late)
+    # It need not even write its part.
     assert late.state == "settled"
     assert service.values == before
     assert str(late.error()) == str(error)
@@ -220,6 +219,34 @@ def test_a_report_of_a_save_that_was_abandoned_is_not_sent() -> None:
     drive(join)
     assert join.error() is None
     assert join.outcome == lead.outcome
+
+
+def test_a_part_that_is_written_too_late_is_not_reported() -> None:
+    service, (leader, other) = sessions(2)
+    lead = leader.lead_save(version=7, upload="u", step=10, limit_s=20.0)
+    lead.step(0.0)
+    join = other.join_save(step=10, limit_s=5.0)
+    drive(join)
+    assert join.state == "announced"
+    lead.step(30.0)
+    lead.step(30.0)
+    before = dict(service.values)
+    join.report(member="1.h5", nbytes=4, digest="d")
+    drive(join)
+    assert (join.state, str(join.error())) == ("settled", str(lead.error()))
+    assert service.values == before
+
+
+def test_a_save_that_process_0_leaves_out_is_waited_for_by_nobody() -> None:
+    _, (leader, other) = sessions(2)
+    lead = leader.lead_save(version=7, upload="u", step=10, limit_s=20.0)
+    lead.abandon("a newer one replaces it")
+    drive(lead)
+    join = other.join_save(step=10, limit_s=5.0)
+    assert join.step(0.0)
+    assert join.state == "settled"
+    assert str(join.error()) == str(lead.error()).replace("20 s", "0 s")
+    assert "save 1 (version 7) was abandoned: process 0: a newer one replaces it" in str(join.error())
 
 
 def test_a_process_that_hears_nothing_does_not_know_the_end() -> None:

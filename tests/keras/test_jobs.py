@@ -48,7 +48,7 @@ def test_a_jax_with_another_layout_counts_its_processes_and_says_that_it_has_no_
         assert job is not None
         assert (job.process, job.processes, job.found_in) == (3, 4, "jax.process_count()")
         with pytest.raises(
-            MessagesLostError, match=r"process 3 cannot reach jax\.distributed .* 0\.4\.38 to 0\.10\.2"
+            MessagesLostError, match=r"process 3 cannot reach jax\.distributed: .* 0\.4\.38 to 0\.10\.2"
         ):
             messages_of(job)
         assert preemption_signals("jax") == ()
