@@ -113,4 +113,10 @@ def test_a_cluster_of_tensorflow_is_counted(
     job = find_job("tensorflow", SimpleNamespace(distribute_strategy=Strategy()))
     assert job is not None
     assert (job.process, job.processes) == expected
+    assert job.lacks_messages is None
     assert find_job("tensorflow", SimpleNamespace(distribute_strategy=None)) is None
+    other = SimpleNamespace(cluster_resolver=Strategy.cluster_resolver)
+    job = find_job("tensorflow", SimpleNamespace(distribute_strategy=other))
+    assert job is not None
+    assert (job.by, job.processes) == ("SimpleNamespace", expected[1])
+    assert job.lacks_messages is not None

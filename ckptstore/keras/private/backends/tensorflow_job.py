@@ -14,28 +14,33 @@ _SHORTEST_LOOK_MS = 20
 
 
 def find_job(model: Any) -> Job | None:
-    """Return the processes of a model's strategy, or None where it has no such strategy."""
+    """Return the processes of a model's strategy, or None where its strategy has none."""
     tensorflow: Any = sys.modules.get("tensorflow")
     strategy = getattr(model, "distribute_strategy", None)
-    if tensorflow is None or not isinstance(strategy, tensorflow.distribute.MultiWorkerMirroredStrategy):
+    resolver = getattr(strategy, "cluster_resolver", None)
+    if tensorflow is None or resolver is None:
         return None
-    resolver = strategy.cluster_resolver
-    if resolver is None:
-        return None
+    is_mirrored = isinstance(strategy, tensorflow.distribute.MultiWorkerMirroredStrategy)
     jobs = resolver.cluster_spec().as_dict()
     chiefs = len(jobs.get("chief", ()))
     is_worker = resolver.task_type == "worker"
     return Job(
         kind="tensorflow",
-        by="MultiWorkerMirroredStrategy",
+        by="MultiWorkerMirroredStrategy" if is_mirrored else type(strategy).__name__,
         process=(resolver.task_id or 0) + chiefs * is_worker,
         # A strategy without TF_CONFIG has no cluster: it is one process.
         processes=max(1, chiefs + len(jobs.get("worker", ()))),
         found_in="the strategy's cluster (TF_CONFIG)",
-        lacks_messages=None
-        if _context() is not None
-        else f"TensorFlow {tensorflow.__version__} has its coordination service elsewhere than 2.20",
+        lacks_messages=_lacks_messages(tensorflow, is_mirrored=is_mirrored),
     )
+
+
+def _lacks_messages(tensorflow: Any, *, is_mirrored: bool) -> str | None:
+    if not is_mirrored:
+        return "only a MultiWorkerMirroredStrategy starts a coordination service between its processes"
+    if _context() is None:
+        return f"TensorFlow {tensorflow.__version__} has its coordination service elsewhere than 2.20"
+    return None
 
 
 def _context() -> Any:
