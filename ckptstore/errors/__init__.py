@@ -39,6 +39,7 @@ from ckptstore.errors.not_found import (
 )
 from ckptstore.errors.storage import (
     DiskFullError,
+    MissingPartsError,
     StorageError,
     StoreRemovedError,
     UnfinishedSaveError,
@@ -71,6 +72,7 @@ __all__ = [
     "LogNotFoundError",
     "MetricNotFoundError",
     "MissingPackageError",
+    "MissingPartsError",
     "ModelMismatchError",
     "ModelNotReadyError",
     "NoResumePointError",
