@@ -365,6 +365,23 @@ def test_what_is_intact_is_read_beside_a_damaged_member(saved: dict[str, bytes])
                 read()
 
 
+def test_a_decoded_variable_is_checked_when_it_is_read(saved: dict[str, bytes]) -> None:
+    """Bytes that a disk returns may change after the payload was verified."""
+    for path, grid in GRIDS.items():
+        part = list(grid.parts())[-1]
+        values = np.ascontiguousarray(ARRAYS[path][tuple(map(slice, part.start, part.stop))]).tobytes()
+        if not values:
+            continue
+        name = member_of(part.owner)
+        changed = saved[name].replace(values, values[:-1] + bytes([values[-1] ^ 1]))
+        with opened(of_members({**saved, name: changed})) as found:
+            snapshot = found.format.decode(found)
+            (damaged,) = (variable for variable in snapshot.variables if variable.path == path)
+            with pytest.raises(CorruptPayloadError, match=f"{name}: {path}/{part.name} differs"):
+                damaged.read()
+            assert all(same(one.read(), ARRAYS[one.path]) for one in snapshot.variables if one is not damaged)
+
+
 # --- the meeting of the processes ----------------------------------------------------------------
 
 

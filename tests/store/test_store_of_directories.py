@@ -37,7 +37,7 @@ KERNELS = {
 
 @pytest.fixture(params=[SHARDED, OTHER])
 def kind(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Which format of directories there is."""
+    """Return the name of the format of directories; it is known until the test ends."""
     with known(request.param):
         yield request.param
 
