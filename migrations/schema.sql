@@ -1,4 +1,4 @@
--- 0005
+-- 0006
 CREATE TABLE alembic_version (
 	version_num VARCHAR(32) NOT NULL,
 	CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
@@ -24,44 +24,6 @@ CREATE TABLE runs (
 	CONSTRAINT uq_runs_name UNIQUE (name),
 	CONSTRAINT ck_runs_holder CHECK ((holder_host IS NULL) = (holder_pid IS NULL) AND (holder_host IS NULL) = (holder_started_at IS NULL))
 );
-
-CREATE TABLE checkpoints (
-	version INTEGER NOT NULL,
-	run_id INTEGER NOT NULL,
-	epoch BIGINT NOT NULL,
-	batch BIGINT,
-	step BIGINT,
-	created_at TEXT NOT NULL,
-	file TEXT NOT NULL,
-	nbytes BIGINT NOT NULL,
-	digest TEXT NOT NULL,
-	format TEXT NOT NULL,
-	state TEXT NOT NULL,
-	resumable BOOLEAN NOT NULL,
-	pinned BOOLEAN NOT NULL,
-	extra TEXT,
-	blocked_s DOUBLE,
-	total_s DOUBLE,
-	CONSTRAINT pk_checkpoints PRIMARY KEY (version),
-	CONSTRAINT uq_checkpoints_run_id_state_version UNIQUE (run_id, state, version),
-	CONSTRAINT uq_checkpoints_file UNIQUE (file),
-	CONSTRAINT ck_checkpoints_version CHECK (version >= 1),
-	CONSTRAINT ck_checkpoints_epoch CHECK (epoch >= 0),
-	CONSTRAINT ck_checkpoints_batch CHECK (batch >= 0),
-	CONSTRAINT ck_checkpoints_step CHECK (step >= 0),
-	CONSTRAINT ck_checkpoints_nbytes CHECK (nbytes >= 0),
-	CONSTRAINT ck_checkpoints_format CHECK (format IN ('keras', 'weights', 'h5')),
-	CONSTRAINT ck_checkpoints_state CHECK (state IN ('complete', 'missing', 'damaged', 'deleting')),
-	CONSTRAINT fk_checkpoints_run_id FOREIGN KEY(run_id) REFERENCES runs (id),
-	CONSTRAINT ck_checkpoints_resumable CHECK (resumable IN (0, 1)),
-	CONSTRAINT ck_checkpoints_pinned CHECK (pinned IN (0, 1))
-);
-
-CREATE INDEX checkpoints_by_state ON checkpoints (state, version);
-
-CREATE INDEX resume_points ON checkpoints (state, resumable, version);
-
-CREATE INDEX resume_points_by_run ON checkpoints (run_id, state, resumable, version);
 
 CREATE TABLE metric_names (
 	id INTEGER NOT NULL,
@@ -259,14 +221,6 @@ CREATE TABLE retention (
  WITHOUT ROWID
 ;
 
-CREATE INDEX checkpoints_by_epoch ON checkpoints (run_id, epoch, version) WHERE state = 'complete';
-
-CREATE INDEX checkpoints_by_step ON checkpoints (run_id, step, version) WHERE state = 'complete';
-
-CREATE INDEX checkpoints_by_time ON checkpoints (run_id, created_at, version) WHERE state = 'complete';
-
-CREATE INDEX unpinned_checkpoints ON checkpoints (run_id, version) WHERE state = 'complete' AND NOT pinned;
-
 CREATE VIEW run_history AS
 SELECT
     runs.name AS run,
@@ -354,5 +308,51 @@ SELECT
 FROM attempts
 JOIN runs ON runs.id = attempts.run_id;
 
-INSERT INTO alembic_version (version_num) VALUES ('0005');
+CREATE TABLE checkpoints (
+	version INTEGER NOT NULL,
+	run_id INTEGER NOT NULL,
+	epoch BIGINT NOT NULL,
+	batch BIGINT,
+	step BIGINT,
+	created_at TEXT NOT NULL,
+	file TEXT NOT NULL,
+	nbytes BIGINT NOT NULL,
+	digest TEXT NOT NULL,
+	format TEXT NOT NULL,
+	state TEXT NOT NULL,
+	resumable BOOLEAN NOT NULL,
+	pinned BOOLEAN NOT NULL,
+	extra TEXT,
+	blocked_s DOUBLE,
+	total_s DOUBLE,
+	CONSTRAINT pk_checkpoints PRIMARY KEY (version),
+	CONSTRAINT uq_checkpoints_run_id_state_version UNIQUE (run_id, state, version),
+	CONSTRAINT uq_checkpoints_file UNIQUE (file),
+	CONSTRAINT ck_checkpoints_version CHECK (version >= 1),
+	CONSTRAINT ck_checkpoints_epoch CHECK (epoch >= 0),
+	CONSTRAINT ck_checkpoints_batch CHECK (batch >= 0),
+	CONSTRAINT ck_checkpoints_step CHECK (step >= 0),
+	CONSTRAINT ck_checkpoints_nbytes CHECK (nbytes >= 0),
+	CONSTRAINT ck_checkpoints_format CHECK (format IN ('keras', 'weights', 'h5', 'sharded')),
+	CONSTRAINT ck_checkpoints_state CHECK (state IN ('complete', 'missing', 'damaged', 'deleting')),
+	CONSTRAINT fk_checkpoints_run_id FOREIGN KEY(run_id) REFERENCES runs (id),
+	CONSTRAINT ck_checkpoints_resumable CHECK (resumable IN (0, 1)),
+	CONSTRAINT ck_checkpoints_pinned CHECK (pinned IN (0, 1))
+);
+
+CREATE INDEX checkpoints_by_state ON checkpoints (state, version);
+
+CREATE INDEX resume_points ON checkpoints (state, resumable, version);
+
+CREATE INDEX resume_points_by_run ON checkpoints (run_id, state, resumable, version);
+
+CREATE INDEX checkpoints_by_epoch ON checkpoints (run_id, epoch, version) WHERE state = 'complete';
+
+CREATE INDEX checkpoints_by_step ON checkpoints (run_id, step, version) WHERE state = 'complete';
+
+CREATE INDEX checkpoints_by_time ON checkpoints (run_id, created_at, version) WHERE state = 'complete';
+
+CREATE INDEX unpinned_checkpoints ON checkpoints (run_id, version) WHERE state = 'complete' AND NOT pinned;
+
+INSERT INTO alembic_version (version_num) VALUES ('0006');
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ckptstore.commit.request import SaveRequest
+from ckptstore.formats.sharded.shards import Shards
 from ckptstore.formats.snapshot import Snapshot, TrainingState, Variable
 from ckptstore.system.arrays import Array
 from ckptstore.system.shared_memory import SharedMemory, aligned
@@ -76,6 +77,7 @@ class MessageWriter:
     def __init__(self) -> None:
         self._variables: tuple[Variable, ...] | None = None
         self._attributes: Mapping[str, Mapping[str, str]] | None = None
+        self._shards: Shards | None = None
         self._structure = _Structure(number=0, spans=(), text=b"", end=_FIRST)
         self._views: dict[int, tuple[tuple[int, int] | None, list[Array]]] = {}
 
@@ -138,18 +140,22 @@ class MessageWriter:
 
     def _structure_of(self, snapshot: Snapshot) -> _Structure:
         # Compared by identity: snapshots of the same structure hold the same tuple.
-        if snapshot.variables is not self._variables or snapshot.attributes is not self._attributes:
+        same = snapshot.variables is self._variables and snapshot.attributes is self._attributes
+        if not same or snapshot.shards is not self._shards:
             self._variables, self._attributes = snapshot.variables, snapshot.attributes
+            self._shards = snapshot.shards
             spans, end = [], _FIRST
             for variable in snapshot.variables:
                 spans.append(_Span(aligned(end), variable.shape, variable.dtype))
                 end = spans[-1].end
             facts = [(variable.path, dict(variable.attributes)) for variable in snapshot.variables]
             attributes = {path: dict(values) for path, values in snapshot.attributes.items()}
+            # Where the processes of a save meet is known to each process by itself.
+            shards = None if snapshot.shards is None else replace(snapshot.shards, reports=None)
             self._structure = _Structure(
                 number=self._structure.number + 1,
                 spans=tuple(spans),
-                text=pickle.dumps((spans, facts, attributes), protocol=5),
+                text=pickle.dumps((spans, facts, attributes, shards), protocol=5),
                 end=end,
             )
         return self._structure
@@ -184,6 +190,7 @@ class MessageReader:
         self._number = 0
         self._variables: tuple[Variable, ...] = ()
         self._attributes: Mapping[str, Mapping[str, str]] = {}
+        self._shards: Shards | None = None
 
     def number(self) -> int:
         """Return the number of the message in the memory; while one is replaced, the number of the newer."""
@@ -211,6 +218,7 @@ class MessageReader:
             attributes=self._attributes,
             documents={name: memory.get(*place) for name, place in body["documents"].items()},
             state=state,
+            shards=self._shards,
         )
         request = replace(body["request"], blocked_s=waited_s)
         return SaveMessage(number=number, request=request, snapshot=snapshot, may_wait=body["may_wait"])
@@ -218,7 +226,7 @@ class MessageReader:
     def _read_structure(self, number: int, offset: int, nbytes: int) -> None:
         if number == self._number:
             return
-        spans, facts, self._attributes = pickle.loads(self._memory.get(offset, nbytes))
+        spans, facts, self._attributes, self._shards = pickle.loads(self._memory.get(offset, nbytes))
         self._variables = tuple(
             Variable(
                 path=path,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +16,7 @@ from ckptstore.report import text
 from ckptstore.report.run_list import run_line
 
 if TYPE_CHECKING:
+    from ckptstore.formats.sharded.shards import Division
     from ckptstore.records import Checkpoint, Mode, Run
     from ckptstore.report.variables import Layout
     from ckptstore.store.store import CheckpointStore
@@ -86,32 +87,48 @@ def show(store_path: Path, ref: str, as_json: bool) -> None:
         checkpoint = store.get(ref)
         attempt = store.attempt_of(checkpoint)
         run = next((run for run in store.runs() if run.name == checkpoint.run), None)
+    from ckptstore.report.division import sharding_table, sizes_text
     from ckptstore.report.variables import layer_table
 
-    layout = _layout(checkpoint)
+    layout, division = _contents(checkpoint)
     if as_json:
         variables = [
-            {"path": path, "shape": shape, "dtype": dtype} for path, (shape, dtype) in layout.items()
+            {"path": path, "shape": shape, "dtype": dtype, **_parts(division, path)}
+            for path, (shape, dtype) in layout.items()
         ]
         number = None if attempt is None else attempt.attempt
         facts = {"run_state": None if run is None else run.state, "attempt": number}
-        print_json({**checkpoint.to_json(), **facts, "variables": variables})
+        sizes = None if division is None else division.sizes
+        print_json({**checkpoint.to_json(), **facts, "process_nbytes": sizes, "variables": variables})
         return
-    print_table(text.details_table(checkpoint, attempt, run))
+    more = {} if division is None else {"shards": sizes_text(division)}
+    print_table(text.details_table(checkpoint, attempt, run, more))
     if layout:
         echo("")
         print_table(layer_table(layout))
+    if division is not None:
+        sharded = sharding_table(division)
+        if any(column.cells for column in sharded.columns):
+            echo("")
+            print_table(sharded)
 
 
-def _layout(checkpoint: Checkpoint) -> Layout:
-    """Return the variables of a checkpoint's payload; where it cannot be read, log why and return none."""
-    from ckptstore.store.contents import layout_of
+def _contents(checkpoint: Checkpoint) -> tuple[Layout, Division | None]:
+    """Return the variables of a checkpoint's payload and their parts; where it cannot be read, log why."""
+    from ckptstore.store.contents import division_of, layout_of
 
     try:
-        return layout_of(checkpoint)
+        return layout_of(checkpoint), division_of(checkpoint)
     except (CorruptPayloadError, StorageError) as error:
         log(f"no table of layers: {printable(error.message)}")
+        return {}, None
+
+
+def _parts(division: Division | None, path: str) -> dict[str, Any]:
+    """Return the number of a variable's parts and its sharding; nothing in a format of one process."""
+    if division is None:
         return {}
+    return {"parts": division.parts[path], "sharding": division.shardings.get(path)}
 
 
 @command

@@ -49,6 +49,7 @@ from ckptstore.errors.not_found import (
 )
 from ckptstore.errors.storage import (
     DiskFullError,
+    MissingPartsError,
     StorageError,
     StoreRemovedError,
     UnfinishedSaveError,
@@ -86,6 +87,7 @@ __all__ = [
     "MessagesLostError",
     "MetricNotFoundError",
     "MissingPackageError",
+    "MissingPartsError",
     "ModelMismatchError",
     "ModelNotReadyError",
     "NoResumePointError",

@@ -23,6 +23,7 @@ RESERVED = ("variables", "documents", "state", "structure", "description")
 _SEAL = '", "description": "' + PREFIX
 _SEAL_LENGTH = len(_SEAL) + 32 + len('"}')
 _BLANK = "0" * 32
+NOT_OURS = "its description is not one that ckptstore writes"
 
 
 def digest_of(data: Any) -> str:
@@ -97,8 +98,36 @@ class DescriptionText:
     ) -> bytes:
         """Return the text, exactly `nbytes` bytes long; all digests are 32 hex digits."""
         digests = (*variables, *(() if state is None else (state,)), *arrays, structure)
-        body = self._template % digests
-        return f'{body}{_SEAL}{xxhash.xxh3_128_hexdigest(body.encode("ascii"))}"}}'.encode("ascii")
+        return sealed(self._template % digests)
+
+
+def sealed(body: str) -> bytes:
+    """Return the text of a description with its own digest as the last field.
+
+    Args:
+        body: A JSON object of ASCII up to the end of its last value, which is a text; without the quote after it.
+    """
+    return f'{body}{_SEAL}{xxhash.xxh3_128_hexdigest(body.encode("ascii"))}"}}'.encode("ascii")
+
+
+def unsealed(source: RandomAccess, text: bytes) -> dict[str, Any]:
+    """Return the JSON object that `sealed` has written, without the digest.
+
+    Raises:
+        CorruptPayloadError: The text is not as it was written.
+    """
+    body = text[:-_SEAL_LENGTH]
+    seal = f'{_SEAL}{xxhash.xxh3_128_hexdigest(body)}"}}'.encode("ascii")
+    if text[len(body) :] != seal:
+        raise source.corrupt("its description is damaged")
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise source.corrupt("its description is not JSON") from error
+    if not isinstance(found, dict):
+        raise source.corrupt(NOT_OURS)
+    del found["description"]
+    return found
 
 
 def parse_description(source: RandomAccess, text: bytes) -> dict[str, Any]:
@@ -107,19 +136,10 @@ def parse_description(source: RandomAccess, text: bytes) -> dict[str, Any]:
     Raises:
         CorruptPayloadError: The text is not as it was written.
     """
-    body = text[:-_SEAL_LENGTH]
-    sealed = f'{_SEAL}{xxhash.xxh3_128_hexdigest(body)}"}}'.encode("ascii")
-    if text[len(body) :] != sealed:
-        raise source.corrupt("its description is damaged")
-    try:
-        found = json.loads(text)
-        is_valid = isinstance(found, dict) and _has_valid_fields(found)
-    except (ValueError, RecursionError) as error:
-        raise source.corrupt("its description is not JSON") from error
-    if not is_valid:
-        raise source.corrupt("its description is not one that ckptstore writes")
-    del found["description"]
-    return dict(found)
+    found = unsealed(source, text)
+    if not _has_valid_fields(found):
+        raise source.corrupt(NOT_OURS)
+    return found
 
 
 def parse_state(source: RandomAccess, text: bytes) -> dict[str, Any]:
@@ -135,7 +155,7 @@ def parse_state(source: RandomAccess, text: bytes) -> dict[str, Any]:
 
 def _has_valid_fields(found: dict[str, Any]) -> bool:
     """Return True if the fields that this module reads have the right types; its digest is no proof of origin."""
-    if not isinstance(found.get("structure"), str) or not _is_digests(found.get("documents")):
+    if not isinstance(found.get("structure"), str) or not is_digests(found.get("documents")):
         return False
     if not _is_entries(found.get("variables")):
         return False
@@ -145,7 +165,8 @@ def _has_valid_fields(found: dict[str, Any]) -> bool:
     return state is None
 
 
-def _is_digests(value: object) -> bool:
+def is_digests(value: object) -> bool:
+    """Return True for an object whose values are all texts."""
     return isinstance(value, dict) and all(isinstance(digest, str) for digest in value.values())
 
 

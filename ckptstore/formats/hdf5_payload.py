@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ckptstore.errors import CorruptPayloadError
+from ckptstore.errors import CorruptPayloadError, InvalidArgumentError
 from ckptstore.formats.contents import Contents, read_array, read_bytes, values_of, view_array
 from ckptstore.formats.description import digest_of, parse_description, parse_state
 from ckptstore.formats.hdf5.reader import StoredDataset
+from ckptstore.formats.sharded import regions
 from ckptstore.formats.snapshot import TrainingState
 from ckptstore.formats.zip_reader import KerasArchive
 from ckptstore.storage.random_access import RandomAccess
@@ -63,8 +64,15 @@ class Hdf5Payload:
         """Return the members of the archive other than the weights; empty for other formats."""
         return {} if self.archive is None else self.archive.documents()
 
-    def state(self) -> TrainingState | None:
+    @property
+    def processes(self) -> int:
+        """1: a file is that of one process."""
+        return 1
+
+    def state(self, process: int = 0) -> TrainingState | None:
         """Return the training state, checked against its digests, or None if there is none."""
+        if process != 0:
+            raise InvalidArgumentError(argument="process", value=process, reason="must be 0 for a file")
         expected = self.description()["state"]
         document, stored = self.contents.document, self.contents.arrays
         if expected is None and document is None and not stored:
@@ -85,6 +93,13 @@ class Hdf5Payload:
             as_views: Paths of variables that the caller copies at once: it gets views of the file instead of copies.
         """
         return _Variables(self, as_views)
+
+    def read_region(self, path: str, start: Sequence[int], stop: Sequence[int], out: Array) -> None:
+        """Read a region of a variable."""
+        regions.read_region(self.source, self.contents.variables[path], start, stop, out)
+
+    def division(self) -> None:
+        """Return None: a file is not divided."""
 
     @contextmanager
     def hdf5(self) -> Iterator[h5py.File]:

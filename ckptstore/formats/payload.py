@@ -1,9 +1,9 @@
 """Payloads of every format, and files like them: encoded, opened, verified and decoded, by the format's own module.
 
 Functions take a payload of a store (`ckptstore.storage.payloads.interface.PayloadRef`), or the path of a file outside
-one. There are three formats so far, told apart by the end of the name: ``.keras`` (Keras' archive of a whole model),
-``.weights.h5`` and ``.h5`` (Keras' older whole-model file). Plain Keras loads each of them, and each carries its own
-description.
+one. There are four formats so far, told apart by the end of the name: ``.keras`` (Keras' archive of a whole model),
+``.weights.h5``, ``.h5`` (Keras' older whole-model file), which plain Keras loads, and ``.sharded``, a directory. Each
+carries its own description.
 """
 
 from __future__ import annotations
@@ -11,15 +11,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from ckptstore.errors import CorruptPayloadError
-from ckptstore.formats.payload_format import EncodedPayload, OpenPayload
+from ckptstore.formats.payload_format import EncodedPayload, OpenPayload, PayloadFormat
 from ckptstore.formats.registry import by_name, format_of
+from ckptstore.formats.sharded.shards import Division
 from ckptstore.formats.snapshot import Snapshot, TrainingState
 from ckptstore.records import Checkpoint
 from ckptstore.storage.payloads.at import payload_of
+from ckptstore.storage.payloads.local_copy import temporary_file
 from ckptstore.storage.payloads.local_reading import LooseFile
 from ckptstore.storage.payloads.stored import StoredPayload
 from ckptstore.system.arrays import Array
@@ -115,8 +118,30 @@ def open_checkpoint(
 
 
 def checkpoint_as_file(checkpoint: Checkpoint) -> AbstractContextManager[Path]:
-    """Return a checkpoint's payload as a local file for the block: itself, or a temporary copy."""
-    return payload_of(checkpoint).as_local_file()
+    """Return a checkpoint as a local file that Keras reads, for the block: its payload, or a temporary copy.
+
+    A payload that is a directory is exported to the temporary file, one variable at a time.
+
+    Raises:
+        CorruptPayloadError: It is exported, and is damaged.
+        StorageError: It cannot be read.
+        OSError: The directory for temporary files is full.
+    """
+    format = by_name(checkpoint.format)
+    if not format.is_directory:
+        return payload_of(checkpoint).as_local_file()
+    return _exported(checkpoint, format)
+
+
+@contextmanager
+def _exported(checkpoint: Checkpoint, format: PayloadFormat) -> Iterator[Path]:
+    file_format = format.exports_as[0]
+    with payload_of(checkpoint).open() as stored:
+        write = partial(
+            format.export, stored, file_format, nbytes=checkpoint.nbytes, digest=checkpoint.digest
+        )
+        with temporary_file(f"model{by_name(file_format).suffix}", write) as path:
+            yield path
 
 
 def read_description(source: Source) -> dict[str, Any]:
@@ -139,6 +164,17 @@ def read_layout(source: Source) -> dict[str, tuple[tuple[int, ...], str]]:
     """
     with open_payload(source) as payload:
         return payload.layout()
+
+
+def read_division(source: Source) -> Division | None:
+    """Return how a payload is divided among processes; None in a format of one process.
+
+    Raises:
+        CorruptPayloadError: It is missing or damaged.
+        StorageError: It cannot be read, which does not mean that it is damaged.
+    """
+    with open_payload(source) as payload:
+        return payload.division()
 
 
 def read_documents(source: Source) -> dict[str, bytes]:

@@ -20,6 +20,8 @@ from ckptstore.system.arrays import Array
 if TYPE_CHECKING:
     import h5py
 
+    from ckptstore.formats.sharded.shards import Division
+
 Progress = Callable[[int], object]
 
 
@@ -117,8 +119,17 @@ class OpenPayload(Protocol):
         """Return what it holds besides arrays, such as the model's configuration, by name; empty where it cannot."""
         ...
 
-    def state(self) -> TrainingState | None:
-        """Return the training state, checked against its digests, or None if there is none."""
+    @property
+    def processes(self) -> int:
+        """The number of processes whose training state it holds; 1 in a format of one process."""
+        ...
+
+    def state(self, process: int = 0) -> TrainingState | None:
+        """Return the training state of a process, checked against its digests, or None if there is none.
+
+        Raises:
+            InvalidArgumentError: `process` is not less than `processes`.
+        """
         ...
 
     def variables(self, as_views: Collection[str] = ()) -> Mapping[str, Array]:
@@ -127,6 +138,24 @@ class OpenPayload(Protocol):
         Args:
             as_views: Paths of variables that the caller copies at once: it gets views of the file instead of copies.
         """
+        ...
+
+    def read_region(self, path: str, start: Sequence[int], stop: Sequence[int], out: Array) -> None:
+        """Read a region of a variable, and no more of the payload than it takes; several threads may do so at once.
+
+        The values are not checked against their digests: check the digest of the whole payload first.
+
+        Args:
+            path: The variable.
+            start: The region's first index along each dimension.
+            stop: The index after its last, likewise.
+            out: Receives the values; of the region's shape and the variable's dtype. It may be a part of another
+                array.
+        """
+        ...
+
+    def division(self) -> Division | None:
+        """Return how it is divided among processes; None in a format of one process."""
         ...
 
     def hdf5(self) -> AbstractContextManager[h5py.File]:
@@ -149,11 +178,14 @@ class PayloadFormat(Protocol):
         is_whole_model: Keras can make the model from it, without the code that made the model.
         allows_weights_only: It can hold the weights alone, without optimizer and training state.
         has_documents: It holds documents besides arrays, such as the model's configuration and layers' files.
+        has_shards: It holds variables in parts, of several processes, and says how they lay on devices: it uses
+            `Snapshot.shards`.
         is_directory: A payload is a directory of members, rather than one file.
         keras_fills_it: Keras' own code writes its variables, by `Snapshot.fill`.
         matches_by_order: Its variables are matched to a model's by their order, since Keras names them as it likes.
         loading_code: How plain Keras loads it, as a line of Python with ``{file}``; "" if it cannot.
-        exports_as: Names of the formats that a payload can become without a model, its own first.
+        exports_as: Names of the formats of which a file can be made from a payload, without a model; the one that
+            says most first, which is its own if a payload is a file.
     """
 
     name: Format
@@ -163,6 +195,7 @@ class PayloadFormat(Protocol):
     is_whole_model: bool
     allows_weights_only: bool
     has_documents: bool
+    has_shards: bool
     is_directory: bool
     keras_fills_it: bool
     matches_by_order: bool

@@ -6,13 +6,18 @@ A new format is a module of `ckptstore.formats.kinds`, and a line here.
 from __future__ import annotations
 
 from ckptstore.errors import InvalidArgumentError
-from ckptstore.formats.kinds import keras_archive, weights_file, whole_model_h5
+from ckptstore.formats.kinds import keras_archive, sharded, weights_file, whole_model_h5
 from ckptstore.formats.payload_format import PayloadFormat
 from ckptstore.records import Format
 from ckptstore.storage.payloads.names import without_quarantine_number
 from ckptstore.storage.payloads.stored import StoredPayload
 
-_FORMATS: tuple[PayloadFormat, ...] = (keras_archive.FORMAT, weights_file.FORMAT, whole_model_h5.FORMAT)
+_FORMATS: tuple[PayloadFormat, ...] = (
+    keras_archive.FORMAT,
+    weights_file.FORMAT,
+    whole_model_h5.FORMAT,
+    sharded.FORMAT,
+)
 _BY_NAME = {format.name: format for format in _FORMATS}
 
 
@@ -21,7 +26,7 @@ def all_formats() -> tuple[PayloadFormat, ...]:
 
     Example:
         >>> [format.name for format in all_formats()]
-        ['keras', 'weights', 'h5']
+        ['keras', 'weights', 'h5', 'sharded']
     """
     return _FORMATS
 

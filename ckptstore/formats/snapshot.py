@@ -17,6 +17,8 @@ from ckptstore.system.arrays import Array
 if TYPE_CHECKING:
     import h5py
 
+    from ckptstore.formats.sharded.shards import Shards
+
 # A model's variables: trainable, non-trainable, those of its metrics.
 VariableKinds = tuple[Sequence[Any], Sequence[Any], Sequence[Any]]
 
@@ -101,6 +103,8 @@ class Snapshot:
         arrays: Returns the values of all variables in order, faster than `Variable.read` for each; or None. The
             values are views where possible, and are read one after the other.
         copy: Copies all variables at once into arrays of their shapes and dtypes, faster than one by one; or None.
+        shards: For a format of shards only: how the model is divided among processes, of which `variables` are the
+            parts of one; or None.
     """
 
     format: Format
@@ -111,6 +115,7 @@ class Snapshot:
     fill: Callable[[h5py.File], None] | None = None
     arrays: Callable[[], Iterator[Array]] | None = None
     copy: BulkCopy | None = None
+    shards: Shards | None = None
 
     def values(self) -> Iterator[Array]:
         """Return the values of the variables, in order."""

@@ -17,15 +17,19 @@ from ckptstore.formats.streamed_hdf5 import DESCRIPTION, STATE_ARRAYS, STATE_DOC
 from ckptstore.formats.zip_writer import WEIGHTS, crc32
 
 
-def verify_hdf5(payload: Hdf5Payload) -> list[str]:
+def verify_hdf5(payload: Hdf5Payload, whole: xxhash.xxh3_128 | None = None) -> list[str]:
     """Check a payload against the digests inside it, in one pass; return one line for each difference.
 
     Digests cover every byte of the HDF5 file and of the archive's other members, but not the archive's directory.
     That is used for reading, and the CRC-32 in it, which Keras relies on, is checked.
+
+    Args:
+        payload: The payload.
+        whole: Is given every byte of the HDF5 file, in order.
     """
     description = payload.description()
     problems = _document_problems(payload, description)
-    digests, structure, crc = _digest_all(payload)
+    digests, structure, crc = _digest_all(payload, whole)
     expected = _expected(payload, description)
     stored = {found.path: found for found in payload.contents.all()}
     stored.pop(DESCRIPTION)
@@ -77,7 +81,7 @@ def _document_problems(payload: Hdf5Payload, description: Mapping[str, Any]) -> 
     return problems
 
 
-def _digest_all(payload: Hdf5Payload) -> tuple[dict[str, str], str, int]:
+def _digest_all(payload: Hdf5Payload, whole: xxhash.xxh3_128 | None) -> tuple[dict[str, str], str, int]:
     """Compute, in one pass, the digest of each dataset, that of all bytes between them, and the CRC-32 of the whole."""
     source = payload.source
     source.advise_sequential()
@@ -87,10 +91,14 @@ def _digest_all(payload: Hdf5Payload) -> tuple[dict[str, str], str, int]:
     for begin, end, found in [*extents(source, payload.contents), (source.nbytes, source.nbytes, None)]:
         for part in parts(source, position, begin):
             structure.update(part)
+            if whole is not None:
+                whole.update(part)
             crc = crc32(part, crc) if with_crc else 0
         digest = xxhash.xxh3_128()
         for part in parts(source, begin, end):
             digest.update(part)
+            if whole is not None:
+                whole.update(part)
             crc = crc32(part, crc) if with_crc else 0
         if found is not None:
             digests[found.path] = PREFIX + digest.hexdigest()

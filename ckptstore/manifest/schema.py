@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 # The newest revision: what this code reads and writes.
-HEAD = "0005"
+HEAD = "0006"
 
 # The result of all revisions, beside them; its first line names the last.
 SCHEMA = "schema.sql"

@@ -159,7 +159,7 @@ class CheckpointsTable:
         CheckConstraint("batch >= 0", name="batch"),
         CheckConstraint("step >= 0", name="step"),
         CheckConstraint("nbytes >= 0", name="nbytes"),
-        CheckConstraint("format IN ('keras', 'weights', 'h5')", name="format"),
+        CheckConstraint("format IN ('keras', 'weights', 'h5', 'sharded')", name="format"),
         CheckConstraint("state IN ('complete', 'missing', 'damaged', 'deleting')", name="state"),
         Index("checkpoints_by_state", state, version),
         Index("resume_points", state, resumable, version),

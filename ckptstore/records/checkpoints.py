@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 if TYPE_CHECKING:
     import keras
 
-Format = Literal["keras", "weights", "h5"]
+Format = Literal["keras", "weights", "h5", "sharded"]
 Mode = Literal["min", "max"]
 State = Literal["complete", "missing", "damaged", "deleting"]
 
@@ -37,7 +37,8 @@ class Checkpoint:
         created_at: When the save began; aware, UTC.
         tags: Names given to it, sorted.
         pinned: True when retention must not remove it.
-        format: ``"keras"`` (whole model), ``"weights"`` or ``"h5"`` (Keras' older whole-model file).
+        format: ``"keras"`` (whole model), ``"weights"``, ``"h5"`` (Keras' older whole-model file), or ``"sharded"`` (a
+            directory that several processes can write).
         state: ``"complete"``; ``"missing"`` or ``"damaged"`` when its file was found so; ``"deleting"``.
         resumable: True when the payload carries training state, so that a run can resume from it.
         extra: JSON that the writer stored with it, or None.

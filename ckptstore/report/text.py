@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -236,17 +236,24 @@ def _lost(counts: Counter[str]) -> int:
     return counts["missing"] + counts["damaged"]
 
 
-def details_table(checkpoint: Checkpoint, attempt: Attempt | None = None, run: Run | None = None) -> Table:
+def details_table(
+    checkpoint: Checkpoint,
+    attempt: Attempt | None = None,
+    run: Run | None = None,
+    more: Mapping[str, str] | None = None,
+) -> Table:
     """Return a table of everything known about one checkpoint, one fact on each line.
 
     Args:
         checkpoint: The checkpoint.
         attempt: The attempt that saved it, or None where that is not known.
         run: Its run as it stands now, or None.
+        more: Facts of its payload, by name.
     """
     saved_by = [] if attempt is None else [("attempt", _attempt_text(attempt))]
     rows = [
         *_facts(checkpoint, run),
+        *(more or {}).items(),
         *saved_by,
         *((name, metric_text(value)) for name, value in checkpoint.metrics.items()),
     ]

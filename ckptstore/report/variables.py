@@ -51,7 +51,7 @@ def layer_rows(layout: Layout) -> list[tuple[str, str, str, str, str]]:
     layers: dict[str, _Layer] = {}
     for path, (shape, dtype) in layout.items():
         count = math.prod(shape)
-        for name in (_layer_name(path), "all"):
+        for name in (layer_name(path), "all"):
             layer = layers.setdefault(name, _Layer([], set()))
             layer.shapes.append(shape)
             layer.dtypes.add(dtype)
@@ -70,7 +70,13 @@ def layer_rows(layout: Layout) -> list[tuple[str, str, str, str, str]]:
     ]
 
 
-def _layer_name(path: str) -> str:
+def layer_name(path: str) -> str:
+    """Return the layer that a variable belongs to, by its path.
+
+    Example:
+        >>> layer_name("layers/dense/vars/0"), layer_name("optimizer/vars/3")
+        ('layers/dense', 'optimizer')
+    """
     first = path.split("/", maxsplit=1)[0]
     return first if first in _OPTIMIZERS else _VARIABLE_NAME.sub("", path) or "model"
 

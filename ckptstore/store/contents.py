@@ -1,4 +1,4 @@
-"""Contents of a checkpoint's payload, read without Keras: the layout of its variables, and its configuration."""
+"""Contents of a checkpoint's payload, read without Keras: its variables, their parts, and its configuration."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import json
 from contextlib import suppress
 from typing import Any
 
-from ckptstore.formats.payload import read_documents, read_layout
+from ckptstore.formats.payload import read_division, read_documents, read_layout
+from ckptstore.formats.sharded.shards import Division
 from ckptstore.records import Checkpoint
 from ckptstore.storage.payloads.at import payload_of
 
@@ -21,6 +22,16 @@ def layout_of(checkpoint: Checkpoint) -> dict[str, tuple[tuple[int, ...], str]]:
         StorageError: It cannot be read, which does not mean that it is damaged.
     """
     return read_layout(payload_of(checkpoint))
+
+
+def division_of(checkpoint: Checkpoint) -> Division | None:
+    """Return how the payload is divided among processes; None in a format of one process.
+
+    Raises:
+        CorruptPayloadError: The payload is missing or damaged.
+        StorageError: It cannot be read, which does not mean that it is damaged.
+    """
+    return read_division(payload_of(checkpoint))
 
 
 def configuration_of(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -111,7 +111,8 @@ class StoreWriter(StoreReader):
             run: The run that the checkpoint belongs to; this store owns the run until `close`.
             tags: Names for the checkpoint; a tag that another checkpoint has moves.
             extra: JSON to store with the checkpoint.
-            format: ``"keras"`` for the whole model, ``"weights"``, or ``"h5"`` for Keras' older whole-model file.
+            format: ``"keras"`` for the whole model, ``"weights"``, ``"h5"`` for Keras' older whole-model file, or
+                ``"sharded"`` for the whole model in a directory of parts.
             optimizer: The optimizer of a custom training loop, for a model that is not compiled.
             weights_only: True to save neither optimizer nor training state.
             resumable: False to save model and optimizer without training state: never a resume point.

@@ -194,13 +194,14 @@ def _text(value: object) -> str:
 
 def _write_folder(checkpoint: Checkpoint, folder: Path, progress: Progress | None) -> Written:
     make_directory(folder, durable=False)
-    file = f"model{by_name(checkpoint.format).suffix}"
-    written = _write(checkpoint, folder / file, checkpoint.format, progress)
+    format = by_name(checkpoint.format).exports_as[0]
+    file = f"model{by_name(format).suffix}"
+    written = _write(checkpoint, folder / file, format, progress)
     texts = {
         "checkpoint.json": printable_json(
             json.dumps(checkpoint.to_json(), indent=2, ensure_ascii=False) + "\n"
         ),
-        "README.md": card_of(checkpoint, file, _versions(folder / file)),
+        "README.md": card_of(checkpoint, file, format, written, _versions(folder / file)),
     }
     for name, text in texts.items():
         data = text.encode(errors="backslashreplace")

@@ -22,6 +22,7 @@ from ckptstore.formats.snapshot import TrainingState
 from ckptstore.records import Checkpoint
 from ckptstore.storage.files import digest_file
 from ckptstore.storage.layout import absolute
+from ckptstore.storage.payloads.local_reading import LooseFile
 from ckptstore.transfer.existing import find_existing
 from ckptstore.transfer.name_pattern import NamePattern
 from ckptstore.transfer.target import TransferTarget
@@ -135,19 +136,22 @@ def _candidate(
     given: Mapping[str, int],
     progress: Callable[[int], object] | None,
 ) -> Candidate:
-    if path.is_dir():
+    format = by_file_name(path.name)
+    if path.is_dir() and (format is None or not format.is_directory):
         return _backup(path, run, given, progress)
     if not path.exists():
         raise InvalidArgumentError(argument="path", value=str(path), reason="is not there")
     _check_format(path)
     values = {} if names is None else dict(names.read(path.name))
-    digest, description = digest_file(path, progress), verify_file(path)
+    with LooseFile(path).open() as stored:
+        nbytes, digest = stored.nbytes, stored.digest(progress)
+    description = verify_file(path)
     if description is not None:
         request = _described(path, description, run)
     else:
         request = SaveRequest(run=run or _RUN, epoch=0, created_at=_modified(path))
     request = _with_name(request, {**values, **given}, given=given)
-    return Candidate(path=path, nbytes=path.stat().st_size, digest=digest, request=request)
+    return Candidate(path=path, nbytes=nbytes, digest=digest, request=request)
 
 
 def _check_format(path: Path) -> None:

@@ -7,15 +7,20 @@ import re
 from collections.abc import Mapping
 
 from ckptstore.formats.registry import by_name
-from ckptstore.records import Checkpoint, json_number, json_time
+from ckptstore.records import Checkpoint, Format, json_number, json_time
+from ckptstore.storage.durable_writer import Written
 
 
-def card_of(checkpoint: Checkpoint, file: str, versions: Mapping[str, str]) -> str:
+def card_of(
+    checkpoint: Checkpoint, file: str, format: Format, written: Written, versions: Mapping[str, str]
+) -> str:
     """Return a checkpoint's model card, Markdown.
 
     Args:
         checkpoint: The checkpoint.
-        file: The name of its payload beside the card.
+        file: The name of the file beside the card: its payload, or one that was made from it.
+        format: The file's format.
+        written: The file's size and digest.
         versions: Versions of the packages that wrote it, by name.
     """
     facts = {
@@ -26,8 +31,8 @@ def card_of(checkpoint: Checkpoint, file: str, versions: Mapping[str, str]) -> s
         "step": "" if checkpoint.step is None else str(checkpoint.step),
         "saved": json_time(checkpoint.created_at),
         "tags": ", ".join(checkpoint.tags),
-        "size": f"{checkpoint.nbytes:,} bytes",
-        "digest": checkpoint.digest,
+        "size": f"{written.nbytes:,} bytes",
+        "digest": written.digest,
         **{f"written with {name}": version for name, version in versions.items()},
         "extra": "" if checkpoint.extra is None else json.dumps(checkpoint.extra, ensure_ascii=False),
     }
@@ -40,7 +45,7 @@ def card_of(checkpoint: Checkpoint, file: str, versions: Mapping[str, str]) -> s
         "## Checkpoint",
         _table(("", ""), {name: value for name, value in facts.items() if value}),
         "## Load it",
-        "```python\nimport keras\n\n" + by_name(checkpoint.format).loading_code.format(file=file) + "\n```",
+        "```python\nimport keras\n\n" + by_name(format).loading_code.format(file=file) + "\n```",
         "The digest is the whole file's: `xxhsum -H128` prints the same 32 digits.",
     ]
     return "\n\n".join(parts) + "\n"

@@ -21,9 +21,11 @@ from hypothesis import strategies as st
 from ckptstore.background.handoff import EventfdHandoff, LocalHandoff
 from ckptstore.background.message import MessageReader, MessageWriter
 from ckptstore.commit.request import SaveRequest
+from ckptstore.formats import payload
 from ckptstore.formats.snapshot import Snapshot, TrainingState, Variable
 from ckptstore.retention import keep_last
 from ckptstore.system.shared_memory import SharedMemory
+from process_shards import InMemoryReports, snapshot_of_process
 
 DTYPES = [
     *(
@@ -144,6 +146,22 @@ def test_the_structure_is_worked_out_once_while_it_stays_the_same() -> None:
         messages.append(reader.read())
         assert messages[-1].snapshot.variables[0].read().tolist() == [number] * 3
     assert len({id(message.snapshot.variables) for message in messages}) == 1
+
+
+def test_the_division_comes_along_without_the_place_where_processes_meet() -> None:
+    memory, writer = SharedMemory.shareable(), MessageWriter()
+    reader = MessageReader(other_side(memory))
+    first = snapshot_of_process(1, InMemoryReports())
+    for number, sent in enumerate((first, first, snapshot_of_process(2), snapshot({"v": np.ones(3)}))):
+        writer.write(memory, sent, SaveRequest(run="r", epoch=0), number)
+        found = reader.read().snapshot
+        assert found.shards == (None if sent.shards is None else replace(sent.shards, reports=None))
+        assert [variable.shape for variable in found.variables] == [one.shape for one in sent.variables]
+        if sent is not first:
+            continue
+        # The process that commits writes the same member.
+        ours, theirs = (next(iter(payload.encode(one, {}).members)).nbytes for one in (sent, found))
+        assert ours == theirs
 
 
 def test_memory_is_used_again_and_grows_when_it_must() -> None:

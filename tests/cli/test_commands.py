@@ -21,10 +21,13 @@ import pytest
 from ckptstore import errors
 from ckptstore.cli.exit_codes import EXIT_CODES, exit_code
 from ckptstore.cli.main import commands, main
+from ckptstore.commit.request import SaveRequest
 from ckptstore.storage.locks import store_lock
 from ckptstore.storage.run_lock import RunLock
 from ckptstore.store.store import CheckpointStore
-from crash.sample_stores import save
+from crash.sample_stores import committer_of, save
+from object_payloads import Bucket, ObjectPayloadStore
+from process_shards import SHARDING, opened, save_by_processes
 from terminals import AT_ONCE, all_of
 
 ODD = '"; DROP TABLE metrics; --'
@@ -238,6 +241,32 @@ def test_show_prints_everything_known(run: Any, made: Path) -> None:
     assert re.fullmatch(r"[0-9.]+ s of waiting, [0-9.]+ s in all", facts["cost"])
     assert facts["val_loss"] == "nan"
     assert "by hand" in run("show", made, 4).out
+
+
+def test_show_prints_the_division_of_a_payload(run: Any, tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    with CheckpointStore(root) as store, opened(save_by_processes(ObjectPayloadStore(Bucket()))) as found:
+        store.claim("a")
+        committer_of(store).commit(found.format.decode(found), SaveRequest(run="a", epoch=0))
+        save(store, 2)
+        assert store.verify() == []
+    ran = run("show", root, 1)
+    assert (ran.code, ran.err) == (0, "")
+    details, layers, divided = ran.out.split("\n\n")
+    assert re.search(r"^shards +3 processes: [0-9.]+ kB, [0-9.]+ kB, [0-9.]+ kB$", details, re.MULTILINE)
+    assert "layers/größe" in layers
+    assert [re.split(r"  +", line) for line in divided.splitlines()] == [
+        ["layer", "sharding", "parts"],
+        ["layers/dense", "batch/2, model/3", "6"],
+        ["optimizer", "2"],
+    ]
+    document = run("show", root, 1, "--json").json
+    assert len(document["process_nbytes"]) == 3 and sum(document["process_nbytes"]) < document["nbytes"]
+    first = document["variables"][0]
+    assert (first["parts"], first["sharding"]) == (6, SHARDING)
+    plain = run("show", root, 2, "--json").json
+    assert plain["process_nbytes"] is None and set(plain["variables"][0]) == {"path", "shape", "dtype"}
+    assert "sharded" in run("ls", root).out
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,9 @@ EXAMPLES = [
         undone="showing it at best.keras",
         error=errors.StorageError(operation="rename", path=PATH, error=OSError(errno.EROFS, "Read-only")),
     ),
+    errors.MissingPartsError(
+        payload="00000007-a.sharded", processes=(1, 3), problems={3: "DiskFullError: full"}, limit_s=60
+    ),
     errors.StoreRemovedError(store=PATH, reason="the store was removed"),
     errors.UnsafeFileSystemError(
         path=PATH,
@@ -134,6 +137,7 @@ def test_storage_errors_have_an_errno() -> None:
         errno.EIO,
         errno.ENOSPC,
         errno.EROFS,
+        errno.ETIMEDOUT,
         errno.ESTALE,
         errno.ENOLCK,
     ]

@@ -74,6 +74,9 @@ def test_a_past_store_is_upgraded_and_resumed_from(past: Path) -> None:
                 expected = value_of(variable, number, version)
                 np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable.value), expected)
         assert store.save(model, epoch=2, run=RUN).version == 5
+        # A format that this revision's schema did not know, in the run's order.
+        assert store.save(model, epoch=3, run=RUN, format="sharded").version == 6
+        assert store.resume(model, RUN).version == 6
     assert len(list(past.glob("manifest-*.backup.sqlite"))) == 1
     path = past / "checkpoints" / "00000002-digits.keras"
     made_with = json.loads(payload.read_documents(path)["metadata.json"])["keras_version"]

@@ -1,13 +1,13 @@
 """A store whose payloads are directories of members, in local files and as objects: nothing above asks how many.
 
-The format is `directory_format.DirectoryFormat`, which only tests have.
+The formats are ``sharded``, and `directory_format.DirectoryFormat`, which only tests have.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -27,17 +27,37 @@ from crash.steps import dies_at
 from directory_format import DirectoryFormat, registered
 from object_payloads import Bucket, mounted_bucket
 
+SHARDED, OTHER = "sharded", "another format"
+# The member that holds a kernel of (7, 5), and the words by which verification names it.
+KERNELS = {
+    SHARDED: ("shards/00000.h5", "shards/00000.h5: layers/dense/vars/0/whole differs"),
+    OTHER: ("variables/layers/dense/vars/0", "variables/layers/dense/vars/0 differs"),
+}
+
+
+@pytest.fixture(params=[SHARDED, OTHER])
+def kind(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Return the name of the format of directories; it is known until the test ends."""
+    with known(request.param):
+        yield request.param
+
+
+def known(kind: str) -> AbstractContextManager[None]:
+    """Let the format be known for the block; the one of tests takes the place of ``weights``."""
+    return nullcontext() if kind == SHARDED else registered(DirectoryFormat())
+
 
 @pytest.fixture(params=["local files", "objects in memory"])
-def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    root = tmp_path / "store"
+def root(request: pytest.FixtureRequest, kind: str, tmp_path: Path) -> Iterator[Path]:
+    root = tmp_path / kind / "store"
     place = mounted_bucket(root, Bucket()) if request.param == "objects in memory" else nullcontext()
-    with place, registered(DirectoryFormat()):
+    with place:
         yield root
 
 
 def save(store: CheckpointStore, seed: int, **request: object) -> Checkpoint:
-    return save_seed(store, seed, format="weights", **request)
+    format = SHARDED if store.path.parent.name == SHARDED else "weights"
+    return save_seed(store, seed, format=format, **request)
 
 
 def has_seed(checkpoint: Checkpoint, seed: int) -> bool:
@@ -52,17 +72,25 @@ def has_seed(checkpoint: Checkpoint, seed: int) -> bool:
         )
 
 
-def damage(root: Path, checkpoint: Checkpoint, member: str = "variables/layers/dense/vars/0") -> None:
+def damage(root: Path, checkpoint: Checkpoint, member: str = "") -> None:
+    """Change a byte: of a member, or by default of the kernel."""
+    kernel = values_of(checkpoint.epoch)["layers/dense/vars/0"].tobytes()
     payloads = payloads_at(Layout(root))
+
+    def changed(data: bytes) -> bytes:
+        at = 0 if member else data.index(kernel)
+        return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+    name = member or KERNELS[root.parent.name][0]
     path = payloads.local_path(checkpoint.payload)
     if path is None:
         objects = payloads.bucket.objects  # type: ignore[attr-defined]
-        key = f"payloads/{checkpoint.payload}/{member}"
-        objects[key] = bytes([objects[key][0] ^ 1]) + objects[key][1:]
+        key = f"payloads/{checkpoint.payload}/{name}"
+        objects[key] = changed(objects[key])
         return
-    data = (path / member).read_bytes()
-    (path / member).chmod(0o644)
-    (path / member).write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    data = (path / name).read_bytes()
+    (path / name).chmod(0o644)
+    (path / name).write_bytes(changed(data))
 
 
 def test_it_is_saved_found_and_read(root: Path) -> None:
@@ -92,7 +120,7 @@ def test_each_damaged_or_missing_member_is_found_named_and_repaired(root: Path) 
             3: "digest",
             4: "missing",
         }
-        assert "variables/layers/dense/vars/0 differs" in problems[2].detail
+        assert KERNELS[root.parent.name][1] in problems[2].detail
         with pytest.raises(CorruptPayloadError):
             has_seed(saved[1], 2)
         store.repair()
@@ -145,18 +173,19 @@ def test_it_is_copied_to_another_store(root: Path, tmp_path: Path) -> None:
 def test_it_cannot_be_shown_at_a_path(root: Path, tmp_path: Path) -> None:
     with CheckpointStore(root) as store:
         with pytest.raises(InvalidArgumentError, match="directory"):
-            store.prepare(None, epoch=1, format="weights", publish=tmp_path / "shown.weights.h5")
+            format = SHARDED if root.parent.name == SHARDED else "weights"
+            store.prepare(None, epoch=1, format=format, publish=tmp_path / "shown.weights.h5")
         assert store.checkpoints() == [] and payloads_at(Layout(root)).names() == []
 
 
-def test_a_failed_save_leaves_nothing_and_the_next_one_works(tmp_path: Path) -> None:
-    root = tmp_path / "store"
+def test_a_failed_save_leaves_nothing_and_the_next_one_works(kind: str, tmp_path: Path) -> None:
+    root = tmp_path / kind / "store"
 
     def refuse(operation: str, path: Path, phase: str) -> None:
         if operation == "fsync" and path.name == "description.json":
             raise OSError(5, "planted")
 
-    with registered(DirectoryFormat()), CheckpointStore(root) as store:
+    with CheckpointStore(root) as store:
         save(store, 1)
         with io_hook(refuse), pytest.raises(StorageError):
             save(store, 2)
@@ -164,25 +193,25 @@ def test_a_failed_save_leaves_nothing_and_the_next_one_works(tmp_path: Path) -> 
         assert has_seed(save(store, 3), 3) and store.verify() == []
 
 
-def test_a_save_that_is_killed_is_complete_or_absent(tmp_path: Path) -> None:
-    """At every fourth step, which meets each kind of step: the single file's are all tested elsewhere."""
+def test_a_save_that_is_killed_is_complete_or_absent(kind: str, tmp_path: Path) -> None:
+    """At every step; in the format of tests at every fourth, which meets each kind of step."""
     found = set()
-    with registered(DirectoryFormat()):
-        for step in itertools.count(1, 4):
-            root = tmp_path / str(step)
-            with CheckpointStore(root) as store:
-                save(store, 1)
-            died = dies_at(step, _save_once, root)
-            with CheckpointStore(root) as store:
-                first, *later = store.checkpoints()
-                assert has_seed(first, 1) and all(has_seed(checkpoint, 7) for checkpoint in later)
-                assert store.verify() == [] and not list((root / "tmp").iterdir())
-            found.add(len(later))
-            if not died:
-                break
+    for step in itertools.count(1, 1 if kind == SHARDED else 4):
+        root = tmp_path / str(step) / kind / "store"
+        root.parent.mkdir(parents=True)
+        with CheckpointStore(root) as store:
+            save(store, 1)
+        died = dies_at(step, _save_once, root)
+        with CheckpointStore(root) as store:
+            first, *later = store.checkpoints()
+            assert has_seed(first, 1) and all(has_seed(checkpoint, 7) for checkpoint in later)
+            assert store.verify() == [] and not list((root / "tmp").iterdir())
+        found.add(len(later))
+        if not died:
+            break
     assert found == {0, 1} and step > 60
 
 
 def _save_once(root: Path) -> None:
-    with registered(DirectoryFormat()), CheckpointStore(root) as store:
+    with known(root.parent.name), CheckpointStore(root) as store:
         save(store, 7)

@@ -112,7 +112,9 @@ class OpenDirectory:
     def documents(self) -> dict[str, bytes]:
         return {}
 
-    def state(self) -> TrainingState | None:
+    processes = 1
+
+    def state(self, process: int = 0) -> TrainingState | None:
         if self.body["document"] is None:
             return None
         arrays = {name: self.array(f"state/{name}", checked=True) for name in self._entries("state/")}
@@ -130,6 +132,12 @@ class OpenDirectory:
 
     def variables(self, as_views: Collection[str] = ()) -> Mapping[str, np.ndarray]:
         return _Arrays(self)
+
+    def read_region(self, path: str, start: Sequence[int], stop: Sequence[int], out: np.ndarray) -> None:
+        out[...] = self.array(f"variables/{path}")[tuple(map(slice, start, stop))]
+
+    def division(self) -> None:
+        return None
 
     def hdf5(self) -> AbstractContextManager[Any]:
         raise InvalidArgumentError(argument="payload", value=self.stored.name, reason="is no HDF5 file")
@@ -159,6 +167,7 @@ class DirectoryFormat:
     is_whole_model = False
     allows_weights_only = True
     has_documents = False
+    has_shards = False
     is_directory = True
     keras_fills_it = False
     matches_by_order = False

@@ -30,10 +30,14 @@ from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 import ckptstore
+from ckptstore.formats import payload
+from ckptstore.formats.sharded.owners import Placement, plan_owners
 from ckptstore.keras import private
 from ckptstore.keras.model.copy import Copier
+from ckptstore.keras.model.snapshots import Snapshots
 from ckptstore.keras.state.arrays import host_array, host_arrays, independent_copies
 from ckptstore.keras.state.backend_arrays import as_numpy
+from ckptstore.keras.state.shards import holders_of
 from ckptstore.training.fingerprint import devices, fingerprint
 from shared_targets import shared_targets
 
@@ -299,6 +303,71 @@ def a_payload_is_that_of_one_device() -> None:
         for variable, array in zip(variables_of(plain), arrays, strict=True):
             variable.assign(array)
         assert contents_of(store.save(plain, epoch=1).path) == there
+
+
+@check
+def a_payload_of_shards_says_how_they_lie_and_is_read_shard_by_shard() -> None:
+    with tempfile.TemporaryDirectory() as folder, ckptstore.CheckpointStore(folder) as store:
+        saved = made(distribution(2, 4))
+        checkpoint = store.save(saved, epoch=1, format="sharded")
+        expected = bytes_of(saved)
+        with payload.open_checkpoint(checkpoint) as found:
+            division = found.division()
+            assert division is not None and division.parts["layers/dense/vars/0"] == 1
+            axes = {"batch": 2, "model": 4}
+            assert division.shardings["layers/dense/vars/0"] == {"axes": axes, "spec": ["batch", "model"]}
+            assert division.shardings["layers/dense/vars/1"] == {"axes": axes, "spec": [None]}
+            live = next(one for one in saved.variables if one.path.endswith("first/kernel")).value
+            parts = []
+            for shard in live.addressable_shards:
+                bounds = [part.indices(size)[:2] for part, size in zip(shard.index, live.shape, strict=True)]
+                out = np.empty(shard.data.shape, live.dtype)
+                found.read_region(
+                    "layers/dense/vars/0", [first for first, _ in bounds], [last for _, last in bounds], out
+                )
+                parts.append(jax.device_put(out, shard.device))
+            again = jax.make_array_from_single_device_arrays(live.shape, live.sharding, parts)
+            assert np.asarray(again).tobytes() == np.asarray(live).tobytes()
+        for other in (distribution(4, 2), None):
+            model = made(other, seed=2)
+            store.restore(checkpoint, model)
+            assert bytes_of(model) == expected
+
+
+@check
+def the_division_is_described_again_where_a_script_has_changed_it() -> None:
+    model = made(distribution(2, 4))
+    snapshots = Snapshots()
+    first, same = (snapshots.take(model, format="sharded", resumable=False).shards for _ in range(2))
+    assert first is same and first is not None
+    kernel = next(variable for variable in model.variables if variable.path.endswith("last/kernel"))
+    kernel._value = jax.device_put(kernel.value, NamedSharding(mesh(2, 4), P(("batch", "model"))))
+    changed = snapshots.take(model, format="sharded", resumable=False).shards
+    assert changed is not None and changed is not first
+    found = {variable.path: variable.sharding for variable in changed.variables}
+    assert found["layers/dense_1/vars/0"] == {
+        "axes": {"batch": 2, "model": 4},
+        "spec": [["batch", "model"], None],
+    }
+    assert snapshots.take(model, format="keras", resumable=False).shards is None
+
+
+@check
+def owners_are_planned_from_the_live_arrays() -> None:
+    array = jax.device_put(np.zeros((8, 16), np.float32), NamedSharding(mesh(2, 4), P("batch", "model")))
+    copies = jax.device_put(np.zeros((8, 16), np.float32), NamedSharding(mesh(2, 4), P(None, "model")))
+    scalar = jax.device_put(np.float32(1), NamedSharding(mesh(2, 4), P()))
+    placements_ = [
+        Placement(path=str(one.shape), shape=one.shape, itemsize=4, holders=holders_of(one))
+        for one in (array, copies, scalar)
+    ]
+    grids = plan_owners(placements_)
+    assert [grid.cuts for grid in grids] == [
+        ((0, 4, 8), (0, 4, 8, 12, 16)),
+        ((0, 8), (0, 4, 8, 12, 16)),
+        (),
+    ]
+    assert all(set(grid.owners) == {0} for grid in grids)
 
 
 # --- the fingerprint -------------------------------------------------------------------------------

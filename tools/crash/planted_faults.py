@@ -310,6 +310,7 @@ POWER_CUT_FAULTS: dict[str, PowerCutFault] = {
     "payload not synced": PowerCutFault("save", _patch((durable_writer, "sync_file"))),
     "copy not synced": PowerCutFault("save with a copy", _patch((durable_writer, "sync_file"))),
     "checkpoints directory not synced": PowerCutFault("save", _skip_directory("checkpoints")),
+    "folder of shards not synced": PowerCutFault("save shards", _skip_directory("shards")),
     "published directory not synced": PowerCutFault("save", _patch((publish, "fsync_directory"))),
     "parents of the store not synced": PowerCutFault("first save", _patch((files, "fsync_directory"))),
     "row before rename": PowerCutFault("save", _row_before_rename),

@@ -9,6 +9,7 @@ import numpy as np
 
 from ckptstore.commit.committer import Committer
 from ckptstore.commit.request import SaveRequest
+from ckptstore.formats.registry import by_name
 from ckptstore.formats.snapshot import Snapshot, TrainingState, Variable
 from ckptstore.records import Checkpoint, Format
 from ckptstore.store.store import CheckpointStore
@@ -30,12 +31,12 @@ def snapshot_of(seed: int, *, format: Format = "keras", state: bool = True) -> S
         Variable(path=path, shape=value.shape, dtype=value.dtype, read=partial(np.asarray, value))
         for path, value in values_of(seed).items()
     )
-    documents = {"metadata.json": b"{}", "config.json": b'{"seed": %d}' % seed} if format == "keras" else {}
+    documents = {"metadata.json": b"{}", "config.json": b'{"seed": %d}' % seed}
     return Snapshot(
         format=format,
         variables=variables,
         attributes={"layers/dense/vars": {"name": "dense"}},
-        documents=documents,
+        documents=documents if by_name(format).has_documents else {},
         state=TrainingState(document={"seed": seed}, arrays={"seed": np.array([seed])}) if state else None,
     )
 

@@ -261,6 +261,11 @@ def _save_and_keep_two(report: Report) -> None:
         report.saved(save(store, 3, publish=PUBLISHED.absolute(), keep=keep_last(2)), published=True)
 
 
+def _save_shards(report: Report) -> None:
+    with CheckpointStore("store") as store:
+        report.saved(save(store, 3, format="sharded"))
+
+
 def _save_twice(report: Report) -> None:
     with CheckpointStore("store") as store:
         report.saved(save(store, 3, format="weights"))
@@ -323,6 +328,7 @@ WORKLOADS: dict[str, Workload] = {
     "first save": Workload(_nothing, _first_save, Path("nested/deep/store")),
     "save": Workload(_two, _save),
     "save and keep two": Workload(_two, _save_and_keep_two),
+    "save shards": Workload(_two, _save_shards),
     "save twice": Workload(_two, _save_twice),
     "save with a copy": Workload(_two, _save_with_a_copy),
     "save in two threads": Workload(_two, _save_in_two_threads),

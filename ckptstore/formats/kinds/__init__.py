@@ -1,4 +1,4 @@
-"""The payload formats, a module for each: `keras_archive`, `weights_file` and `whole_model_h5`.
+"""The payload formats, a module for each: `keras_archive`, `weights_file`, `whole_model_h5`, `sharded`.
 
 Main doors: the one object of each module, by way of `ckptstore.formats.registry`. Part: `hdf5_format` (what formats
 around an HDF5 file share).

@@ -65,6 +65,7 @@ class Hdf5Format:
     is_whole_model: bool
     allows_weights_only = True
     has_documents = False
+    has_shards = False
     is_directory = False
     keras_fills_it = False
     matches_by_order = False

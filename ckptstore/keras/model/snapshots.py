@@ -24,6 +24,7 @@ from ckptstore.formats.registry import by_name
 from ckptstore.formats.snapshot import FitState, Snapshot, Variable, VariableKinds
 from ckptstore.keras import private
 from ckptstore.keras.model.copy import Copier
+from ckptstore.keras.model.divided import DividedModel
 from ckptstore.keras.model.processes import refuse_shared_arrays
 from ckptstore.keras.private.capture import Capture, CapturedValue
 from ckptstore.keras.state import optimizers as keras_optimizers
@@ -53,6 +54,7 @@ class _CapturedModel:
         optimizers: All optimizers.
         built: How the model and its optimizers were built.
         copier: Copies all values at once.
+        divided: Describes how the variables lie on devices.
         held: The objects in `key`.
     """
 
@@ -63,6 +65,7 @@ class _CapturedModel:
     optimizers: list[Any]
     built: HowBuilt
     copier: Copier
+    divided: DividedModel
     held: tuple[Any, ...]
 
 
@@ -152,6 +155,7 @@ class Snapshots:
             state=state,
             arrays=partial(host_arrays, found.copier.values),
             copy=found.copier,
+            shards=found.divided.shards() if written_as.has_shards else None,
         )
 
     def _captured(
@@ -171,12 +175,14 @@ class Snapshots:
                 return kept, members
         began = time.monotonic()
         captured = checked_capture(model, extra, documents=documents)
+        values = [entry.value for entry in captured.entries]
+        variables = _variables(captured.entries)
         if documents:
             self._keep(captured.documents, key, began, may_have_assets=captured.may_have_assets)
         found = kept or _CapturedModel(
             key=key,
             captured=captured,
-            variables=_variables(captured.entries),
+            variables=variables,
             groups=training_state.unsaved_variables(model, optimizers, captured),
             optimizers=optimizers,
             built=HowBuilt(
@@ -185,7 +191,8 @@ class Snapshots:
                 slots=captured.optimizer_groups(),
                 scoped=[private.builds_in_scope(optimizer) for optimizer in optimizers],
             ),
-            copier=Copier([entry.value for entry in captured.entries]),
+            copier=Copier(values),
+            divided=DividedModel(variables, values),
             held=held,
         )
         self._cached = (
@@ -312,15 +319,19 @@ def _weights_snapshot(model: Any, format: Format) -> Snapshot:
             hint="format='weights'",
         )
     captured = checked_capture(model, None, documents=written_as.has_documents)
+    entries = [entry for entry in captured.entries if entry.owner == "model"]
+    variables = _variables(entries)
+    divided = DividedModel(variables, [entry.value for entry in entries])
     return Snapshot(
         format=format,
-        variables=_variables(entry for entry in captured.entries if entry.owner == "model"),
+        variables=variables,
         attributes={
             group: values
             for group, values in captured.attributes.items()
             if not group.startswith("optimizer/")
         },
         documents=captured.documents,
+        shards=divided.shards() if written_as.has_shards else None,
     )
 
 

@@ -28,6 +28,34 @@ class Shard:
     index: Index
 
 
+def described_sharding(sharding: Any, rank: int) -> dict[str, Any] | None:
+    """Return how an array lies on devices as JSON; None where its sharding names no axes.
+
+    Args:
+        sharding: The sharding of an array of JAX, or None.
+        rank: The array's number of dimensions.
+    """
+    mesh, spec = getattr(sharding, "mesh", None), getattr(sharding, "spec", None)
+    if mesh is None or spec is None:
+        return None
+    names = [axes if axes is None or isinstance(axes, str) else [str(axis) for axis in axes] for axes in spec]
+    sizes = {str(name): int(size) for name, size in mesh.shape.items()}
+    return {"axes": sizes, "spec": [*names, *[None] * (rank - len(names))]}
+
+
+def holders_of(value: Any) -> dict[tuple[tuple[int, ...], tuple[int, ...]], set[int]]:
+    """Return the processes that hold each part of an array of JAX, by the part's first indices and its stop indices.
+
+    It asks no device and no other process, and is the same on every process.
+    """
+    found: dict[tuple[tuple[int, ...], tuple[int, ...]], set[int]] = {}
+    for device, index in value.sharding.devices_indices_map(value.shape).items():
+        bounds = [part.indices(size)[:2] for part, size in zip(index, value.shape, strict=True)]
+        start, stop = tuple(first for first, _ in bounds), tuple(last for _, last in bounds)
+        found.setdefault((start, stop), set()).add(int(device.process_index))
+    return found
+
+
 def is_on_several_devices(value: Any) -> bool:
     """Return True for an array of JAX that several devices of this process hold: in parts, or each all of it."""
     sharding = getattr(value, "sharding", None)

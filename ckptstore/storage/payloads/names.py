@@ -11,7 +11,12 @@ import re
 from ckptstore.records import Format
 
 # The suffix of each format's payloads; a longer one that ends like another comes first.
-SUFFIXES: dict[Format, str] = {"keras": ".keras", "weights": ".weights.h5", "h5": ".h5"}
+SUFFIXES: dict[Format, str] = {
+    "keras": ".keras",
+    "weights": ".weights.h5",
+    "h5": ".h5",
+    "sharded": ".sharded",
+}
 _FOLDER = "checkpoints"
 _ANY_SUFFIX = "|".join(map(re.escape, SUFFIXES.values()))
 _PAYLOAD = re.compile(

@@ -179,7 +179,7 @@ def _path_text(filepath: object) -> str:
 def _format_of(template: str, *, weights_only: bool) -> PayloadFormat:
     """Return the format that an extension stands for; refuses others in Keras' words."""
     found = by_file_name(template, whole_model=not weights_only)
-    if found is not None:
+    if found is not None and not found.is_directory:
         return found
     if weights_only:
         raise InvalidArgumentError(

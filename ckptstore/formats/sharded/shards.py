@@ -1,0 +1,138 @@
+"""`Shards`: what a snapshot of one process says of the whole model; and `Reports`, by which processes meet in a save.
+
+A snapshot with `Shards` has as its variables the parts that its process owns, in the order of `Shards.owned`: so it is
+copied, and handed to another process, as every snapshot is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from ckptstore.formats.sharded.grid import Grid, Part
+from ckptstore.storage.durable_writer import Written
+
+if TYPE_CHECKING:
+    from ckptstore.formats.snapshot import Snapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardedVariable:
+    """A variable of the whole model.
+
+    Attributes:
+        path: Its path.
+        dtype: numpy's or ml_dtypes' dtype.
+        grid: Its parts and their owners, which give its shape.
+        sharding: How it lies on the devices, as JSON: ``{"axes": {"batch": 2, "model": 4}, "spec": [None, "model"]}``;
+            None where nothing says so. It is for people: a restore asks the live model.
+    """
+
+    path: str
+    dtype: np.dtype[Any]
+    grid: Grid
+    sharding: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """One process's word on the member that it was to write.
+
+    Attributes:
+        process: The process.
+        written: Size and digest of its member, which is durable; None where it could not be written.
+        problem: What went wrong then.
+    """
+
+    process: int
+    written: Written | None
+    problem: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as a JSON object of about a hundred bytes, whatever the size of the model."""
+        written = None if self.written is None else [self.written.nbytes, self.written.digest]
+        return {"process": self.process, "written": written, "problem": self.problem}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Report:
+        """Return the report of a JSON object.
+
+        Example:
+            >>> Report.from_json({"process": 1, "written": [3, "xxh3_128:0"], "problem": ""}).written
+            Written(nbytes=3, digest='xxh3_128:0')
+        """
+        found = value["written"]
+        written = None if found is None else Written(nbytes=int(found[0]), digest=str(found[1]))
+        return cls(process=int(value["process"]), written=written, problem=str(value["problem"]))
+
+
+class Reports(Protocol):
+    """The reports of one save: other processes post them, process 0 waits for them."""
+
+    def post(self, report: Report) -> None:
+        """Post the report of this process; called once by each process but 0, also where its member failed."""
+
+    def wait(self, limit_s: float) -> Sequence[Report]:
+        """Return the reports of the other processes: of all, or of those that came in time; called by process 0.
+
+        It may return as soon as one says that its member failed: this save cannot succeed then.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shards:
+    """The division of a model among processes, as the snapshot of one of them has it.
+
+    Attributes:
+        variables: All variables of the model, equal and in the same order on every process.
+        process: The number of this process, from 0.
+        processes: The number of processes.
+        reports: Where the processes meet; None for one process.
+        limit_s: Seconds that process 0 waits for the other processes' reports once it has written its own member.
+        members: Of a payload that was read: the snapshot of each process, with its parts and its state. They are
+            written as they are, all by this process.
+    """
+
+    variables: tuple[ShardedVariable, ...]
+    process: int = 0
+    processes: int = 1
+    reports: Reports | None = None
+    limit_s: float = 60.0
+    members: tuple[Snapshot, ...] = ()
+
+    def owned(self, process: int | None = None) -> Iterator[tuple[ShardedVariable, Part]]:
+        """Yield the parts that a process owns, by default this one, in the order in which they are written."""
+        wanted = self.process if process is None else process
+        for variable in self.variables:
+            for part in variable.grid.parts_of(wanted):
+                yield variable, part
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Division:
+    """How a payload that was read is divided, for people.
+
+    Attributes:
+        sizes: The size in bytes of each process's member, by process.
+        parts: The number of parts of each variable, by path.
+        shardings: How each variable lay on devices, see `ShardedVariable`; those of which nothing is known are left
+            out.
+    """
+
+    sizes: tuple[int, ...]
+    parts: Mapping[str, int]
+    shardings: Mapping[str, Mapping[str, Any]]
+
+
+def member_of(process: int) -> str:
+    """Return the name of a process's member.
+
+    Example:
+        >>> member_of(3)
+        'shards/00003.h5'
+    """
+    return f"shards/{process:05d}.h5"
