@@ -43,7 +43,14 @@ def test_whatever_is_left_behind_is_found(tmp_path: Path) -> None:
     (path / "tmp" / "1.keras").write_bytes(b"")
     (tmp_path / ".ckptstore-0").mkdir()
     heartbeat = Heartbeat.begin(Layout(path), "default", 1)
-    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, cwd=tmp_path)
+    process = subprocess.Popen(
+        [sys.executable, "-c", "print(flush=True); input()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=tmp_path,
+    )
+    assert process.stdout
+    process.stdout.readline()  # a process that has only just begun has no command in /proc for an instant
     with (path / "locks" / "default.lock").open("rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         found = "\n".join(remains(tmp_path, path, shared_names()))
