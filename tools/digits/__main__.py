@@ -74,11 +74,23 @@ def stopped_in_a_save(folder: Path, pid: int) -> bool:
     processes = [*children(pid), pid]
     for process in processes:
         os.kill(process, signal.SIGSTOP)
+    while not all(is_stopped(process) for process in processes):
+        time.sleep(0.001)  # on another core, a process runs until that core sees the signal
     if being_written(folder):
         return True
     for process in processes:
         os.kill(process, signal.SIGCONT)
     return False
+
+
+def is_stopped(pid: int) -> bool:
+    """Return True for a process that is stopped, or has ended."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return True
+    state = stat.rpartition(")")[2].split()[0]
+    return state in "TtZX"
 
 
 def children(pid: int) -> list[int]:
