@@ -22,9 +22,13 @@ from ckptstore.background.program import WRITER_VARIABLE, refusal
 from ckptstore.background.thread import WorkerThread
 from ckptstore.background.worker import Outcome
 from ckptstore.background.worker_handle import Slot, WorkerHandle
+from ckptstore.commit.joined_save import JoinedSave
+from ckptstore.commit.led_save import LedSave
 from ckptstore.commit.request import SaveRequest
-from ckptstore.errors import StorageError
+from ckptstore.distributed.session import JobSession
+from ckptstore.errors import InvalidArgumentError, StorageError
 from ckptstore.formats.snapshot import Snapshot
+from ckptstore.storage.layout import Layout
 from ckptstore.storage.run_lock import RunLock
 from ckptstore.system import messages
 from ckptstore.system.shared_memory import SharedMemory
@@ -85,9 +89,27 @@ class SaveQueue:
         lock: The run's lock, with the claim under which each worker writes; it holds the lock as long as it lives.
         backpressure: What to do when one snapshot is being saved and another waits: ``"replace"`` the waiting one, if
             it may be dropped, or ``"wait"``.
+        job: The processes of a fit that several processes make together. Each has a queue, whose worker is a thread,
+            since the job's messages reach the training process alone. Process 0 commits; the others write their
+            members, need no lock, and get the same checkpoints. Each request has the number of its save.
+
+    Raises:
+        InvalidArgumentError: In a job, ``"replace"``: the processes would leave out different saves.
     """
 
-    def __init__(self, root: Path, lock: RunLock | None, *, backpressure: Backpressure) -> None:
+    def __init__(
+        self,
+        root: Path,
+        lock: RunLock | None,
+        *,
+        backpressure: Backpressure,
+        job: JobSession | None = None,
+    ) -> None:
+        if job is not None and backpressure != "wait":
+            raise InvalidArgumentError(
+                argument="backpressure", value=backpressure, reason='a job of several processes needs "wait"'
+            )
+        self._job = job
         self._root = root
         self._lock = lock
         self._backpressure = backpressure
@@ -122,7 +144,7 @@ class SaveQueue:
 
     def _start(self) -> None:
         """Start a worker, and give it the messages in flight, which a dead one held."""
-        reason = self._start_process()
+        reason = None if self._job is not None else self._start_process()
         if self._worker is None:
             self._start_thread()
         if reason is not None:
@@ -161,7 +183,7 @@ class SaveQueue:
         memories = [slot.memory for slot in self._slots] or [SharedMemory() for _ in range(SLOTS)]
         self._slots = tuple(Slot(memory, LocalHandoff()) for memory in memories)
         self._worker = WorkerThread(
-            self._root, self._slots, lock=self._lock, maybe_committed=bool(self._in_flight)
+            self._root, self._slots, lock=self._lock, maybe_committed=bool(self._in_flight), job=self._job
         )
         for message in self._in_flight:
             self._worker.give(message.slot)
@@ -211,12 +233,23 @@ class SaveQueue:
         try:
             self._writer.write(self._slots[slot].memory, snapshot, request, self._number, may_wait=may_wait)
         except OSError as error:
-            raise StorageError(operation="copying the snapshot", path=self._root, error=error) from error
+            failure = StorageError(operation="copying the snapshot", path=self._root, error=error)
+            if self._job is not None:
+                self._withdraw(self._job, request, failure)
+            raise failure from error
         self._in_flight.append(InFlight(number=self._number, slot=slot, droppable=droppable, best=best))
         self._worker.give(slot)
         if not may_wait:
             self._flush()
         return Submitted(number=self._number, dropped=dropped, blocked_s=request.waited_s())
+
+    def _withdraw(self, job: JobSession, request: SaveRequest, error: StorageError) -> None:
+        """Tell the other processes that this one has nothing to save."""
+        if not job.job.is_leader:
+            JoinedSave(job, Layout(self._root)).withdraw(request, error)
+        elif request.job_save is not None:
+            with suppress(StorageError), LedSave(job, request.job_save):
+                raise error
 
     def _make_room(self, *, best: bool) -> int | None:
         """Free a slot, waiting if need be; returns the number of the message that was replaced, or None."""

@@ -10,8 +10,10 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from ckptstore.background.joining_worker import JoiningWorker
 from ckptstore.background.worker import Outcome, Worker
 from ckptstore.background.worker_handle import Slot
+from ckptstore.distributed.session import JobSession
 from ckptstore.storage.run_lock import RunLock
 from ckptstore.system import messages
 
@@ -27,6 +29,7 @@ class WorkerThread:
         slots: The slots for messages.
         lock: The run's lock, with the claim.
         maybe_committed: True if a worker before this one may have committed the first messages.
+        job: The processes of a fit that several processes make together: process 0 commits, and the others join.
     """
 
     survives_trainer = False
@@ -38,9 +41,15 @@ class WorkerThread:
         *,
         lock: RunLock | None,
         maybe_committed: bool = False,
+        job: JobSession | None = None,
     ) -> None:
         self._slots = slots
-        self._worker = Worker(root, tuple(slot.memory for slot in slots), lock)
+        memories = tuple(slot.memory for slot in slots)
+        self._worker: Worker | JoiningWorker = (
+            Worker(root, memories, lock, job)
+            if job is None or job.job.is_leader
+            else JoiningWorker(root, memories, job)
+        )
         self._maybe_committed = maybe_committed
         # `SimpleQueue` is C code: it has no lock that an interrupt could leave held.
         self._given: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()

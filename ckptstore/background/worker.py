@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import pickle
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ckptstore.background.message import MessageReader, SaveMessage
 from ckptstore.commit.committer import Committer
 from ckptstore.commit.open import open_for_writing
+from ckptstore.commit.request import SaveRequest
 from ckptstore.commit.retry import with_retries
 from ckptstore.manifest.manifest import Manifest
 from ckptstore.records import Checkpoint
 from ckptstore.storage.layout import Layout
 from ckptstore.storage.run_lock import RunLock
 from ckptstore.system.shared_memory import SharedMemory
+
+if TYPE_CHECKING:
+    from ckptstore.commit.led_save import LedSave
+    from ckptstore.distributed.session import JobSession
 
 # Seconds from the beginning of one commit to that of the next, after a save that may wait. A commit takes processor
 # time from the training, and of snapshots taken every few milliseconds few are worth it.
@@ -52,14 +59,22 @@ class Worker:
         root: The store's directory.
         memories: The memory of each slot.
         lock: The run's lock and claim; None if nobody has locked a run.
+        job: The fit's processes, of which this is process 0; None for a fit of one process.
 
     Attributes:
         idle_until: When to begin the next commit, on the monotonic clock, if nobody waits for it.
     """
 
-    def __init__(self, root: Path, memories: tuple[SharedMemory, ...], lock: RunLock | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        memories: tuple[SharedMemory, ...],
+        lock: RunLock | None = None,
+        job: JobSession | None = None,
+    ) -> None:
         self.idle_until = 0.0
         self._lock = lock
+        self._job = job
         self._number = 0
         self._layout = Layout(root)
         self._readers = [MessageReader(memory) for memory in memories]
@@ -82,9 +97,10 @@ class Worker:
             message = self._readers[slot].read()
             number = message.number
             self.idle_until = time.monotonic() + (COMMIT_INTERVAL_S if message.may_wait else 0.0)
-            checkpoint = with_retries(partial(self._commit, message, maybe_committed))
+            with self._led(message.request) as led:
+                checkpoint = with_retries(partial(self._commit, message, maybe_committed, led))
         except Exception as error:
-            return _failure(number, error)
+            return failed_outcome(number, error)
         self._number = number
         return Outcome(number=number, checkpoint=checkpoint)
 
@@ -94,10 +110,18 @@ class Worker:
             if self._committer is not None:
                 self._committer.remove()
         except Exception as error:
-            return _failure(self._number, error)
+            return failed_outcome(self._number, error)
         return None
 
-    def _commit(self, message: SaveMessage, maybe_committed: bool) -> Checkpoint:
+    def _led(self, request: SaveRequest) -> AbstractContextManager[LedSave | None]:
+        """Return the save by several processes that a request belongs to; nothing in a fit of one process."""
+        if self._job is None or request.job_save is None:
+            return nullcontext()
+        from ckptstore.commit.led_save import LedSave  # a process that saves alone does not need it
+
+        return LedSave(self._job, request.job_save)
+
+    def _commit(self, message: SaveMessage, maybe_committed: bool, led: LedSave | None) -> Checkpoint:
         if self._lock is not None:
             self._lock.keep_in_place()
         committer, manifest = self._opened()
@@ -106,7 +130,7 @@ class Worker:
             before = manifest.checkpoints.saved_at(message.request.run, message.request.created_at)
             if before is not None:
                 return before
-        return committer.commit(message.snapshot, message.request, removing=False)
+        return committer.commit(message.snapshot, message.request, removing=False, led=led)
 
     def _opened(self) -> tuple[Committer, Manifest]:
         if self._committer is None or self._manifest is None:
@@ -127,7 +151,8 @@ class Worker:
                 self._manifest.close()
 
 
-def _failure(number: int, error: Exception) -> Outcome:
+def failed_outcome(number: int, error: Exception) -> Outcome:
+    """Return the outcome of a message that failed; a checkpoint may be saved anyway."""
     # Every error is reported to the training, whatever its type.
     return Outcome(
         number=number,

@@ -24,12 +24,14 @@ from ckptstore.commit.rollbacks import ROLLBACKS
 from ckptstore.errors import (
     CheckpointStoreError,
     DiskFullError,
+    SaveAbandonedError,
     SaveInProgressError,
     StorageError,
     StoreLockedError,
     StoreRemovedError,
     UnfinishedSaveError,
 )
+from ckptstore.errors.save_failures import cause_of_failure
 from ckptstore.manifest.manifest import Manifest
 from ckptstore.manifest.retention.checks import RetentionCheck
 from ckptstore.records import Checkpoint, NewCheckpoint, json_number, json_time
@@ -42,6 +44,7 @@ from ckptstore.storage.payloads.names import file_of_payload, payload_name
 from ckptstore.storage.reserve import release_and_retry
 
 if TYPE_CHECKING:
+    from ckptstore.commit.led_save import LedSave
     from ckptstore.formats.snapshot import Snapshot
 
 # Version of the description inside payloads.
@@ -73,7 +76,9 @@ class Committer:
         self._marked: list[Checkpoint] = []
         self._saved: Checkpoint | None = None
 
-    def commit(self, snapshot: Snapshot, request: SaveRequest, *, removing: bool = True) -> Checkpoint:
+    def commit(
+        self, snapshot: Snapshot, request: SaveRequest, *, removing: bool = True, led: LedSave | None = None
+    ) -> Checkpoint:
         """Save a snapshot; when this returns, the checkpoint is durable, indexed and shown.
 
         A crash before the manifest's COMMIT leaves no checkpoint, or the complete one; a crash after it leaves the
@@ -84,9 +89,12 @@ class Committer:
             request: The save to make of it.
             removing: False to leave the payloads that `request.keep` lets expire in place until `remove` is called:
                 deleting them may take the disk as long as the save. They are no longer checkpoints.
+            led: Of a save by several processes, process 0's side; its caller ends it.
 
         Raises:
             DiskFullError: The disk is full, even after removing what `request.keep` lets expire; nothing else changed.
+            SaveAbandonedError: Another process could not write its part, or did not in time; older checkpoints are as
+                they were.
             UnfinishedSaveError: The checkpoint is saved, but could not be shown, or retention failed.
             StorageError: The disk failed; older checkpoints are as they were.
             StoreLockedError: The store's lock was not free in time; nothing changed.
@@ -96,12 +104,12 @@ class Committer:
         with self._exclusive():
             mark = self._deferred_mark(request)
             try:
-                checkpoint = self._save(snapshot, request, mark)
-            except DiskFullError:
-                if not self._make_room(request):
+                checkpoint = self._save(snapshot, request, mark, led)
+            except (DiskFullError, SaveAbandonedError) as error:
+                if cause_of_failure(error) != "disk_full" or not self._make_room(request):
                     raise
                 mark = self._deferred_mark(request)
-                checkpoint = self._save(snapshot, request, mark)
+                checkpoint = self._save(snapshot, request, mark, led)
             if request.publish is not None:
                 self._after_commit(
                     checkpoint,
@@ -135,16 +143,26 @@ class Committer:
         """Return the mark for the save's own last transaction: one of its own would cost four syncs."""
         return None if request.keep is None else self._retention.deferred_mark(request.run, request.keep)
 
-    def _save(self, snapshot: Snapshot, request: SaveRequest, mark: DeferredMark | None) -> Checkpoint:
+    def _save(
+        self, snapshot: Snapshot, request: SaveRequest, mark: DeferredMark | None, led: LedSave | None
+    ) -> Checkpoint:
         version = self._begin(request.run)
         upload = self._session.begin(payload_name(version, request.run, snapshot.format))
         try:
-            self._write(snapshot, version, request, upload)
+            fields = self._description(snapshot, version, request)
+            if led is not None:
+                snapshot = led.announce(snapshot, version, upload, fields, request.step)
+            self._write(snapshot, fields, upload)
             check = None if mark is None or request.publish is not None else mark.check
-            return self._insert(snapshot, version, request, upload, check=check)
-        except BaseException:
+            checkpoint = self._insert(snapshot, version, request, upload, check=check)
+        except BaseException as error:
+            if led is not None:
+                led.failed(error)
             upload.abort()
             raise
+        if led is not None:
+            led.committed(checkpoint)
+        return checkpoint
 
     def _make_room(self, request: SaveRequest) -> bool:
         """Remove now what the policy would remove after the save; returns True if anything was removed."""
@@ -197,10 +215,10 @@ class Committer:
             self._dropped = []
             return version
 
-    def _write(self, snapshot: Snapshot, version: int, request: SaveRequest, upload: Upload) -> None:
+    def _write(self, snapshot: Snapshot, fields: dict[str, Any], upload: Upload) -> None:
         from ckptstore.formats import payload  # imports numpy and h5py, which queries do not need
 
-        payload.encode(snapshot, self._description(snapshot, version, request)).write_to(upload)
+        payload.encode(snapshot, fields).write_to(upload)
 
     def _description(self, snapshot: Snapshot, version: int, request: SaveRequest) -> dict[str, Any]:
         return {

@@ -30,6 +30,7 @@ class SaveRequest:
         began: `time.perf_counter()` when the caller began to wait; the same clock in all processes of a machine.
         blocked_s: Seconds that the caller waited, if it did not wait for the end.
         total_s: Seconds that the save took, if that is not the time since `began`, as for a copied checkpoint.
+        job_save: Of a save by several processes, its number: see `ckptstore.distributed.session.JobSession.next_save`.
     """
 
     run: str
@@ -49,6 +50,7 @@ class SaveRequest:
     began: float = field(default_factory=time.perf_counter)
     blocked_s: float | None = None
     total_s: float | None = None
+    job_save: int | None = None
 
     def waited_s(self) -> float:
         """Return the seconds since the caller began to wait."""

@@ -1,4 +1,4 @@
-"""Retries a save that failed because of the disk, or of another process's lock."""
+"""Retries a save that failed because of a disk, also of another process of the job, or of another process's lock."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TypeVar
 from ckptstore.errors import (
     LockedError,
     RunLockedError,
+    SaveAbandonedError,
     SaveInProgressError,
     StorageError,
     StoreRemovedError,
@@ -32,6 +33,8 @@ def with_retries(save: Callable[[], _Result]) -> _Result:
             return save()
         except (UnfinishedSaveError, RunLockedError, SaveInProgressError, StoreRemovedError):
             raise
-        except (StorageError, LockedError):
+        except (StorageError, LockedError) as error:
+            if isinstance(error, SaveAbandonedError) and error.cause == "other":
+                raise
             time.sleep(delay)
     return save()

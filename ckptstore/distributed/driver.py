@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from ckptstore.errors import MessagesLostError
+
 _FIRST_PAUSE_S = 0.002
 _LONGEST_PAUSE_S = 0.1
 
@@ -30,17 +32,36 @@ class Machine(Protocol):
 def drive(
     machine: Machine,
     *,
+    patience_s: float = 0.0,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
     """Make steps until the machine needs its caller or is finished; its own limits end it.
 
+    Args:
+        machine: The machine.
+        patience_s: How long messages may fail to get through before that is an error; a step may be repeated.
+        clock: A monotonic clock, in seconds.
+        sleep: Waits for some seconds.
+
     Raises:
-        DistributedError: The messages do not get through; the machine is as it was before that step.
+        MessagesLostError: The messages do not get through; the machine is as it was before that step.
+        DistributedError: Another failure of a message, likewise.
     """
     pause_s = _FIRST_PAUSE_S
+    lost_since: float | None = None
     while machine.needs_steps:
-        if machine.step(clock()):
+        now = clock()
+        try:
+            progressed = machine.step(now)
+        except MessagesLostError:
+            lost_since = now if lost_since is None else lost_since
+            if clock() - lost_since >= patience_s:
+                raise
+            progressed = False
+        else:
+            lost_since = None
+        if progressed:
             pause_s = _FIRST_PAUSE_S
         else:
             sleep(pause_s)

@@ -2,18 +2,23 @@
 
     process 0                                   every other process
     announcing                                  waiting
-    gathering   <- reports within the limit     announced   (writes its part)    -> reporting
-    gathered    (commits the checkpoint)        reported
-    telling                                     settled
+    announced   (writes its own part)           announced   (writes its part)    -> reporting
+    gathering   <- reports within the limit     reported
+    gathered    (commits the checkpoint)        settled
+    telling
     told
 
-No payload is touched here: the caller writes its part before it calls `JoinSave.report`, and commits between
-``"gathered"`` and `LeadSave.committed`. A checkpoint exists from its commit, whatever is told of it: a process that
-does not hear the end of a save does not know it (``"lost"``), and must conclude nothing.
+No payload is touched here: the caller writes its part before it calls `LeadSave.gather` or `JoinSave.report`, and
+commits between ``"gathered"`` and `LeadSave.committed`. A checkpoint exists from its commit, whatever is told of it: a
+process that does not hear the end of a save does not know it (``"lost"``), and must conclude nothing.
 
 Saves are numbered from 1 on every process, and any number of them may be under way. An announcement is for the
 training step at which the saved values were copied. A process that comes there later than the limit finds the save
 decided; one that is at another step refuses, and the save ends at once, for all.
+
+These machines are one attempt at a save. Process 0 may make another one after an attempt that was abandoned, unless its
+outcome is final; each other process looks for that attempt then. Where process 0 gives up, it decides an attempt that
+it has never announced, and that outcome is final.
 """
 
 from __future__ import annotations
@@ -24,26 +29,32 @@ from typing import Any, Literal
 
 from ckptstore.distributed.exchange import Exchange
 from ckptstore.errors import SaveAbandonedError, SaveEndUnknownError
+from ckptstore.errors.save_failures import SaveFailureCause, worst_cause
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Announcement:
-    """A save, as process 0 announces it.
+    """An attempt at a save, as process 0 announces it.
 
     Attributes:
         number: The number of the save.
-        version: The version that the checkpoint will have.
+        attempt: The number of the attempt, from 0.
+        version: The version that the checkpoint will have; None where it is not known, since process 0 gives up.
         upload: Names the payload under construction, see `ckptstore.storage.payloads.interface.PayloadStore.join`.
+        fields: The fields of the description, so that each part has the same; JSON.
         step: The training step whose values are saved.
-        limit_s: How long the reports may take from the announcement on, in seconds. Below the time after which the
-            framework ends a job whose process is silent (100 s by default for JAX).
+        limit_s: How much longer than process 0 another process may take to write and report its part, and the other way
+            round, in seconds. Below the time after which the framework ends a job whose process is silent (100 s by
+            default for JAX).
         commit_limit_s: How long process 0 may take after that to commit the checkpoint and to tell of it, in seconds.
     """
 
     number: int
-    version: int
+    attempt: int = 0
+    version: int | None
     upload: str
-    step: int
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    step: int | None
     limit_s: float
     commit_limit_s: float = 60.0
 
@@ -58,7 +69,6 @@ class Report:
         nbytes: Its size in bytes.
         digest: Its digest.
         description: What the payload's description says of it; JSON.
-        settled: The save up to which this process knows the end of each: their messages may be deleted.
     """
 
     process: int
@@ -66,24 +76,29 @@ class Report:
     nbytes: int
     digest: str
     description: Any = None
-    settled: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SaveOutcome:
-    """The end of a save.
+    """The end of an attempt at a save.
 
     Attributes:
-        version: The version that was announced.
-        committed: True if the checkpoint exists; False if the save was abandoned.
+        version: The version that was announced, or None.
+        committed: True if the checkpoint exists; False if the attempt was abandoned.
+        is_final: True if no other attempt follows.
         silent: The processes that did not report within the limit.
         refused: The processes that could not take part, and why.
+        cause: What kind of reason that was.
+        checkpoint: The record of the checkpoint, as JSON, so that every process has it; or None.
     """
 
-    version: int
+    version: int | None
     committed: bool
+    is_final: bool = False
     silent: tuple[int, ...] = ()
     refused: Mapping[int, str] = field(default_factory=dict)
+    cause: SaveFailureCause = "other"
+    checkpoint: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON."""
@@ -107,6 +122,7 @@ class LeadSave:
     Attributes:
         announcement: As above.
         reports: The reports so far, by process, without one of process 0.
+        settled: The save up to which a process knows the end of each, by process, as far as it has answered.
         outcome: The end, once the state is ``"telling"`` or ``"told"``.
         state: See the module.
     """
@@ -114,27 +130,31 @@ class LeadSave:
     def __init__(self, exchange: Exchange, announcement: Announcement, processes: int) -> None:
         self._exchange = exchange
         self._others = range(1, processes)
-        self._deadline = 0.0
+        self._deadline: float | None = None
         self.announcement = announcement
         self.reports: dict[int, Report] = {}
+        self.settled: dict[int, int] = {}
         self.outcome: SaveOutcome | None = None
-        self.state: Literal["announcing", "gathering", "gathered", "telling", "told"] = "announcing"
+        self.state: Literal["announcing", "announced", "gathering", "gathered", "telling", "told"] = (
+            "announcing"
+        )
 
     @property
     def needs_steps(self) -> bool:
-        """True except where it waits for the commit, and when all is told."""
-        return self.state not in ("gathered", "told")
+        """True except where it waits for this process's part or for the commit, and when all is told."""
+        return self.state not in ("announced", "gathered", "told")
 
     def step(self, now: float) -> bool:
         """Make at most one call of `Messages`; see `ckptstore.distributed.driver.Machine`."""
         match self.state:
             case "announcing":
                 self._exchange.offer(asdict(self.announcement))
-                self._deadline = now + self.announcement.limit_s
-                self.state = "gathering"
+                self.state = "announced"
                 return True
             case "gathering":
-                return self._gather(now)
+                if self._deadline is None:
+                    self._deadline = now + self.announcement.limit_s
+                return self._gather(now, self._deadline)
             case "telling":
                 assert self.outcome is not None
                 self._exchange.decide(self.outcome.to_json())
@@ -143,41 +163,84 @@ class LeadSave:
             case _:
                 return False
 
-    def _gather(self, now: float) -> bool:
+    def gather(self) -> None:
+        """Wait for the reports, from the next step on; called when process 0's own part is durable."""
+        assert self.state == "announced", self.state
+        self.state = "gathering"
+
+    def _gather(self, now: float, deadline: float) -> bool:
         missing = [process for process in self._others if process not in self.reports]
         answers = self._exchange.answers(missing)
-        refused = {
-            process: str(answer["refused"]) for process, answer in answers.items() if "refused" in answer
-        }
+        self.settled |= {process: answer["settled"] for process, answer in answers.items()}
+        refused = {process: answer["refused"] for process, answer in answers.items() if "refused" in answer}
         self.reports |= {
-            process: Report(**answer) for process, answer in answers.items() if process not in refused
+            process: Report(**answer["report"])
+            for process, answer in answers.items()
+            if process not in refused
         }
         silent = tuple(process for process in missing if process not in answers)
         if refused:
-            self._abandon(refused=refused)
+            causes = {answer["cause"] for process, answer in answers.items() if process in refused}
+            self._abandon(refused=refused, cause=worst_cause(causes))
         elif not silent:
             self.state = "gathered"
-        elif now >= self._deadline:
+        elif now >= deadline:
             self._abandon(silent=silent)
         return bool(answers) or self.state != "gathering"
 
-    def committed(self) -> None:
-        """Have the others told that the checkpoint exists; called right after its commit."""
+    def committed(self, checkpoint: Mapping[str, Any] | None = None) -> None:
+        """Have the others told that the checkpoint exists; called right after its commit.
+
+        Args:
+            checkpoint: Its record, as JSON.
+        """
         assert self.state == "gathered", self.state
-        self.outcome = SaveOutcome(version=self.announcement.version, committed=True)
+        self.outcome = SaveOutcome(
+            version=self.announcement.version, committed=True, is_final=True, checkpoint=checkpoint
+        )
         self.state = "telling"
 
-    def abandon(self, reason: str) -> None:
+    def abandon(
+        self,
+        reason: str = "",
+        *,
+        cause: SaveFailureCause = "other",
+        because: SaveAbandonedError | None = None,
+        is_final: bool = False,
+    ) -> None:
         """Have the others told that there is no checkpoint: process 0 could not write or commit it, or left it out.
 
         They are told as well where it was never announced: no process waits for it, or writes a part of it.
+
+        Args:
+            reason: Why, in words.
+            cause: What kind of reason it is.
+            because: The attempt before, if that is the reason.
+            is_final: True if no other attempt follows.
         """
         assert self.outcome is None, self.outcome
-        self._abandon(refused={0: reason})
+        if because is None:
+            self._abandon(refused={0: reason}, cause=cause, is_final=is_final)
+        else:
+            self._abandon(
+                silent=because.silent, refused=because.refused, cause=because.cause, is_final=is_final
+            )
 
-    def _abandon(self, *, silent: tuple[int, ...] = (), refused: Mapping[int, str] | None = None) -> None:
+    def _abandon(
+        self,
+        *,
+        silent: tuple[int, ...] = (),
+        refused: Mapping[int, str] | None = None,
+        cause: SaveFailureCause = "other",
+        is_final: bool = False,
+    ) -> None:
         self.outcome = SaveOutcome(
-            version=self.announcement.version, committed=False, silent=silent, refused=refused or {}
+            version=self.announcement.version,
+            committed=False,
+            is_final=is_final,
+            silent=silent,
+            refused=refused or {},
+            cause=cause,
         )
         self.state = "telling"
 
@@ -194,7 +257,7 @@ class JoinSave:
         number: Its number.
         step: The training step whose values this process has copied.
         limit_s: How long to wait for the announcement, in seconds.
-        settled: The save up to which this process knows the end of each.
+        settled: The save up to which this process knows the end of each: their messages may be deleted.
 
     Attributes:
         announcement: The save, once it is announced.
@@ -203,7 +266,7 @@ class JoinSave:
     """
 
     def __init__(
-        self, exchange: Exchange, number: int, *, step: int, limit_s: float, settled: int = 0
+        self, exchange: Exchange, number: int, *, step: int | None, limit_s: float, settled: int = 0
     ) -> None:
         self._exchange = exchange
         self._step = step
@@ -237,8 +300,8 @@ class JoinSave:
                 return True
             case "reporting":
                 self._exchange.answer(self._answer)
-                assert self.announcement is not None
-                self._waited_s = self.announcement.limit_s + self.announcement.commit_limit_s
+                if self.announcement is not None:
+                    self._waited_s = self.announcement.limit_s + self.announcement.commit_limit_s
                 self._give_up = now + self._waited_s
                 self.state = "reported"
                 return True
@@ -277,23 +340,26 @@ class JoinSave:
 
     def report(self, *, member: str, nbytes: int, digest: str, description: Any = None) -> None:
         """Have this process's part reported, which is durable; see `Report`. Of a save that has ended it is not."""
+        assert self.state == "announced", self.state
         report = Report(
             process=self._exchange.process,
             member=member,
             nbytes=nbytes,
             digest=digest,
             description=description,
-            settled=self._settled,
         )
-        self._begin_answer(asdict(report))
+        self._begin_answer({"report": asdict(report)})
 
-    def refuse(self, reason: str) -> None:
-        """Have it reported that this process has no part, so that the save ends at once for all."""
-        self._begin_answer({"refused": reason})
+    def refuse(self, reason: str, cause: SaveFailureCause = "other") -> None:
+        """Have it reported that this process has no part, so that the attempt ends at once for all.
+
+        May be called before it is announced, where this process knows already.
+        """
+        assert self.state in ("waiting", "announced"), self.state
+        self._begin_answer({"refused": reason, "cause": cause})
 
     def _begin_answer(self, answer: dict[str, Any]) -> None:
-        assert self.state == "announced", self.state
-        self._answer = answer
+        self._answer = {**answer, "settled": self._settled}
         self.state = "checking"
 
     def error(self) -> SaveAbandonedError | SaveEndUnknownError | None:
@@ -320,5 +386,6 @@ def _error(
         version=outcome.version,
         silent=outcome.silent,
         refused=outcome.refused,
+        cause=outcome.cause,
         limit_s=0.0 if announcement is None else announcement.limit_s,
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Self
+import threading
+from collections.abc import Mapping
+from typing import Any, Self
 
 from ckptstore.distributed.driver import drive
 from ckptstore.distributed.exchange import Exchange
@@ -12,17 +14,23 @@ from ckptstore.distributed.messages import Messages
 from ckptstore.distributed.resuming import JoinResume, LeadResume, Offer
 from ckptstore.distributed.saving import Announcement, JoinSave, LeadSave
 
+# How much longer than process 0 another process may take to write its part, and what process 0 may take to commit.
+SAVE_LIMIT_S = 60.0
+_PATIENCE_S = 20.0
+
 
 class JobSession:
     """One process in one fit that several processes make together.
 
-    Process 0 calls `lead_resume` and `lead_save`, each other one `join_resume` and `join_save` as often, in the same
-    order. What they return may be driven by other threads, several saves at a time.
+    Process 0 calls `lead_resume`, each other one `join_resume` as often. Every process takes the number of a save by
+    `next_save`, in the same order; process 0 then leads it and the others join it, in any thread, and all end it by
+    `end_save`. Several saves may be under way.
 
     Args:
         job: The processes.
         messages: The messages of this process.
         token: What all of them have agreed on; see `ckptstore.distributed.meeting`.
+        save_limit_s: Limit for each step of a save, in seconds, unless another is given; see `Announcement`.
 
     Example:
         >>> from ckptstore.distributed.memory import MemoryService
@@ -30,7 +38,10 @@ class JobSession:
         >>> job = Job(kind="memory", by="memory", process=0, processes=1, found_in="here")
         >>> messages = ServiceMessages(MemoryService(), process=0, service="memory")
         >>> session = JobSession.begin(job, messages, limit_s=10.0)
-        >>> save = session.lead_save(version=7, upload="a1", step=100, limit_s=10.0)
+        >>> number = session.next_save()
+        >>> save = session.lead_save(number, version=7, upload="a1", fields={}, step=100)
+        >>> drive(save)
+        >>> save.gather()  # its own part is durable
         >>> drive(save)
         >>> save.state
         'gathered'
@@ -38,18 +49,34 @@ class JobSession:
         >>> drive(save)
         >>> save.outcome.committed
         True
+        >>> session.end_save(number)
     """
 
-    def __init__(self, job: Job, messages: Messages, token: str) -> None:
+    def __init__(
+        self, job: Job, messages: Messages, token: str, *, save_limit_s: float = SAVE_LIMIT_S
+    ) -> None:
         self.job = job
         self.token = token
+        self.save_limit_s = save_limit_s
         self._messages = messages
+        self._lock = threading.Lock()
         self._saves = 0
-        self._led: dict[int, LeadSave] = {}
-        self._joined: dict[int, JoinSave] = {}
+        # The saves that have a number and have not ended here.
+        self._open: set[int] = set()
+        # Of process 0: the attempts whose messages may still be there, and up to which save each process has ended all.
+        self._led: dict[int, list[LeadSave]] = {}
+        self._settled = dict.fromkeys(job.others, 0)
 
     @classmethod
-    def begin(cls, job: Job, messages: Messages, *, limit_s: float, name: str = "fit") -> Self:
+    def begin(
+        cls,
+        job: Job,
+        messages: Messages,
+        *,
+        limit_s: float,
+        name: str = "fit",
+        save_limit_s: float = SAVE_LIMIT_S,
+    ) -> Self:
         """Meet the other processes.
 
         Args:
@@ -57,6 +84,7 @@ class JobSession:
             messages: The messages of this process.
             limit_s: How long to wait for the others, in seconds.
             name: What begins, where one program has several such things; the same on all processes.
+            save_limit_s: As for the class.
 
         Raises:
             JobIncompleteError: Not all have come; each process that did raises it, and it names the others.
@@ -68,66 +96,113 @@ class JobSession:
         drive(meeting)
         if meeting.state == "failed":
             raise meeting.error()
-        return cls(job, messages, meeting.token)
+        return cls(job, messages, meeting.token, save_limit_s=save_limit_s)
 
     def lead_resume(self, offer: Offer) -> LeadResume:
         """Return process 0's side of the beginning."""
-        return LeadResume(lambda number: self._exchange("resume", number), offer, self.job.processes)
+        return LeadResume(self._resume_exchange, offer, self.job.processes)
 
     def join_resume(self, *, limit_s: float) -> JoinResume:
         """Return another process's side of the beginning; see `JoinResume`."""
-        return JoinResume(lambda number: self._exchange("resume", number), limit_s=limit_s)
+        return JoinResume(self._resume_exchange, limit_s=limit_s)
+
+    @property
+    def patience_s(self) -> float:
+        """How long messages of a save may fail to get through, in seconds."""
+        return min(_PATIENCE_S, self.save_limit_s)
+
+    def next_save(self) -> int:
+        """Return the number of the next save, from 1; called where all processes do so in the same order."""
+        with self._lock:
+            self._saves += 1
+            self._open.add(self._saves)
+            return self._saves
 
     def lead_save(
-        self, *, version: int, upload: str, step: int, limit_s: float, commit_limit_s: float = 60.0
+        self,
+        number: int,
+        attempt: int = 0,
+        *,
+        version: int | None,
+        upload: str,
+        fields: Mapping[str, Any],
+        step: int | None,
+        limit_s: float | None = None,
+        commit_limit_s: float | None = None,
     ) -> LeadSave:
-        """Return process 0's side of the next save; see `Announcement`."""
-        self._saves += 1
+        """Return process 0's side of an attempt at a save; see `Announcement`."""
         announcement = Announcement(
-            number=self._saves,
+            number=number,
+            attempt=attempt,
             version=version,
             upload=upload,
+            fields=fields,
             step=step,
-            limit_s=limit_s,
-            commit_limit_s=commit_limit_s,
+            limit_s=self.save_limit_s if limit_s is None else limit_s,
+            commit_limit_s=self.save_limit_s if commit_limit_s is None else commit_limit_s,
         )
-        save = LeadSave(self._exchange("save", self._saves), announcement, self.job.processes)
-        self._led[self._saves] = save
+        save = LeadSave(self._save_exchange(number, attempt), announcement, self.job.processes)
+        with self._lock:
+            self._led.setdefault(number, []).append(save)
         return save
 
-    def join_save(self, *, step: int, limit_s: float) -> JoinSave:
-        """Return another process's side of the next save; see `JoinSave`."""
-        settled = self._settled()
-        self._joined = {number: save for number, save in self._joined.items() if number > settled}
-        self._saves += 1
-        exchange = self._exchange("save", self._saves)
-        save = JoinSave(exchange, self._saves, step=step, limit_s=limit_s, settled=settled)
-        self._joined[self._saves] = save
-        return save
+    def join_save(
+        self, number: int, attempt: int = 0, *, step: int | None, limit_s: float | None = None
+    ) -> JoinSave:
+        """Return another process's side of an attempt at a save.
+
+        Args:
+            number: The save.
+            attempt: The attempt; the next one follows an outcome that is not final.
+            step: The training step whose values this process has copied.
+            limit_s: How long to wait for the announcement, in seconds; by default twice the limit, since process 0 may
+                have to wait for the store's lock before it.
+        """
+        with self._lock:
+            settled = min(self._open, default=self._saves + 1) - 1
+        return JoinSave(
+            self._save_exchange(number, attempt),
+            number,
+            step=step,
+            limit_s=2 * self.save_limit_s if limit_s is None else limit_s,
+            settled=settled,
+        )
+
+    def end_save(self, number: int) -> None:
+        """Note that this process has ended a save, or will not ask for its messages any more; may be repeated."""
+        with self._lock:
+            self._open.discard(number)
 
     def delete_settled(self) -> None:
-        """Delete the messages of saves of which every process knows the end; by process 0, at any time.
+        """Delete the messages of saves that every process has ended; by process 0, after each save.
+
+        So the service holds those of a few saves, however long the job.
 
         Raises:
             MessagesLostError: The messages do not get through; may be called again.
         """
-        known = dict.fromkeys(self.job.others, 0)
-        for save in self._led.values():
-            known |= {
-                process: max(known[process], report.settled) for process, report in save.reports.items()
-            }
-        settled = [number for number in self._led if number <= min(known.values(), default=self._saves)]
-        settled = [number for number in settled if self._led[number].state == "told"]
+        with self._lock:
+            for saves in self._led.values():
+                for save in saves:
+                    for process, settled in save.settled.items():
+                        self._settled[process] = max(self._settled[process], settled)
+            until = min(self._settled.values(), default=self._saves)
+            ended = [number for number in self._led if number <= until and number not in self._open]
+            attempts = {number: len(self._led[number]) for number in ended}
         self._messages.delete(
-            [key for number in settled for key in self._exchange("save", number).keys(self.job.others)]
+            [
+                key
+                for number, count in attempts.items()
+                for attempt in range(count)
+                for key in self._save_exchange(number, attempt).keys(self.job.others)
+            ]
         )
-        for number in settled:
-            del self._led[number]
+        with self._lock:
+            for number in ended:
+                del self._led[number]
 
-    def _settled(self) -> int:
-        """Return the save up to which this process knows the end of each, or will not ask for it any more."""
-        running = [number for number, save in self._joined.items() if save.state not in ("settled", "lost")]
-        return min(running, default=self._saves + 1) - 1
+    def _save_exchange(self, number: int, attempt: int) -> Exchange:
+        return Exchange(self._messages, f"{ROOT}/{self.token}/save/{number:08d}/{attempt}")
 
-    def _exchange(self, kind: str, number: int) -> Exchange:
-        return Exchange(self._messages, f"{ROOT}/{self.token}/{kind}/{number:08d}")
+    def _resume_exchange(self, number: int) -> Exchange:
+        return Exchange(self._messages, f"{ROOT}/{self.token}/resume/{number:08d}")

@@ -49,7 +49,6 @@ from ckptstore.errors.not_found import (
 )
 from ckptstore.errors.storage import (
     DiskFullError,
-    MissingPartsError,
     StorageError,
     StoreRemovedError,
     UnfinishedSaveError,
@@ -87,7 +86,6 @@ __all__ = [
     "MessagesLostError",
     "MetricNotFoundError",
     "MissingPackageError",
-    "MissingPartsError",
     "ModelMismatchError",
     "ModelNotReadyError",
     "NoResumePointError",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ckptstore.errors.base import CheckpointStoreError
+from ckptstore.errors.save_failures import SaveFailureCause
+from ckptstore.errors.storage import StorageError
 
 
 class DistributedError(CheckpointStoreError):
@@ -110,51 +114,64 @@ class JobIncompleteError(DistributedError, TimeoutError):
         )
 
 
-class SaveAbandonedError(DistributedError, RuntimeError):
-    """A save by several processes ended without a checkpoint; the training can go on.
+class SaveAbandonedError(DistributedError, StorageError):
+    """A save by several processes ended without a checkpoint, on all of them; older checkpoints are as they were.
 
     Attributes:
-        save: The number of the save.
-        version: The version that it would have had, or None if it was never announced here.
+        save: The number of the save; None where it has none.
+        version: The version that the checkpoint would have had, or None if it was never announced here.
         silent: The processes that did not report within the limit.
         refused: The processes that could not take part, and why.
+        cause: ``"disk_full"``, or ``"storage"`` for another failure of a disk, where such a failure was all that was
+            wrong: another try may succeed; ``"other"`` for everything else.
         limit_s: The limit.
     """
 
-    save: int
+    save: int | None
     version: int | None
     silent: tuple[int, ...]
     refused: Mapping[int, str]
+    cause: SaveFailureCause
     limit_s: float
 
     def __init__(
         self,
         *,
         process: int,
-        save: int,
+        save: int | None,
         version: int | None,
         silent: tuple[int, ...] = (),
         refused: Mapping[int, str] | None = None,
+        cause: SaveFailureCause = "other",
         limit_s: float,
     ) -> None:
         refused = dict(refused or {})
         reasons = [f"process {number}: {reason}" for number, reason in sorted(refused.items())]
         if silent:
             reasons.append(f"{numbered(silent)} did not report within {limit_s:g} s")
+        number = "the save" if save is None else f"save {save}"
         named = "" if version is None else f" (version {version})"
-        super().__init__(
-            f"save {save}{named} was abandoned: {'; '.join(reasons)}",
-            hint="no checkpoint was made; what its files held is removed later; see the logs of these processes",
+        codes = {"disk_full": errno.ENOSPC, "storage": errno.EIO, "other": errno.ECANCELED}
+        CheckpointStoreError.__init__(
+            self,
+            f"{number}{named} was abandoned: {'; '.join(reasons)}",
+            hint="free some space there; saving then works again"
+            if cause == "disk_full"
+            else "older checkpoints are not affected, and the next save is a new try; see the logs of these processes",
             process=process,
             save=save,
             version=version,
             silent=silent,
             refused=refused,
+            cause=cause,
             limit_s=limit_s,
+            operation="save",
+            path=Path(),
+            errno=errno.ETIMEDOUT if silent else codes[cause],
         )
 
 
-class SaveEndUnknownError(DistributedError, TimeoutError):
+class SaveEndUnknownError(DistributedError, StorageError):
     """Process 0 has not told within the limit how a save by several processes ended: the checkpoint may exist.
 
     Attributes:
@@ -169,13 +186,17 @@ class SaveEndUnknownError(DistributedError, TimeoutError):
 
     def __init__(self, *, process: int, save: int, version: int | None, limit_s: float) -> None:
         what = "that it begins" if version is None else f"how it ended (version {version})"
-        super().__init__(
+        CheckpointStoreError.__init__(
+            self,
             f"process {process} has waited {limit_s:g} s for process 0 to tell of save {save}: {what}",
             hint="if the checkpoint exists is in the store: ckptstore ls; see the log of process 0",
             process=process,
             save=save,
             version=version,
             limit_s=limit_s,
+            operation="save",
+            path=Path(),
+            errno=errno.ETIMEDOUT,
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno as _errno
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -136,44 +135,6 @@ class UnfinishedSaveError(StorageError):
             operation=getattr(error, "operation", "finish"),
             path=getattr(error, "path", checkpoint.path),
             errno=getattr(error, "errno", None),
-        )
-
-
-class MissingPartsError(StorageError):
-    """A checkpoint that several processes write was given up, since one of them did not write its part.
-
-    Nothing of it stays; older checkpoints are as they were.
-
-    Attributes:
-        payload: The name that the payload would have had.
-        processes: The processes whose parts are missing.
-        problems: What those of them said that have failed, by process; the others said nothing in time.
-        limit_s: Seconds that were waited for them.
-    """
-
-    payload: str
-    processes: tuple[int, ...]
-    problems: Mapping[int, str]
-    limit_s: float
-
-    def __init__(
-        self, *, payload: str, processes: tuple[int, ...], problems: Mapping[int, str], limit_s: float
-    ) -> None:
-        silent = [str(process) for process in processes if process not in problems]
-        said = [f"process {process} failed: {problem}" for process, problem in problems.items()]
-        if silent:
-            said.append(f"no report within {limit_s:g} s from process {', '.join(silent)}")
-        CheckpointStoreError.__init__(
-            self,
-            f"{payload}: not saved: {'; '.join(said)}",
-            hint="older checkpoints are not affected, and the next save is a new try",
-            operation="save",
-            path=Path(payload),
-            errno=_errno.ETIMEDOUT,
-            payload=payload,
-            processes=processes,
-            problems=dict(problems),
-            limit_s=limit_s,
         )
 
 

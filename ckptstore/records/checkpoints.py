@@ -131,6 +131,25 @@ class Checkpoint:
             "total_s": self.total_s,
         }
 
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], *, store: Path | None = None) -> Checkpoint:
+        """Return the checkpoint of a JSON object that `to_json` has returned.
+
+        Args:
+            value: The object.
+            store: The store's directory in this process, where another process may see it under another path.
+        """
+        path = Path(value["path"])
+        return cls(
+            **{
+                **value,
+                "metrics": {name: float(metric) for name, metric in value["metrics"].items()},
+                "path": path if store is None else store / path.parent.name / path.name,
+                "created_at": datetime.fromisoformat(value["created_at"]),
+                "tags": tuple(value["tags"]),
+            }
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:

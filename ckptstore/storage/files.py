@@ -126,6 +126,19 @@ def make_directory(path: Path, *, durable: bool = True) -> None:
         fsync_directory(path.parent)
 
 
+def make_directories_below(directory: Path, path: Path) -> None:
+    """Make the missing directories from `directory` down to `path`, but never `directory` itself; not durable.
+
+    Raises:
+        StorageError: There is no such directory any more.
+    """
+    if path == directory or path.is_dir():
+        return
+    make_directories_below(directory, path.parent)
+    with io_step("mkdir", path):
+        path.mkdir(exist_ok=True)
+
+
 def make_shown_directory(path: Path) -> None:
     """Make a directory for files that are only shown: it is no step of a save, and not made durable."""
     path.mkdir(exist_ok=True)

@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 
     from ckptstore.background.save_queue import Backpressure, SaveQueue
     from ckptstore.commit.committer import Committer
+    from ckptstore.commit.led_save import LedSave
     from ckptstore.commit.request import SaveRequest
     from ckptstore.commit.retention.prune import Pruned
     from ckptstore.commit.run_ownership import RunOwnership
+    from ckptstore.distributed.session import JobSession
     from ckptstore.formats.snapshot import FitState, Snapshot
     from ckptstore.retention.policy import KeepFunction, Policy
     from ckptstore.store.attempts.recorder import AttemptRecorder
@@ -219,12 +221,20 @@ class StoreWriter(StoreReader):
         self.claim(run)
         return snapshot, request
 
-    def commit(self, snapshot: Snapshot, request: SaveRequest) -> Checkpoint:
-        """Save what `prepare` returned, before the model changes; raises as `save` does."""
-        with held_back():
-            return self._committer.commit(snapshot, request)
+    def commit(self, snapshot: Snapshot, request: SaveRequest, *, led: LedSave | None = None) -> Checkpoint:
+        """Save what `prepare` returned, before the model changes; raises as `save` does.
 
-    def open_save_queue(self, run: str, *, backpressure: Backpressure = "replace") -> SaveQueue:
+        Args:
+            snapshot: The snapshot.
+            request: The request.
+            led: Of a save by several processes, process 0's side; its caller ends it.
+        """
+        with held_back():
+            return self._committer.commit(snapshot, request, led=led)
+
+    def open_save_queue(
+        self, run: str, *, backpressure: Backpressure = "replace", job: JobSession | None = None
+    ) -> SaveQueue:
         """Own a run, and return the queue that saves it in the background, in another process where possible.
 
         The caller closes the queue before it closes the store. See `ckptstore.background.save_queue.SaveQueue`.
@@ -235,7 +245,7 @@ class StoreWriter(StoreReader):
         from ckptstore.background.save_queue import SaveQueue
 
         self.claim(run)
-        return SaveQueue(self.path, self._ownership.lock_of(run), backpressure=backpressure)
+        return SaveQueue(self.path, self._ownership.lock_of(run), backpressure=backpressure, job=job)
 
     # --- runs ----------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from ckptstore.distributed.memory import MemoryService
 from ckptstore.distributed.saving import Announcement, JoinSave, LeadSave
 from ckptstore.distributed.service import ServiceMessages
 from ckptstore.distributed.session import JobSession
-from ckptstore.errors import SaveAbandonedError, SaveEndUnknownError
+from ckptstore.errors import MessagesLostError, SaveAbandonedError, SaveEndUnknownError
 from message_models import DirectMessages, Model, Program, explore
 
 
@@ -25,16 +25,18 @@ class Leading(Program):
         self.fails = fails
 
     def is_asked(self) -> bool:
-        return bool(self.machine.state == "gathered")
+        return self.machine.state in ("announced", "gathered")
 
     def answer(self) -> None:
         number = self.machine.announcement.number
-        if self.fails:
+        if self.machine.state == "announced":
+            self.machine.gather()
+        elif self.fails:
             self.machine.abandon("no room")
-            return
-        parts = sorted((report.process, report.nbytes) for report in self.machine.reports.values())
-        self.facts.append(("committed", number, tuple(parts)))
-        self.machine.committed()
+        else:
+            parts = sorted((report.process, report.nbytes) for report in self.machine.reports.values())
+            self.facts.append(("committed", number, tuple(parts)))
+            self.machine.committed()
 
 
 class Joining(Program):
@@ -187,49 +189,83 @@ def sessions(processes: int) -> tuple[MemoryService, list[JobSession]]:
     return service, made
 
 
+def lead_save(session: JobSession, attempt: int = 0, number: int = 0, **options: Any) -> LeadSave:
+    """Return process 0's side of the next save, or of another attempt at one."""
+    return session.lead_save(number or session.next_save(), attempt, upload="u", fields={}, **options)
+
+
+def join_save(session: JobSession, **options: Any) -> JoinSave:
+    return session.join_save(session.next_save(), **options)
+
+
 def test_a_report_of_a_save_that_was_abandoned_is_not_sent() -> None:
     service, (leader, other) = sessions(2)
     clock = Clock()
-    lead = leader.lead_save(version=7, upload="u", step=10, limit_s=20.0)
+    lead = lead_save(leader, version=7, step=10, limit_s=20.0)
+    drive(lead)
+    lead.gather()
     drive(lead, clock=lambda: clock.now, sleep=clock.sleep)
     assert 20.0 <= clock.now < 21.0
     error = lead.error()
     assert isinstance(error, SaveAbandonedError)
-    assert (error.silent, error.version, error.limit_s) == ((1,), 7, 20.0)
+    assert (error.silent, error.version, error.limit_s, error.cause) == ((1,), 7, 20.0, "other")
     assert "process 1 did not report within 20 s" in str(error)
     before = dict(service.values)
-    late = other.join_save(step=10, limit_s=5.0)
+    late = join_save(other, step=10, limit_s=5.0)
     drive(late)
     # It need not even write its part.
     assert late.state == "settled"
     assert service.values == before
     assert str(late.error()) == str(error)
     # The next save finds both again.
-    lead = leader.lead_save(version=8, upload="u", step=20, limit_s=20.0)
+    lead = lead_save(leader, version=8, step=20, limit_s=20.0)
     lead.step(0.0)
-    join = other.join_save(step=20, limit_s=5.0)
+    join = join_save(other, step=20, limit_s=5.0)
     drive(join)
     join.report(member="1.h5", nbytes=4, digest="d", description={"a": [1, None]})
     join.step(0.0)
     join.step(0.0)
+    lead.gather()
     drive(lead)
     assert lead.reports[1].description == {"a": [1, None]}
-    lead.committed()
+    lead.committed({"version": 8})
     drive(lead)
     drive(join)
     assert join.error() is None
     assert join.outcome == lead.outcome
+    assert join.outcome is not None
+    assert join.outcome.checkpoint == {"version": 8}
+
+
+def test_the_limit_begins_when_process_0_has_written_its_own_part() -> None:
+    _, (leader, other) = sessions(2)
+    clock = Clock()
+    lead = lead_save(leader, version=7, step=10, limit_s=20.0)
+    drive(lead, clock=lambda: clock.now, sleep=clock.sleep)
+    clock.now = 100.0
+    lead.gather()
+    assert not lead.step(clock.now)
+    clock.now = 115.0
+    join = join_save(other, step=10, limit_s=5.0)
+    drive(join)
+    join.report(member="1.h5", nbytes=4, digest="d")
+    join.step(0.0)
+    join.step(0.0)
+    drive(lead, clock=lambda: clock.now, sleep=clock.sleep)
+    assert lead.state == "gathered"
 
 
 def test_a_part_that_is_written_too_late_is_not_reported() -> None:
     service, (leader, other) = sessions(2)
-    lead = leader.lead_save(version=7, upload="u", step=10, limit_s=20.0)
+    lead = lead_save(leader, version=7, step=10, limit_s=20.0)
     lead.step(0.0)
-    join = other.join_save(step=10, limit_s=5.0)
+    join = join_save(other, step=10, limit_s=5.0)
     drive(join)
     assert join.state == "announced"
+    lead.gather()
     lead.step(30.0)
-    lead.step(30.0)
+    lead.step(50.0)
+    lead.step(50.0)
     before = dict(service.values)
     join.report(member="1.h5", nbytes=4, digest="d")
     drive(join)
@@ -239,28 +275,74 @@ def test_a_part_that_is_written_too_late_is_not_reported() -> None:
 
 def test_a_save_that_process_0_leaves_out_is_waited_for_by_nobody() -> None:
     _, (leader, other) = sessions(2)
-    lead = leader.lead_save(version=7, upload="u", step=10, limit_s=20.0)
-    lead.abandon("a newer one replaces it")
+    lead = lead_save(leader, version=7, step=10, limit_s=20.0)
+    lead.abandon("a newer one replaces it", is_final=True)
     drive(lead)
-    join = other.join_save(step=10, limit_s=5.0)
+    join = join_save(other, step=10, limit_s=5.0)
     assert join.step(0.0)
     assert join.state == "settled"
+    assert join.outcome is not None
+    assert join.outcome.is_final
     assert str(join.error()) == str(lead.error()).replace("20 s", "0 s")
     assert "save 1 (version 7) was abandoned: process 0: a newer one replaces it" in str(join.error())
+
+
+def test_a_process_that_has_nothing_to_save_says_so_before_the_announcement() -> None:
+    _, (leader, other) = sessions(2)
+    join = join_save(other, step=10, limit_s=5.0)
+    join.refuse("no memory for a copy")
+    join.step(0.0)
+    join.step(0.0)
+    assert join.state == "reported"
+    lead = lead_save(leader, version=7, step=10, limit_s=20.0)
+    drive(lead)
+    lead.gather()
+    clock = Clock()
+    drive(lead, clock=lambda: clock.now, sleep=clock.sleep)
+    assert clock.now == 0.0
+    assert lead.outcome is not None
+    assert lead.outcome.refused == {1: "no memory for a copy"}
+    drive(join)
+    assert join.outcome == lead.outcome
+
+
+@pytest.mark.parametrize(
+    ("causes", "worst"),
+    [
+        (["disk_full", "disk_full"], "disk_full"),
+        (["disk_full", "storage"], "storage"),
+        (["disk_full", "other"], "other"),
+    ],
+)
+def test_the_kind_of_failure_that_no_other_try_helps_counts(causes: list[Any], worst: str) -> None:
+    _, (leader, *others) = sessions(3)
+    lead = lead_save(leader, version=7, step=10, limit_s=20.0)
+    drive(lead)
+    for other, cause in zip(others, causes, strict=True):
+        join = join_save(other, step=10, limit_s=5.0)
+        drive(join)
+        join.refuse("no", cause)
+        join.step(0.0)
+        join.step(0.0)
+    lead.gather()
+    drive(lead)
+    error = lead.error()
+    assert isinstance(error, SaveAbandonedError)
+    assert (error.cause, error.refused) == (worst, {1: "no", 2: "no"})
 
 
 def test_a_process_that_hears_nothing_does_not_know_the_end() -> None:
     _, (leader, other) = sessions(2)
     clock = Clock()
-    unannounced = other.join_save(step=10, limit_s=5.0)
+    unannounced = join_save(other, step=10, limit_s=5.0)
     drive(unannounced, clock=lambda: clock.now, sleep=clock.sleep)
     error = unannounced.error()
     assert isinstance(error, SaveEndUnknownError)
     assert (error.version, error.limit_s) == (None, 5.0)
-    leader.lead_save(version=7, upload="u", step=10, limit_s=1.0)
-    lead = leader.lead_save(version=8, upload="u", step=20, limit_s=20.0, commit_limit_s=30.0)
+    leader.next_save()
+    lead = lead_save(leader, version=8, step=20, limit_s=20.0, commit_limit_s=30.0)
     lead.step(0.0)
-    join = other.join_save(step=20, limit_s=5.0)
+    join = join_save(other, step=20, limit_s=5.0)
     drive(join)
     join.report(member="1.h5", nbytes=4, digest="d")
     drive(join, clock=lambda: clock.now, sleep=clock.sleep)
@@ -271,26 +353,74 @@ def test_a_process_that_hears_nothing_does_not_know_the_end() -> None:
 
 
 def test_messages_of_settled_saves_are_deleted() -> None:
+    """Also where each save takes several attempts, and fails."""
     service, (leader, other) = sessions(2)
     most = 0
-    for number in range(20):
-        lead = leader.lead_save(version=number + 1, upload="u", step=number, limit_s=20.0)
-        lead.step(0.0)
-        join = other.join_save(step=number, limit_s=20.0)
-        drive(join)
-        join.report(member="1.h5", nbytes=4, digest="d")
-        join.step(0.0)
-        join.step(0.0)
-        drive(lead)
-        lead.committed()
-        drive(lead)
-        if number != 10:  # a save whose end this process has not heard
+    for number in range(1, 41):
+        assert (leader.next_save(), other.next_save()) == (number, number)
+        attempts = 1 + number % 3
+        for attempt in range(attempts):
+            lead = lead_save(leader, attempt, number, version=number, step=number, limit_s=20.0)
+            lead.step(0.0)
+            join = other.join_save(number, attempt, step=number, limit_s=20.0)
             drive(join)
-            held = join
+            if number > 20 or attempt < attempts - 1:
+                join.refuse("the disk is full", "disk_full")
+            else:
+                join.report(member="1.h5", nbytes=4, digest="d")
+            join.step(0.0)
+            join.step(0.0)
+            lead.gather()
+            drive(lead)
+            if lead.state == "gathered":
+                lead.committed()
+                drive(lead)
+        leader.end_save(number)
+        if number != 30:  # a save whose end this process has not asked for
+            drive(join)
+            other.end_save(number)
         leader.delete_settled()
-        most = max(most, len(service.values) if number < 10 else 0)
-    assert most <= 6
-    assert held.outcome is not None
-    # From the save on whose end was not heard everything is still there.
+        most = max(most, len(service.values) if number < 30 else 0)
+    assert most <= 18  # of two saves, of up to three attempts each
+    # From the save on that has not ended everywhere everything is still there.
     kept = {key.split("/")[3] for key in service.values}
-    assert kept == {f"{number:08d}" for number in range(11, 21)}
+    assert kept == {f"{number:08d}" for number in range(30, 41)}
+    other.end_save(30)
+    join = other.join_save(other.next_save(), step=41, limit_s=0.0)
+    lead = lead_save(leader, version=41, step=41, limit_s=20.0)
+    lead.step(0.0)
+    drive(join)
+    join.report(member="1.h5", nbytes=4, digest="d")
+    join.step(0.0)
+    join.step(0.0)
+    lead.gather()
+    drive(lead)
+    leader.delete_settled()
+    assert {key.split("/")[3] for key in service.values} == {f"{41:08d}"}
+
+
+class Lossy:
+    """Messages that do not get through for a while."""
+
+    def __init__(self, messages: Any, clock: Clock, until: float) -> None:
+        self.messages, self.clock, self.until = messages, clock, until
+        self.process = messages.process
+        self.reply_limit_s = messages.reply_limit_s
+
+    def __getattr__(self, name: str) -> Any:
+        if self.clock.now < self.until:
+            raise MessagesLostError(process=self.process, key="k", service="memory", reason="planted")
+        return getattr(self.messages, name)
+
+
+def test_messages_may_fail_for_a_while() -> None:
+    service, _ = sessions(2)
+    clock = Clock()
+    messages = Lossy(ServiceMessages(service, process=0, service="memory"), clock, until=9.0)
+    job = Job(kind="memory", by="memory", process=0, processes=1, found_in="here")
+    lead = lead_save(JobSession(job, messages, token="t"), version=7, step=10)
+    with pytest.raises(MessagesLostError):
+        drive(lead, patience_s=8.0, clock=lambda: clock.now, sleep=clock.sleep)
+    assert (lead.state, clock.now) == ("announcing", pytest.approx(8.0, abs=0.2))
+    drive(lead, patience_s=8.0, clock=lambda: clock.now, sleep=clock.sleep)
+    assert lead.state == "announced"

@@ -63,8 +63,8 @@ EXAMPLES = [
         undone="showing it at best.keras",
         error=errors.StorageError(operation="rename", path=PATH, error=OSError(errno.EROFS, "Read-only")),
     ),
-    errors.MissingPartsError(
-        payload="00000007-a.sharded", processes=(1, 3), problems={3: "DiskFullError: full"}, limit_s=60
+    errors.SaveAbandonedError(
+        process=1, save=None, version=None, refused={3: "the disk is full"}, cause="disk_full", limit_s=60
     ),
     errors.StoreRemovedError(store=PATH, reason="the store was removed"),
     errors.UnsafeFileSystemError(
@@ -85,7 +85,8 @@ BUILT_IN = {
     errors.ModelMismatchError: ValueError,
     errors.ObjectsMismatchError: ValueError,
     errors.SeveralProcessesError: RuntimeError,
-    errors.SaveAbandonedError: RuntimeError,
+    errors.SaveAbandonedError: OSError,
+    errors.SaveEndUnknownError: OSError,
     errors.ResumeRefusedError: RuntimeError,
     errors.MessageTimeoutError: TimeoutError,
     errors.MessagesLostError: ConnectionError,
@@ -134,10 +135,12 @@ def test_errors_are_also_built_in_exceptions(kind: type[errors.CheckpointStoreEr
 
 def test_storage_errors_have_an_errno() -> None:
     assert [error.errno for error in EXAMPLES if isinstance(error, errors.StorageError)] == [
+        errno.ETIMEDOUT,
+        errno.ETIMEDOUT,
         errno.EIO,
         errno.ENOSPC,
         errno.EROFS,
-        errno.ETIMEDOUT,
+        errno.ENOSPC,
         errno.ESTALE,
         errno.ENOLCK,
     ]

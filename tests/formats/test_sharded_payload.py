@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ckptstore.errors import CorruptPayloadError, InvalidArgumentError, MissingPartsError, StorageError
+from ckptstore.errors import CorruptPayloadError, InvalidArgumentError, SaveAbandonedError, StorageError
 from ckptstore.formats import payload
 from ckptstore.formats.description import digest_of
 from ckptstore.formats.registry import by_name
@@ -229,7 +229,7 @@ def test_every_dtype_is_divided_and_put_together(payloads: PayloadStore) -> None
     for process in (1, 2, 0):
         grids = dict.fromkeys(arrays, grid)
         snapshot = snapshot_of_process(process, reports, arrays=arrays, grids=grids)
-        payload.encode(snapshot, {}).write_to(upload if process == 0 else payloads.join(upload.token))
+        payload.encode(snapshot, {}).write_to(upload if process == 0 else payloads.join(upload.share()))
     session.commit(upload)
     with opened(PayloadRef(payloads, NAME)) as found:
         assert found.format.verify(found) == []
@@ -258,7 +258,7 @@ def test_memory_holds_one_variable_at_a_time(tmp_path: Path) -> None:
     upload, reports = session.begin(NAME), InMemoryReports()
     for process in (1, 2, 0):
         snapshot = snapshot_of_process(process, reports, arrays=large, grids=grids)
-        payload.encode(snapshot, {}).write_to(upload if process == 0 else payloads.join(upload.token))
+        payload.encode(snapshot, {}).write_to(upload if process == 0 else payloads.join(upload.share()))
     session.commit(upload)
     ref = PayloadRef(payloads, NAME)
     with ref.open() as stored:
@@ -394,11 +394,11 @@ def begun(payloads: PayloadStore) -> tuple[Any, Any]:
 def test_a_process_that_says_nothing_ends_the_save_at_the_limit(payloads: PayloadStore) -> None:
     session, upload = begun(payloads)
     reports = InMemoryReports()
-    payload.encode(snapshot_of_process(2, reports), {}).write_to(payloads.join(upload.token))
+    payload.encode(snapshot_of_process(2, reports), {}).write_to(payloads.join(upload.share()))
     encoded = payload.encode(snapshot_of_process(0, reports, limit_s=0.05), {})
-    with pytest.raises(MissingPartsError, match=r"no report within 0.05 s from process 1 ") as caught:
+    with pytest.raises(SaveAbandonedError, match=r"process 1 did not report within 0.05 s") as caught:
         encoded.write_to(upload)
-    assert (caught.value.processes, caught.value.problems, caught.value.payload) == ((1,), {}, NAME)
+    assert (caught.value.silent, caught.value.refused, caught.value.version) == ((1,), {}, 1)
     assert isinstance(caught.value, StorageError) and "next save" in caught.value.hint
     upload.abort()
     assert payloads.names() == []
@@ -418,11 +418,11 @@ def test_a_process_that_fails_says_so_and_nobody_waits_for_the_limit(tmp_path: P
             raise OSError(5, "planted")
 
     with io_hook(refuse), pytest.raises(StorageError):
-        payload.encode(snapshot_of_process(1, reports), {}).write_to(payloads.join(upload.token))
+        payload.encode(snapshot_of_process(1, reports), {}).write_to(payloads.join(upload.share()))
     encoded = payload.encode(snapshot_of_process(0, reports, limit_s=600), {})
-    with pytest.raises(MissingPartsError, match="process 1 failed: StorageError") as caught:
+    with pytest.raises(SaveAbandonedError, match=r"process 1: .*fsync failed: planted") as caught:
         encoded.write_to(upload)
-    assert caught.value.processes == (1, 2) and list(caught.value.problems) == [1]
+    assert (caught.value.silent, [*caught.value.refused], caught.value.cause) == ((), [1], "storage")
     upload.abort()
     session.close()
     assert not list(layout.checkpoints.iterdir()) and not list(layout.tmp.iterdir())
@@ -435,7 +435,7 @@ def test_a_member_that_was_reported_and_is_not_there_is_not_committed(tmp_path: 
     payloads = payloads_at(layout)
     session, upload = begun(payloads)
     reports = InMemoryReports()
-    payload.encode(snapshot_of_process(1, reports), {}).write_to(payloads.join(upload.token))
+    payload.encode(snapshot_of_process(1, reports), {}).write_to(payloads.join(upload.share()))
     reports.post(Report(process=2, written=Written(nbytes=7, digest="xxh3_128:" + "0" * 32)))
     payload.encode(snapshot_of_process(0, reports), {}).write_to(upload)
     with pytest.raises(StorageError, match="not the members"):
@@ -464,7 +464,7 @@ def test_a_process_may_own_nothing(payloads: PayloadStore) -> None:
         shards = Shards(variables=(variable,), process=process, processes=2, reports=reports)
         mine = (Variable(path="v", shape=(3,), dtype=one.dtype, read=lambda: one),) if process else ()
         snapshot = Snapshot(format="sharded", variables=mine, shards=shards)
-        payload.encode(snapshot, {}).write_to(upload if process == 0 else payloads.join(upload.token))
+        payload.encode(snapshot, {}).write_to(upload if process == 0 else payloads.join(upload.share()))
     session.commit(upload)
     with opened(PayloadRef(payloads, NAME)) as found:
         assert same(found.variables()["v"], one) and found.format.verify(found) == []

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -432,7 +432,7 @@ def test_other_processes_write_members_of_one_upload(
     place: Place, session: WriteSession, tmp_path: Path
 ) -> None:
     upload = session.begin(FIRST)
-    theirs = place.again().join(upload.token)
+    theirs = place.again().join(upload.share())
     for name, data in MEMBERS.items():
         here = upload if name == "process_0/data" else theirs
         path = tmp_path / "made by an engine"
@@ -444,6 +444,28 @@ def test_other_processes_write_members_of_one_upload(
     session.commit(upload)
     assert contents(place.payloads, FIRST) == MEMBERS
     assert place.payloads.nbytes(FIRST) == upload.written.nbytes
+
+
+def test_members_of_an_upload_that_was_aborted_do_not_come_back(
+    place: Place, session: WriteSession, tmp_path: Path
+) -> None:
+    """Another process that was slow may still write: nothing of it stays, and the upload is not made again."""
+    upload = session.begin(FIRST)
+    token = upload.share()
+    theirs = place.again().join(token)
+    slow = theirs.member("process_1/data", len(BYTES))
+    slow.write(BYTES)
+    upload.abort()
+    with pytest.raises(StorageError):
+        late = theirs.member("process_1/more", len(BYTES))
+        late.write(BYTES)
+        late.finish()
+    with suppress(StorageError):
+        slow.finish()
+    with pytest.raises(StorageError):
+        place.again().join(token)
+    assert place.payloads.names() == []
+    assert place.hidden() == []
 
 
 def test_an_engine_writes_into_the_upload_itself(place: Place, session: WriteSession) -> None:

@@ -110,7 +110,12 @@ def a_fit(session: JobSession, folder: Path, ends: dict[str, Any]) -> None:
         drive(lead)
         ends["resume"] = lead.state
         _raise(lead.error())
-        save = session.lead_save(version=8, upload="u", step=1, limit_s=LIMIT_S, commit_limit_s=LIMIT_S)
+        number = session.next_save()
+        save = session.lead_save(
+            number, version=8, upload="u", fields={}, step=1, limit_s=LIMIT_S, commit_limit_s=LIMIT_S
+        )
+        drive(save)
+        save.gather()
         drive(save)
         if save.state == "gathered":
             (folder / "committed").touch()
@@ -126,7 +131,7 @@ def a_fit(session: JobSession, folder: Path, ends: dict[str, Any]) -> None:
         drive(join)
     ends["resume"] = join.state
     _raise(join.error())
-    part = session.join_save(step=1, limit_s=LIMIT_S)
+    part = session.join_save(session.next_save(), step=1, limit_s=LIMIT_S)
     drive(part)
     if part.state == "announced":
         (folder / "part").touch()

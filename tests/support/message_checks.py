@@ -143,21 +143,32 @@ def a_fit(job: Job, messages: Messages) -> list[Any]:
 def _a_save(session: JobSession, number: int, *, stalls: bool) -> Any:
     """Save; the other process reports only when the second save is abandoned."""
     if session.job.is_leader:
+        save = session.next_save()
         lead = session.lead_save(
-            version=10 + number, upload="u", step=number, limit_s=0.5 if stalls else LIMIT_S
+            save,
+            version=10 + number,
+            upload="u",
+            fields={},
+            step=number,
+            limit_s=0.5 if stalls else LIMIT_S,
         )
+        drive(lead)
+        lead.gather()
         drive(lead)
         if lead.state == "gathered":
             lead.committed()
             drive(lead)
+        session.end_save(save)
         session.delete_settled()
         return None if lead.outcome is None else lead.outcome.to_json() | {"refused": {}}
-    join = session.join_save(step=number, limit_s=LIMIT_S)
+    save = session.next_save()
+    join = session.join_save(save, step=number, limit_s=LIMIT_S)
     drive(join)
     if stalls:
         time.sleep(1.0)
     join.report(member="1.h5", nbytes=number, digest="d")
     drive(join)
+    session.end_save(save)
     return None if join.outcome is None else join.outcome.to_json() | {"refused": {}}
 
 

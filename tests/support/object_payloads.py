@@ -88,7 +88,9 @@ class ObjectPayloadStore:
     def join(self, token: str) -> ObjectUpload:
         if not re.fullmatch(r"\d+:\d+:.+", token) or not is_payload_name(token.split(":", 2)[2]):
             raise InvalidArgumentError(argument="token", value=token, reason="is not one of an upload")
-        return ObjectUpload(self.bucket, token)
+        if token not in self.bucket.uploads:
+            raise failure("join", token, errno.ENOENT)
+        return ObjectUpload(self.bucket, token, joined=True)
 
     def sweep(self) -> None:
         for token in [
@@ -232,9 +234,10 @@ class ObjectSession:
 class ObjectUpload:
     """Members that are uploaded and not visible; `noted` are those that were finished or reported."""
 
-    def __init__(self, bucket: Bucket, token: str) -> None:
+    def __init__(self, bucket: Bucket, token: str, *, joined: bool = False) -> None:
         self.bucket = bucket
         self.token = token
+        self.joined = joined
         self.name = token.split(":", 2)[2]
         self.is_committed = False
         self.noted: dict[str, Written] = {}
@@ -250,6 +253,10 @@ class ObjectUpload:
         if nbytes > self.bucket.room:
             raise DiskFullError(path=Path(self.name), needed=nbytes, free=self.bucket.room)
         return ObjectMember(self, name)
+
+    def share(self) -> str:
+        self.bucket.uploads.setdefault(self.token, {})
+        return self.token
 
     def local_directory(self) -> Path | None:
         return None
@@ -289,6 +296,8 @@ class ObjectMember:
 
     def finish(self) -> Written:
         data = bytes(self._sent)
+        if self._upload.joined and self._upload.token not in self._upload.bucket.uploads:
+            raise failure("upload", self._upload.name, errno.ENOENT)
         self._upload.bucket.uploads.setdefault(self._upload.token, {})[self._name] = data
         digest = f"xxh3_128:{xxhash.xxh3_128_hexdigest(data)}"
         self._upload.noted[self._name] = Written(nbytes=len(data), digest=digest)

@@ -47,7 +47,7 @@ class InMemoryReports:
 
     def post(self, report: Report) -> None:
         with self._changed:
-            self._posted.append(Report.from_json(report.to_json()))
+            self._posted.append(report)
             self._changed.notify_all()
 
     def wait(self, limit_s: float) -> Sequence[Report]:
@@ -105,11 +105,12 @@ def save_by_processes(payloads: PayloadStore, name: str = NAME, **fields: Any) -
     session = payloads.session()
     session.renew()
     upload = session.begin(name)
+    token = upload.share()
     others = [
         threading.Thread(
             target=lambda process=process: payload.encode(
                 snapshot_of_process(process, reports), fields
-            ).write_to(payloads.join(upload.token))
+            ).write_to(payloads.join(token))
         )
         for process in range(1, PROCESSES)
     ]

@@ -19,7 +19,8 @@ from typing import Any
 
 import xxhash
 
-from ckptstore.errors import InvalidArgumentError, MissingPartsError
+from ckptstore.errors import InvalidArgumentError, SaveAbandonedError
+from ckptstore.errors.save_failures import cause_of_failure, describe_failure, worst_cause
 from ckptstore.formats.payload_format import EncodedMember
 from ckptstore.formats.sharded.description import DESCRIPTION, DescriptionText, check_fields
 from ckptstore.formats.sharded.grid import whole
@@ -31,6 +32,7 @@ from ckptstore.formats.zip_writer import is_unsafe_name
 from ckptstore.storage.durable_writer import Written
 from ckptstore.storage.files import DIGEST
 from ckptstore.storage.payloads.interface import Upload
+from ckptstore.storage.payloads.names import leading_version
 
 _DOCUMENTS = "documents/"
 
@@ -113,7 +115,7 @@ class EncodedSharded:
         """Write and finish the members of this process; process 0 then meets the others.
 
         Raises:
-            MissingPartsError: Another process did not write its member, or did not say so in time.
+            SaveAbandonedError: Another process did not write its member, or did not say so in time.
             StorageError: A member could not be written; the other processes are told so.
         """
         reports = self._shards.reports
@@ -130,8 +132,8 @@ class EncodedSharded:
             self._write_parts(upload)
         except BaseException as error:
             if reports is not None:
-                problem = f"{type(error).__name__}: {error}"
-                reports.post(Report(process=process, written=None, problem=problem))
+                problem, cause = describe_failure(error), cause_of_failure(error)
+                reports.post(Report(process=process, written=None, problem=problem, cause=cause))
             raise
         if reports is not None:
             reports.post(Report(process=process, written=self._files[process]))
@@ -148,12 +150,18 @@ class EncodedSharded:
             if report.written is not None:
                 self._files[report.process] = report.written
                 upload.add(member_of(report.process), report.written)
-        missing = tuple(process for process in range(shards.processes) if process not in self._files)
+        missing = [process for process in range(shards.processes) if process not in self._files]
         if missing:
-            raise MissingPartsError(
-                payload=upload.name,
-                processes=missing,
-                problems={report.process: report.problem for report in posted if report.problem},
+            failed = {report.process: report for report in posted if report.written is None}
+            causes = {report.cause for report in failed.values()}
+            raise SaveAbandonedError(
+                process=shards.process,
+                save=None,
+                version=leading_version(upload.name),
+                # One that has not answered yet is not silent, where another has ended the save.
+                silent=() if failed else tuple(missing),
+                refused={process: report.problem for process, report in failed.items()},
+                cause=worst_cause(causes),
                 limit_s=shards.limit_s,
             )
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from ckptstore.errors.save_failures import SaveFailureCause
 from ckptstore.formats.sharded.grid import Grid, Part
 from ckptstore.storage.durable_writer import Written
 
@@ -45,28 +46,13 @@ class Report:
         process: The process.
         written: Size and digest of its member, which is durable; None where it could not be written.
         problem: What went wrong then.
+        cause: What kind of problem that is.
     """
 
     process: int
     written: Written | None
     problem: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as a JSON object of about a hundred bytes, whatever the size of the model."""
-        written = None if self.written is None else [self.written.nbytes, self.written.digest]
-        return {"process": self.process, "written": written, "problem": self.problem}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Report:
-        """Return the report of a JSON object.
-
-        Example:
-            >>> Report.from_json({"process": 1, "written": [3, "xxh3_128:0"], "problem": ""}).written
-            Written(nbytes=3, digest='xxh3_128:0')
-        """
-        found = value["written"]
-        written = None if found is None else Written(nbytes=int(found[0]), digest=str(found[1]))
-        return cls(process=int(value["process"]), written=written, problem=str(value["problem"]))
+    cause: SaveFailureCause = "other"
 
 
 class Reports(Protocol):
@@ -79,6 +65,9 @@ class Reports(Protocol):
         """Return the reports of the other processes: of all, or of those that came in time; called by process 0.
 
         It may return as soon as one says that its member failed: this save cannot succeed then.
+
+        Raises:
+            SaveAbandonedError: It cannot, and more is known about that than the reports say.
         """
         ...
 

@@ -17,8 +17,8 @@ of a file.
     local: a lease, which the kernel holds locked for the writer's life; object store: an id, nothing is held
 `Upload.member`
     local: a new file below ``tmp/``, its blocks reserved, synced; object store: a multipart upload, not completed
-`Upload.token`, `PayloadStore.join`
-    local: the name below ``tmp/``; object store: the key under which other processes' parts are listed
+`Upload.share`, `PayloadStore.join`
+    local: a directory below ``tmp/``, and its name; object store: the key under which other processes' parts are listed
 `Upload.add_file`
     local: synced and digested where it is; object store: uploaded
 `WriteSession.commit`

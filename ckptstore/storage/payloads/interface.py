@@ -44,12 +44,10 @@ class Upload(Protocol):
 
     Attributes:
         name: The name that it will have.
-        token: Names it in other processes, see `PayloadStore.join`.
         is_committed: True once its bytes have their final name, which may not be durable yet.
     """
 
     name: str
-    token: str
 
     @property
     def is_committed(self) -> bool:
@@ -69,6 +67,16 @@ class Upload(Protocol):
         """
         ...
 
+    def share(self) -> str:
+        """Let other processes write members, and return the token by which they `join`.
+
+        Not of an upload that is itself joined.
+
+        Raises:
+            StorageError: It cannot be begun.
+        """
+        ...
+
     def local_directory(self) -> Path | None:
         """Return a directory for engines that write files by themselves; None where there is none.
 
@@ -81,7 +89,7 @@ class Upload(Protocol):
         ...
 
     def add(self, name: str, written: Written) -> None:
-        """Note a member that another process has made durable, as its own upload of this token returned it."""
+        """Note a member that another process has made durable, as its own upload returned it."""
 
     @property
     def written(self) -> Written:
@@ -154,9 +162,11 @@ class PayloadStore(Protocol):
         """Return the upload of another process's session, to write some of its members.
 
         Only the session's own process finishes it: members that are written here are reported there by `Upload.add`.
+        Once it is aborted there, members that are begun here fail, and what is written here is removed with the rest.
 
         Raises:
             InvalidArgumentError: It is no token.
+            StorageError: There is no such upload here: it has ended, or lies where this process does not see it.
         """
         ...
 

@@ -54,7 +54,7 @@ class LocalPayloadStore:
         temporary, _, name = token.partition(":")
         if not is_payload_name(name) or temporary != Path(temporary).name:
             raise InvalidArgumentError(argument="token", value=token, reason="is not one of an upload")
-        return LocalUpload(self._layout.tmp / temporary, self._path(name), leftovers=[])
+        return LocalUpload.joined(self._layout.tmp / temporary, self._path(name))
 
     def sweep(self) -> None:
         """Remove temporary files whose lease nobody holds locked."""

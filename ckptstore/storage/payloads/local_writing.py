@@ -12,15 +12,18 @@ The order of calls, and what a crash at each leaves:
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from typing import Self
 
 from ckptstore.errors import InvalidArgumentError, StorageError
 from ckptstore.storage.durable_writer import DurableWriter, Written
 from ckptstore.storage.files import (
     digest_file,
     fsync_directory,
+    make_directories_below,
     make_directory,
     remove_tree,
     rename_to_new,
@@ -104,10 +107,30 @@ class LocalUpload:
         self.temporary = temporary
         self.path = path
         self.name = path.name
-        self.token = f"{temporary.name}:{path.name}"
         self._leftovers = leftovers
         self._members: dict[str, Written] = {}
         self._is_single: bool | None = None
+        self._is_joined = False
+
+    @classmethod
+    def joined(cls, temporary: Path, path: Path) -> Self:
+        """Return the upload of another process, which has made its directory.
+
+        That directory is never made here: it would come back after the other process has removed it.
+        """
+        if not temporary.is_dir():
+            raise StorageError(
+                operation="join",
+                path=temporary,
+                error=FileNotFoundError(
+                    errno.ENOENT, "process 0 writes there, and this process does not see it"
+                ),
+                hint="every process needs the same directory, on a file system that all of them share; unless "
+                "process 0 has given this save up meanwhile",
+            )
+        upload = cls(temporary, path, leftovers=[])
+        upload._is_joined = True
+        return upload
 
     @property
     def is_committed(self) -> bool:
@@ -118,7 +141,9 @@ class LocalUpload:
         """Create the file of a member, with its blocks reserved."""
         self._check_member(name)
         path = self.temporary / name if name else self.temporary
-        if name:
+        if name and self._is_joined:
+            make_directories_below(self.temporary, path.parent)
+        elif name:
             make_directory(path.parent, durable=False)
         return _Member(self._members, name, DurableWriter(path, reserve=nbytes))
 
@@ -135,10 +160,15 @@ class LocalUpload:
             raise InvalidArgumentError(argument="member", value=name, reason=reason)
         self._is_single = name == ONLY
 
+    def share(self) -> str:
+        """Make the directory in which other processes write, and return its name."""
+        return f"{self.local_directory().name}:{self.name}"
+
     def local_directory(self) -> Path:
         """Return the directory of the members, and make it if need be."""
         self._is_single = False
-        make_directory(self.temporary, durable=False)
+        if not self._is_joined:
+            make_directory(self.temporary, durable=False)
         return self.temporary
 
     def add_file(self, name: str, path: Path) -> Written:
@@ -218,4 +248,5 @@ def _removed(path: Path) -> bool:
         remove_tree(path) if path.is_dir() and not path.is_symlink() else unlink(path)
     except OSError:
         return False
-    return True
+    # Another process may have begun a member meanwhile.
+    return not os.path.lexists(path)
