@@ -105,10 +105,6 @@ class SaveQueue:
         backpressure: Backpressure,
         job: JobSession | None = None,
     ) -> None:
-        if job is not None and backpressure != "wait":
-            raise InvalidArgumentError(
-                argument="backpressure", value=backpressure, reason='a job of several processes needs "wait"'
-            )
         self._job = job
         self._root = root
         self._lock = lock
@@ -123,6 +119,10 @@ class SaveQueue:
         self._worker: WorkerHandle | None = None
         self._polled_at = 0.0
         self._user = threading.current_thread()
+        if job is not None and backpressure != "wait":
+            raise InvalidArgumentError(
+                argument="backpressure", value=backpressure, reason='a job of several processes needs "wait"'
+            )
         _open.add(self)
 
     @property

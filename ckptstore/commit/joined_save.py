@@ -24,7 +24,7 @@ from ckptstore.errors import (
     StoreRemovedError,
 )
 from ckptstore.errors.save_failures import cause_of_failure, describe_failure
-from ckptstore.formats.sharded.shards import Report, member_of
+from ckptstore.formats.sharded.shards import Report, check_processes, member_of
 from ckptstore.formats.snapshot import Snapshot
 from ckptstore.records import Checkpoint
 from ckptstore.storage.layout import Layout
@@ -81,7 +81,7 @@ class JoinedSave:
         """Tell process 0 that this process has nothing to save, so that it need not wait; raises nothing."""
         number = _number_of(request)
         join = self._session.join_save(number, step=request.step)
-        join.refuse(describe_failure(error), cause_of_failure(error))
+        join.refuse(describe_failure(error))  # whatever the cause: this process joins no other attempt
         with suppress(DistributedError):  # then process 0 waits until its limit
             _send_answer(join)
         self._session.end_save(number)
@@ -104,9 +104,10 @@ class JoinedSave:
         from ckptstore.formats import payload  # imports numpy and h5py, which queries do not need
 
         assert join.announcement is not None
-        assert snapshot.shards is not None
-        shards = replace(snapshot.shards, reports=_Answer(join, self._session.patience_s))
         try:
+            shards = check_processes(snapshot, self._session.job.processes)
+            if shards is not None:
+                shards = replace(shards, reports=_Answer(join, self._session.patience_s))
             self._check_store(join.announcement)
             upload = payloads_at(self._layout).join(join.announcement.upload)
             encoded = payload.encode(replace(snapshot, shards=shards), join.announcement.fields)

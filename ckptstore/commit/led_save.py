@@ -24,7 +24,7 @@ from ckptstore.distributed.saving import LeadSave
 from ckptstore.distributed.session import JobSession
 from ckptstore.errors import DistributedError, MessagesLostError, SaveAbandonedError
 from ckptstore.errors.save_failures import cause_of_failure, describe_failure
-from ckptstore.formats.sharded.shards import Report
+from ckptstore.formats.sharded.shards import Report, check_processes
 from ckptstore.formats.snapshot import Snapshot
 from ckptstore.records import Checkpoint
 from ckptstore.storage.durable_writer import Written
@@ -62,8 +62,7 @@ class LedSave:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is not None:
-            self.give_up(error)
+        self.give_up(error)
         self._session.end_save(self._number)
         with suppress(DistributedError):  # they are deleted after a later save
             self._session.delete_settled()
@@ -89,10 +88,11 @@ class LedSave:
             The snapshot, whose encoding waits for the reports of the others.
 
         Raises:
+            InvalidArgumentError: The snapshot is not of as many processes.
             SaveAbandonedError: The message does not get through.
             StorageError: The upload cannot be begun.
         """
-        assert snapshot.shards is not None
+        check_processes(snapshot, self._session.job.processes)
         lead = self._lead = self._session.lead_save(
             self._number,
             self._attempt,
@@ -103,6 +103,8 @@ class LedSave:
             limit_s=self.limit_s,
         )
         self._drive(lead)
+        if snapshot.shards is None:
+            return snapshot
         shards = replace(snapshot.shards, reports=_GatheredReports(self, lead), limit_s=self.limit_s)
         return replace(snapshot, shards=shards)
 
@@ -159,11 +161,16 @@ class LedSave:
         self._attempt += 1
         self._tell(lead)
 
-    def give_up(self, error: BaseException) -> None:
-        """Tell the others that there will be no checkpoint of this save, unless there is one; raises nothing."""
+    def give_up(self, error: BaseException | None) -> None:
+        """Tell the others that there will be no checkpoint of this save, unless there is one; raises nothing.
+
+        Args:
+            error: Why; None where process 0 has not tried.
+        """
         if self._is_over:
             return
         self._is_over = True
+        error = RuntimeError("process 0 has left it out") if error is None else error
         self.failed(error)
         because = error if isinstance(error, SaveAbandonedError) else None
         lead = self._session.lead_save(

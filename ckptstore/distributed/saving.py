@@ -89,6 +89,7 @@ class SaveOutcome:
         silent: The processes that did not report within the limit.
         refused: The processes that could not take part, and why.
         cause: What kind of reason that was.
+        limit_s: The limit for the reports, in seconds.
         checkpoint: The record of the checkpoint, as JSON, so that every process has it; or None.
     """
 
@@ -98,6 +99,7 @@ class SaveOutcome:
     silent: tuple[int, ...] = ()
     refused: Mapping[int, str] = field(default_factory=dict)
     cause: SaveFailureCause = "other"
+    limit_s: float = 0.0
     checkpoint: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -223,7 +225,11 @@ class LeadSave:
             self._abandon(refused={0: reason}, cause=cause, is_final=is_final)
         else:
             self._abandon(
-                silent=because.silent, refused=because.refused, cause=because.cause, is_final=is_final
+                silent=because.silent,
+                refused=because.refused,
+                cause=because.cause,
+                limit_s=because.limit_s,
+                is_final=is_final,
             )
 
     def _abandon(
@@ -232,6 +238,7 @@ class LeadSave:
         silent: tuple[int, ...] = (),
         refused: Mapping[int, str] | None = None,
         cause: SaveFailureCause = "other",
+        limit_s: float | None = None,
         is_final: bool = False,
     ) -> None:
         self.outcome = SaveOutcome(
@@ -241,12 +248,13 @@ class LeadSave:
             silent=silent,
             refused=refused or {},
             cause=cause,
+            limit_s=self.announcement.limit_s if limit_s is None else limit_s,
         )
         self.state = "telling"
 
     def error(self) -> SaveAbandonedError | None:
         """Return the error of a save that was abandoned, or None."""
-        return _error(self._exchange.process, self.announcement.number, self.announcement, self.outcome)
+        return _error(self._exchange.process, self.announcement.number, self.outcome)
 
 
 class JoinSave:
@@ -372,12 +380,10 @@ class JoinSave:
                 version=None if announcement is None else announcement.version,
                 limit_s=self._waited_s,
             )
-        return _error(self._exchange.process, self.number, announcement, self.outcome)
+        return _error(self._exchange.process, self.number, self.outcome)
 
 
-def _error(
-    process: int, number: int, announcement: Announcement | None, outcome: SaveOutcome | None
-) -> SaveAbandonedError | None:
+def _error(process: int, number: int, outcome: SaveOutcome | None) -> SaveAbandonedError | None:
     if outcome is None or outcome.committed:
         return None
     return SaveAbandonedError(
@@ -387,5 +393,5 @@ def _error(
         silent=outcome.silent,
         refused=outcome.refused,
         cause=outcome.cause,
-        limit_s=0.0 if announcement is None else announcement.limit_s,
+        limit_s=outcome.limit_s,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import numpy as np
 from ckptstore.commit.committer import Committer
 from ckptstore.commit.request import SaveRequest
 from ckptstore.formats.registry import by_name
+from ckptstore.formats.sharded.grid import whole
+from ckptstore.formats.sharded.shards import ShardedVariable, Shards
 from ckptstore.formats.snapshot import Snapshot, TrainingState, Variable
 from ckptstore.records import Checkpoint, Format
 from ckptstore.store.store import CheckpointStore
@@ -39,6 +42,23 @@ def snapshot_of(seed: int, *, format: Format = "keras", state: bool = True) -> S
         documents=documents if by_name(format).has_documents else {},
         state=TrainingState(document={"seed": seed}, arrays={"seed": np.array([seed])}) if state else None,
     )
+
+
+def shards_of(seed: int, *, processes: int) -> list[Snapshot]:
+    """Return the snapshot of a seed as each process of a job has it: every variable is owned by one of them."""
+    whole_one = snapshot_of(seed, format="sharded")
+    variables = tuple(
+        ShardedVariable(path=one.path, dtype=one.dtype, grid=whole(one.shape, owner=position % processes))
+        for position, one in enumerate(whole_one.variables)
+    )
+    return [
+        replace(
+            whole_one,
+            variables=whole_one.variables[process::processes],
+            shards=Shards(variables=variables, process=process, processes=processes),
+        )
+        for process in range(processes)
+    ]
 
 
 def committer_of(store: CheckpointStore) -> Committer:

@@ -21,6 +21,13 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from ckptstore.commit.joined_save import JoinedSave
+from ckptstore.commit.led_save import LedSave
+from ckptstore.commit.request import SaveRequest
+from ckptstore.distributed.job import Job
+from ckptstore.distributed.memory import MemoryService
+from ckptstore.distributed.service import ServiceMessages
+from ckptstore.distributed.session import JobSession
 from ckptstore.errors import CorruptManifestError, CorruptPayloadError
 from ckptstore.formats import payload
 from ckptstore.formats.description import RESERVED
@@ -32,11 +39,12 @@ from ckptstore.manifest.retention.checks import Decision, RetentionCheck
 from ckptstore.records import Checkpoint, State
 from ckptstore.retention import keep_last
 from ckptstore.storage.durable_writer import DurableWriter
+from ckptstore.storage.layout import Layout
 from ckptstore.storage.locks import store_lock
 from ckptstore.store.resume import ResumePointLoader
 from ckptstore.store.store import CheckpointStore
 from crash.invariants import Saved
-from crash.sample_stores import save, snapshot_of
+from crash.sample_stores import save, shards_of, snapshot_of
 
 _STORES = Path(__file__).resolve().parent.parent.parent / "tests" / "manifest" / "stores"
 # The published path, relative to the folder.
@@ -266,6 +274,30 @@ def _save_shards(report: Report) -> None:
         report.saved(save(store, 3, format="sharded"))
 
 
+def _save_shards_of_two_processes(report: Report) -> None:
+    """Save as process 0 of a job, with another process in a thread, which writes its own member."""
+    service = MemoryService()
+    sessions = [
+        JobSession(
+            Job(kind="memory", by="memory", process=process, processes=2, found_in="here"),
+            ServiceMessages(service, process=process, service="memory"),
+            "token",
+        )
+        for process in range(2)
+    ]
+    snapshots = shards_of(3, processes=2)
+    request = SaveRequest(run="default", epoch=3, metrics={"loss": 3.0})
+    with CheckpointStore("store") as store, ThreadPoolExecutor() as pool:
+        store.claim("default")
+        joined = JoinedSave(sessions[1], Layout(store.path))
+        other = pool.submit(joined.save, snapshots[1], replace(request, job_save=sessions[1].next_save()))
+        number = sessions[0].next_save()
+        with LedSave(sessions[0], number) as led:
+            saved = store.commit(snapshots[0], replace(request, job_save=number), led=led)
+        assert other.result() == saved
+        report.saved(saved)
+
+
 def _save_twice(report: Report) -> None:
     with CheckpointStore("store") as store:
         report.saved(save(store, 3, format="weights"))
@@ -329,6 +361,7 @@ WORKLOADS: dict[str, Workload] = {
     "save": Workload(_two, _save),
     "save and keep two": Workload(_two, _save_and_keep_two),
     "save shards": Workload(_two, _save_shards),
+    "save shards of two processes": Workload(_two, _save_shards_of_two_processes),
     "save twice": Workload(_two, _save_twice),
     "save with a copy": Workload(_two, _save_with_a_copy),
     "save in two threads": Workload(_two, _save_in_two_threads),

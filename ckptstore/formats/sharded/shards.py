@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from ckptstore.errors import InvalidArgumentError
 from ckptstore.errors.save_failures import SaveFailureCause
 from ckptstore.formats.sharded.grid import Grid, Part
 from ckptstore.storage.durable_writer import Written
@@ -99,6 +100,23 @@ class Shards:
         for variable in self.variables:
             for part in variable.grid.parts_of(wanted):
                 yield variable, part
+
+
+def check_processes(snapshot: Snapshot, processes: int) -> Shards | None:
+    """Return a snapshot's shards, which must be those of so many processes; None where one process has the whole.
+
+    Raises:
+        InvalidArgumentError: They are not.
+    """
+    found = 1 if snapshot.shards is None else snapshot.shards.processes
+    if found != processes:
+        raise InvalidArgumentError(
+            argument="snapshot",
+            value=f"of processes: {found}",
+            reason=f"is saved by a job of {processes}",
+            hint='Snapshots.take(format="sharded") takes one for each process',
+        )
+    return snapshot.shards
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ The order of calls, and what a crash at each leaves:
 2. `LocalUpload.member` creates the file and reserves its blocks, `finish` syncs it; see
    `ckptstore.storage.durable_writer`. A crash leaves a temporary file, which belongs to an unlocked lease: `sweep`
    removes it.
+   Where several processes write, `LocalUpload.share` has made the directory, and no other process makes it.
 3. `LocalWriteSession.commit` renames it to its final name (of several members, their directory), and syncs the
    directories of both names. A crash leaves it under one of the two.
 """
@@ -24,7 +25,6 @@ from ckptstore.storage.files import (
     digest_file,
     fsync_directory,
     make_directories_below,
-    make_directory,
     remove_tree,
     rename_to_new,
     sync_path,
@@ -141,10 +141,9 @@ class LocalUpload:
         """Create the file of a member, with its blocks reserved."""
         self._check_member(name)
         path = self.temporary / name if name else self.temporary
-        if name and self._is_joined:
-            make_directories_below(self.temporary, path.parent)
-        elif name:
-            make_directory(path.parent, durable=False)
+        if name:
+            # Of a store that was removed, nothing is made again.
+            make_directories_below(self.temporary if self._is_joined else self.temporary.parent, path.parent)
         return _Member(self._members, name, DurableWriter(path, reserve=nbytes))
 
     def _check_member(self, name: str) -> None:
@@ -168,7 +167,7 @@ class LocalUpload:
         """Return the directory of the members, and make it if need be."""
         self._is_single = False
         if not self._is_joined:
-            make_directory(self.temporary, durable=False)
+            make_directories_below(self.temporary.parent, self.temporary)
         return self.temporary
 
     def add_file(self, name: str, path: Path) -> Written:
