@@ -115,11 +115,11 @@ class Worker:
 
     def _led(self, request: SaveRequest) -> AbstractContextManager[LedSave | None]:
         """Return the save by several processes that a request belongs to; nothing in a fit of one process."""
-        if self._job is None or request.job_save is None:
+        if self._job is None:
             return nullcontext()
         from ckptstore.commit.led_save import LedSave  # a process that saves alone does not need it
 
-        return LedSave(self._job, request.job_save)
+        return LedSave(self._job, request.number_in_job())
 
     def _commit(self, message: SaveMessage, maybe_committed: bool, led: LedSave | None) -> Checkpoint:
         if self._lock is not None:

@@ -156,9 +156,11 @@ class Committer:
             check = None if mark is None or request.publish is not None else mark.check
             checkpoint = self._insert(snapshot, version, request, upload, check=check)
         except BaseException as error:
-            if led is not None:
-                led.failed(error)
-            upload.abort()
+            try:
+                if led is not None:
+                    led.failed(error)
+            finally:
+                upload.abort()
             raise
         if led is not None:
             led.committed(checkpoint)

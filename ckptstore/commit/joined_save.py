@@ -17,14 +17,13 @@ from ckptstore.distributed.saving import Announcement, JoinSave
 from ckptstore.distributed.session import JobSession
 from ckptstore.errors import (
     DistributedError,
-    InvalidArgumentError,
     MessagesLostError,
     SaveAbandonedError,
     SaveEndUnknownError,
     StoreRemovedError,
 )
 from ckptstore.errors.save_failures import cause_of_failure, describe_failure
-from ckptstore.formats.sharded.shards import Report, check_processes, member_of
+from ckptstore.formats.sharded.shards import Report, check_plan, check_processes, member_of
 from ckptstore.formats.snapshot import Snapshot
 from ckptstore.records import Checkpoint
 from ckptstore.storage.layout import Layout
@@ -57,9 +56,9 @@ class JoinedSave:
         Raises:
             SaveAbandonedError: There is no checkpoint, and the other processes know it too.
             SaveEndUnknownError: Process 0 has not told the end within the limit: the checkpoint may exist.
-            StoreRemovedError: The save was abandoned, and the store is no longer here.
+            StoreRemovedError: There is none that this process knows of, and the store is no longer here.
         """
-        number = _number_of(request)
+        number = request.number_in_job()
         try:
             attempt, problem = 0, None
             while True:
@@ -79,7 +78,7 @@ class JoinedSave:
 
     def withdraw(self, request: SaveRequest, error: Exception) -> None:
         """Tell process 0 that this process has nothing to save, so that it need not wait; raises nothing."""
-        number = _number_of(request)
+        number = request.number_in_job()
         join = self._session.join_save(number, step=request.step)
         join.refuse(describe_failure(error))  # whatever the cause: this process joins no other attempt
         with suppress(DistributedError):  # then process 0 waits until its limit
@@ -109,6 +108,7 @@ class JoinedSave:
             if shards is not None:
                 shards = replace(shards, reports=_Answer(join, self._session.patience_s))
             self._check_store(join.announcement)
+            check_plan(shards, join.announcement.plan)
             upload = payloads_at(self._layout).join(join.announcement.upload)
             encoded = payload.encode(replace(snapshot, shards=shards), join.announcement.fields)
             encoded.write_to(upload)
@@ -138,7 +138,7 @@ class JoinedSave:
         """Return the error of a save during which the messages stopped to get through."""
         process, announcement = self._session.job.process, join.announcement
         version = None if announcement is None else announcement.version
-        if join.state in ("reporting", "reported"):
+        if join.may_be_committed:
             return SaveEndUnknownError(
                 process=process, save=join.number, version=version, limit_s=self._session.patience_s
             )
@@ -193,14 +193,3 @@ class _Sending:
 
     def step(self, now: float) -> bool:
         return self._join.step(now)
-
-
-def _number_of(request: SaveRequest) -> int:
-    if request.job_save is None:
-        raise InvalidArgumentError(
-            argument="job_save",
-            value=None,
-            reason="a save by several processes needs its number",
-            hint="take it from JobSession.next_save, in the same order on every process",
-        )
-    return request.job_save

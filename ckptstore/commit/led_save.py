@@ -24,7 +24,7 @@ from ckptstore.distributed.saving import LeadSave
 from ckptstore.distributed.session import JobSession
 from ckptstore.errors import DistributedError, MessagesLostError, SaveAbandonedError
 from ckptstore.errors.save_failures import cause_of_failure, describe_failure
-from ckptstore.formats.sharded.shards import Report, check_processes
+from ckptstore.formats.sharded.shards import Report, check_processes, plan_digest
 from ckptstore.formats.snapshot import Snapshot
 from ckptstore.records import Checkpoint
 from ckptstore.storage.durable_writer import Written
@@ -92,20 +92,21 @@ class LedSave:
             SaveAbandonedError: The message does not get through.
             StorageError: The upload cannot be begun.
         """
-        check_processes(snapshot, self._session.job.processes)
+        shards = check_processes(snapshot, self._session.job.processes)
         lead = self._lead = self._session.lead_save(
             self._number,
             self._attempt,
             version=version,
             upload=upload.share(),
             fields=fields,
+            plan=plan_digest(shards),
             step=step,
             limit_s=self.limit_s,
         )
         self._drive(lead)
-        if snapshot.shards is None:
+        if shards is None:
             return snapshot
-        shards = replace(snapshot.shards, reports=_GatheredReports(self, lead), limit_s=self.limit_s)
+        shards = replace(shards, reports=_GatheredReports(self, lead), limit_s=self.limit_s)
         return replace(snapshot, shards=shards)
 
     def gathered(self, lead: LeadSave) -> None:

@@ -56,6 +56,21 @@ class SaveRequest:
         """Return the seconds since the caller began to wait."""
         return time.perf_counter() - self.began
 
+    def number_in_job(self) -> int:
+        """Return `job_save`.
+
+        Raises:
+            InvalidArgumentError: It is None.
+        """
+        if self.job_save is None:
+            raise InvalidArgumentError(
+                argument="job_save",
+                value=None,
+                reason="a save by several processes needs its number",
+                hint="take it from JobSession.next_save, in the same order on every process",
+            )
+        return self.job_save
+
 
 def checked_request(
     root: Path,

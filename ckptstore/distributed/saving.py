@@ -42,6 +42,7 @@ class Announcement:
         version: The version that the checkpoint will have; None where it is not known, since process 0 gives up.
         upload: Names the payload under construction, see `ckptstore.storage.payloads.interface.PayloadStore.join`.
         fields: The fields of the description, so that each part has the same; JSON.
+        plan: The digest of what is saved and which process writes which part: of another model there is none.
         step: The training step whose values are saved.
         limit_s: How much longer than process 0 another process may take to write and report its part, and the other way
             round, in seconds. Below the time after which the framework ends a job whose process is silent (100 s by
@@ -54,6 +55,7 @@ class Announcement:
     version: int | None
     upload: str
     fields: Mapping[str, Any] = field(default_factory=dict)
+    plan: str = ""
     step: int | None
     limit_s: float
     commit_limit_s: float = 60.0
@@ -293,6 +295,11 @@ class JoinSave:
     def needs_steps(self) -> bool:
         """True except where it waits for this process's part, and when it is over."""
         return self.state not in ("announced", "settled", "lost")
+
+    @property
+    def may_be_committed(self) -> bool:
+        """True if a report may have been sent, and no end is known: without one there is no checkpoint."""
+        return "report" in self._answer and self.state in ("reporting", "reported", "lost")
 
     def step(self, now: float) -> bool:
         """Make at most one call of `Messages`; see `ckptstore.distributed.driver.Machine`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from ckptstore.background.worker import Outcome
 from ckptstore.commit import retry
 from ckptstore.commit.joined_save import JoinedSave
 from ckptstore.commit.led_save import LedSave
+from ckptstore.commit.request import SaveRequest
 from ckptstore.commit.retry import with_retries
 from ckptstore.errors import (
     DiskFullError,
@@ -149,6 +149,26 @@ def test_a_snapshot_of_another_number_of_processes_is_refused_before_it_is_annou
     outcomes = [job.outcome(process) for process in ALL]
     assert isinstance(outcomes[0].error, InvalidArgumentError)
     assert "is saved by a job of 3" in abandoned_by_all(outcomes[1:]).refused[0]
+    check(job, 1)
+
+
+def test_a_process_with_another_model_ends_the_save_at_once(job: JobOfThreads) -> None:
+    other = {**ARRAYS, "layers/dense/vars/1": ARRAYS["layers/dense/vars/1"].astype("int32")}
+    job.submit(0)
+    job.queues[1].submit(snapshot_of_process(1, arrays=other), job.request(1), droppable=False)
+    job.submit(2)
+    error = abandoned_by_all([job.outcome(process) for process in ALL])
+    assert [*error.refused] == [1]
+    assert "has other variables than process 0" in error.refused[1]
+    check(job, 1)
+
+
+def test_a_request_without_a_number_is_refused(job: JobOfThreads) -> None:
+    for process in ALL:
+        job.queues[process].submit(
+            snapshot_of_process(process), SaveRequest(run="default", epoch=1), droppable=False
+        )
+        assert isinstance(job.outcome(process).error, InvalidArgumentError)
     check(job, 1)
 
 
@@ -356,7 +376,7 @@ def test_a_store_that_is_removed_during_a_save_is_not_begun_again(job: JobOfThre
         for process in ALL:
             job.submit(process)
         assert come.wait(30)
-        shutil.rmtree(job.root)
+        job.root.rename(job.root.with_name("aside"))
         release()
         outcomes = [job.outcome(process) for process in ALL]
     assert all(isinstance(outcome.error, StorageError) for outcome in outcomes)

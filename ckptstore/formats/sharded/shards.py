@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import xxhash
 
 from ckptstore.errors import InvalidArgumentError
 from ckptstore.errors.save_failures import SaveFailureCause
@@ -117,6 +118,42 @@ def check_processes(snapshot: Snapshot, processes: int) -> Shards | None:
             hint='Snapshots.take(format="sharded") takes one for each process',
         )
     return snapshot.shards
+
+
+# Digests of plans, by the identity of their variables: a fit saves the same plan again and again.
+_plans: dict[int, tuple[tuple[ShardedVariable, ...], str]] = {}
+_MOST_PLANS = 8
+
+
+def plan_digest(shards: Shards | None) -> str:
+    """Return a digest of the variables, their parts and the parts' owners: equal on all processes of a save."""
+    if shards is None:
+        return ""
+    known = _plans.get(id(shards.variables))
+    if known is None:
+        plan = xxhash.xxh3_128()
+        for variable in shards.variables:
+            grid = variable.grid
+            plan.update(repr((variable.path, variable.dtype.name, grid.cuts, grid.owners)).encode())
+        if len(_plans) >= _MOST_PLANS:
+            _plans.clear()
+        known = _plans[id(shards.variables)] = shards.variables, plan.hexdigest()
+    return known[1]
+
+
+def check_plan(shards: Shards | None, plan: str) -> None:
+    """Refuse to write parts for a payload of another plan: it could not be put together.
+
+    Raises:
+        InvalidArgumentError: The shards are not of this plan.
+    """
+    if plan_digest(shards) != plan:
+        raise InvalidArgumentError(
+            argument="snapshot",
+            value=f"of variables: {len(shards.variables) if shards else 0}",
+            reason="has other variables than process 0, or other parts of them",
+            hint="every process needs the same model, on the same mesh of devices",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
