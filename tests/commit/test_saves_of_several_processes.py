@@ -393,6 +393,19 @@ def test_a_store_that_is_removed_during_a_save_is_not_begun_again(job: JobOfThre
     assert not job.root.exists()
 
 
+def test_a_store_that_was_replaced_is_not_written_to_by_the_others(job: JobOfThreads) -> None:
+    job.close([0])
+    job.root.rename(job.root.with_name("aside"))
+    job.store = CheckpointStore(job.root)
+    job.queues[0] = job.store.open_save_queue("default", backpressure="wait", job=job.sessions[0])
+    with failing("00001.h5", "create", errno.EIO) as failed:
+        outcomes = job.save()
+    for reason in abandoned_by_all(outcomes).refused.values():
+        assert "another store was put in its place" in reason
+    assert isinstance(outcomes[1].cause, StoreRemovedError)
+    assert failed == []
+
+
 def test_a_process_that_sees_another_directory_says_so(job: JobOfThreads, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     with CheckpointStore(elsewhere):
