@@ -19,7 +19,7 @@ ERRORS = {"SaveAbandonedError", "SaveEndUnknownError"}
 def trials(folder: Path, victim: int, every: int) -> list[dict[str, Any]]:
     done = subprocess.run(
         [sys.executable, killed_saves.__file__, folder, str(victim), str(every)],
-        env={**os.environ},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         capture_output=True,
         text=True,
         timeout=280,

@@ -199,7 +199,8 @@ def test_another_try_is_made_where_the_disk_of_another_process_fails(
 def test_room_is_made_for_a_full_disk(job: JobOfThreads, process: int) -> None:
     for _ in range(3):
         saved_by_all(job.save())
-    with failing(f"0000{process}.h5", "create", errno.ENOSPC, times=1) as failed:
+    oldest = job.store.checkpoints()[0].path
+    with failing(f"0000{process}.h5", "create", errno.ENOSPC, while_there=oldest) as failed:
         saved_by_all(job.save(keep=keep_last(1)))
     assert len(failed) == 1
     # The newest two stay whatever the policy says.

@@ -238,8 +238,7 @@ class JoiningAttempts(Joining):
         (2, {0}, 1, 1),
         (2, {0, 1}, 1, 1),
         (3, {0}, 0, 0),
-        pytest.param(2, {0, 1}, 4, 1, marks=pytest.mark.slow),
-        pytest.param(3, {0}, 0, 1, marks=pytest.mark.slow),
+        pytest.param(2, {0, 1}, 3, 1, marks=pytest.mark.slow),
     ],
 )
 def test_a_save_in_several_attempts_in_every_order(

@@ -120,12 +120,15 @@ class JobOfThreads:
 
 
 @contextmanager
-def failing(file: str, operation: str, code: int, *, times: int = 1_000_000) -> Iterator[list[str]]:
-    """Let a step on a file of this name fail for the first times; yields the steps that have failed."""
+def failing(
+    file: str, operation: str, code: int, *, times: int = 1_000_000, while_there: Path | None = None
+) -> Iterator[list[str]]:
+    """Let a step on a file of this name fail for the first times, or while a path exists; yields what has failed."""
     failed: list[str] = []
 
     def fail(step: str, path: Path, phase: str) -> None:
-        if (step, path.name, phase) == (operation, file, "before") and len(failed) < times:
+        is_over = len(failed) >= times or not (while_there is None or while_there.exists())
+        if (step, path.name, phase) == (operation, file, "before") and not is_over:
             failed.append(str(path))
             raise OSError(code, os.strerror(code))
 
