@@ -66,6 +66,7 @@ from ckptstore.errors.usage import (
     RefusedByObjectError,
     RunMismatchError,
     SeveralProcessesError,
+    SplitValueError,
     UnserialisableModelError,
 )
 
@@ -108,6 +109,7 @@ __all__ = [
     "SchemaTooNewError",
     "SchemaTooOldError",
     "SeveralProcessesError",
+    "SplitValueError",
     "StorageError",
     "StoreLockedError",
     "StoreNotFoundError",

@@ -180,16 +180,42 @@ class SeveralProcessesError(CheckpointStoreError, RuntimeError):
     processes: int
     process: int
 
-    def __init__(self, *, operation: str, by: str, processes: int, process: int) -> None:
+    def __init__(self, *, operation: str, by: str, processes: int, process: int, hint: str = "") -> None:
         super().__init__(
             f"{operation} works in one process, and this is process {process} of {processes} that train together "
             f"({by})",
-            hint="train in one process, on as many devices as it has; or write a loop for torch's DDP in which "
+            hint=hint
+            or "train in one process, on as many devices as it has; or write a loop for torch's DDP in which "
             "process 0 alone calls store.save, and all restore what it names: ckptstore guide several-processes",
             operation=operation,
             by=by,
             processes=processes,
             process=process,
+        )
+
+
+class SplitValueError(CheckpointStoreError, RuntimeError):
+    """A value that is needed whole is split over several processes; nothing was saved or changed.
+
+    Attributes:
+        where: The variable's path, or "".
+        shape: Its shape.
+        parts: The number of its parts.
+    """
+
+    where: str
+    shape: tuple[int, ...]
+    parts: int
+
+    def __init__(self, *, where: str, shape: tuple[int, ...], parts: int) -> None:
+        super().__init__(
+            f"{where or 'a value'} of shape {shape} is split over several processes in {parts} parts, of which this "
+            "process holds only some",
+            hint="a layout of None in each dimension keeps it whole on every process; only weights and optimizer "
+            "variables that Keras saves as they are may be split",
+            where=where,
+            shape=shape,
+            parts=parts,
         )
 
 

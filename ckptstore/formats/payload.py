@@ -117,6 +117,39 @@ def open_checkpoint(
     )
 
 
+@contextmanager
+def open_share(
+    checkpoint: Checkpoint, process: int, processes: int, progress: Progress | None = None
+) -> Iterator[OpenPayload]:
+    """Open a checkpoint's payload in one of several processes that all open it; each verifies its share.
+
+    What a process reads besides its share it passes to `OpenPayload.verify_regions` first. No process waits for
+    another here, so that only the caller can know whether all have found it whole.
+
+    Args:
+        checkpoint: The checkpoint.
+        process: The number of this process, from 0.
+        processes: The number of processes; with 1 this is `open_checkpoint`.
+        progress: Called with the number of bytes of each part that was digested.
+
+    Raises:
+        CorruptPayloadError: The payload is damaged, as far as this process has read it.
+        StorageError: It cannot be read, which does not mean that it is damaged.
+    """
+    with payload_of(checkpoint).open() as stored:
+        format = format_of(stored)
+        format.verify_share(
+            stored,
+            nbytes=checkpoint.nbytes,
+            digest=checkpoint.digest,
+            process=process,
+            processes=processes,
+            progress=progress,
+        )
+        with format.open(stored) as payload:
+            yield payload
+
+
 def checkpoint_as_file(checkpoint: Checkpoint) -> AbstractContextManager[Path]:
     """Return a checkpoint as a local file that Keras reads, for the block: its payload, or a temporary copy.
 

@@ -5,7 +5,7 @@ No other room asks which format a payload has, but only what it is: by the facts
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import h5py
 
     from ckptstore.formats.sharded.shards import Division
+    from ckptstore.formats.sharded.verify_share import Region
 
 Progress = Callable[[int], object]
 
@@ -154,6 +155,21 @@ class OpenPayload(Protocol):
         """
         ...
 
+    def verify_regions(self, regions: Iterable[Region], *, process: int, processes: int) -> int:
+        """Verify what one of several processes is about to read besides its share, as far as it reads parts whole.
+
+        A part of which it reads only some has been verified by the process in whose share it is.
+
+        Args:
+            regions: The regions that it reads: path, start and stop of each, as for `read_region`.
+            process: The number of this process.
+            processes: The number of processes that read the payload, each of which has opened it as such.
+
+        Returns:
+            The number of bytes that were read; 0 in a format of one file, which each process verifies whole.
+        """
+        ...
+
     def division(self) -> Division | None:
         """Return how it is divided among processes; None in a format of one process."""
         ...
@@ -231,6 +247,34 @@ class PayloadFormat(Protocol):
         Raises:
             CorruptPayloadError: It is damaged, or of another format.
             StorageError: It cannot be read.
+        """
+        ...
+
+    def verify_share(
+        self,
+        stored: StoredPayload,
+        *,
+        nbytes: int,
+        digest: str,
+        process: int,
+        processes: int,
+        progress: Progress | None = None,
+    ) -> None:
+        """Verify one process's share of a payload; a file is verified whole.
+
+        Together, all processes verify every byte. None of them waits for another.
+
+        Args:
+            stored: The payload.
+            nbytes: The size that it must have.
+            digest: The digest that it must have.
+            process: The number of this process, from 0.
+            processes: The number of processes that open it.
+            progress: Called with the number of bytes of each part that was digested.
+
+        Raises:
+            CorruptPayloadError: It differs, as far as this process has read it.
+            StorageError: It cannot be read, which does not mean that it is damaged.
         """
         ...
 

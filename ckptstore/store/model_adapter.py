@@ -12,6 +12,7 @@ from ckptstore.errors import InvalidArgumentError
 from ckptstore.records.frameworks import ADAPTERS, adapter_named
 
 if TYPE_CHECKING:
+    from ckptstore.distributed.job import Job
     from ckptstore.formats.snapshot import FitState, Snapshot, TrainingState
     from ckptstore.records import Checkpoint, Format
 
@@ -52,8 +53,12 @@ class Snapshots(Protocol):
 class ModelAdapter(Protocol):
     """The interface that the store uses of a framework."""
 
-    def snapshots(self) -> Snapshots:
-        """Return a `Snapshots`; one object for all saves of a fit computes only once what stays the same."""
+    def snapshots(self, job: Job | None = None) -> Snapshots:
+        """Return a `Snapshots`; one object for all saves of a fit computes only once what stays the same.
+
+        Args:
+            job: The processes that save the model together, of which this is one; None for saves of this one alone.
+        """
 
     def check_format(self, model: Any, format: Format) -> None:
         """Check that a model can be saved in a format, as far as that is known before it is built.

@@ -35,6 +35,7 @@ EXAMPLES = [
     errors.ObjectsMismatchError(where="optimizer", in_checkpoint="AdamW", in_objects="nothing"),
     errors.RefusedByObjectError(where="scaler", reason="RuntimeError: another scale"),
     errors.SeveralProcessesError(operation="StoreCheckpoint", by="jax.distributed", processes=2, process=1),
+    errors.SplitValueError(where="dense/lora_kernel_a", shape=(64, 8), parts=4),
     errors.MessageTimeoutError(process=1, key="save/3/verdict", limit_s=20.0),
     errors.MessagesLostError(
         process=1, key="save/3/verdict", service="jax.distributed", reason="UNAVAILABLE"
@@ -85,6 +86,7 @@ BUILT_IN = {
     errors.ModelMismatchError: ValueError,
     errors.ObjectsMismatchError: ValueError,
     errors.SeveralProcessesError: RuntimeError,
+    errors.SplitValueError: RuntimeError,
     errors.SaveAbandonedError: OSError,
     errors.SaveEndUnknownError: OSError,
     errors.ResumeRefusedError: RuntimeError,

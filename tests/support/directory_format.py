@@ -136,6 +136,9 @@ class OpenDirectory:
     def read_region(self, path: str, start: Sequence[int], stop: Sequence[int], out: np.ndarray) -> None:
         out[...] = self.array(f"variables/{path}")[tuple(map(slice, start, stop))]
 
+    def verify_regions(self, regions: Any, *, process: int, processes: int) -> int:
+        return 0
+
     def division(self) -> None:
         return None
 
@@ -190,6 +193,18 @@ class DirectoryFormat:
     @contextmanager
     def open(self, stored: StoredPayload) -> Iterator[OpenDirectory]:
         yield OpenDirectory(self, stored)
+
+    def verify_share(
+        self,
+        stored: StoredPayload,
+        *,
+        nbytes: int,
+        digest: str,
+        process: int,
+        processes: int,
+        progress: Any = None,
+    ) -> None:
+        stored.verify(nbytes, digest, progress)
 
     def verify(self, opened: OpenDirectory) -> list[str]:  # type: ignore[override]
         entries, present = opened.body["entries"], set(opened.stored.members) - {DESCRIPTION}

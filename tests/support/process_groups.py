@@ -1,8 +1,8 @@
-"""Runs a function in two processes that belong together, as a backend connects them.
+"""Runs a function in several processes that belong together, as a backend connects them.
 
-    python process_groups.py FOLDER MODULE:FUNCTION
+    python process_groups.py FOLDER MODULE:FUNCTION PROCESSES
 
-imports the backend once, forks two processes, and connects them: by jax.distributed, torch.distributed with gloo, or
+imports the backend once, forks the processes, and connects them: by jax.distributed, torch.distributed with gloo, or
 TensorFlow's MultiWorkerMirroredStrategy. Each calls the function with its number, the folder, and the scope in which a
 model is to be made. The output is a line of JSON for each process, with what the function has returned, and one with
 the names of the files in the folder.
@@ -24,14 +24,25 @@ from typing import Any
 BACKEND = os.environ["KERAS_BACKEND"]
 
 
-def results_of(backend: str, folder: Path, function: str) -> list[Any]:
-    """Return what a function has returned in each process, and the names of the files that there are then."""
+def results_of(
+    backend: str, folder: Path, function: str, *, processes: int = 2, devices: int = 1
+) -> list[Any]:
+    """Return what a function has returned in each process, and the names of the files that there are then.
+
+    Args:
+        backend: Keras' backend.
+        folder: An empty folder, which the processes share.
+        function: The module and the function.
+        processes: The number of processes.
+        devices: The devices of JAX that each has.
+    """
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", __file__, folder, function],
+        [sys.executable, "-W", "ignore", __file__, folder, function, str(processes)],
         env={
             **os.environ,
             "KERAS_BACKEND": backend,
             "TF_CPP_MIN_LOG_LEVEL": "3",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         },
         capture_output=True,
         text=True,
@@ -43,18 +54,18 @@ def results_of(backend: str, folder: Path, function: str) -> list[Any]:
 
 
 def _connect(rank: int, ports: list[int]) -> Any:
-    """Connect this process with the other; return what the model is to be made in."""
+    """Connect this process with the others; return what the model is to be made in."""
     from contextlib import nullcontext
 
     if BACKEND == "jax":
         import jax
 
-        jax.distributed.initialize(f"127.0.0.1:{ports[0]}", 2, rank)
+        jax.distributed.initialize(f"127.0.0.1:{ports[0]}", len(ports), rank)
     elif BACKEND == "torch":
         import torch
 
         address = f"tcp://127.0.0.1:{ports[0]}"
-        torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+        torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=len(ports))
     else:
         workers = [f"127.0.0.1:{port}" for port in ports]
         cluster = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": rank}}
@@ -74,34 +85,35 @@ def _child(rank: int, ports: list[int], folder: Path, function: str) -> None:
         found = {"error": traceback.format_exc()}
     (folder / f"{rank}.tmp").write_text(json.dumps(found))
     (folder / f"{rank}.tmp").rename(result)
-    # The first is the one that the other depends on.
-    while rank == 0 and not (folder / "1.json").exists():
+    # The first is the one that the others depend on.
+    others = [folder / f"{number}.json" for number in range(1, len(ports))]
+    while rank == 0 and not all(other.exists() for other in others):
         time.sleep(0.02)
     os._exit(0)
 
 
 def main() -> None:
-    """Run both processes."""
+    """Run the processes."""
     import keras  # noqa: F401
 
     import ckptstore.training.store_checkpoint  # noqa: F401
 
-    folder = Path(sys.argv[1])
-    servers = [socket.socket() for _ in range(2)]
+    folder, count = Path(sys.argv[1]), int(sys.argv[3])
+    servers = [socket.socket() for _ in range(count)]
     for server in servers:
         server.bind(("127.0.0.1", 0))
     ports = [server.getsockname()[1] for server in servers]
     for server in servers:
         server.close()
     children = []
-    for rank in range(2):
+    for rank in range(count):
         children.append(os.fork())
         if children[-1] == 0:
             os.dup2(2, 1)
             _child(rank, ports, folder, sys.argv[2])
     for child in children:
         os.waitpid(child, 0)
-    for rank in range(2):
+    for rank in range(count):
         print((folder / f"{rank}.json").read_text())
     print(json.dumps(sorted(path.name for path in folder.iterdir())))
 

@@ -18,6 +18,7 @@ from ckptstore.formats.sharded.encoding import EncodedSharded
 from ckptstore.formats.sharded.opened import OpenSharded
 from ckptstore.formats.sharded.shards import member_of
 from ckptstore.formats.sharded.verify import verify_sharded
+from ckptstore.formats.sharded.verify_share import verify_share
 from ckptstore.formats.sink import Sink
 from ckptstore.formats.snapshot import Snapshot
 from ckptstore.formats.streamed_hdf5 import is_streamable
@@ -63,6 +64,21 @@ class ShardedFormat:
     def open(self, stored: StoredPayload) -> Iterator[OpenSharded]:
         """Read the description."""
         yield OpenSharded(self, weights_file.FORMAT, stored)
+
+    def verify_share(
+        self,
+        stored: StoredPayload,
+        *,
+        nbytes: int,
+        digest: str,
+        process: int,
+        processes: int,
+        progress: Progress | None = None,
+    ) -> None:
+        """Verify the description, the documents, and the members of the share."""
+        verify_share(
+            stored, nbytes=nbytes, digest=digest, process=process, processes=processes, progress=progress
+        )
 
     def verify(self, opened: OpenPayload) -> list[str]:
         """Compare all digests, in one pass."""

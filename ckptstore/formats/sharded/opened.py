@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from ckptstore.formats.contents import Contents, read_array, view_array
 from ckptstore.formats.description import digest_of
 from ckptstore.formats.hdf5.reader import StoredDataset, read_datasets
 from ckptstore.formats.hdf5_payload import Hdf5Payload
-from ckptstore.formats.sharded import regions
+from ckptstore.formats.sharded import regions, verify_share
 from ckptstore.formats.sharded.description import DESCRIPTION, DescribedVariable, parse
 from ckptstore.formats.sharded.encoding import document_member
 from ckptstore.formats.sharded.grid import Part
@@ -210,6 +210,10 @@ class OpenSharded:
                 [b - s for b, s in zip(last, part.start, strict=True)],
                 out[(*place, ...)],  # a view, of a scalar too
             )
+
+    def verify_regions(self, regions: Iterable[verify_share.Region], *, process: int, processes: int) -> int:
+        """Compare with their digests the parts that regions have whole, but for those of this process's share."""
+        return verify_share.verify_regions(self, regions, process=process, processes=processes)
 
     def division(self) -> Division:
         """Return how it is divided among processes."""

@@ -7,13 +7,15 @@ that, the model is restored. The payload is read from the disk once for that, an
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import keras
 
+from ckptstore.distributed.job import Job
 from ckptstore.errors import InvalidArgumentError, UnserialisableModelError
-from ckptstore.formats.payload import checkpoint_as_file, open_checkpoint
+from ckptstore.formats.payload import checkpoint_as_file, open_checkpoint, open_share
 from ckptstore.formats.payload_format import OpenPayload
 from ckptstore.formats.registry import by_name
 from ckptstore.formats.snapshot import TrainingState
@@ -30,7 +32,8 @@ from ckptstore.keras.model.atomic_load import (
     uses_only_keras_code,
 )
 from ckptstore.keras.model.building import build_as_saved
-from ckptstore.keras.model.processes import refuse_shared_arrays
+from ckptstore.keras.model.processes import job_of, refuse_forms_of_layers
+from ckptstore.keras.model.shared_variables import verify_what_is_read
 from ckptstore.keras.model.snapshots import (
     Snapshots,
     checked_capture,
@@ -38,7 +41,8 @@ from ckptstore.keras.model.snapshots import (
     uncompiled_optimizer,
     unserialisable_named,
 )
-from ckptstore.keras.state import training_state
+from ckptstore.keras.private.capture import Capture
+from ckptstore.keras.state import assigning, training_state
 from ckptstore.keras.state.objects import Objects, ObjectsPlan
 from ckptstore.records import Checkpoint, Format
 from ckptstore.system import messages
@@ -53,9 +57,13 @@ class KerasAdapter:
             WeakKeyDictionary()
         )
 
-    def snapshots(self) -> Snapshots:
-        """Return a `ckptstore.keras.model.snapshots.Snapshots`; one object serves all saves of a fit."""
-        return Snapshots()
+    def snapshots(self, job: Job | None = None) -> Snapshots:
+        """Return a `ckptstore.keras.model.snapshots.Snapshots`; one object serves all saves of a fit.
+
+        Args:
+            job: The processes that save the model together, of which this is one; None for saves of this one alone.
+        """
+        return Snapshots(job)
 
     def check_format(self, model: Any, format: Format) -> None:
         """Check that a model can be saved in a format, as far as that is known before it is built.
@@ -90,6 +98,11 @@ class KerasAdapter:
         fails after that, the model's variables get their values back. If the loading is interrupted, the model is as it
         was, or (if no layer has loading of its own) as it was saved.
 
+        Each process of a job calls this for itself and waits for no other. It reads the state that it saved, and of the
+        variables what its devices hold; it verifies that, and an equal share of the payload, so that all processes
+        together verify all of it. A payload of another number of processes is restored, too; a warning says that what
+        follows is not promised to be exact.
+
         Args:
             model: The model, compiled as it was when it was saved. What is not built yet is built as it was.
             checkpoint: The checkpoint; its size and digest are checked.
@@ -102,20 +115,23 @@ class KerasAdapter:
             build: Builds what cannot be built as it was; called where something is missing.
 
         Raises:
-            SeveralProcessesError: Several processes share the model's arrays.
+            SeveralProcessesError: Several processes share the model, and a layer loads in a way of its own.
             CorruptPayloadError: The payload is damaged; the model is unchanged.
             ModelMismatchError: It does not match the model; the model is unchanged.
             ObjectsMismatchError: It does not match `objects`; nothing is changed.
             RefusedByLayerError: A layer could not load it; `put_back` tells whether the model is as it was.
             ModelNotReadyError: The model is not built.
         """
-        refuse_shared_arrays("a restore", model)
-        with open_checkpoint(checkpoint) as found:
-            state = found.state()
+        job = job_of(model)
+        with _alone(job), _opened(checkpoint, job) as found:
+            state = _state_of_process(found, job)
             plan = ObjectsPlan(objects, state, must_name_all=generators)
             if check is not None:
                 check(state)
             self._restore(model, checkpoint, found, state, plan, optimizer=optimizer, build=build)
+            another = _other_processes(found, state, job)
+            if another is not None:
+                messages.warn(f"version {checkpoint.version} {another}")
             if generators:
                 training_state.restore_generators(state)
             return state
@@ -131,7 +147,7 @@ class KerasAdapter:
         optimizer: Any,
         build: Callable[[], None] | None,
     ) -> None:
-        extra = uncompiled_optimizer(model, optimizer)
+        extra, job = uncompiled_optimizer(model, optimizer), job_of(model)
         if not found.format.matches_by_order:
             build_as_saved(model, found.layout(), found.documents(), state, build)
         require_built(model)
@@ -140,10 +156,12 @@ class KerasAdapter:
         initial = optimizer_building.initial_assignments(model, extra, saved)
         optimizers = private.optimizers_of(model, extra)
         captured = checked_capture(model, extra)
-        groups = training_state.unsaved_variables(model, optimizers, captured)
+        if job is not None:
+            refuse_forms_of_layers(captured.entries, job)
+        groups = _unsaved(model, optimizers, captured)
         self._groups[model] = _held(model), groups
         other_replicas = training_state.other_replicas(groups, state)
-        if other_replicas is not None:
+        if other_replicas is not None and _other_processes(found, state, job) is None:
             messages.warn(other_replicas)
         if found.format.matches_by_order:
             loaded = legacy_h5.assignments(model, found, extra, with_optimizer=not initial)
@@ -152,6 +170,8 @@ class KerasAdapter:
                 assign_atomically(assignments)
         else:
             compatibility.check(captured.entries, found.layout(), with_optimizer=not initial)
+            if job is not None:
+                verify_what_is_read(found, captured.entries, process=job.process, processes=job.processes)
             assignments = [*initial, *training_state.plan_assignments(groups, optimizers, state)]
 
             plain = uses_only_keras_code(captured, model, optimizers)
@@ -191,7 +211,8 @@ class KerasAdapter:
             for assignment in assignments
             if id(getattr(assignment.variable, "variable", assignment.variable)) not in left
         ]
-        assign_atomically(assignments)
+        with _alone(job_of(model)):
+            assign_atomically(assignments)
 
     def _groups_of(self, model: Any) -> training_state.UnsavedVariables:
         """Return the variables that Keras leaves out; those found at the restore if the model still has the same."""
@@ -199,9 +220,7 @@ class KerasAdapter:
         now = _held(model)
         if len(held) == len(now) and all(before is after for before, after in zip(held, now, strict=True)):
             return groups
-        return training_state.unsaved_variables(
-            model, private.optimizers_of(model), checked_capture(model, None)
-        )
+        return _unsaved(model, private.optimizers_of(model), checked_capture(model, None))
 
     def track_assignments(self, model: Any) -> AssignmentTracker:
         """Return a tracker of assignments to all variables that a resume loads."""
@@ -237,7 +256,8 @@ class KerasAdapter:
             RefusedByLayerError: A layer could not load it; `put_back` tells whether the model is as it was.
             ModelNotReadyError: The model is not built.
         """
-        with open_checkpoint(checkpoint) as found:
+        job = job_of(model)
+        with _alone(job), _opened(checkpoint, job) as found:
             self._load_weights(checkpoint, found, model)
 
     def _load_weights(self, checkpoint: Checkpoint, found: OpenPayload, model: Any) -> None:
@@ -257,6 +277,10 @@ class KerasAdapter:
         layout = found.layout()
         slots = training_state.how_built(state).slots
         compatibility.check_weights(captured.entries, layout, slots)
+        job = job_of(model)
+        if job is not None:
+            refuse_forms_of_layers(captured.entries, job)
+            verify_what_is_read(found, captured.entries, process=job.process, processes=job.processes)
         same_optimizer = compatibility.optimizer_matches(
             captured.entries, layout, slots
         ) and training_state.same_optimizer_kinds(optimizers, state)
@@ -272,6 +296,45 @@ class KerasAdapter:
 
 
 adapter = KerasAdapter()
+
+
+def _opened(checkpoint: Checkpoint, job: Job | None) -> AbstractContextManager[OpenPayload]:
+    """Open a payload, of which each process of a job verifies a share."""
+    return open_checkpoint(checkpoint) if job is None else open_share(checkpoint, job.process, job.processes)
+
+
+def _alone(job: Job | None) -> AbstractContextManager[None]:
+    """Return a context in which Keras waits for no other process of a job."""
+    return nullcontext() if job is None else assigning.alone()
+
+
+def _state_of_process(found: OpenPayload, job: Job | None) -> TrainingState | None:
+    """Return the training state that this process saved; that of process 0 where it had not been there."""
+    process = 0 if job is None else job.process
+    return found.state(process if process < found.processes else 0)
+
+
+def _other_processes(found: OpenPayload, state: TrainingState | None, job: Job | None) -> str | None:
+    """Return a short line where another number of processes has written a payload to be resumed from."""
+    here = 1 if job is None else job.processes
+    # In a loop by hand for torch's DDP process 0 may save a file alone, and then the loop itself is exact or not.
+    by_hand = job is not None and job.kind == "torch" and not found.format.has_shards
+    if state is None or found.processes == here or by_hand:
+        return None
+    return (
+        f"was saved by {_counted(found.processes)} and is restored by {_counted(here)}: all values are equal, but what "
+        "follows is not promised to be exact, since data and random numbers are divided among processes in another way"
+    )
+
+
+def _counted(processes: int) -> str:
+    return f"{processes} process{'' if processes == 1 else 'es'}"
+
+
+def _unsaved(model: Any, optimizers: list[Any], captured: Capture) -> training_state.UnsavedVariables:
+    job = job_of(model)
+    replica = job is not None and not job.is_leader
+    return training_state.unsaved_variables(model, optimizers, captured, replica=replica)
 
 
 def _held(model: Any) -> tuple[Any, ...]:

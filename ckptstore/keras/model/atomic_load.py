@@ -17,8 +17,10 @@ from ckptstore.errors import RefusedByLayerError
 from ckptstore.formats.payload import checkpoint_as_file
 from ckptstore.formats.payload_format import OpenPayload
 from ckptstore.keras import private
+from ckptstore.keras.model.shared_variables import SharedVariables
 from ckptstore.keras.model.torch_tensors import TensorViews
 from ckptstore.keras.private.capture import Capture
+from ckptstore.keras.state import assigning
 from ckptstore.keras.state.arrays import stable_value
 from ckptstore.keras.state.replicas import replica_values
 from ckptstore.keras.state.training_state import Assignment
@@ -55,6 +57,8 @@ def load_variables(
 
 def loadable_variables(found: OpenPayload, captured: Capture, plain: bool) -> Mapping[str, Any]:
     """Return a payload's variables in the form that is loaded with the fewest copies."""
+    if any(private.sharding_across_processes(entry.value) is not None for entry in captured.entries):
+        return SharedVariables(found, captured.entries)
     # On other backends a variable may keep using the array that it is given, which must then have its own memory.
     is_torch = keras.backend.backend() == "torch"
     if plain and is_torch and private.copies_on_assign(entry.value for entry in captured.entries):
@@ -113,7 +117,7 @@ def assign_atomically(assignments: Sequence[Assignment]) -> None:
 def assign(assignments: Iterable[Assignment]) -> None:
     """Assign values to their variables."""
     for assignment in assignments:
-        assignment.variable.assign(assignment.value)
+        assigning.assign(assignment.variable, assignment.value)
 
 
 def live_variables(model: Any, optimizers: Iterable[Any]) -> Iterator[Any]:

@@ -31,9 +31,11 @@ class Copier:
 
     Args:
         values: Keras variables, or other values that `ckptstore.keras.state.arrays.host_array` accepts.
+        shards: For each value the number of the shard of this process that is copied instead of all of it, for an
+            array of JAX that several processes share, or None; by default None for all.
 
     Attributes:
-        values: The same.
+        values: The same values.
 
     Example:
         >>> value, target = np.array([1.0, 2.0]), np.zeros(2)
@@ -43,9 +45,10 @@ class Copier:
         [1.0, 2.0]
     """
 
-    def __init__(self, values: Sequence[Any]) -> None:
+    def __init__(self, values: Sequence[Any], shards: Sequence[int | None] = ()) -> None:
         # A layer may save a plain number, or a list.
         self.values = tuple(value if hasattr(value, "shape") else np.asarray(value) for value in values)
+        self._shards = shards if any(shard is not None for shard in shards) else ()
         self._parallel_copy = ParallelCopy()
         # Prepared copies by id of the target list; the list is kept, so that no other has its id.
         self._known: dict[int, tuple[Sequence[Array], _Copies | None]] = {}
@@ -70,10 +73,19 @@ class Copier:
         """
         copies = self._copies(targets)
         if copies is not None:
-            copies(raw_values(self.values), self._parallel_copy)
+            copies(self._raw(), self._parallel_copy)
             return
         for value, target in zip(self.values, targets, strict=True):
             np.copyto(target, host_array(value), casting="no")
+
+    def _raw(self) -> list[Any]:
+        raw = raw_values(self.values)
+        if not self._shards:
+            return raw
+        return [
+            value if shard is None else value.addressable_data(shard)
+            for value, shard in zip(raw, self._shards, strict=True)
+        ]
 
     def _copies(self, targets: Sequence[Array]) -> _Copies | None:
         """Return the copy function for these targets; None if there is none for the backend."""

@@ -21,6 +21,7 @@ from ckptstore.keras.model import legacy_h5
 from ckptstore.keras.state import optimizers as keras_optimizers
 from ckptstore.keras.state import training_state
 from ckptstore.keras.state.arrays import host_array, shape_and_dtype
+from ckptstore.keras.state.assigning import assign
 from ckptstore.keras.state.training_state import Assignment
 from ckptstore.system.arrays import Array
 
@@ -108,7 +109,7 @@ def initial_assignments(model: Any, extra: Any, saved: SavedOptimizer) -> list[A
         value = saved.value(index)
         if shape_and_dtype(value) != shape_and_dtype(variable):
             return []
-        variable.assign(value)
+        assign(variable, value)
     new.build(private.variables_trained_by(optimizer))
     if len(new.variables) != len(optimizer.variables):
         return []

@@ -19,17 +19,22 @@ from typing import Any
 import h5py
 import keras
 
+from ckptstore.distributed.job import Job
 from ckptstore.errors import InvalidArgumentError, ModelNotReadyError, UnserialisableModelError
 from ckptstore.formats.registry import by_name
 from ckptstore.formats.snapshot import FitState, Snapshot, Variable, VariableKinds
 from ckptstore.keras import private
 from ckptstore.keras.model.copy import Copier
 from ckptstore.keras.model.divided import DividedModel
-from ckptstore.keras.model.processes import refuse_shared_arrays
+from ckptstore.keras.model.processes import (
+    refuse_forms_of_layers,
+    refuse_save_by_all,
+    refuse_shared_arrays,
+)
 from ckptstore.keras.private.capture import Capture, CapturedValue
 from ckptstore.keras.state import optimizers as keras_optimizers
 from ckptstore.keras.state import training_state
-from ckptstore.keras.state.arrays import host_array, host_arrays, shape_and_dtype
+from ckptstore.keras.state.arrays import host_array, shape_and_dtype
 from ckptstore.keras.state.training_state import HowBuilt, UnsavedVariables
 from ckptstore.records import Format
 
@@ -53,8 +58,7 @@ class _CapturedModel:
         groups: The variables that Keras would not write.
         optimizers: All optimizers.
         built: How the model and its optimizers were built.
-        copier: Copies all values at once.
-        divided: Describes how the variables lie on devices.
+        divided: Which of the variables' parts this process writes.
         held: The objects in `key`.
     """
 
@@ -64,7 +68,6 @@ class _CapturedModel:
     groups: UnsavedVariables
     optimizers: list[Any]
     built: HowBuilt
-    copier: Copier
     divided: DividedModel
     held: tuple[Any, ...]
 
@@ -90,9 +93,14 @@ class Snapshots:
     A configuration that changes during a fit, without a change of a variable or its `trainable`, appears in a later
     ``.keras`` payload: that of the epoch's end, or with short epochs, that of the first epoch's end after a hundred
     times the time that making it takes. Layers' files are always current.
+
+    Args:
+        job: The processes that save the model together, of which this is one: then each snapshot has the parts that
+            this process writes, and its training state. None for saves of this process alone.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, job: Job | None = None) -> None:
+        self._job = job if job is not None and job.has_others else None
         self._cached: _CapturedModel | None = None
         self._documents: _Documents | None = None
 
@@ -121,17 +129,22 @@ class Snapshots:
             objects: Objects of a training loop written by hand, by name, for the training state.
 
         Raises:
-            SeveralProcessesError: Several processes share the model's arrays.
+            SeveralProcessesError: Several processes share the model's arrays, and do not save together; or a single
+                process writes the format.
+            SplitValueError: Other processes hold parts of a value that the training state needs whole.
             ModelNotReadyError: The model has no weights yet; or is not compiled, with neither `optimizer`, `objects`
-                nor `weights_only`.
+                nor `weights_only`; or each process of JAX has weights of its own.
             UnserialisableModelError: It is to be saved whole, and Keras cannot make its configuration.
             InvalidArgumentError: `optimizer` is given for a model that was compiled with another one; or a value in
                 `objects` cannot be kept.
         """
-        refuse_shared_arrays("a save", model)
+        if self._job is None:
+            refuse_shared_arrays("a save", model)
         require_built(model)
+        if self._job is not None:
+            refuse_save_by_all(model, format, self._job)
         if weights_only:
-            return _weights_snapshot(model, format)
+            return self._weights_snapshot(model, format)
         extra = uncompiled_optimizer(model, optimizer)
         if extra is None and objects is None and not model.compiled:
             raise ModelNotReadyError(model=model.name, missing="compiled", hint=_COMPILE)
@@ -147,15 +160,44 @@ class Snapshots:
         )
         if written_as.keras_fills_it:
             return Snapshot(format=format, state=state, fill=partial(_fill_legacy, model, extra))
+        division = found.divided.now() if written_as.has_shards else found.divided.whole
         return Snapshot(
             format=format,
-            variables=found.variables,
+            variables=division.variables,
             attributes=found.captured.attributes,
             documents=members,
             state=state,
-            arrays=partial(host_arrays, found.copier.values),
-            copy=found.copier,
-            shards=found.divided.shards() if written_as.has_shards else None,
+            arrays=division.arrays,
+            copy=division.copier,
+            shards=division.shards if written_as.has_shards else None,
+        )
+
+    def _weights_snapshot(self, model: Any, format: Format) -> Snapshot:
+        written_as = by_name(format)
+        if not written_as.allows_weights_only:
+            raise InvalidArgumentError(
+                argument="weights_only",
+                value=True,
+                reason="the older .h5 format holds whole models",
+                hint="format='weights'",
+            )
+        captured = checked_capture(model, None, documents=written_as.has_documents)
+        if self._job is not None:
+            refuse_forms_of_layers(captured.entries, self._job)
+        entries = [entry for entry in captured.entries if entry.owner == "model"]
+        variables = _variables(entries)
+        copier = Copier([entry.value for entry in entries])
+        division = DividedModel(variables, copier, self._job).now()
+        return Snapshot(
+            format=format,
+            variables=division.variables,
+            attributes={
+                group: values
+                for group, values in captured.attributes.items()
+                if not group.startswith("optimizer/")
+            },
+            documents=captured.documents,
+            shards=division.shards if written_as.has_shards else None,
         )
 
     def _captured(
@@ -175,6 +217,8 @@ class Snapshots:
                 return kept, members
         began = time.monotonic()
         captured = checked_capture(model, extra, documents=documents)
+        if self._job is not None:
+            refuse_forms_of_layers(captured.entries, self._job)
         values = [entry.value for entry in captured.entries]
         variables = _variables(captured.entries)
         if documents:
@@ -183,7 +227,9 @@ class Snapshots:
             key=key,
             captured=captured,
             variables=variables,
-            groups=training_state.unsaved_variables(model, optimizers, captured),
+            groups=training_state.unsaved_variables(
+                model, optimizers, captured, replica=self._job is not None and not self._job.is_leader
+            ),
             optimizers=optimizers,
             built=HowBuilt(
                 layers=private.build_record(model),
@@ -191,8 +237,7 @@ class Snapshots:
                 slots=captured.optimizer_groups(),
                 scoped=[private.builds_in_scope(optimizer) for optimizer in optimizers],
             ),
-            copier=Copier(values),
-            divided=DividedModel(variables, values),
+            divided=DividedModel(variables, Copier(values), self._job),
             held=held,
         )
         self._cached = (
@@ -307,32 +352,6 @@ def unserialisable_named(model: Any) -> Iterator[None]:
 
 
 # --- parts ---------------------------------------------------------------------------------------
-
-
-def _weights_snapshot(model: Any, format: Format) -> Snapshot:
-    written_as = by_name(format)
-    if not written_as.allows_weights_only:
-        raise InvalidArgumentError(
-            argument="weights_only",
-            value=True,
-            reason="the older .h5 format holds whole models",
-            hint="format='weights'",
-        )
-    captured = checked_capture(model, None, documents=written_as.has_documents)
-    entries = [entry for entry in captured.entries if entry.owner == "model"]
-    variables = _variables(entries)
-    divided = DividedModel(variables, [entry.value for entry in entries])
-    return Snapshot(
-        format=format,
-        variables=variables,
-        attributes={
-            group: values
-            for group, values in captured.attributes.items()
-            if not group.startswith("optimizer/")
-        },
-        documents=captured.documents,
-        shards=divided.shards() if written_as.has_shards else None,
-    )
 
 
 def _variables(entries: Iterable[CapturedValue]) -> tuple[Variable, ...]:

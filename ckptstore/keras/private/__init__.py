@@ -80,11 +80,16 @@ in a Keras that lacks it. `modules` imports Keras' inner modules; a module that 
     assign; of torch's modules ``_parameters`` and ``_buffers``.
     Fallback: the layers that are attributes of the model.
 `variables`
-    Uses: ``Variable._value``; ``Variable._layout``, to which ``Variable._direct_assign`` moves what is assigned; and
-    that ``Layer.trainable_variables`` selects from ``Layer.variables`` by each
-    variable's flag. A model that overrides this is asked itself. A Keras that selects differently fails
-    `tests/keras/test_variables.py`.
-    Fallback: public ``Variable.value``, which is slower; values are moved to their devices once they are assigned.
+    Uses: ``Variable._value``; ``Layer._non_trainable_variables``; and that ``Layer.trainable_variables`` selects from
+    ``Layer.variables`` by each variable's flag. A model that overrides this is asked itself. A Keras that selects
+    differently fails `tests/keras/test_variables.py`.
+    Fallback: public ``Variable.value``, which is slower; of replicas, each process saves its frozen weights, too.
+`placement`
+    Uses: ``Variable._value``; ``Variable._layout``, to which ``Variable._direct_assign`` moves what is assigned, by
+    ``keras.src.backend.jax.distribution_lib.distribute_tensor``; and that TensorFlow's ``Variable.assign`` calls
+    ``_direct_assign``.
+    Fallback: values are moved to their devices once they are assigned; where several processes share a model, a restore
+    that builds a part of it, and each under TensorFlow, waits until all processes do so.
 
 Of Keras' private interfaces these use nothing: `capture` (the captured parts of a model, as records), `fallback`, and
 `hooks` (wrapped methods of single objects).
@@ -128,6 +133,12 @@ from ckptstore.keras.private.optimizers import (
     schedule_of,
     variables_trained_by,
 )
+from ckptstore.keras.private.placement import (
+    kept_placements,
+    own_replicas,
+    placed_alone,
+    sharding_across_processes,
+)
 from ckptstore.keras.private.saving import NoConfigurationError, capture_model, config_documents
 from ckptstore.keras.private.user_attributes import (
     is_keras_object,
@@ -136,10 +147,9 @@ from ckptstore.keras.private.user_attributes import (
     user_attributes,
 )
 from ckptstore.keras.private.variables import (
-    assign_in_place,
-    kept_placements,
     raw_values,
     untracked_variables,
+    untrained_variables,
     uses_trainable_flags,
     variables_by_kind,
 )
@@ -149,7 +159,6 @@ __all__ = [
     "FitLoop",
     "NoConfigurationError",
     "all_layers_built",
-    "assign_in_place",
     "build_from_record",
     "build_optimizer",
     "build_record",
@@ -172,6 +181,8 @@ __all__ = [
     "metric_directions",
     "names_read_by",
     "optimizers_of",
+    "own_replicas",
+    "placed_alone",
     "preemption_signals",
     "print_message",
     "raw_values",
@@ -182,6 +193,7 @@ __all__ = [
     "save_legacy_h5",
     "schedule_of",
     "set_attribute",
+    "sharding_across_processes",
     "start_at_epoch",
     "start_epoch_clock",
     "step_draws",
@@ -190,6 +202,7 @@ __all__ = [
     "trace_step",
     "unsynced_model",
     "untracked_variables",
+    "untrained_variables",
     "user_attributes",
     "uses_trainable_flags",
     "validation_iterator_count",

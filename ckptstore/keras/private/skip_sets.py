@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import keras
+
 from ckptstore.keras.private import modules
 
 _SKIPPING_TYPES = ("Operation", "Layer", "Functional", "Sequential", "Metric", "Optimizer", "Loss")
@@ -36,7 +38,12 @@ def cached_skip_sets() -> Iterator[None]:
 
 @functools.cache
 def _skip_set(kind: str) -> Any:
+    # Keras makes an optimizer for this: under a distribution over several processes they would wait for each other.
+    distribution = keras.distribution.distribution()
+    keras.distribution.set_distribution(None)
     try:
         return modules.saving_lib.get_attr_skipset(kind)
     except ValueError:
         return None  # a type that this Keras does not have
+    finally:
+        keras.distribution.set_distribution(distribution)

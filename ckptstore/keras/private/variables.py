@@ -1,9 +1,8 @@
-"""Variables of a model by kind, their raw values as the backend holds them, and the devices that these lie on."""
+"""Variables of a model by kind, and their raw values as the backend holds them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from functools import partial
 from operator import attrgetter, is_
 from typing import Any
@@ -36,6 +35,20 @@ def variables_by_kind(model: Any) -> VariableKinds:
     for variable in model.variables:
         (trainable if variable.trainable else others).append(variable)
     return trainable, others, model.metrics_variables
+
+
+def untrained_variables(model: Any) -> list[Any]:
+    """Return the variables that a model's layers have made as not trainable, in a stable order.
+
+    A layer itself changes these, such as a batch normalisation its moving statistics. Weights that are frozen were made
+    as trainable, and are not among them.
+    """
+    found: dict[int, Any] = {}
+    for layer in layers_of(model):
+        own = getattr(layer, "_non_trainable_variables", None)
+        for variable in layer.non_trainable_variables if own is None else own:
+            found[id(variable)] = variable
+    return list(found.values())
 
 
 def untracked_variables(model: Any) -> list[Any]:
@@ -87,54 +100,3 @@ def raw_values(values: Iterable[Any]) -> list[Any]:
 
 _is_none = partial(is_, None)
 _value_of = attrgetter("_value")
-
-
-@contextmanager
-def kept_placements(variables: Iterable[Any]) -> Iterator[None]:
-    """Keep values that the block assigns on the devices of those that they replace.
-
-    Keras does so for a variable with a layout, such as one that was made under a `keras.distribution`. What a script
-    has put elsewhere itself, on other devices or in another kind of memory, an assignment moves to the default device.
-
-    Args:
-        variables: The variables; each may lack a value.
-    """
-    if keras.backend.backend() != "jax":
-        yield
-        return
-    placed = list(_placed(variables))
-    with_layout = [(variable, sharding) for variable, sharding in placed if hasattr(variable, "_layout")]
-    for variable, sharding in with_layout:
-        variable._layout = sharding
-    try:
-        yield
-    finally:
-        for variable, _ in with_layout:
-            variable._layout = None
-        _move(placed)
-
-
-def _placed(variables: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-    """Yield the variables without a layout whose values a script has placed, each with the sharding of its value."""
-    for variable in variables:
-        if not isinstance(variable, keras.Variable) or getattr(variable, "_layout", None) is not None:
-            continue
-        value: Any = getattr(variable, "_value", None)
-        if getattr(value, "committed", False) and hasattr(value, "sharding"):
-            yield variable, value.sharding
-
-
-def _move(placed: Iterable[tuple[Any, Any]]) -> None:
-    """Move values that an assignment has put elsewhere all the same, as in a Keras without layouts."""
-    import jax
-
-    for variable, sharding in placed:
-        value = variable.value
-        if not value.sharding.is_equivalent_to(sharding, value.ndim):
-            variable.assign(jax.device_put(value, sharding))
-
-
-def assign_in_place(variable: Any, value: Any) -> None:
-    """Assign a value to a variable of any kind; on JAX it goes where the present one lies."""
-    with kept_placements([variable]):
-        variable.assign(value)

@@ -17,7 +17,7 @@ import numpy as np
 from ckptstore.keras.private import raw_values
 from ckptstore.keras.state.backend_arrays import torch_array, torch_views
 from ckptstore.keras.state.replicas import ReplicaValue, cross_replica_array
-from ckptstore.keras.state.shards import is_on_several_devices, sharded_array
+from ckptstore.keras.state.shards import is_on_several_devices, sharded_array, spans_processes
 from ckptstore.system.arrays import Array
 
 # Values of a variable that are checked for NaN.
@@ -81,10 +81,13 @@ def host_arrays(values: Iterable[Any]) -> Iterator[Array]:
 def first_not_finite(variables: Iterable[Any]) -> str | None:
     """Return the path of the first variable with NaN or an infinity among its first 4,096 values, or None.
 
-    A step that spoils weights spoils all of them, so the rest of a large variable need not be read.
+    A step that spoils weights spoils all of them, so the rest of a large variable need not be read. Of a variable that
+    several processes share, each looks at a part of its own.
     """
     for variable in variables:
-        if not _all_finite(host_array(variable).reshape(-1)[:_CHECKED]):
+        (value,) = raw_values([variable])
+        found = host_array(value.addressable_data(0) if spans_processes(value) else variable)
+        if not _all_finite(found.reshape(-1)[:_CHECKED]):
             return str(variable.path)
     return None
 

@@ -115,4 +115,6 @@ def _set(generator: Any, kind: str, state: Any) -> None:
 
         generator.set_state(torch.from_numpy(np.array(state)))
     else:
-        generator.state.assign(state)
+        from ckptstore.keras.state.assigning import assign
+
+        assign(generator.state, state)

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from ckptstore.errors import InvalidArgumentError, ObjectsMismatchError
-from ckptstore.keras import private
 from ckptstore.keras.state import generators
+from ckptstore.keras.state.assigning import assign_in_place
 from ckptstore.keras.state.backend_arrays import as_numpy
 from ckptstore.keras.state.framework_values import is_key, tensor_of
 from ckptstore.keras.state.generators import GeneratorState
@@ -254,6 +254,6 @@ def _leaf(live: Any, saved: Any) -> Any:
             live.copy_(saved if isinstance(saved, torch.Tensor) else tensor_of(np.array(as_numpy(saved))))
         return live
     if hasattr(live, "assign"):
-        private.assign_in_place(live, as_numpy(saved))
+        assign_in_place(live, as_numpy(saved))
         return live
     return placed_like(live, saved)

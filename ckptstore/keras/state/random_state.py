@@ -20,6 +20,7 @@ import numpy as np
 
 from ckptstore.keras.private import eager_draws, global_seed, reset_global_seed, step_draws
 from ckptstore.keras.state.arrays import host_array, shape_and_dtype
+from ckptstore.keras.state.assigning import assign
 from ckptstore.system.arrays import Array
 
 # Name of the random operations in compiled steps.
@@ -126,7 +127,7 @@ def _restore_keras(value: Array) -> bool:
     seed = global_seed(make=True)
     if seed is None or shape_and_dtype(seed) != shape_and_dtype(value):
         return False
-    seed.assign(value)
+    assign(seed, value)
     return True
 
 

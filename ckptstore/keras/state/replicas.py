@@ -15,6 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from ckptstore.keras import private
 from ckptstore.system.arrays import Array
 
 
@@ -70,8 +71,20 @@ def replica_values(variables: Iterable[Any]) -> list[ReplicaValue]:
 
 
 def cross_replica_array(value: Any) -> Array | None:
-    """Return the value of a variable spread over replicas as Keras reads it, reduced; None for any other value."""
+    """Return the value of a variable spread over replicas as Keras reads it, reduced; None for any other value.
+
+    Where other processes have replicas, too, only those of this process are reduced: TensorFlow would wait for all
+    processes, by a collective operation.
+    """
     tensorflow: Any = sys.modules.get("tensorflow")
     if tensorflow is None or not isinstance(value, tensorflow.distribute.DistributedValues):
         return None
-    return np.asarray(value.numpy(), order="C")
+    own = private.own_replicas(value)
+    if own is None:
+        return np.asarray(value.numpy(), order="C")
+    here = np.stack([one.numpy() for one in own])
+    how = tensorflow.VariableAggregation
+    if value.aggregation in (how.MEAN, how.SUM) and len(here) > 1:
+        reduce = np.mean if value.aggregation == how.MEAN else np.sum
+        return np.asarray(reduce(here, axis=0), here.dtype, order="C")
+    return np.asarray(here[0], order="C")

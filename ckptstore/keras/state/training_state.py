@@ -8,11 +8,11 @@ additions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ckptstore.errors import ModelMismatchError
+from ckptstore.errors import ModelMismatchError, SplitValueError
 from ckptstore.formats.snapshot import FitState, TrainingState
 from ckptstore.keras import private
 from ckptstore.keras.private.capture import Capture
@@ -20,6 +20,7 @@ from ckptstore.keras.state import objects as objects_state
 from ckptstore.keras.state import random_state, tree
 from ckptstore.keras.state.arrays import host_array, shape_and_dtype
 from ckptstore.keras.state.replicas import ReplicaValue, replica_values
+from ckptstore.keras.state.shards import spans_processes
 from ckptstore.system import messages
 from ckptstore.system.arrays import Array
 
@@ -27,7 +28,7 @@ KIND = "keras"
 VERSION = 1
 
 _VARIABLES, _METRICS, _REPLICAS, _FIT = "variables", "metrics", "replicas", "fit"
-_UNTRACKED = "untracked"
+_UNTRACKED, _OWN = "untracked", "own"
 _BUILD, _TRAINED, _SLOTS, _SCOPED = "build", "trained", "slots", "built_in_scope"
 
 UnsavedVariables = dict[str, list[Any]]
@@ -76,6 +77,7 @@ def collect(
 
     Raises:
         InvalidArgumentError: A value of the fit or of an object is neither JSON nor an array; the message says where.
+        SplitValueError: Other processes hold parts of a variable that Keras' own file leaves out.
     """
     fit = fit or FitState(values={})
     arrays: dict[str, Array] = {}
@@ -101,7 +103,12 @@ def collect(
 
 def _value_of(variable: Any, fit: FitState) -> Array:
     key = id(variable.value) if isinstance(variable, ReplicaValue) else id(variable)
-    return fit.overrides[key] if key in fit.overrides else host_array(variable)
+    if key in fit.overrides:
+        return fit.overrides[key]
+    try:
+        return host_array(variable)
+    except SplitValueError as error:
+        raise SplitValueError(where=str(variable.path), shape=error.shape, parts=error.parts) from error
 
 
 def fit_values(state: TrainingState | None) -> dict[str, Any]:
@@ -155,6 +162,8 @@ def plan_assignments(
         except ModelMismatchError:
             # Other metrics are no reason to refuse: they measure the training and are not part of it.
             return assignments
+    if live.get(_OWN) and _OWN in state.document:
+        assignments += _matched(_OWN, live[_OWN], state)
     if not other_replicas(live, state):
         # Last: an assignment to a variable sets it on all replicas.
         assignments += _matched(_REPLICAS, live[_REPLICAS], state)
@@ -183,8 +192,19 @@ def restore_generators(state: TrainingState | None) -> None:
         messages.warn(f"random generators that could not be restored: {', '.join(left)}")
 
 
-def unsaved_variables(model: Any, optimizers: list[Any], captured: Capture) -> UnsavedVariables:
-    """Return the variables that Keras' own file leaves out, in the model's own stable order."""
+def unsaved_variables(
+    model: Any, optimizers: list[Any], captured: Capture, *, replica: bool = False
+) -> UnsavedVariables:
+    """Return the variables that Keras' own file leaves out, in the model's own stable order.
+
+    Args:
+        model: The model.
+        optimizers: Its optimizers.
+        captured: What Keras would write for it.
+        replica: True where another process's replica of the model is the one that is saved. Its weights are equal to
+            those here; but what a layer changes itself, such as the moving statistics of a batch normalisation, it has
+            computed of other data. So that belongs to the state of this process.
+    """
     saved = captured.saved_ids() if captured.exact else {id(variable) for variable in model.weights}
     left_out = [variable for variable in model.variables if id(variable) not in saved]
     if captured.exact:
@@ -201,7 +221,22 @@ def unsaved_variables(model: Any, optimizers: list[Any], captured: Capture) -> U
             variable for variable in private.untracked_variables(model) if id(variable) not in saved
         ],
         _REPLICAS: replica_values([*moving, *model.metrics_variables]),
-    }
+    } | ({_OWN: _own(model, saved)} if replica else {})
+
+
+def _own(model: Any, saved: Collection[int]) -> list[Any]:
+    found = [
+        variable
+        for variable in (*private.untrained_variables(model), *model.metrics_variables)
+        if id(variable) in saved
+    ]
+    raw = private.raw_values(found)
+    replicated = {id(replica.variable) for replica in replica_values(found)}
+    return [
+        variable
+        for variable, value in zip(found, raw, strict=True)
+        if not spans_processes(value) and id(variable) not in replicated
+    ]
 
 
 def _matched(group: str, variables: list[Any], state: TrainingState) -> Iterator[Assignment]:

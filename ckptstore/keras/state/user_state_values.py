@@ -16,8 +16,8 @@ import numpy as np
 import xxhash
 
 from ckptstore.errors import InvalidArgumentError
-from ckptstore.keras import private
 from ckptstore.keras.state import generators, tree
+from ckptstore.keras.state.assigning import assign_in_place
 from ckptstore.keras.state.backend_arrays import as_numpy
 from ckptstore.keras.state.generators import GeneratorState
 from ckptstore.keras.state.shards import placed_like
@@ -195,7 +195,7 @@ def _mapping(live: Any, saved: Mapping[Any, Any]) -> Any:
 
 def _tensor(live: Any, backend: str, array: Any) -> Any:
     if hasattr(live, "assign"):
-        private.assign_in_place(live, array)
+        assign_in_place(live, array)
         return live
     if backend == "torch":
         return _torch_tensor(live, array)
