@@ -22,6 +22,7 @@ import xxhash
 from ckptstore.formats import payload
 from ckptstore.formats.sharded.shards import Report
 from ckptstore.records import Checkpoint
+from ckptstore.storage.durable_writer import Written
 from ckptstore.storage.layout import Layout
 from ckptstore.storage.payloads.at import payloads_at
 from records import CHECKPOINT
@@ -63,11 +64,15 @@ class FileReports:
         self._folder, self._processes = folder, processes
 
     def post(self, report: Report) -> None:
-        put(self._folder / f"report-{report.process}", report.to_json())
+        assert report.written is not None, report.problem
+        put(self._folder / f"report-{report.process}", [report.written.nbytes, report.written.digest])
 
     def wait(self, limit_s: float) -> Sequence[Report]:
-        others = range(1, self._processes)
-        return [Report.from_json(get(self._folder / f"report-{one}", limit_s)) for one in others]
+        found = []
+        for process in range(1, self._processes):
+            nbytes, text = get(self._folder / f"report-{process}", limit_s)
+            found.append(Report(process=process, written=Written(nbytes=nbytes, digest=text)))
+        return found
 
 
 # --- saving and restoring --------------------------------------------------------------------------
