@@ -93,7 +93,7 @@ def save(snapshot: Any, store: Path) -> Checkpoint:
         session = payloads.session()
         session.renew()
         upload = session.begin(name)
-        put(meeting / "upload", upload.token)
+        put(meeting / "upload", upload.share())
         encoded.write_to(upload)
         written = [upload.written.nbytes, upload.written.digest]
         session.commit(upload)
