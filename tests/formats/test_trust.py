@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import errno
+import functools
 import os
 import sqlite3
 import stat
@@ -30,11 +31,16 @@ from hostile_payloads import HOSTILE, MIB, exchange, little_memory, sql
 from manifests import files
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SOURCES = {
-    str(path.relative_to(ROOT)): ast.parse(path.read_text(encoding="utf-8"))
-    for package in ("ckptstore", "migrations")
-    for path in sorted((ROOT / package).rglob("*.py"))
-}
+
+
+@functools.cache
+def sources() -> dict[str, ast.Module]:
+    """Return the syntax trees of the package; only when a test asks, since every process collects this file."""
+    return {
+        str(path.relative_to(ROOT)): ast.parse(path.read_text(encoding="utf-8"))
+        for package in ("ckptstore", "migrations")
+        for path in sorted((ROOT / package).rglob("*.py"))
+    }
 
 
 @pytest.fixture
@@ -79,7 +85,7 @@ SQL = {"execute", "executemany", "executescript", "exec_driver_sql", "text"}
 
 def calls() -> Iterator[tuple[str, str, ast.Call]]:
     """Yield file, name and node of every call in the package."""
-    for file, tree in SOURCES.items():
+    for file, tree in sources().items():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
                 name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
@@ -98,7 +104,7 @@ PICKLES_OF_ITS_OWN = (
 def test_no_data_is_run_as_code() -> None:
     imported = {
         name.split(".")[0]
-        for file, tree in SOURCES.items()
+        for file, tree in sources().items()
         if not file.startswith(PICKLES_OF_ITS_OWN)
         for node in ast.walk(tree)
         if isinstance(node, ast.Import | ast.ImportFrom)
