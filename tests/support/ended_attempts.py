@@ -257,7 +257,9 @@ def main() -> None:
     import keras  # noqa: F401
 
     import ckptstore.training.store_checkpoint  # noqa: F401
+    import warm_keras
 
+    warm_keras.warm_up()
     folder, found = Path(sys.argv[1]), {}
     for case in sys.argv[2:]:
         name, _, place = case.partition("@")

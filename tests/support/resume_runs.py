@@ -246,10 +246,12 @@ def _serve(module: str) -> None:
     import ckptstore.retention
     import ckptstore.training.store_checkpoint  # noqa: F401
     import resume_cases  # noqa: F401
+    import warm_keras
     from crash import precompile
 
     run = train if module == "resume_runs" else importlib.import_module(module).train
     precompile.warm_up()
+    warm_keras.warm_up()
     # Else each child would look through all that is imported, and copy the memory that it lies in.
     gc.collect()
     gc.freeze()
