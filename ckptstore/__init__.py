@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from ckptstore.store.store import CheckpointStore
     from ckptstore.system.stop_signals import TrainingInterrupted
     from ckptstore.training.backup_and_restore import BackupAndRestore
+    from ckptstore.training.job.open_in_job import open_in_job
     from ckptstore.training.model_checkpoint import ModelCheckpoint
     from ckptstore.training.store_checkpoint import StoreCheckpoint
     from ckptstore.transfer.copy import Copied
@@ -151,6 +152,7 @@ __all__ = [
     "keep_tagged",
     "keep_within",
     "max_bytes",
+    "open_in_job",
 ]
 
 # The module of each public name; a name that is not listed is in `errors`.
@@ -160,6 +162,7 @@ _MODULES = {
     "BackupAndRestore": "training.backup_and_restore",
     "ModelCheckpoint": "training.model_checkpoint",
     "StoreCheckpoint": "training.store_checkpoint",
+    "open_in_job": "training.job.open_in_job",
     "TrainingInterrupted": "system.stop_signals",
     "Checkpoint": "records",
     "Problem": "records",

@@ -30,6 +30,7 @@ class Offer:
         store: The identity of the store: a process that sees another one there must not begin.
         digest: The digest of the checkpoint's payload.
         fingerprint: What must be the same on all processes, such as a digest of the model's configuration; JSON.
+        checkpoint: The record of the checkpoint, for processes that do not open the manifest; JSON.
         limit_s: How long the answers may take, in seconds.
     """
 
@@ -37,6 +38,7 @@ class Offer:
     store: str
     digest: str | None = None
     fingerprint: Any = None
+    checkpoint: Any = None
     limit_s: float = 60.0
 
 
@@ -49,7 +51,7 @@ class Objection:
 
 
 class LeadResume:
-    """Process 0's side; it has read the checkpoint itself before it offers it.
+    """Process 0's side; it reads the checkpoint while the others do.
 
     Args:
         rounds: Returns the messages of a round, by its number from 0.
@@ -114,6 +116,11 @@ class LeadResume:
         elif not self._missing:
             self._decision, self.state = {"decision": "agreed"}, "telling"
         return bool(answers) or self.state != "gathering"
+
+    def object_to(self, kind: ObjectionKind, reason: str) -> None:
+        """Object as process 0: it finds out while the others look at what it offers."""
+        assert self.state in ("gathering", "objected"), self.state
+        self.objections[0] = Objection(kind=kind, reason=reason)
 
     def offer_next(self, offer: Offer) -> None:
         """Offer something else in another round, since a process cannot read this."""
@@ -184,7 +191,12 @@ class JoinResume:
             self._give_up = now + self._limit_s
         match self.state:
             case "waiting":
-                offered = self._exchange.offered()
+                offered, decided = self._exchange.offered_or_decided()
+                if (
+                    decided is not None
+                ):  # it ended before this process came here, or before anything was offered
+                    self._hear(decided)
+                    return True
                 if offered is not None:
                     self.offer = Offer(**offered)
                     self.state = "offered"

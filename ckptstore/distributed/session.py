@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from ckptstore.distributed.driver import drive
@@ -60,7 +60,7 @@ class JobSession:
         self.save_limit_s = save_limit_s
         self._messages = messages
         self._lock = threading.Lock()
-        self._saves = 0
+        self._saves = self._resumes = 0
         # The saves that have a number and have not ended here.
         self._open: set[int] = set()
         # Of process 0: the attempts whose messages may still be there, and up to which save each process has ended all.
@@ -100,11 +100,11 @@ class JobSession:
 
     def lead_resume(self, offer: Offer) -> LeadResume:
         """Return process 0's side of the beginning."""
-        return LeadResume(self._resume_exchange, offer, self.job.processes)
+        return LeadResume(self._next_resume(), offer, self.job.processes)
 
     def join_resume(self, *, limit_s: float) -> JoinResume:
         """Return another process's side of the beginning; see `JoinResume`."""
-        return JoinResume(self._resume_exchange, limit_s=limit_s)
+        return JoinResume(self._next_resume(), limit_s=limit_s)
 
     @property
     def patience_s(self) -> float:
@@ -206,5 +206,8 @@ class JobSession:
     def _save_exchange(self, number: int, attempt: int) -> Exchange:
         return Exchange(self._messages, f"{ROOT}/{self.token}/save/{number:08d}/{attempt}")
 
-    def _resume_exchange(self, number: int) -> Exchange:
-        return Exchange(self._messages, f"{ROOT}/{self.token}/resume/{number:08d}")
+    def _next_resume(self) -> Callable[[int], Exchange]:
+        """Return the messages of the next resume, by the number of its round."""
+        self._resumes += 1
+        prefix = f"{ROOT}/{self.token}/resume/{self._resumes:08d}"
+        return lambda number: Exchange(self._messages, f"{prefix}/{number:08d}")

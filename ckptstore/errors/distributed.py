@@ -22,6 +22,27 @@ class DistributedError(CheckpointStoreError):
     process: int
 
 
+class PeerFailedError(DistributedError, RuntimeError):
+    """Another process of the job has given up, so that this one cannot go on either.
+
+    Attributes:
+        failed: The number of that process.
+        reason: Its error.
+    """
+
+    failed: int
+    reason: str
+
+    def __init__(self, *, process: int, failed: int, reason: str) -> None:
+        super().__init__(
+            f"process {failed} has given up: {reason}",
+            hint=f"see the log of process {failed}; started again, the job resumes from its newest checkpoint",
+            process=process,
+            failed=failed,
+            reason=reason,
+        )
+
+
 class MessageTimeoutError(DistributedError, TimeoutError):
     """A message of another process did not come within the limit.
 

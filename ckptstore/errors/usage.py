@@ -166,7 +166,7 @@ class UnserialisableModelError(ModelNotReadyError):
 
 
 class SeveralProcessesError(CheckpointStoreError, RuntimeError):
-    """One model is trained by several processes together, which is not supported here; nothing was saved or changed.
+    """Several processes train one model together, and this works in one alone; nothing was saved or changed.
 
     Attributes:
         operation: What was refused, such as ``"StoreCheckpoint"``.
@@ -181,12 +181,11 @@ class SeveralProcessesError(CheckpointStoreError, RuntimeError):
     process: int
 
     def __init__(self, *, operation: str, by: str, processes: int, process: int, hint: str = "") -> None:
+        usual = "StoreCheckpoint(directory, save_freq=...) as a callback of every process saves and resumes such a fit"
         super().__init__(
             f"{operation} works in one process, and this is process {process} of {processes} that train together "
             f"({by})",
-            hint=hint
-            or "train in one process, on as many devices as it has; or write a loop for torch's DDP in which "
-            "process 0 alone calls store.save, and all restore what it names: ckptstore guide several-processes",
+            hint=hint or f"{usual}: ckptstore guide several-processes",
             operation=operation,
             by=by,
             processes=processes,

@@ -148,6 +148,14 @@ class StopRequest:
             self._handlers.watchers.discard(self)
             self._handlers.restore()
 
+    def reached(self, step: int, *, epoch_ended: bool) -> None:
+        """Tell how far training has come; a request that several processes share decides by it where all stop.
+
+        Args:
+            step: Finished train batches.
+            epoch_ended: True at an epoch's end, which comes after its last batch.
+        """
+
     def deliver(self) -> None:
         """Let the signal take effect, now that the state is saved; does nothing if none was received.
 

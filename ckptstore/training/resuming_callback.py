@@ -10,9 +10,13 @@ from typing import Any
 import keras
 
 from ckptstore.background.save_queue import Backpressure
-from ckptstore.keras.model.processes import refuse_fit_in_several_processes
-from ckptstore.keras.private import preemption_signals, running_fit
+from ckptstore.distributed.job import Job
+from ckptstore.errors import SeveralProcessesError
+from ckptstore.keras.model.processes import refuse_save_by_all
+from ckptstore.keras.private import FitLoop, preemption_signals, running_fit
 from ckptstore.system.stop_signals import StopRequest
+from ckptstore.training.job.fit_job import FitJob, job_of, refuse_unequal_replicas
+from ckptstore.training.job.job_stop import JobStop
 from ckptstore.training.saving.arguments import Resume, check_background, refuse_second_resume
 from ckptstore.training.saving.failures import SaveFailures
 from ckptstore.training.saving.saves import Saves
@@ -77,25 +81,51 @@ class ResumingCallback(SavingCallback, keras.callbacks.Callback):
         """Open the store, finish what a crash left, take the run, and resume it from its resume point.
 
         Raises:
-            SeveralProcessesError: Several processes train the model together; nothing was opened.
+            SeveralProcessesError: Several processes train the model together, and this callback, or what it is asked
+                for, works in one alone; nothing was opened.
+            JobIncompleteError: Not all of these processes have begun the fit; nothing was opened.
             InvalidArgumentError: Another callback of this fit resumes it already; nothing was opened.
             CheckpointStoreError: As `CheckpointStore` and its `resume`; nothing of the model was changed.
         """
-        refuse_fit_in_several_processes(self, self.model)
-        loop = running_fit(self)
+        found, loop = job_of(self.model), running_fit(self)
+        if found is not None:
+            self._check_job(found)
+            refuse_unequal_replicas(self, found, is_fit=loop is not None)
+            if self.model.built:
+                refuse_save_by_all(self.model, "sharded", found)
         refuse_second_resume(self, is_resumed=loop is not None and loop.is_hooked)
         if self._session is not None:
             self._session.end()
+        self._saves.job = job = None if found is None else FitJob.meet(found, "fit")
+        try:
+            self._begin(loop, job)
+        except BaseException as error:
+            if job is not None:
+                job.give_up(error)
+                job.close()
+            raise
+
+    def _begin(self, loop: FitLoop | None, job: FitJob | None) -> None:
         session = (SessionByHand if loop is None else FitSession)(
             self._begin_fit(),
             self._saves,
-            stop=self._stop_request(),
+            stop=self._stop_request(job),
             save_on_exception=self._save_on_exception,
             losses=self._loss_guard(),
         )
         start = self._choose_run(session)
         self._session = session
         session.begin(self, loop, start=start)
+
+    def _check_job(self, job: Job) -> None:
+        """Refuse what several processes cannot do together; asks no other process, since all refuse the same.
+
+        Raises:
+            SeveralProcessesError: By default, any fit.
+        """
+        raise SeveralProcessesError(
+            operation=type(self).__name__, by=job.by, processes=job.processes, process=job.process
+        )
 
     def _choose_run(self, session: FitSession) -> FitStart:
         """Name the run by the order of the fits, if the user has not; returns how to begin it."""
@@ -158,9 +188,12 @@ class ResumingCallback(SavingCallback, keras.callbacks.Callback):
         """Stop listening."""
         self._stop_listening()
 
-    def _stop_request(self) -> StopRequest:
+    def _stop_request(self, job: FitJob | None = None) -> StopRequest:
         # Their service would note the signal and let the process live, until the cluster kills it.
-        return StopRequest(self._signals, takes_over=preemption_signals(keras.backend.backend()))
+        takes_over = preemption_signals(keras.backend.backend())
+        if job is None:
+            return StopRequest(self._signals, takes_over=takes_over)
+        return JobStop(job.stop, self._signals, takes_over=takes_over)
 
     def _listen(self) -> None:
         if self._stop is None and (self._session is None or not self._session.is_open):

@@ -10,7 +10,8 @@ from functools import partial
 from typing import Literal
 
 from ckptstore.background.save_queue import Backpressure
-from ckptstore.errors import InvalidArgumentError
+from ckptstore.distributed.job import Job
+from ckptstore.errors import InvalidArgumentError, SeveralProcessesError
 from ckptstore.keras.private import unsynced_model, wait_for_step
 from ckptstore.keras.state.arrays import state_nbytes
 from ckptstore.records import Checkpoint
@@ -178,6 +179,22 @@ class StoreCheckpoint(ResumingCallback):
         resumed = None if self._session is None else self._session.resumed
         return None if resumed is None else resumed.checkpoint
 
+    def _check_job(self, job: Job) -> None:
+        """Refuse what depends on the clock, or on the losses, of one process."""
+        for argument, is_refused, instead in (
+            ("save_freq", self.save_freq == "auto", "a number of batches, or 'epoch'"),
+            ("save_interval", self.save_interval_s is not None, "save_freq, a number of batches"),
+            ("on_bad_loss", self.on_bad_loss is not None, "keras.callbacks.TerminateOnNaN()"),
+        ):
+            if is_refused:
+                raise SeveralProcessesError(
+                    operation=f"StoreCheckpoint({argument}=...)",
+                    by=job.by,
+                    processes=job.processes,
+                    process=job.process,
+                    hint=f"all must save after the same batch: {instead}: ckptstore guide several-processes",
+                )
+
     def _loss_guard(self) -> LossGuard:
         return LossGuard(self.on_bad_loss, self.max_rollbacks)
 
@@ -214,7 +231,7 @@ class StoreCheckpoint(ResumingCallback):
 
     def _by_save_freq(self) -> SaveSchedule:
         if self.save_freq != "auto":
-            return every(self.save_freq)
+            return every(self.save_freq, by_outcome=self._saves.job is None)
         return WithinOverhead(
             self.max_overhead,
             nbytes=state_nbytes(self.model),

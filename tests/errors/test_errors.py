@@ -41,6 +41,7 @@ EXAMPLES = [
         process=1, key="save/3/verdict", service="jax.distributed", reason="UNAVAILABLE"
     ),
     errors.MessageConflictError(process=1, key="save/3/report/1", present="{}"),
+    errors.PeerFailedError(process=1, failed=0, reason="its disk is gone"),
     errors.JobIncompleteError(process=0, processes=3, silent=(1, 2), limit_s=20.0),
     errors.SaveAbandonedError(
         process=0, save=3, version=7, silent=(1,), refused={2: "no room"}, limit_s=20.0

@@ -29,9 +29,16 @@ from process_groups import BACKEND, _connect
 
 # Where each process sends, in order: parts of keys.
 SENT = {
-    0: ("/meeting/", "/welcome", "resume/00000000/offer", "resume/00000000/decision", "/offer", "/decision")
+    0: (
+        "/meeting/",
+        "/welcome",
+        "resume/00000001/00000000/offer",
+        "resume/00000001/00000000/decision",
+        "/offer",
+        "/decision",
+    )
 }
-SENT |= {1: ("/join/", "resume/00000000/answer", "/answer")}
+SENT |= {1: ("/join/", "resume/00000001/00000000/answer", "/answer")}
 LIMIT_S = 3.0
 # Above what all limits together make.
 END_S = 45.0

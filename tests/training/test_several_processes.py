@@ -1,4 +1,4 @@
-"""A fit in several processes: each callback refuses it in each process, at once and before it makes a file."""
+"""A fit in several processes that cannot be saved: each process refuses it at once, and before it makes a file."""
 
 from __future__ import annotations
 
@@ -15,15 +15,26 @@ import ckptstore
 from process_groups import results_of
 
 BACKEND = keras.backend.backend()
-CALLBACKS = ("StoreCheckpoint", "ModelCheckpoint", "BackupAndRestore")
+CALLBACKS = ("ModelCheckpoint", "BackupAndRestore")
+# What becomes of a fit with StoreCheckpoint on every process, and on the first alone. Here JAX' processes have weights
+# of their own, and torch's fit adds up no gradients. TensorFlow's strategy keeps replicas equal; its loop only begins.
+STORE = {
+    "jax": ("ModelNotReadyError", "ModelNotReadyError"),
+    "torch": ("SeveralProcessesError", "SeveralProcessesError"),
+    "tensorflow": (None, "JobIncompleteError"),
+}
 
 
 def test_a_fit_in_several_processes_is_refused_in_each(tmp_path: Path) -> None:
     *processes, made = results_of(BACKEND, tmp_path, "several_process_fits:attempts")
     for number, found in enumerate(processes):
         assert "error" not in found, found["error"]
-        names = [*CALLBACKS, "alone"] if number == 0 else CALLBACKS
-        for name in names:
+        names = ["StoreCheckpoint", "alone"] if number == 0 else ["StoreCheckpoint"]
+        for name, kind in zip(names, STORE[BACKEND], strict=False):
+            error, seconds = found[name]
+            assert (error and error[0]) == kind, name
+            assert seconds < 60
+        for name in CALLBACKS:
             error, seconds = found[name]
             assert error is not None, name
             kind, text, process = error
@@ -35,7 +46,7 @@ def test_a_fit_in_several_processes_is_refused_in_each(tmp_path: Path) -> None:
     error, _ = processes[0]["save"]
     # On torch each process has tensors of its own.
     assert error is None if BACKEND == "torch" else error[0] == "SeveralProcessesError"
-    assert not {"store", "models", "backup"} & set(made)
+    assert not {"models", "backup", *(() if BACKEND == "tensorflow" else ("store",))} & set(made)
 
 
 @contextmanager

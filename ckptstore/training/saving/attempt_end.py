@@ -8,15 +8,14 @@ from signal import Signals
 from typing import Any, Protocol
 
 from ckptstore.metrics import scalar
-from ckptstore.store.attempts.recorder import AttemptRecorder
-from ckptstore.store.store import CheckpointStore
+from ckptstore.training.job.fit_store import FitRecorder, FitStore
 
 
 class TrainedRun(Protocol):
     """A run that is being trained."""
 
     @property
-    def store(self) -> CheckpointStore | None:
+    def store(self) -> FitStore | None:
         """Its store while that is open."""
 
     @property
@@ -43,7 +42,7 @@ def plan_end(
     return is_finite
 
 
-def plan_stop(recorder: AttemptRecorder, run: str, signal: Signals, error: BaseException | None) -> None:
+def plan_stop(recorder: FitRecorder, run: str, signal: Signals, error: BaseException | None) -> None:
     """Note that a signal has stopped a fit, which is saved, unless another error than a closed output has ended it.
 
     Of ``train.py | tee log`` the signal has ended both.

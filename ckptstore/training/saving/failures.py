@@ -37,10 +37,14 @@ class SaveFailures:
         self.in_a_row = 0
         self._before = 0
 
-    def attempt(self, save: Callable[[], Checkpoint]) -> Checkpoint | None:
+    def attempt(self, save: Callable[[], Checkpoint], *, retries: bool = True) -> Checkpoint | None:
         """Save, with retries after some delays; returns None if all failed and training continues.
 
         A checkpoint that is saved but not published at its path is returned, and counts as a failure.
+
+        Args:
+            save: Saves.
+            retries: False if it makes its retries itself.
 
         Raises:
             RunLockedError: Another writer has the run.
@@ -48,7 +52,7 @@ class SaveFailures:
             StoreLockedError: As `StorageError`.
         """
         try:
-            return self.count(with_retries(save), None)
+            return self.count(with_retries(save) if retries else save(), None)
         except (RunLockedError, SaveInProgressError):
             raise
         except (StorageError, LockedError) as error:

@@ -58,7 +58,17 @@ class FileSaves(Saves):
 
     def open(self, fit: object, *, ready: Callable[[], None] | None = None) -> CheckpointStore:
         """Open the store and take the run; refuses a folder that cannot be written."""
-        return super().open(fit, ready=ready or partial(refuse_unwritable, self._files.directory))
+        super().open(fit, ready=ready or partial(refuse_unwritable, self._files.directory))
+        store = self.store
+        assert store is not None
+        return store
+
+    @property
+    def store(self) -> CheckpointStore | None:
+        """The store while it is open, else None; files are shown by one process alone."""
+        store = super().store
+        assert store is None or isinstance(store, CheckpointStore)
+        return store
 
     def reopen(self, model: Any, fit: object) -> CheckpointStore:
         """Return the store, opened again if another callback has taken the run meanwhile."""

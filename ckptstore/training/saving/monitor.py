@@ -13,6 +13,7 @@ from ckptstore.keras.private import metric_directions
 from ckptstore.metrics import better_of, is_better, mode_of, scalar
 from ckptstore.records import Checkpoint, Mode
 from ckptstore.store.store import CheckpointStore
+from ckptstore.training.job.fit_store import FitStore
 
 DEFAULT_MONITOR = "val_loss"
 
@@ -221,7 +222,7 @@ class MonitoredMetric:
             "mode": self.mode,
         }
 
-    def set_state(self, saved: Mapping[str, Any], store: CheckpointStore, run: str) -> str | None:
+    def set_state(self, saved: Mapping[str, Any], store: FitStore, run: str) -> str | None:
         """Continue with the value that `state` returned; where that is of another metric, with the store's best.
 
         Returns:
@@ -236,7 +237,7 @@ class MonitoredMetric:
         self.begin(value if self.mode is None else better_of(self._threshold, value, self.mode))
         return _changed(saved, live, self.best, found)
 
-    def _best_in(self, store: CheckpointStore, run: str) -> Checkpoint | None:
+    def _best_in(self, store: FitStore, run: str) -> Checkpoint | None:
         try:
             return store.best(self.name, mode=self.mode, run=run)
         except MetricNotFoundError:

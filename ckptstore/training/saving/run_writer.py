@@ -9,6 +9,7 @@ from typing import Any
 
 from ckptstore.errors import InvalidArgumentError
 from ckptstore.store.store import CheckpointStore
+from ckptstore.training.job.fit_store import FitStore
 
 # The writer of each run in this process: a fit that an exception ended has not closed its store.
 _writers: weakref.WeakValueDictionary[tuple[Path, str], RunWriter] = weakref.WeakValueDictionary()
@@ -25,7 +26,7 @@ class RunWriter:
     def __init__(self, path: Path, run: str) -> None:
         self.path = path
         self.run = run
-        self.store: CheckpointStore | None = None
+        self.store: FitStore | None = None
         self._fit: object = None
         self._before: Callable[[], None] | None = None
 
@@ -35,13 +36,15 @@ class RunWriter:
         *,
         ready: Callable[[], None] | None = None,
         before: Callable[[], None] | None = None,
-    ) -> CheckpointStore:
+        opens: Callable[[Path], FitStore] = CheckpointStore,
+    ) -> FitStore:
         """Open the store, finishing what a crash left, and become the run's writer.
 
         Args:
             fit: An object that all callbacks of one fit share, or None.
             ready: Called when the store is open and the run not yet taken; an error ends the opening.
             before: Called before another callback takes the run over, or this one opens the store again.
+            opens: Opens the store; by default as one process has it.
 
         Raises:
             InvalidArgumentError: Two callbacks of this fit write one run.
@@ -58,7 +61,7 @@ class RunWriter:
                     hint="give one of them another name: run='...'",
                 )
             other.close_for_another()
-        store = CheckpointStore(self.path)
+        store = opens(self.path)
         try:
             if ready is not None:
                 ready()

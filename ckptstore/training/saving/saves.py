@@ -22,6 +22,10 @@ from ckptstore.storage.heartbeat import Heartbeat
 from ckptstore.store.model_adapter import Snapshots, adapter_for
 from ckptstore.store.store import CheckpointStore
 from ckptstore.system import messages
+from ckptstore.training.job.fit_job import FitJob
+from ckptstore.training.job.fit_store import FitStore
+from ckptstore.training.job.joined_store import JoinedStore
+from ckptstore.training.job.leading_store import LeadingStore
 from ckptstore.training.saving.attempt_end import plan_stop
 from ckptstore.training.saving.background_saves import BackgroundSaves, PendingSave
 from ckptstore.training.saving.failures import SaveFailures
@@ -74,6 +78,7 @@ class Saves:
         needs_preparation: True until `prepare` is called, in a fit that saves in the background.
         last: The checkpoint that was saved last, or None.
         has_fixed_format: True if all saves have to have the format of `settings`.
+        job: The processes that make each save together; None where this one saves alone. Set before a fit begins.
     """
 
     has_fixed_format = False
@@ -101,6 +106,7 @@ class Saves:
         self._in_background: BackgroundSaves | None = None
         self.needs_preparation = False
         self._is_checked = False
+        self.job: FitJob | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the running fit out: a copy begins its own."""
@@ -112,6 +118,7 @@ class Saves:
             "_schedule": SaveSchedule(),
             "_snapshots": None,
             "_in_background": None,
+            "job": None,
             "unrecorded": UnrecordedEpochs(),
             "needs_preparation": False,
         }
@@ -143,18 +150,36 @@ class Saves:
             self._writer = RunWriter(self.path, run)
 
     @property
-    def store(self) -> CheckpointStore | None:
+    def store(self) -> FitStore | None:
         """The store while it is open, else None."""
         return self._writer.store
 
     # --- a fit -------------------------------------------------------------------------------------
 
-    def open(self, fit: object, *, ready: Callable[[], None] | None = None) -> CheckpointStore:
+    def open(self, fit: object, *, ready: Callable[[], None] | None = None) -> FitStore:
         """Open the store, finish what a crash left, take the run, and begin an attempt; see `RunWriter.open`."""
-        store = self._writer.open(fit, ready=ready, before=self.end)
+        store = self._writer.open(fit, ready=ready, before=self.end, opens=self._open_store)
         store.recorder.begin(self.run, otherwise="unknown")
         store.heartbeat(self.run)
         return store
+
+    def _open_store(self, path: Path) -> FitStore:
+        if self.job is None:
+            return CheckpointStore(path)
+        return (LeadingStore if self.job.is_leader else JoinedStore)(path, self.job)
+
+    @property
+    def speaks(self) -> bool:
+        """True if this process prints what is the same on all processes of the fit."""
+        return self.job is None or self.job.is_leader
+
+    def agreed(self, value: bool) -> bool:
+        """Return a decision that is the same on all processes of the fit: that of process 0.
+
+        Raises:
+            DistributedError: It is not to be had.
+        """
+        return value if self.job is None else bool(self.job.agreements.decide(value))
 
     def begin(self, model: Any, schedule: SaveSchedule | None = None) -> None:
         """Prepare for the saves of a fit; the process that saves starts meanwhile.
@@ -169,8 +194,11 @@ class Saves:
         store = self._writer.store
         assert store is not None
         self._schedule = SaveSchedule() if schedule is None else schedule
-        self._snapshots = adapter_for(model).snapshots()
-        self._format = PayloadFormat(self.settings.format, is_fixed=self.has_fixed_format)
+        self._snapshots = adapter_for(model).snapshots(None if self.job is None else self.job.job)
+        if self.job is None:
+            self._format = PayloadFormat(self.settings.format, is_fixed=self.has_fixed_format)
+        else:
+            self._format = PayloadFormat("sharded", is_fixed=True)
         self._format.check(model)
         self._is_checked = False
         self.needs_preparation = self.background
@@ -298,6 +326,9 @@ class Saves:
             earlier_epochs=self.unrecorded.before(point.epoch, batch=point.batch),
         )
         snapshot, request = self._format.take(lambda format: prepare(format=format))
+        if self.job is not None:
+            # Before anything can fail: each process counts the same saves.
+            request = replace(request, job_save=self.job.session.next_save())
         # Another process does not know a user's own function.
         policy = None if request.keep is None or getattr(request.keep, "is_builtin", False) else request.keep
         pending = PendingSave(
@@ -307,7 +338,7 @@ class Saves:
         if background is None or not by_name(snapshot.format).streams(snapshot):
             # What only h5py can write is not copied, and comes after the saves in the background.
             self.drain()
-            saved = self._failures.attempt(lambda: store.commit(snapshot, request))
+            saved = self._failures.attempt(lambda: store.commit(snapshot, request), retries=self.job is None)
             self._settle(pending, saved)
             if saved is None:
                 schedule.not_saved()
@@ -376,7 +407,7 @@ class Saves:
             return
         self.unrecorded.recorded(pending.last_epoch)
         self.last = saved
-        if self.settings.verbose > 0:
+        if self.settings.verbose > 0 and self.speaks:
             self._print_saved(saved, pending.best, pending.name)
 
     def _print_saved(self, saved: Checkpoint, best: float | None, name: str) -> None:

@@ -126,6 +126,8 @@ class EveryBatches(SaveSchedule):
     Args:
         number: Batches from one save to the next.
         at_end: Whether the end of the last epoch is saved in any case.
+        by_outcome: False to count batches alone, whatever becomes of a save: several processes hear of that at
+            different batches, and must save after the same.
 
     Example:
         >>> schedule = EveryBatches(3)
@@ -140,9 +142,10 @@ class EveryBatches(SaveSchedule):
         True
     """
 
-    def __init__(self, number: int, *, at_end: bool = True) -> None:
+    def __init__(self, number: int, *, at_end: bool = True, by_outcome: bool = True) -> None:
         super().__init__(at_end=at_end)
         self._number = number
+        self._by_outcome = by_outcome
 
     def due_after(self, batches: int, *, saving: bool = False) -> bool:
         """Return True if enough batches have passed since the last save."""
@@ -162,7 +165,7 @@ class EveryBatches(SaveSchedule):
         self, checkpoint: Checkpoint | None, batches: int, *, saving: bool = False, start_s: float = 0.0
     ) -> None:
         """Count the batches of a failed save again."""
-        if checkpoint is None:
+        if checkpoint is None and self._by_outcome:
             self.since_save += batches
 
 
@@ -398,11 +401,14 @@ class AnySchedule(SaveSchedule):
         return {kind: event for schedule in self._schedules for kind, event in schedule.events().items()}
 
 
-def every(save_freq: int | Literal["epoch"], *, at_end: bool = True) -> SaveSchedule:
+def every(save_freq: int | Literal["epoch"], *, at_end: bool = True, by_outcome: bool = True) -> SaveSchedule:
     """Return the schedule that Keras' ``save_freq`` stands for.
 
     Args:
         save_freq: ``"epoch"``, or a number of batches.
         at_end: Whether the end of the last epoch is saved in any case.
+        by_outcome: See `EveryBatches`.
     """
-    return EveryEpoch(at_end=at_end) if save_freq == "epoch" else EveryBatches(save_freq, at_end=at_end)
+    if save_freq == "epoch":
+        return EveryEpoch(at_end=at_end)
+    return EveryBatches(save_freq, at_end=at_end, by_outcome=by_outcome)

@@ -23,10 +23,10 @@ from ckptstore.keras.state.arrays import first_not_finite
 from ckptstore.keras.state.random_state import GlobalGenerators
 from ckptstore.keras.state.user_state import UserState, UserStateReport
 from ckptstore.records import Checkpoint
-from ckptstore.store.store import CheckpointStore
 from ckptstore.training.data import loader_position
 from ckptstore.training.data.replay import ReplayResult, ReplayTarget
 from ckptstore.training.fingerprint import finished
+from ckptstore.training.job.fit_store import FitStore
 from ckptstore.training.session.fit_start import FitStart
 
 
@@ -170,7 +170,7 @@ class ResumedRun:
 
 
 def load_resume_point(
-    store: CheckpointStore,
+    store: FitStore,
     run: str,
     model: Any,
     live_fingerprint: dict[str, Any],
@@ -228,7 +228,7 @@ def load_resume_point(
 
 
 def _newest(
-    store: CheckpointStore, run: str, load: Callable[[Checkpoint], None], start: FitStart
+    store: FitStore, run: str, load: Callable[[Checkpoint], None], start: FitStart
 ) -> Checkpoint | None:
     """Load the newest resume point, or start the run over if another fit has finished it and that is wanted."""
     try:

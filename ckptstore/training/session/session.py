@@ -15,11 +15,11 @@ from typing import Any
 from ckptstore.keras.private import FitLoop, synced
 from ckptstore.keras.state import optimizers
 from ckptstore.keras.state.user_state import UserState
-from ckptstore.store.store import CheckpointStore
 from ckptstore.system.messages import held_back
 from ckptstore.system.stop_signals import StopRequest
 from ckptstore.training.data.replay import DataReplay, ReplayResult
 from ckptstore.training.fingerprint import fingerprint, fit_data
+from ckptstore.training.job.fit_store import FitStore
 from ckptstore.training.saving.attempt_end import plan_end
 from ckptstore.training.saving.saves import Saves
 from ckptstore.training.saving.schedule import SaveSchedule
@@ -110,7 +110,8 @@ class FitSession:
     def _begin(self, callback: Any, loop: FitLoop | None, start: FitStart) -> None:
         # Work alone: waiting for a lock, or for a disk, is no cost of saving.
         began = time.thread_time()
-        check_store(self._saves.path, start.resume)
+        if self._saves.job is None or self._saves.job.is_leader:
+            check_store(self._saves.path, start.resume)
         store = self._saves.open(callback.params)
         self._model = callback.model
         self._loop = loop
@@ -126,7 +127,7 @@ class FitSession:
         if self.resumed is None:
             self._schedule.charge(time.thread_time() - began)
 
-    def _find_resume_point(self, store: CheckpointStore, start: FitStart) -> str:
+    def _find_resume_point(self, store: FitStore, start: FitStart) -> str:
         """Load the resume point, if there is one; returns the fingerprint of the fit."""
         model, run = self._model, self._saves.run
         live = fingerprint.take(model) | fit_data.part(self._loop)
@@ -135,7 +136,7 @@ class FitSession:
         if start.resume == "never":
             store.begin(run)
             return fingerprint_text
-        if self._loop is not None and store.resume_point(run) is not None:
+        if self._loop is not None and self._saves.agreed(store.resume_point(run) is not None):
             self._loop.build()
         self.resumed = self._pending = load_resume_point(store, run, model, live, start, loop=self._loop)
         if self.resumed is None:
@@ -175,7 +176,8 @@ class FitSession:
             self._finished = resumed.is_finished(loop.epochs, loop.others)
             self.position.epoch = resumed.next_epoch - self._finished
             loop.start_at_epoch(loop.epochs if self._finished else resumed.next_epoch)
-            messages.print_resumed(resumed, finished=self._finished, epochs=loop.epochs)
+            if self._saves.speaks:
+                messages.print_resumed(resumed, finished=self._finished, epochs=loop.epochs)
 
     @property
     def _saver(self) -> FitSaver:
@@ -230,7 +232,8 @@ class FitSession:
 
     def _replay_finished(self, replay_result: ReplayResult) -> None:
         self.replay_result = replay_result
-        messages.print_replay_result(replay_result)
+        if self._saves.speaks:
+            messages.print_replay_result(replay_result)
 
     def _progress(self, loop: FitLoop, batch: int) -> None:
         loop.show_progress(batch)
@@ -251,7 +254,10 @@ class FitSession:
     def _epoch_ended(self, epoch: int, logs: Mapping[str, Any]) -> None:
         self._saves.epoch_ended(epoch, self.position.step, logs)
         last = self._model.stop_training or self._is_last(epoch)
-        due = self._is_due_at_epoch_end(logs, last=last) or self._stop.received is not None
+        with self._end_on_error:
+            self._stop.reached(self.position.step, epoch_ended=True)
+            due = self._is_due_at_epoch_end(logs, last=last) or self._stop.received is not None
+            due = self._saves.agreed(due)
         due, logs = self.losses.epoch_ends(self.position, logs, due=due)
         if due:
             self._save(batch=None, logs=logs, last=last)
@@ -292,7 +298,9 @@ class FitSession:
             if self._user_state is not None:
                 self._user_state.batch_done()
             others(batch, logs)
-            due = self._is_due_after(batch) or self._stop.received is not None
+            due = self._is_due_after(batch)
+            self._stop.reached(self.position.step, epoch_ended=False)
+            due = due or self._stop.received is not None
             if due and self._loop is not None:
                 self._loop.wait_for_callbacks()
         except BaseException as error:
@@ -383,7 +391,8 @@ class FitSession:
     def _stop_on_signal(self) -> None:
         if self._stop.received is None:
             return
-        messages.print_stopped(self._stop.received, self._saves.path)
+        if self._saves.speaks:
+            messages.print_stopped(self._stop.received, self._saves.path)
         self.end()
         self._stop.deliver()
 
@@ -401,7 +410,8 @@ class FitSession:
         # Of `train.py | tee log` the signal has ended both; that Keras cannot print is no reason to end otherwise.
         is_stopped = self._stop.received is not None and isinstance(error, BrokenPipeError)
         try:
-            if self._save_on_exception or due or is_stopped:
+            # One process of several cannot save alone.
+            if self._saves.job is None and (self._save_on_exception or due or is_stopped):
                 with held_back(may_raise=False):
                     self._save(batch=batch, logs=logs, end=True)
         except Exception as failure:

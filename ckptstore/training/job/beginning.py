@@ -1,0 +1,160 @@
+"""The beginning of a fit by several processes: process 0 offers checkpoints, all load the same one, or none begins.
+
+Every process loads while the others do, and none trains before all have confirmed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from ckptstore.distributed.resuming import JoinResume, LeadResume, Offer
+from ckptstore.errors import (
+    CheckpointStoreError,
+    CorruptPayloadError,
+    RefusedByLayerError,
+    ResumeRefusedError,
+)
+from ckptstore.records import Checkpoint
+from ckptstore.training.job.fit_job import LOAD_LIMIT_S, FitJob
+
+# Loads a checkpoint into a model; raises what `CheckpointStore.restore` raises.
+Load = Callable[[Checkpoint], object]
+
+
+class LedBeginning:
+    """Process 0's side.
+
+    Args:
+        job: The processes.
+        store: The identity of the store.
+        is_intact: Reads a checkpoint's payload, and returns whether it is what was saved.
+    """
+
+    def __init__(self, job: FitJob, store: str, *, is_intact: Callable[[Checkpoint], bool]) -> None:
+        self._job = job
+        self._store = store
+        self._is_intact = is_intact
+        self._lead: LeadResume | None = None
+
+    def load(self, load: Load, checkpoint: Checkpoint) -> None:
+        """Offer a checkpoint and load it; returns once all processes have loaded it.
+
+        Raises:
+            CorruptPayloadError: It is damaged; another one may be offered.
+            ResumeRefusedError: A process cannot begin; none begins.
+            Exception: What `load` raised; another checkpoint may be offered.
+        """
+        lead = self._offer(checkpoint)
+        try:
+            load(checkpoint)
+        except Exception as error:
+            lead.object_to("mismatch" if _ends_the_search(error) else "unreadable", _text(error))
+            self._job.agreements.drive(lead)
+            if lead.state == "refused" and not _ends_the_search(error):
+                raise lead.error() or error from error
+            raise
+        self._job.agreements.drive(lead)
+        self._conclude(lead, checkpoint)
+
+    def from_scratch(self) -> None:
+        """Offer to begin without a checkpoint, and wait until all have confirmed.
+
+        Raises:
+            ResumeRefusedError: A process cannot; none begins.
+        """
+        lead = self._offer(None)
+        self._job.agreements.drive(lead)
+        self._conclude(lead, None)
+
+    def _offer(self, checkpoint: Checkpoint | None) -> LeadResume:
+        offer = Offer(version=None, store=self._store, limit_s=LOAD_LIMIT_S)
+        if checkpoint is not None:
+            offer = replace(
+                offer,
+                version=checkpoint.version,
+                digest=checkpoint.digest,
+                checkpoint=checkpoint.to_json(),
+            )
+        if self._lead is None:
+            self._lead = self._job.session.lead_resume(offer)
+        else:
+            self._lead.offer_next(offer)
+        while self._lead.state in ("offering", "telling"):
+            self._lead.step(time.monotonic())
+        return self._lead
+
+    def _conclude(self, lead: LeadResume, checkpoint: Checkpoint | None) -> None:
+        if lead.state == "objected" and checkpoint is not None:
+            objections = "; ".join(
+                f"process {process}: {objection.reason}" for process, objection in lead.objections.items()
+            )
+            if not self._is_intact(checkpoint):
+                raise CorruptPayloadError(path=checkpoint.path, reason=objections)
+            # It is not damaged: that process sees another file, or its memory is at fault.
+            lead.refuse(f"reads version {checkpoint.version} as it was saved, unlike {objections}")
+            self._job.agreements.drive(lead)
+        _raise_refusal(lead)
+
+
+class JoinedBeginning:
+    """The side of every other process.
+
+    Args:
+        job: The processes.
+        path: The store's directory, as this process sees it.
+    """
+
+    def __init__(self, job: FitJob, path: Path) -> None:
+        self._job = job
+        self._path = path
+
+    def load(self, load: Load) -> Checkpoint | None:
+        """Load what process 0 offers, until all processes have loaded the same; None to begin without a checkpoint.
+
+        Raises:
+            ResumeRefusedError: A process cannot begin; none begins.
+            Exception: What `load` raised, where that was no damage; the others are told.
+        """
+        join = self._job.session.join_resume(limit_s=LOAD_LIMIT_S)
+        while True:
+            self._job.agreements.drive(join)
+            _raise_refusal(join)
+            if join.state == "agreed":
+                return self._offered(join)
+            checkpoint = self._offered(join)
+            try:
+                if checkpoint is not None:
+                    load(checkpoint)
+            except CorruptPayloadError as error:
+                join.object_to("unreadable", error.reason)
+            except Exception as error:
+                join.object_to("mismatch", _text(error))
+                self._job.agreements.drive(join)
+                raise
+            else:
+                join.confirm()
+
+    def _offered(self, join: JoinResume) -> Checkpoint | None:
+        assert join.offer is not None
+        record = join.offer.checkpoint
+        return None if record is None else Checkpoint.from_json(record, store=self._path)
+
+
+def _ends_the_search(error: Exception) -> bool:
+    """True for an error after which `ckptstore.store.resume.ResumePointLoader` looks at no older checkpoint."""
+    if isinstance(error, CorruptPayloadError | RefusedByLayerError):
+        return False
+    return isinstance(error, CheckpointStoreError | MemoryError | OSError)
+
+
+def _raise_refusal(side: LeadResume | JoinResume) -> None:
+    error: ResumeRefusedError | None = side.error()
+    if error is not None:
+        raise error
+
+
+def _text(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

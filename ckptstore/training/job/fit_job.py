@@ -1,0 +1,140 @@
+"""`FitJob`: the processes of one fit, from where they meet to its end, as one of them has it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Self
+
+import keras
+
+from ckptstore.distributed.agreements import Agreements, quietly
+from ckptstore.distributed.job import Job
+from ckptstore.distributed.meeting import ROOT
+from ckptstore.distributed.service import ServiceMessages
+from ckptstore.distributed.session import JobSession
+from ckptstore.distributed.stopping import AgreedStop
+from ckptstore.errors import SeveralProcessesError
+from ckptstore.keras.private import find_job, messages_of
+from ckptstore.system import messages as system_messages
+
+# How long a process waits at the beginning for the others, whose hosts may start later.
+MEETING_LIMIT_S = 300.0
+# How long the processes may take to load a checkpoint, from its offer on.
+LOAD_LIMIT_S = 900.0
+# Seconds of waiting before a line says so.
+_LINE_AFTER_S = 10.0
+
+
+def job_of(model: Any) -> Job | None:
+    """Return the processes that train a model together, or None where this one trains alone.
+
+    It asks no other process.
+    """
+    job = find_job(keras.backend.backend(), model)
+    return job if job is not None and job.has_others else None
+
+
+def refuse_unequal_replicas(callback: object, job: Job, *, is_fit: bool) -> None:
+    """Refuse Keras' own loop where it trains another model in each process: torch's adds up no gradients.
+
+    Args:
+        callback: The callback of the fit, to be named.
+        job: The processes.
+        is_fit: True in Keras' own loop.
+
+    Raises:
+        SeveralProcessesError: It is one.
+    """
+    if is_fit and job.kind == "torch":
+        raise SeveralProcessesError(
+            operation=f"{type(callback).__name__} in a fit on torch",
+            by=job.by,
+            processes=job.processes,
+            process=job.process,
+            hint="Keras' fit adds up no gradients between processes there, and each would train a model of its own; "
+            "write a loop with DistributedDataParallel: ckptstore guide torch-loops",
+        )
+
+
+class FitJob:
+    """The processes of one fit.
+
+    Args:
+        job: The processes.
+        messages: The messages of this one.
+        session: The saves and the resume of this fit.
+
+    Attributes:
+        job: As above.
+        session: As above.
+        agreements: What process 0 decides for all.
+        stop: The agreement on where to stop.
+    """
+
+    def __init__(self, job: Job, messages: ServiceMessages, session: JobSession) -> None:
+        self.job = job
+        self.session = session
+        self.agreements = Agreements(messages, f"{ROOT}/{session.token}/fit")
+        self.stop = AgreedStop(messages, job.processes, f"{ROOT}/{session.token}/stop")
+        self._messages = messages
+
+    @classmethod
+    def meet(cls, job: Job, name: str, *, limit_s: float | None = None) -> Self:
+        """Meet the other processes of a fit, which begins.
+
+        Args:
+            job: The processes.
+            name: The fit's name, the same on all of them.
+            limit_s: How long to wait for the others, in seconds; by default `MEETING_LIMIT_S`.
+
+        Raises:
+            JobIncompleteError: Not all have come.
+            MessagesLostError: No messages can be sent, or they do not get through.
+        """
+        messages = messages_of(job)
+        limit_s = MEETING_LIMIT_S if limit_s is None else limit_s
+        line = threading.Timer(_LINE_AFTER_S, _tell_of_waiting, (job, limit_s))
+        line.daemon = True
+        line.start()
+        try:
+            session = JobSession.begin(job, messages, limit_s=limit_s, name=name)
+        except BaseException:
+            messages.close()
+            raise
+        finally:
+            line.cancel()
+        return cls(job, messages, session)
+
+    @property
+    def is_leader(self) -> bool:
+        """True on process 0."""
+        return self.job.is_leader
+
+    def give_up(self, error: BaseException) -> None:
+        """Tell the others that this process cannot go on, so that none waits for it."""
+        self.agreements.give_up(f"{type(error).__name__}: {error}")
+
+    @contextmanager
+    def giving_up_on_error(self) -> Iterator[None]:
+        """Tell the others if the block raises."""
+        try:
+            yield
+        except BaseException as error:
+            self.give_up(error)
+            raise
+
+    def close(self) -> None:
+        """End the threads of this fit; may be called again."""
+        self.stop.close()
+        if self.is_leader:
+            quietly(self.session.delete_settled)
+        self._messages.close()
+
+
+def _tell_of_waiting(job: Job, limit_s: float) -> None:
+    system_messages.log(
+        f"ckptstore: process {job.process} of {job.processes} waits for the others to begin this fit, up to "
+        f"{limit_s:g} s: each of them needs the same callback"
+    )

@@ -1,0 +1,60 @@
+"""`open_in_job`: a store that several processes save to together, in a training loop written by hand."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import keras
+
+from ckptstore.keras.private import find_job
+from ckptstore.store.store import CheckpointStore
+from ckptstore.training.job.fit_job import FitJob
+from ckptstore.training.job.joined_store import JoinedStore
+from ckptstore.training.job.leading_store import LeadingStore
+
+if TYPE_CHECKING:
+    from ckptstore.distributed.job import Job
+
+
+def open_in_job(path: str | os.PathLike[str]) -> CheckpointStore | JoinedStore:
+    """Open a store on every process of a job, for a loop written by hand: each calls the same, in the same order.
+
+    `save`, `resume` and `restore` then work as those of `CheckpointStore`, with all processes: one checkpoint holds
+    what each has, also its random generators and its `objects`, and all resume from the same one. On torch
+    (`DistributedDataParallel`) the replicas are equal, and process 0 writes the model and the optimizers.
+
+    Process 0 owns the run and the manifest. The store of the others has `save`, `resume`, `restore`, `beat` and
+    `close`, and no queries. A process by itself gets a `CheckpointStore`.
+
+    Args:
+        path: The directory, which all processes see; as for `CheckpointStore`.
+
+    Returns:
+        The store; a context manager.
+
+    Raises:
+        JobIncompleteError: Not all processes have come here within 300 s.
+        MessagesLostError: The framework connects the processes, and has no service for messages.
+        CheckpointStoreError: As `CheckpointStore`; the others then raise `PeerFailedError`.
+
+    Example:
+        >>> import tempfile
+        >>> with open_in_job(tempfile.mkdtemp()) as store:  # on every process
+        ...     store.resume(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]), run="default")
+    """
+    job = find_job(keras.backend.backend())
+    if job is None or not job.has_others:
+        return CheckpointStore(path)
+    return _opened(path, job)
+
+
+def _opened(path: str | os.PathLike[str], job: Job) -> CheckpointStore | JoinedStore:
+    met = FitJob.meet(job, "store")
+    try:
+        # The others find nothing to open: what they do first waits for process 0.
+        return LeadingStore(path, met) if met.is_leader else JoinedStore(path, met)
+    except BaseException as error:
+        met.give_up(error)
+        met.close()
+        raise
