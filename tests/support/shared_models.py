@@ -27,7 +27,7 @@ from ckptstore.storage.layout import Layout
 from ckptstore.storage.payloads.at import payloads_at
 from records import CHECKPOINT
 
-LIMIT_S = 40.0
+LIMIT_S = 100.0
 
 
 # --- files by which processes meet -----------------------------------------------------------------
