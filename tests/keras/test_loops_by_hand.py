@@ -34,6 +34,7 @@ def test_a_loop_of_the_guide_that_is_killed_ends_as_if_it_was_not(store: str, tm
     assert first["status"] == second["status"] == -signal.SIGKILL, (first, second)
     assert whole["resumed"] is None
     assert last["resumed"] is not None
-    # Each run did a part of the work.
-    assert last["steps"] < whole["steps"] / 2
+    # Each run did a part of the work; what it does to begin counts too.
+    assert last["resumed"] > 1
+    assert last["steps"] < whole["steps"] * (2 / 3 if store == "runs/parallel" else 1 / 2)
     assert last["digests"] == whole["digests"]

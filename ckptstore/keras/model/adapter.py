@@ -125,7 +125,7 @@ class KerasAdapter:
         job = job_of(model)
         with _alone(job), _opened(checkpoint, job) as found:
             state = _state_of_process(found, job)
-            plan = ObjectsPlan(objects, state, must_name_all=generators)
+            plan = ObjectsPlan(objects, state, must_name_all=generators, of_first=found.state)
             if check is not None:
                 check(state)
             self._restore(model, checkpoint, found, state, plan, optimizer=optimizer, build=build)

@@ -154,7 +154,14 @@ class Snapshots:
             model, extra, kinds, documents=written_as.has_documents, in_epoch=in_epoch
         )
         state = (
-            training_state.collect(found.groups, found.optimizers, fit, objects, found.built)
+            training_state.collect(
+                found.groups,
+                found.optimizers,
+                fit,
+                objects,
+                found.built,
+                replica=self._job is not None and not self._job.is_leader,
+            )
             if resumable
             else None
         )

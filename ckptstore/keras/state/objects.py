@@ -9,7 +9,7 @@ and puts all back if one fails.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,6 +25,8 @@ Objects = Mapping[str, Any]
 
 _METHODS = {"state_dict": "load_state_dict", "get_state": "set_state"}
 _VARIABLES, _GENERATOR, _TREE = "variables", "generator", "tree"
+# Marks an object whose state process 0 has.
+_OF_FIRST = "of_process_0"
 _PASS_THEM = (
     "pass objects={...} with all of these names; restore(ref, model) without objects= loads the model alone"
 )
@@ -33,15 +35,22 @@ _BUILD = (
 )
 
 
-def collect(objects: Objects) -> tuple[Any, dict[str, Array]]:
+def collect(objects: Objects, *, replica: bool = False) -> tuple[Any, dict[str, Array]]:
     """Return the state of all objects as JSON and named arrays, which may be views of live memory.
+
+    Args:
+        objects: The objects.
+        replica: True in a process that trains a replica of process 0's model: what is equal there by construction, an
+            optimizer and what goes with it, is only named here, since process 0 has it.
 
     Raises:
         InvalidArgumentError: A value in it cannot be kept; the message says where.
     """
-    return tree.pack(
-        {name: _captured(name, value) for name, value in objects.items()}, GROUP, keep_frameworks=True
-    )
+    states = {
+        name: _named(name, value) if replica and _follows_gradients(value) else _captured(name, value)
+        for name, value in objects.items()
+    }
+    return tree.pack(states, GROUP, keep_frameworks=True)
 
 
 class ObjectsPlan:
@@ -51,15 +60,23 @@ class ObjectsPlan:
         objects: The live objects; None for no objects. Trees in it that cannot be changed in place are replaced.
         state: The training state.
         must_name_all: True to refuse a checkpoint that has objects where none are given.
+        of_first: Returns the training state of process 0, for what `state` only names.
 
     Raises:
         ObjectsMismatchError: The checkpoint has other objects, or objects of another structure.
         InvalidArgumentError: The mapping would have to be changed, and cannot be.
     """
 
-    def __init__(self, objects: Objects | None, state: TrainingState | None, *, must_name_all: bool) -> None:
+    def __init__(
+        self,
+        objects: Objects | None,
+        state: TrainingState | None,
+        *,
+        must_name_all: bool,
+        of_first: Callable[[], TrainingState | None] = lambda: None,
+    ) -> None:
         self._objects = objects or {}
-        self._saved = _saved_states(state) if objects is not None or must_name_all else {}
+        self._saved = _saved_states(state, of_first) if objects is not None or must_name_all else {}
         self._before: dict[str, Any] = {}
         self._touched: list[str] = []
         self._replaced: dict[str, Any] = {}
@@ -126,10 +143,16 @@ class ObjectsPlan:
 # --- checks --------------------------------------------------------------------------------------
 
 
-def _saved_states(state: TrainingState | None) -> dict[str, Any]:
+def _saved_states(
+    state: TrainingState | None, of_first: Callable[[], TrainingState | None] = lambda: None
+) -> dict[str, Any]:
     if state is None or GROUP not in state.document:
         return {}
     states: dict[str, Any] = tree.unpack(state.document[GROUP], state.arrays, GROUP)
+    named = [name for name, captured in states.items() if _OF_FIRST in captured]
+    if named:
+        first = _saved_states(of_first())
+        states |= {name: first[name] for name in named}
     return states
 
 
@@ -186,6 +209,23 @@ def _type_of(value: Any) -> dict[str, Any]:
 def _type_text(captured: Mapping[str, Any]) -> str:
     kind = captured["kind"]
     return "a tree of values" if kind == _TREE else f"{captured['type']} (by its {kind})"
+
+
+def _follows_gradients(value: Any) -> bool:
+    """True for what changes by gradients and losses alone, which replicas add up: it is equal on all of them."""
+    if isinstance(value, keras.optimizers.Optimizer):
+        return True
+    torch: Any = sys.modules.get("torch")
+    if torch is None:
+        return False
+    from torch.amp.grad_scaler import GradScaler
+    from torch.optim.lr_scheduler import LRScheduler
+
+    return isinstance(value, torch.optim.Optimizer | LRScheduler | GradScaler)
+
+
+def _named(name: str, value: Any) -> dict[str, Any]:
+    return {**_type_of(value), _OF_FIRST: True}
 
 
 def _captured(name: str, value: Any) -> dict[str, Any]:

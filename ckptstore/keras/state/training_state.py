@@ -65,6 +65,8 @@ def collect(
     fit: FitState | None = None,
     objects: objects_state.Objects | None = None,
     built: HowBuilt | None = None,
+    *,
+    replica: bool = False,
 ) -> TrainingState:
     """Return the training state of a model, as views of its variables.
 
@@ -74,6 +76,7 @@ def collect(
         fit: Position of the running fit, if one of its callbacks saves.
         objects: Objects of a loop written by hand, by name.
         built: How the model and its optimizers were built.
+        replica: True in a process that trains a replica of process 0's model, which has what is equal on both.
 
     Raises:
         InvalidArgumentError: A value of the fit or of an object is neither JSON nor an array; the message says where.
@@ -90,7 +93,7 @@ def collect(
         arrays |= {f"{group}/{index}": _value_of(variable, fit) for index, variable in enumerate(variables)}
     if objects:
         # Before the generators: a loader that has not begun draws from them when it tells its state.
-        document[objects_state.GROUP], found = objects_state.collect(objects)
+        document[objects_state.GROUP], found = objects_state.collect(objects, replica=replica)
         arrays |= found
     generators = fit.generators or random_state.capture()
     document[random_state.GROUP] = generators.document
