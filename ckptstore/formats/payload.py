@@ -20,7 +20,7 @@ from ckptstore.formats.payload_format import EncodedPayload, OpenPayload, Payloa
 from ckptstore.formats.registry import by_name, format_of
 from ckptstore.formats.sharded.shards import Division
 from ckptstore.formats.snapshot import Snapshot, TrainingState
-from ckptstore.records import Checkpoint
+from ckptstore.records import Checkpoint, Format
 from ckptstore.storage.payloads.at import payload_of
 from ckptstore.storage.payloads.local_copy import temporary_file
 from ckptstore.storage.payloads.local_reading import LooseFile
@@ -168,13 +168,28 @@ def checkpoint_as_file(checkpoint: Checkpoint) -> AbstractContextManager[Path]:
 
 @contextmanager
 def _exported(checkpoint: Checkpoint, format: PayloadFormat) -> Iterator[Path]:
-    file_format = format.exports_as[0]
     with payload_of(checkpoint).open() as stored:
+        file_format = file_format_of(stored, format)
         write = partial(
             format.export, stored, file_format, nbytes=checkpoint.nbytes, digest=checkpoint.digest
         )
         with temporary_file(f"model{by_name(file_format).suffix}", write) as path:
             yield path
+
+
+def file_format_of(stored: StoredPayload, format: PayloadFormat) -> Format:
+    """Return the format of the file that holds as much as possible of a payload: without a configuration, weights.
+
+    Raises:
+        CorruptPayloadError: The payload is damaged.
+        StorageError: It cannot be read.
+    """
+    first = format.exports_as[0]
+    if not format.is_directory:
+        return first
+    with format.open(stored) as opened:
+        has_documents = bool(opened.documents())
+    return next(name for name in format.exports_as if has_documents or not by_name(name).has_documents)
 
 
 def read_description(source: Source) -> dict[str, Any]:

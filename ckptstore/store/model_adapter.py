@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 class Snapshots(Protocol):
     """Snapshots of a framework's models."""
 
+    def leave_out_configuration(self) -> None:
+        """Take all snapshots from now on without the model's configuration."""
+
     def take(
         self,
         model: Any,

@@ -194,7 +194,8 @@ def _text(value: object) -> str:
 
 def _write_folder(checkpoint: Checkpoint, folder: Path, progress: Progress | None) -> Written:
     make_directory(folder, durable=False)
-    format = by_name(checkpoint.format).exports_as[0]
+    with payload_of(checkpoint).open() as stored:
+        format = payload.file_format_of(stored, by_name(checkpoint.format))
     file = f"model{by_name(format).suffix}"
     written = _write(checkpoint, folder / file, format, progress)
     texts = {

@@ -6,6 +6,7 @@ import hashlib
 import os
 import signal
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,29 @@ def made_model(distribution: str, units: int = 16) -> Any:
         ]
     )
     model.compile(keras.optimizers.Adam(0.01), "mse", metrics=["mae"])
+    return model
+
+
+def model_without_configuration(distribution: str) -> Any:
+    """Return a compiled model that Keras cannot describe, and that its first batch builds."""
+    import keras
+
+    keras.distribution.set_distribution(
+        keras.distribution.DataParallel(devices=keras.distribution.list_devices(), auto_shard_dataset=False)
+    )
+    keras.utils.set_random_seed(7)
+
+    class Net(keras.Model):
+        def __init__(self, activation: Callable[[Any], Any]) -> None:
+            super().__init__()
+            self.activation = activation
+            self.inner, self.outer = keras.layers.Dense(8), keras.layers.Dense(4)
+
+        def call(self, inputs: Any) -> Any:
+            return self.outer(self.activation(self.inner(inputs)))
+
+    model = Net(lambda values: 1.5 * keras.ops.relu(values))
+    model.compile(keras.optimizers.Adam(0.01), "mse")
     return model
 
 
@@ -94,11 +118,18 @@ def at_step(step: int, action: Callable[[], None]) -> Any:
     return AtStep()
 
 
-def train(rank: int, store: Path, distribution: str, *others: Any, **options: Any) -> dict[str, Any]:
+def train(
+    rank: int,
+    store: Path,
+    distribution: str,
+    *others: Any,
+    make: Callable[[str], Any] = made_model,
+    **options: Any,
+) -> dict[str, Any]:
     """Train, and return what this process ends with."""
     import ckptstore
 
-    model = made_model(distribution)
+    model = make(distribution)
     callback = ckptstore.StoreCheckpoint(store, "loss", save_freq=3, **options)
     found: dict[str, Any] = {"ended": "finished"}
     try:
@@ -137,6 +168,23 @@ def exact(rank: int, folder: Path, scope: Any) -> dict[str, Any]:
         "data": train(rank, folder / "data", "data", background=False),
         "data stopped": train(rank, folder / "stopped", "data", *signals),
         "data resumed": train(rank, folder / "stopped", "data", background=False),
+        **without_configuration(rank, folder),
+    }
+
+
+def without_configuration(rank: int, folder: Path) -> dict[str, Any]:
+    """Return fits of a model that cannot be saved whole: undisturbed, ended by an exception, resumed."""
+
+    def fit(store: str, *others: Any, **options: Any) -> dict[str, Any]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = train(rank, folder / store, "data", *others, make=model_without_configuration, **options)
+        return found | {"warned": [str(warning.message) for warning in caught]}
+
+    return {
+        "opaque": fit("opaque"),
+        "opaque failed": fit("opaque-failed", at_step(8, fail)),
+        "opaque resumed": fit("opaque-failed", save_weights_only=True),
     }
 
 

@@ -26,7 +26,7 @@ def test_a_fit_of_two_processes_that_is_resumed_ends_as_one_that_was_not(tmp_pat
     *processes, _made = results_of("jax", tmp_path, "job_fits:exact")
     for found in processes:
         assert "error" not in found, found["error"]
-        for kind in ("2d", "data"):
+        for kind in ("2d", "data", "opaque"):
             undisturbed, resumed = found[kind], found[f"{kind} resumed"]
             assert resumed["digest"] == undisturbed["digest"]
             assert resumed["history"] == undisturbed["history"]
@@ -34,7 +34,13 @@ def test_a_fit_of_two_processes_that_is_resumed_ends_as_one_that_was_not(tmp_pat
             assert undisturbed["last"][:2] == [12, "sharded"]
         assert found["2d failed"]["ended"] == "failure"
         assert found["2d resumed"]["resumed"] == 6
+        # Its first epoch ends as the best so far, and is saved, too.
+        assert found["opaque resumed"]["resumed"] == 7
         assert found["data stopped"]["ended"] == ["SIGTERM", 75]
+        # That a model cannot be saved whole is said where nobody asked for weights alone.
+        said = {name: "".join(found[name]["warned"]) for name in ("opaque", "opaque resumed")}
+        assert "its checkpoints hold weights, optimizers and training state" in said["opaque"]
+        assert "checkpoints hold weights" not in said["opaque resumed"]
     first, second = processes
     # In 2D each process has parts that the other has not.
     assert first["2d"]["digest"] != second["2d"]["digest"]
@@ -44,7 +50,7 @@ def test_a_fit_of_two_processes_that_is_resumed_ends_as_one_that_was_not(tmp_pat
     stopped = first["data stopped"]["last"][0]
     assert stopped >= 5
     assert first["data resumed"]["resumed"] == second["data resumed"]["resumed"] == stopped
-    for name in ("2d", "failed", "data", "stopped"):
+    for name in ("2d", "failed", "data", "stopped", "opaque", "opaque-failed"):
         with ckptstore.CheckpointStore(tmp_path / name) as store:
             assert store.verify() == []
             assert {checkpoint.format for checkpoint in store.checkpoints()} == {"sharded"}
@@ -54,6 +60,15 @@ def test_a_fit_of_two_processes_that_is_resumed_ends_as_one_that_was_not(tmp_pat
         assert [attempt.reason for attempt in attempts] == ["preempted", "finished"]
         model = store.latest().load_model()
         assert model.count_params() > 0
+
+    with ckptstore.CheckpointStore(tmp_path / "opaque") as store:
+        with pytest.raises(ckptstore.InvalidArgumentError, match="holds weights only"):
+            store.latest().load_model()
+        with pytest.raises(ckptstore.InvalidArgumentError, match="without the model's configuration"):
+            store.export("latest", tmp_path / "opaque.keras")
+        assert not (tmp_path / "opaque.keras").exists()
+        assert store.export("latest", tmp_path / "opaque.weights.h5").format == "weights"
+        assert (store.export("latest", tmp_path / "opaque-folder").path / "model.weights.h5").exists()
 
 
 def test_what_several_processes_cannot_do_each_of_them_refuses(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+from ckptstore.errors import InvalidArgumentError
 from ckptstore.formats.kinds import keras_archive, weights_file
 from ckptstore.formats.payload_format import EncodedPayload, OpenPayload, PayloadFormat, Progress
 from ckptstore.formats.sharded.decode import decode_sharded
@@ -121,6 +122,13 @@ class ShardedFormat:
         target = _EXPORTS[format]
         with self.open(stored) as opened:
             snapshot = self.decode(opened)
+            if target.has_documents and not snapshot.documents:
+                raise InvalidArgumentError(
+                    argument="format",
+                    value=format,
+                    reason="the checkpoint was saved without the model's configuration",
+                    hint=f"a {weights_file.FORMAT.suffix} file holds its weights",
+                )
             documents = snapshot.documents if target.has_documents else {}
             fields = {**opened.described.fields, "format": format}
             yield target.encode(replace(snapshot, format=format, documents=documents, shards=None), fields)

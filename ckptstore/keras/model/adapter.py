@@ -17,7 +17,7 @@ from ckptstore.distributed.job import Job
 from ckptstore.errors import InvalidArgumentError, UnserialisableModelError
 from ckptstore.formats.payload import checkpoint_as_file, open_checkpoint, open_share
 from ckptstore.formats.payload_format import OpenPayload
-from ckptstore.formats.registry import by_name
+from ckptstore.formats.registry import by_file_name, by_name
 from ckptstore.formats.snapshot import TrainingState
 from ckptstore.keras import private
 from ckptstore.keras.model import compatibility, legacy_h5, optimizer_building
@@ -234,14 +234,12 @@ class KerasAdapter:
             InvalidArgumentError: It holds weights only.
         """
         if not by_name(checkpoint.format).is_whole_model:
-            raise InvalidArgumentError(
-                argument="checkpoint",
-                value=checkpoint.version,
-                reason="holds weights only, not a whole model",
-                hint="build the model and call Checkpoint.load_weights(model)",
-            )
+            raise _no_whole_model(checkpoint)
         inspect_payload(checkpoint)
         with checkpoint_as_file(checkpoint) as file:
+            found = by_file_name(file.name)
+            if found is not None and not found.is_whole_model:  # it was saved without a configuration
+                raise _no_whole_model(checkpoint)
             return keras.saving.load_model(str(file), **kwargs)
 
     def load_weights(self, checkpoint: Checkpoint, model: Any) -> None:
@@ -296,6 +294,15 @@ class KerasAdapter:
 
 
 adapter = KerasAdapter()
+
+
+def _no_whole_model(checkpoint: Checkpoint) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        argument="checkpoint",
+        value=checkpoint.version,
+        reason="holds weights only, not a whole model",
+        hint="build the model and call Checkpoint.load_weights(model)",
+    )
 
 
 def _opened(checkpoint: Checkpoint, job: Job | None) -> AbstractContextManager[OpenPayload]:

@@ -103,6 +103,14 @@ class Snapshots:
         self._job = job if job is not None and job.has_others else None
         self._cached: _CapturedModel | None = None
         self._documents: _Documents | None = None
+        self._has_configuration = True
+
+    def leave_out_configuration(self) -> None:
+        """Take all snapshots from now on without the model's configuration and its layers' files.
+
+        A format with documents then holds what Keras' files of weights hold.
+        """
+        self._has_configuration = False
 
     def take(
         self,
@@ -150,9 +158,8 @@ class Snapshots:
             raise ModelNotReadyError(model=model.name, missing="compiled", hint=_COMPILE)
         kinds = (None if fit is None else fit.variables) or private.variables_by_kind(model)
         written_as = by_name(format)
-        found, members = self._captured(
-            model, extra, kinds, documents=written_as.has_documents, in_epoch=in_epoch
-        )
+        documents = written_as.has_documents and self._has_configuration
+        found, members = self._captured(model, extra, kinds, documents=documents, in_epoch=in_epoch)
         state = (
             training_state.collect(
                 found.groups,

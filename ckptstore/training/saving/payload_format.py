@@ -1,4 +1,4 @@
-"""The payload format of a fit's saves: the one that is wanted, or weights for a model that cannot be saved whole."""
+"""The payload format of a fit's saves, and what it does with a model that cannot be saved whole."""
 
 from __future__ import annotations
 
@@ -20,11 +20,17 @@ class PayloadFormat:
     Args:
         wanted: The wanted format.
         is_fixed: True if no other will do, as for a file whose name tells the format.
+        leave_out: Has the payloads of the wanted format hold no configuration; None if they become files of weights
+            instead.
     """
 
-    def __init__(self, wanted: Format, *, is_fixed: bool) -> None:
+    def __init__(
+        self, wanted: Format, *, is_fixed: bool, leave_out: Callable[[], object] | None = None
+    ) -> None:
         self._format = wanted
         self._is_fixed = is_fixed
+        self._leave_out = leave_out
+        self._is_left_out = False
 
     def check(self, model: Any) -> None:
         """Decide before training begins.
@@ -32,6 +38,8 @@ class PayloadFormat:
         Raises:
             UnserialisableModelError: The model cannot be saved in the wanted format, and no other will do.
         """
+        if self._is_left_out:
+            return
         try:
             adapter_for(model).check_format(model, self._format)
         except UnserialisableModelError as error:
@@ -49,10 +57,19 @@ class PayloadFormat:
             self._use_weights(error)
         return take(self._format)
 
+    def leave_out_configuration(self) -> None:
+        """Save without the model's configuration, in the same format."""
+        assert self._leave_out is not None
+        self._leave_out()
+        self._is_left_out = True
+
     def _use_weights(self, error: UnserialisableModelError) -> None:
-        if self._is_fixed or not by_name(self._format).is_whole_model:
+        if self._is_fixed or self._is_left_out or not by_name(self._format).is_whole_model:
             raise error
-        self._format = "weights"
+        if self._leave_out is None:
+            self._format = "weights"
+        else:
+            self.leave_out_configuration()
         messages.warn(
             f"{error.message}: its checkpoints hold weights, optimizers and training state. The same script resumes "
             "from them, and Checkpoint.load_weights(model) loads them into a model made by its code; "

@@ -198,7 +198,10 @@ class Saves:
         if self.job is None:
             self._format = PayloadFormat(self.settings.format, is_fixed=self.has_fixed_format)
         else:
-            self._format = PayloadFormat("sharded", is_fixed=True)
+            leave_out = self._snapshots.leave_out_configuration
+            self._format = PayloadFormat("sharded", is_fixed=False, leave_out=leave_out)
+            if not by_name(self.settings.format).is_whole_model:
+                self._format.leave_out_configuration()
         self._format.check(model)
         self._is_checked = False
         self.needs_preparation = self.background
