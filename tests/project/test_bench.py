@@ -71,6 +71,23 @@ def test_saves_of_arrays_on_eight_devices(tmp_path: Path) -> None:
     assert row["variables"] == 2 * 3 * (8 + 1) + 2
 
 
+@pytest.mark.skipif(BACKEND != "jax", reason="Keras distributes a fit on JAX alone")
+def test_saves_and_restores_by_two_processes(tmp_path: Path) -> None:
+    document, text = bench(tmp_path, "--work", "job", "--subjects", "memory copy again,ours background")
+    copy, ours = document["backends"][BACKEND]["job"]["job"]
+    assert (copy["subject"], ours["subject"]) == ("memory copy again", "ours background")
+    # Compared to the bit, by both processes and by one with one device.
+    assert ours["restore_failed"] is None
+    assert 0 < ours["wait_s"] < ours["durable_s"] and ours["restore_s"] > 0 and ours["alone_s"] > 0
+    assert ours["wait_of_ours"] == copy["wait_of_copy"] == 1
+    # Two members, the description, and two documents of the model.
+    assert ours["files"] == 5
+    assert ours["variables"] == 2 * 3 * 2 + 2
+    assert "restores by all processes, and alone on one device" in text
+    met = {target["target"]: target["met"] for target in document["targets"]}
+    assert met["save by all processes: Orbax' CheckpointManager waits so many times longer"] is None
+
+
 def test_a_whole_run(tmp_path: Path) -> None:
     document, _ = bench(tmp_path, "--work", "small", "--part", "run", "--subjects", "ours sync")
     (row,) = document["backends"][BACKEND]["run"]["small"]

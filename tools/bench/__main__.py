@@ -30,7 +30,7 @@ if not __package__:  # started as `python tools/bench`: the package lies in the 
 
 from rich.console import Console
 
-from bench import machine, plot, startup, table, targets, workloads
+from bench import job_table, machine, plot, startup, table, targets, workloads
 from bench import names as bench_names
 from bench.table import Row
 
@@ -53,7 +53,7 @@ class Run:
         self.folder = folder
         self._console = console
 
-    def worker(self, backend: str, **specification: Any) -> Row:
+    def worker(self, backend: str, module: str = "bench.worker", **specification: Any) -> Row:
         """Measure once, in a new process and a new folder."""
         with scratch(self.folder) as folder:
             result = folder / "result.json"
@@ -61,7 +61,7 @@ class Run:
             load = os.getloadavg()[0]
             began = time.monotonic()
             done = subprocess.run(
-                [sys.executable, "-m", "bench.worker", json.dumps(specification), str(result)],
+                [sys.executable, "-m", module, json.dumps(specification), str(result)],
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -143,8 +143,20 @@ def measure_state(run: Run, backend: str, workload: str) -> list[Row]:
     return table.state_rows(results)
 
 
+def measure_job(run: Run, backend: str, workload: str, subjects: Sequence[str]) -> list[Row]:
+    """Measure saves and restores by several processes; the subjects take turns within each job."""
+    names = [name for name in bench_names.JOB_SUBJECTS if name in subjects]
+    results = [
+        run.worker(backend, "bench.job", workload=workload, part="job", subjects=names)
+        for _ in range(run.repeats)
+    ]
+    return job_table.rows(names, results)
+
+
 def measure(run: Run, backend: str, workload: str, part: str, subjects: Sequence[str]) -> list[Row]:
     """Measure one part of a workload."""
+    if part == "job":
+        return measure_job(run, backend, workload, subjects)
     if part == "state":
         return measure_state(run, backend, workload)
     if part == "load":
@@ -183,6 +195,9 @@ def print_backend(backend: str, parts: Row, console: Console) -> None:
             size = f", {first['state_bytes'] / 1e6:,.1f} MB of state" if first else ""
             many = f" in {first['variables']:,} variables" if "variables" in first else ""
             table.print_rows(f"{title}: {workload}, {backend}{size}{many}", names, rows, console)
+    for workload, rows in parts.get("job", {}).items():
+        state = next((row["state_bytes"] for row in rows if "state_bytes" in row), 0)
+        job_table.print_job(f"{workload}, {backend}, {state / 1e6:,.1f} MB of state", rows, console)
 
 
 def print_scale(scale: Row, console: Console) -> None:
@@ -220,7 +235,7 @@ def _matches(candidate: str, name: str, known: Sequence[str]) -> bool:
 @click.option("--subjects", multiple=True, help="Names or prefixes (ours, keras, orbax, floor).")
 @click.option("--backend", "backends", multiple=True, help="jax or torch; both by default.")
 @click.option(
-    "--part", "parts", multiple=True, help="Of a workload: save, run, load or state; all by default."
+    "--part", "parts", multiple=True, help="Of a workload: save, run, load, state or job; all by default."
 )
 @click.option(
     "--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Processes of each subject."
@@ -256,9 +271,9 @@ def main(
     console = Console(width=None if sys.stdout.isatty() else 240, highlight=False)
     progress = Console(stderr=True, highlight=False)
     sections = listed(selected, SECTIONS, "--work")
-    names = listed(subjects, bench_names.SUBJECTS, "--subjects")
+    names = listed(subjects, bench_names.ALL_SUBJECTS, "--subjects")
     chosen = listed(backends, ("jax", "torch"), "--backend")
-    wanted = listed(parts, ("save", "run", "load", "state"), "--part")
+    wanted = listed(parts, ("save", "run", "load", "state", "job"), "--part")
     counts = sorted(set(checkpoints)) or ([5, 20] if quick else [1_000, 100_000])
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)

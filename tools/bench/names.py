@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-WORKLOADS = ("large", "small", "sharded", "digits", "digits long")
+WORKLOADS = ("large", "small", "sharded", "digits", "digits long", "job", "job data")
 
 FLOORS = ("a look at the model", "memory copy", "memory copy again", "raw write + fsync")
 OURS = ("ours background", "ours synchronous", "ours ModelCheckpoint")
@@ -14,6 +14,17 @@ ORBAX = ("orbax background", "orbax synchronous")
 SUBJECTS = (*FLOORS, *OURS, *RUNS_ONLY, *KERAS, *ORBAX)
 # Those that wait until their data is on the disk.
 SYNCED = ("raw write + fsync", *OURS, *RUNS_ONLY, *ORBAX)
+
+# Subjects of a job of several processes, in the order of their turns: ours counts rounds itself, so it is the last.
+JOB_SUBJECTS = (
+    "memory copy again",
+    "raw write + fsync",
+    "orbax CheckpointManager",
+    "orbax background",
+    "ours background",
+)
+# Those of a job that the other workloads do not have come last.
+ALL_SUBJECTS = (*SUBJECTS, *(name for name in JOB_SUBJECTS if name not in SUBJECTS))
 
 LOADERS = (
     "read the file",

@@ -85,6 +85,8 @@ def evaluate(document: Mapping[str, Any]) -> list[Row]:
             of_runs(targets, f"{workload}, {backend}", workload, figures(rows))
         for workload, rows in parts.get("load", {}).items():
             of_loads(targets, f"{workload}, {backend}", figures(rows))
+        for workload, rows in parts.get("job", {}).items():
+            of_jobs(targets, f"{workload}, {backend}", figures(rows))
         for workload, rows in parts.get("state", {}).items():
             for row in rows:
                 text = f"training state: {row['subject']}"
@@ -160,6 +162,21 @@ def of_loads(targets: Targets, where: str, of: Callable[[str, str], float | None
             key = f"{temperature}_s"
             figure = ratio(of(f"ours restore {suffix}", key), of(f"keras load_weights {suffix}", key))
             targets.at_most(where, text, figure, NOISE)
+
+
+def of_jobs(targets: Targets, where: str, of: Callable[[str, str], float | None]) -> None:
+    """Add the targets of jobs of several processes; the ratios are those of turns in the same round."""
+    ours, orbax = "ours background", "orbax CheckpointManager"
+    text = "save by all processes: step wait / copy of what a process has to save, into the same memory"
+    targets.at_most(where, text, of(ours, "wait_of_copy"), 1.25)
+    text = "save by all processes: Orbax' CheckpointManager waits so many times longer"
+    targets.at_least(where, text, of(orbax, "wait_of_ours"), 1)
+    text = "save by all processes: Orbax, its files synced after it, takes so many times longer until durable"
+    targets.at_least(where, text, of(orbax, "durable_and_sync_of_ours"), 1)
+    text = "restore by all processes: Orbax takes so many times longer"
+    targets.at_least(where, text, of(orbax, "restore_of_ours"), NOISE)
+    text = "restore by one process with one device: Orbax takes so many times longer"
+    targets.at_least(where, text, of(orbax, "alone_of_ours"), NOISE)
 
 
 def of_scale(targets: Targets, scale: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bench.names import JOB_SUBJECTS
 from digits import training
 
 
@@ -20,13 +21,17 @@ class Workload:
 
     Attributes:
         layers: Number of dense layers of `width` units; 0 for the demonstration's convolutional net, on its digits.
-        parts: What is measured: ``"save"`` (single saves, without other saves), ``"run"`` (a whole run).
+        parts: What is measured: ``"save"`` (single saves, without other saves), ``"run"`` (a whole run), ``"job"``
+            (saves and restores by a job of several processes).
         batches: Number of batches of a whole run.
         every: Batches from save to save in a whole run.
         saves: Number of single saves in each process; the first is reported separately.
         load: True to measure loading too.
         subjects: The subjects that take part; empty for all.
-        devices: Number of devices over which JAX splits the kernels, forced on the CPU; 0 for one device.
+        devices: Number of devices over which JAX splits the kernels, forced on the CPU; 0 for one device. Of several
+            processes, each has so many.
+        processes: Number of processes that train together.
+        layout: How they divide the model: ``"2d"`` splits kernels along both axes, ``"data"`` splits batches only.
     """
 
     name: str
@@ -39,6 +44,25 @@ class Workload:
     load: bool = True
     subjects: Sequence[str] = ()
     devices: int = 0
+    processes: int = 1
+    layout: str = "2d"
+
+
+def _job(name: str, *, layers: int, width: int, saves: int, layout: str = "2d") -> Workload:
+    return Workload(
+        name=name,
+        layers=layers,
+        width=width,
+        parts=("job",),
+        batches=0,
+        every=0,
+        saves=saves,
+        load=False,
+        subjects=JOB_SUBJECTS,
+        devices=4,
+        processes=2,
+        layout=layout,
+    )
 
 
 _OF_SAVES = ("memory copy", "memory copy again", "ours background", "keras .keras", "orbax background")
@@ -68,6 +92,9 @@ FULL = (
         load=False,
         subjects=("ours auto", "ours idle"),
     ),
+    _job("job", layers=8, width=2048, saves=5),
+    # Every device has the whole state.
+    _job("job data", layers=4, width=2048, saves=5, layout="data"),
 )
 QUICK = (
     Workload(name="large", layers=2, width=16, batches=4, every=2, saves=2),
@@ -94,6 +121,8 @@ QUICK = (
         load=False,
         subjects=("ours auto", "ours idle"),
     ),
+    _job("job", layers=2, width=16, saves=2),
+    _job("job data", layers=2, width=16, saves=2, layout="data"),
 )
 
 
@@ -102,12 +131,12 @@ def by_name(*, quick: bool) -> dict[str, Workload]:
     return {workload.name: workload for workload in (QUICK if quick else FULL)}
 
 
-def build(workload: Workload) -> Any:
-    """Return the compiled model, with all slot variables of its optimizer."""
+def build(workload: Workload, *, distributed: bool = True) -> Any:
+    """Return the compiled model, with all slot variables of its optimizer; on one device if not `distributed`."""
     import keras
 
-    if workload.devices:
-        distribute(workload.devices)
+    if workload.devices and distributed:
+        distribute(workload.layout)
     keras.utils.set_random_seed(1)
     if workload.layers:
         layers = [keras.layers.Dense(workload.width) for _ in range(workload.layers)]
@@ -135,16 +164,22 @@ def make_devices(workload: Workload) -> None:
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={workload.devices}"
 
 
-def distribute(devices: int) -> None:
-    """Have Keras split every kernel along both of its axes over a mesh of two rows of devices."""
+def distribute(layout: str) -> None:
+    """Have Keras divide the model over all devices, of all processes; see `Workload.layout`."""
     import keras
 
-    names = keras.distribution.list_devices("cpu")
-    mesh = keras.distribution.DeviceMesh((2, devices // 2), ("batch", "model"), names)
-    layout = keras.distribution.LayoutMap(mesh)
-    layout[".*kernel"] = ("batch", "model")
+    names = keras.distribution.list_devices()
+    if layout == "data":
+        keras.distribution.set_distribution(
+            keras.distribution.DataParallel(devices=names, auto_shard_dataset=False)
+        )
+        return
+    # Two rows of devices.
+    mesh = keras.distribution.DeviceMesh((2, len(names) // 2), ("batch", "model"), names)
+    splits = keras.distribution.LayoutMap(mesh)
+    splits[".*kernel"] = ("batch", "model")
     keras.distribution.set_distribution(
-        keras.distribution.ModelParallel(layout_map=layout, batch_dim_name="batch")
+        keras.distribution.ModelParallel(layout_map=splits, batch_dim_name="batch", auto_shard_dataset=False)
     )
 
 
@@ -173,8 +208,10 @@ def fit(model: Any, workload: Workload, callbacks: Sequence[Any] = (), *, batche
 
     number = workload.batches if batches is None else batches
     if workload.layers:
-        # The rows of a batch are split over the rows of the mesh.
+        # The rows of a batch are split over the rows of the mesh, or over all devices.
         size = 2 if workload.devices else 1
+        if workload.layout == "data":
+            size = workload.devices
         rows = np.ones((number * size, workload.width), np.float32)
         model.fit(rows, rows, batch_size=size, epochs=1, verbose=0, shuffle=False, callbacks=[*callbacks])
         return
