@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 class Snapshots(Protocol):
     """Snapshots of a framework's models."""
 
+    def check(self, model: Any) -> None:
+        """Refuse before training what `take` would refuse later, as far as that is known before a model is built."""
+
     def leave_out_configuration(self) -> None:
         """Take all snapshots from now on without the model's configuration."""
 

@@ -228,6 +228,12 @@ def refused(rank: int, folder: Path, scope: Any) -> dict[str, Any]:
     found["mismatch"] = attempt(
         begin(ckptstore.StoreCheckpoint(folder / "ready", run="default"), model=other)
     )
+    with_lora = made_model("data")
+    with_lora.layers[0].enable_lora(2)
+    with_lora.compile("adam", "mse")
+    found["form of its own"] = attempt(
+        begin(ckptstore.StoreCheckpoint(folder / "lora", background=False), at_step(1, fail), model=with_lora)
+    )
     if rank == 0:
         # The other process takes no part in this.
         found["alone"] = attempt(begin(ckptstore.StoreCheckpoint(store)))

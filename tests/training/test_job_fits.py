@@ -85,6 +85,9 @@ def test_what_several_processes_cannot_do_each_of_them_refuses(tmp_path: Path) -
             assert kind == "SeveralProcessesError"
             assert f"this is process {number} of 2" in text
             assert "ckptstore guide several-processes" in text
+        # Before the first batch.
+        kind, text = found["form of its own"][0]
+        assert kind == "SeveralProcessesError" and "saves in a form of its own" in text
         assert found["own weights"][0][0] == "ModelNotReadyError"
     assert "a number of batches" in texts["auto"][0][1]
     assert texts["must"][0][0] == "StoreNotFoundError"

@@ -112,6 +112,15 @@ class Snapshots:
         """
         self._has_configuration = False
 
+    def check(self, model: Any) -> None:
+        """Refuse before training what `take` would refuse later, as far as that is known before a model is built.
+
+        Raises:
+            SeveralProcessesError: Several processes share a model with a layer that saves in a form of its own.
+        """
+        if self._job is not None and model.built:
+            refuse_forms_of_layers(checked_capture(model, None).entries, self._job)
+
     def take(
         self,
         model: Any,

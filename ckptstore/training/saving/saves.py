@@ -190,6 +190,7 @@ class Saves:
 
         Raises:
             UnserialisableModelError: The model cannot be saved in a format that is fixed.
+            SeveralProcessesError: Several processes share the model, and cannot save one of its layers.
         """
         store = self._writer.store
         assert store is not None
@@ -203,6 +204,7 @@ class Saves:
             if not by_name(self.settings.format).is_whole_model:
                 self._format.leave_out_configuration()
         self._format.check(model)
+        self._snapshots.check(model)
         self._is_checked = False
         self.needs_preparation = self.background
         if self.background:
