@@ -15,6 +15,7 @@ from ckptstore.errors import (
     InvalidArgumentError,
     ModelNotReadyError,
     RunLockedError,
+    SaveEndUnknownError,
     StorageError,
     StoreLockedError,
     UnfinishedSaveError,
@@ -54,6 +55,15 @@ def test_a_failure_that_passes_is_not_noticed(error: Exception, waits: list[floa
     saving = Saving([error, error, None])
     assert SaveFailures("raise", 3).attempt(saving) == "saved"
     assert saving.calls == 3 and waits == list(retry.DELAYS_S)
+
+
+def test_a_save_whose_end_is_unknown_is_not_called_unsaved() -> None:
+    failures = SaveFailures("warn", 3)
+    unknown = SaveEndUnknownError(process=1, save=2, version=2, limit_s=120.0)
+    with pytest.warns(UserWarning, match="not known here if this checkpoint was saved; training") as caught:
+        assert failures.count(None, unknown) is None
+    assert "was not saved" not in str(caught[0].message)
+    assert failures.in_a_row == 1
 
 
 def test_training_continues_with_a_warning(waits: list[float]) -> None:

@@ -8,6 +8,7 @@ from ckptstore.commit.retry import with_retries
 from ckptstore.errors import (
     LockedError,
     RunLockedError,
+    SaveEndUnknownError,
     SaveInProgressError,
     StorageError,
     UnfinishedSaveError,
@@ -79,7 +80,12 @@ class SaveFailures:
             error, StorageError | LockedError
         ):
             raise error
-        self._failed(error, f"this checkpoint was not saved, and training continues without it: {error}")
+        if isinstance(error, SaveEndUnknownError):
+            self._failed(
+                error, f"it is not known here if this checkpoint was saved; training continues: {error}"
+            )
+        else:
+            self._failed(error, f"this checkpoint was not saved, and training continues without it: {error}")
         return None
 
     def count_removal(self, error: UnfinishedSaveError) -> None:
