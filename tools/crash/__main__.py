@@ -93,6 +93,12 @@ PARTS = {
         ("--rounds", "1"),
         ("--rounds", "5"),
     ),
+    "jobs": Part(
+        "trainings of several processes: kills and stops at each step of a save, full disks, damage, restarts",
+        ("crash.jobs.matrix",),
+        ("--stride", "9"),
+        ("--rounds", "2"),
+    ),
 }
 
 
