@@ -71,6 +71,7 @@ def test_all_step_back_from_a_member_that_one_process_cannot_read(trials: Trials
     assert row.violations == []
     assert row.outcome == "resumed at step 3"
     assert "process 1: shards/00001.h5 differs from its digest" in row.processes[0]
+    assert "process 1 cannot read version 2: shards/00001.h5 differs from its digest" in row.processes[1]
     faulty = damaged(with_fault(trials, "confirms everything"), store, "shards/00001.h5", "a bit flipped")
     assert faulty.violations
 

@@ -18,6 +18,7 @@ from ckptstore.errors import (
     ResumeRefusedError,
 )
 from ckptstore.records import Checkpoint
+from ckptstore.system import messages
 from ckptstore.training.job.fit_job import LOAD_LIMIT_S, FitJob
 
 # Loads a checkpoint into a model; raises what `CheckpointStore.restore` raises.
@@ -130,6 +131,11 @@ class JoinedBeginning:
                     load(checkpoint)
             except CorruptPayloadError as error:
                 join.object_to("unreadable", error.reason)
+                assert checkpoint is not None
+                messages.log(
+                    f"ckptstore: process {self._job.job.process} cannot read version {checkpoint.version}: "
+                    f"{error.reason}; process 0 is told, and looks for an older one"
+                )
             except Exception as error:
                 join.object_to("mismatch", _text(error))
                 self._job.agreements.drive(join)
