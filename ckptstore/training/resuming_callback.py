@@ -98,6 +98,8 @@ class ResumingCallback(SavingCallback, keras.callbacks.Callback):
             self._session.end()
         self._saves.job = job = None if found is None else FitJob.meet(found, "fit")
         try:
+            if job is not None:
+                job.require_equal(self._equal_options())
             self._begin(loop, job)
         except BaseException as error:
             if job is not None:
@@ -116,6 +118,10 @@ class ResumingCallback(SavingCallback, keras.callbacks.Callback):
         start = self._choose_run(session)
         self._session = session
         session.begin(self, loop, start=start)
+
+    def _equal_options(self) -> dict[str, Any]:
+        """Return the options that all processes of a fit must have, by name."""
+        return {"resume": self._resume}
 
     def _check_job(self, job: Job) -> None:
         """Refuse what several processes cannot do together; asks no other process, since all refuse the same.

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from ckptstore.background.save_queue import Backpressure
 from ckptstore.distributed.job import Job
@@ -194,6 +194,13 @@ class StoreCheckpoint(ResumingCallback):
                     process=job.process,
                     hint=f"all must save after the same batch: {instead}: ckptstore guide several-processes",
                 )
+
+    def _equal_options(self) -> dict[str, Any]:
+        return super()._equal_options() | {
+            "save_freq": self.save_freq,
+            "save_best_only": self.save_best_only,
+            "save_weights_only": self.save_weights_only,
+        }
 
     def _loss_guard(self) -> LossGuard:
         return LossGuard(self.on_bad_loss, self.max_rollbacks)

@@ -191,7 +191,7 @@ def without_configuration(rank: int, folder: Path) -> dict[str, Any]:
 def refused(rank: int, folder: Path, scope: Any) -> dict[str, Any]:
     """Return how each fit ended that cannot be, and how long it took."""
     import ckptstore
-    from ckptstore.training.job import fit_job
+    from ckptstore.training.job import beginning, fit_job
 
     fit_job.MEETING_LIMIT_S = 3.0
 
@@ -233,6 +233,17 @@ def refused(rank: int, folder: Path, scope: Any) -> dict[str, Any]:
     with_lora.compile("adam", "mse")
     found["form of its own"] = attempt(
         begin(ckptstore.StoreCheckpoint(folder / "lora", background=False), at_step(1, fail), model=with_lora)
+    )
+    beginning.SIGHT_LIMIT_S = 0.5
+    found["own store"] = attempt(
+        begin(ckptstore.StoreCheckpoint(folder / f"own-{rank}"), at_step(1, fail), model=made_model("data"))
+    )
+    found["own save_freq"] = attempt(
+        begin(
+            ckptstore.StoreCheckpoint(folder / "freq", save_freq=2 + rank),
+            at_step(1, fail),
+            model=made_model("data"),
+        )
     )
     if rank == 0:
         # The other process takes no part in this.

@@ -95,5 +95,10 @@ def test_what_several_processes_cannot_do_each_of_them_refuses(tmp_path: Path) -
     assert "process 0 has given up: StoreNotFoundError" in texts["must"][1][1]
     assert {kind for kind, _ in texts["mismatch"]} <= {"ModelMismatchError", "ResumeRefusedError"}
     assert all("(Dense).units is 16" in text for _, text in texts["mismatch"])
+    for kind, text in texts["own store"]:
+        assert kind == "ResumeRefusedError"
+        assert "own-1" in text and "each needs the same directory" in text
+    assert [kind for kind, _ in texts["own save_freq"]] == ["PeerFailedError", "InvalidArgumentError"]
+    assert all("is 2 on process 0, and this is process 1" in text for _, text in texts["own save_freq"])
     assert texts["alone"][0][0] == "JobIncompleteError"
     assert not {"best.keras", "backup", "store"} & set(made)

@@ -18,9 +18,12 @@ from ckptstore.errors import (
     ResumeRefusedError,
 )
 from ckptstore.records import Checkpoint
+from ckptstore.storage.layout import Layout
 from ckptstore.system import messages
 from ckptstore.training.job.fit_job import LOAD_LIMIT_S, FitJob
 
+# How long a file system may take to show a process what another has made, in seconds.
+SIGHT_LIMIT_S = 60.0
 # Loads a checkpoint into a model; raises what `CheckpointStore.restore` raises.
 Load = Callable[[Checkpoint], object]
 
@@ -126,6 +129,12 @@ class JoinedBeginning:
             if join.state == "agreed":
                 return self._offered(join)
             checkpoint = self._offered(join)
+            if not self._sees_store():
+                join.object_to(
+                    "mismatch",
+                    f"finds no store at {self._path}, although process 0 has opened one: each needs the same directory",
+                )
+                continue
             try:
                 if checkpoint is not None:
                     load(checkpoint)
@@ -142,6 +151,14 @@ class JoinedBeginning:
                 raise
             else:
                 join.confirm()
+
+    def _sees_store(self) -> bool:
+        give_up = time.monotonic() + SIGHT_LIMIT_S
+        while not Layout(self._path).manifest.exists():
+            if time.monotonic() >= give_up:
+                return False
+            time.sleep(0.05)
+        return True
 
     def _offered(self, join: JoinResume) -> Checkpoint | None:
         assert join.offer is not None

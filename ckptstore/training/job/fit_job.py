@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -15,7 +15,7 @@ from ckptstore.distributed.meeting import ROOT
 from ckptstore.distributed.service import ServiceMessages
 from ckptstore.distributed.session import JobSession
 from ckptstore.distributed.stopping import AgreedStop
-from ckptstore.errors import SeveralProcessesError
+from ckptstore.errors import InvalidArgumentError, SeveralProcessesError
 from ckptstore.keras.private import find_job, messages_of
 from ckptstore.system import messages as system_messages
 
@@ -111,6 +111,26 @@ class FitJob:
     def is_leader(self) -> bool:
         """True on process 0."""
         return self.job.is_leader
+
+    def require_equal(self, options: Mapping[str, Any]) -> None:
+        """Refuse options that process 0 has otherwise: each process would save after batches of its own.
+
+        Args:
+            options: The options by name; JSON.
+
+        Raises:
+            InvalidArgumentError: One differs from process 0's.
+            DistributedError: Process 0's are not to be had.
+        """
+        first = self.agreements.decide(dict(options))
+        for name, value in options.items():
+            if first[name] != value:
+                raise InvalidArgumentError(
+                    argument=name,
+                    value=value,
+                    reason=f"is {first[name]!r} on process 0, and this is process {self.job.process}",
+                    hint="give every process of a fit the same options",
+                )
 
     def give_up(self, error: BaseException) -> None:
         """Tell the others that this process cannot go on, so that none waits for it."""
