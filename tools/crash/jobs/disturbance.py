@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import Literal
@@ -54,7 +55,8 @@ class Disturbance:
             case "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             case "stop":
-                os.kill(os.getpid(), signal.SIGSTOP)
+                # To this thread: one to the process may reach another thread first, and this one some steps later.
+                signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
             case "stall":
                 time.sleep(STALL_S)
             case "full" | "full once":
