@@ -42,7 +42,10 @@ def attempts(rank: int, folder: Path, scope: Any) -> dict[str, Any]:
     def train(callback: Any) -> None:
         if BACKEND == "tensorflow":
             # Keras' own fit fails there before it calls a callback, with or without one; other loops call them.
-            keras.callbacks.CallbackList([callback], model=model).on_train_begin()
+            hooks = keras.callbacks.CallbackList([callback], model=model)
+            hooks.on_train_begin()
+            hooks.on_train_end()
+            return
         model.fit(*data, verbose=0, batch_size=4, callbacks=[callback])
 
     for name, made in callbacks.items():
