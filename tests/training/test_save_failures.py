@@ -88,6 +88,15 @@ def test_too_many_in_a_row_end_it() -> None:
     del FULL.__notes__
 
 
+def test_a_process_that_does_not_decide_warns_and_goes_on() -> None:
+    for answer, most in (("warn", 1), ("raise", 3)):
+        failures = SaveFailures(answer, most)
+        failures.may_end = False
+        for _ in range(2):
+            with pytest.warns(UserWarning, match=r"^SAVING FAILED: this checkpoint was not saved"):
+                assert failures.count(None, FULL) is None
+
+
 def test_raise_means_at_once_after_the_tries() -> None:
     saving = Saving([BROKEN] * 9)
     with pytest.raises(StorageError, match="fsync"):

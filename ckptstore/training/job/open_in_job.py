@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import keras
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ckptstore.distributed.job import Job
 
 
-def open_in_job(path: str | os.PathLike[str]) -> CheckpointStore | JoinedStore:
+def open_in_job(path: str | os.PathLike[str], model: Any = None) -> CheckpointStore | JoinedStore:
     """Open a store on every process of a job, for a loop written by hand: each calls the same, in the same order.
 
     `save`, `resume` and `restore` then work as those of `CheckpointStore`, with all processes: one checkpoint holds
@@ -29,6 +29,7 @@ def open_in_job(path: str | os.PathLike[str]) -> CheckpointStore | JoinedStore:
 
     Args:
         path: The directory, which all processes see; as for `CheckpointStore`.
+        model: The model; TensorFlow's knows its strategy. None inside of `strategy.scope()`, and on JAX and torch.
 
     Returns:
         The store; a context manager.
@@ -43,7 +44,7 @@ def open_in_job(path: str | os.PathLike[str]) -> CheckpointStore | JoinedStore:
         >>> with open_in_job(tempfile.mkdtemp()) as store:  # on every process
         ...     store.resume(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]), run="default")
     """
-    job = find_job(keras.backend.backend())
+    job = find_job(keras.backend.backend(), model)
     if job is None or not job.has_others:
         return CheckpointStore(path)
     return _opened(path, job)

@@ -30,12 +30,14 @@ class SaveFailures:
 
     Attributes:
         in_a_row: Failures since the last save that succeeded.
+        may_end: False where another process of the fit decides whether failures end it.
     """
 
     def __init__(self, on_save_error: OnSaveError, most: int) -> None:
         self.on_save_error = on_save_error
         self.most = most
         self.in_a_row = 0
+        self.may_end = True
         self._before = 0
 
     def attempt(self, save: Callable[[], Checkpoint], *, retries: bool = True) -> Checkpoint | None:
@@ -99,6 +101,9 @@ class SaveFailures:
 
     def _failed(self, error: StorageError | LockedError, text: str) -> None:
         self.in_a_row += 1
+        if not self.may_end:
+            messages.warn(f"SAVING FAILED: {text}", UserWarning)
+            return
         if self.on_save_error == "raise" or self.in_a_row >= self.most:
             if self.in_a_row > 1:
                 error.add_note(f"{self.in_a_row} saves in a row have failed")

@@ -195,6 +195,8 @@ class Saves:
         store = self._writer.store
         assert store is not None
         self._schedule = SaveSchedule() if schedule is None else schedule
+        # A process may not hear of an end that process 0 knows, and must not leave the others for that.
+        self._failures.may_end = self.speaks
         self._snapshots = adapter_for(model).snapshots(None if self.job is None else self.job.job)
         if self.job is None:
             self._format = PayloadFormat(self.settings.format, is_fixed=self.has_fixed_format)

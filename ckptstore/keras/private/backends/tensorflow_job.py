@@ -14,9 +14,11 @@ _SHORTEST_LOOK_MS = 20
 
 
 def find_job(model: Any) -> Job | None:
-    """Return the processes of a model's strategy, or None where its strategy has none."""
+    """Return the processes of a model's strategy, or without one of the scope that is open; None where it has none."""
     tensorflow: Any = sys.modules.get("tensorflow")
     strategy = getattr(model, "distribute_strategy", None)
+    if model is None and tensorflow is not None:
+        strategy = tensorflow.distribute.get_strategy()
     resolver = getattr(strategy, "cluster_resolver", None)
     if tensorflow is None or resolver is None:
         return None

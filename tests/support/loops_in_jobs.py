@@ -1,0 +1,73 @@
+"""Loops by hand that two processes run together, with `ckptstore.open_in_job`; run by `process_groups`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shared_replicas import TensorFlow, Torch, made, values_of
+
+BACKEND = os.environ["KERAS_BACKEND"]
+_STEPS = 3
+
+
+class Jax:
+    """Training by Keras, one batch after the other."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def train(self, batches: Any) -> None:
+        for batch in batches:
+            self._model.train_on_batch(batch, batch[:, :2])
+
+
+TRAININGS: dict[str, Any] = {"jax": Jax, "torch": Torch, "tensorflow": TensorFlow}
+
+
+def resumed(rank: int, folder: Path, scope: Any) -> dict[str, Any]:
+    """Train and save; then resume with another model, and by a reference; return if both went on as the first did."""
+    import keras
+
+    import ckptstore
+
+    if BACKEND == "jax":
+        devices = keras.distribution.list_devices()
+        keras.distribution.set_distribution(
+            keras.distribution.DataParallel(devices=devices, auto_shard_dataset=False)
+        )
+    batches = np.random.default_rng(rank).random((2 * _STEPS, 8, 4), np.float32)
+    with scope:
+        # Under JAX all processes share the layers' seeds.
+        own = 0 if BACKEND == "jax" else rank
+        model, other = made(own, 1), made(own, 2)
+    # Before a resume, since torch's DDP begins with what process 0 has.
+    trained, retrained = TRAININGS[BACKEND](model), TRAININGS[BACKEND](other)
+    path = folder / "store"
+    draws = {"draws": np.random.default_rng(rank)}
+    with ckptstore.open_in_job(path, model) as store:
+        began = store.resume(model, run="default", objects=draws)
+        trained.train(batches[:_STEPS])
+        saved = store.save(model, epoch=0, step=_STEPS, metrics={"loss": 0.5}, objects=draws)
+        store.beat(epoch=0, step=_STEPS)
+        trained.train(batches[_STEPS:])
+    ends, drawn = values_of(model), draws["draws"].random()
+    found: dict[str, Any] = {"began": began is None, "saved": [saved.version, saved.format, saved.digest]}
+    with ckptstore.open_in_job(path, other) as store:
+        draws = {"draws": np.random.default_rng(rank + 10)}
+        point = store.resume(other, run="default", objects=draws)
+        found["resumed"] = None if point is None else point.version
+        retrained.train(batches[_STEPS:])
+        found["exact"] = values_of(other) == ends
+        found["draws"] = draws["draws"].random() == drawn
+        found["restored"] = store.restore("best:loss", other).version
+        retrained.train(batches[_STEPS:])
+        found["exact again"] = values_of(other) == ends
+        try:
+            store.restore("no-such-tag", other)
+        except ckptstore.CheckpointStoreError as error:
+            found["refused"] = [type(error).__name__, str(error)]
+    return found
