@@ -22,7 +22,8 @@ class Jax:
 
     def train(self, batches: Any) -> None:
         for batch in batches:
-            self._model.train_on_batch(batch, batch[:, :2])
+            # Keras 3.12 distributes no batch without weights.
+            self._model.train_on_batch(batch, batch[:, :2], sample_weight=np.ones(len(batch)))
 
 
 TRAININGS: dict[str, Any] = {"jax": Jax, "torch": Torch, "tensorflow": TensorFlow}

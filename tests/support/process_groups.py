@@ -60,6 +60,7 @@ def _connect(rank: int, ports: list[int]) -> Any:
     if BACKEND == "jax":
         import jax
 
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")  # the default since JAX 0.5
         jax.distributed.initialize(f"127.0.0.1:{ports[0]}", len(ports), rank)
     elif BACKEND == "torch":
         import torch
