@@ -18,6 +18,8 @@ from ckptstore.distributed.messages import Messages
 from ckptstore.errors import JobIncompleteError, MessageConflictError
 
 ROOT = "ckptstore"
+# The others wait for so many limits of process 0: it may come late, and tells only after its own who is missing.
+JOIN_FACTOR = 2
 
 
 class LeadMeeting:
@@ -128,8 +130,7 @@ class JoinMeeting:
     def step(self, now: float) -> bool:
         """Make at most one call of `Messages`; see `ckptstore.distributed.driver.Machine`."""
         self._since = now if self._since is None else self._since
-        # Process 0 waits for the limit, and then says who is missing: that must still be heard.
-        is_over = now >= self._since + 2 * self._limit_s
+        is_over = now >= self._since + JOIN_FACTOR * self._limit_s
         match self.state:
             case "looking" | "signed":
                 done = self._look()
@@ -175,7 +176,7 @@ class JoinMeeting:
             process=self._messages.process,
             processes=self._processes,
             silent=self.silent,
-            limit_s=self._limit_s,
+            limit_s=self._limit_s * (JOIN_FACTOR if self.silent == (0,) else 1),
         )
 
 

@@ -82,7 +82,7 @@ class JobSession:
         Args:
             job: The processes.
             messages: The messages of this process.
-            limit_s: How long to wait for the others, in seconds.
+            limit_s: How long process 0 waits for the others, in seconds; they wait for it twice as long.
             name: What begins, where one program has several such things; the same on all processes.
             save_limit_s: As for the class.
 

@@ -127,7 +127,8 @@ class JobIncompleteError(DistributedError, TimeoutError):
     def __init__(self, *, process: int, processes: int, silent: tuple[int, ...], limit_s: float) -> None:
         super().__init__(
             f"process {process} of {processes} has waited {limit_s:g} s for {numbered(silent)} to begin",
-            hint="every process must begin the fit with the same callback; see the logs of those that are missing",
+            hint="every process must begin the fit with the same callback, or in a loop by hand call open_in_job; see "
+            "the logs of those that are missing",
             process=process,
             processes=processes,
             silent=silent,

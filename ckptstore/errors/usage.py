@@ -181,7 +181,10 @@ class SeveralProcessesError(CheckpointStoreError, RuntimeError):
     process: int
 
     def __init__(self, *, operation: str, by: str, processes: int, process: int, hint: str = "") -> None:
-        usual = "StoreCheckpoint(directory, save_freq=...) as a callback of every process saves and resumes such a fit"
+        usual = (
+            "on JAX StoreCheckpoint(directory, save_freq=...) as a callback of every process saves and resumes a fit, "
+            "and elsewhere ckptstore.open_in_job a loop by hand"
+        )
         super().__init__(
             f"{operation} works in one process, and this is process {process} of {processes} that train together "
             f"({by})",

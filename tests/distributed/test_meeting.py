@@ -93,7 +93,7 @@ def test_each_process_that_came_names_those_that_did_not() -> None:
 
 def test_without_process_0_the_others_say_so() -> None:
     job = Job(kind="memory", by="memory", process=1, processes=2, found_in="here")
-    with pytest.raises(JobIncompleteError, match="for process 0 to begin"):
+    with pytest.raises(JobIncompleteError, match=r"has waited 0\.2 s for process 0 to begin"):
         JobSession.begin(job, ServiceMessages(MemoryService(), process=1, service="memory"), limit_s=0.1)
 
 
