@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from ckptstore.distributed.driver import Machine, drive
 from ckptstore.distributed.messages import Messages
-from ckptstore.errors import DistributedError, MessageConflictError, MessageTimeoutError, PeerFailedError
+from ckptstore.errors import DistributedError, MessageTimeoutError, PeerFailedError
 
 # How long the others wait for a decision: process 0 may have callbacks that take minutes, and the others have none.
 DECISION_LIMIT_S = 1800.0
@@ -126,11 +125,5 @@ class Agreements:
     def give_up(self, reason: str) -> None:
         """Tell the others that this process cannot go on; raises nothing, since another error is on its way."""
         value = json.dumps({"process": self._messages.process, "reason": reason})
-        with suppress(MessageConflictError, DistributedError):
+        with suppress(DistributedError):  # also where another process was first
             self._messages.put(self._failure, value)
-
-
-def quietly(call: Callable[[], object]) -> None:
-    """Call a function at the end of a fit, where messages that do not get through change nothing any more."""
-    with suppress(DistributedError):
-        call()

@@ -29,7 +29,6 @@ class Offer:
         version: The checkpoint; None to begin from scratch.
         store: The identity of the store: a process that sees another one there must not begin.
         digest: The digest of the checkpoint's payload.
-        fingerprint: What must be the same on all processes, such as a digest of the model's configuration; JSON.
         checkpoint: The record of the checkpoint, for processes that do not open the manifest; JSON.
         limit_s: How long the answers may take, in seconds.
     """
@@ -37,7 +36,6 @@ class Offer:
     version: int | None
     store: str
     digest: str | None = None
-    fingerprint: Any = None
     checkpoint: Any = None
     limit_s: float = 60.0
 
@@ -160,7 +158,7 @@ class JoinResume:
 
     Args:
         rounds: Returns the messages of a round, by its number from 0.
-        limit_s: How long to wait for each message of process 0, in seconds; which looks for a checkpoint meanwhile.
+        limit_s: How long to wait for each message of process 0, in seconds; it looks for a checkpoint meanwhile.
 
     Attributes:
         offer: What is offered now, or None.
@@ -192,10 +190,9 @@ class JoinResume:
         match self.state:
             case "waiting":
                 offered, decided = self._exchange.offered_or_decided()
-                if (
-                    decided is not None
-                ):  # it ended before this process came here, or before anything was offered
-                    self._hear(decided)
+                # Process 0 may end it before this process looks, or before it has offered anything.
+                if decided is not None:
+                    self._follow(decided)
                     return True
                 if offered is not None:
                     self.offer = Offer(**offered)
@@ -210,7 +207,7 @@ class JoinResume:
             case "answered":
                 decided = self._exchange.decision()
                 if decided is not None:
-                    self._hear(decided)
+                    self._follow(decided)
                     return True
             case _:
                 return False
@@ -220,7 +217,7 @@ class JoinResume:
             return True
         return False
 
-    def _hear(self, decided: Mapping[str, Any]) -> None:
+    def _follow(self, decided: Mapping[str, Any]) -> None:
         if decided["decision"] == "agreed":
             self.state = "agreed"
         elif decided["decision"] == "refused":

@@ -12,10 +12,10 @@ import keras
 from ckptstore.background.save_queue import Backpressure
 from ckptstore.distributed.job import Job
 from ckptstore.errors import SeveralProcessesError
-from ckptstore.keras.model.processes import refuse_save_by_all
+from ckptstore.keras.model.processes import job_of, refuse_save_by_all
 from ckptstore.keras.private import FitLoop, preemption_signals, running_fit
 from ckptstore.system.stop_signals import StopRequest
-from ckptstore.training.job.fit_job import FitJob, job_of, refuse_unequal_replicas
+from ckptstore.training.job.fit_job import FitJob, refuse_unequal_replicas
 from ckptstore.training.job.job_stop import JobStop
 from ckptstore.training.saving.arguments import Resume, check_background, refuse_second_resume
 from ckptstore.training.saving.failures import SaveFailures
@@ -195,7 +195,7 @@ class ResumingCallback(SavingCallback, keras.callbacks.Callback):
         self._stop_listening()
 
     def _stop_request(self, job: FitJob | None = None) -> StopRequest:
-        # Their service would note the signal and let the process live, until the cluster kills it.
+        # JAX's own service would only note the signal, and the process would live until the cluster kills it.
         takes_over = preemption_signals(keras.backend.backend())
         if job is None:
             return StopRequest(self._signals, takes_over=takes_over)

@@ -7,7 +7,7 @@ value that each process has by itself is that of a replica, and process 0 writes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ from ckptstore.keras.model.copy_shards import shardings_of
 from ckptstore.keras.private import raw_values
 from ckptstore.keras.state.arrays import host_array, host_arrays
 from ckptstore.keras.state.shards import (
+    Bounds,
     described_sharding,
     holders_of,
     local_shards,
@@ -165,7 +166,7 @@ def _described(variable: Variable, grid: Grid, sharding: Any) -> ShardedVariable
     )
 
 
-def _grids(variables: Sequence[Variable], values: Sequence[Any]) -> Iterable[Grid]:
+def _grids(variables: Sequence[Variable], values: Sequence[Any]) -> list[Grid]:
     shared = list(map(spans_processes, values))
     planned = iter(
         plan_owners(
@@ -185,5 +186,5 @@ def _grids(variables: Sequence[Variable], values: Sequence[Any]) -> Iterable[Gri
     ]
 
 
-def _shard_number(value: Any, bounds: Any) -> int | None:
+def _shard_number(value: Any, bounds: Bounds) -> int | None:
     return local_shards(value)[bounds].number if spans_processes(value) else None

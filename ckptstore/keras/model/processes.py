@@ -16,8 +16,8 @@ from ckptstore.keras.state.shards import spans_processes
 from ckptstore.records import Format
 
 _BY_ALL = (
-    'StoreCheckpoint on every process saves with all of them, in the format "sharded"; in a loop for torch\'s DDP '
-    "process 0 alone may call store.save: ckptstore guide several-processes"
+    'StoreCheckpoint in the fit of every process saves with all of them, in the format "sharded"; a loop by hand opens '
+    "its store with ckptstore.open_in_job on every process: ckptstore guide several-processes"
 )
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ckptstore.keras import private
-from ckptstore.keras.state.shards import array_of_parts, part_of, spans_processes
+from ckptstore.keras.state.shards import spans_processes, spread
 
 
 def assign(variable: Any, value: Any) -> None:
@@ -19,7 +18,7 @@ def assign(variable: Any, value: Any) -> None:
         >>> import keras
         >>> variable = keras.Variable([1.0, 2.0])
         >>> assign(variable, np.array([3.0, 4.0], np.float32))
-        >>> keras.ops.convert_to_numpy(variable).tolist()
+        >>> keras.ops.convert_to_numpy(variable.value).tolist()
         [3.0, 4.0]
     """
     variable.assign(shared(variable, value))
@@ -41,14 +40,9 @@ def shared(variable: Any, value: Any) -> Any:
     sharding = private.sharding_across_processes(variable)
     if sharding is None or spans_processes(value):
         return value
-    return _spread(np.asarray(value).astype(variable.value.dtype, copy=False), sharding)
+    return spread(np.asarray(value).astype(variable.value.dtype, copy=False), sharding)
 
 
 def alone() -> AbstractContextManager[None]:
     """Return a context in which Keras makes variables, and assigns to them, without asking other processes."""
-    return private.placed_alone(_spread)
-
-
-def _spread(value: Any, sharding: Any) -> Any:
-    whole = np.asarray(value)
-    return array_of_parts(whole.shape, sharding, partial(part_of, whole))
+    return private.placed_alone(spread)

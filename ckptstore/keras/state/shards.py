@@ -146,8 +146,7 @@ def placed_like(live: Any, value: Any) -> Any:
 
     # Of random keys JAX itself makes the parts; all processes wait for each other then.
     if not sharding.is_fully_addressable and not jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
-        whole = np.asarray(value)
-        return array_of_parts(whole.shape, sharding, partial(part_of, whole))
+        return spread(value, sharding)
     return jax.device_put(value, sharding)
 
 
@@ -171,6 +170,12 @@ def array_of_parts(shape: Sequence[int], sharding: Any, read: Callable[[Bounds],
         parts.append(known[bounds])
         places.append(jax.sharding.SingleDeviceSharding(device, memory_kind=sharding.memory_kind))
     return jax.make_array_from_single_device_arrays(tuple(shape), sharding, jax.device_put(parts, places))
+
+
+def spread(value: Any, sharding: Any) -> Any:
+    """Return an array of JAX with a sharding, from all of its values, which each process has; asks no other process."""
+    whole = np.asarray(value)
+    return array_of_parts(whole.shape, sharding, partial(part_of, whole))
 
 
 def sharded_array(value: Any) -> Array:

@@ -86,6 +86,7 @@ class LedBeginning:
             self._lead = self._job.session.lead_resume(offer)
         else:
             self._lead.offer_next(offer)
+        # No further: while it gathers the answers, this process loads.
         while self._lead.state in ("offering", "telling"):
             self._lead.step(time.monotonic())
         return self._lead

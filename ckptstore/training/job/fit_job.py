@@ -4,36 +4,29 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, Self
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Self
 
-import keras
-
-from ckptstore.distributed.agreements import Agreements, quietly
+from ckptstore.distributed.agreements import Agreements
 from ckptstore.distributed.job import Job
-from ckptstore.distributed.meeting import ROOT
+from ckptstore.distributed.meeting import JOIN_FACTOR, ROOT
 from ckptstore.distributed.service import ServiceMessages
 from ckptstore.distributed.session import JobSession
 from ckptstore.distributed.stopping import AgreedStop
-from ckptstore.errors import InvalidArgumentError, SeveralProcessesError
-from ckptstore.keras.private import find_job, messages_of
+from ckptstore.errors import DistributedError, InvalidArgumentError, SeveralProcessesError
+from ckptstore.keras.private import messages_of
 from ckptstore.system import messages as system_messages
 
-# How long a process waits at the beginning for the others, whose hosts may start later.
+if TYPE_CHECKING:
+    from ckptstore.commit.request import SaveRequest
+
+# How long process 0 waits at the beginning for the others, whose hosts may start later.
 MEETING_LIMIT_S = 300.0
 # How long the processes may take to load a checkpoint, from its offer on.
 LOAD_LIMIT_S = 900.0
 # Seconds of waiting before a line says so.
 _LINE_AFTER_S = 10.0
-
-
-def job_of(model: Any) -> Job | None:
-    """Return the processes that train a model together, or None where this one trains alone.
-
-    It asks no other process.
-    """
-    job = find_job(keras.backend.backend(), model)
-    return job if job is not None and job.has_others else None
 
 
 def refuse_unequal_replicas(callback: object, job: Job, *, is_fit: bool) -> None:
@@ -45,7 +38,7 @@ def refuse_unequal_replicas(callback: object, job: Job, *, is_fit: bool) -> None
         is_fit: True in Keras' own loop.
 
     Raises:
-        SeveralProcessesError: It is one.
+        SeveralProcessesError: It is Keras' own loop on torch.
     """
     if is_fit and job.kind == "torch":
         raise SeveralProcessesError(
@@ -87,7 +80,8 @@ class FitJob:
         Args:
             job: The processes.
             name: The fit's name, the same on all of them.
-            limit_s: How long to wait for the others, in seconds; by default `MEETING_LIMIT_S`.
+            limit_s: How long process 0 waits for the others, in seconds; by default `MEETING_LIMIT_S`. They wait for it
+                twice as long.
 
         Raises:
             JobIncompleteError: Not all have come.
@@ -95,7 +89,8 @@ class FitJob:
         """
         messages = messages_of(job)
         limit_s = MEETING_LIMIT_S if limit_s is None else limit_s
-        line = threading.Timer(_LINE_AFTER_S, _tell_of_waiting, (job, limit_s))
+        longest_s = limit_s if job.is_leader else JOIN_FACTOR * limit_s
+        line = threading.Timer(_LINE_AFTER_S, _tell_of_waiting, (job, longest_s))
         line.daemon = True
         line.start()
         try:
@@ -112,6 +107,15 @@ class FitJob:
         """True on process 0."""
         return self.job.is_leader
 
+    def numbered(self, request: SaveRequest) -> SaveRequest:
+        """Return a request with the number of its save; every process calls this for each save, in the same order.
+
+        One that has a number keeps it: a save in the background is numbered before its queue may refuse it.
+        """
+        if request.job_save is not None:
+            return request
+        return replace(request, job_save=self.session.next_save())
+
     def require_equal(self, options: Mapping[str, Any]) -> None:
         """Refuse options that process 0 has otherwise: each process would save after batches of its own.
 
@@ -120,7 +124,7 @@ class FitJob:
 
         Raises:
             InvalidArgumentError: One differs from process 0's.
-            DistributedError: Process 0's are not to be had.
+            DistributedError: Process 0's do not arrive.
         """
         first = self.agreements.decide(dict(options))
         for name, value in options.items():
@@ -149,12 +153,13 @@ class FitJob:
         """End the threads of this fit; may be called again."""
         self.stop.close()
         if self.is_leader:
-            quietly(self.session.delete_settled)
+            with suppress(DistributedError):  # after the fit nobody reads them
+                self.session.delete_settled()
         self._messages.close()
 
 
 def _tell_of_waiting(job: Job, limit_s: float) -> None:
     system_messages.log(
-        f"ckptstore: process {job.process} of {job.processes} waits for the others to begin this fit, up to "
-        f"{limit_s:g} s: each of them needs the same callback"
+        f"ckptstore: process {job.process} of {job.processes} waits for the others to begin, up to {limit_s:g} s: each "
+        "of them needs the same callback, or in a loop by hand open_in_job"
     )

@@ -33,7 +33,7 @@ class FitRecorder(Protocol):
 
 
 class FitStore(Protocol):
-    """The store of a fit: a `ckptstore.store.store.CheckpointStore`, whose methods these are, or a part in one."""
+    """The store of a fit: a `ckptstore.store.store.CheckpointStore`, whose methods these are, or a `JoinedStore`."""
 
     @property
     def path(self) -> Path:

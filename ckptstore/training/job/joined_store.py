@@ -1,10 +1,9 @@
-"""`JoinedStore`: what a process other than 0 has of the store of a fit: its own part of each payload, and no more."""
+"""`JoinedStore`: the store as a process other than 0 has it: it writes its part of each payload, and has no queries."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from ckptstore.commit.request import SaveRequest
     from ckptstore.formats.snapshot import Snapshot
     from ckptstore.store.model_adapter import Snapshots
+    from ckptstore.store.reader import Ref
     from ckptstore.store.writer import SaveOptions
 
 
@@ -107,8 +107,7 @@ class JoinedStore:
             SaveAbandonedError: There is no checkpoint.
             SaveEndUnknownError: Process 0 has not told how it ended.
         """
-        number = request.job_save or self._job.session.next_save()
-        return self._joined.save(snapshot, replace(request, job_save=number))
+        return self._joined.save(snapshot, self._job.numbered(request))
 
     def open_save_queue(self, run: str, *, backpressure: Backpressure = "replace") -> SaveQueue:
         """Return the queue that writes this process's parts in a thread."""
@@ -119,9 +118,9 @@ class JoinedStore:
     # --- restoring ---------------------------------------------------------------------------------
 
     def restore(
-        self, ref: object, model: Any, *, optimizer: Any = None, objects: Mapping[str, Any] | None = None
+        self, ref: Ref, model: Any, *, optimizer: Any = None, objects: Mapping[str, Any] | None = None
     ) -> Checkpoint:
-        """Restore the checkpoint that process 0 restores; as `CheckpointStore.restore`.
+        """Restore the checkpoint that process 0 restores; as `CheckpointStore.restore`, but `ref` is not looked at.
 
         Raises:
             ResumeRefusedError: A process cannot; their models may differ, and none must train.
@@ -171,7 +170,15 @@ class JoinedStore:
     def claim(self, run: str) -> None:
         """Do nothing."""
 
-    def beat(self, **position: Any) -> None:
+    def beat(
+        self,
+        *,
+        epoch: int,
+        batch: int | None = None,
+        step: int | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        run: str = "default",
+    ) -> None:
         """Do nothing: the run's heartbeat is process 0's."""
 
     def heartbeat(self, run: str) -> Heartbeat:
@@ -196,7 +203,7 @@ class JoinedStore:
         sound_step: int,
         detail: Mapping[str, Any],
     ) -> Checkpoint | None:
-        """Go back to nothing: a fit by several processes refuses to roll back."""
+        """Return None: a fit by several processes refuses `on_bad_loss`, and does not roll back."""
 
     def resume_point(self, run: str | None = None) -> Checkpoint | None:
         """Return None; see `load_newest_resume_point`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Unpack
@@ -59,9 +58,8 @@ class LeadingStore(CheckpointStore):
         from ckptstore.commit.led_save import LedSave
         from ckptstore.commit.retry import with_retries
 
-        number = request.job_save or self._job.session.next_save()
-        request = replace(request, job_save=number)
-        with LedSave(self._job.session, number) as found:
+        request = self._job.numbered(request)
+        with LedSave(self._job.session, request.number_in_job()) as found:
             return with_retries(partial(super().commit, snapshot, request, led=found))
 
     def open_save_queue(

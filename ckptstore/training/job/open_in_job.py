@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-import keras
-
-from ckptstore.keras.private import find_job
+from ckptstore.keras.model.processes import job_of
 from ckptstore.store.store import CheckpointStore
 from ckptstore.training.job.fit_job import FitJob
 from ckptstore.training.job.joined_store import JoinedStore
@@ -21,8 +19,9 @@ def open_in_job(path: str | os.PathLike[str], model: Any = None) -> CheckpointSt
     """Open a store on every process of a job, for a loop written by hand: each calls the same, in the same order.
 
     `save`, `resume` and `restore` then work as those of `CheckpointStore`, with all processes: one checkpoint holds
-    what each has, also its random generators and its `objects`, and all resume from the same one. On torch
-    (`DistributedDataParallel`) the replicas are equal, and process 0 writes the model and the optimizers.
+    what each has, also its random generators and its `objects`, and all resume from the same one. Its format is
+    always ``"sharded"``. On torch (`DistributedDataParallel`) the replicas are equal, and process 0 writes the model
+    and the optimizers.
 
     Process 0 owns the run and the manifest. The store of the others has `save`, `resume`, `restore`, `beat` and
     `close`, and no queries. A process by itself gets a `CheckpointStore`.
@@ -35,19 +34,17 @@ def open_in_job(path: str | os.PathLike[str], model: Any = None) -> CheckpointSt
         The store; a context manager.
 
     Raises:
-        JobIncompleteError: Not all processes have come here within 300 s.
+        JobIncompleteError: Not all processes have come here: process 0 waits for 300 s, and the others for it 600 s.
         MessagesLostError: The framework connects the processes, and has no service for messages.
         CheckpointStoreError: As `CheckpointStore`; the others then raise `PeerFailedError`.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, keras
         >>> with open_in_job(tempfile.mkdtemp()) as store:  # on every process
         ...     store.resume(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]), run="default")
     """
-    job = find_job(keras.backend.backend(), model)
-    if job is None or not job.has_others:
-        return CheckpointStore(path)
-    return _opened(path, job)
+    job = job_of(model)
+    return CheckpointStore(path) if job is None else _opened(path, job)
 
 
 def _opened(path: str | os.PathLike[str], job: Job) -> CheckpointStore | JoinedStore:

@@ -169,15 +169,15 @@ class Saves:
         return (LeadingStore if self.job.is_leader else JoinedStore)(path, self.job)
 
     @property
-    def speaks(self) -> bool:
-        """True if this process prints what is the same on all processes of the fit."""
+    def leads(self) -> bool:
+        """True where this process is alone, or process 0 of several, which prints and decides for all."""
         return self.job is None or self.job.is_leader
 
     def agreed(self, value: bool) -> bool:
         """Return a decision that is the same on all processes of the fit: that of process 0.
 
         Raises:
-            DistributedError: It is not to be had.
+            DistributedError: It does not arrive.
         """
         return value if self.job is None else bool(self.job.agreements.decide(value))
 
@@ -195,8 +195,8 @@ class Saves:
         store = self._writer.store
         assert store is not None
         self._schedule = SaveSchedule() if schedule is None else schedule
-        # A process may not hear of an end that process 0 knows, and must not leave the others for that.
-        self._failures.may_end = self.speaks
+        # A process may miss the end of a save that process 0 knows, and must not leave the others for that.
+        self._failures.may_end = self.leads
         self._snapshots = adapter_for(model).snapshots(None if self.job is None else self.job.job)
         if self.job is None:
             self._format = PayloadFormat(self.settings.format, is_fixed=self.has_fixed_format)
@@ -334,8 +334,8 @@ class Saves:
         )
         snapshot, request = self._format.take(lambda format: prepare(format=format))
         if self.job is not None:
-            # Before anything can fail: each process counts the same saves.
-            request = replace(request, job_save=self.job.session.next_save())
+            # Before the save can fail or be refused: each process counts the same saves.
+            request = self.job.numbered(request)
         # Another process does not know a user's own function.
         policy = None if request.keep is None or getattr(request.keep, "is_builtin", False) else request.keep
         pending = PendingSave(
@@ -414,7 +414,7 @@ class Saves:
             return
         self.unrecorded.recorded(pending.last_epoch)
         self.last = saved
-        if self.settings.verbose > 0 and self.speaks:
+        if self.settings.verbose > 0 and self.leads:
             self._print_saved(saved, pending.best, pending.name)
 
     def _print_saved(self, saved: Checkpoint, best: float | None, name: str) -> None:

@@ -110,7 +110,7 @@ class FitSession:
     def _begin(self, callback: Any, loop: FitLoop | None, start: FitStart) -> None:
         # Work alone: waiting for a lock, or for a disk, is no cost of saving.
         began = time.thread_time()
-        if self._saves.job is None or self._saves.job.is_leader:
+        if self._saves.leads:
             check_store(self._saves.path, start.resume)
         store = self._saves.open(callback.params)
         self._model = callback.model
@@ -176,7 +176,7 @@ class FitSession:
             self._finished = resumed.is_finished(loop.epochs, loop.others)
             self.position.epoch = resumed.next_epoch - self._finished
             loop.start_at_epoch(loop.epochs if self._finished else resumed.next_epoch)
-            if self._saves.speaks:
+            if self._saves.leads:
                 messages.print_resumed(resumed, finished=self._finished, epochs=loop.epochs)
 
     @property
@@ -232,7 +232,7 @@ class FitSession:
 
     def _replay_finished(self, replay_result: ReplayResult) -> None:
         self.replay_result = replay_result
-        if self._saves.speaks:
+        if self._saves.leads:
             messages.print_replay_result(replay_result)
 
     def _progress(self, loop: FitLoop, batch: int) -> None:
@@ -391,7 +391,7 @@ class FitSession:
     def _stop_on_signal(self) -> None:
         if self._stop.received is None:
             return
-        if self._saves.speaks:
+        if self._saves.leads:
             messages.print_stopped(self._stop.received, self._saves.path)
         self.end()
         self._stop.deliver()
