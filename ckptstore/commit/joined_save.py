@@ -135,7 +135,7 @@ class JoinedSave:
             raise removed from error
 
     def _lost(self, join: JoinSave, error: MessagesLostError) -> SaveAbandonedError | SaveEndUnknownError:
-        """Return the error of a save during which the messages stopped to get through."""
+        """Return the error of a save during which messages no longer got through."""
         process, announcement = self._session.job.process, join.announcement
         version = None if announcement is None else announcement.version
         if join.may_be_committed:

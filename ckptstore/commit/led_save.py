@@ -3,8 +3,8 @@
 The steps of an attempt, and what the other processes know after a crash of process 0 at each:
 
 1. `LedSave.announce`: nothing before it; after it, that there is an upload. They write their members.
-2. The payload's format waits for their reports. They have reported, and hear no end: they cannot know it.
-3. The manifest's COMMIT: the checkpoint exists, and still they cannot know it.
+2. The payload's format waits for their reports. They have reported, and cannot know if the save succeeds.
+3. The manifest's COMMIT: the checkpoint exists, and they still cannot know it.
 4. `LedSave.committed`: they have the checkpoint's record.
 
 An attempt that fails is told at once (`LedSave.failed`), and the others wait for another attempt, or for

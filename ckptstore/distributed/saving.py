@@ -9,11 +9,11 @@
     told
 
 No payload is touched here: the caller writes its part before it calls `LeadSave.gather` or `JoinSave.report`, and
-commits between ``"gathered"`` and `LeadSave.committed`. A checkpoint exists from its commit, whatever is told of it: a
-process that does not hear the end of a save does not know it (``"lost"``), and must conclude nothing.
+commits between ``"gathered"`` and `LeadSave.committed`. A checkpoint exists from its commit, whether or not the others
+are told: a process that gets no message of a save's end does not know it (``"lost"``), and must conclude nothing.
 
 Saves are numbered from 1 on every process, and any number of them may be under way. An announcement is for the
-training step at which the saved values were copied. A process that comes there later than the limit finds the save
+training step at which the saved values were copied. A process that reaches that step after the limit finds the save
 decided; one that is at another step refuses, and the save ends at once, for all.
 
 These machines are one attempt at a save. Process 0 may make another one after an attempt that was abandoned, unless its

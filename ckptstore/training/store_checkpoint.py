@@ -51,6 +51,11 @@ class StoreCheckpoint(ResumingCallback):
     Any model that Keras trains will do. One whose configuration Keras cannot make is saved as weights with optimizers
     and training state, and a warning before training says so.
 
+    Where several processes train one model together, as after `jax.distributed.initialize`, each has this callback with
+    the same options, and each checkpoint has what all of them hold. A thread saves in the background there,
+    `backpressure` is ``"wait"``, and nothing is saved on an exception; the guide's page ``several-processes`` has what
+    is refused.
+
     Args:
         directory: The store; str or PathLike, made if there is none. ``~`` is not expanded, but refused.
         monitor: The metric whose best epoch's end is always saved, and always stays. A warning says so if it is not

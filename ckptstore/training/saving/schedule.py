@@ -126,7 +126,7 @@ class EveryBatches(SaveSchedule):
     Args:
         number: Batches from one save to the next.
         at_end: Whether the end of the last epoch is saved in any case.
-        by_outcome: False to count batches alone, whatever becomes of a save: several processes hear of that at
+        by_outcome: False to count batches alone, whatever becomes of a save: several processes learn that at
             different batches, and must save after the same.
 
     Example:
