@@ -51,7 +51,7 @@ class JoinedSave:
 
         Args:
             snapshot: What this process has of the model.
-            request: The save; only its number and its step are used.
+            request: The save; only its number and its position are used.
 
         Raises:
             SaveAbandonedError: There is no checkpoint, and the other processes know it too.
@@ -63,7 +63,7 @@ class JoinedSave:
             attempt, problem = 0, None
             while True:
                 join = self._session.join_save(number, attempt, step=request.step, limit_s=self._limit_s)
-                problem = self._take_part(join, snapshot) or problem
+                problem = self._take_part(join, snapshot, request) or problem
                 error = join.error()
                 outcome = join.outcome
                 if outcome is not None and outcome.committed:
@@ -85,14 +85,18 @@ class JoinedSave:
             _send_answer(join)
         self._session.end_save(number)
 
-    def _take_part(self, join: JoinSave, snapshot: Snapshot) -> Exception | None:
+    def _take_part(self, join: JoinSave, snapshot: Snapshot, request: SaveRequest) -> Exception | None:
         """Go through an attempt to its end; returns what went wrong in this process."""
         problem: Exception | None = None
         patience_s = self._session.patience_s
         try:
             drive(join, patience_s=patience_s)
             if join.state == "announced":
-                problem = self._write(join, snapshot)
+                elsewhere = _elsewhere(join, request)
+                if elsewhere is None:
+                    problem = self._write(join, snapshot)
+                else:
+                    join.refuse(elsewhere)
             drive(join, patience_s=patience_s)
         except MessagesLostError as error:
             raise self._lost(join, error) from error
@@ -150,6 +154,16 @@ class JoinedSave:
             refused={process: describe_failure(error)},
             limit_s=self._session.save_limit_s,
         )
+
+
+def _elsewhere(join: JoinSave, request: SaveRequest) -> str | None:
+    """Return where this process is, if process 0 saves elsewhere: a loop by hand may count no steps, only epochs."""
+    assert join.announcement is not None
+    for name, own in (("epoch", request.epoch), ("batch", request.batch)):
+        announced = join.announcement.fields.get(name)
+        if announced != own:
+            return f"is at {name} {own}, and {name} {announced} was announced"
+    return None
 
 
 class _Answer:

@@ -254,6 +254,18 @@ def test_a_process_at_another_step_ends_the_save_at_once(job: JobOfThreads) -> N
     check(job, 1)
 
 
+@pytest.mark.parametrize(("name", "position"), [("epoch", {"epoch": 7}), ("batch", {"epoch": 8, "batch": 7})])
+def test_a_process_at_another_epoch_ends_a_save_of_a_loop_that_counts_no_steps(
+    job: JobOfThreads, name: str, position: dict[str, int]
+) -> None:
+    for process in ALL:
+        where = position if process == 1 else {"epoch": 8, "batch": 8 if name == "batch" else None}
+        job.submit(process, step=None, **where)
+    error = abandoned_by_all([job.outcome(process) for process in ALL])
+    assert error.refused == {1: f"is at {name} 7, and {name} 8 was announced"}
+    check(job, 1)
+
+
 def test_nobody_waits_for_ever_for_a_process_0_that_is_gone(tmp_path: Path) -> None:
     job = JobOfThreads(tmp_path / "store", limit_s=0.2)
     job.submit(1)
@@ -401,9 +413,12 @@ def test_a_store_that_was_replaced_is_not_written_to_by_the_others(job: JobOfThr
     job.queues[0] = job.store.open_save_queue("default", backpressure="wait", job=job.sessions[0])
     with failing("00001.h5", "create", errno.EIO) as failed:
         outcomes = job.save()
-    for reason in abandoned_by_all(outcomes).refused.values():
+    refused = abandoned_by_all(outcomes).refused
+    assert refused
+    # The first refusal ends the save, and another process may come too late to look at the store.
+    for process, reason in refused.items():
         assert "another store was put in its place" in reason
-    assert isinstance(outcomes[1].cause, StoreRemovedError)
+        assert isinstance(outcomes[process].cause, StoreRemovedError)
     assert failed == []
 
 
