@@ -90,14 +90,14 @@ class JoinedSave:
         problem: Exception | None = None
         patience_s = self._session.patience_s
         try:
-            drive(join, patience_s=patience_s)
+            drive(join, patience_s=patience_s, sleep=self._session.pause)
             if join.state == "announced":
                 elsewhere = _elsewhere(join, request)
                 if elsewhere is None:
                     problem = self._write(join, snapshot)
                 else:
                     join.refuse(elsewhere)
-            drive(join, patience_s=patience_s)
+            drive(join, patience_s=patience_s, sleep=self._session.pause)
         except MessagesLostError as error:
             raise self._lost(join, error) from error
         return problem

@@ -123,7 +123,7 @@ class LedSave:
 
     def _drive(self, lead: LeadSave) -> None:
         try:
-            drive(lead, patience_s=self._session.patience_s)
+            drive(lead, patience_s=self._session.patience_s, sleep=self._session.pause)
         except MessagesLostError as error:
             if lead.outcome is None:
                 lead.abandon(describe_failure(error))

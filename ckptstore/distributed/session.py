@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
+from ckptstore.distributed.agreements import Agreements
 from ckptstore.distributed.driver import drive
 from ckptstore.distributed.exchange import Exchange
 from ckptstore.distributed.job import Job
@@ -32,6 +34,9 @@ class JobSession:
         token: What all of them have agreed on; see `ckptstore.distributed.meeting`.
         save_limit_s: Limit for each step of a save, in seconds, unless another is given; see `Announcement`.
 
+    Attributes:
+        agreements: Decisions of process 0 for all, and the news that a process has given up.
+
     Example:
         >>> from ckptstore.distributed.memory import MemoryService
         >>> from ckptstore.distributed.service import ServiceMessages
@@ -57,6 +62,7 @@ class JobSession:
     ) -> None:
         self.job = job
         self.token = token
+        self.agreements = Agreements(messages, f"{ROOT}/{token}/fit")
         self.save_limit_s = save_limit_s
         self._messages = messages
         self._lock = threading.Lock()
@@ -105,6 +111,15 @@ class JobSession:
     def join_resume(self, *, limit_s: float) -> JoinResume:
         """Return another process's side of the beginning; see `JoinResume`."""
         return JoinResume(self._next_resume(), limit_s=limit_s)
+
+    def pause(self, seconds: float) -> None:
+        """Wait for a moment for another process.
+
+        Raises:
+            PeerFailedError: One has given up.
+        """
+        self.agreements.check()
+        time.sleep(seconds)
 
     @property
     def patience_s(self) -> float:

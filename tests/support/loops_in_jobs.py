@@ -71,4 +71,12 @@ def resumed(rank: int, folder: Path, scope: Any) -> dict[str, Any]:
             store.restore("no-such-tag", other)
         except ckptstore.CheckpointStoreError as error:
             found["refused"] = [type(error).__name__, str(error)]
+        found["after"] = store.save(other, epoch=1, step=2 * _STEPS, objects=draws).version
+    try:
+        with ckptstore.open_in_job(path, other) as store:
+            if rank == 0:
+                raise OSError("the data is gone")
+            store.save(other, epoch=2)
+    except (OSError, ckptstore.PeerFailedError) as error:
+        found["left"] = [type(error).__name__, str(error)]
     return found

@@ -24,8 +24,11 @@ def test_a_loop_by_hand_in_two_processes_resumes_to_the_bit_on_both(tmp_path: Pa
     assert processes[0]["saved"] == processes[1]["saved"]
     assert processes[0]["saved"][:2] == [1, "sharded"]
     (first, _), (second, text) = (found["refused"] for found in processes)
-    assert (first, second) == ("CheckpointNotFoundError", "PeerFailedError")
+    assert (first, second) == ("CheckpointNotFoundError", "ResumeRefusedError")
     assert "no-such-tag" in text
+    assert [found["after"] for found in processes] == [2, 2]
+    assert processes[1]["left"][0] == "PeerFailedError"
+    assert "process 0 has given up: OSError: the data is gone" in processes[1]["left"][1]
     with ckptstore.CheckpointStore(tmp_path / "store") as store:
         assert store.verify() == []
 

@@ -6,7 +6,8 @@ Every process loads while the others do, and none trains before all have confirm
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from ckptstore.distributed.resuming import JoinResume, LeadResume, Offer
 from ckptstore.errors import (
     CheckpointStoreError,
     CorruptPayloadError,
+    DistributedError,
     RefusedByLayerError,
     ResumeRefusedError,
 )
@@ -62,6 +64,24 @@ class LedBeginning:
             raise
         self._job.agreements.drive(lead)
         self._conclude(lead, checkpoint)
+
+    @contextmanager
+    def refused_on_error(self) -> Iterator[None]:
+        """End it for all processes, with the reason, if the block raises before it is decided."""
+        try:
+            yield
+        except BaseException as error:
+            self._refuse(_text(error))
+            raise
+
+    def _refuse(self, reason: str) -> None:
+        if self._lead is None:
+            nothing = Offer(version=None, store=self._store, limit_s=LOAD_LIMIT_S)
+            self._lead = self._job.session.lead_resume(nothing)
+        if self._lead.state not in ("agreed", "refused"):
+            with suppress(DistributedError):  # the error that is on its way tells more
+                self._lead.refuse(reason)
+                self._job.agreements.drive(self._lead)
 
     def from_scratch(self) -> None:
         """Offer to begin without a checkpoint, and wait until all have confirmed.
@@ -180,5 +200,5 @@ def _raise_refusal(side: LeadResume | JoinResume) -> None:
         raise error
 
 
-def _text(error: Exception) -> str:
+def _text(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
-from ckptstore.distributed.agreements import Agreements
 from ckptstore.distributed.job import Job
 from ckptstore.distributed.meeting import JOIN_FACTOR, ROOT
 from ckptstore.distributed.service import ServiceMessages
@@ -69,7 +68,7 @@ class FitJob:
     def __init__(self, job: Job, messages: ServiceMessages, session: JobSession) -> None:
         self.job = job
         self.session = session
-        self.agreements = Agreements(messages, f"{ROOT}/{session.token}/fit")
+        self.agreements = session.agreements
         self.stop = AgreedStop(messages, job.processes, f"{ROOT}/{session.token}/stop")
         self._messages = messages
 
@@ -139,15 +138,6 @@ class FitJob:
     def give_up(self, error: BaseException) -> None:
         """Tell the others that this process cannot go on, so that none waits for it."""
         self.agreements.give_up(f"{type(error).__name__}: {error}")
-
-    @contextmanager
-    def giving_up_on_error(self) -> Iterator[None]:
-        """Tell the others if the block raises."""
-        try:
-            yield
-        except BaseException as error:
-            self.give_up(error)
-            raise
 
     def close(self) -> None:
         """End the threads of this fit; may be called again."""

@@ -126,11 +126,10 @@ class JoinedStore:
             ResumeRefusedError: A process cannot; their models may differ, and none must train.
             PeerFailedError: Process 0 has found none.
         """
-        with self._job.giving_up_on_error():
-            load = partial(adapter_for(model).restore, model, optimizer=optimizer, objects=objects)
-            checkpoint = JoinedBeginning(self._job, self.path).load(load)
-            assert checkpoint is not None
-            return checkpoint
+        load = partial(adapter_for(model).restore, model, optimizer=optimizer, objects=objects)
+        checkpoint = JoinedBeginning(self._job, self.path).load(load)
+        assert checkpoint is not None
+        return checkpoint
 
     def resume(
         self,
@@ -145,10 +144,9 @@ class JoinedStore:
         Raises:
             ResumeRefusedError: A process cannot begin; none begins.
         """
-        with self._job.giving_up_on_error():
-            restore = adapter_for(model).restore
-            load = partial(restore, model, optimizer=optimizer, objects=objects, generators=True)
-            return JoinedBeginning(self._job, self.path).load(load)
+        restore = adapter_for(model).restore
+        load = partial(restore, model, optimizer=optimizer, objects=objects, generators=True)
+        return JoinedBeginning(self._job, self.path).load(load)
 
     def begin(self, run: str) -> int:
         """Take part in the beginning of a run from scratch."""

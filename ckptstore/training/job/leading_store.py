@@ -82,33 +82,20 @@ class LeadingStore(CheckpointStore):
             ResumeRefusedError: A process cannot; their models may differ, and none must train.
             CheckpointStoreError: As `CheckpointStore.restore`.
         """
-        with self._job.giving_up_on_error():
+        beginning = self._beginning()
+        with beginning.refused_on_error():
             load = partial(adapter_for(model).restore, model, optimizer=optimizer, objects=objects)
             checkpoint = self.get(ref)
-            self._beginning().load(load, checkpoint)
+            beginning.load(load, checkpoint)
             return checkpoint
-
-    def resume(
-        self,
-        model: Any,
-        run: str | None = None,
-        *,
-        optimizer: Any = None,
-        objects: Mapping[str, Any] | None = None,
-    ) -> Checkpoint | None:
-        """Restore the newest resume point that all processes can load; as `CheckpointStore.resume`.
-
-        Raises:
-            ResumeRefusedError: A process cannot begin; none begins.
-        """
-        with self._job.giving_up_on_error():
-            return super().resume(model, run, optimizer=optimizer, objects=objects)
 
     def begin(self, run: str) -> int:
         """Begin a run again, on all processes."""
-        version = super().begin(run)
-        self._beginning().from_scratch()
-        return version
+        beginning = self._beginning()
+        with beginning.refused_on_error():
+            version = super().begin(run)
+            beginning.from_scratch()
+            return version
 
     def load_newest_resume_point(
         self, load: Callable[[Checkpoint], object], run: str | None = None, *, count_starts: bool = True
@@ -124,10 +111,11 @@ class LeadingStore(CheckpointStore):
         def load_together(checkpoint: Checkpoint) -> None:
             beginning.load(load, checkpoint)
 
-        found = super().load_newest_resume_point(load_together, run, count_starts=count_starts)
-        if found is None:
-            beginning.from_scratch()
-        return found
+        with beginning.refused_on_error():
+            found = super().load_newest_resume_point(load_together, run, count_starts=count_starts)
+            if found is None:
+                beginning.from_scratch()
+            return found
 
     def _beginning(self) -> LedBeginning:
         return LedBeginning(self._job, self.uuid, is_intact=_is_intact)
