@@ -71,6 +71,7 @@ def resumed(rank: int, folder: Path, scope: Any) -> dict[str, Any]:
             store.restore("no-such-tag", other)
         except ckptstore.CheckpointStoreError as error:
             found["refused"] = [type(error).__name__, str(error)]
+        found["queries"] = [hasattr(store, name) for name in ("best", "latest", "save")]
         found["after"] = store.save(other, epoch=1, step=2 * _STEPS, objects=draws).version
     try:
         with ckptstore.open_in_job(path, other) as store:

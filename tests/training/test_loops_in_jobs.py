@@ -26,6 +26,7 @@ def test_a_loop_by_hand_in_two_processes_resumes_to_the_bit_on_both(tmp_path: Pa
     (first, _), (second, text) = (found["refused"] for found in processes)
     assert (first, second) == ("CheckpointNotFoundError", "ResumeRefusedError")
     assert "no-such-tag" in text
+    assert [found["queries"] for found in processes] == [[True] * 3, [False, False, True]]
     assert [found["after"] for found in processes] == [2, 2]
     assert processes[1]["left"][0] == "PeerFailedError"
     assert "process 0 has given up: OSError: the data is gone" in processes[1]["left"][1]

@@ -24,7 +24,7 @@ from ckptstore.store.store import CheckpointStore
 from ckptstore.system import messages
 from ckptstore.training.job.fit_job import FitJob
 from ckptstore.training.job.fit_store import FitStore
-from ckptstore.training.job.joined_store import JoinedStore
+from ckptstore.training.job.joined_fit_store import JoinedFitStore
 from ckptstore.training.job.leading_store import LeadingStore
 from ckptstore.training.saving.attempt_end import plan_stop
 from ckptstore.training.saving.background_saves import BackgroundSaves, PendingSave
@@ -166,7 +166,7 @@ class Saves:
     def _open_store(self, path: Path) -> FitStore:
         if self.job is None:
             return CheckpointStore(path)
-        return (LeadingStore if self.job.is_leader else JoinedStore)(path, self.job)
+        return (LeadingStore if self.job.is_leader else JoinedFitStore)(path, self.job)
 
     @property
     def leads(self) -> bool:
