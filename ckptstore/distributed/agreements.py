@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Any
 
@@ -121,6 +122,28 @@ class Agreements:
             raise PeerFailedError(
                 process=self._messages.process, failed=failed["process"], reason=failed["reason"]
             )
+
+    def leave(self, others: Collection[int], *, limit_s: float) -> None:
+        """Tell process 0 that this process needs no more messages; process 0 waits for that, up to the limit.
+
+        Args:
+            others: The numbers of the processes other than 0.
+            limit_s: How long process 0 waits, in seconds; then it leaves all the same.
+
+        Raises:
+            DistributedError: The messages do not get through.
+        """
+        if self._messages.process:
+            self._messages.put(self._left(self._messages.process), "")
+            return
+        keys = [self._left(process) for process in others]
+        give_up, pause_s = time.monotonic() + limit_s, _FIRST_PAUSE_S
+        while len(self._messages.present(keys)) < len(keys) and time.monotonic() < give_up:
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _left(self, process: int) -> str:
+        return f"{self._prefix}/left/{process}"
 
     def give_up(self, reason: str) -> None:
         """Tell the others that this process cannot go on; raises nothing, since another error is on its way."""

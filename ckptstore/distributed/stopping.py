@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 from ckptstore.distributed.messages import Messages
@@ -38,6 +39,7 @@ class AgreedStop:
         prefix: Begins the keys, without a ``/`` at its end.
         interval_s: Seconds between two looks for a request.
         limit_s: The longest to wait for the agreement, in seconds.
+        on_look: Called by the thread before each look, such as to look for what else others tell.
 
     Attributes:
         reason: Why all are to stop; empty while nobody has asked.
@@ -51,7 +53,9 @@ class AgreedStop:
         *,
         interval_s: float = INTERVAL_S,
         limit_s: float = LIMIT_S,
+        on_look: Callable[[], object] = lambda: None,
     ) -> None:
+        self._on_look = on_look
         self._messages = messages
         self._processes = processes
         self._prefix = prefix
@@ -120,6 +124,7 @@ class AgreedStop:
     def _watch(self) -> None:
         try:
             while not self._ended.is_set():
+                self._on_look()
                 self.reason = self._requested()
                 if self.reason:
                     self._agree()

@@ -96,15 +96,26 @@ class ResumingCallback(SavingCallback, keras.callbacks.Callback):
         refuse_second_resume(self, is_resumed=loop is not None and loop.is_hooked)
         if self._session is not None:
             self._session.end()
-        self._saves.job = job = None if found is None else FitJob.meet(found, "fit")
+        if found is None:
+            self._saves.job = None
+            self._begin(loop, None)
+            return
+        with self._noting_signals():
+            self._begin_together(loop, found)
+
+    def _noting_signals(self) -> StopRequest:
+        """Return a request for what a backend watches for itself; the fit sees what comes before it has its own."""
+        watched = preemption_signals(keras.backend.backend())
+        return StopRequest([number for number in watched if number in self._signals], takes_over=watched)
+
+    def _begin_together(self, loop: FitLoop | None, found: Job) -> None:
+        self._saves.job = job = FitJob.meet(found, "fit")
         try:
-            if job is not None:
-                job.require_equal(self._equal_options())
+            job.require_equal(self._equal_options())
             self._begin(loop, job)
         except BaseException as error:
-            if job is not None:
-                job.give_up(error)
-                job.close()
+            job.give_up(error)
+            job.close()
             raise
 
     def _begin(self, loop: FitLoop | None, job: FitJob | None) -> None:
@@ -121,7 +132,10 @@ class ResumingCallback(SavingCallback, keras.callbacks.Callback):
 
     def _equal_options(self) -> dict[str, Any]:
         """Return the options that all processes of a fit must have, by name."""
-        return {"resume": self._resume}
+        params = self.params or {}
+        # Where they differ, a process would wait in a step for one that has finished.
+        numbers = {"epochs": params.get("epochs"), "steps_per_epoch": params.get("steps")}
+        return {"resume": self._resume, **numbers}
 
     def _check_job(self, job: Job) -> None:
         """Refuse what several processes cannot do together; asks no other process, since all refuse the same.

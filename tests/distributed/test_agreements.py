@@ -189,3 +189,21 @@ def test_nothing_is_agreed_on_where_nobody_asks() -> None:
         return found, stop.reason
 
     assert side_by_side(2, run) == [(None, ""), (None, "")]
+
+
+def test_process_0_leaves_after_the_others_or_at_its_limit() -> None:
+    gone: list[int] = []
+
+    def run(process: int, messages: ServiceMessages) -> Any:
+        agreements = Agreements(messages, "fit")
+        if process == 2:
+            time.sleep(0.05)
+        gone.append(process)
+        agreements.leave(range(1, 3), limit_s=20)
+        return [*gone]
+
+    assert sorted(side_by_side(3, run)[0]) == [0, 1, 2]
+    alone = Agreements(ServiceMessages(MemoryService(), process=0, service="memory"), "fit")
+    began = time.monotonic()
+    alone.leave([1], limit_s=0.02)
+    assert 0.02 <= time.monotonic() - began < 10

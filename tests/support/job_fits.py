@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -72,7 +73,7 @@ def model_without_configuration(distribution: str) -> Any:
     return model
 
 
-def share_of_data(rank: int) -> Any:
+def share_of_data(rank: int, batches: int = BATCHES) -> Any:
     """Return this process's share of each batch."""
     import keras
 
@@ -81,7 +82,7 @@ def share_of_data(rank: int) -> Any:
 
     class Share(keras.utils.PyDataset):
         def __len__(self) -> int:
-            return BATCHES
+            return batches
 
         def __getitem__(self, index: int) -> Any:
             return x[rank, index].astype("float32"), y[rank, index].astype("float32")
@@ -124,6 +125,7 @@ def train(
     distribution: str,
     *others: Any,
     make: Callable[[str], Any] = made_model,
+    epochs: int = EPOCHS,
     **options: Any,
 ) -> dict[str, Any]:
     """Train, and return what this process ends with."""
@@ -134,7 +136,7 @@ def train(
     found: dict[str, Any] = {"ended": "finished"}
     try:
         history = model.fit(
-            share_of_data(rank), epochs=EPOCHS, verbose=0, shuffle=False, callbacks=[callback, *others]
+            share_of_data(rank), epochs=epochs, verbose=0, shuffle=False, callbacks=[callback, *others]
         )
         found["history"] = history.history
     except Failure:
@@ -168,8 +170,21 @@ def exact(rank: int, folder: Path, scope: Any) -> dict[str, Any]:
         "data": train(rank, folder / "data", "data", background=False),
         "data stopped": train(rank, folder / "stopped", "data", *signals),
         "data resumed": train(rank, folder / "stopped", "data", background=False),
+        "data stopped early": stopped_early(rank, folder / "early", sigterm),
         **without_configuration(rank, folder),
     }
+
+
+def stopped_early(rank: int, store: Path, sigterm: Callable[[], None]) -> dict[str, Any]:
+    """Return a fit whose process 1 gets a signal while the processes begin it."""
+    from ckptstore.training.job.fit_job import FitJob
+
+    def require_equal(job: FitJob, options: Any) -> None:
+        if rank == 1:
+            sigterm()
+
+    with mock.patch.object(FitJob, "require_equal", require_equal):
+        return train(rank, store, "data")
 
 
 def without_configuration(rank: int, folder: Path) -> dict[str, Any]:
@@ -243,6 +258,16 @@ def refused(rank: int, folder: Path, scope: Any) -> dict[str, Any]:
             ckptstore.StoreCheckpoint(folder / "freq", save_freq=2 + rank),
             at_step(1, fail),
             model=made_model("data"),
+        )
+    )
+    found["own epochs"] = attempt(
+        lambda: train(rank, folder / "epochs", "data", at_step(1, fail), epochs=2 + rank)
+    )
+    found["own batches"] = attempt(
+        lambda: made_model("data").fit(
+            share_of_data(rank, 2 + rank),
+            verbose=0,
+            callbacks=[ckptstore.StoreCheckpoint(folder / "batches")],
         )
     )
     if rank == 0:

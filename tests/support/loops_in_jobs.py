@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,19 @@ def resumed(rank: int, folder: Path, scope: Any) -> dict[str, Any]:
             found["refused"] = [type(error).__name__, str(error)]
         found["queries"] = [hasattr(store, name) for name in ("best", "latest", "save")]
         found["after"] = store.save(other, epoch=1, step=2 * _STEPS, objects=draws).version
+        if rank == 1:
+            # Time in which process 0, which has nothing left to do, would end, and with it its service.
+            time.sleep(0.3)
+            (folder / "leaves").touch()
+    found["left last"] = rank == 1 or BACKEND == "jax" or (folder / "leaves").exists()
+    found["closed"] = [
+        refusal(call)
+        for call in (
+            lambda: store.save(other, epoch=1, objects=draws),
+            lambda: store.resume(other, run="default", objects=draws),
+            lambda: store.restore("latest", other),
+        )
+    ]
     try:
         with ckptstore.open_in_job(path, other) as store:
             if rank == 0:
@@ -81,3 +96,14 @@ def resumed(rank: int, folder: Path, scope: Any) -> dict[str, Any]:
     except (OSError, ckptstore.PeerFailedError) as error:
         found["left"] = [type(error).__name__, str(error)]
     return found
+
+
+def refusal(call: Callable[[], object]) -> str:
+    """Return how a call on a closed store ends."""
+    import ckptstore
+
+    try:
+        call()
+    except ckptstore.InvalidArgumentError as error:
+        return error.reason
+    return "nothing"

@@ -36,7 +36,8 @@ def test_a_fit_of_two_processes_that_is_resumed_ends_as_one_that_was_not(tmp_pat
         assert found["2d resumed"]["resumed"] == 6
         # Its first epoch ends as the best so far, and is saved, too.
         assert found["opaque resumed"]["resumed"] == 7
-        assert found["data stopped"]["ended"] == ["SIGTERM", 75]
+        for name in ("data stopped", "data stopped early"):
+            assert found[name]["ended"] == ["SIGTERM", 75]
         # That a model cannot be saved whole is said where nobody asked for weights alone.
         said = {name: "".join(found[name]["warned"]) for name in ("opaque", "opaque resumed")}
         assert "its checkpoints hold weights, optimizers and training state" in said["opaque"]
@@ -100,5 +101,10 @@ def test_what_several_processes_cannot_do_each_of_them_refuses(tmp_path: Path) -
         assert "own-1" in text and "each needs the same directory" in text
     assert [kind for kind, _ in texts["own save_freq"]] == ["PeerFailedError", "InvalidArgumentError"]
     assert all("is 2 on process 0, and this is process 1" in text for _, text in texts["own save_freq"])
+    for name, numbers in {"epochs": "epochs=3: is 2", "batches": "steps_per_epoch=3: is 2"}.items():
+        assert [kind for kind, _ in texts[f"own {name}"]] == ["PeerFailedError", "InvalidArgumentError"]
+        assert all(
+            f"{numbers} on process 0, and this is process 1" in text for _, text in texts[f"own {name}"]
+        )
     assert texts["alone"][0][0] == "JobIncompleteError"
     assert not {"best.keras", "backup", "store"} & set(made)

@@ -16,6 +16,7 @@ from ckptstore.distributed.stopping import AgreedStop
 from ckptstore.errors import DistributedError, InvalidArgumentError, SeveralProcessesError
 from ckptstore.keras.private import messages_of
 from ckptstore.system import messages as system_messages
+from ckptstore.training.job.peer_watch import PeerWatch
 
 if TYPE_CHECKING:
     from ckptstore.commit.request import SaveRequest
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 MEETING_LIMIT_S = 300.0
 # How long the processes may take to load a checkpoint, from its offer on.
 LOAD_LIMIT_S = 900.0
+# How long process 0 waits at its end for the others to read what it has told: its service may end with it.
+LEAVING_LIMIT_S = 10.0
 # Seconds of waiting before a line says so.
 _LINE_AFTER_S = 10.0
 
@@ -69,8 +72,11 @@ class FitJob:
         self.job = job
         self.session = session
         self.agreements = session.agreements
-        self.stop = AgreedStop(messages, job.processes, f"{ROOT}/{session.token}/stop")
+        self.stop = AgreedStop(
+            messages, job.processes, f"{ROOT}/{session.token}/stop", on_look=PeerWatch(self.agreements)
+        )
         self._messages = messages
+        self._has_left = False
 
     @classmethod
     def meet(cls, job: Job, name: str, *, limit_s: float | None = None) -> Self:
@@ -140,11 +146,16 @@ class FitJob:
         self.agreements.give_up(f"{type(error).__name__}: {error}")
 
     def close(self) -> None:
-        """End the threads of this fit; may be called again."""
+        """End the threads of this fit, process 0 after the others, up to `LEAVING_LIMIT_S`; may be called again."""
         self.stop.close()
         if self.is_leader:
             with suppress(DistributedError):  # after the fit nobody reads them
                 self.session.delete_settled()
+        # JAX's own processes wait for each other when they exit.
+        if not self._has_left and self.job.kind != "jax":
+            self._has_left = True
+            with suppress(DistributedError):
+                self.agreements.leave(self.job.others, limit_s=LEAVING_LIMIT_S)
         self._messages.close()
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 from weakref import WeakKeyDictionary
 
 from ckptstore.commit.joined_save import JoinedSave
+from ckptstore.errors import InvalidArgumentError
 from ckptstore.records import Checkpoint
 from ckptstore.storage.layout import Layout, absolute
 from ckptstore.store.model_adapter import adapter_for
@@ -41,6 +42,7 @@ class JoinedStore:
         self._job = job
         self._joined = JoinedSave(job.session, Layout(self.path))
         self._snapshots: WeakKeyDictionary[Any, Snapshots] = WeakKeyDictionary()
+        self._is_closed = False
 
     def __enter__(self) -> Self:
         return self
@@ -54,7 +56,12 @@ class JoinedStore:
 
     def close(self) -> None:
         """End this process's part in the job."""
+        self._is_closed = True
         self._job.close()
+
+    def _require_open(self) -> None:
+        if self._is_closed:
+            raise InvalidArgumentError(argument="store", value=str(self.path), reason="it is closed")
 
     # --- saving ------------------------------------------------------------------------------------
 
@@ -76,6 +83,7 @@ class JoinedStore:
         """Take a snapshot of what this process holds; as `CheckpointStore.prepare`."""
         from ckptstore.commit.request import SaveRequest
 
+        self._require_open()
         request = SaveRequest(
             run=options.get("run", "default"),
             epoch=epoch,
@@ -115,6 +123,7 @@ class JoinedStore:
             ResumeRefusedError: A process cannot; their models may differ, and none must train.
             PeerFailedError: Process 0 has found none.
         """
+        self._require_open()
         load = partial(adapter_for(model).restore, model, optimizer=optimizer, objects=objects)
         checkpoint = JoinedBeginning(self._job, self.path).load(load)
         assert checkpoint is not None
@@ -133,6 +142,7 @@ class JoinedStore:
         Raises:
             ResumeRefusedError: A process cannot begin; none begins.
         """
+        self._require_open()
         restore = adapter_for(model).restore
         load = partial(restore, model, optimizer=optimizer, objects=objects, generators=True)
         return JoinedBeginning(self._job, self.path).load(load)
