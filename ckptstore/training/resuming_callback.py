@@ -135,7 +135,7 @@ class ResumingCallback(SavingCallback, keras.callbacks.Callback):
         params = self.params or {}
         # Where they differ, a process would wait in a step for one that has finished.
         numbers = {"epochs": params.get("epochs"), "steps_per_epoch": params.get("steps")}
-        return {"resume": self._resume, **numbers}
+        return {"run": self.run if self._is_named else None, "resume": self._resume, **numbers}
 
     def _check_job(self, job: Job) -> None:
         """Refuse what several processes cannot do together; asks no other process, since all refuse the same.

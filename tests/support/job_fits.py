@@ -171,8 +171,22 @@ def exact(rank: int, folder: Path, scope: Any) -> dict[str, Any]:
         "data stopped": train(rank, folder / "stopped", "data", *signals),
         "data resumed": train(rank, folder / "stopped", "data", background=False),
         "data stopped early": stopped_early(rank, folder / "early", sigterm),
+        "data ended": train(rank, folder / "ended", "data", ends_on(0, rank, epoch=1)),
+        "data ended again": train(rank, folder / "ended", "data", ends_on(0, rank, epoch=1), run="default"),
         **without_configuration(rank, folder),
     }
+
+
+def ends_on(process: int, rank: int, *, epoch: int) -> Any:
+    """Return a callback that ends the fit after an epoch, on one process alone."""
+    import keras
+
+    class Ends(keras.callbacks.Callback):
+        def on_epoch_end(self, number: int, logs: Any = None) -> None:
+            if (number, rank) == (epoch, process):
+                self.model.stop_training = True
+
+    return Ends()
 
 
 def stopped_early(rank: int, store: Path, sigterm: Callable[[], None]) -> dict[str, Any]:

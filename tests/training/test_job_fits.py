@@ -32,6 +32,10 @@ def test_a_fit_of_two_processes_that_is_resumed_ends_as_one_that_was_not(tmp_pat
             assert resumed["history"] == undisturbed["history"]
             assert (undisturbed["resumed"], undisturbed["ended"]) == (None, "finished")
             assert undisturbed["last"][:2] == [12, "sharded"]
+        assert len(found["data ended"]["history"]["loss"]) == 2
+        assert found["data ended"]["last"][0] == 8
+        assert found["data ended again"]["history"] == found["data ended"]["history"]
+        assert found["data ended again"]["digest"] == found["data ended"]["digest"]
         assert found["2d failed"]["ended"] == "failure"
         assert found["2d resumed"]["resumed"] == 6
         # Its first epoch ends as the best so far, and is saved, too.

@@ -176,6 +176,8 @@ class Saves:
     def agreed(self, value: bool) -> bool:
         """Return a decision that is the same on all processes of the fit: that of process 0.
 
+        Each process calls this in the same order.
+
         Raises:
             DistributedError: It does not arrive.
         """

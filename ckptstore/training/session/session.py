@@ -173,7 +173,7 @@ class FitSession:
         wrap_hooks(loop, hooks, self._end_on_error)
         self._heartbeat.watch(loop, is_skipping=self._is_skipping)
         if resumed is not None:
-            self._finished = resumed.is_finished(loop.epochs, loop.others)
+            self._finished = self._saves.agreed(resumed.is_finished(loop.epochs, loop.others))
             self.position.epoch = resumed.next_epoch - self._finished
             loop.start_at_epoch(loop.epochs if self._finished else resumed.next_epoch)
             if self._saves.leads:
@@ -253,8 +253,11 @@ class FitSession:
 
     def _epoch_ended(self, epoch: int, logs: Mapping[str, Any]) -> None:
         self._saves.epoch_ended(epoch, self.position.step, logs)
-        last = self._model.stop_training or self._is_last(epoch)
         with self._end_on_error:
+            if self._saves.job is not None:
+                # Of processes that stopped at different epochs, one would wait in a step for the other.
+                self._model.stop_training = self._saves.agreed(bool(self._model.stop_training))
+            last = self._model.stop_training or self._is_last(epoch)
             self._stop.reached(self.position.step, epoch_ended=True)
             due = self._is_due_at_epoch_end(logs, last=last) or self._stop.received is not None
             due = self._saves.agreed(due)
