@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from operator import index
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
@@ -135,29 +136,34 @@ class StoreWriter(StoreReader):
             UnfinishedSaveError: The checkpoint is saved (`.checkpoint`), but could not be shown, or retention failed.
             StorageError: The disk failed; older checkpoints are as they were.
         """
-        snapshot, request = self.prepare(
-            model,
-            epoch=epoch,
-            batch=batch,
-            step=step,
-            metrics=metrics,
-            run=run,
-            tags=tags,
-            extra=extra,
-            format=format,
-            optimizer=optimizer,
-            weights_only=weights_only,
-            resumable=resumable,
-            publish=publish,
-            keep=keep,
-            monitor=monitor,
-            fit=fit,
-            objects=objects,
-        )
-        heartbeat = self._beat_of_loop(run)
-        heartbeat.beat(epoch, batch, step, metrics)
-        with heartbeat.during("saving"):
-            return self.commit(snapshot, request)
+        with self._led() as led:
+            snapshot, request = self.prepare(
+                model,
+                epoch=epoch,
+                batch=batch,
+                step=step,
+                metrics=metrics,
+                run=run,
+                tags=tags,
+                extra=extra,
+                format=format,
+                optimizer=optimizer,
+                weights_only=weights_only,
+                resumable=resumable,
+                publish=publish,
+                keep=keep,
+                monitor=monitor,
+                fit=fit,
+                objects=objects,
+            )
+            heartbeat = self._beat_of_loop(run)
+            heartbeat.beat(epoch, batch, step, metrics)
+            with heartbeat.during("saving"):
+                return self.commit(snapshot, request, led=led)
+
+    def _led(self) -> AbstractContextManager[LedSave | None]:
+        """Return what tells other processes of a save, from before it is prepared; here there are none."""
+        return nullcontext()
 
     def prepare(
         self,

@@ -73,6 +73,14 @@ def resumed(rank: int, folder: Path, scope: Any) -> dict[str, Any]:
             store.restore("no-such-tag", other)
         except ckptstore.CheckpointStoreError as error:
             found["refused"] = [type(error).__name__, str(error)]
+        found["unprepared"] = []
+        for process, options in ((0, {"epoch": -1}), (1, {"objects": {"draws": object()}})):
+            mine = options if rank == process else {}
+            began = time.monotonic()
+            try:
+                store.save(other, **{"epoch": 1, "objects": draws, **mine})
+            except ckptstore.CheckpointStoreError as error:
+                found["unprepared"].append([type(error).__name__, str(error), time.monotonic() - began])
         found["queries"] = [hasattr(store, name) for name in ("best", "latest", "save")]
         found["after"] = store.save(other, epoch=1, step=2 * _STEPS, objects=draws).version
         if rank == 1:

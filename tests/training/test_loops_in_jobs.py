@@ -28,8 +28,15 @@ def test_a_loop_by_hand_in_two_processes_resumes_to_the_bit_on_both(tmp_path: Pa
     (first, _), (second, text) = (found["refused"] for found in processes)
     assert (first, second) == ("CheckpointNotFoundError", "ResumeRefusedError")
     assert "no-such-tag" in text
+    # One process cannot prepare its part: the others are told so at once, and all count the same saves.
+    for process in (0, 1):
+        kinds, texts, seconds = zip(*(found["unprepared"][process] for found in processes), strict=True)
+        assert kinds[process] == "InvalidArgumentError"
+        assert kinds[1 - process] == "SaveAbandonedError"
+        assert f"was abandoned: process {process}: " in texts[1 - process]
+        assert max(seconds) < 30
     assert [found["queries"] for found in processes] == [[True] * 3, [False, False, True]]
-    assert [found["after"] for found in processes] == [2, 2]
+    assert [found["after"] for found in processes] == [3, 3]  # 2 was reserved for one that was abandoned
     assert processes[1]["left"][0] == "PeerFailedError"
     assert "process 0 has given up: OSError: the data is gone" in processes[1]["left"][1]
     with ckptstore.CheckpointStore(tmp_path / "store") as store:

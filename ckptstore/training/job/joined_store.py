@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 from weakref import WeakKeyDictionary
 
 from ckptstore.commit.joined_save import JoinedSave
+from ckptstore.commit.request import SaveRequest
 from ckptstore.errors import InvalidArgumentError
 from ckptstore.records import Checkpoint
 from ckptstore.storage.layout import Layout, absolute
@@ -20,7 +22,6 @@ from ckptstore.training.job.beginning import JoinedBeginning
 from ckptstore.training.job.fit_job import FitJob
 
 if TYPE_CHECKING:
-    from ckptstore.commit.request import SaveRequest
     from ckptstore.formats.snapshot import Snapshot
     from ckptstore.store.model_adapter import Snapshots
     from ckptstore.store.reader import Ref
@@ -75,15 +76,21 @@ class JoinedStore:
         unknown = options.keys() - SaveOptions.__annotations__.keys()
         if unknown:
             raise TypeError(f"save() got an unexpected keyword argument {min(unknown)!r}")
-        return self.commit(*self.prepare(model, epoch=epoch, **options))
+        self._require_open()
+        # Before anything can fail here: each process counts the same saves.
+        number = self._job.session.next_save()
+        try:
+            snapshot, request = self.prepare(model, epoch=epoch, **options)
+        except Exception as error:
+            step = options.get("step")
+            self._joined.withdraw(SaveRequest(run="", epoch=epoch, step=step, job_save=number), error)
+            raise
+        return self.commit(snapshot, replace(request, job_save=number))
 
     def prepare(
         self, model: Any, *, epoch: int, snapshots: Snapshots | None = None, **options: Unpack[SaveOptions]
     ) -> tuple[Snapshot, SaveRequest]:
         """Take a snapshot of what this process holds; as `CheckpointStore.prepare`."""
-        from ckptstore.commit.request import SaveRequest
-
-        self._require_open()
         request = SaveRequest(
             run=options.get("run", "default"),
             epoch=epoch,

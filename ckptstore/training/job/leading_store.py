@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Unpack
@@ -58,9 +59,17 @@ class LeadingStore(CheckpointStore):
         from ckptstore.commit.led_save import LedSave
         from ckptstore.commit.retry import with_retries
 
-        request = self._job.numbered(request)
-        with LedSave(self._job.session, request.number_in_job()) as found:
-            return with_retries(partial(super().commit, snapshot, request, led=found))
+        if led is None:
+            request = self._job.numbered(request)
+            with LedSave(self._job.session, request.number_in_job()) as found:
+                return self.commit(snapshot, request, led=found)
+        return with_retries(partial(super().commit, snapshot, request, led=led))
+
+    def _led(self) -> AbstractContextManager[LedSave | None]:
+        """Take the number of a save by hand, and tell the others if it cannot even be prepared."""
+        from ckptstore.commit.led_save import LedSave
+
+        return LedSave(self._job.session, self._job.session.next_save())
 
     def open_save_queue(
         self, run: str, *, backpressure: Backpressure = "replace", job: JobSession | None = None
