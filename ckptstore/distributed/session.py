@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Self
 
 from ckptstore.distributed.agreements import Agreements
@@ -15,10 +16,12 @@ from ckptstore.distributed.meeting import ROOT, JoinMeeting, LeadMeeting
 from ckptstore.distributed.messages import Messages
 from ckptstore.distributed.resuming import JoinResume, LeadResume, Offer
 from ckptstore.distributed.saving import Announcement, JoinSave, LeadSave
+from ckptstore.errors import MessagesLostError
 
 # How much longer than process 0 another process may take to write its part, and what process 0 may take to commit.
 SAVE_LIMIT_S = 60.0
 _PATIENCE_S = 20.0
+_CHECK_INTERVAL_S = 1.0
 
 
 class JobSession:
@@ -67,6 +70,7 @@ class JobSession:
         self._messages = messages
         self._lock = threading.Lock()
         self._saves = self._resumes = 0
+        self._next_check_s = 0.0
         # The saves that have a number and have not ended here.
         self._open: set[int] = set()
         # Of process 0: the attempts whose messages may still be there, and up to which save each process has ended all.
@@ -113,12 +117,17 @@ class JobSession:
         return JoinResume(self._next_resume(), limit_s=limit_s)
 
     def pause(self, seconds: float) -> None:
-        """Wait for a moment for another process.
+        """Wait for a moment for another process, and look every second whether one has given up.
 
         Raises:
-            PeerFailedError: One has given up.
+            PeerFailedError: One has.
         """
-        self.agreements.check()
+        now = time.monotonic()
+        if now >= self._next_check_s:
+            self._next_check_s = now + _CHECK_INTERVAL_S
+            # Messages that are lost are met by what waits here, which may have patience.
+            with suppress(MessagesLostError):
+                self.agreements.check()
         time.sleep(seconds)
 
     @property

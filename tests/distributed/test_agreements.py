@@ -5,14 +5,17 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from ckptstore.distributed.agreements import Agreements
+from ckptstore.distributed.job import Job
 from ckptstore.distributed.memory import MemoryService
 from ckptstore.distributed.service import ServiceMessages
+from ckptstore.distributed.session import JobSession
 from ckptstore.distributed.stopping import AgreedStop
 from ckptstore.errors import MessageTimeoutError, PeerFailedError
 
@@ -78,6 +81,28 @@ def test_a_process_that_gives_up_ends_the_wait_of_the_others() -> None:
     for process, error in ((1, first), (2, second)):
         assert isinstance(error, PeerFailedError)
         assert (error.process, error.failed, error.reason) == (process, 0, "OSError: its disk is gone")
+
+
+def test_a_pause_notices_a_process_that_gave_up_and_bears_messages_that_are_lost() -> None:
+    class Failing(MemoryService):
+        lost = True
+
+        def fetch(self, keys: Sequence[str]) -> dict[str, str]:
+            if self.lost:
+                raise ConnectionError("no route")
+            return super().fetch(keys)
+
+    service = Failing()
+    job = Job(kind="memory", by="memory", process=1, processes=2, found_in="here")
+    session = JobSession(job, ServiceMessages(service, process=1, service="memory"), "token")
+    session.pause(0)
+    service.lost = False
+    first = ServiceMessages(service, process=0, service="memory")
+    JobSession(replace(job, process=0), first, "token").agreements.give_up("its disk is gone")
+    session.pause(0)  # so soon it does not look again
+    session._next_check_s = 0.0
+    with pytest.raises(PeerFailedError, match="process 0 has given up: its disk is gone"):
+        session.pause(0)
 
 
 def test_a_decision_that_does_not_come_is_waited_for_up_to_the_limit() -> None:
