@@ -13,7 +13,8 @@ from dataclasses import replace
 
 from ckptstore.commit.request import SaveRequest
 from ckptstore.distributed.driver import drive
-from ckptstore.distributed.saving import Announcement, JoinSave
+from ckptstore.distributed.save_records import Announcement
+from ckptstore.distributed.saving import JoinSave
 from ckptstore.distributed.session import JobSession
 from ckptstore.errors import (
     DistributedError,

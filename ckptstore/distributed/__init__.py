@@ -4,8 +4,10 @@ No framework is imported here, and no file is touched: `ckptstore.keras.private`
 callers write the payloads. Main doors: `job.Job` (which process this is, of how many), `messages.Messages` (small
 texts under keys that are written once), `service.ServiceMessages` (over a framework's key-value service, each call
 within a limit), `memory.MemoryService` (within one process), `meeting` (the processes of a fit find each other, past
-what an earlier job left), `saving` and `resuming` (the two sides of a save and of a resume, as state machines that make
-one call a step), `driver.drive` (runs such a machine), `session.JobSession` (all of it, for one fit).
+what an earlier job left), `save_records` (what is told of a save), `saving` and `resuming` (the two sides of a save and
+of a resume, as state machines that make one call a step), `driver.drive` (runs such a machine), `agreements` (what
+process 0 decides for all, and who has given up), `stopping` (where all stop), `session.JobSession` (the saves and the
+resume of one fit).
 
 Process 0 leads: it alone announces and decides. Nothing is a collective operation, and nothing waits without a limit.
 

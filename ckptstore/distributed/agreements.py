@@ -12,7 +12,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from typing import Any
 
-from ckptstore.distributed.driver import Machine, drive
+from ckptstore.distributed.driver import Machine, drive, pauses
 from ckptstore.distributed.messages import Messages
 from ckptstore.errors import DistributedError, MessageTimeoutError, PeerFailedError
 
@@ -20,7 +20,6 @@ from ckptstore.errors import DistributedError, MessageTimeoutError, PeerFailedEr
 DECISION_LIMIT_S = 1800.0
 # Decisions before this many are deleted: every process has read them.
 _KEPT = 64
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.002, 0.1
 
 
 class Agreements:
@@ -82,7 +81,7 @@ class Agreements:
         return f"{self._prefix}/decided/{number:08d}"
 
     def _wait(self, key: str) -> str:
-        give_up, pause_s = time.monotonic() + self._limit_s, _FIRST_PAUSE_S
+        give_up, waits = time.monotonic() + self._limit_s, pauses()
         while True:
             found = self._messages.present([key, self._failure])
             if key in found:
@@ -90,8 +89,7 @@ class Agreements:
             self._raise_failure(found.get(self._failure))
             if time.monotonic() >= give_up:
                 raise MessageTimeoutError(process=self._messages.process, key=key, limit_s=self._limit_s)
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            time.sleep(next(waits))
 
     def drive(self, machine: Machine) -> None:
         """Run a state machine as `ckptstore.distributed.driver.drive`, unless a process gives up meanwhile.
@@ -137,10 +135,9 @@ class Agreements:
             self._messages.put(self._left(self._messages.process), "")
             return
         keys = [self._left(process) for process in others]
-        give_up, pause_s = time.monotonic() + limit_s, _FIRST_PAUSE_S
+        give_up, waits = time.monotonic() + limit_s, pauses()
         while len(self._messages.present(keys)) < len(keys) and time.monotonic() < give_up:
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            time.sleep(next(waits))
 
     def _left(self, process: int) -> str:
         return f"{self._prefix}/left/{process}"

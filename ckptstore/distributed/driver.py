@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from ckptstore.errors import MessagesLostError
 
 _FIRST_PAUSE_S = 0.002
 _LONGEST_PAUSE_S = 0.1
+
+
+def pauses() -> Iterator[float]:
+    """Yield the seconds to wait between two looks for a message: short at first, for the fast case, then longer.
+
+    Example:
+        >>> from itertools import islice
+        >>> list(islice(pauses(), 8))
+        [0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.1, 0.1]
+    """
+    pause_s = _FIRST_PAUSE_S
+    while True:
+        yield pause_s
+        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
 class Machine(Protocol):
@@ -48,7 +62,7 @@ def drive(
         MessagesLostError: The messages do not get through; the machine is as it was before that step.
         DistributedError: Another failure of a message, likewise.
     """
-    pause_s = _FIRST_PAUSE_S
+    waits = pauses()
     lost_since: float | None = None
     while machine.needs_steps:
         now = clock()
@@ -62,7 +76,6 @@ def drive(
         else:
             lost_since = None
         if progressed:
-            pause_s = _FIRST_PAUSE_S
+            waits = pauses()
         else:
-            sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            sleep(next(waits))

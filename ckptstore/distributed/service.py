@@ -12,13 +12,11 @@ from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any
 
+from ckptstore.distributed.driver import pauses
 from ckptstore.distributed.messages import KeyValueClient
 from ckptstore.errors import MessageConflictError, MessagesLostError, MessageTimeoutError
 
 REPLY_LIMIT_S = 10.0
-# Pauses between two looks for a message, in seconds.
-_FIRST_PAUSE_S = 0.002
-_LONGEST_PAUSE_S = 0.1
 
 
 class _Call:
@@ -61,8 +59,7 @@ class ServiceMessages:
 
     def get(self, key: str, limit_s: float) -> str:
         """Return a message, and wait for it; see `Messages.get`."""
-        deadline = time.monotonic() + limit_s
-        pause_s = _FIRST_PAUSE_S
+        deadline, waits = time.monotonic() + limit_s, pauses()
         while True:
             left_s = deadline - time.monotonic()
             # The last look is given time to be answered.
@@ -73,8 +70,7 @@ class ServiceMessages:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 raise MessageTimeoutError(process=self.process, key=key, limit_s=limit_s)
-            time.sleep(min(pause_s, left_s))
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            time.sleep(min(next(waits), left_s))
 
     def present(self, keys: Sequence[str]) -> dict[str, str]:
         """Return those messages that there are now; see `Messages.present`."""

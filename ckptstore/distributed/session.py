@@ -15,7 +15,8 @@ from ckptstore.distributed.job import Job
 from ckptstore.distributed.meeting import ROOT, JoinMeeting, LeadMeeting
 from ckptstore.distributed.messages import Messages
 from ckptstore.distributed.resuming import JoinResume, LeadResume, Offer
-from ckptstore.distributed.saving import Announcement, JoinSave, LeadSave
+from ckptstore.distributed.save_records import Announcement
+from ckptstore.distributed.saving import JoinSave, LeadSave
 from ckptstore.errors import MessagesLostError
 
 # How much longer than process 0 another process may take to write its part, and what process 0 may take to commit.

@@ -10,7 +10,8 @@ from ckptstore.distributed.driver import drive
 from ckptstore.distributed.exchange import Exchange
 from ckptstore.distributed.job import Job
 from ckptstore.distributed.memory import MemoryService
-from ckptstore.distributed.saving import Announcement, JoinSave, LeadSave
+from ckptstore.distributed.save_records import Announcement
+from ckptstore.distributed.saving import JoinSave, LeadSave
 from ckptstore.distributed.service import ServiceMessages
 from ckptstore.distributed.session import JobSession
 from ckptstore.errors import MessagesLostError, SaveAbandonedError, SaveEndUnknownError
