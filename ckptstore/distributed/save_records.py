@@ -1,4 +1,4 @@
-"""What processes tell each other of a save: its announcement, a part that is durable, and how it ended."""
+"""Records of a save by several processes: its announcement, a part that is durable, and how it ended."""
 
 from __future__ import annotations
 
