@@ -278,6 +278,7 @@ class NoTemporaryFolder(keras.callbacks.Callback):  # type: ignore[misc]
             self.folder.rename(self.folder.with_name("away"))
             self.folder.touch()
         if batch == self.restore_at:
+            self.callback.wait()  # a failed save is tried again at once
             self.on_train_end()
 
     def on_train_end(self, logs: Any = None) -> None:

@@ -62,7 +62,7 @@ def test_two_processes_save_their_shards_and_resume_exactly(
             "SeveralProcessesError",
             "ModelNotReadyError",
         )
-        assert "StoreCheckpoint on every process" in texts[0] and "format 'keras'" in texts[1]
+        assert "StoreCheckpoint in the fit of every process" in texts[0] and "format 'keras'" in texts[1]
         assert "tuned" in texts[3] or "layers/dense" in texts[3]
         assert "set_distribution" in texts[4]
 
