@@ -15,7 +15,7 @@ import numpy as np
 from ckptstore.system.arrays import Array
 from ckptstore.system.cpu import usable_cores
 
-Job = Callable[[], object]
+CopyJob = Callable[[], object]
 
 # Bytes of one job, and so the most that is left to one thread when the others have finished.
 PIECE = 4 << 20
@@ -46,13 +46,18 @@ class ParallelCopy:
     def __init__(self, threads: int | None = None) -> None:
         self.threads = min(_MAX_THREADS, usable_cores()) if threads is None else threads
         self._helpers: list[threading.Thread] = []
-        self._left: deque[Job] = deque()
+        self._left: deque[CopyJob] = deque()
         # One entry for each helper that has a job, or is about to take one.
         self._working: list[None] = []
         self._pid = os.getpid()
 
     def __call__(
-        self, jobs: Iterable[Job], *, nbytes: int, more_jobs: Iterable[Job] = (), own_job: Job | None = None
+        self,
+        jobs: Iterable[CopyJob],
+        *,
+        nbytes: int,
+        more_jobs: Iterable[CopyJob] = (),
+        own_job: CopyJob | None = None,
     ) -> None:
         """Do all jobs; when this returns or raises, no thread is working on one.
 
@@ -71,7 +76,7 @@ class ParallelCopy:
         if self._pid != os.getpid():
             self._pid, self._working = os.getpid(), []  # a forked child has none of the threads
         self._stop()
-        left = self._left = deque[Job](jobs)
+        left = self._left = deque[CopyJob](jobs)
         errors = list[Exception]()
         helpers = min(self.threads - 1, nbytes // MIN_BYTES_PER_THREAD)
         try:
@@ -89,7 +94,7 @@ class ParallelCopy:
         if errors:
             raise errors[0]
 
-    def _help(self, left: deque[Job], errors: list[Exception]) -> None:
+    def _help(self, left: deque[CopyJob], errors: list[Exception]) -> None:
         helper = threading.Thread(
             target=_do, args=(left, errors, self._working), name="ckptstore-copy", daemon=True
         )
@@ -111,7 +116,7 @@ class ParallelCopy:
             time.sleep(_NAP_S)
 
 
-def copy_jobs(target: Array, source: Array) -> Iterator[Job]:
+def copy_jobs(target: Array, source: Array) -> Iterator[CopyJob]:
     """Yield jobs that copy an array in pieces.
 
     Args:
@@ -130,7 +135,7 @@ def copy_jobs(target: Array, source: Array) -> Iterator[Job]:
         yield partial(np.copyto, flat_target[part], flat_source[part], casting="no")
 
 
-def strided_copy_jobs(target: Array, source: Array) -> Iterator[Job]:
+def strided_copy_jobs(target: Array, source: Array) -> Iterator[CopyJob]:
     """Yield jobs that copy an array in pieces to a part of a larger array, such as some of its columns.
 
     Args:
@@ -149,7 +154,7 @@ def strided_copy_jobs(target: Array, source: Array) -> Iterator[Job]:
     yield from _strided_pieces(target, source)
 
 
-def _strided_pieces(target: Array, source: Array) -> Iterator[Job]:
+def _strided_pieces(target: Array, source: Array) -> Iterator[CopyJob]:
     if target.nbytes <= PIECE or target.ndim == 0:
         yield partial(np.copyto, target, source, casting="no")
         return
@@ -162,7 +167,7 @@ def _strided_pieces(target: Array, source: Array) -> Iterator[Job]:
             yield from _strided_pieces(target[begin], source[begin])
 
 
-def _do(left: deque[Job], errors: list[Exception], working: list[None] | None = None) -> None:
+def _do(left: deque[CopyJob], errors: list[Exception], working: list[None] | None = None) -> None:
     working = [] if working is None else working
     while not errors:
         working.append(None)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ckptstore.system.parallel_copy import Job
+from ckptstore.system.parallel_copy import CopyJob
 
 # The most pieces that the kernel copies in one call (UIO_MAXIOV).
 MAX_PIECES = 1024
@@ -84,7 +84,7 @@ class SmallCopies:
         self._block: object | None = None
 
     @contextmanager
-    def jobs(self, values: Sequence[Any]) -> Iterator[Iterator[Job]]:
+    def jobs(self, values: Sequence[Any]) -> Iterator[Iterator[CopyJob]]:
         """Yield the jobs that copy the values, to be run within the block, in any order and in any threads.
 
         Asking for a job waits for buffers that are still being computed. The buffers are held until the block ends. A
@@ -114,7 +114,7 @@ class SmallCopies:
         # Releasing a buffer that was never acquired does nothing.
         deque(map(_release_buffer, self._addresses), maxlen=0)
 
-    def _job(self, values: Sequence[Any], first: int, count: int, nbytes: int) -> Job:
+    def _job(self, values: Sequence[Any], first: int, count: int, nbytes: int) -> CopyJob:
         group = slice(first, first + count)
         deque(map(_get_buffer, values[group], self._addresses[group], repeat(_SIMPLE)), maxlen=0)
         if not np.array_equal(self._found["nbytes"][group], self._from["nbytes"][group]):

@@ -22,7 +22,7 @@ from ckptstore.keras.model.copy_targets import ArraySpecs
 from ckptstore.system.arrays import Array
 from ckptstore.system.parallel_copy import (
     MIN_BYTES_PER_THREAD,
-    Job,
+    CopyJob,
     ParallelCopy,
     copy_jobs,
     strided_copy_jobs,
@@ -113,7 +113,7 @@ class JaxCopies:
         self._plan()
 
     def _copy(self, values: Sequence[Any], parallel_copy: ParallelCopy) -> None:
-        large: list[Job] = []
+        large: list[CopyJob] = []
         for place in self._large:
             target = self._targets[place]
             pieces = copy_jobs if target.flags.c_contiguous else strided_copy_jobs
@@ -198,7 +198,7 @@ class _Shared:
     places: list[int]
     nbytes: int
 
-    def jobs(self, values: Sequence[Any]) -> AbstractContextManager[Iterator[Job]]:
+    def jobs(self, values: Sequence[Any]) -> AbstractContextManager[Iterator[CopyJob]]:
         """Return a context with the jobs that copy them, given all values."""
         return self.copies.jobs([values[place] for place in self.places])
 

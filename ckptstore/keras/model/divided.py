@@ -1,4 +1,4 @@
-"""The division of a model for a payload of shards: which parts this process writes, and how each variable is sharded.
+"""A model divided for a payload of shards: which parts this process writes, and how each variable is sharded.
 
 In one process all variables are whole. Of several processes each makes the same plan from what it knows of the devices,
 and writes the parts that it owns, from its own shards: a variable that all of them hold is written by one of them. A
@@ -32,11 +32,11 @@ from ckptstore.system.arrays import Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Division:
+class OwnedParts:
     """The parts that this process writes.
 
     Attributes:
-        shards: The division of the whole model.
+        shards: How the whole model is divided.
         variables: The parts that this process owns, in the order of `Shards.owned`.
         copier: Copies them at once.
         arrays: Returns their values, one after the other.
@@ -65,16 +65,16 @@ class DividedModel:
         self._copier = copier
         self._job = job
         self._shardings: list[Any] | None = None
-        self._division: Division | None = None
-        self.whole = Division(
+        self._owned: OwnedParts | None = None
+        self.whole = OwnedParts(
             shards=Shards(variables=()),
             variables=self._variables,
             copier=copier,
             arrays=partial(host_arrays, copier.values),
         )
 
-    def now(self) -> Division:
-        """Return the division as it is now; the same object while nothing changes.
+    def now(self) -> OwnedParts:
+        """Return this process's parts as they are now; the same object while nothing changes.
 
         Raises:
             InvalidArgumentError: The parts of a variable on the devices make no grid.
@@ -82,20 +82,18 @@ class DividedModel:
         values = raw_values(self._copier.values)
         shardings = shardings_of(values)
         # A step may return an equal sharding in an object of its own; the comparison of lists looks for identity first.
-        if self._division is None or shardings != self._shardings:
+        if self._owned is None or shardings != self._shardings:
             self._shardings = shardings
-            self._division = (
-                self._alone(shardings) if self._job is None else self._together(values, self._job)
-            )
-        return self._division
+            self._owned = self._alone(shardings) if self._job is None else self._together(values, self._job)
+        return self._owned
 
-    def _alone(self, shardings: Sequence[Any]) -> Division:
+    def _alone(self, shardings: Sequence[Any]) -> OwnedParts:
         grids = [whole(variable.shape) for variable in self._variables]
         return replace(
             self.whole, shards=Shards(variables=tuple(map(_described, self._variables, grids, shardings)))
         )
 
-    def _together(self, values: Sequence[Any], job: Job) -> Division:
+    def _together(self, values: Sequence[Any], job: Job) -> OwnedParts:
         # By path: the order in which Keras finds variables may be that of a process's own dictionaries.
         order = sorted(range(len(self._variables)), key=lambda place: self._variables[place].path)
         variables, values = [self._variables[place] for place in order], [values[place] for place in order]
@@ -117,7 +115,7 @@ class DividedModel:
             )
             for variable, part in shards.owned()
         ]
-        return Division(
+        return OwnedParts(
             shards=shards,
             variables=tuple(part.as_variable() for part in parts),
             copier=Copier([part.live for part in parts], [part.shard for part in parts]),

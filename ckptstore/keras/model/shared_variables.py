@@ -18,7 +18,7 @@ from ckptstore.keras.private.capture import CapturedValue
 from ckptstore.keras.state.arrays import shape_and_dtype
 from ckptstore.keras.state.shards import Bounds, array_of_parts, local_bounds
 from ckptstore.system.arrays import Array
-from ckptstore.system.parallel_copy import PIECE, Job, ParallelCopy
+from ckptstore.system.parallel_copy import PIECE, CopyJob, ParallelCopy
 
 
 def verify_what_is_read(
@@ -79,7 +79,7 @@ class SharedVariables(Mapping[str, Any]):
     def _read(self, path: str, wanted: Iterable[Bounds], dtype: np.dtype[Any]) -> dict[Bounds, Array]:
         """Read parts of a variable in pieces, with several threads."""
         parts: dict[Bounds, Array] = {}
-        jobs: list[Job] = []
+        jobs: list[CopyJob] = []
         for start, stop in wanted:
             out: Array = np.empty([last - first for first, last in zip(start, stop, strict=True)], dtype)
             parts[start, stop] = out

@@ -183,16 +183,16 @@ class Snapshots:
         )
         if written_as.keras_fills_it:
             return Snapshot(format=format, state=state, fill=partial(_fill_legacy, model, extra))
-        division = found.divided.now() if written_as.has_shards else found.divided.whole
+        parts = found.divided.now() if written_as.has_shards else found.divided.whole
         return Snapshot(
             format=format,
-            variables=division.variables,
+            variables=parts.variables,
             attributes=found.captured.attributes,
             documents=members,
             state=state,
-            arrays=division.arrays,
-            copy=division.copier,
-            shards=division.shards if written_as.has_shards else None,
+            arrays=parts.arrays,
+            copy=parts.copier,
+            shards=parts.shards if written_as.has_shards else None,
         )
 
     def _weights_snapshot(self, model: Any, format: Format) -> Snapshot:
@@ -210,17 +210,17 @@ class Snapshots:
         entries = [entry for entry in captured.entries if entry.owner == "model"]
         variables = _variables(entries)
         copier = Copier([entry.value for entry in entries])
-        division = DividedModel(variables, copier, self._job).now()
+        parts = DividedModel(variables, copier, self._job).now()
         return Snapshot(
             format=format,
-            variables=division.variables,
+            variables=parts.variables,
             attributes={
                 group: values
                 for group, values in captured.attributes.items()
                 if not group.startswith("optimizer/")
             },
             documents=captured.documents,
-            shards=division.shards if written_as.has_shards else None,
+            shards=parts.shards if written_as.has_shards else None,
         )
 
     def _captured(

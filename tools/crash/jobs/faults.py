@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ckptstore.store.store import CheckpointStore
 from crash.jobs.disturbance import Action
-from crash.jobs.launch import Job, Violation, started
+from crash.jobs.launch import StartedJob, Violation, started
 from crash.jobs.training import SAVE_FREQ
 from crash.jobs.trials import DISTURBED_STEP, Row, Trials, said, steps_in, wrong_at_the_end
 
@@ -161,7 +161,7 @@ def process_of_a_dead_job(trials: Trials) -> Row:
     return row
 
 
-def _how(job: Job, rank: int) -> str:
+def _how(job: StartedJob, rank: int) -> str:
     end, exitcode = job.end_of(rank), job.processes[rank].exitcode
     if end is not None:
         return "finished" if end.error is None else end.error[0]

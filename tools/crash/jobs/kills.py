@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from crash.jobs.disturbance import STALL_LIMIT_S, STALL_S
-from crash.jobs.launch import Job, started
+from crash.jobs.launch import StartedJob, started
 from crash.jobs.trials import DISTURBED_STEP, Row, Trials, said, steps_in, wrong_at_the_end
 from crash.strace import KILLED
 
@@ -41,7 +41,7 @@ def kill_at(trials: Trials, victim: int, point: str) -> Row:
     return row
 
 
-def _end_of(job: Job, rank: int, exitcode: int | None, seconds: float) -> str:
+def _end_of(job: StartedJob, rank: int, exitcode: int | None, seconds: float) -> str:
     end = job.end_of(rank)
     if end is not None:
         return "finished" if end.error is None else end.error[0]
@@ -50,7 +50,7 @@ def _end_of(job: Job, rank: int, exitcode: int | None, seconds: float) -> str:
     return "killed" if exitcode == KILLED else f"exit code {exitcode}"
 
 
-def _wrong_outcome(job: Job, victim: int, point: str, outcome: str) -> Iterator[str]:
+def _wrong_outcome(job: StartedJob, victim: int, point: str, outcome: str) -> Iterator[str]:
     """Before the payload has its name there is no checkpoint, and from the COMMIT on there is one."""
     reached = job.points()
     if victim == 0:
@@ -87,7 +87,7 @@ def stall_at(trials: Trials, victim: int, point: str) -> Row:
     return row
 
 
-def _finish(trials: Trials, job: Job, row: Row) -> None:
+def _finish(trials: Trials, job: StartedJob, row: Row) -> None:
     """Wait for the end of a training that goes on, and check it and its store."""
     ends, store = job.wait_for_ends(), job.plan.store
     row.processes = {rank: said(job.log(rank)) or "nothing" for rank in range(trials.processes)}

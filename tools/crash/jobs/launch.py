@@ -35,7 +35,7 @@ class Violation(Exception):
 
 
 @dataclass(slots=True)
-class Job:
+class StartedJob:
     """A training under way.
 
     Attributes:
@@ -142,14 +142,16 @@ class Job:
 
 
 @contextmanager
-def started(plan: Plan) -> Iterator[Job]:
+def started(plan: Plan) -> Iterator[StartedJob]:
     """Start a training; at the end of the block its processes are killed."""
     preload(_MODULES)
     plan.folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         plan = replace(plan, port=server.getsockname()[1])
-    job = Job(plan, [CONTEXT.Process(target=work, args=(rank, plan)) for rank in range(plan.processes)])
+    job = StartedJob(
+        plan, [CONTEXT.Process(target=work, args=(rank, plan)) for rank in range(plan.processes)]
+    )
     for process in job.processes:
         process.start()
     try:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ckptstore.store.store import CheckpointStore
 from crash.invariants import Saved, violations
-from crash.jobs.launch import Job, Violation, finished
+from crash.jobs.launch import StartedJob, Violation, finished
 from crash.jobs.training import BATCHES, EPOCHS, SAVE_FREQ, End, Plan
 
 STEPS = EPOCHS * BATCHES
@@ -74,7 +74,7 @@ class Trials:
         """Return the labels of the steps of a save in one process."""
         plan = self.plan(victim=victim)
         finished(plan)
-        return Job(plan, []).points()
+        return StartedJob(plan, []).points()
 
     def wrong_in(self, store: Path, claims: Sequence[Saved]) -> list[str]:
         """Open a store after a crash, and return what is wrong with it."""
