@@ -1,7 +1,8 @@
 """Signal handlers that all stop requests of a process share; a second signal, or a forked child, gets the old ones.
 
 The first signal is recorded for every request. For later signals, and when no request polls, the old handlers are put
-back and receive the signal.
+back and receive the signal. Where the program has installed a handler of its own over ours, later requests have
+handlers over that one: it is their old handler.
 """
 
 from __future__ import annotations
@@ -59,30 +60,60 @@ def is_echo(number: int, first: int, after_s: float) -> bool:
 
 
 class SharedHandlers:
-    """The handlers that the stop requests of a process share, the handlers before them, and the signal that came."""
+    """The handlers that the stop requests of a process share, the handlers before them, and the signal that came.
+
+    Args:
+        below: Handlers that other requests share, with others over them that the program has installed since.
+    """
 
     current: ClassVar[SharedHandlers | None] = None
 
-    def __init__(self) -> None:
+    def __init__(self, below: SharedHandlers | None = None) -> None:
         self.pid = os.getpid()
-        self.received: Signals | None = None
+        self._below = below
+        self.received: Signals | None = None if below is None else below.received
         # Weak: a callback that was dropped without `uninstall` no longer polls, and must not swallow a signal.
         self.watchers: WeakSet[Watcher] = WeakSet()
         self.old_handlers: dict[Signals, _Handler] = {}
         self.native: dict[Signals, NativeHandler] = {}
-        self._received_at = 0.0
+        self._received_at: float = 0.0 if below is None else below._received_at
         self._old_handler_called = False
 
     @classmethod
-    def in_use(cls) -> SharedHandlers:
-        """Return the ones that are in use in this process, or new ones."""
+    def for_signals(cls, signals: Collection[Signals]) -> SharedHandlers:
+        """Return the ones that are in use in this process if a signal reaches them, or new ones."""
         current = cls.current
-        if current is not None:
-            if current.watchers and current.pid == os.getpid():
-                return current
+        if current is not None and current.pid != os.getpid():
             current.end()
-        cls.current = cls()
-        return cls.current
+        if current is not None:
+            current._release_without_poll(currentframe())
+        while current is not None and not current.watchers:
+            current.restore()
+            current = current._below
+        if current is None or any(map(current._is_covered, signals)):
+            current = cls(below=current)
+        cls.current = current
+        return current
+
+    @property
+    def watched(self) -> set[Signals]:
+        """The signals that a handler of ours may record."""
+        below = set() if self._below is None else self._below.watched
+        return below | set(self.old_handlers) if self.watchers else below
+
+    def _is_covered(self, number: Signals) -> bool:
+        """Return True if the program has installed a handler of its own over ours, which gets the signal first."""
+        if number not in self.old_handlers:
+            return False
+        return signal.getsignal(number) not in (self.handle, self.old_handlers[number])
+
+    def _release_without_poll(self, frame: FrameType | None) -> None:
+        """Remove the watchers that do not poll any more: an exception has ended their fits unnoticed."""
+        for watcher in list(self.watchers):
+            if watcher.is_polled is not None and not watcher.is_polled(frame):
+                self.watchers.discard(watcher)
+        if self._below is not None:
+            self._below._release_without_poll(frame)
 
     def add(self, watcher: Watcher) -> tuple[Signals, ...]:
         """Install handlers for a watcher; returns the signals left to handlers from outside Python."""
@@ -112,8 +143,13 @@ class SharedHandlers:
 
     def end(self) -> None:
         """Remove all watchers, and restore the old handlers."""
-        self.watchers.clear()
+        self._release_all()
         self.restore()
+
+    def _release_all(self) -> None:
+        self.watchers.clear()
+        if self._below is not None:
+            self._below._release_all()
 
     def restore(self) -> None:
         """Restore the old handlers of signals that are no longer watched, where ours are still installed.
@@ -128,18 +164,18 @@ class SharedHandlers:
                     return
                 if number in self.native:
                     self.native[number].put_back()
+        if self._below is not None:
+            self._below.restore()
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Record the first signal; step aside for a second one, in a child, and when nobody polls."""
-        for watcher in list(self.watchers):
-            if watcher.is_polled is not None and not watcher.is_polled(frame):
-                self.watchers.discard(watcher)
+        self._release_without_poll(frame)
         if self.pid != os.getpid():  # a child that C code forked, without the hooks below
-            self.watchers.clear()
+            self._release_all()
         elif self.received is not None:
             if self.watchers and is_echo(number, self.received, time.monotonic() - self._received_at):
                 return
-            self.watchers.clear()
+            self._release_all()
         if self._is_watched(number):
             self._received_at = time.monotonic()
             self.received = Signals(number)
@@ -182,8 +218,8 @@ _forking = _Forking()
 def _before_fork() -> None:
     """Block our signals: Python loses those that reach a child before it is ready for them."""
     current = SharedHandlers.current
-    if current is not None and current.watchers:
-        _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, current.old_handlers)
+    if current is not None and (watched := current.watched):
+        _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
 
 
 def _after_fork_in_parent() -> None:

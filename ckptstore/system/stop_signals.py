@@ -131,7 +131,7 @@ class StopRequest:
         """Begin to watch for signals; one that another installed request has already seen counts."""
         if self.installed or threading.current_thread() is not threading.main_thread():
             return
-        handlers = SharedHandlers.in_use()
+        handlers = SharedHandlers.for_signals(self.signals)
         try:
             self.skipped = handlers.add(self)
         except ValueError:  # not the main interpreter

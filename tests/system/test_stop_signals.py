@@ -363,6 +363,89 @@ def test_a_new_request_over_a_handler_that_calls_an_uninstalled_one() -> None:
     assert ran.lines == ["SIGTERM", "on top", "old SIGTERM True", "TrainingInterrupted 75"]
 
 
+OVER = """
+def handler_over(number, frame):
+    echo("over", frame is not None)
+    {calls}
+"""
+each_over = pytest.mark.parametrize("calls", ["pass", "below(number, frame)"], ids=["replaces", "calls ours"])
+
+
+@each_over
+def test_a_new_request_gets_its_signals_though_the_program_has_put_a_handler_over_another(calls: str) -> None:
+    ran = Ran(
+        OVER.format(calls=calls)
+        + textwrap.dedent("""
+        signal.signal(sig, old_handler)
+        # Of a loop that an exception has ended, and whose callback lives.
+        abandoned = StopRequest()
+        abandoned.install()
+        below, for_other = signal.signal(sig, handler_over), signal.getsignal(other)
+        for _ in range(2):
+            with StopRequest() as stop:
+                send(sig)
+                echo(stop.received.name)
+                deliver(stop)
+            echo(signal.getsignal(sig) is handler_over, signal.getsignal(other) == for_other)
+        with StopRequest() as stop:
+            send(sig)
+            send(other)
+        """)
+    )
+    over = ["over True"]
+    assert ran.lines == ["SIGTERM", *over, ENDED["SIGTERM"], "True True"] * 2
+    # A second signal ends the process at once, also where the other request would only note it.
+    assert ran.ended_by("SIGUSR1")
+
+
+def test_a_fit_that_has_ended_unnoticed_is_no_longer_asked() -> None:
+    ran = Ran(
+        """
+        abandoned = StopRequest()
+        abandoned.is_polled = lambda frame: False
+        abandoned.install()
+        signal.signal(sig, old_handler)
+        with StopRequest() as stop:
+            echo(abandoned.installed)
+            send(sig)
+            echo(stop.received.name, abandoned.received)
+            deliver(stop)
+        echo(signal.getsignal(sig) is old_handler, signal.getsignal(other) == signal.SIG_DFL)
+        """
+    )
+    assert ran.lines == ["False", "SIGTERM None", "old SIGTERM True", ENDED["SIGTERM"], "True True"]
+
+
+def test_requests_below_and_over_a_handler_of_the_program_see_one_signal() -> None:
+    ran = Ran(
+        OVER.format(calls="below(number, frame)")
+        + textwrap.dedent("""
+        outer, inner = StopRequest(), StopRequest()
+        outer.install()
+        below = signal.signal(sig, handler_over)
+        inner.install()
+        send(sig)
+        echo(inner.received.name, outer.received)
+        with StopRequest() as latest:
+            echo(latest.received.name)
+        deliver(inner)
+        inner.uninstall()
+        echo(outer.received.name)
+        child = os.fork()
+        if child == 0:
+            send(sig)
+        echo(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        deliver(outer)
+        outer.uninstall()
+        echo(signal.getsignal(sig) is handler_over, signal.getsignal(other) == signal.SIG_DFL)
+        """)
+    )
+    assert ran.lines == [
+        *["SIGTERM None", "SIGTERM", "over True", ENDED["SIGTERM"], "SIGTERM"],
+        *["over True", str(-signal.SIGTERM), ENDED["SIGTERM"], "True True"],
+    ]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists handlers from outside Python")
 def test_a_handler_from_outside_python_is_left_alone() -> None:
     ran = Ran(

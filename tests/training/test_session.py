@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 import ckptstore
-from ckptstore.system.signal_handlers import SharedHandlers
 
 # What Keras' own code does on torch.
 pytestmark = [
@@ -43,12 +42,10 @@ def model() -> Any:
 
 @contextmanager
 def own_handler(number: signal.Signals) -> Iterator[Callable[..., None]]:
-    """Install a handler, after those that callbacks of a test before may still have are gone."""
+    """Install a handler, whatever the callbacks of a test before have left."""
 
     def handler(*_: object) -> None: ...
 
-    if SharedHandlers.current is not None:
-        SharedHandlers.current.end()
     before = signal.signal(number, handler)
     try:
         yield handler
@@ -105,6 +102,25 @@ def test_a_signal_at_the_very_end_is_not_swallowed(tmp_path: Path) -> None:
     # The same command is started again, and trains nothing twice.
     assert backup.last is not None
     assert backup.last.path.exists()
+
+
+def test_a_program_that_has_abandoned_a_fit_and_handles_a_signal_is_stopped_in_its_next(
+    tmp_path: Path,
+) -> None:
+    def train_step(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    made = model()
+    made.train_step = train_step
+    # Kept, as by a notebook: while it lives it would record a signal.
+    abandoned = ckptstore.StoreCheckpoint(tmp_path / "first", signals=[signal.SIGUSR1])
+    with pytest.raises(KeyboardInterrupt):
+        fit(abandoned, trained=made)
+    sends = Acting("on_train_batch_begin", 2, lambda _: signal.raise_signal(signal.SIGUSR1))
+    with own_handler(signal.SIGUSR1) as handler:
+        with pytest.raises(ckptstore.TrainingInterrupted):
+            fit(ckptstore.StoreCheckpoint(tmp_path / "second", signals=[signal.SIGUSR1]), sends)
+        assert signal.getsignal(signal.SIGUSR1) == handler
 
 
 def test_callbacks_see_the_end_of_an_epoch_in_which_one_exits(tmp_path: Path) -> None:
