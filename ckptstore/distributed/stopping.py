@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from ckptstore.distributed.messages import Messages
-from ckptstore.errors import DistributedError, MessageConflictError, MessageTimeoutError
+from ckptstore.errors import DistributedError, MessageConflictError, MessagesLostError, MessageTimeoutError
 
 # Seconds between two looks for a request, and the longest to wait for the agreement.
 INTERVAL_S = 0.25
@@ -124,18 +124,29 @@ class AgreedStop:
     def _watch(self) -> None:
         try:
             while not self._ended.is_set():
-                self._on_look()
-                self.reason = self._requested()
-                if self.reason:
+                if self._look():
                     self._agree()
-                    return
+                    break
                 if self._wanted.wait(self._interval_s) and not self._asked:
                     return
+            while not self._ended.wait(self._interval_s):
+                with suppress(MessagesLostError):
+                    self._on_look()
         except DistributedError as error:
-            # A service that has ended is met by whatever else needs it; only a stop that was asked for fails by it.
             if self._asked or self._closing:
                 self._error, self._closing = error, True
                 self._known.set()
+
+    def _look(self) -> bool:
+        """Return True if all are to stop."""
+        try:
+            self._on_look()
+            self.reason = self._requested()
+        except MessagesLostError:
+            # A service that stands still for a while is asked again; only a stop that was asked for fails by it.
+            if self._asked:
+                raise
+        return bool(self.reason)
 
     def _requested(self) -> str:
         key = f"{self._prefix}/asked"

@@ -111,6 +111,44 @@ def test_a_decision_that_does_not_come_is_waited_for_up_to_the_limit() -> None:
         Agreements(messages, "fit", limit_s=0.05).decide(True)
 
 
+def test_a_service_that_stands_still_for_a_while_does_not_end_the_looks() -> None:
+    class Failing(MemoryService):
+        lost = 3
+
+        def fetch(self, keys: Sequence[str]) -> dict[str, str]:
+            self.lost -= 1
+            if self.lost >= 0:
+                raise ConnectionError("no route")
+            return super().fetch(keys)
+
+    service = Failing()
+    looked = threading.Semaphore(0)
+    first, second = (
+        AgreedStop(
+            ServiceMessages(service, process=process, service="memory"),
+            2,
+            "fit/stop",
+            interval_s=0.001,
+            on_look=looked.release,
+        )
+        for process in (0, 1)
+    )
+    first.start()
+    for _ in range(5):
+        assert looked.acquire(timeout=30)
+    second.ask("SIGTERM")
+    second.start()
+    assert any(first.reached((step, 0)) or time.sleep(0.001) for step in range(10_000))
+    assert first.reason == "SIGTERM"
+    # What ends a fit otherwise is looked for also when the stop is agreed on, up to its position.
+    while looked.acquire(blocking=False):
+        pass
+    for _ in range(5):
+        assert looked.acquire(timeout=30)
+    for stop in (first, second):
+        stop.close()
+
+
 class Training:
     """Processes that train in step: none begins a batch whose predecessor another has not begun."""
 
