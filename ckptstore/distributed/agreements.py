@@ -142,6 +142,28 @@ class Agreements:
     def _left(self, process: int) -> str:
         return f"{self._prefix}/left/{process}"
 
+    def exits(self) -> None:
+        """Tell the others that this process, which has given up, ends now.
+
+        Raises:
+            DistributedError: The messages do not get through.
+        """
+        self._messages.put(self._exit(self._messages.process), "")
+
+    def all_exit(self, processes: int) -> bool:
+        """Return True if all processes have told so, this one included.
+
+        Args:
+            processes: The number of processes.
+
+        Raises:
+            DistributedError: The messages do not get through.
+        """
+        return len(self._messages.present([*map(self._exit, range(processes))])) == processes
+
+    def _exit(self, process: int) -> str:
+        return f"{self._prefix}/exits/{process}"
+
     def give_up(self, reason: str) -> None:
         """Tell the others that this process cannot go on; raises nothing, since another error is on its way."""
         value = json.dumps({"process": self._messages.process, "reason": reason})

@@ -136,6 +136,12 @@ class JobSession:
         """How long messages of a save may fail to get through, in seconds."""
         return min(_PATIENCE_S, self.save_limit_s)
 
+    @property
+    def is_saving(self) -> bool:
+        """True while a save has a number and has not ended on this process."""
+        with self._lock:
+            return bool(self._open)
+
     def next_save(self) -> int:
         """Return the number of the next save, from 1; called where all processes do so in the same order."""
         with self._lock:

@@ -30,6 +30,7 @@ from ckptstore.errors.distributed import (
     ResumeRefusedError,
     SaveAbandonedError,
     SaveEndUnknownError,
+    UnequalBatchesError,
 )
 from ckptstore.errors.locked import (
     LockedError,
@@ -117,6 +118,7 @@ __all__ = [
     "StoreNotFoundError",
     "StoreRemovedError",
     "SupervisorRunningError",
+    "UnequalBatchesError",
     "UnfinishedSaveError",
     "UnsafeFileSystemError",
     "UnserialisableModelError",

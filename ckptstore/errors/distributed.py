@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ckptstore.errors.base import CheckpointStoreError
 from ckptstore.errors.save_failures import SaveFailureCause
@@ -40,6 +40,57 @@ class PeerFailedError(DistributedError, RuntimeError):
             process=process,
             failed=failed,
             reason=reason,
+        )
+
+
+class UnequalBatchesError(DistributedError, RuntimeError):
+    """The processes of a fit have seen different numbers of batches in one epoch, and cannot train on together.
+
+    Each step needs all of them: one would wait for ever in a step that the other does not make, or their steps would
+    be of different epochs. The checkpoints from before that are sound.
+
+    Attributes:
+        part: ``"training"`` or ``"validation"``.
+        epoch: Zero-based index of the epoch.
+        batches: The batches of this process; where `ended` is False, those that it has begun so far.
+        ended: True if this part of the epoch has ended on this process.
+        other: The number of the other process.
+        other_batches: Its batches, of the whole epoch.
+    """
+
+    part: Literal["training", "validation"]
+    epoch: int
+    batches: int
+    ended: bool
+    other: int
+    other_batches: int
+
+    def __init__(
+        self,
+        *,
+        process: int,
+        part: Literal["training", "validation"],
+        epoch: int,
+        batches: int,
+        ended: bool,
+        other: int,
+        other_batches: int,
+    ) -> None:
+        own = str(batches) if ended else f"{batches} so far"
+        argument = "steps_per_epoch" if part == "training" else "validation_steps"
+        super().__init__(
+            f"epoch {epoch + 1} has had {other_batches} {part} batches on process {other}, and {own} on process "
+            f"{process}",
+            hint=f"give every process equally many batches, as by fit({argument}=...), and set model.stop_training at "
+            "an epoch's end, or on all of them after the same batch; started again, the job resumes from its newest "
+            "checkpoint",
+            process=process,
+            part=part,
+            epoch=epoch,
+            batches=batches,
+            ended=ended,
+            other=other,
+            other_batches=other_batches,
         )
 
 

@@ -213,7 +213,7 @@ class ResumingCallback(SavingCallback, keras.callbacks.Callback):
         takes_over = preemption_signals(keras.backend.backend())
         if job is None:
             return StopRequest(self._signals, takes_over=takes_over)
-        return JobStop(job.stop, self._signals, takes_over=takes_over)
+        return JobStop(job.stop, self._signals, check=job.watch.check, takes_over=takes_over)
 
     def _listen(self) -> None:
         if self._stop is None and (self._session is None or not self._session.is_open):

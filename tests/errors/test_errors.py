@@ -42,6 +42,9 @@ EXAMPLES = [
     ),
     errors.MessageConflictError(process=1, key="save/3/report/1", present="{}"),
     errors.PeerFailedError(process=1, failed=0, reason="its disk is gone"),
+    errors.UnequalBatchesError(
+        process=1, part="validation", epoch=2, batches=4, ended=False, other=0, other_batches=3
+    ),
     errors.JobIncompleteError(process=0, processes=3, silent=(1, 2), limit_s=20.0),
     errors.SaveAbandonedError(
         process=0, save=3, version=7, silent=(1,), refused={2: "no room"}, limit_s=20.0

@@ -97,6 +97,7 @@ Of Keras' private interfaces these use nothing: `capture` (the captured parts of
 May import: distributed, formats, system and the words.
 """
 
+from ckptstore.keras.private.backends.jax_job import is_in_framework, leave_together
 from ckptstore.keras.private.backends.jax_train_state import (
     synced,
     synced_train_state,
@@ -170,11 +171,13 @@ __all__ = [
     "find_job",
     "global_seed",
     "has_custom_loading",
+    "is_in_framework",
     "is_keras_class",
     "is_keras_object",
     "keeps_first_order",
     "kept_placements",
     "layers_of",
+    "leave_together",
     "load_variables",
     "logs_mean_loss",
     "messages_of",

@@ -24,7 +24,7 @@ import keras
 from ckptstore.keras.private import epoch_data
 from ckptstore.keras.private.backends import tensorflow_random
 from ckptstore.keras.private.building import trace_step
-from ckptstore.keras.private.epoch_data import EpochData
+from ckptstore.keras.private.epoch_data import EpochData, Step
 from ckptstore.keras.private.hooks import Hooks, report_errors
 from ckptstore.keras.private.optimizers import left_unbuilt
 
@@ -68,6 +68,7 @@ class FitLoop:
         self._code = code
         self._hooks = Hooks()
         self.data = EpochData(self._iterator, self._hooks)
+        self._validated: Any = None
         self._initial_epoch_before: Any = None
         self._end_reports: Callable[[], None] | None = None
         self._others_have_batch_hooks = True
@@ -79,6 +80,18 @@ class FitLoop:
     ) -> None:
         """Replace a method of one object of this fit with what `make` returns for it."""
         self._hooks.wrap_method(owner, name, make)
+
+    def wrap_validation_steps(
+        self, make: Callable[[Callable[[], Iterator[Step]]], Callable[[], Iterator[Step]]]
+    ) -> None:
+        """Wrap the iteration over the steps of validations, once; called when one begins.
+
+        A Keras that keeps the validation's iterator elsewhere is left as it is.
+        """
+        iterator = getattr(self.model, "_eval_epoch_iterator", None)
+        if iterator is not self._validated and epoch_data.is_supported(iterator):
+            self._validated = iterator
+            self.wrap_method(iterator, "_enumerate_iterator", make)
 
     @property
     def is_hooked(self) -> bool:

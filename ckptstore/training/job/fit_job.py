@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
+from ckptstore.distributed.batch_counts import BatchCounts, EpochWord
 from ckptstore.distributed.job import Job
 from ckptstore.distributed.meeting import JOIN_FACTOR, ROOT
 from ckptstore.distributed.service import ServiceMessages
 from ckptstore.distributed.session import JobSession
 from ckptstore.distributed.stopping import AgreedStop
-from ckptstore.errors import DistributedError, InvalidArgumentError, SeveralProcessesError
+from ckptstore.errors import (
+    DistributedError,
+    InvalidArgumentError,
+    PeerFailedError,
+    SeveralProcessesError,
+    UnequalBatchesError,
+)
 from ckptstore.keras.private import messages_of
 from ckptstore.system import messages as system_messages
+from ckptstore.training.job.leaving import Leaving
 from ckptstore.training.job.peer_watch import PeerWatch
 
 if TYPE_CHECKING:
@@ -65,6 +74,9 @@ class FitJob:
         job: As above.
         session: As above.
         agreements: What process 0 decides for all.
+        counts: The batches of each epoch, on this process and elsewhere.
+        leaving: Ends this process where a step cannot end.
+        watch: Notices what ends the fit on another process.
         stop: The agreement on where to stop.
     """
 
@@ -72,11 +84,12 @@ class FitJob:
         self.job = job
         self.session = session
         self.agreements = session.agreements
-        self.stop = AgreedStop(
-            messages, job.processes, f"{ROOT}/{session.token}/stop", on_look=PeerWatch(self.agreements)
-        )
+        self.counts = BatchCounts(messages, job.processes, f"{ROOT}/{session.token}/batches")
+        self.leaving = Leaving(job, session)
+        self.watch = PeerWatch(self.agreements, self.counts, leave=self.leaving.look)
+        self.stop = AgreedStop(messages, job.processes, f"{ROOT}/{session.token}/stop", on_look=self.watch)
         self._messages = messages
-        self._has_left = False
+        self._has_left = self._tells_at_exit = False
 
     @classmethod
     def meet(cls, job: Job, name: str, *, limit_s: float | None = None) -> Self:
@@ -141,9 +154,24 @@ class FitJob:
                     hint="give every process of a fit the same options",
                 )
 
+    def agree_at_epoch_end(self, stops: bool) -> bool:
+        """Return process 0's answer to whether training stops with the epoch that has ended; every process calls this.
+
+        Of processes that stopped at different epochs, one would wait in a step for the other.
+
+        Raises:
+            UnequalBatchesError: The epoch has had other batches on process 0.
+            DistributedError: Process 0's answer does not arrive.
+        """
+        first = self.agreements.decide({"stops": stops, "batches": self.counts.epoch_ends()})
+        if not self.is_leader:
+            self.counts.compare(0, EpochWord(*first["batches"]))
+        return bool(first["stops"])
+
     def give_up(self, error: BaseException) -> None:
         """Tell the others that this process cannot go on, so that none waits for it."""
         self.agreements.give_up(f"{type(error).__name__}: {error}")
+        self._tell_at_exit()
 
     def close(self) -> None:
         """End the threads of this fit, process 0 after the others, up to `LEAVING_LIMIT_S`; may be called again."""
@@ -152,11 +180,34 @@ class FitJob:
             with suppress(DistributedError):  # after the fit nobody reads them
                 self.session.delete_settled()
         # JAX's own processes wait for each other when they exit.
-        if not self._has_left and self.job.kind != "jax":
+        if self.job.kind == "jax":
+            self._tell_at_exit_if_needed()
+        elif not self._has_left:
             self._has_left = True
             with suppress(DistributedError):
                 self.agreements.leave(self.job.others, limit_s=LEAVING_LIMIT_S)
-        self._messages.close()
+        if not self._tells_at_exit:  # then no thread can be started
+            self._messages.close()
+
+    def _tell_at_exit_if_needed(self) -> None:
+        """Look whether a process has given up, for which another one may stay in a step: see `Leaving`."""
+        try:
+            self.watch.check()
+            self.agreements.check()
+        except (PeerFailedError, UnequalBatchesError):
+            self._tell_at_exit()
+        except DistributedError:  # the service has ended, and JAX ends the others
+            pass
+
+    def _tell_at_exit(self) -> None:
+        if not self._tells_at_exit and self.job.kind == "jax":
+            self._tells_at_exit = True
+            # What is registered last is called first: before JAX waits for the others.
+            atexit.register(self._tell_of_exit)
+
+    def _tell_of_exit(self) -> None:
+        with suppress(DistributedError):
+            self.agreements.exits()
 
 
 def _tell_of_waiting(job: Job, limit_s: float) -> None:

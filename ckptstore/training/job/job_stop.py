@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from signal import Signals
 
 from ckptstore.distributed.stopping import AgreedStop
@@ -15,14 +15,21 @@ class JobStop(StopRequest):
     Args:
         agreed: The agreement.
         signals: As for `StopRequest`.
+        check: Called at each position; raises what else ends the fit there.
         takes_over: As for `StopRequest`.
     """
 
     def __init__(
-        self, agreed: AgreedStop, signals: Sequence[Signals], *, takes_over: Sequence[Signals] = ()
+        self,
+        agreed: AgreedStop,
+        signals: Sequence[Signals],
+        *,
+        check: Callable[[], object] = lambda: None,
+        takes_over: Sequence[Signals] = (),
     ) -> None:
         super().__init__(signals, takes_over=takes_over)
         self._agreed = agreed
+        self._check = check
         self._is_reached = self._is_over = False
 
     @property
@@ -40,8 +47,9 @@ class JobStop(StopRequest):
         """Tell that training has come to a position: `received` says if all stop there.
 
         Raises:
-            DistributedError: A stop was asked for, and the processes cannot agree on where.
+            DistributedError: A stop was asked for, and the processes cannot agree on where; or what `check` raises.
         """
+        self._check()
         own = super().received
         if own is not None:
             self._agreed.ask(own.name)

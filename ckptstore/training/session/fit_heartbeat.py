@@ -8,6 +8,7 @@ from typing import Any
 
 from ckptstore.keras.private import FitLoop
 from ckptstore.storage.heartbeat import Heartbeat, all_alive
+from ckptstore.training.session.hooks import tell_first
 from ckptstore.training.session.position import BatchPosition
 
 
@@ -55,7 +56,7 @@ class FitHeartbeat:
             ("on_test_batch_begin", lambda batch, logs=None: self.alive()),
             ("on_test_end", lambda logs=None: self.test_ends()),
         ):
-            loop.wrap_method(loop.callbacks, name, partial(_tell_first, tell))
+            loop.wrap_method(loop.callbacks, name, tell_first(tell))
         loop.wrap_method(
             loop.callbacks, "on_train_batch_end", partial(partial, self._batch_ends, is_skipping)
         )
@@ -111,13 +112,3 @@ class FitHeartbeat:
 def _number(params: Mapping[str, Any] | None, name: str) -> int | None:
     found = (params or {}).get(name)
     return found if isinstance(found, int) else None
-
-
-def _tell_first(tell: Callable[..., None], others: Callable[..., None]) -> Callable[..., None]:
-    """Return a hook that tells the heartbeat, then calls the callbacks: what they do belongs to the new phase."""
-
-    def hook(*arguments: Any, **more: Any) -> None:
-        tell(*arguments, **more)
-        others(*arguments, **more)
-
-    return hook

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 from ckptstore.keras.private import FitLoop
 from ckptstore.training.session.end_on_error import EndOnError
@@ -24,3 +25,18 @@ def wrap_hooks(loop: FitLoop, hooks: Mapping[str, Callable[..., None]], end_on_e
         loop.wrap_method(loop.callbacks, name, end_on_error)
     for callback in loop.callbacks_after:
         loop.wrap_method(callback, "on_train_begin", end_on_error)
+
+
+def tell_first(
+    listener: Callable[..., object],
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return what makes a hook tell a listener, then call the callbacks: what they do belongs to the new phase."""
+
+    def wrap(others: Callable[..., None]) -> Callable[..., None]:
+        def hook(*arguments: Any, **more: Any) -> None:
+            listener(*arguments, **more)
+            others(*arguments, **more)
+
+        return hook
+
+    return wrap

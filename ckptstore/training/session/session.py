@@ -24,6 +24,7 @@ from ckptstore.training.saving.attempt_end import plan_end
 from ckptstore.training.saving.saves import Saves
 from ckptstore.training.saving.schedule import SaveSchedule
 from ckptstore.training.session import messages
+from ckptstore.training.session.counted_batches import count_batches
 from ckptstore.training.session.end_on_error import EndOnError
 from ckptstore.training.session.fit_heartbeat import FitHeartbeat
 from ckptstore.training.session.fit_order import fits_on
@@ -172,6 +173,9 @@ class FitSession:
         }
         wrap_hooks(loop, hooks, self._end_on_error)
         self._heartbeat.watch(loop, is_skipping=self._is_skipping)
+        if self._saves.job is not None:
+            count_batches(loop, self.position, self._saves.job.counts)
+            self._saves.job.leaving.before = self._saves.training_failed
         if resumed is not None:
             self._finished = self._saves.agreed(resumed.is_finished(loop.epochs, loop.others))
             self.position.epoch = resumed.next_epoch - self._finished
@@ -255,8 +259,8 @@ class FitSession:
         self._saves.epoch_ended(epoch, self.position.step, logs)
         with self._end_on_error:
             if self._saves.job is not None:
-                # Of processes that stopped at different epochs, one would wait in a step for the other.
-                self._model.stop_training = self._saves.agreed(bool(self._model.stop_training))
+                stops = bool(self._model.stop_training)
+                self._model.stop_training = self._saves.job.agree_at_epoch_end(stops)
             last = self._model.stop_training or self._is_last(epoch)
             self._stop.reached(self.position.step, epoch_ended=True)
             due = self._is_due_at_epoch_end(logs, last=last) or self._stop.received is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from types import FrameType
 from typing import Any
 
 from ckptstore.distributed.job import Job
@@ -11,6 +12,8 @@ from ckptstore.distributed.job import Job
 BY = "jax.distributed"
 # How long a look waits that cannot be made without waiting, in milliseconds.
 _LOOK_MS = 100
+# Modules whose functions wait for devices.
+_WAIT_FOR_DEVICES = ("jax", "keras.src.backend.jax")
 
 
 def find_job() -> Job | None:
@@ -42,6 +45,21 @@ def find_job() -> Job | None:
 def preemption_is_watched() -> bool:
     """Return True if JAX's preemption service has put a handler of its own on SIGTERM."""
     return getattr(_state(), "preemption_sync_manager", None) is not None
+
+
+def is_in_framework(frame: FrameType) -> bool:
+    """Return True if a frame is of JAX, or of what Keras does with it, such as to fetch a result."""
+    module = str(frame.f_globals.get("__name__"))
+    return any(module == name or module.startswith(f"{name}.") for name in _WAIT_FOR_DEVICES)
+
+
+def leave_together() -> None:
+    """Wait until all processes of the job are at their exits, as JAX does at this one's; may be called in any thread.
+
+    Raises:
+        RuntimeError: They have not come within JAX's limit, by default 300 s.
+    """
+    sys.modules["jax"].distributed.shutdown()
 
 
 def _state() -> Any:
