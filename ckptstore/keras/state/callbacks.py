@@ -15,9 +15,10 @@ import numpy as np
 
 from ckptstore.keras.private import run_time_attributes, set_attribute, start_epoch_clock
 from ckptstore.keras.state.callback_inspection import seems_stateful
+from ckptstore.keras.state.csv_log import is_csv_logger, restore_rows, rows_written
 
 # Keys of a callback's entry.
-_ATTRIBUTES, _STATE = "attributes", "state"
+_ATTRIBUTES, _STATE, _LOG = "attributes", "state", "log"
 
 
 def callback_keys(callbacks: Sequence[Any]) -> list[str]:
@@ -67,6 +68,8 @@ def _captured(callback: Any) -> dict[str, Any]:
     held = vars(callback)
     attributes = {name: held[name] for name in run_time_attributes(type(callback)) if name in held}
     entry: dict[str, Any] = {_ATTRIBUTES: attributes} if attributes else {}
+    if is_csv_logger(callback) and (rows := rows_written(callback)) is not None:
+        entry[_LOG] = rows
     if _takes_part(callback):
         try:
             entry[_STATE] = callback.get_state()
@@ -75,7 +78,7 @@ def _captured(callback: Any) -> dict[str, Any]:
     return entry
 
 
-def set_states(callbacks: Sequence[Any], saved: Mapping[str, Any]) -> list[str]:
+def set_states(callbacks: Sequence[Any], saved: Mapping[str, Any], *, ended: bool = False) -> list[str]:
     """Restore the callbacks' states; call it after ``on_train_begin`` of all, since many reset themselves there.
 
     Arrays are copied; nothing of `saved` is shared with the callbacks.
@@ -83,23 +86,25 @@ def set_states(callbacks: Sequence[Any], saved: Mapping[str, Any]) -> list[str]:
     Args:
         callbacks: All callbacks of the fit, in order.
         saved: The states from `get_states`, perhaps through `ckptstore.keras.state.tree`.
+        ended: True if nothing is left to train.
 
     Returns:
         The keys of callbacks that seem to have state that was not, or not completely, restored. These continue as
         they are.
 
     Raises:
+        StorageError: The file of a `keras.callbacks.CSVLogger` cannot be written.
         Exception: An error of a callback's ``set_state``.
     """
     left = []
     for key, callback in zip(callback_keys(callbacks), callbacks, strict=True):
         start_epoch_clock(callback)
-        if not _applied(callback, saved.get(key, {})) or seems_stateful(callback):
+        if not _applied(callback, saved.get(key, {}), ended=ended) or seems_stateful(callback):
             left.append(key)
     return left
 
 
-def _applied(callback: Any, entry: Mapping[str, Any]) -> bool:
+def _applied(callback: Any, entry: Mapping[str, Any], *, ended: bool) -> bool:
     """Restore one callback; return True if all of its state was there."""
     names = run_time_attributes(type(callback))
     attributes = entry.get(_ATTRIBUTES, {})
@@ -108,6 +113,10 @@ def _applied(callback: Any, entry: Mapping[str, Any]) -> bool:
             set_attribute(callback, name, _owned(attributes[name]))
     if _takes_part(callback) and _STATE in entry:
         callback.set_state(_owned(entry[_STATE]))
+    if is_csv_logger(callback):
+        if _LOG not in entry:
+            return False
+        restore_rows(callback, entry[_LOG], ended=ended)
     return set(names) <= set(attributes) and (_STATE in entry or not _takes_part(callback))
 
 

@@ -73,7 +73,7 @@ class FitToRestore:
         """Restore the end of a run in ``on_train_end``, since not one epoch was left to train."""
         self.loop.restore_initial_epoch()
         resumed.load_finished(synced(self.model), behind_last_epoch=self.loop.finalize_weights)
-        left = resumed.restore_callbacks(self.loop.others)
+        left = resumed.restore_callbacks(self.loop.others, ended=True)
         if "callbacks" in resumed.values:  # or it was said that no callback saved it
             messages.warn_not_restored(*left)
         messages.warn_lost(resumed.restore_user_state(self.user_state).lost)

@@ -149,14 +149,20 @@ class ResumedRun:
         adapter.restore_state(model, self.state, metrics=True)
         behind_last_epoch()
 
-    def restore_callbacks(self, callbacks: Sequence[Any]) -> tuple[list[str], list[str]]:
+    def restore_callbacks(
+        self, callbacks: Sequence[Any], *, ended: bool = False
+    ) -> tuple[list[str], list[str]]:
         """Give the other callbacks their state.
+
+        Args:
+            callbacks: The other callbacks.
+            ended: True if nothing is left to train.
 
         Returns:
             The keys of those whose state is not known; and of these, the ones that the saved fit did not have.
         """
         saved = self.values.get("callbacks")
-        left = callback_state.set_states(callbacks, saved or {})
+        left = callback_state.set_states(callbacks, saved or {}, ended=ended)
         known = callback_state.get_states(callbacks) if left else {}
         return left, [key for key in left if saved is not None and key in known and key not in saved]
 
