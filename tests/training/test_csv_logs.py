@@ -58,6 +58,8 @@ def test_the_file_of_a_run_that_is_killed_ends_as_one_that_was_not(
     assert "CSVLogger" not in outcome.output
     # A finished run is started again: nothing is trained, and nothing is lost.
     assert found(runs.run(case, folder=str(killed), store=store))["rows"] == rows
+    # Nor are the rows of the second fit, where the script makes the first alone now.
+    assert found(runs.run("one fit", folder=str(killed), store=store))["rows"][1] == rows[1]
 
 
 def begun(path: Path, *, append: bool = False) -> keras.callbacks.CSVLogger:
