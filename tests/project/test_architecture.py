@@ -38,9 +38,10 @@ MUTATING = {
 HARMLESS_AS_METHODS = {"replace", "remove", "copy", "move", "link"}
 MAY_MUTATE = {"ckptstore.storage.files", "ckptstore.storage.durable_writer"}
 # Layers of Keras load assets (such as vocabularies) from files, which are created in a temporary directory, not in a
-# store. A memfd is not part of any file system.
+# store. A memfd is not part of any file system. The file of a `CSVLogger` is Keras' own.
 SCRATCH = {
     "ckptstore.keras.private.assets": {"mkdir", "write_bytes"},
+    "ckptstore.keras.state.csv_log": {"truncate"},
     "ckptstore.system.shared_memory": {"ftruncate"},
 }
 

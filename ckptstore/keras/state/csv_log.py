@@ -11,7 +11,6 @@ logger has no state, and the resume names it.
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -83,7 +82,7 @@ def restore_rows(logger: Any, saved: Mapping[str, Any], *, ended: bool = False) 
             with path.open("ab") as file:
                 file.write(rows[len(found) :])
         elif not ended:
-            os.truncate(path, len(rows))
+            logger.csv_file.truncate(len(rows))
     except OSError as error:
         raise StorageError(operation="restoring the rows of CSVLogger", path=path, error=error) from error
     if not logger.csv_file.closed:
