@@ -42,7 +42,9 @@ def fits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, A
     for case, processes in found.items():
         with CheckpointStore(folder / case) as store:
             assert store.verify() == []
-            processes.append({"steps": [checkpoint.step for checkpoint in store.checkpoints()]})
+            (attempt,) = store.attempts()
+            steps = [checkpoint.step for checkpoint in store.checkpoints()]
+            processes.append({"steps": steps, "end": attempt.reason, **attempt.detail})
     return found
 
 
@@ -75,6 +77,7 @@ def test_unequal_batches_end_a_fit_on_both_processes(
     error = f"PeerFailedError: process {longer} has given up: UnequalBatchesError: {text}"
     assert error in waits["log"]
     assert store["steps"] == saved
+    assert (store["end"], said in store["message"]) == ("exception", True)
 
 
 @on_jax
@@ -86,7 +89,7 @@ def test_a_process_in_a_step_ends_soon_after_one_that_an_exception_has_ended(
     assert (stuck["code"], failed["code"]) == (1, 1), fits["1 fails"]
     assert "ckptstore: process 1 has given up: ZeroDivisionError: its own fault; a step" in stuck["log"]
     assert "ZeroDivisionError: its own fault" in failed["log"]
-    assert store["steps"] == [4]
+    assert (store["steps"], store["end"]) == ([4], "exception")
 
 
 @on_jax
@@ -98,7 +101,7 @@ def test_equal_batches_and_a_long_callback_on_one_process_are_no_fault(
     for found in processes:
         assert found["code"] == 0, found
         assert "ckptstore:" not in found["log"]
-    assert store["steps"] == [6, 12]
+    assert (store["steps"], store["end"]) == ([6, 12], "finished")
 
 
 def job_of(service: MemoryService, process: int) -> FitJob:
@@ -144,7 +147,7 @@ def test_only_a_call_of_the_framework_counts_as_a_step_that_cannot_end(
         began.set()
         release.wait()
 
-    thread = threading.Thread(target=train)
+    thread = threading.Thread(target=train, daemon=True)
     thread.start()
     began.wait()
     assert [found[0].stuck_s(now) for now in (0.0, 5.0)] == [0.0, 0.0]

@@ -472,6 +472,10 @@ class FitSession:
         with held_back(may_raise=error is None and self._stop.received is None):
             try:
                 self._saves.end(error)
+            except Exception as failure:
+                # The fit had come to its end, and was to be recorded as finished.
+                self._saves.training_failed(failure)
+                raise
             finally:
                 self._stop.uninstall()
                 self._stop.is_polled = None
