@@ -59,6 +59,8 @@ COMPILED_SINCE = (0, 10)
 # By default JAX does not cache programs that compile quickly.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+# Small programs take much longer to optimize than to run. Cases of test_exact_resume.py are compiled as users' are.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # Backends that may be installed under several names.
 RELEASED_AS = {"tensorflow": ["tensorflow", "tensorflow-cpu"]}
 USES_KERAS = re.compile(r"^\s*(import|from) keras\b|ckptstore\.ModelCheckpoint\(", re.MULTILINE)

@@ -99,6 +99,7 @@ def train(
     act: list[Any] | None = None,
     saving: dict[str, Any] | None = None,
     seed: int | None = 1,
+    compiling: dict[str, bool] | None = None,
     **fit: Any,
 ) -> dict[str, Any]:
     """Train a case, and return what it comes to.
@@ -111,6 +112,7 @@ def train(
         act: A hook, the number of its call, and ``"raise"`` or a signal that is sent then.
         saving: Other arguments of `StoreCheckpoint`.
         seed: What the script seeds everything with; None if it does not.
+        compiling: How JAX compiles, where not as in all tests: with a ``cache``, or ``optimized``.
         **fit: Other arguments of `fit`.
     """
     import keras
@@ -118,6 +120,8 @@ def train(
     import ckptstore
     from resume_cases import CASES, INEXACT
 
+    if compiling is not None:
+        _compile(**compiling)
     if seed is not None:
         keras.utils.set_random_seed(seed)
     made = (CASES | INEXACT)[case]()
@@ -144,6 +148,13 @@ def train(
         "seen": counter.seen,
         "initial_epoch": made.model._initial_epoch,
     }
+
+
+def _compile(*, cache: bool, optimized: bool = False) -> None:
+    import jax
+
+    jax.config.update("jax_enable_compilation_cache", cache)
+    jax.config.update("jax_disable_most_optimizations", not optimized)
 
 
 def _digest(variables: Any) -> str:

@@ -25,6 +25,9 @@ HERE = [
     for name in sorted(CASES)
     if BACKEND in BACKENDS[name] and (ALL or BACKEND not in RARE[name].split())
 ]
+# The others share what JAX compiles, and it optimizes little of that: most of their time would be JAX's compiler's.
+AS_USERS_DO = {"cache": False, "optimized": True}
+COMPILED_AS_USERS_DO = ("mixed_precision", "model_parallel_along_one_axis") if BACKEND == "jax" else ()
 SAME = ("weights", "optimizer", "metrics", "steps", "history", "epochs", "initial_epoch")
 
 
@@ -48,22 +51,35 @@ def assert_same(first: dict[str, Any], other: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", HERE)
 def test_a_run_that_is_killed_ends_as_one_that_was_not(runs: Runs, name: str, tmp_path: Path) -> None:
-    plain = found(runs.run(name))
-    saved = found(runs.run(name, store=str(tmp_path / "uninterrupted")))
+    compiling = {"compiling": AS_USERS_DO} if name in COMPILED_AS_USERS_DO else {}
+    plain = found(runs.run(name, **compiling))
+    saved = found(runs.run(name, store=str(tmp_path / "uninterrupted"), **compiling))
     assert_same(saved, plain)
     assert saved["seen"] == plain["seen"]
     draw = random.Random(f"{name} {BACKEND}")
     store = str(tmp_path / "killed")
-    # In an epoch, in a save, and again soon after.
-    for death in (
-        {"die_after": draw.randrange(plain["batches"] // 2, plain["batches"])},
-        {"die_in_step": draw.randrange(20, 60)},
-        {"die_after": draw.randrange(1, 4)},
-    ):
-        outcome = runs.run(name, store=store, **death)
-        assert outcome.status in (-signal.SIGKILL, 0), outcome.output
-    resumed = found(runs.run(name, store=store))
+    third = plain["batches"] // 3
+    deaths: list[dict[str, Any]] = [
+        {"die_after": draw.randrange(third, 2 * third)},
+        # In one of the first saves of the process that resumed.
+        {"die_in_step": draw.randrange(17, 60), "saving": {"background": False}},
+    ]
+    if BACKEND == "tensorflow":
+        # Each process traces its steps again, for seconds: one death, in one of the saves after the first.
+        deaths = [{"die_in_step": draw.randrange(70, 110), "saving": {"background": False}}]
+    for death in deaths:
+        outcome = runs.run(name, store=store, **death, **compiling)
+        assert outcome.status == -signal.SIGKILL, outcome.output
+    resumed = found(runs.run(name, store=store, **compiling))
     assert_same(resumed, plain)
+    assert resumed["batches"] < plain["batches"]
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="JAX has a cache of compiled programs")
+def test_programs_of_the_cache_that_the_tests_share_compute_the_same_bits(runs: Runs) -> None:
+    plain = found(runs.run("arrays"))
+    assert_same(found(runs.run("arrays", compiling={"cache": True})), plain)
+    assert_same(found(runs.run("arrays", compiling={"cache": False})), plain)
 
 
 STEPLESS = ["optimizer_that_nobody_steps"] if BACKEND == "tensorflow" else []
