@@ -418,6 +418,7 @@ model.fit(*data, batch_size=4, epochs=3, verbose=0, validation_data=data, callba
 
 
 @pytest.mark.backend
+@pytest.mark.jax_is_enough
 @pytest.mark.slow
 def test_a_training_that_is_killed_started_again_and_done_is_shown_as_it_is(tmp_path: Path) -> None:
     root = tmp_path / "store"

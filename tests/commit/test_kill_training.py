@@ -23,6 +23,7 @@ def needs_strace() -> None:
         pytest.skip("strace is not to be had here, or may not attach")
 
 
+@pytest.mark.jax_is_enough
 @pytest.mark.slow
 def test_a_fit_killed_at_any_call_has_lost_nothing_that_it_reported() -> None:
     """Every kind of call, and one in so many; `tools/crash kills` kills at all of them."""
@@ -64,6 +65,7 @@ def test_the_thread_that_writes_a_payload_is_killed_by_its_own_calls(tmp_path: P
         ("no publishing after a crash", "?link,linkat", "does not show the newest"),
     ],
 )
+@pytest.mark.jax_is_enough
 @pytest.mark.slow
 def test_a_planted_fault_is_found(fault: str, calls: str, found: str) -> None:
     result = kill_training.kill_everywhere(stride=3, calls=calls, starts=["used"], fault=fault)

@@ -17,7 +17,7 @@ from ckptstore.store.store import CheckpointStore
 from crash.sample_stores import save
 from writer_processes import needs_process
 
-pytestmark = [pytest.mark.backend, pytest.mark.slow]
+pytestmark = [pytest.mark.backend, pytest.mark.jax_is_enough, pytest.mark.slow]
 
 # Trains the same run in each of several ways; pauses, and is told when to continue.
 TRAININGS = """

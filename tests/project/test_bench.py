@@ -108,6 +108,7 @@ def test_the_cost_of_the_training_state(tmp_path: Path) -> None:
     assert "capturing" in text
 
 
+@pytest.mark.jax_is_enough
 def test_many_checkpoints(tmp_path: Path) -> None:
     document, text = bench(tmp_path, "--work", "scale", "--checkpoints", "20")
     for question in ("latest", "best", "resume_point", "commit", "ls --limit 20"):

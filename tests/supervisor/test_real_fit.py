@@ -15,6 +15,7 @@ from supervised import Ran
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.jax_is_enough,  # what hangs is no part of a step
     pytest.mark.skipif(sys.platform != "linux", reason="needs a lock that tells of a living training"),
 ]
 

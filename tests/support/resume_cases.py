@@ -107,7 +107,7 @@ def stopping_early() -> Case:
     return Case(model, on_arrays(model, validation_split=0.25, epochs=6), callbacks, "epoch", place=1)
 
 
-@case()
+@case(rare="torch tensorflow")
 def stopping_early_in_batches() -> Case:
     made = stopping_early()
     made.save_freq, made.place = 4, 3

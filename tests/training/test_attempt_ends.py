@@ -128,6 +128,7 @@ def test_loops_by_hand_record_their_attempts(ended: tuple[Path, dict[str, int]])
     assert found["raises"].detail["message"] == "by hand" and codes["loops_by_hand"] == 1
 
 
+@pytest.mark.jax_is_enough
 @pytest.mark.slow
 def test_a_full_disk_is_recorded_as_such(tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=2m", "tmpfs") as disk:
@@ -137,6 +138,7 @@ def test_a_full_disk_is_recorded_as_such(tmp_path: Path) -> None:
         (disk / "filler").unlink()
 
 
+@pytest.mark.jax_is_enough
 @pytest.mark.slow
 def test_a_kill_for_want_of_memory_is_told_from_others(tmp_path: Path) -> None:
     own = next(
@@ -196,6 +198,7 @@ def script(folder: Path, path: str = "") -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.jax_is_enough
 @pytest.mark.slow
 def test_commit_and_difference_are_recorded(tmp_path: Path) -> None:
     folder = tmp_path / "code"
@@ -221,6 +224,7 @@ def test_commit_and_difference_are_recorded(tmp_path: Path) -> None:
     assert "k3y" not in " ".join(clean.command) and clean.command[-2:] == ("--api-key", "***")
 
 
+@pytest.mark.jax_is_enough
 @pytest.mark.slow
 def test_a_git_that_hangs_delays_no_training(tmp_path: Path) -> None:
     fake = tmp_path / "bin" / "git"

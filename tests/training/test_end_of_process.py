@@ -74,9 +74,9 @@ def never_read() -> int:
     ("stream", "kind"),
     [
         pytest.param(without_reader, "process", marks=needs_process),
-        (without_reader, "thread"),
-        pytest.param(full, "process", marks=needs_process),
-        (never_read, "thread"),
+        pytest.param(without_reader, "thread", marks=pytest.mark.jax_is_enough),
+        pytest.param(full, "process", marks=[needs_process, pytest.mark.jax_is_enough]),
+        pytest.param(never_read, "thread", marks=pytest.mark.jax_is_enough),
         pytest.param(None, "process", marks=needs_process),
     ],
     ids=["no reader", "no reader, thread", "full disk", "never read", "closed"],

@@ -116,7 +116,13 @@ def wait_until(holds: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-@pytest.fixture(params=["StoreCheckpoint", "BackupAndRestore", "ModelCheckpoint"])
+@pytest.fixture(
+    params=[
+        "StoreCheckpoint",
+        pytest.param("BackupAndRestore", marks=pytest.mark.jax_is_enough),
+        pytest.param("ModelCheckpoint", marks=pytest.mark.jax_is_enough),
+    ]
+)
 def training(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Training]:
     """A training with each of the callbacks; not yet started."""
     callbacks = {
@@ -182,6 +188,7 @@ def saving(tmp_path: Path) -> Iterator[Training]:
         training.process.wait()
 
 
+@pytest.mark.jax_is_enough
 def test_a_run_whose_training_was_killed_is_saving_until_its_last_save_has_ended(saving: Training) -> None:
     training = saving
     training.hold("test")

@@ -118,6 +118,7 @@ def versions(root: Path, name: str, *, intact: bool = True) -> list[int]:
         return [checkpoint.version for checkpoint in store.checkpoints()]
 
 
+@pytest.mark.jax_is_enough
 @pytest.mark.slow
 @needs_process
 @pytest.mark.parametrize("background", [True, False])
@@ -151,6 +152,7 @@ def test_what_is_removed_under_a_training_is_made_again_or_named(
         assert versions(root, f"{name} {background}", intact=False) == []
 
 
+@pytest.mark.jax_is_enough
 @pytest.mark.slow
 @needs_process
 @pytest.mark.parametrize("background", [True, False])

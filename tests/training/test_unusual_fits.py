@@ -525,6 +525,7 @@ def training(tmp_path: Path) -> Iterator[Any]:
         assert process.returncode == 0
 
 
+@pytest.mark.jax_is_enough
 def test_a_second_process_with_the_same_run_is_refused_in_one_line(training: Any, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     command = [sys.executable, "-c", TRAINING, tmp_path, "go"]
