@@ -48,8 +48,9 @@ in a Keras that lacks it. `modules` imports Keras' inner modules; a module that 
     ``CallbackList._async_train``, ``_async_test``, ``_executor``, ``_futures``, ``_progbar``, ``_history``;
     ``EpochIterator._enumerate_iterator``, ``_get_iterator``, ``_current_iterator``, ``_steps_seen``, ``_num_batches``,
     ``_distributed_dataset``, ``_one_batch_ahead_iterator`` or ``_prefetch_numpy_iterator``; ``data_adapter`` with the
-    names of the adapters' classes, ``_dataset``, ``_dataloader``, ``get_torch_dataloader``, ``get_jax_iterator`` and
-    ``enqueuer.ready_queue``; of TensorFlow ``Dataset._inputs`` and ``tensorflow.python.eager.context.global_seed``.
+    names of the adapters' classes, ``_dataset``, ``_dataloader``, ``_first_batches``, ``get_torch_dataloader``,
+    ``get_jax_iterator`` and ``enqueuer.ready_queue``; of TensorFlow ``Dataset._inputs`` and
+    ``tensorflow.python.eager.context.global_seed``.
     Fallback: `running_fit` finds no fit. Callbacks save, and resume at the ends of epochs without the state of other
     callbacks, and a warning says so.
 `hooks`

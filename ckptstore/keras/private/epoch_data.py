@@ -164,6 +164,12 @@ class EpochData:
         return seed is not None and seed() is None
 
     @property
+    def first_batches(self) -> list[Any] | None:
+        """The batches that Keras has taken from a Python generator before the fit; None of other data."""
+        batches = getattr(self._iterator.data_adapter, "_first_batches", None)
+        return batches if isinstance(batches, list) else None
+
+    @property
     def prefetched(self) -> deque[Any] | None:
         """Queue of batches that workers prefetched for the next epoch; None without workers."""
         enqueuer = getattr(self._iterator.data_adapter, "enqueuer", None)
@@ -196,6 +202,18 @@ class EpochData:
                 adapter, "get_torch_dataloader", lambda get: lambda: _with_wrapped_dataset(get(), make)
             )
         elif self.is_grain:
+            self._hooks.wrap_method(adapter, "get_jax_iterator", lambda get: lambda: make(get()))
+
+    def wrap_batches(self, make: Callable[[Any], Any]) -> None:
+        """Make Keras iterate over the result of `make` instead of the batches that its data adapter gives.
+
+        They are in host memory there, before JAX moves them. Nothing is wrapped on TensorFlow, where no batch passes
+        Python, nor in a Keras version whose adapters have other methods.
+        """
+        if keras.backend.backend() == "torch":
+            self._hooks.wrap_method(self._iterator, "_get_iterator", lambda get: lambda: make(get()))
+        elif not _is_tensorflow() and hasattr(self._iterator.data_adapter, "get_jax_iterator"):
+            adapter = self._iterator.data_adapter
             self._hooks.wrap_method(adapter, "get_jax_iterator", lambda get: lambda: make(get()))
 
     def discard_batches(self, batches: Iterator[Any]) -> bool:

@@ -38,6 +38,25 @@ def as_numpy(value: Any) -> Array | None:
     return value if isinstance(value, np.ndarray) else None
 
 
+def is_in_host_memory(value: Any) -> bool:
+    """Return True unless a value is on an accelerator, or in parts on several devices: reading it would transfer it.
+
+    Example:
+        >>> is_in_host_memory(np.zeros(3))
+        True
+    """
+    torch, jax, tensorflow = map(sys.modules.get, ("torch", "jax", "tensorflow"))
+    if _is(value, torch, "Tensor"):
+        return bool(value.is_cpu)
+    if _is(value, jax, "Array"):
+        return not is_on_several_devices(value) and all(
+            device.platform == "cpu" for device in value.devices()
+        )
+    if _is(value, tensorflow, "Tensor"):
+        return "CPU" in str(getattr(value, "device", ""))
+    return True
+
+
 def _is(value: Any, module: Any, name: str) -> bool:
     # A module that is still being imported may lack the name, and then has no instances.
     kind = getattr(module, name, None)

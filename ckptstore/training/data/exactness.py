@@ -17,6 +17,15 @@ from ckptstore.keras.state import random_state
 from ckptstore.training.data import source
 
 _SEED = "keras.utils.set_random_seed(...) at the start of the script"
+OTHER_GENERATOR = (
+    "the first batches of the Python generator are not those of the first start: it draws from a random generator "
+    "without a seed, such as np.random.default_rng(), or what it reads has changed. Give the random generator a seed"
+)
+OTHER_FIRST_BATCH = (
+    "the data is not what it was: its first batch, read again, is not the one that was trained on. It draws from a "
+    "random generator that is not saved, such as np.random.default_rng() outside of the data, or what it reads has "
+    "changed. Keep the random generator in an attribute of the data, which is saved"
+)
 
 
 def generators_at_start(loop: FitLoop) -> dict[str, str] | None:

@@ -27,6 +27,7 @@ from ckptstore.keras.state import random_state
 from ckptstore.keras.state.random_state import GlobalGenerators
 from ckptstore.training.data import exactness
 from ckptstore.training.data import source as data_source
+from ckptstore.training.data.first_batch import FirstBatch, is_other
 from ckptstore.training.data.loader_position import DataPosition
 from ckptstore.training.data.validation import ValidationData
 
@@ -44,11 +45,13 @@ class ReplayResult:
         seconds: Duration of the replay.
         inexact: Names of the global generators that both the data and the training draw from during an epoch. A
             replay does not train, so the data draws other values from them.
+        is_other_data: True if the first batch that was read again is not the one that was trained on.
     """
 
     batches: int
     seconds: float
     inexact: tuple[str, ...] = ()
+    is_other_data: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -80,13 +83,19 @@ class DataReplay:
         progress: Called with the index of each skipped batch.
         failed: Called with an error that the data raises, before Keras sees it. Never called on TensorFlow, which
             reads the data inside the compiled step.
+        compares: False where other processes have other parts of the data, so that first batches tell nothing.
 
     Attributes:
         is_skipping: True while Keras runs the one execution that stands for the skipped batches.
     """
 
     def __init__(
-        self, loop: FitLoop, progress: Callable[[int], None], failed: Callable[[Exception], None]
+        self,
+        loop: FitLoop,
+        progress: Callable[[int], None],
+        failed: Callable[[Exception], None],
+        *,
+        compares: bool = True,
     ) -> None:
         self._loop = loop
         self._progress = progress
@@ -97,6 +106,9 @@ class DataReplay:
         self._validation_at_epoch_end: dict[str, Any] = {}
         self._position = DataPosition(loop)
         self._generators_at_start = exactness.generators_at_start(loop)
+        self._first_batch = FirstBatch(loop if compares else None)
+        self._batches_at_start = self._first_batch.at_start
+        self._is_known_to_differ = False
         self._iterator_count = self._iterator_count_at_step = 0
         self._epoch_ended = False
         self._is_iterator_new = False
@@ -124,12 +136,14 @@ class DataReplay:
 
         Returns:
             Among others ``made`` (number of iterators created), ``ended`` (True after the epoch's last batch),
-            ``beginning`` (`exactness.generators_at_start`), and ``kept`` (an iterator that spans epochs, or None).
+            ``beginning`` and ``first_batches`` (generators and batches before the first start's training), ``kept``
+            (an iterator that spans epochs, or None), and ``first_batch`` (digest of the iterator's first batch).
         """
         position: dict[str, Any] = {
             "made": self._iterator_count,
             "ended": False,
             "beginning": self._generators_at_start,
+            "first_batches": self._batches_at_start,
             "batches_per_epoch": self._loop.data.batches_per_epoch,
             "batch_size": self._loop.data.batch_size,
             "source_position": None,
@@ -144,6 +158,7 @@ class DataReplay:
             }
             position |= self._validation_at_epoch_end if self._epoch_ended else {}
         spanning = position["kept"]
+        position["first_batch"] = self._first_batch.digest if in_epoch or spanning is not None else None
         # The next epoch needs no source position, unless it continues an iterator that was already read from.
         if in_epoch or (spanning is not None and spanning["taken"]):
             position["source_position"] = self._position.capture()
@@ -192,6 +207,7 @@ class DataReplay:
             if self._loop.data.spans_epochs:
                 self._tracker.note()
             self._position.discard_iterator()
+            self._first_batch.iterator_begins()
             return create()
 
         return create_and_count
@@ -209,6 +225,8 @@ class DataReplay:
             self._is_iterator_new = False
             if target is not None and target.position["kept"] is None:
                 self._set_source_position(target)
+            if target is not None and target.batches == 0 and self._reads_other_data(target):
+                target.on_finished(ReplayResult(batches=0, seconds=0.0, is_other_data=True))
             steps = self._count_batches(enumerate_batches())
             return steps if target is None else self._skip_trained_batches(target, steps)
 
@@ -265,8 +283,12 @@ class DataReplay:
                 self._loop, target.position, self._generators_at_start, epoch=target.epoch
             )
         )
+        if not reasons and is_other(target.position.get("first_batches"), self._batches_at_start):
+            reasons.append(exactness.OTHER_GENERATOR)
+        self._is_known_to_differ = bool(reasons)
         reasons += self._validation.inexact_reasons()
         self._generators_at_start = target.position.get("beginning") or self._generators_at_start
+        self._batches_at_start = target.position.get("first_batches") or self._batches_at_start
         return reasons
 
     def _restore_source(self, saved: dict[str, Any] | None) -> None:
@@ -376,10 +398,21 @@ class DataReplay:
                     self._position.restore_dataset(source_position)
                 inexact = () if ended else self._restore_generators(target.generators, first)
                 seconds = time.perf_counter() - started
-                target.on_finished(ReplayResult(batches=discarded, seconds=seconds, inexact=inexact))
+                is_other_data = not inexact and self._reads_other_data(target)
+                target.on_finished(
+                    ReplayResult(
+                        batches=discarded, seconds=seconds, inexact=inexact, is_other_data=is_other_data
+                    )
+                )
         if ended and target.generators is not None:
             # The save was made during validation, after the epoch's last batch.
             random_state.restore(target.generators)
+
+    def _reads_other_data(self, target: ReplayTarget) -> bool:
+        """Return True if the data does not begin as it did, and that was not said before."""
+        if self._is_known_to_differ or target.position["source_position"] is not None:
+            return False
+        return is_other(target.position.get("first_batch"), self._first_batch.digest)
 
     def _restore_generators(self, saved: GlobalGenerators | None, first: GlobalGenerators) -> tuple[str, ...]:
         """Restore the generators of the save, and return the names of those that cannot be exact.

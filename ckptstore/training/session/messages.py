@@ -13,6 +13,7 @@ from ckptstore.keras.private import print_message, start_at_epoch
 from ckptstore.keras.state.user_state import UserStateReport
 from ckptstore.records import Checkpoint
 from ckptstore.system import messages
+from ckptstore.training.data.exactness import OTHER_FIRST_BATCH
 from ckptstore.training.data.replay import ReplayResult
 from ckptstore.training.session.resumed_run import ResumedRun
 
@@ -84,6 +85,8 @@ def print_replay_result(replay_result: ReplayResult) -> None:
             "the run will not be exact: the data draws random numbers during an epoch from the global generator of "
             f"{', '.join(replay_result.inexact)}, and so does the training"
         )
+    if replay_result.is_other_data:
+        _warn(f"the run will not be exact: {OTHER_FIRST_BATCH}")
 
 
 def warn_inexact(reasons: list[str]) -> None:

@@ -159,7 +159,8 @@ class FitSession:
         self.losses.begin(self._model, loop, self._saves, self._user_state)
         loop.trace_with_states()
         self.position.per_epoch = loop.data.batches_per_epoch
-        self._replay = DataReplay(loop, partial(self._progress, loop), self._data_failed)
+        alone = self._saves.job is None
+        self._replay = DataReplay(loop, partial(self._progress, loop), self._data_failed, compares=alone)
         parts = FitParts(loop=loop, replay=self._replay, user_state=self._user_state)
         self._fit_saver = FitSaver(self._model, self._saves, self.losses, fingerprint, parts)
         hooks: dict[str, Callable[..., None]] = {
