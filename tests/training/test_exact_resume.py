@@ -66,7 +66,9 @@ def test_a_run_that_is_killed_ends_as_one_that_was_not(runs: Runs, name: str, tm
     ]
     if BACKEND == "tensorflow":
         # Each process traces its steps again, for seconds: one death, in one of the saves after the first.
-        deaths = [{"die_in_step": draw.randrange(70, 110), "saving": {"background": False}}]
+        in_a_save = {"die_in_step": draw.randrange(70, 110), "saving": {"background": False}}
+        # This case has another callback that changes files, before the first save.
+        deaths = deaths[:1] if name == "mirrored_over_two_devices" else [in_a_save]
     for death in deaths:
         outcome = runs.run(name, store=store, **death, **compiling)
         assert outcome.status == -signal.SIGKILL, outcome.output
