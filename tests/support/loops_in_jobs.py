@@ -58,7 +58,11 @@ def resumed(rank: int, folder: Path, scope: Any) -> dict[str, Any]:
         store.beat(epoch=0, step=_STEPS)
         trained.train(batches[_STEPS:])
     ends, drawn = values_of(model), draws["draws"].random()
-    found: dict[str, Any] = {"began": began is None, "saved": [saved.version, saved.format, saved.digest]}
+    found: dict[str, Any] = {
+        "divided": divided_optimizer(rank, folder) if BACKEND == "torch" else "",
+        "began": began is None,
+        "saved": [saved.version, saved.format, saved.digest],
+    }
     with ckptstore.open_in_job(path, other) as store:
         draws = {"draws": np.random.default_rng(rank + 10)}
         point = store.resume(other, run="default", objects=draws)
@@ -104,6 +108,53 @@ def resumed(rank: int, folder: Path, scope: Any) -> dict[str, Any]:
     except (OSError, ckptstore.PeerFailedError) as error:
         found["left"] = [type(error).__name__, str(error)]
     return found
+
+
+def divided_optimizer(rank: int, folder: Path) -> str:
+    """Return how a run with torch's `ZeroRedundancyOptimizer` differs from the same one resumed; "" if it does not."""
+    import keras
+    import torch
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+    from torch.nn.parallel import DistributedDataParallel
+
+    import ckptstore
+
+    class Loop:
+        def __init__(self, seed: int, rate: float) -> None:
+            keras.utils.set_random_seed(seed)
+            dense = [keras.layers.Dense(units) for units in (8, 8, 2)]
+            self.model = keras.Sequential([keras.Input((4,)), *dense])
+            self.parallel = DistributedDataParallel(self.model)
+            divided = ZeroRedundancyOptimizer(self.model.parameters(), torch.optim.AdamW, lr=rate)
+            self.objects = {
+                "optimizer": divided,
+                "rates": torch.optim.lr_scheduler.ExponentialLR(divided, 0.5),
+            }
+
+        def train(self, batches: Any) -> None:
+            for batch in torch.tensor(batches):
+                self.objects["optimizer"].zero_grad()
+                ((self.parallel(batch) - batch[:, :2]) ** 2).mean().backward()
+                self.objects["optimizer"].step()
+                self.objects["rates"].step()
+
+        def ends(self) -> list[Any]:
+            return [
+                *map(keras.ops.convert_to_numpy, self.model.variables),
+                self.objects["rates"].get_last_lr(),
+            ]
+
+    batches = np.random.default_rng(rank).random((2 * _STEPS, 8, 4), np.float32)
+    first, other = Loop(1, 0.1), Loop(2, 0.7)
+    with ckptstore.open_in_job(folder / "divided") as store:
+        first.train(batches[:_STEPS])
+        store.save(first.model, epoch=0, objects=first.objects)
+        first.train(batches[_STEPS:])
+    with ckptstore.open_in_job(folder / "divided") as store:
+        store.resume(other.model, run="default", objects=other.objects)
+        other.train(batches[_STEPS:])
+    same = [np.array_equal(*values) for values in zip(first.ends(), other.ends(), strict=True)]
+    return "" if all(same) else f"{same}"
 
 
 def refusal(call: Callable[[], object]) -> str:

@@ -16,7 +16,7 @@ from ckptstore.keras.state.callbacks import get_states, set_states
 from resume_runs import Outcome, Runs
 
 # Its children import Keras.
-pytestmark = pytest.mark.backend
+pytestmark = [pytest.mark.backend, pytest.mark.jax_is_enough]
 BACKEND = os.environ["KERAS_BACKEND"]
 
 

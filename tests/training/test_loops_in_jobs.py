@@ -21,6 +21,7 @@ def test_a_loop_by_hand_in_two_processes_resumes_to_the_bit_on_both(tmp_path: Pa
         assert found["exact"]
         assert found["exact again"]
         assert found["draws"]
+        assert found["divided"] == ""
         assert found["left last"]
         assert found["closed"] == ["it is closed"] * 3
     assert processes[0]["saved"] == processes[1]["saved"]

@@ -17,7 +17,7 @@ import keras
 
 from ckptstore.errors import InvalidArgumentError, RefusedByObjectError
 from ckptstore.formats.snapshot import TrainingState
-from ckptstore.keras.state import generators, object_tree, random_state, tree
+from ckptstore.keras.state import generators, object_tree, random_state, torch_zero, tree
 from ckptstore.system.arrays import Array
 
 GROUP = "objects"
@@ -221,7 +221,9 @@ def _follows_gradients(value: Any) -> bool:
     from torch.amp.grad_scaler import GradScaler
     from torch.optim.lr_scheduler import LRScheduler
 
-    return isinstance(value, torch.optim.Optimizer | LRScheduler | GradScaler)
+    return not torch_zero.is_divided(value) and isinstance(
+        value, torch.optim.Optimizer | LRScheduler | GradScaler
+    )
 
 
 def _named(name: str, value: Any) -> dict[str, Any]:
@@ -235,6 +237,8 @@ def _captured(name: str, value: Any) -> dict[str, Any]:
         captured["state"] = object_tree.flatten(_tree_of(value), f"objects[{name!r}]")
     elif kind == _GENERATOR:
         captured["state"] = generators.state_of(value)
+    elif torch_zero.is_divided(value):
+        captured["state"] = torch_zero.state_of(value)
     else:
         captured["state"] = getattr(value, kind)()
     parameters = _parameters(name, value)
@@ -249,6 +253,8 @@ def _load(value: Any, captured: Mapping[str, Any]) -> Any:
         return filled if kind == _TREE else value
     if kind == _GENERATOR:
         state.apply(value)
+    elif torch_zero.is_divided(value):
+        torch_zero.load(value, state)
     else:
         getattr(value, _METHODS[kind])(state)
         if isinstance(value, Iterable):
@@ -266,8 +272,10 @@ def _parameters(name: str, value: Any) -> dict[str, str]:
     torch: Any = sys.modules.get("torch")
     if torch is None or not isinstance(value, torch.optim.Optimizer):
         return {}
+    held = torch_zero.held_by(value)
     return {
         f"{name}.param_groups[{group}]['params'][{index}]": f"{tuple(parameter.shape)} {parameter.dtype}"
         for group, settings in enumerate(value.param_groups)
         for index, parameter in enumerate(settings["params"])
+        if id(parameter) in held
     }
