@@ -13,7 +13,7 @@ from ckptstore.background.save_queue import Backpressure
 from ckptstore.distributed.job import Job
 from ckptstore.errors import SeveralProcessesError
 from ckptstore.keras.model.processes import job_of, refuse_save_by_all
-from ckptstore.keras.private import FitLoop, preemption_signals, running_fit
+from ckptstore.keras.private import FitLoop, preemption_signals, running_fit, running_loop
 from ckptstore.system.stop_signals import StopRequest
 from ckptstore.training.job.fit_job import FitJob, refuse_unequal_replicas
 from ckptstore.training.job.job_stop import JobStop
@@ -216,8 +216,11 @@ class ResumingCallback(SavingCallback, keras.callbacks.Callback):
         return JobStop(job.stop, self._signals, check=job.watch.check, takes_over=takes_over)
 
     def _listen(self) -> None:
-        if self._stop is None and (self._session is None or not self._session.is_open):
+        if self._session is None or not self._session.is_open:
+            # An exception may have ended a call before, and may end this one, without a word to its callbacks.
+            self._stop_listening()
             self._stop = self._stop_request()
+            self._stop.is_polled = running_loop(self)
             self._stop.install()
 
     def _stop_if_asked(self) -> None:

@@ -123,6 +123,31 @@ def test_a_program_that_has_abandoned_a_fit_and_handles_a_signal_is_stopped_in_i
         assert signal.getsignal(signal.SIGUSR1) == handler
 
 
+@pytest.mark.parametrize(
+    ("call", "hook"), [("evaluate", "on_test_batch_end"), ("predict", "on_predict_batch_end")]
+)
+def test_a_signal_after_an_evaluation_that_has_failed_is_the_programs(
+    call: str, hook: str, tmp_path: Path
+) -> None:
+    kept = ckptstore.StoreCheckpoint(tmp_path / "store", signals=[signal.SIGUSR1])
+    data = [np.ones((8, 3)), np.ones((8, 1))][: 1 + (call == "evaluate")]
+    received: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: received.append(number))
+    try:
+        callbacks = [kept, Acting(hook, 1, raising(ValueError("as asked")))]
+        with pytest.raises(ValueError, match="as asked"):
+            getattr(model(), call)(*data, verbose=0, callbacks=callbacks)
+        signal.raise_signal(signal.SIGUSR1)
+        assert received == [signal.SIGUSR1]
+        # While one runs, it is ended by a signal, which the program gets then.
+        sends = Acting(hook, 1, lambda _: signal.raise_signal(signal.SIGUSR1))
+        seen = Acting(hook, 2, raising(AssertionError("a second batch")))
+        with pytest.raises(ckptstore.TrainingInterrupted):
+            getattr(model(), call)(*data, batch_size=4, verbose=0, callbacks=[sends, kept, seen])
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
 def test_callbacks_see_the_end_of_an_epoch_in_which_one_exits(tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         fit(

@@ -122,7 +122,7 @@ from ckptstore.keras.private.epoch_data import (
     validation_iterator_count,
     validation_leaves_batches,
 )
-from ckptstore.keras.private.fit_loop import FitLoop, running_fit, start_at_epoch
+from ckptstore.keras.private.fit_loop import FitLoop, running_fit, running_loop, start_at_epoch
 from ckptstore.keras.private.global_seed import global_seed, reset_global_seed
 from ckptstore.keras.private.legacy_h5 import save_legacy_h5
 from ckptstore.keras.private.loading import load_variables
@@ -194,6 +194,7 @@ __all__ = [
     "restart_validation_data",
     "run_time_attributes",
     "running_fit",
+    "running_loop",
     "save_legacy_h5",
     "schedule_of",
     "set_attribute",

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
+from functools import partial
 from types import CodeType, FrameType
 from typing import Any
 
@@ -287,8 +288,34 @@ def _is_fit_of(callback: Any, frame_locals: dict[str, Any]) -> bool:
     callbacks, iterator = frame_locals.get("callbacks"), frame_locals.get("epoch_iterator")
     return (
         isinstance(callbacks, keras.callbacks.CallbackList)
-        and any(other is callback for other in getattr(callbacks, "callbacks", ()))
+        and _has(callbacks, callback)
         and epoch_data.is_supported(iterator)
         and isinstance(frame_locals.get("epochs"), int)
         and "self" in frame_locals
     )
+
+
+def running_loop(callback: Any) -> Callable[[FrameType | None], bool]:
+    """Return what tells whether a frame lies in the call of ``evaluate`` or ``predict`` that is calling a callback.
+
+    Where the call stack holds none, it returns True for any frame.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        callbacks = frame.f_locals.get("callbacks")
+        if isinstance(callbacks, keras.callbacks.CallbackList) and _has(callbacks, callback):
+            return partial(_is_called_by, frame.f_code, callbacks)
+        frame = frame.f_back
+    return lambda frame: True
+
+
+def _has(callbacks: Any, callback: Any) -> bool:
+    return any(other is callback for other in getattr(callbacks, "callbacks", ()))
+
+
+def _is_called_by(code: CodeType, callbacks: Any, frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code is code and frame.f_locals.get("callbacks") is callbacks:
+            return True
+        frame = frame.f_back
+    return False
