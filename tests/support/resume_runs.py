@@ -33,6 +33,13 @@ class Outcome:
     output: str
 
 
+def found(outcome: Outcome) -> dict[str, Any]:
+    """Return what a child that came to its end found."""
+    assert outcome.status == 0, outcome.output
+    assert outcome.found is not None
+    return outcome.found
+
+
 class Runs:
     """The parent process of one backend.
 

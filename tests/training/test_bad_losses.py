@@ -17,7 +17,7 @@ import bad_loss_runs
 import ckptstore
 from ckptstore.errors import InvalidArgumentError
 from ckptstore.manifest.salvage import salvage
-from resume_runs import Outcome, Runs
+from resume_runs import Runs, found
 from small_fits import another_process
 
 # Its children import Keras.
@@ -34,12 +34,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     started = Runs(BACKEND, tmp_path_factory.mktemp("runs"), module="bad_loss_runs")
     yield started
     started.close()
-
-
-def found(outcome: Outcome) -> dict[str, Any]:
-    assert outcome.status == 0, outcome.output
-    assert outcome.found is not None
-    return outcome.found
 
 
 CASES = [("plain", False), ("mixed", True), *([("executions", False)] if BACKEND != "torch" else [])]

@@ -6,14 +6,13 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import keras
 import pytest
 
 from ckptstore.keras.state import csv_log
 from ckptstore.keras.state.callbacks import get_states, set_states
-from resume_runs import Outcome, Runs
+from resume_runs import Runs, found
 
 # Its children import Keras.
 pytestmark = [pytest.mark.backend, pytest.mark.jax_is_enough]
@@ -25,12 +24,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     started = Runs(BACKEND, tmp_path_factory.mktemp("runs"), module="csv_log_runs")
     yield started
     started.close()
-
-
-def found(outcome: Outcome) -> dict[str, Any]:
-    assert outcome.status == 0, outcome.output
-    assert outcome.found is not None
-    return outcome.found
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 
 import ckptstore
 from resume_cases import BACKENDS, CASES, INEXACT, NEEDS, RARE, is_installed
-from resume_runs import Outcome, Runs
+from resume_runs import Runs, found
 
 # Its children import Keras.
 pytestmark = pytest.mark.backend
@@ -36,12 +36,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     started = Runs(BACKEND, tmp_path_factory.mktemp("runs"))
     yield started
     started.close()
-
-
-def found(outcome: Outcome) -> dict[str, Any]:
-    assert outcome.status == 0, outcome.output
-    assert outcome.found is not None
-    return outcome.found
 
 
 def assert_same(first: dict[str, Any], other: dict[str, Any]) -> None:

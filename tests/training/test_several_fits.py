@@ -17,7 +17,7 @@ import pytest
 
 import ckptstore
 from ckptstore.training.session.fit_order import fits_on
-from resume_runs import Outcome, Runs
+from resume_runs import Runs, found
 from small_fits import AtBatch, fit, model
 
 pytestmark = [
@@ -36,12 +36,6 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
 
 # There the plain program itself ends in several ways: threads that read ahead draw from numpy's generator too.
 draws_in_order = pytest.mark.skipif(BACKEND == "tensorflow", reason="threads of TensorFlow draw in any order")
-
-
-def found(outcome: Outcome) -> dict[str, Any]:
-    assert outcome.status == 0, outcome.output
-    assert outcome.found is not None
-    return outcome.found
 
 
 def names(folder: Path) -> tuple[str, ...]:
