@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from program import EVERY
 from program_server import Server
-from program_table import EVERY, PROGRAMS
+from program_table import EXAMPLES, NO_PROGRAM, PROGRAMS
 from program_trials import try_program, unexpected
 
 # The programs import Keras.
@@ -52,3 +53,9 @@ def test_every_program_is_in_the_table() -> None:
     for program in PROGRAMS.values():
         assert set(program.quick) <= set(program.backends) <= set(EVERY)
         assert set(program.inexact) <= set(program.says) <= set(EVERY)
+
+
+def test_each_example_has_a_program_or_a_reason() -> None:
+    assert set(EXAMPLES.values()) <= set(PROGRAMS)
+    assert not EXAMPLES.keys() & NO_PROGRAM.keys()
+    assert all(reason for reason in NO_PROGRAM.values())

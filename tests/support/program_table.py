@@ -1,45 +1,13 @@
-"""The programs in tests/programs: what each is like, where it can run, and what is expected of it."""
+"""The programs in tests/programs, and the examples of keras.io that each stands for."""
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import programs_structured
+import programs_text
+import programs_vision
+from program import AS_WEIGHTS, EVERY, Program
 
-EVERY = ("jax", "torch", "tensorflow")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Program:
-    """A program's row in the table: by default the bits are equal and there is no warning.
-
-    Attributes:
-        kind: What it is like.
-        backends: Those that it can run on.
-        needs: A package without which it is left out.
-        says: By backend, parts of the warnings that it must cause, and no others.
-        inexact: Backends on which it may differ after a resume, since a warning says so.
-        compares: The names that are compared; by default everything that the script leaves.
-        quick: Backends on which it runs with the suite.
-    """
-
-    kind: str
-    backends: tuple[str, ...] = EVERY
-    needs: str = ""
-    says: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    inexact: tuple[str, ...] = ()
-    compares: tuple[str, ...] = ()
-    quick: tuple[str, ...] = ()
-
-    @property
-    def can_run(self) -> bool:
-        """True if what it needs is installed."""
-        return not self.needs or importlib.util.find_spec(self.needs) is not None
-
-
-# What is said of a model that cannot make its configuration.
-AS_WEIGHTS = dict.fromkeys(EVERY, ("is not serialisable as a whole",))
-PROGRAMS: dict[str, Program] = {
+_FIRST: dict[str, Program] = {
     "actor_critic_tensorflow": Program(
         kind="actor-critic by hand",
         compares=("model", "optimizer", "running_reward"),
@@ -172,3 +140,14 @@ PROGRAMS: dict[str, Program] = {
     "vq_vae": Program(kind="VQ-VAE"),
     "wgan_gp_torch": Program(kind="WGAN-GP, critic steps", backends=("torch",), says=AS_WEIGHTS),
 }
+PROGRAMS: dict[str, Program] = dict(
+    sorted((_FIRST | programs_vision.PROGRAMS | programs_text.PROGRAMS | programs_structured.PROGRAMS).items())
+)
+# Examples of keras.io by their path without suffix, each with the program that stands for it.
+EXAMPLES: dict[str, str] = (
+    programs_vision.EXAMPLES | programs_text.EXAMPLES | programs_structured.EXAMPLES
+)
+# Examples that no program can stand for, each with the reason.
+NO_PROGRAM: dict[str, str] = (
+    programs_vision.NO_PROGRAM | programs_text.NO_PROGRAM | programs_structured.NO_PROGRAM
+)
