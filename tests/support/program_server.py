@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from process_state import model_state, process_state
+
 
 @dataclass(frozen=True, kw_only=True)
 class Kill:
@@ -153,8 +155,13 @@ def _sha(text: str, data: bytes = b"") -> str:
 
 def digests_of(names: dict[str, Any]) -> dict[str, str]:
     """Return the digests of what a script has left under its global names."""
+    import keras
+
     public = {name: value for name, value in names.items() if not name.startswith("_")}
     digests = {name: digest_of(value) for name, value in public.items()}
+    for name, value in public.items():
+        if isinstance(value, keras.Model):
+            digests |= model_state(name, value)
     return {name: digest for name, digest in digests.items() if digest is not None}
 
 
@@ -274,7 +281,7 @@ def _run(job: dict[str, Any], writers: Any) -> None:
             else:
                 stack.enter_context(writers.used())
         names = runpy.run_path(job["script"], run_name="__main__")
-        found = {"left": digests_of(names), "counts": events.counts}
+        found = {"left": digests_of(names) | process_state(), "counts": events.counts}
         Path(job["found"]).write_text(json.dumps(found))
 
 

@@ -100,6 +100,12 @@ _FIRST: dict[str, Program] = {
     "recommender": Program(kind="recommender, built by its first batch", says=AS_WEIGHTS),
     "seq2seq_lstm": Program(kind="sequence to sequence"),
     "several_steps_at_once": Program(kind="steps_per_execution, run_eagerly", backends=("jax", "tensorflow")),
+    "shared_pipelines_tensorflow": Program(
+        kind="four fits, tf.data that shuffles",
+        backends=("tensorflow",),
+        says=AS_WEIGHTS,
+        quick=("tensorflow",),
+    ),
     "siamese_contrastive": Program(kind="siamese"),
     "simclr_tensorflow": Program(kind="SimCLR, probe, two optimizers", backends=("tensorflow",)),
     "sklearn_cross_validation": Program(kind="scikit-learn", needs="sklearn", compares=("scores",)),

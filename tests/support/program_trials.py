@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import signal
@@ -97,20 +98,43 @@ def try_program(server: Server, name: str, folder: Path, backend: str) -> Trial:
     return Trial(
         **facts,
         **costs,
-        uninterrupted=differences(saved, plain, program.compares),
+        uninterrupted=differences(saved, plain, program.compares, attributes=True),
         killed=differences(resumed, plain, program.compares),
         again=differences(again, plain, program.compares),
         failed="" if deaths else "it was never killed",
     )
 
 
-def differences(ran: Ran, plain: Ran, compares: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Return the names under which two runs have left different things."""
+def differences(
+    ran: Ran, plain: Ran, compares: tuple[str, ...] = (), *, attributes: bool = False
+) -> tuple[str, ...]:
+    """Return the names under which two runs have left different things; of texts also where they begin to differ.
+
+    Args:
+        ran: A run.
+        plain: The plain run.
+        compares: The script's names that are compared; by default all. Names of models, layers and variables, and the
+            state of the process, always are.
+        attributes: Whether to compare which attributes models have.
+    """
     assert ran.left is not None
     assert plain.left is not None
-    names = compares or sorted(ran.left.keys() | plain.left.keys())
     assert plain.left.keys() >= set(compares)
-    return tuple(name for name in names if ran.left.get(name) != plain.left.get(name))
+    names = [
+        name
+        for name in sorted(ran.left.keys() | plain.left.keys())
+        if (not compares or name in compares or ": " in name)
+        and (attributes or not name.endswith(": attributes"))
+    ]
+    pairs = [(name, plain.left.get(name), ran.left.get(name)) for name in names]
+    return tuple(_difference(*pair) for pair in pairs if pair[1] != pair[2])
+
+
+def _difference(name: str, plain: str | None, ran: str | None) -> str:
+    if plain is None or ran is None or ": " not in name:
+        return name
+    begin = max(0, len(os.path.commonprefix([plain, ran])) - 40)
+    return f"{name} (... {plain[begin : begin + 100]} -> ... {ran[begin : begin + 100]})"
 
 
 def deaths_for(name: str, backend: str, counts: dict[str, int]) -> list[Kill]:

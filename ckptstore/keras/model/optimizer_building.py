@@ -99,7 +99,8 @@ def initial_assignments(model: Any, extra: Any, saved: SavedOptimizer) -> list[A
     if optimizer is None or saved.is_built or not 0 < saved.count < len(optimizer.variables):
         return []
     try:
-        new = type(optimizer).from_config(optimizer.get_config())
+        with private.names_kept():
+            new = type(optimizer).from_config(optimizer.get_config())
     except Exception:
         # An optimizer of the user's that has no configuration: it is compared as it is.
         return []

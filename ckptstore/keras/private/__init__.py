@@ -29,6 +29,9 @@ in a Keras that lacks it. `modules` imports Keras' inner modules; a module that 
 `global_seed`
     Uses: ``keras.src.random.seed_generator``, and ``global_seed_generator`` of ``global_state``.
     Fallback: that seed is not part of the training state.
+`automatic_names`
+    Uses: ``object_name_uids`` of ``global_state``.
+    Fallback: layers and models that a script makes after its first fit have other automatic names than without us.
 `messages`
     Uses: ``keras.src.utils.io_utils.print_msg``.
     Fallback: ``print``.
@@ -98,6 +101,7 @@ Of Keras' private interfaces these use nothing: `capture` (the captured parts of
 May import: distributed, formats, system and the words.
 """
 
+from ckptstore.keras.private.automatic_names import name_counters, names_kept, set_name_counters
 from ckptstore.keras.private.backends.jax_job import is_in_framework, leave_together
 from ckptstore.keras.private.backends.jax_train_state import (
     synced,
@@ -106,7 +110,7 @@ from ckptstore.keras.private.backends.jax_train_state import (
     wait_for_step,
 )
 from ckptstore.keras.private.backends.jobs import find_job, messages_of, preemption_signals
-from ckptstore.keras.private.backends.tensorflow_random import eager_draws, step_draws
+from ckptstore.keras.private.backends.tensorflow_random import eager_draws, generator_of_seeds, step_draws
 from ckptstore.keras.private.building import all_layers_built, build_from_record, build_record, trace_step
 from ckptstore.keras.private.callback_attributes import (
     is_keras_class,
@@ -118,6 +122,7 @@ from ckptstore.keras.private.custom_loading import copies_on_assign, has_custom_
 from ckptstore.keras.private.epoch_data import (
     EpochData,
     keeps_first_order,
+    ordered_stages,
     restart_validation_data,
     validation_iterator_count,
     validation_leaves_batches,
@@ -170,6 +175,7 @@ __all__ = [
     "copies_on_assign",
     "eager_draws",
     "find_job",
+    "generator_of_seeds",
     "global_seed",
     "has_custom_loading",
     "is_in_framework",
@@ -183,8 +189,11 @@ __all__ = [
     "logs_mean_loss",
     "messages_of",
     "metric_directions",
+    "name_counters",
+    "names_kept",
     "names_read_by",
     "optimizers_of",
+    "ordered_stages",
     "own_replicas",
     "placed_alone",
     "preemption_signals",
@@ -198,6 +207,7 @@ __all__ = [
     "save_legacy_h5",
     "schedule_of",
     "set_attribute",
+    "set_name_counters",
     "sharding_across_processes",
     "start_at_epoch",
     "start_epoch_clock",

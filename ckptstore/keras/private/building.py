@@ -14,6 +14,8 @@ from typing import Any
 
 import keras
 
+from ckptstore.keras.private.automatic_names import names_kept
+
 Path = tuple[int, ...]
 
 
@@ -37,7 +39,7 @@ def build_from_record(model: Any, record: str) -> None:
         if layer is None or layer.built:
             continue
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), names_kept():
                 # Keras warns where a model cannot be built from here.
                 warnings.simplefilter("ignore")
                 layer.build_from_config(keras.saving.deserialize_keras_object(config))
@@ -70,7 +72,8 @@ def trace_step(model: Any, batch: Any, batch_size: int | None) -> None:
         return model.distribute_strategy.run(model.train_step, args=(data,))
 
     try:
-        tensorflow.function(step, autograph=False).get_concrete_function(batch)
+        with names_kept():
+            tensorflow.function(step, autograph=False).get_concrete_function(batch)
     except Exception:
         if not model.run_eagerly:
             raise
@@ -78,7 +81,8 @@ def trace_step(model: Any, batch: Any, batch_size: int | None) -> None:
             name: value for name, value in vars(model).items() if isinstance(value, bool | int | float | str)
         }
         shapes = keras.tree.map_structure(lambda spec: _zeros(tensorflow, spec, batch_size or 2), batch)
-        step(shapes)
+        with names_kept():
+            step(shapes)
         vars(model).update(plain)
 
 

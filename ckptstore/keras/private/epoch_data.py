@@ -260,14 +260,30 @@ def _with_wrapped_dataset(loader: Any, make: Callable[[Any], Any]) -> Any:
 
 
 def keeps_first_order(dataset: Any) -> bool:
-    """Return True if a tf.data pipeline caches its elements: later iterations have the order of the first whole one.
+    """Return True if a tf.data pipeline caches what it has shuffled: later iterations have the order of the first.
 
     `Dataset._inputs` was tried with TensorFlow 2.20. Without it, no pipeline is known to cache.
     """
     if type(dataset).__name__ == "CacheDataset":
-        return True
+        return bool(ordered_stages(dataset))
+    return any(map(keeps_first_order, _inputs_of(dataset)))
+
+
+def ordered_stages(dataset: Any) -> dict[int, Any]:
+    """Return the stages of a tf.data pipeline whose order depends on how often they were iterated over, by their ids.
+
+    All pipelines that are made of such a stage share its count. Other stages, also those that draw random numbers in a
+    ``map``, begin anew in each iteration (tried with TensorFlow 2.20).
+    """
+    found = {id(dataset): dataset} if "Shuffle" in type(dataset).__name__ else {}
+    for source in _inputs_of(dataset):
+        found |= ordered_stages(source)
+    return found
+
+
+def _inputs_of(dataset: Any) -> list[Any]:
     inputs = getattr(dataset, "_inputs", None)
-    return callable(inputs) and any(keeps_first_order(source) for source in inputs())
+    return list(inputs()) if callable(inputs) else []
 
 
 def changes_variables(dataset: Any) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from ckptstore.keras.private import modules
+from ckptstore.keras.private.automatic_names import names_kept
 
 _SKIPPING_TYPES = ("Operation", "Layer", "Functional", "Sequential", "Metric", "Optimizer", "Loss")
 
@@ -42,7 +43,9 @@ def _skip_set(kind: str) -> Any:
     distribution = keras.distribution.distribution()
     keras.distribution.set_distribution(None)
     try:
-        return modules.saving_lib.get_attr_skipset(kind)
+        with names_kept():
+            # To look at this one would decide it, for models that are never compiled too.
+            return {*modules.saving_lib.get_attr_skipset(kind), "jit_compile"}
     except ValueError:
         return None  # a type that this Keras does not have
     finally:

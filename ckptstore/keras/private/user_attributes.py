@@ -15,6 +15,8 @@ from typing import Any
 
 import keras
 
+from ckptstore.keras.private.automatic_names import names_kept
+
 # Roots of the modules of the classes whose attributes are not the user's.
 _FRAMEWORKS = ("keras", "tensorflow", "torch", "jax", "builtins", "wrapt")
 # Set by Keras from outside of the classes that hold them.
@@ -63,8 +65,9 @@ def _names_of_frameworks(kind: type) -> frozenset[str]:
 @cache
 def _names_of_new_objects() -> frozenset[str]:
     names: set[str] = set()
-    for new in (keras.layers.Layer(), keras.Model(), keras.Sequential()):
-        names |= vars(new).keys()
+    with names_kept():
+        for new in (keras.layers.Layer(), keras.Model(), keras.Sequential()):
+            names |= vars(new).keys()
     return frozenset(names)
 
 

@@ -18,14 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from ckptstore.keras.private import eager_draws, global_seed, reset_global_seed, step_draws
+from ckptstore.keras.private import eager_draws, generator_of_seeds, global_seed, reset_global_seed, step_draws
 from ckptstore.keras.state.arrays import host_array, shape_and_dtype
 from ckptstore.keras.state.assigning import assign
 from ckptstore.system.arrays import Array
 
 # Name of the random operations in compiled steps.
 STEPS = "tensorflow-steps"
-_EAGER = "tensorflow-eager"
+# The seeds of operations that run eagerly.
+_SEEDS = "tensorflow-eager"
 
 # Name of the group among a training state's arrays.
 GROUP = "generators"
@@ -235,10 +236,10 @@ def _capture_tensorflow(found: GlobalGenerators) -> None:
     draws = step_draws()
     if draws is not None:
         found.arrays.update({f"{STEPS}/{name}": state for name, state in draws.states().items()})
-    eager = eager_draws()
-    if eager is not None and eager.generator is not None:
-        found.arrays[_EAGER] = np.array(eager.generator.getstate()[1], np.uint32)
-    unsaved = [name for operations in (draws, eager) if operations is not None for name in operations.unsaved]
+    seeds = generator_of_seeds()
+    if seeds is not None:
+        found.arrays[_SEEDS] = np.array(machine_array("I", seeds.getstate()[1]), np.uint32)
+    unsaved = [name for operations in (draws, eager_draws()) if operations is not None for name in operations.unsaved]
     if unsaved:
         found.document[STEPS] = unsaved
 
@@ -261,10 +262,9 @@ def _restore_tensorflow_steps(saved: GlobalGenerators, leave: Collection[str]) -
     states = {
         name.partition("/")[2]: array for name, array in saved.arrays.items() if name.startswith(f"{STEPS}/")
     }
-    draws, eager = step_draws(), eager_draws()
-    generator = None if eager is None else eager.generator
+    draws, seeds = step_draws(), generator_of_seeds()
     if draws is not None and states and STEPS not in leave:
         draws.restore(states)
-    if generator is not None and _EAGER in saved.arrays and _EAGER not in leave:
-        generator.setstate((generator.VERSION, tuple(map(int, saved.arrays[_EAGER])), None))
+    if seeds is not None and _SEEDS in saved.arrays and _SEEDS not in leave:
+        seeds.setstate((seeds.VERSION, tuple(map(int, saved.arrays[_SEEDS])), None))
     return [STEPS] if states and draws is None else []

@@ -33,26 +33,35 @@ def add(recorder: Recorder) -> None:
     """Record the ends of a recorder's attempts when this process ends, until `remove`."""
     with _lock:
         _recorders[id(recorder)] = recorder
-        if not _before:
+        if "process" not in _before:
             _before["process"], sys.excepthook = sys.excepthook, _process_fails
+        if "thread" not in _before:
             _before["thread"], threading.excepthook = threading.excepthook, _thread_fails
 
 
 def remove(recorder: Recorder) -> None:
-    """Forget a recorder, which makes no attempts any more."""
+    """Forget a recorder, which makes no attempts any more; with the last one, Python's hooks are what they were."""
     with _lock:
-        _recorders.pop(id(recorder), None)
+        if _recorders.pop(id(recorder), None) is None or _recorders:
+            return
+        # A hook that the program has installed since calls ours, which stays.
+        if sys.excepthook is _process_fails:
+            sys.excepthook = _before.pop("process")
+        if threading.excepthook is _thread_fails:
+            threading.excepthook = _before.pop("thread")
 
 
 def _process_fails(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    before = _before["process"]  # the last record of an end takes it away
     _record(error, threading.main_thread().ident)
-    _before["process"](kind, error, trace)
+    before(kind, error, trace)
 
 
 def _thread_fails(arguments: Any) -> None:
+    before = _before["thread"]
     if arguments.exc_value is not None and arguments.thread is not None:
         _record(arguments.exc_value, arguments.thread.ident)
-    _before["thread"](arguments)
+    before(arguments)
 
 
 def _record(error: BaseException, thread: int | None) -> None:

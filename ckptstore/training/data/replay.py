@@ -17,15 +17,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import keras
 
 from ckptstore.errors import InvalidArgumentError
-from ckptstore.keras.private import FitLoop
+from ckptstore.keras.private import EpochData, FitLoop
 from ckptstore.keras.state import random_state
 from ckptstore.keras.state.random_state import GlobalGenerators
-from ckptstore.training.data import exactness
+from ckptstore.training.data import exactness, owed_reads
 from ckptstore.training.data import source as data_source
 from ckptstore.training.data.first_batch import FirstBatch, is_other
 from ckptstore.training.data.loader_position import DataPosition
@@ -217,6 +218,7 @@ class DataReplay:
     ) -> Callable[[], Iterator[Step]]:
         def replay_and_count() -> Iterator[Step]:
             target, self._target = self._target, None
+            owed_reads.settle(self._loop.source, self._loop.validation_source)
             if target is not None:
                 self._restore_epoch_start(target)
             self._epoch_record = self._epoch_start_record() | {
@@ -290,6 +292,21 @@ class DataReplay:
         self._generators_at_start = target.position.get("beginning") or self._generators_at_start
         self._batches_at_start = target.position.get("first_batches") or self._batches_at_start
         return reasons
+
+    def end_at(self, position: dict[str, Any]) -> None:
+        """Leave the data as a fit that ended at a position leaves it: no batch is left to train on.
+
+        Later fits of the script may use the same data. A tf.data pipeline counts how often it was iterated over.
+        """
+        self._restore_source(position["source"])
+        self._validation.go_to(position)
+        if not self._loop.data.order_depends_on_iterators:
+            return
+        spanning = position["kept"]
+        if spanning is None:
+            self._create_iterators(position["made"] - self._iterator_count)
+        else:
+            owed_reads.owe(self._loop.source, partial(_read, self._loop.data, spanning["taken"]))
 
     def _restore_source(self, saved: dict[str, Any] | None) -> None:
         if saved is not None:
@@ -456,6 +473,14 @@ class _ReportingIterator:
         except Exception as error:
             self._failed(error)
             raise
+
+
+def _read(data: EpochData, number: int) -> None:
+    before = random_state.capture()
+    batches = data.new_iterator()
+    for _ in range(0, number, data.batches_per_execution):
+        data.discard_batches(batches)
+    random_state.restore(before)
 
 
 def _to_plain(generators: GlobalGenerators | None) -> dict[str, Any] | None:

@@ -74,6 +74,7 @@ class FitToRestore:
         self.loop.restore_initial_epoch()
         resumed.load_finished(synced(self.model), behind_last_epoch=self.loop.finalize_weights)
         left = resumed.restore_callbacks(self.loop.others, ended=True)
+        self.replay.end_at(resumed.position)
         if "callbacks" in resumed.values:  # or it was said that no callback saved it
             messages.warn_not_restored(*left)
         messages.warn_lost(resumed.restore_user_state(self.user_state).lost)

@@ -87,10 +87,15 @@ class ResumedRun:
             f"{', '.join(names)}; draw with keras.random and a keras.random.SeedGenerator"
         ]
 
+    @property
+    def position(self) -> dict[str, Any]:
+        """The position in the data at the save."""
+        return loader_position.UNKNOWN | self.values.get("data", {})
+
     def target(self, on_finished: Callable[[ReplayResult], None]) -> ReplayTarget:
         """Return the position in the data to go to; `on_finished` is called there."""
         return ReplayTarget(
-            position=loader_position.UNKNOWN | self.values.get("data", {}),
+            position=self.position,
             epoch=self.next_epoch,
             batches=self.batches,
             generators=self.generators,

@@ -205,11 +205,22 @@ def _in_kernels(graph: Any) -> list[str]:
 _known: WeakKeyDictionary[Any, tuple[Any, StepDraws]] = WeakKeyDictionary()
 
 
+def generator_of_seeds() -> Any:
+    """Return the generator of the seeds of operations that are called outside of functions; None if there is none.
+
+    `tf.random.normal(...)`, say, and `Dataset.shuffle(...)`, which are given no seed of their own, get one from it.
+    """
+    context: Any = sys.modules.get("tensorflow.python.eager.context")
+    if context is None or context.global_seed() is None:
+        return None
+    return getattr(context.context(), "_rng", None)
+
+
 class EagerDraws:
     """The random operations of a fit that runs eagerly.
 
-    An operation without a seed gets a new one at each call, from a generator that can be read. One with a seed
-    continues where the kernel of that seed stands, which nobody can read: it is noted for a warning at the resume.
+    An operation without a seed gets a new one at each call, see `generator_of_seeds`. One with a seed continues where
+    the kernel of that seed stands, which nobody can read: it is noted for a warning at the resume.
 
     Args:
         hooks: Hold the fit's replaced functions.
@@ -220,14 +231,6 @@ class EagerDraws:
         from tensorflow.python.framework import random_seed
 
         hooks.wrap_method(random_seed, "get_seed", self._noting_seeds)
-
-    @property
-    def generator(self) -> Any:
-        """The generator of seeds; None if there is no global seed."""
-        context: Any = sys.modules.get("tensorflow.python.eager.context")
-        if context is None or context.global_seed() is None:
-            return None
-        return getattr(context.context(), "_rng", None)
 
     def _noting_seeds(self, original: Callable[..., Any]) -> Callable[..., Any]:
         import tensorflow as tf
