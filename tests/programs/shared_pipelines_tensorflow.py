@@ -21,7 +21,9 @@ samples = []
 
 
 def build_encoder():
-    return keras.Sequential([keras.Input((6,)), layers.Dense(8, "relu"), layers.Dropout(0.2), layers.Dense(4)])
+    return keras.Sequential(
+        [keras.Input((6,)), layers.Dense(8, "relu"), layers.Dropout(0.2), layers.Dense(4)]
+    )
 
 
 def build_classifier(encoder, rate):

@@ -1,4 +1,4 @@
-"""What a program can see of its process and of its models, as text: what a callback must leave as it was."""
+"""The state of a process, and of models, that a program can see, as text: a callback must leave it as it was."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ import numpy as np
 # What the harness itself changes, or what each process has of its own.
 _OWN_VARIABLES = {"CKPTSTORE_WRITER", "OLDPWD", "PWD", "_"}
 _SIMPLE = (type(None), bool, int, float, str)
+# Counters of what Keras makes while it traces a model: nobody looks anything up by these.
+_TRACED = ("keras_tensor", "scratch_graph")
+# Python adds it to a class when somebody asks for it.
+_ASKED_FOR = ("__annotations__",)
 
 
 def process_state() -> dict[str, str]:
@@ -67,9 +71,13 @@ def _python() -> dict[str, str]:
     return {
         "environment": repr(sorted(item for item in os.environ.items() if item[0] not in _OWN_VARIABLES)),
         "umask": repr(_umask()),
-        "warnings": repr([(kind, _text(found), category.__name__) for kind, found, category, *_ in _filters()]),
+        "warnings": repr(
+            [(kind, _text(found), category.__name__) for kind, found, category, *_ in _filters()]
+        ),
         "signals": repr([(int(number), _handler(number)) for number in sorted(signal.valid_signals())]),
-        "hooks": repr([sys.excepthook, sys.displayhook, threading.excepthook, sys.gettrace(), sys.getprofile()]),
+        "hooks": repr(
+            [sys.excepthook, sys.displayhook, threading.excepthook, sys.gettrace(), sys.getprofile()]
+        ),
         "path": repr(sys.path),
         "numpy errors": repr(np.geterr()),
         "numpy printing": repr(sorted(np.get_printoptions().items(), key=str)),
@@ -110,10 +118,11 @@ def _keras() -> dict[str, str]:
     state = {
         name: _kept(value)
         for name, value in vars(global_state.GLOBAL_STATE_TRACKER).items()
-        if name != "object_name_uids" and not name.startswith("saving_attr_skip") and value is not None
+        if name != "object_name_uids" and not name.startswith("saving_attr_skip") and value not in (None, [])
     }
     return {
-        "automatic names": repr(sorted(names.items())),
+        "automatic names": repr(sorted(item for item in names.items() if item[0] not in _TRACED)),
+        "names of tensors": repr([names.get(name) for name in _TRACED]),
         "state of Keras": repr(sorted(state.items())),
         "settings of Keras": repr(
             [
@@ -128,8 +137,8 @@ def _keras() -> dict[str, str]:
                 sorted(keras.saving.get_custom_objects()),
             ]
         ),
-        "classes of Keras": repr([sorted(vars(kind)) for kind in _classes()]),
-        "methods of Keras": repr([[_defined(value) for value in vars(kind).values()] for kind in _classes()]),
+        "classes of Keras": repr([sorted(_members(kind)) for kind in _classes()]),
+        "methods of Keras": repr([list(map(_defined, _members(kind).values())) for kind in _classes()]),
     }
 
 
@@ -138,6 +147,10 @@ def _classes() -> list[Any]:
 
     trainers = [kind for kind in keras.Model.__mro__ if kind.__module__.startswith("keras")]
     return [*trainers, keras.callbacks.CallbackList, keras.callbacks.Callback, keras.optimizers.Optimizer]
+
+
+def _members(kind: type) -> dict[str, Any]:
+    return {name: value for name, value in vars(kind).items() if name not in _ASKED_FOR}
 
 
 def _defined(value: Any) -> str:
@@ -179,6 +192,7 @@ def _backend() -> dict[str, str]:
 
 def _generators() -> dict[str, str]:
     from keras.src.utils import rng_utils
+
     from program_server import digest_of
 
     found: dict[str, Any] = {

@@ -147,12 +147,12 @@ _FIRST: dict[str, Program] = {
     "wgan_gp_torch": Program(kind="WGAN-GP, critic steps", backends=("torch",), says=AS_WEIGHTS),
 }
 PROGRAMS: dict[str, Program] = dict(
-    sorted((_FIRST | programs_vision.PROGRAMS | programs_text.PROGRAMS | programs_structured.PROGRAMS).items())
+    sorted(
+        (_FIRST | programs_vision.PROGRAMS | programs_text.PROGRAMS | programs_structured.PROGRAMS).items()
+    )
 )
 # Examples of keras.io by their path without suffix, each with the program that stands for it.
-EXAMPLES: dict[str, str] = (
-    programs_vision.EXAMPLES | programs_text.EXAMPLES | programs_structured.EXAMPLES
-)
+EXAMPLES: dict[str, str] = programs_vision.EXAMPLES | programs_text.EXAMPLES | programs_structured.EXAMPLES
 # Examples that no program can stand for, each with the reason.
 NO_PROGRAM: dict[str, str] = (
     programs_vision.NO_PROGRAM | programs_text.NO_PROGRAM | programs_structured.NO_PROGRAM

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import signal
@@ -98,7 +97,7 @@ def try_program(server: Server, name: str, folder: Path, backend: str) -> Trial:
     return Trial(
         **facts,
         **costs,
-        uninterrupted=differences(saved, plain, program.compares, attributes=True),
+        uninterrupted=differences(saved, plain, program.compares, traces=True),
         killed=differences(resumed, plain, program.compares),
         again=differences(again, plain, program.compares),
         failed="" if deaths else "it was never killed",
@@ -106,7 +105,7 @@ def try_program(server: Server, name: str, folder: Path, backend: str) -> Trial:
 
 
 def differences(
-    ran: Ran, plain: Ran, compares: tuple[str, ...] = (), *, attributes: bool = False
+    ran: Ran, plain: Ran, compares: tuple[str, ...] = (), *, traces: bool = False
 ) -> tuple[str, ...]:
     """Return the names under which two runs have left different things; of texts also where they begin to differ.
 
@@ -115,7 +114,8 @@ def differences(
         plain: The plain run.
         compares: The script's names that are compared; by default all. Names of models, layers and variables, and the
             state of the process, always are.
-        attributes: Whether to compare which attributes models have.
+        traces: Whether to compare also what is left behind by tracing a model, which a resumed run does more often:
+            the attributes that models have, and names of tensors.
     """
     assert ran.left is not None
     assert plain.left is not None
@@ -124,7 +124,7 @@ def differences(
         name
         for name in sorted(ran.left.keys() | plain.left.keys())
         if (not compares or name in compares or ": " in name)
-        and (attributes or not name.endswith(": attributes"))
+        and (traces or not name.endswith((": attributes", ": names of tensors")))
     ]
     pairs = [(name, plain.left.get(name), ran.left.get(name)) for name in names]
     return tuple(_difference(*pair) for pair in pairs if pair[1] != pair[2])
@@ -133,7 +133,10 @@ def differences(
 def _difference(name: str, plain: str | None, ran: str | None) -> str:
     if plain is None or ran is None or ": " not in name:
         return name
-    begin = max(0, len(os.path.commonprefix([plain, ran])) - 40)
+    same = next(
+        (index for index, (one, other) in enumerate(zip(plain, ran, strict=False)) if one != other), 0
+    )
+    begin = max(0, same - 40)
     return f"{name} (... {plain[begin : begin + 100]} -> ... {ran[begin : begin + 100]})"
 
 

@@ -1,4 +1,7 @@
-"""Programs after examples of structured data, graphs, reinforcement learning, recommenders, recipes, guides and loops; which example each stands for, and for which there is none."""
+"""Programs after examples of structured data, graphs, recommenders, recipes, guides and loops.
+
+Also which example each stands for, and for which there is none.
+"""
 
 from __future__ import annotations
 

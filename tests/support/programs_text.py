@@ -1,4 +1,7 @@
-"""Programs after examples of language, generation, audio and time series; which example each stands for, and for which there is none."""
+"""Programs after examples of text, generation, audio and time series.
+
+Also which example each stands for, and for which there is none.
+"""
 
 from __future__ import annotations
 

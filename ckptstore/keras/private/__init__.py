@@ -26,12 +26,10 @@ in a Keras that lacks it. `modules` imports Keras' inner modules; a module that 
 `legacy_h5`
     Uses: ``keras.src.legacy.saving.legacy_h5_format``, ``Trainer._compile_config.config``.
     Fallback: public ``save_model`` into the open file, without an optimizer that the model does not know.
-`global_seed`
-    Uses: ``keras.src.random.seed_generator``, and ``global_seed_generator`` of ``global_state``.
-    Fallback: that seed is not part of the training state.
-`automatic_names`
-    Uses: ``object_name_uids`` of ``global_state``.
-    Fallback: layers and models that a script makes after its first fit have other automatic names than without us.
+`global_state`
+    Uses: ``keras.src.random.seed_generator``; ``global_seed_generator`` and ``object_name_uids`` of ``global_state``.
+    Fallback: that seed is not part of the training state; layers and models that a script makes after its first fit
+    have other automatic names than without us.
 `messages`
     Uses: ``keras.src.utils.io_utils.print_msg``.
     Fallback: ``print``.
@@ -52,8 +50,7 @@ in a Keras that lacks it. `modules` imports Keras' inner modules; a module that 
     ``EpochIterator._enumerate_iterator``, ``_get_iterator``, ``_current_iterator``, ``_steps_seen``, ``_num_batches``,
     ``_distributed_dataset``, ``_one_batch_ahead_iterator`` or ``_prefetch_numpy_iterator``; ``data_adapter`` with the
     names of the adapters' classes, ``_dataset``, ``_dataloader``, ``_first_batches``, ``get_torch_dataloader``,
-    ``get_jax_iterator`` and ``enqueuer.ready_queue``; of TensorFlow ``Dataset._inputs`` and
-    ``tensorflow.python.eager.context.global_seed``.
+    ``get_jax_iterator`` and ``enqueuer.ready_queue``; ``tensorflow.python.eager.context.global_seed``.
     Fallback: `running_fit` finds no fit. Callbacks save, and resume at the ends of epochs without the state of other
     callbacks, and a warning says so.
 `hooks`
@@ -75,6 +72,9 @@ in a Keras that lacks it. `modules` imports Keras' inner modules; a module that 
 `backends.torch_job`
     Uses: ``_get_default_store`` of ``torch.distributed.distributed_c10d``. Tested with torch 2.13.
     Fallback: a connection of its own to the store at ``MASTER_ADDR`` and ``MASTER_PORT``; without these as above.
+`backends.tensorflow_data`
+    Uses: ``Dataset._inputs``, ``Dataset._functions``, ``Dataset.__iter__``, and the names of the classes of stages.
+    Fallback: after a resume, shuffled data comes in another order where its order depends on earlier iterations.
 `backends.tensorflow_job`
     Uses: ``tensorflow.python.eager.context.context()`` with ``set_config_key_value``, ``get_config_key_value`` and
     ``delete_config_key_value``. Tested with TensorFlow 2.20.
@@ -101,7 +101,6 @@ Of Keras' private interfaces these use nothing: `capture` (the captured parts of
 May import: distributed, formats, system and the words.
 """
 
-from ckptstore.keras.private.automatic_names import name_counters, names_kept, set_name_counters
 from ckptstore.keras.private.backends.jax_job import is_in_framework, leave_together
 from ckptstore.keras.private.backends.jax_train_state import (
     synced,
@@ -110,6 +109,12 @@ from ckptstore.keras.private.backends.jax_train_state import (
     wait_for_step,
 )
 from ckptstore.keras.private.backends.jobs import find_job, messages_of, preemption_signals
+from ckptstore.keras.private.backends.tensorflow_data import (
+    IterationHook,
+    keeps_first_order,
+    ordered_stages,
+    repeats_ordered_stage,
+)
 from ckptstore.keras.private.backends.tensorflow_random import eager_draws, generator_of_seeds, step_draws
 from ckptstore.keras.private.building import all_layers_built, build_from_record, build_record, trace_step
 from ckptstore.keras.private.callback_attributes import (
@@ -121,14 +126,18 @@ from ckptstore.keras.private.callback_attributes import (
 from ckptstore.keras.private.custom_loading import copies_on_assign, has_custom_loading
 from ckptstore.keras.private.epoch_data import (
     EpochData,
-    keeps_first_order,
-    ordered_stages,
     restart_validation_data,
     validation_iterator_count,
     validation_leaves_batches,
 )
 from ckptstore.keras.private.fit_loop import FitLoop, running_fit, running_loop, start_at_epoch
-from ckptstore.keras.private.global_seed import global_seed, reset_global_seed
+from ckptstore.keras.private.global_state import (
+    global_seed,
+    name_counters,
+    names_kept,
+    reset_global_seed,
+    set_name_counters,
+)
 from ckptstore.keras.private.legacy_h5 import save_legacy_h5
 from ckptstore.keras.private.loading import load_variables
 from ckptstore.keras.private.messages import print_message
@@ -164,6 +173,7 @@ from ckptstore.keras.private.variables import (
 __all__ = [
     "EpochData",
     "FitLoop",
+    "IterationHook",
     "NoConfigurationError",
     "all_layers_built",
     "build_from_record",
@@ -199,6 +209,7 @@ __all__ = [
     "preemption_signals",
     "print_message",
     "raw_values",
+    "repeats_ordered_stage",
     "reset_global_seed",
     "restart_validation_data",
     "run_time_attributes",

@@ -14,7 +14,7 @@ from typing import Any
 
 import keras
 
-from ckptstore.keras.private.automatic_names import names_kept
+from ckptstore.keras.private.global_state import names_kept
 
 Path = tuple[int, ...]
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import keras
 
+from ckptstore.keras.private.backends.tensorflow_data import changes_variables, keeps_first_order
 from ckptstore.keras.private.hooks import Hooks
 
 Step = tuple[int, int, Any]
@@ -32,11 +33,6 @@ _REQUIRED_ATTRIBUTES = (
 )
 # Methods with which Keras prefetches on JAX: in the current version, and in earlier ones.
 _PREFETCH_METHODS = ("_one_batch_ahead_iterator", "_prefetch_numpy_iterator")
-# Operations of TensorFlow that change a variable.
-_ASSIGN = frozenset({
-    "AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp", "RngReadAndSkip", "StatefulStandardNormalV2",
-    "StatefulUniform", "StatefulUniformFullInt", "StatefulUniformInt", "StatefulTruncatedNormal",
-})  # fmt: skip
 
 
 def is_supported(iterator: Any) -> bool:
@@ -257,53 +253,6 @@ def _with_wrapped_dataset(loader: Any, make: Callable[[Any], Any]) -> Any:
     if hasattr(loader.dataset, "iterable"):
         loader.dataset.iterable = make(loader.dataset.iterable)
     return loader
-
-
-def keeps_first_order(dataset: Any) -> bool:
-    """Return True if a tf.data pipeline caches what it has shuffled: later iterations have the order of the first.
-
-    `Dataset._inputs` was tried with TensorFlow 2.20. Without it, no pipeline is known to cache.
-    """
-    if type(dataset).__name__ == "CacheDataset":
-        return bool(ordered_stages(dataset))
-    return any(map(keeps_first_order, _inputs_of(dataset)))
-
-
-def ordered_stages(dataset: Any) -> dict[int, Any]:
-    """Return the stages of a tf.data pipeline whose order depends on how often they were iterated over, by their ids.
-
-    All pipelines that are made of such a stage share its count. Other stages, also those that draw random numbers in a
-    ``map``, begin anew in each iteration (tried with TensorFlow 2.20).
-    """
-    found = {id(dataset): dataset} if "Shuffle" in type(dataset).__name__ else {}
-    for source in _inputs_of(dataset):
-        found |= ordered_stages(source)
-    return found
-
-
-def _inputs_of(dataset: Any) -> list[Any]:
-    inputs = getattr(dataset, "_inputs", None)
-    return list(inputs()) if callable(inputs) else []
-
-
-def changes_variables(dataset: Any) -> bool:
-    """Return True if a function in a tf.data pipeline assigns to a variable.
-
-    `Dataset._inputs`, `Dataset._functions` and the graphs of these were tried with TensorFlow 2.20. Without them, no
-    pipeline is known to do so.
-    """
-    inputs, functions = getattr(dataset, "_inputs", None), getattr(dataset, "_functions", None)
-    if not (callable(inputs) and callable(functions)):
-        return False
-    graphs = (getattr(getattr(item, "function", None), "graph", None) for item in functions())
-    return any(graph is not None and _assigns(graph.as_graph_def()) for graph in graphs) or any(
-        map(changes_variables, inputs())
-    )
-
-
-def _assigns(definition: Any) -> bool:
-    parts = (definition.node, *(function.node_def for function in definition.library.function))
-    return any(node.op in _ASSIGN for nodes in parts for node in nodes)
 
 
 def restart_validation_data(model: Any) -> None:

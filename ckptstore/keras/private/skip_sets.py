@@ -10,7 +10,7 @@ from typing import Any
 import keras
 
 from ckptstore.keras.private import modules
-from ckptstore.keras.private.automatic_names import names_kept
+from ckptstore.keras.private.global_state import names_kept
 
 _SKIPPING_TYPES = ("Operation", "Layer", "Functional", "Sequential", "Metric", "Optimizer", "Loss")
 

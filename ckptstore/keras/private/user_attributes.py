@@ -15,7 +15,7 @@ from typing import Any
 
 import keras
 
-from ckptstore.keras.private.automatic_names import names_kept
+from ckptstore.keras.private.global_state import names_kept
 
 # Roots of the modules of the classes whose attributes are not the user's.
 _FRAMEWORKS = ("keras", "tensorflow", "torch", "jax", "builtins", "wrapt")

@@ -18,7 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from ckptstore.keras.private import eager_draws, generator_of_seeds, global_seed, reset_global_seed, step_draws
+from ckptstore.keras.private import (
+    eager_draws,
+    generator_of_seeds,
+    global_seed,
+    reset_global_seed,
+    step_draws,
+)
 from ckptstore.keras.state.arrays import host_array, shape_and_dtype
 from ckptstore.keras.state.assigning import assign
 from ckptstore.system.arrays import Array
@@ -239,7 +245,9 @@ def _capture_tensorflow(found: GlobalGenerators) -> None:
     seeds = generator_of_seeds()
     if seeds is not None:
         found.arrays[_SEEDS] = np.array(machine_array("I", seeds.getstate()[1]), np.uint32)
-    unsaved = [name for operations in (draws, eager_draws()) if operations is not None for name in operations.unsaved]
+    unsaved = [
+        name for operations in (draws, eager_draws()) if operations is not None for name in operations.unsaved
+    ]
     if unsaved:
         found.document[STEPS] = unsaved
 

@@ -14,9 +14,7 @@ A source that reports its position (`ckptstore.training.data.loader_position`) n
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -29,51 +27,14 @@ from ckptstore.keras.state.random_state import GlobalGenerators
 from ckptstore.training.data import exactness, owed_reads
 from ckptstore.training.data import source as data_source
 from ckptstore.training.data.first_batch import FirstBatch, is_other
+from ckptstore.training.data.iterations import Iterations, make_again, must_read
 from ckptstore.training.data.loader_position import DataPosition
+from ckptstore.training.data.replay_target import ReplayResult, ReplayTarget
 from ckptstore.training.data.validation import ValidationData
 
 Step = tuple[int, int, Any]
 # Batches that workers prefetched for the next epoch are saved only up to this size.
 _MAX_QUEUE_NBYTES = 64 << 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReplayResult:
-    """The outcome of a replay.
-
-    Attributes:
-        batches: Number of batches read and discarded.
-        seconds: Duration of the replay.
-        inexact: Names of the global generators that both the data and the training draw from during an epoch. A
-            replay does not train, so the data draws other values from them.
-        is_other_data: True if the first batch that was read again is not the one that was trained on.
-    """
-
-    batches: int
-    seconds: float
-    inexact: tuple[str, ...] = ()
-    is_other_data: bool = False
-
-
-@dataclass(slots=True, kw_only=True)
-class ReplayTarget:
-    """The position to reach, and the state at the save.
-
-    Attributes:
-        position: The saved result of `DataReplay.position`.
-        epoch: The epoch to resume in.
-        batches: Number of batches of this epoch already trained on; 0 at its beginning.
-        generators: The global generators at the save.
-        logs: The logs of the last of these batches.
-        on_finished: Called after the replay, before the first batch to train on.
-    """
-
-    position: dict[str, Any]
-    epoch: int
-    batches: int
-    generators: GlobalGenerators | None
-    logs: dict[str, Any] = field(default_factory=dict)
-    on_finished: Callable[[ReplayResult], None]
 
 
 class DataReplay:
@@ -110,7 +71,7 @@ class DataReplay:
         self._first_batch = FirstBatch(loop if compares else None)
         self._batches_at_start = self._first_batch.at_start
         self._is_known_to_differ = False
-        self._iterator_count = self._iterator_count_at_step = 0
+        self._iterator_count = self._iterator_count_at_step = self._iterators_read = 0
         self._epoch_ended = False
         self._is_iterator_new = False
         self._batches_read = 0
@@ -136,12 +97,14 @@ class DataReplay:
             in_epoch: False between epochs: one has ended and the next has not begun.
 
         Returns:
-            Among others ``made`` (number of iterators created), ``ended`` (True after the epoch's last batch),
-            ``beginning`` and ``first_batches`` (generators and batches before the first start's training), ``kept``
-            (an iterator that spans epochs, or None), and ``first_batch`` (digest of the iterator's first batch).
+            Among others ``made`` and ``read`` (number of iterators that were created, and that were read from),
+            ``ended`` (True after the epoch's last batch), ``beginning`` and ``first_batches`` (generators and batches
+            before the first start's training), ``kept`` (an iterator that spans epochs, or None), and ``first_batch``
+            (digest of the iterator's first batch).
         """
         position: dict[str, Any] = {
             "made": self._iterator_count,
+            "read": self._iterators_read,
             "ended": False,
             "beginning": self._generators_at_start,
             "first_batches": self._batches_at_start,
@@ -239,6 +202,7 @@ class DataReplay:
         for begin, end, batches in steps:
             if self._batches_read == 0:
                 self._iterator_count += not self._loop.data.creates_iterators_at_once
+                self._iterators_read += 1
                 if not self._is_iterator_new:
                     # Keras created this iterator at the end of an epoch, and reads from it only now.
                     self._generators_at_first_read = random_state.capture()
@@ -303,10 +267,13 @@ class DataReplay:
         if not self._loop.data.order_depends_on_iterators:
             return
         spanning = position["kept"]
-        if spanning is None:
-            self._create_iterators(position["made"] - self._iterator_count)
-        else:
+        made = _iterations(position) - self._iterations()
+        if spanning is not None:
             owed_reads.owe(self._loop.source, partial(_read, self._loop.data, spanning["taken"]))
+        elif must_read(self._loop.source, made):
+            owed_reads.owe(self._loop.source, partial(_make_again, self._loop, made))
+        else:
+            _make_again(self._loop, made)
 
     def _restore_source(self, saved: dict[str, Any] | None) -> None:
         if saved is not None:
@@ -329,9 +296,13 @@ class DataReplay:
             queue.extend(saved_batches)
         drawn_by_data: Collection[str] = ()
         # The saved count includes the iterator that Keras creates next, if batches were read from it.
-        created_before = position["made"] - bool(target.batches or spanning)
+        goes_on = spanning is not None and spanning["taken"] > 0
+        begun = Iterations(
+            created=bool(target.batches or spanning is not None), read=bool(target.batches or goes_on)
+        )
+        before = _iterations(position) - begun
         if self._loop.data.order_depends_on_iterators:
-            self._create_iterators(created_before - self._iterator_count)
+            _make_again(self._loop, before - self._iterations())
         if spanning is not None:
             self._restore_source(spanning.get("source"))
             self._set_source_position(target)
@@ -340,17 +311,11 @@ class DataReplay:
             )
             self._restore_source(position["source"])
         random_state.restore(at_epoch_start, leave=drawn_by_data)
-        self._iterator_count = position["made"] if spanning is not None else created_before
+        self._iterator_count = position["made"] if spanning is not None else before.created
+        self._iterators_read = _iterations(position).read if goes_on else before.read
 
-    def _create_iterators(self, number: int) -> None:
-        for index in range(number):
-            iterator = self._loop.data.new_iterator()
-            if index == 0 and self._loop.data.keeps_first_order and not self._loop.data.spans_epochs:
-                # The first epoch filled the cache, in the order that all others have.
-                deque(iterator, maxlen=0)
-                continue
-            if not self._loop.data.creates_iterators_at_once:
-                next(iterator, None)
+    def _iterations(self) -> Iterations:
+        return Iterations(created=self._iterator_count, read=self._iterators_read)
 
     def _replay_earlier_epochs(self, spanning: dict[str, Any], *, positioned: bool) -> Collection[str]:
         """Recreate an iterator that spans epochs, and discard the batches of the earlier epochs.
@@ -481,6 +446,22 @@ def _read(data: EpochData, number: int) -> None:
     for _ in range(0, number, data.batches_per_execution):
         data.discard_batches(batches)
     random_state.restore(before)
+
+
+def _iterations(position: dict[str, Any]) -> Iterations:
+    # Earlier versions did not count those that were read.
+    return Iterations(created=position["made"], read=position.get("read", 0))
+
+
+def _make_again(loop: FitLoop, iterations: Iterations) -> None:
+    data = loop.data
+    make_again(
+        loop.source,
+        iterations,
+        data.new_iterator,
+        fills_cache=data.keeps_first_order and not data.spans_epochs,
+        creates_at_once=data.creates_iterators_at_once,
+    )
 
 
 def _to_plain(generators: GlobalGenerators | None) -> dict[str, Any] | None:

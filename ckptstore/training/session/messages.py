@@ -14,7 +14,7 @@ from ckptstore.keras.state.user_state import UserStateReport
 from ckptstore.records import Checkpoint
 from ckptstore.system import messages
 from ckptstore.training.data.exactness import OTHER_FIRST_BATCH
-from ckptstore.training.data.replay import ReplayResult
+from ckptstore.training.data.replay_target import ReplayResult
 from ckptstore.training.session.resumed_run import ResumedRun
 
 

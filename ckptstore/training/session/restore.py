@@ -9,7 +9,8 @@ from typing import Any
 from ckptstore.keras.private import FitLoop, synced
 from ckptstore.keras.state import callbacks
 from ckptstore.keras.state.user_state import UserState
-from ckptstore.training.data.replay import DataReplay, ReplayResult
+from ckptstore.training.data.replay import DataReplay
+from ckptstore.training.data.replay_target import ReplayResult
 from ckptstore.training.session import messages
 from ckptstore.training.session.resumed_run import ResumedRun
 

@@ -24,7 +24,7 @@ from ckptstore.keras.state.random_state import GlobalGenerators
 from ckptstore.keras.state.user_state import UserState, UserStateReport
 from ckptstore.records import Checkpoint
 from ckptstore.training.data import loader_position
-from ckptstore.training.data.replay import ReplayResult, ReplayTarget
+from ckptstore.training.data.replay_target import ReplayResult, ReplayTarget
 from ckptstore.training.fingerprint import finished
 from ckptstore.training.job.fit_store import FitStore
 from ckptstore.training.session.fit_start import FitStart
@@ -90,7 +90,8 @@ class ResumedRun:
     @property
     def position(self) -> dict[str, Any]:
         """The position in the data at the save."""
-        return loader_position.UNKNOWN | self.values.get("data", {})
+        position: dict[str, Any] = loader_position.UNKNOWN | self.values.get("data", {})
+        return position
 
     def target(self, on_finished: Callable[[ReplayResult], None]) -> ReplayTarget:
         """Return the position in the data to go to; `on_finished` is called there."""

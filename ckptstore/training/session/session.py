@@ -17,7 +17,8 @@ from ckptstore.keras.state import optimizers
 from ckptstore.keras.state.user_state import UserState
 from ckptstore.system.messages import held_back
 from ckptstore.system.stop_signals import StopRequest
-from ckptstore.training.data.replay import DataReplay, ReplayResult
+from ckptstore.training.data.replay import DataReplay
+from ckptstore.training.data.replay_target import ReplayResult
 from ckptstore.training.fingerprint import fingerprint, fit_data
 from ckptstore.training.job.fit_store import FitStore
 from ckptstore.training.saving.attempt_end import plan_end
